@@ -1,0 +1,1 @@
+"""fxprune: a compiler for structurally smaller models."""

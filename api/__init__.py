@@ -1,0 +1,1 @@
+"""The calls a user makes, each of them a few lines that connect tracer, passes and backends."""

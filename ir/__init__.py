@@ -1,0 +1,6 @@
+"""The intermediate representation: graphs, axes, operator rules, groups and plans. Knows neither torch nor files."""
+
+from .errors import FxpruneError, RequestError
+from .plan import Indices, Plan
+
+__all__ = ["FxpruneError", "Indices", "Plan", "RequestError"]

@@ -1,0 +1,25 @@
+"""Errors a user can act on: what is wrong, with the value, and what to do."""
+
+from __future__ import annotations
+
+
+class FxpruneError(Exception):
+    """A failure with a message for the user. The command line prints ``error:`` and ``hint:`` and exits with ``exit_code``.
+
+    Args:
+        message: what is wrong, with the offending value.
+        hint: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RequestError(FxpruneError):
+    """A request that cannot be carried out as it was made; found before any work is done."""
+
+    exit_code = 2

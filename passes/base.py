@@ -1,0 +1,97 @@
+"""What every pass is, and the state that passes hand to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ir import Plan
+    from ..ir.graph import Graph
+    from .couple import Coupling
+
+
+def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
+    """A field of a pass that is one of its options.
+
+    Args:
+        default: the value when the pipeline text does not name the option.
+        help: one line for ``fxprune passes``.
+        choices: the values that are allowed, when they can be listed.
+    """
+    return field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
+
+
+class Corpus(Protocol):
+    """Text that has been tokenised: what calibration and recovery read."""
+
+    name: str
+
+    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
+        """Token ids ``[count, length]`` int64, non-overlapping and unpadded.
+
+        Args:
+            length: tokens in a window.
+            count: how many; all of them when None.
+            seed: None takes the first windows in order, an integer draws them at random.
+
+        Raises:
+            RequestError: when the text holds fewer than ``count`` windows.
+        """
+
+
+@dataclass
+class State:
+    """What a pipeline works on. Passes read and replace its parts.
+
+    Attributes:
+        graph: the traced graph; after a pruning pass, the rewritten one.
+        model: the module that the graph was traced from; its parameters are on the meta device when only a config was
+            given. A pruning pass shrinks it in place.
+        coupling: the dependency analysis of ``graph``, None once a rewrite has invalidated it.
+        plan: what the pruning passes removed so far.
+        calibration: text for scores, None when the user gave none.
+        data: text for recovery training, None when the user gave none.
+        report: what passes want recorded in the artifact, by pass name.
+    """
+
+    graph: Graph
+    model: torch.nn.Module
+    coupling: Coupling | None = None
+    plan: Plan | None = None
+    calibration: Corpus | None = None
+    data: Corpus | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One step of a pipeline. Its dataclass fields are its options; its name is what pipeline text calls it.
+
+    Attributes:
+        name: as written in pipeline text.
+        kind: ``score``, ``recover`` or ``analysis``; for presentation.
+        needs: analyses that must be valid before it runs, by name (``couple``).
+        invalidates: analyses that are stale after it ran.
+        needs_weights: whether it reads parameter values (a pass that does not can run from a config alone).
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    invalidates: ClassVar[tuple[str, ...]] = ()
+    needs_weights: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Refuse option values that make no sense, before anything runs.
+
+        Raises:
+            RequestError: naming the option, its value, and what is allowed.
+        """
+
+    def run(self, state: State) -> None:
+        """Do the work on ``state``."""
+        raise NotImplementedError
