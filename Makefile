@@ -1,0 +1,49 @@
+# `make demo` and `make test` need nothing but make and a Python 3.11 to 3.13; everything else goes into .venv.
+
+PYTHON ?= python3
+# Another build of torch, or a folder of wheels: make TORCH=... or the usual PIP_* variables.
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+OUT    ?= out/demo
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/run.stamp
+	$(BIN)/fxprune demo --out $(OUT) --force
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+# mypy and import-linter want the package under its own name, whatever this checkout is called.
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/src && ln -sfn "$(CURDIR)" $(VENV)/src/fxprune
+	MYPYPATH=$(VENV)/src $(BIN)/mypy -p fxprune
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch on its own and first, so that a build for this machine's processor that pip can see is the one that is kept.
+$(VENV)/torch.stamp: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "error: $(PYTHON) is not Python 3.11 to 3.13" >&2; \
+	    echo "hint: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) '$(TORCH)'
+	@touch $@
+
+$(VENV)/run.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/run.stamp
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

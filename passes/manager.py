@@ -1,0 +1,138 @@
+"""Runs a pipeline: analyses when they are needed, the verifier after every pass, one callback between passes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..ir.errors import FxpruneError, RequestError
+from .base import Pass, State
+from .pipeline import print_pass
+
+if TYPE_CHECKING:
+    from ..ir.graph import Graph
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Something derived from the graph that passes need and that a rewrite makes stale.
+
+    Attributes:
+        name: what ``Pass.needs`` and ``Pass.invalidates`` call it.
+        part: the attribute of :class:`State` that holds its result, None while there is none.
+        run: computes the result from the graph.
+    """
+
+    name: str
+    part: str
+    run: Callable[[Graph], object]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What ran: a pass of the pipeline or an analysis that one needed.
+
+    Attributes:
+        name: of the pass or analysis.
+        text: as pipeline text, options included; an analysis has no options.
+        seconds: wall time, the verifier not counted.
+        is_analysis: whether the manager inserted it.
+    """
+
+    name: str
+    text: str
+    seconds: float
+    is_analysis: bool = False
+
+
+Verify = Callable[["Graph"], None]
+Between = Callable[[Step, State], None]
+Announce = Callable[[str, int, int], None]
+
+
+def check_inputs(pipeline: Sequence[Pass], state: State) -> None:
+    """Refuse a pipeline that this state cannot feed.
+
+    Raises:
+        RequestError: no pass at all, or a pass that reads weights when only a config was given.
+    """
+    if not pipeline:
+        raise RequestError("the pipeline is empty", "name at least one pass; see `fxprune passes`")
+    if any(parameter.is_meta for parameter in state.model.parameters()):
+        for step in pipeline:
+            if step.needs_weights:
+                raise RequestError(
+                    f"pass {step.name!r} reads weights, but the model has none",
+                    "give a model with a *.safetensors file, or use a pass that needs no weights, such as random",
+                )
+
+
+def run_pipeline(
+    pipeline: Sequence[Pass],
+    state: State,
+    *,
+    analyses: Sequence[Analysis],
+    verify: Verify,
+    between: Between | None = None,
+    announce: Announce | None = None,
+) -> tuple[Step, ...]:
+    """Run ``pipeline`` on ``state``, in place.
+
+    Args:
+        pipeline: the passes, from :func:`~fxprune.passes.pipeline.parse_pipeline`, which has checked their options.
+        state: what they work on.
+        analyses: those that passes may need.
+        verify: raises when a graph is malformed; called on the graph before the first pass and after every one.
+        between: called after every step, before the verifier, so that a broken graph can be seen.
+        announce: called before every pass with its text, its number from 1, and how many there are.
+
+    Returns:
+        What ran, in order, with times.
+
+    Raises:
+        RequestError: the state cannot feed the pipeline.
+        FxpruneError: a pass failed, or left a malformed graph behind; the message names the pass.
+    """
+    check_inputs(pipeline, state)
+    verify(state.graph)
+    known = {analysis.name: analysis for analysis in analyses}
+    steps: list[Step] = []
+
+    def record(step: Step) -> None:
+        steps.append(step)
+        if between is not None:
+            between(step, state)
+
+    for number, step in enumerate(pipeline, start=1):
+        if announce is not None:
+            announce(print_pass(step), number, len(pipeline))
+        for name in step.needs:
+            if getattr(state, known[name].part) is None:
+                record(_analyse(known[name], state))
+        started = time.perf_counter()
+        step.run(state)
+        seconds = time.perf_counter() - started
+        for name in step.invalidates:
+            setattr(state, known[name].part, None)
+        record(Step(step.name, print_pass(step), seconds))
+        _verify_after(step, state, verify)
+    return tuple(steps)
+
+
+def _analyse(analysis: Analysis, state: State) -> Step:
+    started = time.perf_counter()
+    setattr(state, analysis.part, analysis.run(state.graph))
+    return Step(analysis.name, analysis.name, time.perf_counter() - started, is_analysis=True)
+
+
+def _verify_after(step: Pass, state: State, verify: Verify) -> None:
+    """Blame the pass, not the user, for a graph that does not verify."""
+    try:
+        verify(state.graph)
+    except FxpruneError as error:
+        raise FxpruneError(
+            f"pass {step.name!r} left a malformed graph: {error.message}",
+            "this is a mistake in the pass: please report it with the command and --print-ir-after " + step.name,
+        ) from error

@@ -1,0 +1,78 @@
+"""The weight files of a model directory: which they are, and whether they can be read at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ..ir.errors import RequestError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def weight_files(directory: Path, *, allow_pickle: bool = False) -> tuple[Path, ...]:
+    """The files that hold the weights of the model in ``directory``, checked; tensor data is not read.
+
+    Args:
+        directory: a Hugging Face model directory.
+        allow_pickle: whether a ``pytorch_model.bin`` will do when there is no safetensors file.
+
+    Raises:
+        RequestError: there are no weights, a shard is missing, a file is truncated or corrupt, or the only weights are
+            a pickle and that is not allowed.
+    """
+    if (directory / SINGLE).is_file():
+        files = [directory / SINGLE]
+    elif (directory / INDEX).is_file():
+        files = _shards(directory / INDEX)
+    else:
+        return _pickle(directory, allow_pickle)
+    for file in files:
+        check_safetensors(file)
+    return tuple(files)
+
+
+def check_safetensors(file: Path) -> None:
+    """Compare the header of a safetensors file with its size.
+
+    Raises:
+        RequestError: the file is missing, truncated or corrupt.
+    """
+    if not file.is_file():
+        raise RequestError(f"{file} is missing, though {INDEX} lists it", "copy or download the model again")
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise RequestError(
+            f"{file} is truncated or corrupt: {error} ({file.stat().st_size:,} bytes on disk)",
+            "copy or download the model again",
+        ) from None
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise RequestError(
+            f"{index} is not an index of safetensors files", "copy or download the model again"
+        ) from None
+    return [index.parent / name for name in sorted(names)]
+
+
+def _pickle(directory: Path, allow_pickle: bool) -> tuple[Path, ...]:
+    found = next((directory / name for name in PICKLES if (directory / name).is_file()), None)
+    if found is None:
+        raise RequestError(
+            f"{directory} holds no weights", f"the weights of a model are in {SINGLE} or, sharded, {INDEX}"
+        )
+    if not allow_pickle:
+        raise RequestError(
+            f"{found} is a pickle, which can run any code when it is read",
+            "convert it to safetensors, or pass --allow-pickle if you trust where it comes from",
+        )
+    return (found,)

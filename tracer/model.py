@@ -1,0 +1,252 @@
+"""MODEL as a user gives it, a directory, a Hub id or ``demo``, to a config, a module and a tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from ..ir.errors import FxpruneError, RequestError
+from .checkpoint import weight_files
+
+DEMO = "demo"
+CAUSAL_LM = "AutoModelForCausalLM"
+
+# What a model directory is made of besides its weights: small files, and code that only --trust-remote-code runs.
+_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
+_WEIGHTS = ["*.safetensors"]
+_PICKLES = ["pytorch_model*.bin"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model directory on this machine and what its user allows.
+
+    Attributes:
+        name: MODEL as the user gave it.
+        directory: where its files are.
+        trust_remote_code: whether code in it may run.
+        allow_pickle: whether weights may be read from a pickle.
+    """
+
+    name: str
+    directory: Path
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+def resolve(
+    name: str | Path, *, weights: bool = True, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> Source:
+    """Find the directory that ``name`` means; a Hub id is downloaded to the Hugging Face cache.
+
+    Args:
+        name: a Hugging Face model directory, a Hub id, or ``demo`` for the built-in model.
+        weights: whether the weights are wanted; without them only small files are downloaded.
+        trust_remote_code: whether code in the directory may run.
+        allow_pickle: whether weights may be read from a pickle.
+
+    Raises:
+        RequestError: there is no such directory, and no such model on the Hub or no way to reach it; a directory
+            without ``config.json``; weights are wanted and :func:`~.checkpoint.weight_files` refuses them.
+    """
+    directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
+    if not (directory / "config.json").is_file():
+        raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
+    if weights:
+        weight_files(directory, allow_pickle=allow_pickle)
+    return Source(name=str(name), directory=directory, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+
+
+def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
+    if name == DEMO:
+        from ..demo import MODEL_DIR
+
+        return Path(MODEL_DIR)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise RequestError(f"{name!r} is a file, not a model directory", "give the directory that holds config.json")
+    if name.startswith((".", "~", "/")) or name.count("/") > 1:
+        raise RequestError(f"there is no directory {name!r}", "check the path; a Hub id looks like name or owner/name")
+    patterns = _SMALL_FILES + (_WEIGHTS if weights else []) + (_PICKLES if weights and allow_pickle else [])
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RequestError(
+            f"{name!r} is neither a directory here nor a model on the Hub: {reason}",
+            "check the spelling; a gated model needs `hf auth login`",
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
+        raise RequestError(
+            f"there is no directory {name!r}, and the Hub cannot be reached",
+            "check the path, or download the model where there is a network and give its directory",
+        ) from None
+
+
+def load_config(source: Source) -> Any:
+    """The model's ``PreTrainedConfig``.
+
+    Raises:
+        RequestError: the JSON is broken, the architecture is unknown or no causal language model, needs code that the
+            user has not allowed to run, or is quantised; or a value in the config contradicts another.
+    """
+    file = source.directory / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RequestError(f"{file} is not JSON: {error}", "copy or download the model again") from None
+    if not isinstance(raw, dict):
+        raise RequestError(f"{file} holds no JSON object", "copy or download the model again")
+    _check_architecture(source, raw)
+    return _guarded(
+        lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
+        RequestError,
+        f"{file} describes no model",
+        "correct the config, or download it again",
+    )
+
+
+def _check_architecture(source: Source, raw: dict[str, Any]) -> None:
+    model_type, own_code = raw.get("model_type"), raw.get("auto_map") or {}
+    if raw.get("quantization_config"):
+        raise RequestError(
+            f"{source.name!r} is quantised ({raw['quantization_config'].get('quant_method', 'unknown method')})",
+            "prune the original weights and quantise the result",
+        )
+    if source.trust_remote_code and CAUSAL_LM in own_code:
+        return
+    if model_type not in CONFIG_MAPPING:
+        if own_code:
+            raise RequestError(
+                f"{source.name!r} needs code of its own: {own_code.get(CAUSAL_LM) or next(iter(own_code.values()))}",
+                f"read that file in {source.directory}, and pass --trust-remote-code if it may run",
+            )
+        raise RequestError(
+            f"transformers {transformers.__version__} knows no model type {model_type!r}",
+            "give a causal language model of a type it knows",
+        )
+    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise RequestError(
+            f"model type {model_type!r} is no causal language model", "give a model that predicts the next token"
+        )
+
+
+def build_meta(config: Any, *, trust_remote_code: bool = False) -> Any:
+    """The module that ``config`` describes on the meta device: shapes, and no memory for weights.
+
+    Args:
+        config: from :func:`load_config`; left as it is.
+        trust_remote_code: whether the model's own code may run.
+
+    Returns:
+        A ``PreTrainedModel`` in evaluation mode, float32.
+
+    Raises:
+        RequestError: transformers cannot build a model from the config.
+    """
+
+    def build() -> Any:
+        with torch.device("meta"):
+            # transformers writes the dtype into the config it is given.
+            return AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+
+    return _guarded(build, RequestError, "transformers cannot build this model", "correct the config").eval()
+
+
+def load_model(source: Source, *, dtype: torch.dtype = torch.float32) -> Any:
+    """The model with its weights on the CPU, in evaluation mode.
+
+    Args:
+        source: from :func:`resolve` with ``weights=True``.
+        dtype: of the parameters; what the checkpoint holds is converted.
+
+    Returns:
+        A ``PreTrainedModel``.
+
+    Raises:
+        RequestError: as :func:`load_config` and :func:`~.checkpoint.weight_files`.
+        FxpruneError: the checkpoint does not fit the model: keys missing, left over or of another shape.
+    """
+    config = load_config(source)
+    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    model, info = _guarded(
+        lambda: AutoModelForCausalLM.from_pretrained(
+            source.directory,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=source.trust_remote_code,
+            use_safetensors=files[0].suffix == ".safetensors",
+            ignore_mismatched_sizes=True,  # so that they are reported below, with the others
+            output_loading_info=True,
+        ),
+        FxpruneError,
+        f"the weights of {source.name!r} cannot be loaded",
+        "check that the weights belong to the config",
+    )
+    _check_keys(source, config, info)
+    return model.eval()
+
+
+def _check_keys(source: Source, config: Any, info: dict[str, Any]) -> None:
+    wrong = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(key for key, *_ in info["mismatched_keys"]),
+    }
+    found = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in wrong.items() if keys)
+    if not found:
+        return
+    own_code = CAUSAL_LM in (getattr(config, "auto_map", None) or {})
+    hint = "the weights do not belong to this config"
+    if own_code and not source.trust_remote_code:
+        hint = f"this model brings its own code: read it in {source.directory}, then pass --trust-remote-code"
+    raise FxpruneError(f"the weights of {source.name!r} do not fit its config: tensors {found}", hint)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        RequestError: the directory has none, or it cannot be read.
+    """
+    return _guarded(
+        lambda: AutoTokenizer.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
+        RequestError,
+        f"{source.directory} has no tokenizer that can be read",
+        "copy tokenizer.json and tokenizer_config.json beside config.json",
+    )
+
+
+def _some(names: Iterable[str], limit: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def _guarded(work: Callable[[], T], error_class: type[FxpruneError], message: str, hint: str) -> T:
+    """Run a call into transformers. What it raises on bad input has no common class, so every failure is reported with
+    its reason; the traceback stays attached for ``--debug``."""
+    try:
+        return work()
+    except FxpruneError:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise error_class(f"{message}: {reason}", hint) from error
