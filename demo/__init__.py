@@ -1,1 +1,12 @@
 """The built-in model and its text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .text import text
+
+MODEL_DIR: Path = Path(__file__).parent / "model"
+"""A Hugging Face model directory: a Llama of about a million parameters, trained by ``fxprune.demo.train``."""
+
+__all__ = ["MODEL_DIR", "text"]

@@ -1,0 +1,170 @@
+"""Trains the built-in model: ``python -m fxprune.demo.train --out DIR --minutes N``.
+
+A byte-level BPE tokenizer and a small Llama on the ``train`` part of the built-in text. The learning rate follows the
+clock, so that a run of any length ends annealed; the number of steps, and with it the weights, depends on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .text import text
+
+VOCABULARY = 1024
+WINDOW = 256
+BATCH = 4
+PEAK_RATE = 2e-3
+WEIGHT_DECAY = 0.1
+WARM_UP = 0.03
+SEED = 20260101
+EVAL_WINDOW = 128
+END = "<|endoftext|>"
+
+
+def train_tokenizer(corpus: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of ``VOCABULARY`` entries: any text encodes, and decodes to itself."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus.splitlines(keepends=True), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model() -> LlamaForCausalLM:
+    """A Llama with random weights: grouped queries (8 heads on 4 kv heads of 16), tied embeddings."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=16,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        initializer_range=0.05,
+    )
+    return LlamaForCausalLM(config)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, part: str) -> torch.Tensor:
+    """Token ids ``[tokens]`` int64 of one part of the built-in text."""
+    ids: list[int] = tokenizer(text(part), verbose=False)["input_ids"]
+    return torch.tensor(ids)
+
+
+@torch.no_grad()
+def perplexity(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
+    """exp of the mean next-token loss over non-overlapping windows of ``EVAL_WINDOW`` tokens."""
+    windows = tokens[: len(tokens) // EVAL_WINDOW * EVAL_WINDOW].view(-1, EVAL_WINDOW)
+    losses = [model(input_ids=batch, labels=batch).loss * len(batch) for batch in windows.split(32)]
+    return math.exp(torch.stack(losses).sum().item() / len(windows))
+
+
+def batches(tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Batches ``[BATCH, WINDOW]`` without end; each epoch cuts the text at another offset and shuffles the windows."""
+    while True:
+        start = int(torch.randint(WINDOW, ()))
+        count = (len(tokens) - start) // WINDOW
+        windows = tokens[start : start + count * WINDOW].view(count, WINDOW)
+        yield from windows[torch.randperm(count)].split(BATCH)
+
+
+def rate(progress: float) -> float:
+    """Linear warm-up, then a cosine to a hundredth of ``PEAK_RATE``; ``progress`` is the share of the time used."""
+    if progress < WARM_UP:
+        return PEAK_RATE * (progress + 1e-3) / (WARM_UP + 1e-3)
+    cosine = 0.5 * (1 + math.cos(math.pi * min((progress - WARM_UP) / (1 - WARM_UP), 1.0)))
+    return PEAK_RATE * (0.01 + 0.99 * cosine)
+
+
+def optimizer_of(model: LlamaForCausalLM) -> torch.optim.Optimizer:
+    """AdamW that decays matrices and leaves the norms alone."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
+
+
+def fit(model: LlamaForCausalLM, tokens: torch.Tensor, watched: torch.Tensor, seconds: float) -> int:
+    """Train for ``seconds``, printing the perplexity on ``watched`` now and then; returns the number of steps."""
+    optimizer = optimizer_of(model)
+    began, reported = time.monotonic(), 0.0
+    for step, batch in enumerate(batches(tokens)):
+        elapsed = time.monotonic() - began
+        if elapsed >= seconds:
+            return step
+        for group in optimizer.param_groups:
+            group["lr"] = rate(elapsed / seconds)
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if elapsed - reported > seconds / 20:
+            reported = elapsed
+            print(
+                f"{elapsed:6.0f} s  step {step:6d}  calibration perplexity {perplexity(model, watched):.2f}", flush=True
+            )
+    raise AssertionError("batches() never ends")
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write a Hugging Face model directory with float16 weights."""
+    model.to(torch.float16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0).save_pretrained(out)
+
+
+def main() -> None:
+    """Train, save, and print the perplexity of what was saved."""
+    parser = argparse.ArgumentParser(description="Train fxprune's built-in model.")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the model")
+    parser.add_argument("--minutes", type=float, default=25.0, help="how long to train")
+    parser.add_argument("--threads", type=int, default=1, help="threads for torch")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(SEED)
+    tokenizer = train_tokenizer(text("train"))
+    train, watched, held_out = (encode(tokenizer, part) for part in ("train", "calibration", "evaluation"))
+    model = new_model()
+    print(
+        f"{model.num_parameters():,} parameters; tokens: {len(train):,} train, {len(held_out):,} evaluation", flush=True
+    )
+
+    steps = fit(model, train, watched, options.minutes * 60)
+    save(model, tokenizer, options.out)
+    saved = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32)
+    print(f"{steps} steps, {steps * BATCH * WINDOW / len(train):.1f} epochs")
+    for name, tokens in (("train", train[: len(held_out)]), ("calibration", watched), ("evaluation", held_out)):
+        print(f"{name} perplexity {perplexity(saved, tokens):.2f}")
+
+
+if __name__ == "__main__":
+    main()
