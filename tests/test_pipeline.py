@@ -1,0 +1,213 @@
+"""Pipeline text: parsing, printing, shared options, and every mistake a user can make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fxprune.ir.errors import RequestError
+from fxprune.passes.base import Pass, option
+from fxprune.passes.options import options_of
+from fxprune.passes.pipeline import parse_pipeline, print_pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Pass):
+    name: ClassVar[str] = "score"
+    kind: ClassVar[str] = "score"
+    variant: str = option("vector", "which formula", choices=("vector", "element1", "element2"))
+    ratio: float = option(0.5, "share of units to remove")
+    layers: tuple[int, int] | None = option(None, "which layers")
+    heads: bool = option(True, "whether heads go")
+    seed: int = option(0, "of the draw")
+
+    def check(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise RequestError(f"ratio {self.ratio} is outside [0, 1)", "give a ratio such as 0.25")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Pass):
+    name: ClassVar[str] = "train"
+    kind: ClassVar[str] = "recover"
+    epochs: float = option(1.0, "passes over the data")
+    keep: str | None = option(None, "where to keep the adapter")
+    schedule: Literal["linear", "cosine"] = option("linear", "of the learning rate")
+    seed: int = option(0, "of the order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Pass):
+    name: ClassVar[str] = "plain"
+    kind: ClassVar[str] = "recover"
+
+
+PASSES = (Score, Train, Plain)
+
+
+def test_text_becomes_typed_passes() -> None:
+    assert parse_pipeline("score{variant=element1,ratio=0.25,layers=4:30,heads=false},train{epochs=2}", PASSES) == (
+        Score(variant="element1", ratio=0.25, layers=(4, 30), heads=False),
+        Train(epochs=2.0),
+    )
+
+
+def test_blanks_and_empty_braces_and_repeated_texts() -> None:
+    assert parse_pipeline([" score { ratio = 0.1 ,\n seed = 3 }", "plain{}"], PASSES) == (
+        Score(ratio=0.1, seed=3),
+        Plain(),
+    )
+
+
+def test_printing_leaves_defaults_out() -> None:
+    text = "score{ratio=0.25,layers=0:2},plain,train{keep=out/adapter}"
+    assert (
+        print_pipeline(parse_pipeline("score{heads=true,ratio=0.25,layers=0:2},plain,train{keep=out/adapter}", PASSES))
+        == text
+    )
+
+
+ANY_SCORE = st.builds(
+    Score,
+    variant=st.sampled_from(("vector", "element1", "element2")),
+    ratio=st.floats(0, 1, exclude_max=True),
+    layers=st.none() | st.tuples(st.integers(0, 99), st.integers(1, 99)).map(lambda pair: (pair[0], sum(pair))),
+    heads=st.booleans(),
+    seed=st.integers(),
+)
+ANY_TRAIN = st.builds(
+    Train,
+    epochs=st.floats(allow_nan=False, allow_infinity=False),
+    keep=st.none() | st.text(),
+    schedule=st.sampled_from(("linear", "cosine")),
+    seed=st.integers(),
+)
+
+
+@given(st.lists(ANY_SCORE | ANY_TRAIN | st.just(Plain()), min_size=1))
+def test_every_pipeline_round_trips(pipeline: list[Pass]) -> None:
+    assert parse_pipeline(print_pipeline(pipeline), PASSES) == tuple(pipeline)
+
+
+def test_shared_options_go_to_the_passes_that_have_them() -> None:
+    assert parse_pipeline(
+        "score,train,plain", PASSES, {"ratio": 0.25, "seed": "7", "layers": (4, 30), "epochs": None}
+    ) == (
+        Score(ratio=0.25, seed=7, layers=(4, 30)),
+        Train(seed=7),
+        Plain(),
+    )
+
+
+def test_a_shared_option_may_repeat_what_the_text_says() -> None:
+    assert parse_pipeline("score{ratio=0.25}", PASSES, {"ratio": "0.250"}) == (Score(ratio=0.25),)
+
+
+MISTAKES = [
+    ("", "expected the name of a pass", "\n  \n  ^", "fxprune passes"),
+    ("score,,train", "expected the name of a pass", "\n  score,,train\n        ^", "fxprune passes"),
+    (
+        "scoer{ratio=0.2}",
+        "unknown pass 'scoer'",
+        "\n  scoer{ratio=0.2}\n  ^^^^^",
+        "did you mean 'score'? passes: score, train, plain",
+    ),
+    (
+        "plain,score train",
+        "expected ',' or the end of the pipeline, found 't'",
+        "\n              ^",
+        "separated by commas",
+    ),
+    ("score{ratio=0.2", "expected ',' or '}'", "\n                 ^", "{name=value,name=value}"),
+    ("score{ratio}", "expected '=' after option 'ratio'", "\n             ^", "ratio=VALUE"),
+    ("score{=1}", "expected the name of an option", "\n        ^", "{name=value"),
+    ("score{ratio=}", "expected a value for 'ratio'", "\n              ^", "quotes"),
+    (
+        "score{rato=0.2}",
+        "pass 'score' has no option 'rato'",
+        "\n        ^^^^",
+        "did you mean 'ratio'? options: variant, ratio,",
+    ),
+    ("plain{ratio=0.2}", "pass 'plain' has no option 'ratio'", "\n        ^^^^^", "it has no options"),
+    ("score{seed=1,seed=1}", "option 'seed' is given twice", "\n               ^^^^", "give it once"),
+    ("score{ratio=much}", "option 'ratio' cannot be 'much'", "\n              ^^^^", "ratio is: number"),
+    ("score{ratio=nan}", "option 'ratio' cannot be 'nan'", "\n              ^^^", "ratio is: number"),
+    ("score{seed=0.5}", "option 'seed' cannot be '0.5'", "\n             ^^^", "seed is: integer"),
+    ("score{heads=yes}", "option 'heads' cannot be 'yes'", "\n              ^^^", "heads is: true | false"),
+    ("score{layers=4:4}", "option 'layers' cannot be '4:4'", "\n               ^^^", "START:END, end exclusive | none"),
+    ("score{layers=4}", "option 'layers' cannot be '4'", "\n               ^", "START:END, end exclusive | none"),
+    ("score{seed=none}", "option 'seed' cannot be 'none'", "\n             ^^^^", "seed is: integer"),
+    ('score{seed="1"}', "option 'seed' cannot be '1'", "\n             ^^^", "seed is: integer"),
+    (
+        "score{variant=elemnt1}",
+        "option 'variant' cannot be 'elemnt1'",
+        "\n                ^^^^^^^",
+        "did you mean 'element1'",
+    ),
+    ("train{schedule=step}", "option 'schedule' cannot be 'step'", "\n                 ^^^^", "linear | cosine"),
+    ('train{keep="\\q"}', "this is not a string", "\n             ^^^^", "quote as JSON does"),
+    (
+        "plain,score{ratio=1.5}",
+        "ratio 1.5 is outside [0, 1)",
+        "\n        ^^^^^^^^^^^^^^^^",
+        "give a ratio such as 0.25",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message", "caret", "hint"), MISTAKES, ids=[row[1] for row in MISTAKES])
+def test_every_mistake_is_pointed_at(text: str, message: str, caret: str, hint: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_pipeline(text, PASSES)
+    assert caught.value.message.startswith(message + "\n")
+    assert caught.value.message.endswith(caret)
+    assert hint in caught.value.hint
+
+
+SHARED_MISTAKES = [
+    ("plain", {"ratio": 0.25}, "no pass of 'plain' has an option 'ratio'", "passes that have it: score"),
+    ("plain", {"depth": 2}, "no pass of 'plain' has an option 'depth'", "fxprune passes"),
+    (
+        "score{ratio=0.3}",
+        {"ratio": 0.25},
+        "two values for one option: ratio=0.3 in the pipeline, ratio=0.25",
+        "one of the two",
+    ),
+    ("score", {"ratio": "x"}, "option 'ratio' cannot be 'x'\n  ratio=x\n        ^", "ratio is: number"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "shared", "message", "hint"), SHARED_MISTAKES, ids=[row[2] for row in SHARED_MISTAKES]
+)
+def test_shared_option_mistakes(text: str, shared: dict[str, object], message: str, hint: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_pipeline(text, PASSES, shared)
+    assert caught.value.message.startswith(message)
+    assert hint in caught.value.hint
+
+
+def test_options_are_described_for_the_listing() -> None:
+    wants = {option.name: option.wants for option in options_of(Score)}
+    assert wants == {
+        "variant": "vector | element1 | element2",
+        "ratio": "number",
+        "layers": "START:END, end exclusive | none",
+        "heads": "true | false",
+        "seed": "integer",
+    }
+
+
+def test_a_type_without_a_text_form_is_a_mistake_of_the_pass() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Odd(Pass):
+        name: ClassVar[str] = "odd"
+        kind: ClassVar[str] = "score"
+        table: complex = option(0j, "a number")
+
+    with pytest.raises(TypeError, match=r"Odd\.table: pipeline text has no form"):
+        options_of(Odd)
