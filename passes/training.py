@@ -1,0 +1,204 @@
+"""Recovery training with the transformers Trainer: in memory, silent, repeatable, loud about a loss gone wrong."""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..ir.errors import FxpruneError, RequestError
+from .base import Corpus
+
+IGNORED = -100
+"""The label that transformers' causal-LM loss leaves out."""
+
+Example = dict[str, list[int]]
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Text whose rows are to be learned one by one rather than as one running text."""
+
+    def examples(self, length: int) -> list[Example]:
+        """``input_ids`` and ``labels`` per example, at most ``length`` tokens each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the examples, when ``steps`` is 0.
+        steps: optimizer steps; 0 means by epochs.
+        lr: peak learning rate, falling linearly to 0.
+        warmup: steps of linear warm-up, at most a tenth of all.
+        batch: examples in an optimizer step, over all devices.
+        micro_batch: examples in one forward pass on one device; the rest is gradient accumulation.
+        bfloat16: run the arithmetic under bfloat16 autocast; weights keep their dtype.
+        seed: of dropout and of the order of the examples.
+    """
+
+    epochs: int
+    steps: int
+    lr: float
+    warmup: int
+    batch: int
+    micro_batch: int
+    bfloat16: bool
+    seed: int
+
+
+@dataclass
+class Training:
+    """What a training run did.
+
+    Attributes:
+        losses: mean loss of every optimizer step, in nats per predicted token.
+        tokens: tokens read, padding not counted.
+        seconds: wall time.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def examples_of(data: Corpus, length: int) -> list[Example]:
+    """Training examples of a corpus: its rows if it has rows, otherwise its windows, the loss on every token.
+
+    Raises:
+        RequestError: when the text is too short for one.
+    """
+    if isinstance(data, Rows):
+        return data.examples(length)
+    return [{"input_ids": ids, "labels": list(ids)} for ids in data.windows(length).tolist()]
+
+
+def train(model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe) -> Training:
+    """Train the parameters of ``model`` that require a gradient, with AdamW and a causal-LM loss.
+
+    Nothing is written outside a temporary directory or printed. The model's device, ``config.use_cache`` and the random
+    state of the process are afterwards what they were; its dtype is never touched.
+
+    Raises:
+        RequestError: when ``batch`` is no multiple of what one forward pass on every device takes.
+        FxpruneError: when a loss or gradient is not finite, with the step.
+    """
+    log = _Log()
+    home = next(model.parameters()).device
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="fxprune-") as scratch, preserved_randomness(), _cache_setting(model):
+        arguments = _arguments(recipe, len(examples), scratch)
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=list(examples),
+            data_collator=pad,
+            callbacks=[log],
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints every log entry on stdout
+        try:
+            trainer.train()
+        finally:
+            model.to(home)
+    return Training(log.losses, int(trainer.state.num_input_tokens_seen), time.perf_counter() - start)
+
+
+def pad(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """One batch ``[B, longest]``: padded on the right with token 0, which the mask hides and the labels ignore."""
+    longest = max(len(example["input_ids"]) for example in examples)
+
+    def stack(key: str, filler: int) -> torch.Tensor:
+        return torch.tensor([example[key] + [filler] * (longest - len(example[key])) for example in examples])
+
+    mask = [[1] * len(e["input_ids"]) + [0] * (longest - len(e["input_ids"])) for e in examples]
+    return {
+        "input_ids": stack("input_ids", 0),
+        "labels": stack("labels", IGNORED),
+        "attention_mask": torch.tensor(mask),
+    }
+
+
+@contextmanager
+def preserved_randomness() -> Iterator[None]:
+    """Leave the random generators of the process as they were found: a seed of ours is nobody else's."""
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
+
+
+def _arguments(recipe: Recipe, examples: int, scratch: str) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=scratch,
+        per_device_train_batch_size=min(recipe.micro_batch, recipe.batch),
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.steps or -1,
+        learning_rate=recipe.lr,
+        seed=recipe.seed,
+        bf16=recipe.bfloat16,
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        include_num_input_tokens_seen="non_padding",
+        label_names=["labels"],
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    together = arguments.train_batch_size * arguments.world_size
+    if recipe.batch % together:
+        raise RequestError(
+            f"batch={recipe.batch} is no multiple of the {together} examples that one forward pass takes",
+            "change batch or micro_batch (examples per device)",
+        )
+    arguments.gradient_accumulation_steps = recipe.batch // together
+    total = recipe.steps or recipe.epochs * math.ceil(examples / recipe.batch)
+    arguments.warmup_steps = min(recipe.warmup, total // 10)
+    return arguments
+
+
+@contextmanager
+def _cache_setting(model: torch.nn.Module) -> Iterator[None]:
+    """Trainer switches ``config.use_cache`` off for good; put it back, for it is saved with the model."""
+    config = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
+
+
+class _Log(TrainerCallback):
+    """Keeps the loss of every step and stops at one that is not finite."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_log(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **event: Any) -> None:
+        logs = event.get("logs") or {}
+        if "loss" not in logs:
+            return
+        for name in ("loss", "grad_norm"):
+            value = logs.get(name, 0.0)
+            if not math.isfinite(value):
+                raise FxpruneError(
+                    f"recovery training broke down: {name} is {value} at step {state.global_step}",
+                    "lower lr, raise warmup, or look for NaN in the weights; nothing was merged",
+                )
+        self.losses.append(float(logs["loss"]))
