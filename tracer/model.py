@@ -87,9 +87,8 @@ def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise RequestError(
-            f"{name!r} is neither a directory here nor a model on the Hub: {reason}",
+            f"{name!r} is neither a directory here nor a model on the Hub: {_reason(error)}",
             "check the spelling; a gated model needs `hf auth login`",
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
@@ -248,5 +247,10 @@ def _guarded(work: Callable[[], T], error_class: type[FxpruneError], message: st
     except FxpruneError:
         raise
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise error_class(f"{message}: {reason}", hint) from error
+        raise error_class(f"{message}: {_reason(error)}", hint) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text, and the second where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
