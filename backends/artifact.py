@@ -1,0 +1,196 @@
+"""Directories that are complete or absent, and the two files that every artifact carries beside its model."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file, save_file
+
+from ..ir.errors import FxpruneError, RequestError
+from ..ir.plan import Indices, Plan
+
+PLAN = "plan.safetensors"
+RECORD = "fxprune.json"
+MARKS = (RECORD, "config.json")
+
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def check_target(out: Path, *, force: bool, source: Path | None = None, needed: int = 0) -> None:
+    """Refuse a target that cannot be written, before any work.
+
+    Args:
+        out: the directory to be.
+        force: whether an artifact that is there may be replaced.
+        source: what the model is read from, which ``out`` must not replace.
+        needed: bytes that will be written.
+
+    Raises:
+        RequestError: naming the path and what is in the way.
+    """
+    out = out.resolve()
+    if out.exists() and not force:
+        raise RequestError(f"{out} already exists", "choose another output, or replace it with --force")
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out} is a file, not a directory", "choose another output")
+    if source is not None and (out == source.resolve() or out in source.resolve().parents):
+        raise RequestError(f"{out} holds the model that is being read", "choose another output")
+    if out.exists() and any(out.iterdir()) and not any((out / mark).is_file() for mark in MARKS):
+        raise RequestError(f"{out} holds files but no model", "--force replaces models only; choose another output")
+    parent = next(path for path in out.parents if path.exists())
+    if not parent.is_dir():
+        raise RequestError(f"{parent} is a file, not a directory", "choose another output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise RequestError(f"{parent} is not writable", "choose another output, or change its permissions")
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise RequestError(
+            f"{parent} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB will be written",
+            "free some space, or choose an output on another disk",
+        )
+
+
+@contextmanager
+def atomic_directory(out: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary sibling of ``out`` to write into; it becomes ``out`` when the block ends well, else it is removed.
+
+    An existing ``out`` is exchanged for the new directory in one step and removed afterwards, so that whoever looks
+    at any moment finds the old one or the new one, whole.
+
+    Raises:
+        FxpruneError: when the disk fills up or a file cannot be written.
+    """
+    check_target(out, force=force)
+    out = out.resolve()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise write_error(error, out) from error
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        _swap(temporary, out)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise write_error(error, out) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_error(error: Exception, out: Path) -> FxpruneError:
+    """What to tell the user when writing ``out`` failed; safetensors reports the system's error in its text only."""
+    if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
+        return FxpruneError(f"the disk is full: writing {out}", "free some space; nothing was left behind")
+    return FxpruneError(f"cannot write {out}: {error}", "check the disk and the permissions; nothing was left behind")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _swap(temporary: Path, out: Path) -> None:
+    """Put ``temporary`` at ``out``; what was there is at ``temporary`` afterwards."""
+    if not out.exists():
+        os.replace(temporary, out)
+        return
+    if _exchange(temporary, out):
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent))
+    os.replace(out, aside)
+    try:
+        os.replace(temporary, out)
+    except BaseException:
+        os.replace(aside, out)
+        raise
+    os.replace(aside, temporary)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two directories in one step; False where the system cannot (only Linux can)."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+def sha256(path: Path) -> str:
+    """Of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(folder: Path, *suffixes: str) -> dict[str, str]:
+    """File name -> sha256 of the files in a directory, of those with one of ``suffixes`` when any is given."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: sha256(path) for path in files if not suffixes or path.name.endswith(suffixes)}
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """``plan.safetensors``: key ``<tensor name>:<dim>``, int64 indices kept. The same plan gives the same bytes."""
+    tensors = {f"{name}:{dim}": np.ascontiguousarray(kept, dtype=np.int64) for (name, dim), kept in plan.slices.items()}
+    save_file(dict(sorted(tensors.items())), folder / PLAN)
+
+
+def read_plan(folder: Path) -> dict[tuple[str, int], Indices]:
+    """The slices of an artifact's ``plan.safetensors``.
+
+    Raises:
+        RequestError: when the file is missing, damaged, or no plan.
+    """
+    path = folder / PLAN
+    if not path.is_file():
+        raise RequestError(f"{path} does not exist", "name a directory that fxprune wrote")
+    try:
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise RequestError(f"{path} is damaged: {error}", "write the artifact again") from error
+    slices: dict[tuple[str, int], Indices] = {}
+    for key, kept in tensors.items():
+        name, _, dim = key.rpartition(":")
+        if not name or not dim.isdecimal() or kept.dtype != np.int64 or kept.ndim != 1:
+            raise RequestError(f"{path} is not a plan: it holds '{key}', {kept.dtype} of shape {kept.shape}", _PLAN_HINT)
+        if kept.size == 0 or kept[0] < 0 or (np.diff(kept) <= 0).any():
+            raise RequestError(f"{path}: the indices of '{key}' are not ascending from 0 on", _PLAN_HINT)
+        slices[name, int(dim)] = kept
+    return slices
+
+
+_PLAN_HINT = "a plan has keys '<tensor name>:<dimension>' and ascending int64 indices"
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Readable JSON, keys in the order given."""
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The ``fxprune.json`` of an artifact.
+
+    Raises:
+        RequestError: when it is missing or damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise RequestError(f"{path} does not exist", "name a directory that fxprune wrote")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{path} is damaged: {error}", "write the artifact again") from error
+    if not isinstance(data, dict):
+        raise RequestError(f"{path} is damaged: it holds no JSON object", "write the artifact again")
+    return data

@@ -1,0 +1,77 @@
+"""Attributes of modules that follow a smaller weight, kept as data so that they can be replayed on a fresh model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Number = int | tuple[int, ...]
+
+
+class ConfigView:
+    """A module's view of the configuration it shares: a few fields of its own, every other one the shared one's, live."""
+
+    def __init__(self, shared: Any, own: dict[str, Any]) -> None:
+        self.__dict__.update(own, _shared=shared)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_shared" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._shared, name)
+
+
+def repair(module: Any, attribute: str, value: Any) -> None:
+    """Set an attribute of ``module``; ``config.width`` gives it a view of its config in which only ``width`` differs."""
+    owner, _, name = attribute.rpartition(".")
+    value = tuple(value) if isinstance(value, list) else value
+    if owner:
+        setattr(module, owner, ConfigView(getattr(module, owner), {name: value}))
+    else:
+        setattr(module, name, value)
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """What changed beside the weights of a model that was shrunk in place.
+
+    Attributes:
+        attributes: module path -> attribute -> (old, new). ``config.<field>`` stands for a field that the module reads
+            from its configuration, of which it got a view of its own.
+    """
+
+    attributes: Mapping[str, Mapping[str, tuple[Number, Number]]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, dict[str, list[Any]]]:
+        """As JSON data: tuples become lists, keys are sorted."""
+        return {
+            path: {name: [_plain(old), _plain(new)] for name, (old, new) in sorted(changes.items())}
+            for path, changes in sorted(self.attributes.items())
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Mapping[str, Any]]) -> Repairs:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            {
+                path: {name: (_number(old), _number(new)) for name, (old, new) in changes.items()}
+                for path, changes in data.items()
+            }
+        )
+
+    def then(self, later: Repairs) -> Repairs:
+        """These repairs followed by ``later`` ones, with the values from before the first and after the last."""
+        merged = {path: dict(changes) for path, changes in self.attributes.items()}
+        for path, changes in later.attributes.items():
+            mine = merged.setdefault(path, {})
+            for name, (old, new) in changes.items():
+                mine[name] = (mine[name][0] if name in mine else old, new)
+        return Repairs(merged)
+
+
+def _plain(value: Number) -> int | list[int]:
+    return value if isinstance(value, int) else list(value)
+
+
+def _number(value: Any) -> Number:
+    return value if isinstance(value, int) else tuple(value)

@@ -1,0 +1,248 @@
+"""Finding the integers of a module that must change with its weights, by value and by trial.
+
+An integer attribute is one of four things. It restates an extent of a parameter (``in_features``): every instance of the
+class says which. It is read by the forward and equals an extent that changed: it follows. It is read and equals both an
+extent that changed and one that did not: both are tried. Or it is something else (a layer's index, a token id), and
+then it differs from every extent in some instance of its class, or trying it shows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..ir.errors import FxpruneError
+from ..ir.repairs import Number, Repairs, repair
+from .rehearsal import Failure, Rehearsal, is_integral, tensors_by_name
+
+Extents = Mapping[str, frozenset[tuple[int, int]]]
+Shapes = Mapping[str, tuple[int, ...]]
+Changes = dict[tuple[str, str], tuple[Number, Number]]
+
+MAX_TRIALS = 256
+
+
+@dataclass
+class Choice:
+    """One decision for all instances of a class that are in the same position.
+
+    Attributes:
+        options: per option, (path, attribute) -> (old, new); the first is the most likely one.
+        config: whether the value stands in the configuration and not in the module.
+    """
+
+    config: bool
+    options: list[Changes] = field(default_factory=list)
+
+
+def put(model: nn.Module, repairs: Repairs) -> Callable[[], None]:
+    """Apply ``repairs`` and return what takes them back."""
+    originals: list[tuple[nn.Module, str, Any]] = []
+    for path, changes in repairs.attributes.items():
+        module = model.get_submodule(path)
+        for attribute, (_, new) in changes.items():
+            held = attribute.split(".")[0]
+            originals.append((module, held, vars(module)[held]))
+            repair(module, attribute, new)
+
+    def take_back() -> None:
+        for module, held, value in reversed(originals):
+            setattr(module, held, value)
+
+    return take_back
+
+
+def find_repairs(model: nn.Module, rehearsal: Rehearsal, shapes: Shapes, extents: Extents) -> Iterator[Repairs]:
+    """Every set of attribute changes with which the resized model runs as the original did, most likely first.
+
+    Args:
+        model: the original, not yet shrunk.
+        rehearsal: of the original; it is resized here.
+        shapes: of the tensors that change.
+        extents: as for ``shrink_module``.
+
+    Raises:
+        FxpruneError: when none runs.
+    """
+    survey = Survey(model, rehearsal.reads, shapes, extents)
+    settled = survey.settled()
+    choices = survey.choices(settled)
+    rehearsal.resize(shapes)
+    failure: Failure | None = None
+    found = False
+    for changes in itertools.islice(_combinations(choices), MAX_TRIALS):
+        repairs = _repairs({**settled, **changes})
+        take_back = put(rehearsal.model, repairs)
+        result = rehearsal.run()
+        take_back()
+        if result == rehearsal.original:
+            found = True
+            yield repairs
+        elif failure is None:
+            failure = result if isinstance(result, Failure) else Failure("", "other modules run, or other shapes result")
+    if not found and failure is not None:
+        raise FxpruneError(
+            f"the shrunken model does not run: {failure.path or 'its root module'}: {failure.error}",
+            "a width may be fixed in the model's code; leave the groups of this module out, or export the graph to ONNX",
+        )
+
+
+class Survey:
+    """The integer attributes of a model, and what is known about each before anything is tried."""
+
+    def __init__(self, model: nn.Module, reads: Mapping[str, set[str]], shapes: Shapes, extents: Extents) -> None:
+        self.modules = {path: module for path, module in model.named_modules() if path in extents}
+        self.reads = reads
+        self.extents = extents
+        self.before = {name: tuple(tensor.shape) for name, tensor in _all_tensors(model).items()}
+        self.after = dict(self.before)
+        first = {id(tensor): name for name, tensor in tensors_by_name(model).items()}
+        for name, tensor in _all_tensors(model).items():
+            self.after[name] = shapes.get(first[id(tensor)], self.before[name])
+        self.instances: dict[type, list[str]] = defaultdict(list)
+        for path, module in self.modules.items():
+            self.instances[type(module)].append(path)
+
+    def settled(self) -> Changes:
+        """Attributes whose new value needs no trial."""
+        changes: Changes = {}
+        for path, module in self.modules.items():
+            for attribute, old in _integers(module):
+                new = self._restated(path, attribute, depth=0)
+                if new is None and attribute not in self.reads.get(path, ()):
+                    new = self._restated(path, attribute, depth=1) or self._followed(path, attribute, old)
+                if new is not None:
+                    changes[path, attribute] = (old, new)
+        return changes
+
+    def choices(self, settled: Changes) -> list[Choice]:
+        """What a trial must decide: attributes and configuration fields that a forward reads."""
+        choices: dict[Any, Choice] = {}
+        for path, module in self.modules.items():
+            for attribute in sorted(self.reads.get(path, ())):
+                config = "." in attribute
+                old = _value(module, attribute)
+                if (path, attribute) in settled or old is None:
+                    continue
+                options = self._options(path, old)
+                if len(options) < 2 or not (config or self._is_width(path, attribute)):
+                    continue
+                if config:
+                    options.sort(key=lambda option: option != old)
+                key = (type(module), attribute, old, options[0] == old, len(options))
+                choice = choices.setdefault(key, Choice(config, [{} for _ in options]))
+                for changes, new in zip(choice.options, options, strict=True):
+                    changes[path, attribute] = (old, new)
+        return list(choices.values())
+
+    def _restated(self, path: str, attribute: str, depth: int) -> Number | None:
+        """The value by the parameter extent that the attribute equals in every instance of its class, if there is one."""
+        old = _value(self.modules[path], attribute)
+        sizes = old if isinstance(old, tuple) else (old,)
+        places: set[Any] | None = None
+        for peer in self.instances[type(self.modules[path])]:
+            size = _value(self.modules[peer], attribute)
+            owned = self._owned(peer, depth)
+            if isinstance(size, tuple):
+                found = {(name, None) for name, shape in owned.items() if shape == size}
+            else:
+                found = {(name, dim) for name, shape in owned.items() for dim, n in enumerate(shape) if n == size}
+            places = found if places is None else places & found
+        prefix = f"{path}." if path else ""
+        news = set()
+        for name, dim in places or ():
+            shape = self.after[prefix + name]
+            news.add(shape if dim is None else (shape[dim],))
+        if len(news) != 1:
+            return None
+        new = next(iter(news))
+        return new if isinstance(old, tuple) or len(new) != len(sizes) else new[0]
+
+    def _owned(self, path: str, depth: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors of a module (and of its direct children at depth 1), by relative name."""
+        prefix = f"{path}." if path else ""
+        return {
+            name.removeprefix(prefix): shape
+            for name, shape in self.before.items()
+            if name.startswith(prefix) and name.removeprefix(prefix).count(".") <= depth
+        }
+
+    def _followed(self, path: str, attribute: str, old: Number) -> Number | None:
+        """The new value of an attribute that no forward read, when its several instances leave no doubt."""
+        options = self._options(path, old)
+        several = len(self.instances[type(self.modules[path])]) > 1
+        return options[0] if several and self._is_width(path, attribute) else None
+
+    def _is_width(self, path: str, attribute: str) -> bool:
+        """Whether the attribute equals an extent in every instance of its class; a layer's index, say, does not."""
+        for peer in self.instances[type(self.modules[path])]:
+            value = _value(self.modules[peer], attribute)
+            olds = {old for old, _ in self.extents[peer]}
+            if value is None or not set(value if isinstance(value, tuple) else (value,)) <= olds:
+                return False
+        return True
+
+    def _options(self, path: str, old: Number) -> list[Number]:
+        """What the value may become, most likely first; a single entry when nothing can change it."""
+        if isinstance(old, tuple):
+            columns = [self._options(path, size) for size in old]
+            new = tuple(int(column[0]) for column in columns if isinstance(column[0], int))
+            return [new, old] if new != old else [old]
+        news = sorted(new for before, new in self.extents[path] if before == old and new != old)
+        stays = (old, old) in self.extents[path] or len(news) != 1
+        return [old, *news] if stays else [*news, old]
+
+
+def _combinations(choices: list[Choice]) -> Iterator[Changes]:
+    """All combinations of options: configuration fields last, and few departures from the most likely ones first.
+
+    A configuration field keeps its value at first: most of what a forward reads there counts layers or tokens.
+    """
+    fields = [choice for choice in choices if choice.config]
+    attributes = [choice for choice in choices if not choice.config]
+    for changed in range(len(fields) + 1):
+        for departures in range(len(attributes) + 1):
+            for some in itertools.combinations(fields, changed):
+                for others in itertools.combinations(attributes, departures):
+                    yield from _departing(attributes, [*some, *others])
+
+
+def _departing(attributes: list[Choice], departing: list[Choice]) -> Iterator[Changes]:
+    usual: Changes = {}
+    for choice in attributes:
+        usual.update(choice.options[0])
+    for options in itertools.product(*(choice.options[1:] for choice in departing)):
+        changes = dict(usual)
+        for option in options:
+            changes.update(option)
+        yield changes
+
+
+def _repairs(changes: Changes) -> Repairs:
+    attributes: dict[str, dict[str, tuple[Number, Number]]] = defaultdict(dict)
+    for (path, attribute), (old, new) in sorted(changes.items()):
+        if old != new:
+            attributes[path][attribute] = (old, new)
+    return Repairs(dict(attributes))
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, Number]]:
+    return ((name, value) for name, value in list(vars(module).items()) if is_integral(value))
+
+
+def _value(module: nn.Module, attribute: str) -> Number | None:
+    owner, _, name = attribute.rpartition(".")
+    value = getattr(vars(module).get(owner), name, None) if owner else vars(module).get(name)
+    return value if is_integral(value) else None
+
+
+def _all_tensors(model: nn.Module) -> dict[str, Any]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }

@@ -1,0 +1,243 @@
+"""Running a model without its weights: which modules run, which integers they read, what shapes come out.
+
+A rehearsal copies a model with stand-ins for its tensors: on the meta device, or, for the few forwards that look at
+values (a rotary table that depends on the longest position), zeros of one element expanded to the full shape. Neither
+holds memory, so that a large geometry can be tried several times.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ..ir.errors import FxpruneError
+
+Reads = dict[str, set[str]]
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What one run showed.
+
+    Attributes:
+        shapes: of every tensor that the model returned.
+        calls: paths of the modules that ran, in order.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    calls: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that raised: in which module, and what."""
+
+    path: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a model is rehearsed: the device of the stand-ins, and whether one more token is decoded from the cache."""
+
+    device: str
+    decode: bool
+
+
+ATTENTIONS = ("sdpa", "eager")
+MODES = (Mode("meta", True), Mode("meta", False), Mode("cpu", True), Mode("cpu", False))
+
+
+def stand_in(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """A tensor of ``shape`` that takes no memory."""
+    if device == "meta":
+        return torch.empty(shape, dtype=dtype, device="meta")
+    return torch.zeros((), dtype=dtype).expand(shape)
+
+
+class Rehearsal:
+    """A weightless copy of a model that can be resized, changed and run.
+
+    Args:
+        model: the module to imitate; it is only read.
+        example: keyword arguments of its forward; tensors among them.
+
+    Raises:
+        FxpruneError: when the model as it is does not run on ``example``.
+    """
+
+    def __init__(self, model: nn.Module, example: Mapping[str, Any]) -> None:
+        self.original: Performance | None = None
+        failures: list[Failure] = []
+        for mode in MODES:
+            self.mode = mode
+            self.model = _weightless(model, mode.device)
+            self.configs = {id(c): c for m in self.model.modules() for c in vars(m).values() if _is_config(c)}.values()
+            self.example = {k: _moved(v, mode.device) for k, v in example.items()}
+            self.attentions: tuple[str | None, ...] = (None,)
+            with _reading(self.model) as reads:
+                result = self.run()
+                if isinstance(result, Performance):
+                    self.original, self.reads = result, reads
+                    self.attentions = tuple(name for name in ATTENTIONS if self._once(name) == result) or (None,)
+                    return
+            failures.append(result)
+        worst = failures[-1]
+        raise FxpruneError(
+            f"the model does not run on the example input: {worst.path or 'its root module'}: {worst.error}",
+            "give example inputs that the model's forward accepts",
+        )
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Give the named parameters and buffers new shapes; tied names follow."""
+        tensors = tensors_by_name(self.model)
+        for name, shape in shapes.items():
+            replace_tensor(self.model, tensors[name], stand_in(shape, tensors[name].dtype, self.mode.device))
+
+    def run(self) -> Performance | Failure:
+        """Run the forward, and once more with the cache that it returned if it did, in every attention implementation.
+
+        The implementations read different attributes (one repeats the keys of a group itself, another leaves that to
+        torch), and a user may switch between them.
+        """
+        results = [self._once(attention) for attention in self.attentions]
+        return next((result for result in results if result != self.original), results[0])
+
+    def _once(self, attention: str | None) -> Performance | Failure:
+        for config in self.configs if attention else ():
+            config._attn_implementation = attention
+        calls: list[str] = []
+        stack: list[str] = [""]
+        with _following(self.model, calls, stack), torch.no_grad():
+            try:
+                output = self.model(**self.example)
+                cache = getattr(output, "past_key_values", None)
+                if self.mode.decode and cache is not None and "input_ids" in self.example:
+                    self.model(input_ids=self.example["input_ids"][:, -1:], past_key_values=cache)
+            except Exception as error:
+                return Failure(stack[-1], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return Performance(_shapes(output), tuple(calls))
+
+
+def tensors_by_name(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by their first name; a tensor that modules share appears once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def replace_tensor(model: nn.Module, old: torch.Tensor, new: torch.Tensor) -> None:
+    """Put ``new`` wherever ``old`` stands in ``model``, so that ties are kept. A parameter stays a parameter."""
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is old:
+                    table[name] = new
+
+
+def _weightless(model: nn.Module, device: str) -> Any:
+    memo: dict[int, Any] = {}
+    for tensor in model.parameters():
+        memo[id(tensor)] = nn.Parameter(stand_in(tuple(tensor.shape), tensor.dtype, device), requires_grad=False)
+    for tensor in model.buffers():
+        real = device != "meta" and tensor.device.type != "meta"
+        memo[id(tensor)] = tensor.to(device) if real else stand_in(tuple(tensor.shape), tensor.dtype, device)
+    return copy.deepcopy(model, memo)
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, PreTrainedConfig)
+
+
+def _moved(value: Any, device: str) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.zeros_like(value, device=device) if value.device.type == "meta" else value.to(device)
+
+
+def _shapes(output: Any) -> tuple[tuple[int, ...], ...]:
+    if isinstance(output, torch.Tensor):
+        return (tuple(output.shape),)
+    values = output.values() if isinstance(output, Mapping) else output
+    return tuple(tuple(value.shape) for value in values if isinstance(value, torch.Tensor))
+
+
+@contextmanager
+def _following(model: nn.Module, calls: list[str], stack: list[str]) -> Iterator[None]:
+    """Note every module that is entered; after an error the top of ``stack`` is the innermost one that raised."""
+    handles = []
+    for path, module in model.named_modules():
+
+        def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
+            calls.append(path)
+            stack.append(path)
+
+        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+            stack.pop()
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _reading(model: nn.Module) -> Iterator[Reads]:
+    """Record which integers every module reads while it runs: its own attributes, and fields of its configuration."""
+    reads: Reads = {path: set() for path, _ in model.named_modules()}
+    modules = dict(model.named_modules())
+    undo: list[tuple[nn.Module, str, Any]] = []
+    for path, module in modules.items():
+        undo.append((module, "__class__", type(module)))
+        for name, value in list(vars(module).items()):
+            if path and _is_config(value):
+                undo.append((module, name, value))
+                setattr(module, name, _ConfigReader(value, name, reads[path]))
+        module.__class__ = _reader_class(type(module), reads[path])
+    try:
+        yield reads
+    finally:
+        for module, name, value in reversed(undo):
+            setattr(module, name, value)
+
+
+def _reader_class(base: type[nn.Module], seen: set[str]) -> type[nn.Module]:
+    def __getattribute__(self: Any, name: str) -> Any:
+        value = base.__getattribute__(self, name)
+        if is_integral(value):
+            seen.add(name)
+        return value
+
+    return type(base.__name__, (base,), {"__getattribute__": __getattribute__, "__module__": base.__module__})
+
+
+class _ConfigReader:
+    """Stands before a configuration and notes the integer fields that are asked for."""
+
+    def __init__(self, shared: Any, name: str, seen: set[str]) -> None:
+        self.__dict__.update(_shared=shared, _name=name, _seen=seen)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._shared, name)
+        if is_integral(value):
+            self._seen.add(f"{self._name}.{name}")
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._shared, name, value)
+
+
+def is_integral(value: Any) -> bool:
+    """Whether a value can be a width: an integer or a tuple of integers, no truth value."""
+    if isinstance(value, tuple):
+        return 0 < len(value) <= 8 and all(is_integral(item) for item in value)
+    return isinstance(value, int) and not isinstance(value, bool)
