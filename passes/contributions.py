@@ -1,0 +1,137 @@
+"""What every score is made of: one number for every position of every scored dimension of every parameter.
+
+Scores are computed once, for all groups, from these vectors; which positions make up a unit is another matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..ir.errors import FxpruneError, RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module, Parameter
+
+Wanted = Mapping[str, frozenset[int]]
+"""Parameter name (its first one, where modules share it) -> the dimensions whose positions are scored."""
+
+Contributions = dict[tuple[str, int], npt.NDArray[np.float64]]
+"""(parameter name, dimension) -> float64 vector ``[shape[dimension]]``."""
+
+Slab = tuple[slice, ...]
+
+SLAB_ELEMENTS = 1 << 16
+"""Elements of a parameter that are looked at in one go: float64 temporaries stay small beside a gradient."""
+
+
+def magnitude(model: Module, wanted: Wanted, p: int) -> Contributions:
+    """Sum of ``|w|**p`` over the other dimensions, without a root (LLM-Pruner's ``MagnitudeImportance``).
+
+    Args:
+        model: holds the weights.
+        wanted: what to score.
+        p: the exponent, at least 1.
+
+    Raises:
+        RequestError: for ``p`` below 1, or a ``wanted`` that does not fit the model.
+        FxpruneError: for a weight that is not finite.
+    """
+    if p < 1:
+        raise RequestError(f"magnitude exponent p={p}", "use p=1 (sum of absolute weights) or p=2 (sum of squares)")
+    contributions: Contributions = {}
+    with torch.no_grad():
+        for name, weight in wanted_parameters(model, wanted).items():
+            sums = position_sums(
+                weight,
+                wanted[name],
+                lambda slab, weight=weight: weight[slab].double().abs().pow(p),  # type: ignore[misc]
+            )
+            require_finite(sums, f"the weights of {name!r} are not finite", "repair or re-download the checkpoint")
+            contributions.update(as_contributions(name, sums))
+    return contributions
+
+
+def wanted_parameters(model: Module, wanted: Wanted) -> dict[str, Parameter]:
+    """The parameters that ``wanted`` names, in its order.
+
+    Raises:
+        RequestError: when it names nothing, a parameter that the model lacks, a dimension that the parameter lacks, or
+            a parameter without floating-point values.
+    """
+    if not any(wanted.values()):
+        raise RequestError("no parameter is to be scored", "choose a range of layers that holds prunable groups")
+    known = dict(model.named_parameters())
+    chosen = {}
+    for name, dims in wanted.items():
+        parameter = known.get(name)
+        if parameter is None:
+            raise RequestError(f"the model has no parameter {name!r}", "a shared parameter goes by its first name")
+        if not all(0 <= dim < parameter.dim() for dim in dims):
+            raise RequestError(
+                f"{name!r} of shape {list(parameter.shape)} has no dimensions {sorted(dims)}", "count them from 0"
+            )
+        if parameter.is_meta:
+            raise RequestError(f"{name!r} has no values to score", "load the weights: a config alone is not enough")
+        if not parameter.is_floating_point():
+            raise RequestError(f"{name!r} holds {parameter.dtype}", "score a model that is not quantised")
+        if dims:
+            chosen[name] = parameter
+    return chosen
+
+
+def slabs(shape: tuple[int, ...], limit: int = SLAB_ELEMENTS) -> Iterator[Slab]:
+    """Cut a tensor of this shape into pieces of at most ``limit`` elements, each indexed in every dimension."""
+    if not shape:
+        yield ()
+        return
+    row = prod(shape[1:])
+    if row > limit:
+        for index in range(shape[0]):
+            for rest in slabs(shape[1:], limit):
+                yield (slice(index, index + 1), *rest)
+        return
+    rows = max(1, limit // max(1, row))
+    for start in range(0, shape[0], rows):
+        yield (slice(start, min(start + rows, shape[0])), *(slice(0, size) for size in shape[1:]))
+
+
+def position_sums(tensor: Tensor, dims: frozenset[int], saliency: Callable[[Slab], Tensor]) -> dict[int, Tensor]:
+    """Reduce a saliency that is never held in full to one vector per dimension.
+
+    Args:
+        tensor: gives shape and device.
+        dims: the dimensions to keep, one vector each.
+        saliency: the saliency of one slab, float64.
+
+    Returns:
+        dimension -> float64 ``[shape[dimension]]``: the sum over all other dimensions.
+    """
+    sums = {dim: torch.zeros(tensor.shape[dim], dtype=torch.float64, device=tensor.device) for dim in sorted(dims)}
+    for slab in slabs(tuple(tensor.shape)):
+        part = saliency(slab)
+        for dim, total in sums.items():
+            others = [other for other in range(part.dim()) if other != dim]
+            total[slab[dim]] += part.sum(dim=others) if others else part
+    return sums
+
+
+def require_finite(sums: Mapping[int, Tensor], message: str, hint: str) -> None:
+    """Every element of a saliency is in each of its sums, so that a NaN or an infinity anywhere shows in one of them.
+
+    Raises:
+        FxpruneError: with ``message`` and ``hint``, when one shows.
+    """
+    if not all(bool(total.isfinite().all()) for total in sums.values()):
+        raise FxpruneError(message, hint)
+
+
+def as_contributions(name: str, sums: Mapping[int, Tensor]) -> Contributions:
+    """The sums of one parameter under their public keys."""
+    return {(name, dim): total.cpu().numpy() for dim, total in sums.items()}

@@ -1,0 +1,217 @@
+"""Taylor contributions: what the loss would change by, to first or second order, if weights were zero.
+
+Formulas of LLM-Pruner (arXiv 2305.11627, section 3.2, as its code defines them), for a weight ``W``, its gradient ``g``
+of one mean cross-entropy over the batch, and ``G2 = 1/N * sum_j g_j**2`` with ``g_j`` of sample ``j``'s own loss::
+
+    vector     |sum of W * g|                        over the other dimensions
+    element1   sum of |W * g|
+    second     sum of |W * G2 * W|
+    element2   sum of |W * g - 1/2 * W * G2 * W|
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..ir.errors import FxpruneError, RequestError
+from .contributions import (
+    Contributions,
+    Slab,
+    Wanted,
+    as_contributions,
+    position_sums,
+    require_finite,
+    wanted_parameters,
+)
+from .per_sample import mixed, squared
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module, Parameter
+
+NOT_FINITE = "score the model in float32, and check the calibration text"
+
+
+def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contributions:
+    """Taylor contributions of every wanted dimension, from one pass over the calibration tokens.
+
+    Parameters that are not wanted get no gradient. No more than two gradients are alive at a time (one for ``vector``,
+    ``element1`` and ``second``); docs/scoring.md has the figures. Gradients, flags and modes of the model are as before
+    afterwards.
+
+    Args:
+        model: called as ``model(input_ids=..., labels=..., use_cache=False)``; the result has ``loss``.
+        tokens: ``[N, L]`` int64, N samples without padding.
+        wanted: what to score.
+        variant: ``vector``, ``element1``, ``second`` or ``element2``.
+
+    Raises:
+        RequestError: for an unknown variant, tokens of another shape or type, or a ``wanted`` that does not fit.
+        FxpruneError: for a loss or gradient that is not finite, and a loss that depends on no wanted parameter.
+    """
+    compute = VARIANTS.get(variant)
+    if compute is None:
+        raise RequestError(f"unknown Taylor variant {variant!r}", f"use one of {', '.join(VARIANTS)}")
+    if tokens.dim() != 2 or tokens.dtype != torch.int64 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise RequestError(
+            f"calibration tokens of shape {list(tokens.shape)} and type {tokens.dtype}",
+            "give int64 token ids [samples, length] with length at least 2",
+        )
+    scoring = Scoring(model, tokens, wanted, wanted_parameters(model, wanted))
+    with _as_it_was(model), torch.enable_grad():
+        model.requires_grad_(False)
+        contributions = compute(scoring)
+        if not scoring.reached:
+            raise FxpruneError(
+                f"the loss depends on none of the {len(scoring.parameters)} parameters to be scored",
+                "score parameters that the model's forward pass uses",
+            )
+    return scoring.unreached_are_zero(contributions)
+
+
+@dataclass
+class Scoring:
+    """One request for scores, and the backward passes that serve it.
+
+    Attributes:
+        model: in evaluation mode, with no parameter requiring gradients except during a backward pass.
+        tokens: ``[N, L]``.
+        wanted: what to score.
+        parameters: the wanted parameters by name.
+        reached: names of those that a loss was found to depend on.
+    """
+
+    model: Module
+    tokens: Tensor
+    wanted: Wanted
+    parameters: dict[str, Parameter]
+    reached: set[str] = field(default_factory=set)
+
+    def forward(self, samples: slice) -> Any:
+        """The model's output on some samples, its loss checked.
+
+        Raises:
+            FxpruneError: for a loss that is missing or not finite.
+        """
+        batch = self.tokens[samples].to(next(iter(self.parameters.values())).device)
+        output = self.model(input_ids=batch, labels=batch, use_cache=False)
+        loss = getattr(output, "loss", None)
+        if loss is None:
+            raise FxpruneError(
+                f"{type(self.model).__name__} returned no loss for its labels", "score a causal language model"
+            )
+        if not bool(loss.isfinite()):
+            raise FxpruneError(f"the loss on {self.name_of(samples)} is {loss.item()}", NOT_FINITE)
+        return output
+
+    def backward(self, samples: slice, names: list[str], receive: Callable[[str, Tensor], None]) -> None:
+        """Hand the gradient of the mean loss over ``samples`` to ``receive``, parameter by parameter.
+
+        A gradient is freed when ``receive`` returns, so that only one of them is alive. A parameter that the loss does
+        not depend on is not received.
+        """
+        with self.gradients(names, receive):
+            loss = self.forward(samples).loss
+            if loss.requires_grad:
+                loss.backward()
+
+    @contextmanager
+    def gradients(self, names: list[str], receive: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Inside, these parameters require gradients, and a backward pass hands each gradient over and frees it."""
+
+        def hook_of(name: str) -> Callable[[Tensor], None]:
+            def hook(parameter: Tensor) -> None:
+                gradient, parameter.grad = parameter.grad, None
+                if gradient is not None:
+                    self.reached.add(name)
+                    receive(name, gradient)
+
+            return hook
+
+        handles = []
+        try:
+            for name in names:
+                self.parameters[name].requires_grad_(True)
+                handles.append(self.parameters[name].register_post_accumulate_grad_hook(hook_of(name)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name in names:
+                self.parameters[name].requires_grad_(False)
+                self.parameters[name].grad = None
+
+    def reduce(self, name: str, saliency: Callable[[Slab], Tensor], samples: slice) -> dict[int, Tensor]:
+        """Sum a saliency of one parameter over all dimensions but one, for each wanted one.
+
+        Raises:
+            FxpruneError: naming parameter and samples, for a saliency that is not finite.
+        """
+        sums = position_sums(self.parameters[name], self.wanted[name], saliency)
+        require_finite(sums, f"the gradient of {name!r} on {self.name_of(samples)} is not finite", NOT_FINITE)
+        return sums
+
+    def name_of(self, samples: slice) -> str:
+        """How a message calls these samples."""
+        first, end, _ = samples.indices(len(self.tokens))
+        if end - first == len(self.tokens):
+            return f"the calibration batch of {end}"
+        return f"calibration sample {first} of {len(self.tokens)}"
+
+    def unreached_are_zero(self, contributions: Contributions) -> Contributions:
+        """A wanted parameter that the loss does not depend on has a gradient of zero."""
+        for name, parameter in self.parameters.items():
+            if name not in self.reached:
+                sums = {dim: torch.zeros(parameter.shape[dim], dtype=torch.float64) for dim in self.wanted[name]}
+                contributions.update(as_contributions(name, sums))
+        return contributions
+
+
+def _first_order(scoring: Scoring, absolute: bool) -> Contributions:
+    """``W * g``, elements made absolute before they are summed, or sums afterwards."""
+    contributions: Contributions = {}
+    everything = slice(None)
+
+    def receive(name: str, gradient: Tensor) -> None:
+        weight = scoring.parameters[name].detach()
+
+        def saliency(slab: Slab) -> Tensor:
+            part = weight[slab].double() * gradient[slab]
+            return part.abs_() if absolute else part
+
+        sums = scoring.reduce(name, saliency, everything)
+        contributions.update(as_contributions(name, {dim: total.abs() for dim, total in sums.items()}))
+
+    scoring.backward(everything, list(scoring.parameters), receive)
+    return contributions
+
+
+@contextmanager
+def _as_it_was(model: Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every mode, flag and gradient is what it was before."""
+    modes = [(module, module.training) for module in model.modules()]
+    states = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _, _ in states:
+            parameter.grad = None
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag, gradient in states:
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+
+
+VARIANTS: dict[str, Callable[[Scoring], Contributions]] = {
+    "vector": lambda scoring: _first_order(scoring, absolute=False),
+    "element1": lambda scoring: _first_order(scoring, absolute=True),
+    "second": squared,
+    "element2": mixed,
+}
