@@ -114,17 +114,20 @@ def train(model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe) -
 
 
 def pad(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """One batch ``[B, longest]``: padded on the right with token 0, which the mask hides and the labels ignore."""
+    """One batch ``[B, longest]``: padded on the right with token 0, which the mask hides and the labels ignore.
+
+    The first label is ignored too. Nothing predicts it, and Trainer, which averages over labels, would count it for the
+    models whose loss it does not know to shift.
+    """
     longest = max(len(example["input_ids"]) for example in examples)
 
-    def stack(key: str, filler: int) -> torch.Tensor:
-        return torch.tensor([example[key] + [filler] * (longest - len(example[key])) for example in examples])
+    def stack(rows: list[list[int]], filler: int) -> torch.Tensor:
+        return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
 
-    mask = [[1] * len(e["input_ids"]) + [0] * (longest - len(e["input_ids"])) for e in examples]
     return {
-        "input_ids": stack("input_ids", 0),
-        "labels": stack("labels", IGNORED),
-        "attention_mask": torch.tensor(mask),
+        "input_ids": stack([example["input_ids"] for example in examples], 0),
+        "labels": stack([[IGNORED, *example["labels"][1:]] for example in examples], IGNORED),
+        "attention_mask": stack([[1] * len(example["input_ids"]) for example in examples], 0),
     }
 
 
@@ -180,7 +183,7 @@ def _cache_setting(model: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is not None:
+        if config is not None and before is not None:
             config.use_cache = before
 
 

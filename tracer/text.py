@@ -123,7 +123,7 @@ def load_text(spec: str, tokenizer: PreTrainedTokenizerBase, *, field: str | Non
             raise RequestError(f"'{spec}' is a text file and has no field '{field}'", "leave the field out")
         return from_string(spec, decode_file(path), tokenizer)
     else:
-        records = read_dataset(spec, field)
+        records = read_dataset(str(path), field)
     return Text(spec, records.rows, tokenizer, whole=False, complete=records.complete)
 
 
@@ -139,8 +139,9 @@ def from_string(name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> Tex
 
 
 def _looks_like_file(path: Path) -> bool:
-    """Whether a missing path was meant as a file and not as a data set id, so that the message can say so."""
-    return not path.is_dir() and (path.suffix in (".txt", ".text", ".md") or path.is_absolute())
+    """Whether a missing path was meant as a file and not as a data set, so that the message can say so."""
+    folder = Path(str(path).partition(":")[0])
+    return not folder.is_dir() and (path.suffix in (".txt", ".text", ".md") or path.is_absolute())
 
 
 def _example(ids: list[int]) -> dict[str, list[int]]:
