@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class FxpruneError(Exception):
-    """A failure with a message for the user. The command line prints ``error:`` and ``hint:`` and exits with ``exit_code``.
+    """A failure with a message for the user; the command line prints it and exits with ``exit_code``.
 
     Args:
         message: what is wrong, with the offending value.

@@ -1,0 +1,309 @@
+"""Axis terms, and the unifier that finds them.
+
+Every dimension of every value has an axis: an *atom* of interchangeable units, a *product* of axes (row-major, as a
+reshape reveals) or a *concat* of axes side by side (as a split or a cat reveals). Operators equate axes; the unifier
+solves the equations as type inference does, with a union-find over terms that refines a leaf into a product or a
+concat when it meets one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+AxisId = int
+ONE: AxisId = 0
+"""The axis of every dimension of extent 1: it broadcasts and is equated with nothing."""
+
+Form = Literal["leaf", "product", "concat"]
+
+
+class ClashError(Exception):
+    """Two axes that cannot be the same; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """``size`` interchangeable units."""
+
+    id: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"a{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Factors in row-major order; no factors at all is the axis of extent 1."""
+
+    factors: tuple[Axis, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(factor.size for factor in self.factors)
+
+    def __str__(self) -> str:
+        return "(" + " * ".join(map(str, self.factors)) + ")" if self.factors else "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """Parts side by side."""
+
+    parts: tuple[Axis, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    def __str__(self) -> str:
+        return "(" + " + ".join(map(str, self.parts)) + ")"
+
+
+Axis = Atom | Product | Concat
+
+
+@dataclass(slots=True)
+class _Node:
+    size: int
+    parent: AxisId
+    form: Form = "leaf"
+    children: tuple[AxisId, ...] = ()
+    frozen: str | None = None
+    marks: frozenset[str] = frozenset()
+
+
+class Axes:
+    """A set of axes and the equations between them, solved as they are stated."""
+
+    def __init__(self) -> None:
+        self._nodes: list[_Node] = [_Node(1, ONE, "product")]
+
+    def fresh(self, size: int) -> AxisId:
+        """An axis of which nothing is known but its extent."""
+        return ONE if size == 1 else self._add(_Node(size, len(self._nodes)))
+
+    def product(self, factors: Iterable[AxisId]) -> AxisId:
+        """The row-major product; factors of extent 1 vanish."""
+        kept = tuple(f for f in factors if self.find(f) != ONE)
+        if len(kept) < 2:
+            return kept[0] if kept else ONE
+        size = math.prod(self.size(f) for f in kept)
+        return self._add(_Node(size, len(self._nodes), "product", kept))
+
+    def concat(self, parts: Iterable[AxisId]) -> AxisId:
+        """Parts side by side; empty parts vanish."""
+        kept = tuple(p for p in parts if self.size(p))
+        if len(kept) == 1:
+            return kept[0]
+        size = sum(self.size(p) for p in kept)
+        return self._add(_Node(size, len(self._nodes), "concat", kept))
+
+    def size(self, axis: AxisId) -> int:
+        return self._nodes[axis].size
+
+    def find(self, axis: AxisId) -> AxisId:
+        """The representative of an axis."""
+        nodes = self._nodes
+        while nodes[axis].parent != axis:
+            nodes[axis].parent = nodes[nodes[axis].parent].parent
+            axis = nodes[axis].parent
+        return axis
+
+    def freeze(self, axis: AxisId, reason: str) -> None:
+        """No unit of this axis may be removed. The first reason is kept."""
+        node = self._nodes[self.find(axis)]
+        node.frozen = node.frozen or reason
+
+    def mark(self, axis: AxisId, mark: str) -> None:
+        """Note a property of every atom of this axis."""
+        root = self.find(axis)
+        if root != ONE:
+            self._nodes[root].marks |= {mark}
+
+    def unify(self, a: AxisId, b: AxisId) -> None:
+        """State that two axes are the same.
+
+        Raises:
+            ClashError: when no refinement of either makes them so. What was equated before the clash stays equated,
+                which only couples more than necessary.
+        """
+        a, b = self.find(a), self.find(b)
+        if a == b or ONE in (a, b):
+            return
+        first, second = self._nodes[a], self._nodes[b]
+        if first.size != second.size:
+            raise ClashError(f"extents {first.size} and {second.size} differ")
+        if first.form == "leaf":
+            self._link(a, b)
+        elif second.form == "leaf":
+            self._link(b, a)
+        elif first.form == second.form == "product":
+            self._align_factors(self._flat(a, "product"), self._flat(b, "product"))
+            self._link(a, b)
+        elif first.form == second.form == "concat":
+            self._align_parts(self._flat(a, "concat"), self._flat(b, "concat"))
+            self._link(a, b)
+        elif first.form == "concat":
+            self._distribute(b, a)
+            self._link(a, b)
+        else:
+            self._distribute(a, b)
+            self._link(b, a)
+
+    def _add(self, node: _Node) -> AxisId:
+        self._nodes.append(node)
+        return len(self._nodes) - 1
+
+    def _link(self, child: AxisId, root: AxisId) -> None:
+        child, root = self.find(child), self.find(root)
+        if child == root:
+            return
+        below, above = self._nodes[child], self._nodes[root]
+        below.parent = root
+        above.frozen = above.frozen or below.frozen
+        above.marks |= below.marks
+
+    def _flat(self, axis: AxisId, form: Form) -> list[AxisId]:
+        """Children through nested nodes of the same form, representatives only."""
+        root = self.find(axis)
+        if self._nodes[root].form != form or root == ONE:
+            return [root]
+        return [leaf for child in self._nodes[root].children for leaf in self._flat(child, form)]
+
+    def _split(self, axis: AxisId, lead: int) -> tuple[AxisId, AxisId]:
+        """Refine an axis (a leaf or a concat) into a product whose first factor has extent ``lead``."""
+        root = self.find(axis)
+        node = self._nodes[root]
+        inner = self.fresh(node.size // lead)
+        if node.form == "leaf":
+            leading = self.fresh(lead)
+        else:
+            leading = self.concat(self._lead_parts(self._flat(root, "concat"), inner))
+        node.form, node.children = "product", (leading, inner)
+        return leading, inner
+
+    def _lead_parts(self, parts: Sequence[AxisId], inner: AxisId) -> list[AxisId]:
+        """Refine every part into ``lead * inner`` and return the leads."""
+        extent, leads = self.size(inner), []
+        for part in parts:
+            if self.size(part) % extent:
+                raise ClashError(f"a part of {self.size(part)} is no multiple of the inner extent {extent}")
+        for part in parts:
+            lead = self.fresh(self.size(part) // extent)
+            self.unify(part, self.product((lead, inner)))
+            leads.append(lead)
+        return leads
+
+    def _align_factors(self, left: list[AxisId], right: list[AxisId]) -> None:
+        left, right = left[::-1], right[::-1]
+        while left and right:
+            a, b = self.find(left.pop()), self.find(right.pop())
+            if self._nodes[a].form == "product" or self._nodes[b].form == "product":
+                left.extend(reversed(self._flat(a, "product")))  # an equation further left may have refined it
+                right.extend(reversed(self._flat(b, "product")))
+                a, b = left.pop(), right.pop()
+            if self.size(a) < self.size(b):
+                a, b, left, right = b, a, right, left
+            if self.size(a) > self.size(b):
+                if self.size(a) % self.size(b):
+                    raise ClashError(f"factors {self.size(a)} and {self.size(b)} have no common refinement")
+                a, rest = self._split(a, self.size(b))
+                left.append(rest)
+            self.unify(a, b)
+
+    def _align_parts(self, left: list[AxisId], right: list[AxisId]) -> None:
+        left, right = left[::-1], right[::-1]
+        while left and right:
+            a, b = self.find(left.pop()), self.find(right.pop())
+            if self.size(a) < self.size(b):
+                a, b, left, right = b, a, right, left
+            if self.size(a) > self.size(b):
+                head = self.fresh(self.size(b))
+                rest = self.fresh(self.size(a) - self.size(b))
+                self.unify(a, self.concat((head, rest)))
+                a = head
+                left.append(rest)
+            self.unify(a, b)
+
+    def _distribute(self, product: AxisId, concat: AxisId) -> None:
+        """Equate a product with a concat by making the leading factors a concat of whole multiples of the rest."""
+        factors, parts = self._flat(product, "product"), self._flat(concat, "concat")
+        for k in range(1, len(factors)):
+            extent = math.prod(self.size(f) for f in factors[k:])
+            if all(self.size(part) % extent == 0 for part in parts):
+                inner = self.product(factors[k:])
+                leads = self._lead_parts(parts, inner)
+                self.unify(self.product(factors[:k]), self.concat(leads))
+                return
+        cut = math.gcd(*(self.size(part) for part in parts))
+        last = factors[-1]
+        if self._nodes[last].form == "leaf" and self.size(last) % cut == 0 and 1 < cut < self.size(last):
+            self._split(last, self.size(last) // cut)  # the cuts fall inside the last factor: look one level deeper
+            self._distribute(product, concat)
+            return
+        sizes = " * ".join(str(self.size(f)) for f in factors), " + ".join(str(self.size(p)) for p in parts)
+        raise ClashError(f"the cuts {sizes[1]} fall inside the units of {sizes[0]}")
+
+    def solve(self, order: Iterable[AxisId]) -> Solution:
+        """Terms for every axis, atoms numbered by first appearance in ``order``."""
+        return Solution(self, order)
+
+
+class Solution:
+    """Solved axes: terms, and what is known of every atom.
+
+    Attributes:
+        sizes: atom id -> number of units.
+        frozen: atom id -> why no unit of it may be removed; absent when it may.
+        marks: atom id -> properties that rules noted.
+    """
+
+    def __init__(self, axes: Axes, order: Iterable[AxisId]) -> None:
+        self._axes = axes
+        self._terms: dict[AxisId, Axis] = {ONE: Product(())}
+        self.sizes: dict[int, int] = {}
+        self.frozen: dict[int, str] = {}
+        self.marks: dict[int, set[str]] = {}
+        self._leaves: dict[AxisId, int] = {}
+        for axis in order:
+            self.term(axis)
+        self._spread()
+
+    def term(self, axis: AxisId) -> Axis:
+        """The axis as a term; the same object for the same axis."""
+        root = self._axes.find(axis)
+        if root not in self._terms:
+            self._terms[root] = self._build(root)
+        return self._terms[root]
+
+    def _build(self, root: AxisId) -> Axis:
+        node = self._axes._nodes[root]
+        if node.form == "leaf":
+            atom = Atom(len(self.sizes), node.size)
+            self._leaves[root] = atom.id
+            self.sizes[atom.id] = node.size
+            return atom
+        children = tuple(self.term(c) for c in self._axes._flat(root, node.form))
+        return Product(children) if node.form == "product" else Concat(children)
+
+    def _spread(self) -> None:
+        """Carry freezes and marks from every term down to its atoms."""
+        for root, node in enumerate(self._axes._nodes):
+            if self._axes.find(root) != root or (node.frozen is None and not node.marks):
+                continue
+            for atom in atoms_of(self.term(root)):
+                if node.frozen is not None:
+                    self.frozen.setdefault(atom.id, node.frozen)
+                self.marks.setdefault(atom.id, set()).update(node.marks)
+
+
+def atoms_of(axis: Axis) -> list[Atom]:
+    """Every atom in a term, each occurrence, left to right."""
+    if isinstance(axis, Atom):
+        return [axis]
+    children = axis.factors if isinstance(axis, Product) else axis.parts
+    return [atom for child in children for atom in atoms_of(child)]

@@ -1,0 +1,168 @@
+"""Graph, Op, Value: a traced model as plain data. Shapes are integers, data types and operators are names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """A data type by its short name: ``f32``, ``bf16``, ``i64``, ``b8``, …"""
+
+    name: str
+
+    @property
+    def is_float(self) -> bool:
+        return self.name.startswith(("f", "bf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an operator comes from.
+
+    Attributes:
+        module: path of the module whose forward executed it, ``""`` for the root.
+        file: file below its import root, never absolute; ``""`` when unknown.
+        line: line in ``file``.
+        code: the text of that line; not part of the printed form.
+    """
+
+    module: str = ""
+    file: str = ""
+    line: int = 0
+    code: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file else ""
+        return " ".join(part for part in (self.module, place) if part)
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor that flows through the graph; equal only to itself.
+
+    Attributes:
+        name: unique in its graph, printed as ``%name``.
+        dtype: element type.
+        shape: extent of every dimension.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"%{self.name}"
+
+
+Scalar = int | float | bool | str | DType | None
+Arg = Value | Scalar | tuple["Arg", ...]
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """One application of an operator.
+
+    Attributes:
+        target: the operator with its overload, ``aten.linear`` (default overload) or ``aten.add.Tensor``.
+        args, kwargs: operands and attributes, nested as the operator's schema has them.
+        results: the tensors that it makes; None where a position of a tuple result is not a tensor.
+        source: where it comes from.
+    """
+
+    target: str
+    args: tuple[Arg, ...]
+    kwargs: Mapping[str, Arg]
+    results: tuple[Value | None, ...]
+    source: Source = Source()
+
+    @property
+    def packet(self) -> str:
+        """The operator without its overload: ``aten.add`` for ``aten.add.Tensor``."""
+        return ".".join(self.target.split(".")[:2])
+
+    @property
+    def result(self) -> Value:
+        """The first result."""
+        first = self.results[0]
+        assert first is not None, f"{self.target} makes no tensor"
+        return first
+
+    @property
+    def operands(self) -> Iterator[Value]:
+        """Every value among the arguments, in order."""
+        for arg in (*self.args, *self.kwargs.values()):
+            yield from values_in(arg)
+
+    @property
+    def made(self) -> Iterator[Value]:
+        """Every tensor that it makes."""
+        return (value for value in self.results if value is not None)
+
+
+def values_in(arg: Arg) -> Iterator[Value]:
+    """The values in a nested argument, in order."""
+    if isinstance(arg, Value):
+        yield arg
+    elif isinstance(arg, tuple):
+        for item in arg:
+            yield from values_in(item)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A leaf that holds trained or registered data.
+
+    Attributes:
+        value: its value in the graph.
+        name: the first name under which the module holds it.
+        aliases: further names of the same tensor (tied weights).
+        is_buffer: registered buffer rather than a parameter.
+    """
+
+    value: Value
+    name: str
+    aliases: tuple[str, ...] = ()
+    is_buffer: bool = False
+
+
+@dataclass
+class Graph:
+    """A traced model.
+
+    Attributes:
+        name: of the model.
+        inputs: values that the caller gives.
+        parameters: leaves with data, in the order of the module.
+        constants: leaves without a name in the module (tensors that its code makes literally).
+        folded: operators that depend on no input and no parameter, at the *original* model's shapes, evaluated once;
+            what the rest of the graph takes from them is a constant whose axes can be sliced like a weight's.
+        ops: all other operators, in execution order.
+        outputs: values that the model returns.
+        extents: named extents of the example inputs, such as ``b`` and ``s``.
+    """
+
+    name: str
+    inputs: list[Value] = field(default_factory=list)
+    parameters: list[Parameter] = field(default_factory=list)
+    constants: list[Value] = field(default_factory=list)
+    folded: list[Op] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    extents: dict[str, int] = field(default_factory=dict)
+
+    def parameter_of(self) -> dict[Value, Parameter]:
+        """Leaf value -> the parameter it stands for."""
+        return {parameter.value: parameter for parameter in self.parameters}
+
+    def leaves(self) -> list[Value]:
+        """Values whose axes nothing in ``ops`` computes: inputs, parameters, constants, results of ``folded``."""
+        folded = [value for op in self.folded for value in op.made]
+        return [*self.inputs, *(p.value for p in self.parameters), *self.constants, *folded]
+
+    def all_values(self) -> Iterator[Value]:
+        """Every value: leaves first, then results in execution order."""
+        yield from self.leaves()
+        for op in self.ops:
+            yield from op.made

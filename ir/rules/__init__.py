@@ -1,0 +1,33 @@
+"""The operator rules: explicit tables by family. An operator without a rule freezes whatever it touches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import convolution, creation, linear, pointwise, reduce, shape, slicing
+from .rule import Equations, Resized, Rule
+
+FAMILIES: Mapping[str, Mapping[str, Rule]] = {
+    "pointwise": pointwise.TABLE,
+    "linear": linear.TABLE,
+    "reduce": reduce.TABLE,
+    "shape": shape.TABLE,
+    "slicing": slicing.TABLE,
+    "convolution": convolution.TABLE,
+    "creation": creation.TABLE,
+}
+
+
+def _merge(families: Mapping[str, Mapping[str, Rule]]) -> dict[str, Rule]:
+    table: dict[str, Rule] = {}
+    for family, rules in families.items():
+        for packet, rule in rules.items():
+            if packet in table:
+                raise AssertionError(f"two rules for {packet}, the second in {family}")
+            table[packet] = rule
+    return table
+
+
+RULES = _merge(FAMILIES)
+
+__all__ = ["FAMILIES", "RULES", "Equations", "Resized", "Rule"]

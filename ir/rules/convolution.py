@@ -1,0 +1,115 @@
+"""Convolutions, pooling and resampling over spatial positions."""
+
+from __future__ import annotations
+
+from ..graph import Arg, Op, Value
+from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
+
+SPATIAL = "spatial positions"
+
+
+def _groups_position(op: Op) -> int:
+    """Where ``groups`` stands: the generic operator has the transposed flag and the output padding before it."""
+    return 8 if op.packet == "aten.convolution" else 6
+
+
+def _is_transposed(op: Op) -> bool:
+    flag: Arg = argument(op, 6, "transposed", False) if op.packet == "aten.convolution" else False
+    return bool(flag) or op.packet.startswith("aten.conv_transpose")
+
+
+def _convolution(eq: Equations, op: Op) -> None:
+    """``n (g i) ..., (g o) i ..., (g o)? -> n (g o) ...``; transposed: the weight is ``(g i) o ...``."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    weight, bias = eq.of(tensor(op, 1)), argument(op, 2, "bias")
+    groups = integer(op, _groups_position(op), "groups", 1)
+    spatial = len(weight) - 2
+    channel = len(operand) - spatial - 1
+    group = eq.axes.fresh(groups)
+    rows, columns = (weight[1], weight[0]) if _is_transposed(op) else (weight[0], weight[1])
+    if _is_transposed(op):
+        eq.tie(operand[channel], columns)
+        inner = eq.axes.fresh(eq.axes.size(columns) // groups)
+        eq.tie(columns, eq.axes.product((group, inner)))
+        eq.tie(result[channel], eq.axes.product((group, rows)))
+    else:
+        eq.tie(operand[channel], eq.axes.product((group, columns)))
+        outer = eq.axes.fresh(eq.axes.size(rows) // groups)
+        eq.tie(rows, eq.axes.product((group, outer)))
+        eq.tie(rows, result[channel])
+    if isinstance(bias, Value):
+        eq.tie(eq.of(bias)[0], result[channel])
+    eq.tie_all(operand[:channel], result[:channel])
+    eq.freeze((*operand[channel + 1 :], *result[channel + 1 :], *weight[2:]), SPATIAL)
+
+
+def _groups(op: Op, new: Resized) -> Op:
+    """The number of groups that are left: channels of the operand over channels of one group."""
+    position = _groups_position(op)
+    if integer(op, position, "groups", 1) == 1:
+        return op
+    weight, operand = new.shape(tensor(op, 1)), new.shape(tensor(op, 0))
+    channel = len(operand) - (len(weight) - 2) - 1
+    groups = (new.shape(op.result) if _is_transposed(op) else operand)[channel] // weight[1]
+    return with_args(op, {position: groups}) if position < len(op.args) else with_args(op, {}, {"groups": groups})
+
+
+def _pool(spatial: int) -> Rule:
+    def couple(eq: Equations, op: Op) -> None:
+        operand = eq.of(tensor(op, 0))
+        for value in op.made:
+            result = eq.of(value)
+            eq.tie_all(operand[:-spatial], result[:-spatial])
+            eq.freeze((*operand[-spatial:], *result[-spatial:]), SPATIAL)
+
+    return Rule(couple, text="channels pass, spatial positions are frozen")
+
+
+def _unfold(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    eq.freeze((*operand[-2:], *result[-1:]), SPATIAL)
+    eq.tie(operand[0], result[0])
+    window = eq.axes.fresh(eq.axes.size(result[1]) // eq.axes.size(operand[1]))
+    eq.freeze([window], SPATIAL)
+    eq.tie(eq.axes.product((operand[1], window)), result[1])
+
+
+def _pixel_shuffle(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    block = eq.axes.fresh(integer(op, 1, "factor") ** 2)
+    eq.freeze([block, *operand[-2:], *result[-2:]], SPATIAL)
+    few, many = (result, operand) if op.packet == "aten.pixel_shuffle" else (operand, result)
+    eq.tie(many[-3], eq.axes.product((few[-3], block)))
+    eq.tie_all(operand[:-3], result[:-3])
+
+
+def _channel_shuffle(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    groups = eq.axes.fresh(integer(op, 1, "groups"))
+    inner = eq.axes.fresh(eq.axes.size(operand[1]) // eq.axes.size(groups))
+    eq.freeze([groups], "the groups of a channel shuffle")
+    eq.tie(operand[1], eq.axes.product((groups, inner)))
+    eq.tie(result[1], eq.axes.product((inner, groups)))
+    eq.tie_all((operand[0], *operand[2:]), (result[0], *result[2:]))
+
+
+_CONV = Rule(_convolution, _groups, text="n (g i) ..., (g o) i ..., (g o)? -> n (g o) ...")
+_POOLS = {
+    1: "avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d "
+    "reflection_pad1d replication_pad1d",
+    2: "avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "
+    "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "upsample_nearest_exact2d _upsample_nearest_exact2d reflection_pad2d replication_pad2d grid_sampler "
+    "grid_sampler_2d",
+    3: "avg_pool3d max_pool3d adaptive_avg_pool3d upsample_nearest3d upsample_trilinear3d",
+}
+
+TABLE = {
+    **{f"aten.{name}": _CONV for name in ("convolution", "conv1d", "conv2d", "conv3d")},
+    **{f"aten.conv_transpose{n}d": _CONV for n in (1, 2, 3)},
+    **{f"aten.{name}": _pool(spatial) for spatial, names in _POOLS.items() for name in names.split()},
+    "aten.im2col": Rule(_unfold, text="n c h w -> n (c * window) positions"),
+    "aten.pixel_shuffle": Rule(_pixel_shuffle, text="n (c * block) h w -> n c h w"),
+    "aten.pixel_unshuffle": Rule(_pixel_shuffle, text="n c h w -> n (c * block) h w"),
+    "aten.channel_shuffle": Rule(_channel_shuffle, text="n (g * i) ... -> n (i * g) ..."),
+}

@@ -1,0 +1,40 @@
+"""Operators that make a tensor of a given shape: nothing is tied; the shape follows the axes that later uses tie."""
+
+from __future__ import annotations
+
+from ..graph import Op, Value
+from .rule import Equations, Resized, Rule, with_args
+
+
+def _couple(eq: Equations, op: Op) -> None:
+    del eq, op  # a constant fill has no units of its own: whatever uses it says what its axes are
+
+
+def _shape(position: int) -> Rule:
+    def resize(op: Op, new: Resized) -> Op:
+        return with_args(op, {position: new.shape(op.result)})
+
+    return Rule(_couple, resize, text="a fill of the shape that its uses need")
+
+
+def _triangle(eq: Equations, op: Op) -> None:
+    operand = next(op.operands)
+    eq.freeze((*eq.of(operand)[-2:], *eq.of(op.result)[-2:]), "keeps a triangle of positions")
+    eq.tie_all(eq.of(operand), eq.of(op.result))
+
+
+def _one_hot(eq: Equations, op: Op) -> None:
+    operand = op.args[0]
+    assert isinstance(operand, Value)
+    result = eq.of(op.result)
+    eq.tie_all(eq.of(operand), result[:-1])
+    eq.freeze(result[-1:], "one position per class")
+
+
+TABLE = {
+    **{f"aten.{name}": _shape(0) for name in ("zeros", "ones", "full", "empty", "rand", "randn")},
+    **{f"aten.{name}": _shape(1) for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
+    "aten.tril": Rule(_triangle, text="freezes the last two dimensions"),
+    "aten.triu": Rule(_triangle, text="freezes the last two dimensions"),
+    "aten.one_hot": Rule(_one_hot, text="... -> ... c, c frozen"),
+}

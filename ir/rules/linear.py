@@ -1,0 +1,101 @@
+"""Contractions: linear maps, matrix products, einsum, look-ups in a table, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..axes import AxisId
+from ..graph import Op, Value
+from .rule import Equations, Resized, Rule, argument, pattern, tensor, with_args
+
+
+def _matmul(eq: Equations, op: Op) -> None:
+    """``... m k, ... k n -> ... m n`` with the vector forms of numpy."""
+    left, right = list(eq.of(tensor(op, 0))), list(eq.of(tensor(op, 1)))
+    result = list(eq.of(op.result))
+    if len(right) == 1:
+        eq.tie(left[-1], right[0])
+        eq.broadcast([left[:-1]], result)
+        return
+    eq.tie(left[-1], right[-2])
+    if len(left) == 1:
+        eq.broadcast([right[:-2]], result[:-1])
+        eq.tie(right[-1], result[-1])
+        return
+    eq.tie_all((left[-2], right[-1]), (result[-2], result[-1]))
+    eq.broadcast([left[:-2], right[:-2]], result[:-2])
+
+
+def _einsum(eq: Equations, op: Op) -> None:
+    equation, operands = op.args[0], list(op.operands)
+    assert isinstance(equation, str)
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    specs = inputs.split(",")
+    if not arrow:
+        letters = sorted(c for c in set(inputs) if c.isalpha() and inputs.count(c) == 1)
+        output = ("..." if "..." in inputs else "") + "".join(letters)
+    bound: dict[str, AxisId] = {}
+    leading: list[Sequence[AxisId]] = []
+    for spec, value in zip([*specs, output], [*operands, op.result], strict=True):
+        axes = list(eq.of(value))
+        head, dots, tail = spec.partition("...")
+        names = list(head) + list(tail)
+        named = axes[: len(head)] + axes[len(axes) - len(tail) :] if dots else axes
+        for name, axis in zip(names, named, strict=True):
+            if name not in bound or eq.axes.size(bound[name]) == 1:
+                bound[name] = axis
+            eq.tie(bound[name], axis)
+        rest = axes[len(head) : len(axes) - len(tail)] if dots else []
+        if value is op.result:
+            eq.broadcast(leading, rest)
+        elif dots:
+            leading.append(rest)
+
+
+def _attention(eq: Equations, op: Op) -> None:
+    """``... l e, ... s e, ... s v, (... l s)? -> ... l v``; what stands before ``l`` are heads."""
+    query, key, value = (eq.of(tensor(op, i)) for i in range(3))
+    result = eq.of(op.result)
+    eq.tie(query[-1], key[-1])
+    eq.tie(key[-2], value[-2])
+    eq.tie_all((query[-2], value[-1]), (result[-2], result[-1]))
+    eq.broadcast([query[:-2]], result[:-2])
+    if argument(op, 7, "enable_gqa", False):
+        groups = eq.axes.fresh(eq.axes.size(query[-3]) // eq.axes.size(key[-3]))
+        for shared in (key, value):
+            eq.tie(eq.axes.product((shared[-3], groups)), query[-3])
+        eq.broadcast([key[:-3], value[:-3]], result[:-3])
+    else:
+        eq.broadcast([key[:-2], value[:-2]], result[:-2])
+    mask = argument(op, 3, "attn_mask")
+    if isinstance(mask, Value):
+        axes = eq.of(mask)
+        eq.tie(axes[-1], key[-2])
+        eq.broadcast([axes[:-1]], result[:-1])
+    eq.mark(query[1:-2], "heads")
+    eq.mark((query[-1], value[-1]), "head_dim")
+
+
+def _pin_scale(op: Op, new: Resized) -> Op:
+    """The scale is a constant of the original head size; left to the operator it would follow the new one."""
+    del new
+    if argument(op, 6, "scale") is not None:
+        return op
+    return with_args(op, {}, {"scale": tensor(op, 0).shape[-1] ** -0.5})
+
+
+_ATTENTION = Rule(_attention, _pin_scale, text="... l e, ... s e, ... s v, (... l s)? -> ... l v")
+
+TABLE = {
+    "aten.linear": pattern("... k, n k, n? -> ... n"),
+    "aten.addmm": pattern("n, m k, k n -> m n"),
+    "aten.mm": pattern("m k, k n -> m n"),
+    "aten.bmm": pattern("... m k, ... k n -> ... m n"),
+    "aten.baddbmm": pattern("..., ... m k, ... k n -> ... m n"),
+    "aten.bilinear": pattern("... i, ... j, n i j, n? -> ... n"),
+    "aten.outer": pattern("m, n -> m n"),
+    "aten.embedding": pattern("v d, ... -> ... d", freeze={"v": "addressed by an index"}),
+    "aten.matmul": Rule(_matmul, text="... m k, ... k n -> ... m n"),
+    "aten.einsum": Rule(_einsum, text="the equation it is given"),
+    "aten.scaled_dot_product_attention": _ATTENTION,
+}

@@ -1,0 +1,144 @@
+"""Reductions, normalisations and softmax."""
+
+from __future__ import annotations
+
+from ..axes import AxisId
+from ..graph import Op, Value
+from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
+
+NORMALISED = "normalised"
+"""Mark of atoms that a normalisation divides over: removing their units is not the same as zeroing them."""
+
+
+def _dims(op: Op, rank: int, position: int = 1) -> list[int]:
+    dims = argument(op, position, "dim")
+    if dims is None or dims == () or isinstance(dims, bool):
+        return list(range(rank))
+    listed = dims if isinstance(dims, tuple) else (dims,)
+    return sorted(d % rank for d in listed if isinstance(d, int))
+
+
+def _reduction(mark: str | None, position: int = 1) -> Rule:
+    def couple(eq: Equations, op: Op) -> None:
+        operand = eq.of(tensor(op, 0))
+        if len(list(op.operands)) > 1:  # max and min of two tensors
+            eq.broadcast([eq.of(value) for value in op.operands], eq.of(op.result))
+            return
+        reduced = _dims(op, len(operand), position)
+        kept = [axis for dim, axis in enumerate(operand) if dim not in reduced]
+        for result in op.made:
+            axes = eq.of(result)
+            if len(axes) == len(operand):
+                axes = tuple(axis for dim, axis in enumerate(axes) if dim not in reduced)
+            eq.tie_all(kept, axes)
+        if mark:
+            eq.mark((operand[d] for d in reduced), mark)
+
+    return Rule(couple, text="reduces the dimensions it names" + (", marks them normalised" if mark else ""))
+
+
+def _along(reason: str | None, mark: str | None, position: int = 1, default: int = -1) -> Rule:
+    """Operators that keep every extent but the one of a dimension along which they act."""
+
+    def couple(eq: Equations, op: Op) -> None:
+        operand = eq.of(tensor(op, 0))
+        dim = integer(op, position, "dim", default) % max(len(operand), 1)
+        for result in op.made:
+            for d, (a, b) in enumerate(zip(operand, eq.of(result), strict=True)):
+                if d != dim or result.shape[d] == eq.axes.size(a):
+                    eq.tie(a, b)
+                elif reason:
+                    eq.freeze([b], reason)
+        if reason:
+            eq.freeze([operand[dim]], reason)
+        if mark:
+            eq.mark([operand[dim]], mark)
+
+    return Rule(couple, text=f"freezes the dimension: {reason}" if reason else "acts along a dimension, marks it")
+
+
+def _softmax(eq: Equations, op: Op) -> None:
+    operand = eq.of(tensor(op, 0))
+    eq.tie_all(operand, eq.of(op.result))
+    dim = integer(op, 1, "dim", -1) % len(operand)
+    eq.mark([operand[dim]], NORMALISED)
+    if len(operand) == 4 and dim == 3:
+        eq.mark(operand[1:2], "heads")  # scores of attention that is written out: batch, heads, queries, keys
+
+
+def _norm_over_last(weights: tuple[int, ...]) -> Rule:
+    """layer_norm and its like: normalises the last dimensions, which the weights share."""
+
+    def couple(eq: Equations, op: Op) -> None:
+        operand = eq.of(tensor(op, 0))
+        eq.tie_all(operand, eq.of(op.result))
+        shape = op.args[1]
+        assert isinstance(shape, tuple)
+        for position in weights:
+            weight = op.args[position] if position < len(op.args) else None
+            if isinstance(weight, Value):
+                eq.broadcast([eq.of(weight)], operand)
+        eq.mark(operand[len(operand) - len(shape) :], NORMALISED)
+
+    def resize(op: Op, new: Resized) -> Op:
+        shape = op.args[1]
+        assert isinstance(shape, tuple)
+        return with_args(op, {1: new.shape(tensor(op, 0))[-len(shape) :]})
+
+    return Rule(couple, resize, text="normalises the last dimensions; weights have them too")
+
+
+def _batch_norm(eq: Equations, op: Op) -> None:
+    operand = eq.of(tensor(op, 0))
+    eq.tie_all(operand, eq.of(op.result))
+    for weight in list(op.operands)[1:]:
+        eq.tie(eq.of(weight)[0], operand[1])
+
+
+def _grouped(eq: Equations, op: Op) -> tuple[AxisId, AxisId]:
+    channels = eq.of(tensor(op, 0))[1]
+    groups = integer(op, 1, "num_groups", 1)
+    outer = eq.axes.fresh(groups)
+    inner = eq.axes.fresh(eq.axes.size(channels) // groups)
+    eq.tie(channels, eq.axes.product((outer, inner)))
+    return outer, inner
+
+
+def _group_norm(eq: Equations, op: Op) -> None:
+    operand = eq.of(tensor(op, 0))
+    outer, inner = _grouped(eq, op)
+    eq.tie_all(operand, eq.of(op.result))
+    for weight in list(op.operands)[1:]:
+        eq.tie(eq.of(weight)[0], operand[1])
+    eq.freeze([outer], "the number of groups of a normalisation")
+    eq.mark([inner], NORMALISED)
+
+
+TABLE = {
+    **{
+        f"aten.{name}": _reduction(None)
+        for name in ("sum", "amax", "amin", "any", "all", "argmax", "argmin", "max", "min")
+    },
+    **{f"aten.{name}": _reduction(NORMALISED) for name in ("mean", "var", "std", "var_mean", "std_mean", "logsumexp")},
+    "aten.nansum": _reduction(None),
+    "aten.prod": _reduction(NORMALISED),
+    "aten.linalg_vector_norm": _reduction(None, 2),
+    "aten.norm": _reduction(None, 2),
+    **{
+        f"aten.{name}": Rule(_softmax, text="same shape, marks the dimension normalised")
+        for name in ("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
+    },
+    "aten.layer_norm": _norm_over_last((2, 3)),
+    "aten.native_layer_norm": _norm_over_last((2, 3)),
+    "aten.rms_norm": _norm_over_last((2,)),
+    "aten.batch_norm": Rule(_batch_norm, text="n c ..., c?, c?, c?, c? -> n c ..."),
+    "aten._native_batch_norm_legit_no_training": Rule(_batch_norm, text="n c ..., c?, c?, c?, c? -> n c ..."),
+    "aten.group_norm": Rule(_group_norm, text="n (g i) ..., (g i)?, (g i)? -> n (g i) ...; i is normalised, g frozen"),
+    **{
+        f"aten.{name}": _along("accumulates along the axis", None)
+        for name in ("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
+    },
+    **{f"aten.{name}": _along("orders the axis", None) for name in ("sort", "argsort")},
+    "aten.topk": _along("picks from the axis", None, 2),
+    "aten.glu": _along("halves the axis", None),
+}

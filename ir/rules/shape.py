@@ -1,0 +1,181 @@
+"""Operators that only rearrange dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..graph import Arg, Op, Value
+from .rule import Equations, Resize, Resized, Rule, argument, integer, tensor, with_args
+
+
+def blocks(left: Sequence[int], right: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The finest runs of dimensions of two row-major shapes that hold the same elements, extents of 1 left out.
+
+    Args:
+        left, right: shapes with the same number of elements.
+
+    Returns:
+        Pairs of dimension lists whose extents have equal products.
+    """
+    a = [(d, n) for d, n in enumerate(left) if n != 1]
+    b = [(d, n) for d, n in enumerate(right) if n != 1]
+    found: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(a) and j < len(b):
+        run, other = [a[i][0]], [b[j][0]]
+        have, want = a[i][1], b[j][1]
+        i, j = i + 1, j + 1
+        while have != want:
+            if have < want:
+                run.append(a[i][0])
+                have *= a[i][1]
+                i += 1
+            else:
+                other.append(b[j][0])
+                want *= b[j][1]
+                j += 1
+        found.append((run, other))
+    return found
+
+
+def _reshape(eq: Equations, op: Op) -> None:
+    operand, result = tensor(op, 0), op.result
+    left, right = eq.of(operand), eq.of(result)
+    if 0 in operand.shape:
+        eq.freeze((*left, *right), "reshapes an empty tensor")
+        return
+    for run, other in blocks(operand.shape, result.shape):
+        eq.tie(eq.axes.product(left[d] for d in run), eq.axes.product(right[d] for d in other))
+
+
+def _to_new_shape(position: int) -> Resize:
+    def resize(op: Op, new: Resized) -> Op:
+        return with_args(op, {position: new.shape(op.result)})
+
+    return resize
+
+
+def _unflatten_sizes(op: Op, new: Resized) -> Op:
+    dim = integer(op, 1, "dim") % len(tensor(op, 0).shape)
+    sizes = op.args[2]
+    assert isinstance(sizes, tuple)
+    return with_args(op, {2: new.shape(op.result)[dim : dim + len(sizes)]})
+
+
+def _integers(arg: Arg) -> list[int]:
+    return [item for item in (arg if isinstance(arg, tuple) else (arg,)) if isinstance(item, int)]
+
+
+def _permutation(op: Op) -> list[int]:
+    rank = len(tensor(op, 0).shape)
+    order = list(range(rank))
+    if op.packet in ("aten.t", "aten.numpy_T", "aten.mT", "aten.adjoint"):
+        return order[::-1] if op.packet != "aten.mT" else [*order[:-2], order[-1], order[-2]]
+    if op.packet in ("aten.transpose", "aten.swapaxes", "aten.swapdims"):
+        a, b = integer(op, 1, "dim0") % rank, integer(op, 2, "dim1") % rank
+        order[a], order[b] = order[b], order[a]
+        return order
+    given = op.args[1]
+    if op.packet == "aten.permute":
+        return [d % rank for d in _integers(given)]
+    target = op.args[2]
+    moved = {p % rank: s % rank for s, p in zip(_integers(given), _integers(target), strict=True)}
+    rest = iter([d for d in order if d not in moved.values()])
+    return [moved[d] if d in moved else next(rest) for d in order]
+
+
+def _permute(eq: Equations, op: Op) -> None:
+    operand = eq.of(tensor(op, 0))
+    eq.tie_all((operand[d] for d in _permutation(op)), eq.of(op.result))
+
+
+def _expand(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    eq.broadcast([operand], result)
+
+
+def _repeat(eq: Equations, op: Op) -> None:
+    """Tiles: index ``r * n + i`` of the result is index ``i`` of the operand."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    padded = (0,) * (len(result) - len(operand)) + operand
+    for axis, made in zip(padded, result, strict=True):
+        times = eq.axes.size(made) // eq.axes.size(axis)
+        eq.tie(made, eq.axes.product((eq.axes.fresh(times), axis)))
+
+
+def _repeat_counts(op: Op, new: Resized) -> Op:
+    old, made = new.shape(tensor(op, 0)), new.shape(op.result)
+    padded = (1,) * (len(made) - len(old)) + old
+    return with_args(op, {1: tuple(m // o for m, o in zip(made, padded, strict=True))})
+
+
+def _interleave(eq: Equations, op: Op) -> None:
+    """Repeats every unit in place: index ``i * times + r`` of the result is index ``i`` of the operand."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    times, dim = op.args[1], argument(op, 2, "dim")
+    if not isinstance(times, int) or not isinstance(dim, int):
+        eq.freeze((*operand, *result), "repeats by a computed count")
+        return
+    for d, (axis, made) in enumerate(zip(operand, result, strict=True)):
+        eq.tie(eq.axes.product((axis, eq.axes.fresh(times))) if d == dim % len(operand) else axis, made)
+
+
+def _interleave_count(op: Op, new: Resized) -> Op:
+    dim = integer(op, 2, "dim") % len(tensor(op, 0).shape)
+    return with_args(op, {1: new.shape(op.result)[dim] // new.shape(tensor(op, 0))[dim]})
+
+
+def _reversed(eq: Equations, op: Op) -> None:
+    """flip and roll: the dimensions that move are frozen, the others pass."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    dims = op.args[1] if op.packet == "aten.flip" else argument(op, 2, "dims", ())
+    moved = {d % len(operand) for d in dims if isinstance(d, int)} if isinstance(dims, tuple) else set()
+    eq.freeze((operand[d] for d in moved or range(len(operand))), "moves positions of the axis")
+    eq.tie_all(operand, result)
+
+
+def _complex_view(eq: Equations, op: Op) -> None:
+    """A last dimension of 2 holds the real and the imaginary part."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    count = min(len(operand), len(result))
+    eq.tie_all(operand[:count], result[:count])
+    longer: Value = tensor(op, 0) if len(operand) > len(result) else op.result
+    eq.freeze(eq.of(longer)[-1:], "real and imaginary part")
+
+
+_SAME_ELEMENTS = Rule(_reshape, text="finest runs of dimensions with equal products: product = product")
+_WITH_SHAPE = Rule(_reshape, _to_new_shape(1), text=_SAME_ELEMENTS.text)
+_PERMUTE = Rule(_permute, text="permutes dimensions")
+
+TABLE = {
+    **{f"aten.{name}": _WITH_SHAPE for name in ("view", "reshape", "_unsafe_view", "_reshape_alias")},
+    **{f"aten.{name}": _SAME_ELEMENTS for name in ("flatten", "squeeze", "unsqueeze", "ravel")},
+    "aten.unflatten": Rule(_reshape, _unflatten_sizes, text=_SAME_ELEMENTS.text),
+    **{
+        f"aten.{name}": _PERMUTE
+        for name in (
+            "permute",
+            "transpose",
+            "t",
+            "mT",
+            "numpy_T",
+            "adjoint",
+            "movedim",
+            "moveaxis",
+            "swapaxes",
+            "swapdims",
+        )
+    },
+    "aten.expand": Rule(_expand, _to_new_shape(1), text="... -> ...; from 1 to n is a new atom"),
+    "aten.expand_as": Rule(
+        lambda eq, op: eq.broadcast([eq.of(v) for v in op.operands], eq.of(op.result)), text="..., ... -> ..."
+    ),
+    "aten.broadcast_to": Rule(_expand, _to_new_shape(1), text="... -> ..."),
+    "aten.repeat": Rule(_repeat, _repeat_counts, text="n -> (times * n)"),
+    "aten.tile": Rule(_repeat, _repeat_counts, text="n -> (times * n)"),
+    "aten.repeat_interleave": Rule(_interleave, _interleave_count, text="n -> (n * times)"),
+    "aten.flip": Rule(_reversed, text="freezes the flipped dimensions"),
+    "aten.roll": Rule(_reversed, text="freezes the rolled dimensions"),
+    "aten.view_as_real": Rule(_complex_view, text="... -> ... 2"),
+    "aten.view_as_complex": Rule(_complex_view, text="... 2 -> ..."),
+}

@@ -1,0 +1,251 @@
+"""Operators that take dimensions apart and put them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..axes import ONE, AxisId
+from ..graph import Arg, Op, Value
+from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
+
+
+def _pass_others(eq: Equations, operand: Sequence[AxisId], result: Sequence[AxisId], dim: int) -> None:
+    for d, (a, b) in enumerate(zip(operand, result, strict=True)):
+        if d != dim:
+            eq.tie(a, b)
+
+
+def _cat(eq: Equations, op: Op) -> None:
+    operands = [value for value in op.operands if value.shape != (0,)]
+    result = eq.of(op.result)
+    dim = integer(op, 1, "dim") % len(result)
+    for value in operands:
+        _pass_others(eq, eq.of(value), result, dim)
+    eq.tie(eq.axes.concat(eq.of(value)[dim] for value in operands), result[dim])
+
+
+def _stack(eq: Equations, op: Op) -> None:
+    result = eq.of(op.result)
+    dim = integer(op, 1, "dim") % len(result)
+    operands = list(op.operands)
+    for value in operands:
+        eq.tie_all(eq.of(value), [axis for d, axis in enumerate(result) if d != dim])
+    eq.tie(eq.axes.concat([ONE] * len(operands)), result[dim])
+
+
+def _unbind(eq: Equations, op: Op) -> None:
+    operand = eq.of(tensor(op, 0))
+    dim = integer(op, 1, "dim") % len(operand)
+    for value in op.made:
+        eq.tie_all([axis for d, axis in enumerate(operand) if d != dim], eq.of(value))
+    eq.tie(eq.axes.concat([ONE] * len(op.results)), operand[dim])
+
+
+def _split() -> Rule:
+    """split, split_with_sizes, chunk, tensor_split: the dimension is the concat of the results'."""
+
+    def couple(eq: Equations, op: Op) -> None:
+        operand = eq.of(tensor(op, 0))
+        dim = integer(op, 2, "dim") % len(operand)
+        for value in op.made:
+            _pass_others(eq, operand, eq.of(value), dim)
+        eq.tie(operand[dim], eq.axes.concat(eq.of(value)[dim] for value in op.made))
+
+    def resize(op: Op, new: Resized) -> Op:
+        dim = integer(op, 2, "dim") % len(tensor(op, 0).shape)
+        sizes = tuple(new.shape(value)[dim] for value in op.made)
+        if sizes == tuple(value.shape[dim] for value in op.made):
+            return op
+        return Op("aten.split_with_sizes", (op.args[0], sizes, dim), {}, op.results, op.source)
+
+    return Rule(couple, resize, text="n -> concat of the results' dimensions")
+
+
+def _bounds(op: Op, extent: int) -> tuple[int, int, int]:
+    """Start, end and step of a slice, normalised."""
+    start, end = argument(op, 2, "start"), argument(op, 3, "end")
+    step = integer(op, 4, "step", 1)
+    return (*slice(start, end).indices(extent)[:2], step)
+
+
+def _cut(eq: Equations, axis: AxisId, start: int, end: int) -> AxisId:
+    """Refine an axis at two positions and return the part between them."""
+    extent = eq.axes.size(axis)
+    middle = eq.axes.fresh(end - start)
+    eq.tie(axis, eq.axes.concat([eq.axes.fresh(start), middle, eq.axes.fresh(extent - end)]))
+    return middle
+
+
+def _slice(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    dim = integer(op, 1, "dim") % len(operand)
+    extent = tensor(op, 0).shape[dim]
+    start, end, step = _bounds(op, extent)
+    _pass_others(eq, operand, result, dim)
+    if step != 1:
+        _strided(eq, operand[dim], result[dim], step)
+    elif start < end:
+        eq.tie(operand[dim] if (start, end) == (0, extent) else _cut(eq, operand[dim], start, end), result[dim])
+
+
+def _strided(eq: Equations, axis: AxisId, result: AxisId, step: int) -> None:
+    """Every ``step``-th position: a product whose inner factor the slice addresses."""
+    if eq.axes.size(axis) % step or eq.axes.size(result) * step != eq.axes.size(axis):
+        eq.freeze((axis, result), f"a slice with step {step} that does not divide the axis")
+        return
+    inner = eq.axes.fresh(step)
+    eq.freeze([inner], f"a slice with step {step}")
+    eq.tie(axis, eq.axes.product((result, inner)))
+
+
+def _slice_bounds(op: Op, new: Resized) -> Op:
+    operand = tensor(op, 0)
+    dim = integer(op, 1, "dim") % len(operand.shape)
+    start, end, step = _bounds(op, operand.shape[dim])
+    if step != 1 or new.shape(operand)[dim] == operand.shape[dim]:
+        return op
+    kept, end = new.kept(operand, dim), max(start, end)
+    low, high = int((kept < start).sum()), int((kept < end).sum())
+    return Op(op.target, (op.args[0], dim, low, high), {}, op.results, op.source)
+
+
+def _narrow(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    dim, start, length = integer(op, 1, "dim") % len(operand), integer(op, 2, "start"), integer(op, 3, "length")
+    _pass_others(eq, operand, result, dim)
+    eq.tie(_cut(eq, operand[dim], start, start + length), result[dim])
+
+
+def _narrow_bounds(op: Op, new: Resized) -> Op:
+    operand, dim = tensor(op, 0), integer(op, 1, "dim") % len(tensor(op, 0).shape)
+    start = int((new.kept(operand, dim) < integer(op, 2, "start")).sum())
+    return with_args(op, {2: start, 3: new.shape(op.result)[dim]})
+
+
+def _select(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    dim = integer(op, 1, "dim") % len(operand)
+    index = integer(op, 2, "index") % tensor(op, 0).shape[dim]
+    eq.tie_all([axis for d, axis in enumerate(operand) if d != dim], result)
+    _cut(eq, operand[dim], index, index + 1)
+
+
+def _select_index(op: Op, new: Resized) -> Op:
+    operand = tensor(op, 0)
+    dim = integer(op, 1, "dim") % len(operand.shape)
+    index = integer(op, 2, "index") % operand.shape[dim]
+    return with_args(op, {2: int((new.kept(operand, dim) < index).sum())})
+
+
+def _pad(eq: Equations, op: Op) -> None:
+    """Padding stands beside the axis as frozen parts; a negative one cuts it."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    amounts = [n for n in argument(op, 1, "pad") if isinstance(n, int)]  # type: ignore[union-attr]
+    for back in range(len(operand)):
+        dim = len(operand) - 1 - back
+        before, after = amounts[2 * back : 2 * back + 2] or (0, 0)
+        if before == after == 0:
+            eq.tie(operand[dim], result[dim])
+        elif min(before, after) < 0:
+            eq.freeze((operand[dim], result[dim]), "cut by negative padding")
+        else:
+            edges = eq.axes.fresh(before), eq.axes.fresh(after)
+            eq.freeze([edge for edge, extent in zip(edges, (before, after), strict=True) if extent], "padding")
+            eq.tie(eq.axes.concat((edges[0], operand[dim], edges[1])), result[dim])
+
+
+def index_layout(indices: Sequence[Arg], rank: int) -> tuple[list[int], int]:
+    """Which dimensions an index addresses, and where in the result the indices' own dimensions stand.
+
+    Args:
+        indices: a tensor or None per leading dimension, as ``aten.index`` has them.
+        rank: of the indexed tensor.
+
+    Returns:
+        The addressed dimensions and the position of the first dimension that comes from the indices.
+    """
+    addressed = [d for d, index in enumerate(indices) if isinstance(index, Value)]
+    together = addressed == list(range(addressed[0], addressed[-1] + 1)) if addressed else True
+    assert len(indices) <= rank
+    return addressed, addressed[0] if addressed and together else 0
+
+
+def _index(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    indices = op.args[1]
+    assert isinstance(indices, tuple)
+    if any(isinstance(i, Value) and i.dtype.name == "b8" for i in indices):
+        eq.freeze((*operand, *result), "selects by a mask")
+        return
+    addressed, place = index_layout(indices, len(operand))
+    eq.freeze((operand[d] for d in addressed), "addressed by an index")
+    passed = [axis for d, axis in enumerate(operand) if d not in addressed]
+    width = len(result) - len(passed)
+    eq.tie_all(passed, (*result[:place], *result[place + width :]))
+    eq.broadcast([eq.of(i) for i in indices if isinstance(i, Value)], result[place : place + width])
+
+
+def _index_select(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    dim = integer(op, 1, "dim") % len(operand)
+    _pass_others(eq, operand, result, dim)
+    eq.tie(eq.of(tensor(op, 2))[0], result[dim])
+    eq.freeze((operand[dim], result[dim]), "addressed by an index")
+
+
+def _gather(eq: Equations, op: Op) -> None:
+    """gather and scatter: the dimension is addressed; others pass where the index spans them."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    index = eq.of(tensor(op, 2))
+    dim = integer(op, 1, "dim") % len(operand)
+    eq.freeze((operand[dim], result[dim], index[dim]), "addressed by an index")
+    sides = [index, result] + [eq.of(v) for v in list(op.operands)[2:]]
+    for d in range(len(operand)):
+        if d == dim:
+            continue
+        for side in sides:
+            if eq.axes.size(side[d]) == eq.axes.size(operand[d]):
+                eq.tie(operand[d], side[d])
+            else:
+                eq.freeze((operand[d], side[d]), "addressed in part by an index")
+
+
+def _index_put(eq: Equations, op: Op) -> None:
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    indices = op.args[1]
+    assert isinstance(indices, tuple)
+    addressed, place = index_layout(indices, len(operand))
+    eq.tie_all(operand, result)
+    eq.freeze((operand[d] for d in addressed), "addressed by an index")
+    passed = [axis for d, axis in enumerate(operand) if d not in addressed]
+    values = eq.of(tensor(op, 2))
+    if len(values) < len(passed) - place:
+        eq.freeze(passed, "written by an index")
+        return
+    eq.broadcast([values[len(values) - (len(passed) - place) :]], passed[place:])
+    eq.freeze(passed[:place], "written by an index")
+
+
+_SPLIT = _split()
+
+TABLE = {
+    "aten.cat": Rule(_cat, text="concat of the operands' dimensions"),
+    "aten.concat": Rule(_cat, text="concat of the operands' dimensions"),
+    "aten.stack": Rule(_stack, text="a new dimension of single positions"),
+    "aten.unbind": Rule(_unbind, text="a dimension of single positions goes"),
+    "aten.split": _SPLIT,
+    "aten.split_with_sizes": _SPLIT,
+    "aten.chunk": _SPLIT,
+    "aten.tensor_split": _SPLIT,
+    "aten.slice": Rule(_slice, _slice_bounds, text="n = (before + part + after); step k: (part * k), k frozen"),
+    "aten.narrow": Rule(_narrow, _narrow_bounds, text="n = (before + part + after)"),
+    "aten.select": Rule(_select, _select_index, text="n = (before + 1 + after)"),
+    "aten.constant_pad_nd": Rule(_pad, text="n -> (frozen + n + frozen)"),
+    "aten.pad": Rule(_pad, text="n -> (frozen + n + frozen)"),
+    "aten.index": Rule(_index, text="freezes the addressed dimensions, passes the others"),
+    "aten.index_select": Rule(_index_select, text="freezes the addressed dimension, passes the others"),
+    "aten.gather": Rule(_gather, text="freezes the addressed dimension"),
+    "aten.scatter": Rule(_gather, text="freezes the addressed dimension"),
+    "aten.scatter_add": Rule(_gather, text="freezes the addressed dimension"),
+    "aten.index_put": Rule(_index_put, text="freezes the addressed dimensions"),
+}

@@ -1,0 +1,76 @@
+"""The verifier: a graph is well-formed, and its shapes obey the operators' rules."""
+
+from __future__ import annotations
+
+from .axes import AxisId
+from .errors import FxpruneError
+from .graph import Graph, Op, Value
+from .rules import RULES, Equations
+from .text import print_graph
+
+
+class _Mismatch(Exception):
+    """Two axes that a rule equates have different extents."""
+
+
+class _Shapes(Equations):
+    """Equations that are only checked: both sides must have the same extent."""
+
+    def tie(self, a: AxisId, b: AxisId) -> None:
+        sizes = self.axes.size(a), self.axes.size(b)
+        if 1 not in sizes and sizes[0] != sizes[1]:
+            raise _Mismatch(f"extents {sizes[0]} and {sizes[1]} should be equal")
+
+
+def verify(graph: Graph) -> None:
+    """Check that names are unique, every value is defined before it is used, and shapes obey the rules.
+
+    Raises:
+        FxpruneError: with the graph's text up to the operator at fault and what is wrong with it.
+    """
+    defined: set[Value] = set()
+    names: set[str] = set()
+    for value in (*graph.inputs, *(p.value for p in graph.parameters), *graph.constants):
+        _define(graph, None, value, defined, names)
+    shapes = _Shapes()
+    for op in (*graph.folded, *graph.ops):
+        for operand in op.operands:
+            if operand not in defined:
+                raise _error(graph, op, f"%{operand.name} is used before it is defined")
+        for value in op.made:
+            _define(graph, op, value, defined, names)
+    for op in graph.ops:
+        _check_shapes(graph, op, shapes)
+    for value in graph.outputs:
+        if value not in defined:
+            raise _error(graph, None, f"the output %{value.name} is never defined")
+
+
+def _define(graph: Graph, op: Op | None, value: Value, defined: set[Value], names: set[str]) -> None:
+    if value.name in names:
+        raise _error(graph, op, f"%{value.name} is defined twice")
+    names.add(value.name)
+    defined.add(value)
+
+
+def _check_shapes(graph: Graph, op: Op, shapes: _Shapes) -> None:
+    rule = RULES.get(op.packet)
+    if rule is None:
+        return
+    shapes.op = op
+    try:
+        rule.couple(shapes, op)
+    except (_Mismatch, IndexError, ValueError, AssertionError) as error:
+        raise _error(graph, op, str(error)) from error
+
+
+def _error(graph: Graph, op: Op | None, message: str) -> FxpruneError:
+    lines = print_graph(graph).splitlines()
+    shown = lines
+    if op is not None and (made := next(op.made, None)) is not None:
+        at = next((i for i, line in enumerate(lines) if f"%{made.name}" in line.partition(" = ")[0]), len(lines) - 1)
+        column = len(lines[at]) - len(lines[at].lstrip())
+        shown = [*lines[max(0, at - 3) : at + 1], " " * column + "^" * 8 + f" {message}"]
+    return FxpruneError(
+        f"the graph is not valid: {message}\n" + "\n".join(shown), "this is a defect of a rule or a pass"
+    )

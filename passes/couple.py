@@ -1,0 +1,260 @@
+"""couple: solve the axes of a graph and find the groups of units that live or die together."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+
+from ..ir.axes import Atom, Axis, Concat, Solution, atoms_of
+from ..ir.graph import Graph, Op, Parameter, Value
+from ..ir.groups import Group, Kind, Occurrence, Role
+from ..ir.rules import RULES, Equations
+
+Place = tuple[Value, int]
+"""A dimension of a value."""
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The dependency analysis of one graph.
+
+    Attributes:
+        graph: what was analysed.
+        axes: every value -> the axis term of each of its dimensions.
+        groups: name -> group, in the order of the parameters.
+        unknown: operators that have no rule, with what they froze.
+    """
+
+    graph: Graph
+    axes: Mapping[Value, tuple[Axis, ...]]
+    groups: Mapping[str, Group]
+    unknown: tuple[Op, ...] = ()
+
+    @cached_property
+    def by_atom(self) -> Mapping[int, Group]:
+        return {group.atom: group for group in self.groups.values()}
+
+    @property
+    def prunable(self) -> list[Group]:
+        """Groups of which units may go."""
+        return [group for group in self.groups.values() if group.frozen is None]
+
+    @cached_property
+    def network(self) -> nx.Graph:
+        """Axis occurrences, tied by the operators.
+
+        Nodes are ``(value, dim, atom)`` for atoms that occur in a parameter, edges carry the ``op`` that tied them.
+        Its connected components are the coupled groups.
+        """
+        network = nx.Graph()
+        atoms = set(self.by_atom)
+        for parameter in self.graph.parameters:
+            network.add_nodes_from(self._nodes(parameter.value, atoms))
+        for op in self.graph.ops:
+            first: dict[int, tuple[Value, int, int]] = {}
+            for value in (*op.operands, *op.made):
+                for node in self._nodes(value, atoms):
+                    anchor = first.setdefault(node[2], node)
+                    if anchor != node:
+                        network.add_edge(anchor, node, op=op)
+                    else:
+                        network.add_node(node)
+        return network
+
+    def _nodes(self, value: Value, atoms: set[int]) -> list[tuple[Value, int, int]]:
+        return [
+            (value, dim, atom.id)
+            for dim, axis in enumerate(self.axes[value])
+            for atom in dict.fromkeys(atoms_of(axis))
+            if atom.id in atoms
+        ]
+
+
+def couple(graph: Graph) -> Coupling:
+    """Analyse a graph.
+
+    Every operator's rule states equations between the axes of its operands and results (design: a unifier over
+    atoms, products and concats); an operator without a rule freezes them. What reaches an input or an output of the
+    model is frozen. Linear in the number of operators.
+    """
+    eq = Equations()
+    unknown = _state(graph, eq)
+    order = [*(p.value for p in graph.parameters), *graph.constants, *graph.inputs]
+    values = list(dict.fromkeys([*order, *graph.all_values()]))
+    solution = eq.axes.solve(axis for value in values for axis in eq.of(value))
+    axes = {value: tuple(solution.term(axis) for axis in eq.of(value)) for value in values}
+    return Coupling(graph, axes, _groups(graph, axes, solution), unknown)
+
+
+def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
+    unknown = []
+    for value in graph.inputs:
+        eq.freeze(eq.of(value), f"input of the model, %{value.name}")
+    for op in graph.ops:
+        eq.op = op
+        rule = RULES.get(op.packet)
+        if rule is None:
+            unknown.append(op)
+            eq.freeze((axis for value in (*op.operands, *op.made) for axis in eq.of(value)), f"no rule for {op.packet}")
+        else:
+            rule.couple(eq, op)
+    eq.op = None
+    for value in graph.outputs:
+        eq.freeze(eq.of(value), f"output of the model, %{value.name}")
+    return tuple(unknown)
+
+
+def _groups(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], solution: Solution) -> dict[str, Group]:
+    roles = _roles(graph, axes)
+    members: dict[int, list[Occurrence]] = defaultdict(list)
+    read = {value for op in graph.ops for value in op.operands}
+    for parameter in graph.parameters:
+        if parameter.value not in read:  # a buffer that only folded operators read: its constants are sliced instead
+            continue
+        for dim, axis in enumerate(axes[parameter.value]):
+            for atom in dict.fromkeys(atoms_of(axis)):
+                role = roles.get((parameter.value, dim), Role.IN)
+                members[atom.id].append(Occurrence(parameter.name, dim, axis, role))
+    held = [axis for parameter in graph.parameters for axis in axes[parameter.value]]
+    held += [axis for value in _constants(graph) for axis in axes[value]]
+    parents, repeated = _parents(held)
+    frozen = dict(solution.frozen)
+    for atom in repeated:
+        frozen.setdefault(atom, "the units occur twice in one product")
+    return _name(members, parents, frozen, solution)
+
+
+def _constants(graph: Graph) -> list[Value]:
+    used = {value for op in graph.ops for value in op.operands}
+    folded = [value for op in graph.folded for value in op.made]
+    return [value for value in (*graph.constants, *folded) if value in used]
+
+
+def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, Role]:
+    """A dimension whose atoms live on in its operator's result makes them; one that is contracted takes them in."""
+    parameters = graph.parameter_of()
+    roles: dict[Place, Role] = {}
+    for op in graph.ops:
+        leaves = [value for value in op.operands if value in parameters]
+        if not leaves:
+            continue
+        alive = {atom.id for value in op.made for axis in axes[value] for atom in atoms_of(axis)}
+        for value in leaves:
+            for dim, axis in enumerate(axes[value]):
+                makes = all(atom.id in alive for atom in atoms_of(axis))
+                roles.setdefault((value, dim), Role.OUT if makes else Role.IN)
+    return roles
+
+
+def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], set[int]]:
+    """Atom -> atoms that stand to its left in a product in *every* occurrence; and atoms squared in a product."""
+    above: dict[int, set[int]] = {}
+    repeated: set[int] = set()
+
+    def walk(axis: Axis, outer: tuple[int, ...]) -> None:
+        if isinstance(axis, Atom):
+            if axis.id in outer:
+                repeated.add(axis.id)
+            above[axis.id] = above[axis.id] & set(outer) if axis.id in above else set(outer)
+        elif isinstance(axis, Concat):
+            for part in axis.parts:
+                walk(part, outer)
+        else:
+            for factor in axis.factors:
+                walk(factor, outer)
+                outer = (*outer, *(atom.id for atom in atoms_of(factor)))
+
+    for term in dict.fromkeys(terms):
+        walk(term, ())
+    return above, repeated
+
+
+def _name(
+    members: Mapping[int, list[Occurrence]],
+    parents: Mapping[int, set[int]],
+    frozen: Mapping[int, str],
+    solution: Solution,
+) -> dict[str, Group]:
+    heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
+    nested = {atom: next(iter(parents[atom] & heads), None) for atom in heads}
+    with_children = {parent for parent in nested.values() if parent is not None}
+    groups: dict[str, Group] = {}
+    by_atom: dict[int, Group] = {}
+    for atom in sorted(members, key=lambda a: (nested.get(a) is not None, a)):
+        marks = solution.marks.get(atom, set())
+        path, layer = _common(member.tensor for member in members[atom])
+        kind = _kind(atom, marks, nested, with_children, spans=layer is None)
+        parent = by_atom[p] if kind is Kind.QUERY_HEADS and (p := nested[atom]) is not None else None
+        name = f"{path}:{kind.value}"
+        if name in groups:
+            name += f".{sum(other.startswith(f'{name}') for other in groups)}"
+        groups[name] = by_atom[atom] = Group(
+            name, atom, solution.sizes[atom], kind, tuple(members[atom]), parent,
+            frozen.get(atom), "normalised" in marks, layer,
+        )  # fmt: skip
+    return dict(sorted(groups.items(), key=lambda item: item[1].atom))
+
+
+def _kind(
+    atom: int, marks: set[str], nested: Mapping[int, int | None], with_children: set[int], *, spans: bool
+) -> Kind:
+    if "heads" in marks:
+        if nested.get(atom) is not None:
+            return Kind.QUERY_HEADS
+        return Kind.KV_HEADS if atom in with_children else Kind.HEADS
+    if "head_dim" in marks:
+        return Kind.HEAD_DIM
+    if "experts" in marks:
+        return Kind.EXPERTS
+    return Kind.CHANNELS if spans else Kind.WIDTH
+
+
+def _common(tensors: Iterable[str]) -> tuple[str, int | None]:
+    """The longest common module path of some tensors, and the layer index in it."""
+    paths = [name.split(".")[:-1] for name in tensors]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    index = next((int(part) for part in shared if re.fullmatch(r"\d+", part)), None)
+    return ".".join(shared) or "model", index
+
+
+def why(coupling: Coupling, first: str, second: str) -> list[tuple[Value, int, Op | None]]:
+    """The shortest chain of operators that couples two tensors.
+
+    Args:
+        coupling: the analysis.
+        first, second: parameter names, any of a tied tensor's.
+
+    Returns:
+        Places ``(value, dim, op)`` from the first tensor to the second, each with the operator that leads to it.
+
+    Raises:
+        KeyError: for a name that is no parameter.
+        networkx.NetworkXNoPath: when no shared units couple them.
+    """
+    named = {name: p for p in coupling.graph.parameters for name in (p.name, *p.aliases)}
+    source, target = named[first].value, named[second].value
+    network = coupling.network
+    best: list[tuple[Value, int, int]] | None = None
+    for start in (node for node in network if node[0] is source):
+        reach = nx.single_source_shortest_path(network, start)
+        for end in (node for node in network if node[0] is target):
+            path = reach.get(end)
+            if path is not None and (best is None or len(path) < len(best)):
+                best = path
+    if best is None:
+        raise nx.NetworkXNoPath(f"{first} and {second} share no units")
+    ops = [None, *(network.edges[a, b]["op"] for a, b in itertools.pairwise(best))]
+    return [(value, dim, op) for (value, dim, _), op in zip(best, ops, strict=True)]
+
+
+__all__ = ["Coupling", "Parameter", "couple", "why"]

@@ -1,0 +1,75 @@
+"""The conscience of the project: removing units equals zeroing them in the original, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.backends.graph_module import raise_graph
+from fxprune.ir import Indices, Plan
+from fxprune.ir.groups import Group
+from fxprune.ir.verifier import verify
+from fxprune.passes.couple import Coupling
+from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.tracer.export import Traced
+
+TOLERANCE = 1e-10
+"""On logits relative to their largest magnitude, float64: about 1e6 roundings of 1e-16."""
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer by every name."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return {**named, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def random_units(group: Group, generator: np.random.Generator, parents: Indices | None = None) -> Indices:
+    """Units to keep: at least one goes and at least one stays; equally many per parent unit in a nested group."""
+    count = int(generator.integers(1, group.size)) if group.size > 1 else 1
+    if group.parent is None:
+        return np.sort(generator.choice(group.size, count, replace=False))
+    chosen = [
+        parent * group.size + np.sort(generator.choice(group.size, count, replace=False))
+        for parent in (np.arange(group.parent.size) if parents is None else parents)
+    ]
+    return np.concatenate(chosen)
+
+
+def zeroed(coupling: Coupling, plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The original tensors with every removed unit set to zero wherever it stands."""
+    masked = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    for (name, dim), kept in plan.slices.items():
+        gone = np.setdiff1d(np.arange(masked[name].shape[dim]), kept)
+        masked[name].index_fill_(dim, torch.from_numpy(gone), 0.0)
+    return masked
+
+
+def sliced(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    small = dict(tensors)
+    for (name, dim), kept in plan.slices.items():
+        small[name] = small[name].index_select(dim, torch.from_numpy(kept))
+    return small
+
+
+def difference(traced: Traced, coupling: Coupling, model: torch.nn.Module, keep: Mapping[str, Any], seed: int = 0) -> float:
+    """Largest difference between the rewritten graph and the zero-masked original, relative to the logits' scale."""
+    plan = make_plan(coupling, keep)
+    after = rewrite(coupling, plan)
+    verify(after)
+    tensors = tensors_of(model)
+    dense = raise_graph(traced.graph, zeroed(coupling, plan, tensors), traced.constants, dtype=torch.float64)
+    small = raise_graph(after, sliced(plan, tensors), traced.constants, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [_random_input(value, generator) for value in traced.graph.inputs]
+    with torch.no_grad():
+        pairs = list(zip(dense(*inputs), small(*inputs), strict=True))
+    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in pairs)
+
+
+def _random_input(value: Any, generator: torch.Generator) -> torch.Tensor:
+    if value.dtype.is_float:
+        return torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    return torch.randint(0, 97, value.shape, generator=generator)

@@ -1,0 +1,140 @@
+"""Tracing: the only place that calls ``torch.export``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
+
+from ..ir import FxpruneError
+from ..ir.graph import Graph
+from .lower import lower
+
+_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph and the data that its text form does not hold.
+
+    Attributes:
+        graph: the lowered program.
+        constants: name of a nameless constant -> its tensor.
+        example: the inputs it was traced with, on the meta device.
+    """
+
+    graph: Graph
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    example: Mapping[str, Any] = field(default_factory=dict)
+
+
+def trace_model(
+    model: torch.nn.Module, example: Mapping[str, Any], *, extents: Mapping[str, int] | None = None, name: str = ""
+) -> Traced:
+    """Trace a module by ``torch.export`` (non-strict) and lower the program to a graph.
+
+    Args:
+        model: in eval mode; on the meta device no weight is read and no memory is used.
+        example: keyword arguments of ``forward`` on the model's device.
+        extents: named extents of the example (``b``, ``s``), for the text form.
+        name: of the graph; the class name when empty.
+
+    Raises:
+        FxpruneError: when ``torch.export`` cannot trace the model, with its reason.
+    """
+    try:
+        with _quiet(), torch.no_grad(), _ListsAsSlices():
+            program = torch.export.export(model, (), dict(example), strict=False)
+            if _mutates(program):
+                program = program.run_decompositions({})
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FxpruneError(
+            f"torch.export cannot trace {type(model).__name__}: {reason}",
+            "see the full reason with --debug; a model must export before it can be pruned",
+        ) from error
+    graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model))
+    constants = {key: value for key, value in program.constants.items() if isinstance(value, torch.Tensor)}
+    return Traced(graph, constants, dict(example))
+
+
+def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
+    """Trace a causal language model on token ids alone, with extents that collide with none of its dimensions.
+
+    Args:
+        model: a transformers model whose ``forward`` takes ``input_ids`` and ``use_cache``.
+        inputs: further keyword arguments of ``forward``.
+    """
+    taken = {extent for p in model.parameters() for extent in p.shape} | set(_integers(vars(model.config)))
+    batch, length = (p for p, _ in zip(_free_primes(taken), range(2), strict=False))
+    device = next(model.parameters()).device
+    ids = torch.zeros(batch, length, dtype=torch.long, device=device)
+    example = {"input_ids": ids, "use_cache": False, **inputs}
+    return trace_model(model, example, extents={"b": batch, "s": length})
+
+
+def _free_primes(taken: set[int]) -> Iterator[int]:
+    return (p for p in _PRIMES if p not in taken)
+
+
+def _integers(config: Any) -> Iterator[int]:
+    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list | tuple) else ():
+        if isinstance(value, int) and not isinstance(value, bool):
+            yield value
+        elif isinstance(value, dict | list | tuple):
+            yield from _integers(value)
+
+
+def _aliases(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
+    """First name of every parameter that has several -> the others."""
+    names: dict[int, list[str]] = {}
+    tensors: Iterable[tuple[str, torch.Tensor]] = model.named_parameters(remove_duplicate=False)
+    for name, tensor in tensors:
+        names.setdefault(id(tensor), []).append(name)
+    return {first: tuple(others) for first, *others in names.values() if others}
+
+
+def _mutates(program: ExportedProgram) -> bool:
+    """Whether an operator writes into its operand, which the IR has no word for."""
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            schema = getattr(node.target, "_schema", None)
+            if schema is not None and schema.is_mutable:
+                return True
+    return False
+
+
+class _ListsAsSlices(TorchFunctionMode):
+    """``x[..., [-1], :]`` is ``x[..., -1:, :]``: a literal list of one position is a slice, which has a rule; as an
+    index tensor made on the meta device its value would be lost."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.__getitem__:
+            index = args[1]
+            parts = index if isinstance(index, tuple) else (index,)
+            if sum(isinstance(part, list | torch.Tensor) for part in parts) == 1:
+                args = (args[0], tuple(_as_slice(part) for part in parts))
+        return func(*args, **(kwargs or {}))
+
+
+def _as_slice(part: Any) -> Any:
+    if isinstance(part, list) and len(part) == 1 and type(part[0]) is int:
+        return slice(part[0], part[0] + 1 or None)
+    return part
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Third-party chatter of a trace stays off the user's screen."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

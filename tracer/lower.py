@@ -1,0 +1,224 @@
+"""Lowering: an exported program becomes a graph of the IR."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from ..ir.graph import Arg, DType, Graph, Op, Parameter, Source, Value
+
+_DTYPES = {
+    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
+    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8",
+    torch.bool: "b8", torch.complex64: "c64", torch.complex128: "c128",
+}  # fmt: skip
+TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
+
+_PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy"})
+"""Arguments that say where a tensor lies, not what it is."""
+
+_IDENTITIES = frozenset({
+    "aten.alias", "aten.contiguous", "aten.clone", "aten.detach", "aten.detach_", "aten.lift_fresh",
+    "aten.lift_fresh_copy", "aten.dropout", "aten.feature_dropout", "aten.positive",
+})  # fmt: skip
+_CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.float", "aten.double", "aten.half", "aten.bool"})
+_RANDOM = frozenset({"aten.rand", "aten.randn", "aten.rand_like", "aten.randn_like", "aten.bernoulli", "aten.randint"})
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
+
+
+def lower(
+    program: ExportedProgram, name: str, extents: Mapping[str, int], aliases: Mapping[str, tuple[str, ...]]
+) -> Graph:
+    """Lower an exported program.
+
+    Data type and device moves, asserts and other identities on values vanish; subgraphs with gradient or autocast
+    switches are inlined; what depends on no input and no parameter is folded.
+
+    Args:
+        program: functional, with static shapes.
+        name: of the graph.
+        extents: named extents of the example inputs.
+        aliases: parameter name -> its further names; every name of a tied tensor maps to one value.
+
+    Returns:
+        The graph, dead operators removed.
+    """
+    return _Lowering(program, Graph(name, extents=dict(extents)), aliases).run()
+
+
+class _Lowering:
+    def __init__(self, program: ExportedProgram, graph: Graph, aliases: Mapping[str, tuple[str, ...]]) -> None:
+        self.program, self.graph = program, graph
+        self.first_name = {alias: first for first, others in aliases.items() for alias in (first, *others)}
+        self.aliases = aliases
+        self.values: dict[str, Value] = {}
+        self.constant: set[Value] = set()
+        self.sources: dict[tuple[str, str], Source] = {}
+
+    def run(self) -> Graph:
+        module = self.program.graph_module
+        environment: dict[fx.Node, Any] = {}
+        specs = iter(self.program.graph_signature.input_specs)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                environment[node] = self._leaf(node, next(specs))
+        outputs = self._emit(module, environment)
+        mutated = len(self.program.graph_signature.buffers_to_mutate)
+        self.graph.outputs = [value for value in _flat(outputs[mutated:]) if isinstance(value, Value)]
+        _drop_dead(self.graph)
+        return self.graph
+
+    def _leaf(self, node: fx.Node, spec: Any) -> Any:
+        if not isinstance(node.meta.get("val"), torch.Tensor):
+            return spec.arg.value if hasattr(spec.arg, "value") else None
+        if spec.kind == InputKind.USER_INPUT:
+            value = self._value(node.name, node.meta["val"])
+            self.graph.inputs.append(value)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            name = self.first_name.get(spec.target, spec.target)
+            if name in self.values:
+                return self.values[name]
+            value = self.values[name] = self._value(name, node.meta["val"])
+            is_buffer = spec.kind == InputKind.BUFFER
+            self.graph.parameters.append(Parameter(value, name, self.aliases.get(name, ()), is_buffer))
+            if is_buffer:
+                self.constant.add(value)
+        else:
+            value = self._value(spec.target or node.name, node.meta["val"])
+            self.graph.constants.append(value)
+            self.constant.add(value)
+        return value
+
+    def _value(self, name: str, tensor: torch.Tensor) -> Value:
+        return Value(name, DType(_DTYPES[tensor.dtype]), tuple(int(extent) for extent in tensor.shape))
+
+    def _emit(self, module: fx.GraphModule, environment: dict[fx.Node, Any], prefix: str = "") -> Any:
+        """Lower one graph module; returns what its output node names."""
+        for node in module.graph.nodes:
+            if node.op == "call_function":
+                environment[node] = self._call(node, environment, prefix)
+            elif node.op == "get_attr":
+                environment[node] = getattr(module, str(node.target), None)
+            elif node.op == "output":
+                return self._lookup(node.args[0], environment)
+        raise AssertionError("a graph without an output node")
+
+    def _call(self, node: fx.Node, environment: dict[fx.Node, Any], prefix: str) -> Any:
+        target = str(node.target)
+        args = [self._lookup(arg, environment) for arg in node.args]
+        if getattr(node.target, "__name__", "") == "getitem":
+            return args[0][args[1]]
+        submodules = [arg for arg in args if isinstance(arg, fx.GraphModule)]
+        if submodules:  # wrap_with_set_grad_enabled, wrap_with_autocast and their like
+            operands = args[args.index(submodules[0]) + 1 :]
+            inner = submodules[0]
+            places = [n for n in inner.graph.nodes if n.op == "placeholder"]
+            return self._emit(inner, dict(zip(places, operands, strict=False)), f"{prefix}{node.name}.")
+        if "assert" in target or target.startswith(("aten.sym_", "<built-in", "aten._set_grad")):
+            return None
+        kwargs = {key: self._lookup(arg, environment) for key, arg in node.kwargs.items()}
+        return self._operator(node, target, args, kwargs, prefix)
+
+    def _operator(self, node: fx.Node, target: str, args: list[Any], kwargs: dict[str, Any], prefix: str) -> Any:
+        packet = ".".join(target.split(".")[:2])
+        made = node.meta.get("val")
+        if packet in _IDENTITIES and isinstance(args[0], Value):
+            return args[0]
+        if packet in _CASTS:
+            dtype = DType(_DTYPES[made.dtype])
+            if args[0].dtype == dtype:
+                return args[0]
+            target, args, kwargs = "aten.to.dtype", [args[0], dtype], {}
+        tuple_result = isinstance(made, tuple | list)
+        tensors = list(made) if tuple_result else [made]
+        names = [f"{prefix}{node.name}" + (f".{i}" if tuple_result else "") for i in range(len(tensors))]
+        results = [
+            self._value(n, t) if isinstance(t, torch.Tensor) else None for n, t in zip(names, tensors, strict=True)
+        ]
+        op = Op(
+            target.removesuffix(".default"),
+            tuple(_argument(arg) for arg in args),
+            {key: _argument(arg) for key, arg in kwargs.items() if key not in _PLACEMENT},
+            tuple(results),
+            self._source(node),
+        )
+        folds = packet not in _RANDOM and all(value in self.constant for value in op.operands)
+        (self.graph.folded if folds else self.graph.ops).append(op)
+        if folds:
+            self.constant.update(op.made)
+        return results if tuple_result else results[0]
+
+    def _lookup(self, arg: Any, environment: dict[fx.Node, Any]) -> Any:
+        if isinstance(arg, fx.Node):
+            return environment.get(arg)
+        if isinstance(arg, list | tuple):
+            return tuple(self._lookup(item, environment) for item in arg)
+        if isinstance(arg, dict):
+            return tuple(self._lookup(item, environment) for item in arg.values())
+        return arg
+
+    def _source(self, node: fx.Node) -> Source:
+        stack = node.meta.get("nn_module_stack") or {}
+        module = str(list(stack.values())[-1][0]) if stack else ""
+        key = (module, node.meta.get("stack_trace") or "")
+        if key not in self.sources:
+            self.sources[key] = _innermost(module, key[1])
+        return self.sources[key]
+
+
+def _innermost(module: str, trace: str) -> Source:
+    """The innermost line of the trace that is not torch's own, its file below the import root."""
+    frames = [match.groupdict() for match in _FRAME.finditer(trace)]
+    own = [frame for frame in frames if "/torch/" not in frame["file"]] or frames
+    if not own:
+        return Source(module)
+    frame = own[-1]
+    return Source(module, _below_root(frame["file"]), int(frame["line"]), frame["code"].strip())
+
+
+def _below_root(file: str) -> str:
+    path = PurePath(file)
+    for root in sorted((r for r in sys.path if r), key=len, reverse=True):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root)).replace(" ", "_")
+    return path.name.replace(" ", "_")
+
+
+def _argument(arg: Any) -> Arg:
+    if isinstance(arg, torch.dtype):
+        return DType(_DTYPES[arg])
+    if isinstance(arg, list | tuple):
+        return tuple(_argument(item) for item in arg)
+    if isinstance(arg, Value | DType | bool | int | float | str) or arg is None:
+        return arg
+    return None if isinstance(arg, torch.device | torch.memory_format | torch.layout) else str(arg)
+
+
+def _flat(outputs: Any) -> Iterable[Any]:
+    for item in outputs if isinstance(outputs, list | tuple) else (outputs,):
+        if isinstance(item, list | tuple):
+            yield from _flat(item)
+        else:
+            yield item
+
+
+def _drop_dead(graph: Graph) -> None:
+    """Remove operators and nameless constants that nothing needs, and buffers that nothing reads."""
+    live: set[Value] = set(graph.outputs)
+    for ops in (graph.ops, graph.folded):
+        kept = []
+        for op in reversed(ops):
+            if any(value in live for value in op.made):
+                live.update(op.operands)
+                kept.append(op)
+        ops[:] = kept[::-1]
+    graph.constants = [value for value in graph.constants if value in live]
+    graph.parameters = [p for p in graph.parameters if not p.is_buffer or p.value in live]
