@@ -1,0 +1,164 @@
+"""A Hugging Face model directory to an ONNX directory that runtimes can generate text from.
+
+``OUT/`` holds ``model.onnx`` (the graph, and tensors too small to matter), ``model.onnx.data`` (every other weight, so
+that no size meets protobuf's limit of 2 GB), the config, generation config and tokenizer files of the source, and
+``fxprune.json`` with the checks that were made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime
+from torch.nn import Module
+from transformers.exporters.exporter_onnx import OnnxExporter
+
+from ..ir.errors import RequestError
+from .artifact import RECORD, atomic_directory, check_target, write_json
+from .onnx_check import TOLERANCE, check_onnx
+from .onnx_runtime import MODEL_FILE, OnnxDecoder
+from .onnx_trace import load_causal_lm, trace_onnx
+
+# The execution provider that a graph is optimised for, and so verified on where this machine has it.
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "none": "CPUExecutionProvider"}
+# The translations of torch.onnx are written in opset 18; the newest is what this onnxruntime and exporter share.
+_OPSETS = range(18, 24)
+_PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+# Config, generation config, tokenizer, chat template and the model's own code; not weights, nor records of pruning.
+_COPIED_SUFFIXES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """What was exported and how well it agrees with torch.
+
+    Attributes:
+        path: the directory.
+        optimize: ``cpu``, ``cuda`` or ``none``.
+        opset: version of the ONNX operator set.
+        provider: the execution provider of ONNX Runtime that ran the checks.
+        inputs, outputs: names in the graph. ``position_ids`` is absent where the model has no such argument.
+        bytes: of ``model.onnx`` and its external data.
+        source_dtype: what the source's files hold.
+        dtype: what the graph computes in, always float32.
+        differences: worst absolute difference of a logit by check, see :class:`.onnx_check.Agreement`.
+        tolerance: what they were checked against.
+        greedy_tokens, greedy_equal: tokens compared with torch's ``generate``, and those that are the same.
+        versions: of the packages that made it.
+    """
+
+    path: Path
+    optimize: str
+    opset: int
+    provider: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bytes: int
+    source_dtype: str
+    differences: dict[str, float]
+    greedy_tokens: int
+    greedy_equal: int
+    versions: dict[str, str]
+    dtype: str = "float32"
+    tolerance: float = TOLERANCE
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain JSON values, without the path, which is not a property of the artifact."""
+        fields = dataclasses.asdict(self)
+        del fields["path"]
+        return {"format": "onnx", **fields}
+
+
+def export_onnx(
+    source: Path,
+    out: Path,
+    *,
+    optimize: str = "cpu",
+    opset: int | None = None,
+    trust_remote_code: bool = False,
+    force: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> OnnxReport:
+    """Export the model in ``source`` to ONNX, verify it in ONNX Runtime, then move it to ``out``.
+
+    One graph serves prefill (a past of length 0) and decoding; batch, sequence and past lengths are open. Weights of
+    any dtype are exported as float32.
+
+    Args:
+        source: a Hugging Face model directory with safetensors weights.
+        out: the directory to make, complete or absent.
+        optimize: ``cpu`` or ``cuda`` fuses into the operators of that ONNX Runtime provider, ``none`` keeps to the ONNX
+            standard. A graph for ``cuda`` is verified on CUDA where this machine has it, otherwise on the CPU, and
+            refused if the CPU cannot run it.
+        opset: version of the ONNX operator set; the exporter's default when None.
+        trust_remote_code: whether a modelling file in ``source`` may run.
+        force: whether an existing ``out`` is replaced, once the new one is complete.
+        progress: called with one line per stage.
+
+    Raises:
+        RequestError: options or directories that make no sense, found before any work.
+        FxpruneError: the model cannot be exported, differs in ONNX Runtime, or cannot be written.
+    """
+    say = progress or (lambda _message: None)
+    _check_request(source, out, optimize, opset, force)
+    say(f"loading {source}")
+    model, source_dtype = load_causal_lm(source, trust_remote_code=trust_remote_code)
+    say("tracing and converting to ONNX")
+    program = trace_onnx(model, optimize=optimize, opset=opset)
+    with atomic_directory(out, force=force) as staging:
+        say("writing the graph and its weights")
+        _write(program, source, model, staging)
+        provider = _available_provider(optimize)
+        decoder = OnnxDecoder(staging, provider=provider)
+        agreement = check_onnx(decoder, model, optimize, say)
+        report = OnnxReport(
+            path=out,
+            optimize=optimize,
+            opset=int(program.opset_imports[""]),
+            provider=provider,
+            inputs=tuple(decoder.inputs),
+            outputs=tuple(decoder.outputs),
+            bytes=sum(path.stat().st_size for path in staging.glob(f"{MODEL_FILE}*")),
+            source_dtype=source_dtype,
+            **dataclasses.asdict(agreement),
+            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        )
+        write_json(staging / RECORD, report.as_json())
+    return report
+
+
+def _check_request(source: Path, out: Path, optimize: str, opset: int | None, force: bool) -> None:
+    if optimize not in _PROVIDERS:
+        raise RequestError(f"unknown optimisation {optimize!r}", f"choose one of {', '.join(_PROVIDERS)}")
+    if opset is not None and opset not in _OPSETS:
+        raise RequestError(f"opset {opset} is not supported", f"choose one from {_OPSETS[0]} to {_OPSETS[-1]}")
+    needed = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    check_target(out, force=force, source=source, needed=needed)
+
+
+def _write(program: ir.Model, source: Path, model: Module, staging: Path) -> None:
+    OnnxExporter.save_program(program, staging / MODEL_FILE)
+    for path in sorted(source.iterdir()):
+        kept = path.suffix in _COPIED_SUFFIXES and path.name != RECORD and not path.name.endswith(".index.json")
+        if kept and path.is_file():
+            shutil.copyfile(path, staging / path.name)
+    config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)
+    write_json(staging / "config.json", config | {"dtype": "float32"})
+    generation = getattr(model, "generation_config", None)
+    if generation is not None and not (staging / "generation_config.json").exists():
+        generation.to_json_file(staging / "generation_config.json")
+
+
+def _available_provider(optimize: str) -> str:
+    wanted = _PROVIDERS[optimize]
+    return wanted if wanted in onnxruntime.get_available_providers() else "CPUExecutionProvider"

@@ -1,0 +1,175 @@
+"""The exported graph against the torch model it came from: prefill, decoding, padding, greedy text."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from ..ir.errors import FxpruneError
+from .onnx_runtime import Floats, OnnxDecoder, Tokens, token_positions
+
+# Largest difference of a logit, absolute, that float32 arithmetic in another order may cause in a model of any size
+# here; a wrong mask, position or cache moves logits by far more.
+TOLERANCE = 1e-3
+
+GREEDY_TOKENS = 32
+_PROMPT = 8
+_SEED = 0
+# None of these extents is one of the example that was traced.
+_BATCH, _LENGTH = 3, 7
+_PADDED_LENGTHS = (9, 4, 6)
+_CHUNK = 4
+
+# What is most likely wrong when a check is the first that fails; they run in this order.
+_CAUSES = {
+    "prefill": "an operator is translated or fused wrongly",
+    "decode": "the key-value cache or the positions after it are wrong",
+    "padded": "the attention mask or the positions of padded sequences are ignored",
+    "greedy": "errors build up in the cache over many steps",
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close the two runtimes are.
+
+    Attributes:
+        differences: worst absolute difference of a logit, by check. For ``greedy`` it is the shortfall of torch's token
+            against the best one in ONNX Runtime, 0 where both choose the same.
+        greedy_tokens: tokens that torch's ``generate`` produced.
+        greedy_equal: how many of them ONNX Runtime chooses too; fewer only where two logits tie within the tolerance.
+    """
+
+    differences: dict[str, float]
+    greedy_tokens: int
+    greedy_equal: int
+
+
+def check_onnx(
+    decoder: OnnxDecoder, model: torch.nn.Module, optimize: str, progress: Callable[[str], None]
+) -> Agreement:
+    """Compare the graph with ``model`` (float32, CPU) at shapes that the export has not seen.
+
+    Raises:
+        FxpruneError: a difference above :data:`TOLERANCE`, with its size and likely cause.
+    """
+    reference = _Reference(model)
+    checks = {"prefill": _prefill, "decode": _decode, "padded": _padded}
+    differences: dict[str, float] = {}
+    for name, check in checks.items():
+        progress(f"checking {name} in ONNX Runtime")
+        differences[name] = max(_distance(ours, theirs) for ours, theirs in check(decoder, reference))
+        _require(name, differences[name], optimize)
+    progress("checking greedy decoding in ONNX Runtime")
+    shortfalls = list(_greedy(decoder, reference))
+    differences["greedy"] = max(shortfalls)
+    _require("greedy", differences["greedy"], optimize)
+    return Agreement(differences, len(shortfalls), sum(gap == 0.0 for gap in shortfalls))
+
+
+class _Reference:
+    """The torch model, called as the graph is: explicit mask and positions, the whole text at once."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model: Any = model
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def tokens(self, batch: int, length: int) -> Tokens:
+        return np.random.default_rng(_SEED + length).integers(0, self.vocabulary, (batch, length))
+
+    def logits(self, input_ids: Tokens, mask: Tokens | None = None) -> Floats:
+        mask = np.ones_like(input_ids) if mask is None else mask
+        inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
+        if self._takes_positions:
+            inputs["position_ids"] = torch.from_numpy(token_positions(mask))
+        with torch.no_grad():
+            logits: Floats = self.model(**inputs, use_cache=False).logits.numpy()
+        return logits
+
+    def generate(self, prompt: Tokens, count: int) -> list[int]:
+        """Plain greedy text: the model's own generation config may sample, penalise or stop early."""
+        kept = self.model.generation_config
+        self.model.generation_config = GenerationConfig(pad_token_id=0)
+        try:
+            ids = torch.from_numpy(prompt)
+            out = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, use_cache=True
+            )
+        finally:
+            self.model.generation_config = kept
+        new: list[int] = out[0, prompt.shape[1] :].tolist()
+        return new
+
+    def room(self, prompt: int) -> int:
+        """Greedy tokens that fit behind the prompt: a short context has no more positions."""
+        context = getattr(self.model.config, "max_position_embeddings", None) or prompt + GREEDY_TOKENS
+        return min(GREEDY_TOKENS, int(context) - prompt)
+
+
+def _prefill(decoder: OnnxDecoder, reference: _Reference) -> Iterator[tuple[Floats, Floats]]:
+    for batch, length in ((_BATCH, _LENGTH), (1, _LENGTH + 1), (1, 1)):
+        tokens = reference.tokens(batch, length)
+        yield decoder.logits(tokens), reference.logits(tokens)
+
+
+def _decode(decoder: OnnxDecoder, reference: _Reference) -> Iterator[tuple[Floats, Floats]]:
+    """Token by token after a prefill, then several tokens at once after that past."""
+    for batch in (_BATCH, 1):
+        tokens = reference.tokens(batch, _LENGTH + 2 + _CHUNK)
+        expected = reference.logits(tokens)
+        cache, start = decoder.empty_cache(batch), 0
+        for width in (_LENGTH, 1, 1, _CHUNK):
+            logits, cache = decoder.step(tokens[:, start : start + width], cache)
+            yield logits, expected[:, start : start + width]
+            start += width
+
+
+def _padded(decoder: OnnxDecoder, reference: _Reference) -> Iterator[tuple[Floats, Floats]]:
+    """A left-padded batch: prefill, then two decoding steps; only real tokens are compared."""
+    length = max(_PADDED_LENGTHS)
+    tokens = reference.tokens(len(_PADDED_LENGTHS), length + 2)
+    mask = np.array([[0] * (length - real) + [1] * (real + 2) for real in _PADDED_LENGTHS], np.int64)
+    expected = reference.logits(tokens, mask)
+    cache, start = decoder.empty_cache(len(tokens)), 0
+    for end in (length, length + 1, length + 2):
+        logits, cache = decoder.step(tokens[:, start:end], cache, attention_mask=mask[:, :end])
+        real = mask[:, start:end] == 1
+        yield logits[real], expected[:, start:end][real]
+        start = end
+
+
+def _greedy(decoder: OnnxDecoder, reference: _Reference) -> Iterator[float]:
+    """How far torch's token falls behind the best one of ONNX Runtime, at each step of torch's greedy text.
+
+    Following torch's tokens makes a tie count once instead of spoiling every later step.
+    """
+    prompt = reference.tokens(1, _PROMPT)
+    cache, tokens = decoder.empty_cache(1), prompt
+    for chosen in reference.generate(prompt, reference.room(_PROMPT)):
+        logits, cache = decoder.step(tokens, cache)
+        last = logits[0, -1]
+        yield float(last.max() - last[chosen])
+        tokens = np.array([[chosen]], np.int64)
+
+
+def _distance(ours: Floats, theirs: Floats) -> float:
+    difference = np.abs(ours - theirs).max()
+    return float("inf") if np.isnan(difference) else float(difference)
+
+
+def _require(name: str, difference: float, optimize: str) -> None:
+    if difference <= TOLERANCE:
+        return
+    hint = f"likely cause: {_CAUSES[name]}"
+    if optimize != "none":
+        hint += "; --optimize none exports without ONNX Runtime's fused operators"
+    raise FxpruneError(
+        f"the ONNX graph is not the model: {name} differs by {difference:.3g}, more than {TOLERANCE:g}", hint
+    )

@@ -1,0 +1,121 @@
+"""Decoding with ONNX Runtime from a directory that ``export_onnx`` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from ..ir.errors import FxpruneError, RequestError
+
+Tokens = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Cache = dict[str, Floats]
+
+MODEL_FILE = "model.onnx"
+
+
+class OnnxDecoder:
+    """A causal language model in ONNX Runtime, called with token ids.
+
+    Args:
+        path: a directory with ``model.onnx``, one graph with key-value cache under the ecosystem's names.
+        provider: the execution provider; operators that it lacks run on the CPU.
+        threads: of one operator; ONNX Runtime's own choice (every core of the machine) when None.
+
+    Raises:
+        RequestError: no ``model.onnx`` there, or one with other inputs.
+        FxpruneError: ONNX Runtime cannot open it.
+    """
+
+    def __init__(self, path: Path, *, provider: str = "CPUExecutionProvider", threads: int | None = None) -> None:
+        file = Path(path) / MODEL_FILE
+        if not file.is_file():
+            raise RequestError(f"{path} has no {MODEL_FILE}", "pass a directory that 'fxprune export' wrote")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only: the rest would land on stderr between our own messages
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+        try:
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+        # onnxruntime has an exception class for each status code, without a common base.
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FxpruneError(
+                f"ONNX Runtime cannot open {file}: {reason}",
+                "export again with --optimize none, or use the machine that the export was optimised for",
+            ) from error
+        self.inputs: dict[str, list[int | str]] = {item.name: item.shape for item in self._session.get_inputs()}
+        self.outputs: list[str] = [item.name for item in self._session.get_outputs()]
+        self._past = [name for name in self.inputs if name.startswith("past_key_values.")]
+        if not self._past or "input_ids" not in self.inputs or "logits" not in self.outputs:
+            raise RequestError(
+                f"{file} takes {', '.join(self.inputs)} and is not a decoder with a key-value cache",
+                "pass a directory that 'fxprune export' wrote",
+            )
+
+    def empty_cache(self, batch: int) -> Cache:
+        """A past of length 0, as prefill takes it: ``[batch, kv heads, 0, head size]`` for every layer."""
+        return {
+            name: np.zeros((batch, int(self.inputs[name][1]), 0, int(self.inputs[name][3])), np.float32)
+            for name in self._past
+        }
+
+    def step(self, input_ids: Tokens, cache: Cache, *, attention_mask: Tokens | None = None) -> tuple[Floats, Cache]:
+        """Run new tokens after the past that ``cache`` holds.
+
+        Args:
+            input_ids: ``[batch, sequence]``.
+            cache: what :meth:`empty_cache` or an earlier step returned.
+            attention_mask: ``[batch, past + sequence]``, 0 where a token is padding; all ones when None. Positions
+                count the tokens that are not padding.
+
+        Returns:
+            Logits ``[batch, sequence, vocabulary]`` and the cache with the new tokens appended.
+        """
+        batch, sequence = input_ids.shape
+        total = cache[self._past[0]].shape[2] + sequence
+        mask = np.ones((batch, total), np.int64) if attention_mask is None else attention_mask
+        feed = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": token_positions(mask)[:, -sequence:],
+            **cache,
+        }
+        results = self._session.run(self.outputs, {name: feed[name] for name in self.inputs})
+        named = dict(zip(self.outputs, results, strict=True))
+        return named["logits"], {name: named[name.replace("past_key_values", "present")] for name in self._past}
+
+    def logits(self, input_ids: Tokens | Sequence[Sequence[int]]) -> Floats:
+        """Logits ``[batch, sequence, vocabulary]`` of unpadded token ids ``[batch, sequence]``."""
+        tokens = np.asarray(input_ids, np.int64)
+        return self.step(tokens, self.empty_cache(len(tokens)))[0]
+
+    def generate(self, input_ids: Sequence[int] | Tokens, n: int) -> list[int]:
+        """Continue one prompt greedily by exactly ``n`` tokens; an end token does not stop it.
+
+        Args:
+            input_ids: the prompt's token ids, ``[sequence]`` or ``[1, sequence]``.
+            n: how many tokens to add.
+
+        Returns:
+            The new tokens, without the prompt.
+        """
+        tokens = np.asarray(input_ids, np.int64).reshape(1, -1)
+        cache = self.empty_cache(1)
+        new: list[int] = []
+        while len(new) < n:
+            logits, cache = self.step(tokens, cache)
+            new.append(int(logits[0, -1].argmax()))
+            tokens = np.array([[new[-1]]], np.int64)
+        return new
+
+
+def token_positions(attention_mask: Tokens) -> Tokens:
+    """The position of every token, ``[batch, length]``: how many real tokens stand before it. Padding gets 0."""
+    positions: Tokens = np.maximum(attention_mask.cumsum(-1) - 1, 0)
+    return positions

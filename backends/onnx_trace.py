@@ -1,0 +1,185 @@
+"""A causal language model to one ONNX graph, good for prefill and for decoding, by ``transformers.exporters``."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+from transformers.utils import logging as transformers_logging
+
+from ..ir.errors import FxpruneError, RequestError
+from .onnx_names import BATCH, PAST, SEQUENCE, rename_interface, strip_provenance
+
+# Extents of the example that is traced. All differ, and none is 0 or 1, which torch.export would fix for good.
+_BATCH, _SEQUENCE, _PAST = 2, 3, 5
+
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' chatter off stdout and stderr: torch.onnx prints its stages, and warns about each operator
+    library that is not installed."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            # torch's own pytree code, met while the exporter copies the signature.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
+
+
+def load_causal_lm(source: Path, *, trust_remote_code: bool) -> tuple[torch.nn.Module, str]:
+    """The model in ``source``, in float32 and evaluation mode, and the dtype its files declare.
+
+    Raises:
+        RequestError: ``source`` is not a model directory, holds no safetensors, is not a decoder, or needs its own code
+            while ``trust_remote_code`` is False.
+        FxpruneError: the files cannot be read, or lack weights that the model needs.
+    """
+    config = _read_config(source)
+    # Without this, transformers falls back on the built-in class of the same model type and reads the weights wrongly.
+    if config.get("auto_map") and not trust_remote_code:
+        raise RequestError(
+            f"{source} brings its own modelling code: {', '.join(sorted(map(str, config['auto_map'].values())))}",
+            "read that code, then pass --trust-remote-code",
+        )
+    if config.get("is_encoder_decoder"):
+        raise RequestError(f"{source} is an encoder-decoder model", "only decoders (causal language models) export")
+    if not any(source.glob("*.safetensors")):
+        raise RequestError(f"{source} holds no safetensors weights", "save the model with save_pretrained first")
+    try:
+        with quiet():
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    # Corrupt weights, unknown model types and errors in a model's own code arrive as any kind of exception.
+    except Exception as error:
+        raise FxpruneError(f"cannot load {source}: {_first_line(error)}", "check that transformers loads it") from error
+    if absent := sorted(loaded["missing_keys"]):
+        raise FxpruneError(f"{source} lacks weights: {', '.join(absent[:5])}", "the checkpoint is incomplete")
+    return model.eval(), str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> ir.Model:
+    """Export ``model`` as one graph with open batch, sequence and past lengths.
+
+    The example has several new tokens after a non-empty past, so that neither length is specialised; the graph is then
+    as good for a past of length 0 (prefill) as for a single new token (decoding).
+
+    Args:
+        model: a transformers causal language model.
+        optimize: ``cpu`` or ``cuda`` for ONNX Runtime's fused operators of that provider, ``none`` for standard ones.
+        opset: version of the ONNX operator set; the exporter's default when None.
+
+    Returns:
+        The graph under the ecosystem's names, see :mod:`.onnx_names`.
+
+    Raises:
+        FxpruneError: the model keeps another state than keys and values, or the exporter fails.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    open_dims = {name: torch.export.Dim(name) for name in (BATCH, SEQUENCE, PAST)}
+    tokens = {0: open_dims[BATCH], 1: open_dims[SEQUENCE]}
+    cache = _example_cache(model)
+    inputs: dict[str, Any] = {
+        "input_ids": torch.zeros(_BATCH, _SEQUENCE, dtype=torch.int64),
+        "attention_mask": torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.int64),
+    }
+    # The total length is the sum of two others, which torch.export cannot state: it is left to be inferred.
+    shapes: dict[str, Any] = {
+        "input_ids": tokens,
+        "attention_mask": {0: open_dims[BATCH], 1: torch.export.Dim.DYNAMIC},
+    }
+    if "position_ids" in accepted:
+        inputs["position_ids"] = torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1)
+        shapes["position_ids"] = tokens
+    inputs["past_key_values"] = cache
+    shapes["past_key_values"] = [{0: open_dims[BATCH], 2: open_dims[PAST]}] * (2 * len(cache.layers))
+    config = OnnxConfig(
+        dynamic=True,
+        dynamic_shapes=shapes,
+        opset_version=opset,
+        ort_fusions=None if optimize == "none" else optimize,
+    )
+    try:
+        with quiet():
+            program: ir.Model = OnnxExporter().export(model, inputs, config).program
+    # torch.export, torch.onnx and onnxscript each have their own exceptions, without a common base.
+    except Exception as error:
+        raise FxpruneError(
+            f"{type(model).__name__} cannot be exported to ONNX: {_first_line(error)}",
+            "another --opset or --optimize none may do; otherwise transformers does not support this model",
+        ) from error
+    rename_interface(program)
+    strip_provenance(program)
+    return program
+
+
+def _example_cache(model: torch.nn.Module) -> DynamicCache:
+    """A cache of ``_PAST`` tokens as the model itself fills it, so that kv heads and head sizes may differ by layer.
+
+    Layers with a sliding window become plain ones: their mask already hides what lies outside the window.
+    """
+    with torch.no_grad():
+        filled = model(input_ids=torch.zeros(_BATCH, _PAST, dtype=torch.int64), use_cache=True).past_key_values
+    cache = DynamicCache()
+    for index, layer in enumerate(getattr(filled, "layers", [])):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None or keys.dim() != 4 or hasattr(layer, "conv_states"):
+            raise FxpruneError(
+                f"layer {index} of {type(model).__name__} keeps {type(layer).__name__}, not keys and values",
+                "only models whose cache is keys and values of every layer export",
+            )
+        cache.update(keys, values, index)
+    if not cache.layers:
+        raise FxpruneError(f"{type(model).__name__} returns no key-value cache", "set use_cache in its config")
+    return cache
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    if not source.is_dir():
+        raise RequestError(f"{source} is not a directory", "pass a directory that save_pretrained or fxprune wrote")
+    path = source / "config.json"
+    if not path.is_file():
+        raise RequestError(f"{source} has no config.json", "pass a Hugging Face model directory")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} is not readable: {error}", "pass a Hugging Face model directory") from error
+    if not isinstance(config, dict):
+        raise RequestError(f"{path} does not hold a JSON object", "pass a Hugging Face model directory")
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    """The innermost message, which says more than the exporter's summary of its own steps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
