@@ -1,1 +1,32 @@
-"""fxprune: a compiler for structurally smaller models."""
+"""fxprune: a compiler for structurally smaller models.
+
+import fxprune
+
+fxprune.apply("demo", "taylor{ratio=0.25},lora", out="smaller")
+for row in fxprune.evaluate(["demo", "smaller"]):
+    print(row.name, row.parameters, row.perplexity)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .ir.errors import FxpruneError, RequestError
+
+if TYPE_CHECKING:
+    from .api import apply, evaluate, export, passes, trace
+
+__all__ = ["FxpruneError", "RequestError", "apply", "evaluate", "export", "passes", "trace"]
+
+
+def __getattr__(name: str) -> Any:
+    # `import fxprune` stays instant: torch is imported by the first call that needs it.
+    if name in __all__:
+        from . import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

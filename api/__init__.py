@@ -1,1 +1,8 @@
 """The calls a user makes, each of them a few lines that connect tracer, passes and backends."""
+
+from .evaluation import Measurement, evaluate
+from .exporting import export
+from .listing import PassInfo, passes
+from .tracing import Hop, Trace, trace
+
+__all__ = ["Hop", "Measurement", "PassInfo", "Trace", "evaluate", "export", "passes", "trace"]

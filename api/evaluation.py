@@ -1,0 +1,182 @@
+"""evaluate: models side by side on the same text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backends.onnx_runtime import MODEL_FILE, OnnxDecoder
+from ..ir.errors import RequestError
+from ..passes.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
+from ..tracer.checkpoint import weight_files
+from ..tracer.model import DEMO, Source, load_config, load_model, load_tokenizer, resolve
+from ..tracer.text import Text, from_string, load_text
+from .progress import Progress, silent
+
+DECODED = 32
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model measured.
+
+    Attributes:
+        name: the model as the user gave it.
+        format: ``safetensors``, ``pickle`` or ``onnx``.
+        parameters: elements of all parameters, a tied one counted once.
+        bytes: of the files that hold the weights.
+        macs: multiply-accumulates of one token at the end of a window; None where there is no graph to count in.
+        perplexity: on the text.
+        speed: tokens per second, one sequence on this machine.
+    """
+
+    name: str
+    format: str
+    parameters: int
+    bytes: int
+    macs: int | None
+    perplexity: Perplexity
+    speed: Speed
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class _Runnable:
+    """A model in whatever form, ready to be measured."""
+
+    logits: Callable[..., Any]
+    step: torch.nn.Module | Step
+    format: str
+    parameters: int
+    bytes: int
+
+
+def evaluate(
+    models: Sequence[str | Path] | str | Path,
+    text: str | Path | None = None,
+    *,
+    window: int = 128,
+    windows: int | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress = silent,
+) -> list[Measurement]:
+    """Measure models: perplexity over non-overlapping windows, size, and speed.
+
+    Perplexities of models with different tokenizers do not compare.
+
+    Args:
+        models: Hugging Face model directories, Hub ids, ``demo``, or what :func:`fxprune.export` wrote.
+        text: held-out text; may be left out when ``demo`` is among the models, which brings its own.
+        window: tokens in a window (128 as in LLM-Pruner, arXiv 2305.11627).
+        windows: how many; all that the text holds when None.
+        trust_remote_code: whether a model's own code may run.
+        allow_pickle: whether weights may be read from a pickle.
+        progress: told what is going on.
+
+    Raises:
+        RequestError: a model or text that cannot be read, a text shorter than the windows asked for, or a window longer
+            than a model's context.
+        FxpruneError: a perplexity that is not finite.
+    """
+    names = [models] if isinstance(models, str | Path) else list(models)
+    if text is None and DEMO not in names:
+        raise RequestError("there is no text to measure on", "give one with --text FILE")
+    if window < 2:
+        raise RequestError(f"a window of {window} tokens holds nothing to predict", "give --window of 2 or more")
+    sources = [
+        resolve(name, weights=not _is_onnx(name), trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        for name in names
+    ]
+    return [_measure(source, text, window, windows, progress) for source in sources]
+
+
+def _measure(
+    source: Source, text: str | Path | None, window: int, windows: int | None, progress: Progress
+) -> Measurement:
+    config = load_config(source)
+    context = getattr(config, "max_position_embeddings", None) or window
+    if window > context:
+        raise RequestError(
+            f"a window of {window} tokens is longer than the context of {source.name!r}, {context}",
+            f"give --window {context} or less",
+        )
+    progress(f"{source.name}: reading the text")
+    ids = _read(text, source).windows(window, windows)
+    progress(f"{source.name}: loading")
+    runnable = _open_onnx(source) if _is_onnx(source.directory) else _open_torch(source)
+    progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")
+    found = perplexity(runnable.logits, ids)
+    progress(f"{source.name}: speed")
+    prompt = max(1, min(window, context - DECODED))
+    speed = tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=min(DECODED, context - prompt))
+    return Measurement(
+        name=source.name,
+        format=runnable.format,
+        parameters=runnable.parameters,
+        bytes=runnable.bytes,
+        macs=None,
+        perplexity=found,
+        speed=speed,
+    )
+
+
+def _read(text: str | Path | None, source: Source) -> Text:
+    tokenizer = load_tokenizer(source)
+    if text is not None:
+        return load_text(str(text), tokenizer)
+    from ..demo import text as built_in
+
+    return from_string("built-in evaluation text", built_in("evaluation"), tokenizer)
+
+
+def _is_onnx(directory: str | Path) -> bool:
+    return (Path(directory) / MODEL_FILE).is_file()
+
+
+def _open_torch(source: Source) -> _Runnable:
+    model = load_model(source)
+    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    return _Runnable(
+        logits=model,
+        step=model,
+        format="safetensors" if files[0].suffix == ".safetensors" else "pickle",
+        parameters=parameter_count(model),
+        bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def _open_onnx(source: Source) -> _Runnable:
+    decoder = OnnxDecoder(source.directory)
+
+    def logits(input_ids: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(decoder.logits(input_ids.numpy()))
+
+    def step(ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        found, after = decoder.step(ids.numpy(), decoder.empty_cache(len(ids)) if cache is None else cache)
+        return torch.from_numpy(found), after
+
+    return _Runnable(
+        logits=logits,
+        step=step,
+        format="onnx",
+        parameters=_onnx_parameters(source.directory / MODEL_FILE),
+        bytes=sum(file.stat().st_size for file in source.directory.glob(f"{MODEL_FILE}*")),
+    )
+
+
+def _onnx_parameters(file: Path) -> int:
+    """Elements of all floating-point weights, without reading them."""
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    weights = (tensor for tensor in graph.initializer if tensor.data_type in floats and len(tensor.dims) > 0)
+    return sum(torch.Size(tensor.dims).numel() for tensor in weights)

@@ -1,0 +1,51 @@
+"""export: a Hugging Face model to another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..backends.onnx import OnnxReport, export_onnx
+from ..ir.errors import RequestError
+from ..tracer.model import load_config, resolve
+from .progress import Progress, silent
+
+FORMATS = ("onnx",)
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    format: str = "onnx",
+    optimize: str = "cpu",
+    force: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> OnnxReport:
+    """Write a model in another format; what is written has been compared with the original.
+
+    Args:
+        model: a Hugging Face model directory, a Hub id, or ``demo``; usually what :func:`fxprune.apply` wrote.
+        out: the directory to make, complete or absent.
+        format: ``onnx``.
+        optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
+        force: whether an existing ``out`` is replaced.
+        trust_remote_code: whether the model's own code may run.
+        progress: told what is going on.
+
+    Raises:
+        RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
+        FxpruneError: the model cannot be exported, or the result differs from it.
+    """
+    if format not in FORMATS:
+        raise RequestError(f"unknown format {format!r}", f"formats: {', '.join(FORMATS)}")
+    source = resolve(model, trust_remote_code=trust_remote_code)
+    load_config(source)
+    return export_onnx(
+        source.directory,
+        Path(out),
+        optimize=optimize,
+        trust_remote_code=trust_remote_code,
+        force=force,
+        progress=progress,
+    )

@@ -1,0 +1,130 @@
+"""Results as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..backends.onnx import OnnxReport
+from ..ir.groups import Group
+from ..passes.options import write_value
+from .evaluation import Measurement
+from .listing import PassInfo
+from .tracing import Hop, Trace
+
+
+def trace(traced: Trace) -> list[RenderableType]:
+    """A line about the graph, and its groups, equal ones of different layers in one row."""
+    graph, operators = traced.graph, traced.operators
+    common = ", ".join(f"{name} {count}" for name, count in list(operators.items())[:6])
+    head = f"{graph.name}: {traced.parameters:,} parameters, {len(graph.ops)} operators ({common}, ...)"
+    table = _table("group", "kind", "units", "tensors", "state", right=("units",))
+    for groups in _alike(traced.groups):
+        first = groups[0]
+        table.add_row(_name(groups), first.kind.value, _units(first), _members(first), _state(first))
+    unknown = sorted({op.target for op in traced.coupling.unknown})
+    note = [Text("no rule, so frozen: " + ", ".join(unknown))] if unknown else []
+    return [Text(head), table, *note]
+
+
+def why(hops: Sequence[Hop], first: str, second: str) -> list[RenderableType]:
+    """The path from one weight to another, operator by operator."""
+    table = _table("place", "axis", "operator", "module", "source line")
+    for hop in hops:
+        line = f"{hop.source}  {hop.code}".strip()
+        table.add_row(hop.place, hop.axis, hop.operator or "", hop.module, line)
+    return [Text(f"{first} and {second} shrink together:"), table]
+
+
+def exported(report: OnnxReport) -> list[RenderableType]:
+    """What was written and how well it agrees."""
+    table = _table("check", "worst logit difference", right=("worst logit difference",))
+    for name, difference in report.differences.items():
+        table.add_row(name.replace("_", " "), f"{difference:.2g}")
+    tokens = f"{report.greedy_equal} of {report.greedy_tokens} greedy tokens equal"
+    head = f"{report.path}: {size(report.bytes)}, opset {report.opset}, optimised for {report.optimize}; {tokens}"
+    return [Text(head), table]
+
+
+def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
+    """Models side by side, the first one being what the others are compared with."""
+    numbers = ("parameters", "size", "perplexity", "prefill tok/s", "decode tok/s")
+    table = _table("model", *numbers, right=numbers)
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.parameters:,}",
+            size(row.bytes),
+            f"{row.perplexity.value:.2f}",
+            f"{row.speed.prefill.median:,.0f}",
+            f"{row.speed.decode.median:,.0f}",
+        )
+    return [table]
+
+
+def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
+    """Every pass with its options."""
+    parts: list[RenderableType] = []
+    for row in rows:
+        parts.append(Text.assemble((row.name, "bold"), f"  {row.kind}  {row.help}"))
+        table = _table("option", "value", "default", "")
+        for option in row.options:
+            table.add_row(option.name, option.wants, write_value(option.default), option.help)
+        parts += [table, Text("")]
+    return parts
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that reads best."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count} B"
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _alike(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that differ by their layer only, together."""
+    found: dict[tuple[object, ...], list[Group]] = {}
+    for group in groups:
+        place = _layerless(group.name, group.layer)
+        members = tuple((_layerless(m.tensor, group.layer), m.dim) for m in group.members)
+        found.setdefault((place, group.size, group.frozen, members), []).append(group)
+    return list(found.values())
+
+
+def _layerless(name: str, layer: int | None) -> str:
+    return name if layer is None else name.replace(f".{layer}.", ".*.", 1)
+
+
+def _name(groups: Sequence[Group]) -> str:
+    first, last = groups[0], groups[-1]
+    if len(groups) == 1 or first.layer is None:
+        return first.name
+    return _layerless(first.name, first.layer).replace("*", f"{{{first.layer}..{last.layer}}}", 1)
+
+
+def _units(group: Group) -> str:
+    return f"{group.parent.size} x {group.size}" if group.parent else str(group.size)
+
+
+def _members(group: Group) -> str:
+    names = [f"{member.tensor}.{member.dim}" for member in group.members]
+    common = group.name.split(":")[0] + "."
+    short = [name.removeprefix(common) for name in names]
+    return " ".join(short[:6]) + (f" and {len(short) - 6} more" if len(short) > 6 else "")
+
+
+def _state(group: Group) -> str:
+    if group.frozen:
+        return f"frozen: {group.frozen}"
+    return "normalised" if group.normalised else ""

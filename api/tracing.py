@@ -1,0 +1,210 @@
+"""trace: a model to its graph and coupled groups, without reading weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx
+
+from ..ir.errors import FxpruneError, RequestError
+from ..ir.graph import Graph
+from ..ir.groups import Group
+from ..ir.text import print_graph
+from ..passes.couple import Coupling, couple
+from ..passes.couple import why as shortest_path
+from ..tracer.export import Traced, trace_causal_lm
+from ..tracer.model import build_meta, load_config, resolve
+from .progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step of the answer to "why do these shrink together?".
+
+    Attributes:
+        place: a dimension of a tensor, as ``name.dim``.
+        axis: its axis term.
+        operator: what ties it to the place before; None for the first.
+        module, source, code: where that operator stands.
+    """
+
+    place: str
+    axis: str
+    operator: str | None
+    module: str
+    source: str
+    code: str
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced model and its dependency analysis.
+
+    Attributes:
+        name: the model as the user gave it.
+        traced: the graph and what belongs to it.
+        coupling: its axes and groups.
+        parameters: elements of all parameters, a tied one counted once.
+    """
+
+    name: str
+    traced: Traced
+    coupling: Coupling
+    parameters: int
+
+    @property
+    def graph(self) -> Graph:
+        return self.traced.graph
+
+    @property
+    def groups(self) -> list[Group]:
+        """The coupled groups, in the order of the parameters."""
+        return list(self.coupling.groups.values())
+
+    @property
+    def operators(self) -> dict[str, int]:
+        """How often each operator occurs."""
+        return dict(Counter(op.target for op in self.graph.ops).most_common())
+
+    def text(self) -> str:
+        """The text form, groups included."""
+        return print_graph(self.graph, [group_line(group) for group in self.groups])
+
+    def why(self, first: str, second: str) -> list[Hop]:
+        """The shortest chain of operators that makes two weights shrink together.
+
+        Raises:
+            RequestError: a name that is no parameter, or two that share no units.
+        """
+        names = [name for p in self.graph.parameters for name in (p.name, *p.aliases)]
+        for name in (first, second):
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=3)
+                hint = f"did you mean {' or '.join(close)}?" if close else f"parameters look like {names[0]}"
+                raise RequestError(f"{self.name!r} has no parameter {name!r}", hint)
+        try:
+            path = shortest_path(self.coupling, first, second)
+        except networkx.NetworkXNoPath:
+            raise RequestError(
+                f"{first!r} and {second!r} share no units: either can shrink without the other",
+                "`fxprune trace MODEL` lists what each group holds",
+            ) from None
+        held = {p.value: p.name for p in self.graph.parameters}
+        return [
+            Hop(
+                place=f"{held.get(value, f'%{value.name}')}.{dim}",
+                axis=str(self.coupling.axes[value][dim]),
+                operator=op.target if op else None,
+                module=op.source.module if op else "",
+                source=f"{op.source.file}:{op.source.line}" if op and op.source.file else "",
+                code=op.source.code if op else "",
+            )
+            for value, dim, op in path
+        ]
+
+    def write_dot(self, file: str | Path) -> None:
+        """Write the coupling graph for Graphviz.
+
+        Raises:
+            FxpruneError: the file cannot be written.
+        """
+        try:
+            Path(file).write_text(self.dot(), encoding="utf-8")
+        except OSError as error:
+            raise FxpruneError(
+                f"cannot write {str(file)!r}: {error.strerror}", "name a file in a directory that exists"
+            ) from error
+
+    def dot(self) -> str:
+        """The coupling graph in Graphviz's language: places as nodes, operators as edges, one cluster per group."""
+        held = {p.value: p.name for p in self.graph.parameters}
+        network = self.coupling.network
+        numbers = {node: number for number, node in enumerate(network)}
+        lines = ["graph coupling {", "  node [shape=box, fontsize=10];"]
+        for group in self.groups:
+            lines.append(f"  subgraph {_quote('cluster ' + group.name)} {{ label={_quote(_title(group))};")
+            for node in network:
+                value, dim, atom = node
+                if atom == group.atom:
+                    style = " style=filled" if value in held else ""
+                    lines.append(
+                        f"    n{numbers[node]} [label={_quote(held.get(value, value.name) + '.' + str(dim))}{style}];"
+                    )
+            lines.append("  }")
+        lines += [
+            f"  n{numbers[a]} -- n{numbers[b]} [label={_quote(op.target)}];" for a, b, op in network.edges(data="op")
+        ]
+        return "\n".join([*lines, "}", ""])
+
+    def to_json(self, *, with_text: bool = False) -> dict[str, Any]:
+        """As JSON data."""
+        data: dict[str, Any] = {
+            "model": self.name,
+            "parameters": self.parameters,
+            "operators": self.operators,
+            "unknown_operators": sorted({op.target for op in self.coupling.unknown}),
+            "groups": [_group_json(group) for group in self.groups],
+        }
+        return data | ({"text": self.text()} if with_text else {})
+
+
+def trace(model: str | Path, *, trust_remote_code: bool = False, progress: Progress = silent) -> Trace:
+    """Trace a model from its config alone and find its coupled groups.
+
+    Args:
+        model: a Hugging Face model directory, a Hub id, or ``demo``.
+        trust_remote_code: whether the model's own code may run.
+        progress: told what is going on.
+
+    Raises:
+        RequestError: the model cannot be found, or is none that can be traced.
+        FxpruneError: ``torch.export`` fails on it.
+    """
+    source = resolve(model, weights=False, trust_remote_code=trust_remote_code)
+    progress(f"building {source.name} without weights")
+    module = build_meta(load_config(source), trust_remote_code=trust_remote_code)
+    progress(f"tracing {source.name}")
+    traced = trace_causal_lm(module)
+    progress("coupling")
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return Trace(source.name, traced, couple(traced.graph), parameters)
+
+
+def group_line(group: Group) -> str:
+    """One group in the text form of a graph."""
+    frozen = f" frozen {_quote(group.frozen)}" if group.frozen else ""
+    under = f" under {group.parent.name}" if group.parent else ""
+    members = " ".join(f"{member.tensor}.{member.dim}" for member in group.members)
+    return f"group {group.name} size {group.size}{under}{frozen}: {members}"
+
+
+def _group_json(group: Group) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "kind": group.kind.value,
+        "size": group.size,
+        "parent": group.parent.name if group.parent else None,
+        "layer": group.layer,
+        "frozen": group.frozen,
+        "normalised": group.normalised,
+        "members": [
+            {"tensor": m.tensor, "dim": m.dim, "axis": str(m.axis), "role": m.role.value} for m in group.members
+        ],
+    }
+
+
+def _title(group: Group) -> str:
+    return f"{group.name} ({group.size})" + (" frozen" if group.frozen else "")
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

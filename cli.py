@@ -1,0 +1,392 @@
+"""The command line: arguments in, tables and exit codes out.
+
+Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from .ir.errors import FxpruneError
+
+INTERRUPTED = 130
+BAD_REQUEST = 2
+FAILURE = 1
+
+# Read by the libraries underneath when they are imported: their bars and advice are not this program's output.
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+MODEL_HELP = "a Hugging Face model directory, a Hub id, or demo for the built-in model"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with this program's way of saying what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(message, f"see `{self.prog} --help`")
+        raise SystemExit(BAD_REQUEST)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="fxprune",
+        description="A compiler for structurally smaller models: trace, couple, score, prune, export.",
+        epilog="`fxprune COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 bad request.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_passes, _add_demo):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text.partition(". ")[0].rstrip("."), description=text
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else there")
+    parser.add_argument("--debug", action="store_true", help="on failure, print the traceback")
+    return parser
+
+
+def _add_code_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code, if it brings any")
+
+
+def _add_pickle_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read weights from a pickle when there is nothing better"
+    )
+
+
+def _add_trace(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "trace",
+        _trace,
+        "Show the operators, axes and coupled channel groups of a model. No weights are read.",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--ir", action="store_true", help="print the graph and its groups as text")
+    what.add_argument(
+        "--why", nargs=2, metavar=("A", "B"), help="why two weights shrink together, operator by operator"
+    )
+    parser.add_argument("--dot", metavar="FILE", help="write the coupling graph for Graphviz")
+    _add_code_option(parser)
+
+
+def _add_apply(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "apply",
+        _apply,
+        "Make a model smaller. Runs the passes of a pipeline and writes a Hugging Face model directory that plain "
+        "transformers loads.",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--pass",
+        dest="passes",
+        action="append",
+        required=True,
+        metavar="PIPELINE",
+        help="passes to run: taylor, or 'taylor{variant=element2},lora{epochs=1}'; repeats; see `fxprune passes`",
+    )
+    shared = parser.add_argument_group("options of every pass that has them")
+    shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
+    shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
+    shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
+    shared.add_argument("--seed", metavar="N", help="of every random choice")
+    text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
+    text.add_argument("--calib", metavar="TEXT", help="what scores are computed on")
+    text.add_argument("--data", metavar="TEXT", help="what recovery passes train on")
+    _add_output(parser, required=False)
+    parser.add_argument("--dry-run", action="store_true", help="say what would come out; write and train nothing")
+    parser.add_argument(
+        "--form",
+        choices=("auto", "uniform", "free"),
+        default="auto",
+        help="uniform: equal widths in all layers and a plain config; free: widths per layer and a modelling file; "
+        "auto (default): uniform where it fits",
+    )
+    parser.add_argument(
+        "--print-ir-after",
+        action="append",
+        default=[],
+        metavar="PASS",
+        help="print the graph on stderr after this pass; repeats; 'all' for every one",
+    )
+    _add_code_option(parser)
+    _add_pickle_option(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--out", required=required, metavar="DIR", help="directory to write, complete or not at all")
+    parser.add_argument("--force", action="store_true", help="replace the directory if it exists")
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(commands, "export", _export, "Lower a model to another format, checked against the original.")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP + "; usually the OUT of apply")
+    parser.add_argument("--format", choices=("onnx",), default="onnx", help="what to write (default: onnx)")
+    parser.add_argument(
+        "--optimize",
+        choices=("cpu", "cuda", "none"),
+        default="cpu",
+        help="fuse for ONNX Runtime on this device, or none: only standard operators (default: cpu)",
+    )
+    _add_output(parser, required=True)
+    _add_code_option(parser)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "eval",
+        _eval,
+        "Measure models side by side: perplexity, parameters, bytes, MACs, tokens per second.",
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory written by export"
+    )
+    parser.add_argument("--text", metavar="FILE", help="held-out text (needed unless one of the models is demo)")
+    parser.add_argument("--window", type=int, default=128, metavar="N", help="tokens in a window (default: 128)")
+    parser.add_argument("--windows", type=int, metavar="N", help="read the first N windows (default: all)")
+    _add_code_option(parser)
+    _add_pickle_option(parser)
+
+
+def _add_passes(commands: Any) -> None:
+    _command(commands, "passes", _passes, "List every pass with its options, their types and defaults.")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        _demo,
+        "Run the whole main job on the built-in model: prune by a quarter, recover, export, measure.",
+    )
+    _add_output(parser, required=True)
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api import tables
+
+    with _working(arguments) as progress:
+        traced = api.trace(arguments.model, trust_remote_code=arguments.trust_remote_code, progress=progress)
+        why = traced.why(*arguments.why) if arguments.why else None
+        if arguments.dot:
+            traced.write_dot(arguments.dot)
+    if arguments.ir and not arguments.json:
+        print(traced.text(), end="")
+    elif why is not None:
+        _emit(arguments, {"why": [hop.to_json() for hop in why]}, lambda: tables.why(why, *arguments.why))
+    else:
+        _emit(arguments, traced.to_json(with_text=arguments.ir), lambda: tables.trace(traced))
+    return 0
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api import tables
+
+    with _working(arguments) as progress:
+        applied = api.apply(
+            arguments.model,
+            arguments.passes,
+            out=arguments.out,
+            ratio=arguments.ratio,
+            layers=arguments.layers,
+            seed=arguments.seed,
+            multiple_of=arguments.multiple_of,
+            calib=arguments.calib,
+            data=arguments.data,
+            force=arguments.force,
+            dry_run=arguments.dry_run,
+            form=arguments.form,
+            trust_remote_code=arguments.trust_remote_code,
+            allow_pickle=arguments.allow_pickle,
+            print_ir_after=arguments.print_ir_after,
+            progress=progress,
+        )
+    _emit(arguments, applied.to_json(), lambda: tables.applied(applied))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api import tables
+
+    with _working(arguments) as progress:
+        exported = api.export(
+            arguments.model,
+            arguments.out,
+            format=arguments.format,
+            optimize=arguments.optimize,
+            force=arguments.force,
+            trust_remote_code=arguments.trust_remote_code,
+            progress=progress,
+        )
+    _emit(arguments, exported.as_json(), lambda: tables.exported(exported))
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api import tables
+
+    with _working(arguments) as progress:
+        measured = api.evaluate(
+            arguments.models,
+            arguments.text,
+            window=arguments.window,
+            windows=arguments.windows,
+            trust_remote_code=arguments.trust_remote_code,
+            allow_pickle=arguments.allow_pickle,
+            progress=progress,
+        )
+    _emit(arguments, {"models": [row.to_json() for row in measured]}, lambda: tables.measured(measured))
+    return 0
+
+
+def _passes(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api import tables
+
+    with _working(arguments):
+        listed = api.passes()
+    _emit(arguments, {"passes": [row.to_json() for row in listed]}, lambda: tables.passes(listed))
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .api import tables
+    from .api.demo import run_demo
+
+    with _working(arguments) as progress:
+        shown = run_demo(arguments.out, force=arguments.force, progress=progress)
+    _emit(arguments, shown.to_json(), lambda: tables.demo(shown))
+    return 0
+
+
+def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[], Sequence[Any]]) -> None:
+    """Print the result: JSON when asked for, otherwise tables."""
+    if arguments.json:
+        print(json.dumps(data, indent=2, allow_nan=False))
+        return
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(*table(), sep="\n")
+        return
+    # Away from a terminal nothing is cut to a width of 80, and nothing is padded.
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    with console.capture() as capture:
+        console.print(*table(), sep="\n")
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+@contextlib.contextmanager
+def _working(arguments: argparse.Namespace) -> Iterator[Callable[[str], None]]:
+    """Around the work: what other libraries print is dropped, and what is going on shows on a terminal.
+
+    Yields:
+        A function that says what is going on.
+    """
+    if arguments.debug:
+        yield lambda message: print(message, file=sys.stderr)
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with warnings.catch_warnings(), _no_stdout(), contextlib.ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        stack.callback(logging.disable, logging.NOTSET)
+        if console.is_terminal:
+            yield stack.enter_context(console.status("starting")).update
+        else:
+            yield lambda _: None
+
+
+@contextlib.contextmanager
+def _no_stdout() -> Iterator[None]:
+    """Drop everything written to stdout, by Python or below it, so that only the result appears there."""
+    sys.stdout.flush()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        kept = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _complain(message: str, hint: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def _fail(error: Exception) -> int:
+    """Say what went wrong, and choose the exit code."""
+    if isinstance(error, FxpruneError):
+        _complain(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        _complain(f"{error.strerror}{where}", "check the disk and the permissions")
+        return FAILURE
+    _complain(
+        f"unexpected {type(error).__name__}: {error}",
+        "this is a fault of fxprune: run again with --debug and report it",
+    )
+    return FAILURE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: arguments, without the program's name; those of the process when None.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 bad request, 130 interrupted.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Who read our stdout has gone; closing it again at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILURE
+    except Exception as error:
+        if arguments.debug:
+            raise
+        return _fail(error)
