@@ -29,8 +29,8 @@ from .onnx_trace import load_causal_lm, trace_onnx
 
 # The execution provider that a graph is optimised for, and so verified on where this machine has it.
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "none": "CPUExecutionProvider"}
-# The translations of torch.onnx are written in opset 18; the newest is what this onnxruntime and exporter share.
-_OPSETS = range(18, 24)
+# torch.onnx writes opset 18 at least, whatever is asked; above 25, this onnxruntime reads nothing.
+_OPSETS = range(18, 26)
 _PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 # Config, generation config, tokenizer, chat template and the model's own code; not weights, nor records of pruning.

@@ -104,8 +104,13 @@ class OnnxDecoder:
 
         Returns:
             The new tokens, without the prompt.
+
+        Raises:
+            RequestError: the prompt is empty.
         """
         tokens = np.asarray(input_ids, np.int64).reshape(1, -1)
+        if not tokens.size:
+            raise RequestError("the prompt is empty", "pass at least one token id")
         cache = self.empty_cache(1)
         new: list[int] = []
         while len(new) < n:

@@ -146,8 +146,9 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
 
     Layers with a sliding window become plain ones: their mask already hides what lies outside the window.
     """
-    with torch.no_grad():
-        filled = model(input_ids=torch.zeros(_BATCH, _PAST, dtype=torch.int64), use_cache=True).past_key_values
+    with torch.no_grad(), quiet():
+        output = model(input_ids=torch.zeros(_BATCH, _PAST, dtype=torch.int64), use_cache=True)
+    filled = getattr(output, "past_key_values", None)
     cache = DynamicCache()
     for index, layer in enumerate(getattr(filled, "layers", [])):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)

@@ -1,0 +1,490 @@
+"""The ONNX backend: what it writes, as its consumers see it, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+
+from fxprune.backends import onnx as backend
+from fxprune.backends import onnx_trace
+from fxprune.backends.onnx import OnnxReport, export_onnx
+from fxprune.backends.onnx_check import TOLERANCE, check_onnx
+from fxprune.backends.onnx_names import rename_interface
+from fxprune.backends.onnx_runtime import OnnxDecoder
+from fxprune.ir.errors import FxpruneError, RequestError
+
+BASE: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GROUPED = {**BASE, "num_key_value_heads": 2, "intermediate_size": 48}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", GROUPED),
+    "gpt2": ("gpt2", BASE),
+    "mistral": ("mistral", {**GROUPED, "sliding_window": None}),
+    "mistral-window": ("mistral", {**GROUPED, "sliding_window": 4}),
+    "qwen2": ("qwen2", GROUPED),
+    "qwen3": ("qwen3", {**GROUPED, "head_dim": 8}),
+    "gpt-neox": ("gpt_neox", {**BASE, "intermediate_size": 48}),
+    "opt": ("opt", {**BASE, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "phi3": ("phi3", GROUPED),
+    "falcon": ("falcon", {**BASE, "multi_query": True, "new_decoder_architecture": False}),
+    "falcon-grouped": ("falcon", {**BASE, "num_kv_heads": 2, "new_decoder_architecture": True}),
+    "falcon-alibi": ("falcon", {**BASE, "alibi": True, "multi_query": False, "parallel_attn": False}),
+}
+# A modelling file as the free form brings it: kv heads and widths differ between layers.
+FREE_FORM = """
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+import copy
+
+class FreeForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        for index, changes in enumerate(config.layer_changes):
+            own = copy.deepcopy(config)
+            for name, value in changes.items():
+                setattr(own, name, value)
+            self.model.layers[index] = LlamaDecoderLayer(own, index)
+        self.post_init()
+"""
+
+
+def build(folder: Path, family: str, dtype: torch.dtype = torch.float32) -> Path:
+    """A tiny random model of a family with a tokenizer, as save_pretrained leaves it."""
+    torch.manual_seed(0)
+    model_type, values = FAMILIES[family]
+    config = transformers.AutoConfig.for_model(model_type, **values)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    # Wider than the usual initialisation: logits that hardly differ would let a wrong graph pass.
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.to(dtype).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(97)}, unk_token="w0"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def build_free(folder: Path) -> Path:
+    build(folder, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config["layer_changes"] = [
+        {"num_key_value_heads": 4, "intermediate_size": 24},
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 40, "head_dim": 8},
+    ]
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_free.FreeForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_free.py").write_text(FREE_FORM)
+    scope: dict[str, Any] = {}
+    exec(FREE_FORM, scope)
+    torch.manual_seed(0)
+    loaded = transformers.AutoConfig.from_pretrained(folder)
+    weights = {name: tensor.clone() for name, tensor in scope["FreeForCausalLM"](loaded).state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@dataclass
+class Exported:
+    source: Path
+    out: Path
+    report: OnnxReport
+    printed: str
+    heads: list[int]
+
+
+def export(source: Path, heads: list[int], **options: Any) -> Exported:
+    out = source.with_name(f"{source.name}-onnx")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        report = export_onnx(source, out, **options)
+    return Exported(source, out, report, printed.getvalue(), heads)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(build(tmp_path_factory.mktemp("llama") / "model", "llama"), [2, 2])
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(build(tmp_path_factory.mktemp("gpt2") / "model", "gpt2", torch.bfloat16), [4, 4], optimize="none")
+
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(build_free(tmp_path_factory.mktemp("free") / "model"), [4, 1], trust_remote_code=True)
+
+
+@pytest.fixture(params=["llama", "gpt2", "free"])
+def exported(request: pytest.FixtureRequest) -> Exported:
+    found: Exported = request.getfixturevalue(request.param)
+    return found
+
+
+def agree_with_torch(made: Exported) -> None:
+    """Its own comparison, at other shapes, not trusting the backend's."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        made.source, dtype=torch.float32, trust_remote_code=made.source.joinpath("modeling_free.py").exists()
+    ).eval()
+    decoder = OnnxDecoder(made.out)
+    tokens = torch.from_numpy(np.random.default_rng(5).integers(3, 97, (4, 11)))
+    with torch.no_grad():
+        expected = model(tokens).logits.numpy()
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(decoder.logits(tokens.numpy()), expected, atol=TOLERANCE, rtol=0)
+    model.generation_config = transformers.GenerationConfig(pad_token_id=0)  # without an end token
+    text = model.generate(tokens[:1], max_new_tokens=20, do_sample=False)
+    assert decoder.generate(tokens[0].numpy(), 20) == text[0, 11:].tolist()
+
+
+def test_names_and_dimensions_are_the_ecosystems(exported: Exported) -> None:
+    graph = onnx.load(exported.out / "model.onnx", load_external_data=False).graph
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    past, total = {}, {}
+    for layer, heads in enumerate(exported.heads):
+        for part in ("key", "value"):
+            past[f"past_key_values.{layer}.{part}"] = ["batch_size", heads, "past_sequence_length", 8]
+            total[f"present.{layer}.{part}"] = ["batch_size", heads, "total_sequence_length", 8]
+    assert shapes == {
+        "input_ids": ["batch_size", "sequence_length"],
+        "attention_mask": ["batch_size", "total_sequence_length"],
+        "position_ids": ["batch_size", "sequence_length"],
+        **past,
+        "logits": ["batch_size", "sequence_length", 97],
+        **total,
+    }
+
+
+def test_onnx_runtime_agrees_with_torch(exported: Exported) -> None:
+    agree_with_torch(exported)
+
+
+def test_report_says_what_was_made_and_checked(exported: Exported) -> None:
+    report = exported.report
+    assert set(report.differences) == {"prefill", "decode", "padded", "greedy"}
+    assert max(report.differences.values()) <= TOLERANCE
+    assert report.greedy_equal == report.greedy_tokens == 32
+    assert report.bytes == sum(path.stat().st_size for path in exported.out.glob("model.onnx*"))
+    assert report.opset == onnx.load(exported.out / "model.onnx", load_external_data=False).opset_import[0].version
+    assert report.provider == "CPUExecutionProvider"
+    assert report.versions["torch"] == torch.__version__
+    assert json.loads((exported.out / "fxprune.json").read_text()) == json.loads(json.dumps(report.as_json()))
+
+
+def test_directory_is_runnable_and_holds_no_traces_of_this_machine(exported: Exported) -> None:
+    names = {path.name for path in exported.out.iterdir()}
+    assert {"model.onnx", "model.onnx.data", "config.json", "generation_config.json", "tokenizer.json"} <= names
+    assert "model.safetensors" not in names
+    assert transformers.AutoTokenizer.from_pretrained(exported.out)("w5")["input_ids"] == [5]
+    assert transformers.AutoConfig.from_pretrained(exported.out).dtype == torch.float32
+    graph = (exported.out / "model.onnx").read_bytes()
+    assert b".py" not in graph
+    assert str(Path(torch.__file__).parent).encode() not in graph
+    assert sorted(path.name for path in exported.out.parent.iterdir()) == ["model", "model-onnx"]
+    assert exported.printed == ""
+
+
+def test_fusions_follow_the_option(llama: Exported, gpt2: Exported) -> None:
+    domains = [
+        {node.domain for node in onnx.load(made.out / "model.onnx", load_external_data=False).graph.node}
+        for made in (llama, gpt2)
+    ]
+    assert "com.microsoft" in domains[0]
+    assert domains[1] == {""}
+
+
+def test_source_dtype_is_reported(gpt2: Exported) -> None:
+    assert (gpt2.report.source_dtype, gpt2.report.dtype) == ("bfloat16", "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimize", ["cpu", "cuda", "none"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family: str, optimize: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if "slow" not in request.config.option.markexpr:
+        pytest.skip("half a minute each: run with -m slow")
+    made = export(build(tmp_path / "model", family), [], optimize=optimize)
+    assert made.report.greedy_equal == 32
+    agree_with_torch(made)
+
+
+# What is refused, and that nothing is left. A saved graph stands in for the trace: only that takes seconds.
+
+
+@pytest.fixture
+def traced(llama: Exported, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have export_onnx use the Llama's graph, after ``change`` has spoilt it."""
+
+    def patch(change: Callable[[ir.Model], None] = lambda _program: None) -> None:
+        def trace(_model: object, **_options: object) -> ir.Model:
+            program = ir.load(llama.out / "model.onnx")
+            change(program)
+            return program
+
+        monkeypatch.setattr(backend, "trace_onnx", trace)
+
+    return patch
+
+
+def perturb_a_weight(program: ir.Model) -> None:
+    value = max(program.graph.initializers.values(), key=lambda value: value.const_value.nbytes)
+    value.const_value = ir.tensor(value.const_value.numpy() + np.float32(0.1))
+
+
+def swap_keys_and_values(program: ir.Model) -> None:
+    outputs = {value.name: value for value in program.graph.outputs}
+    key, value = outputs["present.0.key"], outputs["present.0.value"]
+    key.name, value.name = "spare", key.name
+    key.name = "present.0.value"
+
+
+def ignore_the_mask(program: ir.Model) -> None:
+    mask = next(value for value in program.graph.inputs if value.name == "attention_mask")
+    one = ir.node("Constant", [], {"value_int": 1})
+    seen = ir.node("Max", [mask, one.outputs[0]])
+    mask.replace_all_uses_with(seen.outputs[0])
+    seen.replace_input_with(0, mask)
+    program.graph.insert_before(program.graph[0], [one, seen])
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "cause"),
+    [
+        (perturb_a_weight, "prefill", "translated or fused wrongly"),
+        (swap_keys_and_values, "decode", "key-value cache"),
+        (ignore_the_mask, "padded", "attention mask"),
+    ],
+)
+def test_wrong_graph_is_refused(
+    change: Callable[[ir.Model], None],
+    check: str,
+    cause: str,
+    *,
+    llama: Exported,
+    traced: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    traced(change)
+    with pytest.raises(
+        FxpruneError, match=rf"the ONNX graph is not the model: {check} differs by \d\S*, more"
+    ) as error:
+        export_onnx(llama.source, tmp_path / "out")
+    assert cause in error.value.hint
+    assert "--optimize none" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drift_over_many_steps_is_refused(llama: Exported) -> None:
+    class Drifting(OnnxDecoder):
+        def step(self, input_ids: Any, cache: Any, **options: Any) -> Any:
+            logits, cache = super().step(input_ids, cache, **options)
+            return (-logits if cache["past_key_values.0.key"].shape[2] > 20 else logits), cache
+
+    model, _ = onnx_trace.load_causal_lm(llama.source, trust_remote_code=False)
+    with pytest.raises(FxpruneError, match="greedy differs by") as error:
+        check_onnx(Drifting(llama.out), model, "none", lambda _message: None)
+    assert error.value.hint == "likely cause: errors build up in the cache over many steps"
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "raised", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), FxpruneError, "the disk is full"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_failure_leaves_what_was_there(
+    force: bool,
+    failure: BaseException,
+    raised: type[BaseException],
+    message: str | None,
+    *,
+    llama: Exported,
+    traced: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced()
+    out = tmp_path / "out"
+    if force:
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+
+    def fail(*_arguments: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(backend.shutil, "copyfile", fail)
+    with pytest.raises(raised, match=message):
+        export_onnx(llama.source, out, force=force)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_force_replaces(llama: Exported, traced: Callable[..., None], tmp_path: Path) -> None:
+    traced()
+    out, said = tmp_path / "out", []
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    (out / "stale").touch()
+    with pytest.raises(RequestError, match="already exists"):
+        export_onnx(llama.source, out)
+    export_onnx(llama.source, out, force=True, progress=said.append)
+    assert not (out / "stale").exists()
+    assert (out / "model.onnx").read_bytes() == (llama.out / "model.onnx").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert said[0] == f"loading {llama.source}"
+    assert "checking padded in ONNX Runtime" in said
+
+
+def with_config(folder: Path, text: str) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(text)
+    return folder
+
+
+def without_config(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def without_a_weight(folder: Path) -> Path:
+    weights = load_file(build(folder, "llama") / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def truncated(folder: Path) -> Path:
+    path = build(folder, "llama") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "kind", "message"),
+    [
+        (lambda folder: folder, {}, RequestError, "is not a directory"),
+        (without_config, {}, RequestError, "has no config.json"),
+        (lambda folder: with_config(folder, "{"), {}, RequestError, "is not readable"),
+        (lambda folder: with_config(folder, "[]"), {}, RequestError, "does not hold a JSON object"),
+        (lambda folder: with_config(folder, "{}"), {}, RequestError, "holds no safetensors weights"),
+        (lambda folder: with_config(folder, '{"is_encoder_decoder": true}'), {}, RequestError, "is an encoder-decoder"),
+        (build_free, {}, RequestError, "brings its own modelling code: modeling_free.FreeForCausalLM"),
+        (without_a_weight, {}, FxpruneError, "lacks weights: model.norm.weight"),
+        (truncated, {}, FxpruneError, "cannot load .*model"),
+        (without_config, {"optimize": "tpu"}, RequestError, "unknown optimisation 'tpu'"),
+        (without_config, {"opset": 17}, RequestError, "opset 17 is not supported"),
+    ],
+)
+def test_bad_request(
+    make: Callable[[Path], Path], options: dict[str, Any], kind: type[FxpruneError], message: str, tmp_path: Path
+) -> None:
+    source = make(tmp_path / "model")
+    with pytest.raises(FxpruneError, match=message) as error:
+        export_onnx(source, tmp_path / "out", **options)
+    assert type(error.value) is kind
+    assert error.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_failing_exporter_is_reported(llama: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ValueError("no such operator\nand more")
+
+    monkeypatch.setattr(onnx_trace.OnnxExporter, "export", fail)
+    model, _ = onnx_trace.load_causal_lm(llama.source, trust_remote_code=False)
+    with pytest.raises(FxpruneError, match=r"cannot be exported to ONNX: ValueError: no such operator$"):
+        onnx_trace.trace_onnx(model, optimize="cpu", opset=None)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (SimpleNamespace(cache_params=[]), "Stateful returns no key-value cache"),
+        (SimpleNamespace(past_key_values=SimpleNamespace(layers=[SimpleNamespace()])), "layer 0 of Stateful keeps"),
+    ],
+)
+def test_state_other_than_keys_and_values_is_refused(output: SimpleNamespace, message: str) -> None:
+    class Stateful(torch.nn.Module):
+        def forward(self, **_inputs: Any) -> Any:
+            return output
+
+    with pytest.raises(FxpruneError, match=message):
+        onnx_trace.trace_onnx(Stateful(), optimize="cpu", opset=None)
+
+
+def interface(**shapes: list[Any]) -> ir.Model:
+    """A graph without nodes: inputs only, a cache of one layer among them unless ``shapes`` says otherwise."""
+    values = [ir.Value(name=name.replace("__", "."), shape=ir.Shape(shape)) for name, shape in shapes.items()]
+    return ir.Model(ir.Graph(values, [], nodes=[], opset_imports={"": 20}), ir_version=10)
+
+
+TOKENS, MASK, PAST = ["b", "s"], ["b", "t"], ["b", 2, "p", 8]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"input_ids": TOKENS}, "takes input_ids: no input_ids, attention_mask or past_key_values"),
+        (
+            {"input_ids": TOKENS, "attention_mask": ["b", 8], "past_key_values__layers__0__keys": PAST},
+            r"attention_mask of shape \[batch_size, 8\] instead of \[batch_size, total_sequence_length\]",
+        ),
+        (
+            {"input_ids": TOKENS, "attention_mask": MASK, "past_key_values__layers__0__keys": ["b", "h", "p", 8]},
+            r"past_key_values.0.key of shape \[batch_size, h, past_sequence_length, 8\] instead of",
+        ),
+        (
+            {"input_ids": TOKENS, "attention_mask": MASK, "past_key_values__layers__0__keys": PAST, "pixels": [1]},
+            "an input or output 'pixels' that no runtime knows",
+        ),
+    ],
+)
+def test_unexpected_interface_is_refused(shapes: dict[str, list[Any]], message: str) -> None:
+    with pytest.raises(FxpruneError, match=message):
+        rename_interface(interface(**shapes))
+
+
+def test_decoder_refuses_what_it_cannot_run(tmp_path: Path, llama: Exported) -> None:
+    with pytest.raises(RequestError, match=r"has no model\.onnx"):
+        OnnxDecoder(tmp_path)
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    for domain, kind, message in (
+        ("", RequestError, "takes x and is not a decoder"),
+        ("nowhere", FxpruneError, "ONNX Runtime cannot open"),
+    ):
+        node = onnx.helper.make_node("Identity", ["x"], ["y"], domain=domain)
+        graph = onnx.helper.make_graph([node], "g", [value], [other])
+        opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("nowhere", 1)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+        with pytest.raises(kind, match=message):
+            OnnxDecoder(tmp_path)
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        OnnxDecoder(llama.out).generate([], 3)
