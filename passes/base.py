@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ..ir.repairs import Repairs
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +57,10 @@ class State:
         plan: what the pruning passes removed so far.
         calibration: text for scores, None when the user gave none.
         data: text for recovery training, None when the user gave none.
+        example: the keyword arguments of ``forward`` that the graph was traced with.
+        repairs: the module attributes that pruning passes changed so far.
+        execute: runs a graph with the weights of the model and returns its first output, and the model's own on the
+            same inputs; None where there are no weights to run.
         report: what passes want recorded in the artifact, by pass name.
     """
 
@@ -64,6 +70,9 @@ class State:
     plan: Plan | None = None
     calibration: Corpus | None = None
     data: Corpus | None = None
+    example: Mapping[str, Any] = field(default_factory=dict)
+    repairs: Repairs = field(default_factory=Repairs)
+    execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from .base import Pass
 from .couple import couple
 from .lora import Lora
+from .magnitude import Magnitude
 from .manager import Analysis
+from .random import Random
+from .taylor import Taylor
 
-PASSES: tuple[type[Pass], ...] = (Lora,)
+PASSES: tuple[type[Pass], ...] = (Random, Magnitude, Taylor, Lora)
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)

@@ -1,0 +1,127 @@
+"""What every pruning pass does with its scores: select, plan, rewrite the graph, shrink the module."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..ir import Indices, Plan, RequestError
+from ..ir.groups import Group
+from ..ir.repairs import Repairs
+from .base import Pass, State, option
+from .couple import Coupling
+from .select import HEADS, Scope, Scores, chosen_groups, select
+from .shrink import extents_by_module, make_plan, rewrite
+from .surgery import shrink_module
+
+SAME = 1e-4
+"""Largest difference between the logits of the shrunken module and of the rewritten graph, relative to their scale,
+at which they are the same function: float32 roundings stay far below, a wrong repair lies far above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Pass):
+    """A pass that scores units and removes the least important ones."""
+
+    kind: ClassVar[str] = "score"
+    needs: ClassVar[tuple[str, ...]] = ("couple",)
+    invalidates: ClassVar[tuple[str, ...]] = ("couple",)
+
+    ratio: float = option(0.25, "share of the units of every group to remove, in [0, 1)")
+    layers: tuple[int, int] | None = option(None, "layers to prune, START:END with END exclusive; all when none")
+    heads: str = option("kv", "kv: whole kv heads with their query heads; query: query heads within each; off", HEADS)
+    ffn: bool = option(True, "prune inner widths (feed-forward)")
+    channels: bool = option(False, "prune the residual width (the paper's channel-wise mode)")
+    multiple_of: int = option(1, "round widths other than heads up to a multiple of this")
+
+    def check(self) -> None:
+        """Refuse a ratio outside [0, 1), a multiple below 1, and a scope that holds nothing."""
+        if not 0 <= self.ratio < 1:
+            raise RequestError(
+                f"ratio {self.ratio:g} is not in [0, 1)", "a ratio is the share to remove: 0.25 removes a quarter"
+            )
+        if self.multiple_of < 1:
+            raise RequestError(
+                f"multiple_of {self.multiple_of} is not positive", "use 1 for no constraint, or 8, 64, ..."
+            )
+        if self.heads == "off" and not self.ffn and not self.channels:
+            raise RequestError("heads=off, ffn=false, channels=false leave nothing to prune", "switch one of them on")
+
+    @abstractmethod
+    def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+        """The importance of every unit of every group: name -> float64 ``[group.units]``."""
+
+    def run(self, state: State) -> None:
+        """Score, select, rewrite the graph and shrink the module in place."""
+        coupling = state.coupling
+        assert coupling is not None, "the manager runs couple first"
+        scope = Scope(self.layers, self.heads, self.ffn, self.channels)
+        groups, frozen = chosen_groups(coupling.groups.values(), scope)
+        keep = select(groups, self.scores(groups, state), self.ratio, self.multiple_of)
+        state.report[self.name] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
+        cut(state, coupling, keep)
+
+
+def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
+    """Carry out a decision: rewrite the graph, shrink the module, join the plan to what was removed before."""
+    plan = make_plan(coupling, keep)
+    before, after = state.graph, rewrite(coupling, plan)
+    if not plan.removes_nothing:
+        repairs = shrink_module(
+            state.model, plan, extents_by_module(before, after), state.example, accept=_acceptance(state, after)
+        )
+        state.repairs = join_repairs(state.repairs, repairs)
+    state.graph = after
+    state.plan = plan if state.plan is None else join_plans(state.plan, plan, coupling)
+
+
+def _acceptance(state: State, after: Any) -> Any:
+    execute = state.execute
+    if execute is None:
+        return None
+
+    def accept() -> bool:
+        expected, got = execute(after, state.model)
+        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+        return expected.shape == got.shape and float((expected - got).abs().max() / scale) <= SAME
+
+    return accept
+
+
+def join_plans(first: Plan, second: Plan, coupling: Coupling) -> Plan:
+    """One plan on the original for two that ran one after the other.
+
+    Args:
+        first: on the original.
+        second: on what the first left.
+        coupling: of what the first left.
+    """
+    slices = dict(first.slices)
+    for key, kept in second.slices.items():
+        slices[key] = slices[key][kept] if key in slices else kept
+    keep = dict(first.keep)
+    for name, kept in second.keep.items():
+        # What the first plan left of the group stands in order, so that its units are renumbered by rank.
+        keep[name] = keep[name][kept] if name in keep and len(keep[name]) == coupling.groups[name].units else kept
+    return Plan(keep, slices)
+
+
+def join_repairs(first: Repairs, second: Repairs) -> Repairs:
+    """One set of repairs on the original for two that were made one after the other."""
+    joined = {path: dict(changes) for path, changes in first.attributes.items()}
+    for path, changes in second.attributes.items():
+        known = joined.setdefault(path, {})
+        for name, (old, new) in changes.items():
+            known[name] = (known[name][0] if name in known else old, new)
+    return Repairs(joined)
+
+
+def random_scores(groups: Sequence[Group], seed: int) -> dict[str, Scores]:
+    """Uniform random importance, one stream for all groups in order."""
+    generator = np.random.default_rng(seed)
+    return {group.name: generator.random(group.units) for group in groups}

@@ -1,0 +1,165 @@
+"""select: unit scores and a ratio become the units that stay, group by group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ir import Indices, RequestError
+from ..ir.groups import Group, Kind
+from .contributions import Contributions, Wanted
+
+Scores = npt.NDArray[np.float64]
+
+REDUCTIONS = ("sum", "mean", "max", "prod", "first", "last")
+HEADS = ("kv", "query", "off")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which groups a pruning pass may cut.
+
+    Attributes:
+        layers: range of layer indices, end exclusive; every layer when None.
+        heads: ``kv`` cuts whole key-value heads with their query heads, ``query`` query heads within each key-value
+            head, ``off`` leaves attention alone.
+        widths: inner widths, such as a feed-forward layer's.
+        channels: the widths that the residual stream carries, which have no layer.
+    """
+
+    layers: tuple[int, int] | None = None
+    heads: str = "kv"
+    widths: bool = True
+    channels: bool = False
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        kinds = {"kv": {Kind.HEADS, Kind.KV_HEADS}, "query": {Kind.HEADS, Kind.QUERY_HEADS}, "off": set()}[self.heads]
+        return frozenset(
+            kinds | ({Kind.WIDTH} if self.widths else set()) | ({Kind.CHANNELS} if self.channels else set())
+        )
+
+    def holds(self, group: Group) -> bool:
+        """Whether the request is for this group, frozen or not."""
+        if group.kind not in self.kinds or group.units < 2:
+            return False
+        if group.kind is Kind.CHANNELS or self.layers is None:
+            return True
+        return group.layer is not None and self.layers[0] <= group.layer < self.layers[1]
+
+
+def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], list[Group]]:
+    """The groups that a request cuts, and those it would cut were they not frozen.
+
+    Raises:
+        RequestError: when nothing can be cut, with what stands in the way.
+    """
+    asked = [group for group in groups if scope.holds(group)]
+    free = [group for group in asked if group.frozen is None]
+    frozen = [group for group in asked if group.frozen is not None]
+    if not free:
+        if frozen:
+            reason = f"all {len(frozen)} groups it asks for are frozen; {frozen[0].name}: {frozen[0].frozen}"
+        else:
+            where = f" in layers {scope.layers[0]}:{scope.layers[1]}" if scope.layers else ""
+            reason = f"no {' or '.join(sorted(kind.value for kind in scope.kinds)) or 'group'}{where} to cut"
+        raise RequestError(f"the request removes nothing: {reason}", "see the groups with `fxprune trace MODEL`")
+    return free, frozen
+
+
+def wanted(groups: Iterable[Group]) -> Wanted:
+    """The parameter dimensions whose positions the groups' scores need."""
+    dims: dict[str, set[int]] = {}
+    for group in groups:
+        for member in group.members:
+            dims.setdefault(member.tensor, set()).add(member.dim)
+    return {name: frozenset(found) for name, found in dims.items()}
+
+
+def unit_scores(group: Group, contributions: Contributions, reduce: str) -> Scores:
+    """The importance of every unit of a group.
+
+    A member's vector is summed over the positions of a unit (a head's rows, both rotary halves), so that a key-value
+    head is scored with its own query heads; then the members are reduced (LLM-Pruner, arXiv 2305.11627, section 3.2).
+
+    Args:
+        group: whose units.
+        contributions: for every dimension of every member that was scored.
+        reduce: over members: ``sum``, ``mean``, ``max``, ``prod``, ``first`` or ``last`` in the order of the model.
+
+    Returns:
+        float64 ``[group.units]``.
+    """
+    rows = []
+    for member in group.members:
+        vector = contributions.get((member.tensor, member.dim))
+        if vector is None:
+            continue
+        units = group.unit_map(member.axis)
+        there = units >= 0
+        rows.append(np.bincount(units[there], weights=vector[there], minlength=group.units))
+    stacked = np.stack(rows)
+    if reduce == "first":
+        return stacked[0]
+    if reduce == "last":
+        return stacked[-1]
+    reduced: Scores = {"sum": np.sum, "mean": np.mean, "max": np.max, "prod": np.prod}[reduce](stacked, axis=0)
+    return reduced
+
+
+def kept_count(size: int, ratio: float, multiple_of: int = 1) -> int:
+    """How many of ``size`` units stay: at least what the ratio keeps, a multiple where one fits, never none.
+
+    Args:
+        size: units now.
+        ratio: share to remove, in [0, 1).
+        multiple_of: what the count is rounded up to a multiple of.
+    """
+    exact = size * (1 - Fraction(str(ratio)))
+    count = math.ceil(math.ceil(exact) / multiple_of) * multiple_of
+    return max(1, min(size, count))
+
+
+def best_units(group: Group, scores: Scores, count: int) -> Indices:
+    """The ``count`` most important units, of each parent unit where the group is nested; ties go to the lower index.
+
+    Returns:
+        Sorted int64 unit numbers.
+    """
+    rows = scores.reshape(-1, group.size)
+    order = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+    units = order + np.arange(len(rows))[:, None] * group.size
+    return np.sort(units.ravel()).astype(np.int64)
+
+
+def select(
+    groups: Sequence[Group], scores: Mapping[str, Scores], ratio: float, multiple_of: int = 1
+) -> dict[str, Indices]:
+    """The same ratio for every group, each keeping its own best units: equal groups come out equally wide.
+
+    Args:
+        groups: to cut.
+        scores: group name -> importance of its units.
+        ratio: share to remove, in [0, 1).
+        multiple_of: of which the widths that are no heads shall be multiples.
+
+    Raises:
+        RequestError: when the groups are so small that nothing goes although the ratio is not 0.
+    """
+    keep = {}
+    for group in groups:
+        step = multiple_of if group.kind in (Kind.WIDTH, Kind.CHANNELS) else 1
+        keep[group.name] = best_units(group, scores[group.name], kept_count(group.size, ratio, step))
+    if ratio > 0 and all(len(keep[group.name]) == group.units for group in groups):
+        sizes = ", ".join(sorted({f"{group.kind.value} {group.size}" for group in groups}))
+        raise RequestError(
+            f"the request removes nothing: a ratio of {ratio} takes no whole unit from groups of {sizes}"
+            + (f" in multiples of {multiple_of}" if multiple_of > 1 else ""),
+            "ask for a larger ratio" + (" or a smaller --multiple-of" if multiple_of > 1 else ""),
+        )
+    return keep

@@ -1,0 +1,54 @@
+"""taylor: units whose removal changes the loss least, to first or second order, go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..ir import RequestError
+from ..ir.groups import Group
+from .base import State, option
+from .gradients import taylor
+from .prune import Prune
+from .select import REDUCTIONS, Scores, unit_scores, wanted
+
+VARIANTS = ("vector", "element1", "second", "element2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taylor(Prune):
+    """Remove the units with the smallest Taylor importance (LLM-Pruner, arXiv 2305.11627, section 3.2)."""
+
+    name: ClassVar[str] = "taylor"
+
+    variant: str = option(
+        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with g squared", VARIANTS
+    )
+    reduce: str = option("sum", "how the tensors of a group are reduced to one score", REDUCTIONS)
+    samples: int = option(10, "calibration windows")
+    length: int = option(128, "tokens in a calibration window")
+    seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
+
+    def check(self) -> None:
+        """Also refuse an empty or unpredictable calibration."""
+        super().check()
+        if self.samples < 1:
+            raise RequestError(f"samples {self.samples} is not positive", "use at least one calibration window")
+        if self.length < 2:
+            raise RequestError(f"length {self.length} leaves nothing to predict", "use windows of at least 2 tokens")
+
+    def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+        """Importance from one pass over the calibration windows, for all groups at once.
+
+        Raises:
+            RequestError: without calibration text, or with too little of it.
+            FxpruneError: for a loss or gradient that is not finite.
+        """
+        if state.calibration is None:
+            raise RequestError(
+                "taylor scores need calibration text", "give --calib FILE, text the model should keep modelling"
+            )
+        tokens = state.calibration.windows(self.length, self.samples, self.seed)
+        found = taylor(state.model, tokens, wanted(groups), self.variant)
+        return {group.name: unit_scores(group, found, self.reduce) for group in groups}
