@@ -81,8 +81,10 @@ def atomic_directory(out: Path, *, force: bool) -> Iterator[Path]:
     except OSError as error:
         raise write_error(error, out) from error
     try:
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for path in temporary.iterdir():  # safetensors writes files that only their owner can read
+            path.chmod(0o666 & ~_umask())
         _swap(temporary, out)
     except (OSError, safetensors.SafetensorError) as error:
         raise write_error(error, out) from error
@@ -163,7 +165,9 @@ def read_plan(folder: Path) -> dict[tuple[str, int], Indices]:
     for key, kept in tensors.items():
         name, _, dim = key.rpartition(":")
         if not name or not dim.isdecimal() or kept.dtype != np.int64 or kept.ndim != 1:
-            raise RequestError(f"{path} is not a plan: it holds '{key}', {kept.dtype} of shape {kept.shape}", _PLAN_HINT)
+            raise RequestError(
+                f"{path} is not a plan: it holds '{key}', {kept.dtype} of shape {kept.shape}", _PLAN_HINT
+            )
         if kept.size == 0 or kept[0] < 0 or (np.diff(kept) <= 0).any():
             raise RequestError(f"{path}: the indices of '{key}' are not ascending from 0 on", _PLAN_HINT)
         slices[name, int(dim)] = kept

@@ -1,7 +1,7 @@
 """Finding the integers of a module that must change with its weights, by value and by trial.
 
-An integer attribute is one of four things. It restates an extent of a parameter (``in_features``): every instance of the
-class says which. It is read by the forward and equals an extent that changed: it follows. It is read and equals both an
+An integer attribute is one of four things. It restates an extent of a parameter (``in_features``): every instance of
+the class says which. It is read by the forward and equals an extent that changed: it follows. It is read and equals both an
 extent that changed and one that did not: both are tried. Or it is something else (a layer's index, a token id), and
 then it differs from every extent in some instance of its class, or trying it shows.
 """
@@ -84,11 +84,13 @@ def find_repairs(model: nn.Module, rehearsal: Rehearsal, shapes: Shapes, extents
             found = True
             yield repairs
         elif failure is None:
-            failure = result if isinstance(result, Failure) else Failure("", "other modules run, or other shapes result")
+            failure = (
+                result if isinstance(result, Failure) else Failure("", "other modules run, or other shapes result")
+            )
     if not found and failure is not None:
         raise FxpruneError(
             f"the shrunken model does not run: {failure.path or 'its root module'}: {failure.error}",
-            "a width may be fixed in the model's code; leave the groups of this module out, or export the graph to ONNX",
+            "a width may be fixed in the model's code; leave the groups of this module out",
         )
 
 
@@ -141,7 +143,7 @@ class Survey:
         return list(choices.values())
 
     def _restated(self, path: str, attribute: str, depth: int) -> Number | None:
-        """The value by the parameter extent that the attribute equals in every instance of its class, if there is one."""
+        """The value after, if the attribute equals one parameter extent in every instance of its class."""
         old = _value(self.modules[path], attribute)
         sizes = old if isinstance(old, tuple) else (old,)
         places: set[Any] | None = None

@@ -88,7 +88,8 @@ def smaller_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
             raise FxpruneError(f"the plan slices dimension {dim} of '{name}', whose shape is {shape}", hint)
         if len(kept) == 0 or int(kept[0]) < 0 or int(kept[-1]) >= shape[dim] or (np.diff(kept) <= 0).any():
             raise FxpruneError(
-                f"the plan's indices for dimension {dim} of '{name}' are not an ascending part of 0 to {shape[dim] - 1}", hint
+                f"the plan's indices for dimension {dim} of '{name}' do not ascend within 0 to {shape[dim] - 1}",
+                hint,
             )
         shapes.setdefault(name, list(shape))[dim] = len(kept)
     return {name: tuple(shape) for name, shape in shapes.items()}

@@ -1,5 +1,5 @@
-"""Tiny random models, and plans for them written by hand: which rows and columns go when heads, FFN channels or residual
-channels go, and the extents that a trace would report."""
+"""Tiny random models, and plans for them written by hand: which rows and columns go with heads, FFN channels or residual
+channels, and the extents that a trace would report."""
 
 from __future__ import annotations
 
@@ -51,9 +51,8 @@ class Cut:
         for path, noted in self.noted.items():
             pairs[path] |= noted
         for path in sorted(pairs, key=len, reverse=True):
-            while path:
-                inner, path = path, path.rpartition(".")[0]
-                pairs[path] |= pairs[inner]
+            if path:
+                pairs[path.rpartition(".")[0]] |= pairs[path]
         return {path: frozenset(found) for path, found in pairs.items()}
 
     def masked(self) -> nn.Module:
@@ -121,14 +120,17 @@ def llama_queries() -> Cut:
     return cut
 
 
+READERS = tuple(
+    f"{name}.weight" for name in ("embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+)
+
+
 def llama_residual() -> Cut:
     """The residual width goes from 64 to 48."""
     cut = Cut(build("llama", **LLAMA))
     keep = [i for i in range(64) if i % 4]
     for name, parameter in cut.model.named_parameters():
-        if name.endswith(("embed_tokens.weight", "lm_head.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")):
-            cut.rows(1, keep, name)
-        elif name.endswith(("gate_proj.weight", "up_proj.weight")):
+        if name.endswith(READERS):
             cut.rows(1, keep, name)
         elif name.endswith(("o_proj.weight", "down_proj.weight")) or parameter.ndim == 1:
             cut.rows(0, keep, name)

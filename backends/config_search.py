@@ -1,0 +1,291 @@
+"""Finding the plain configuration that describes a smaller model, by building it and comparing every shape."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+MAX_BUILDS = 96
+
+Shapes = Mapping[str, tuple[int, ...]]
+Field = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Retarget:
+    """Two architectures of identical mathematics: a row of ``retarget.json``.
+
+    Attributes:
+        source: ``model_type`` of a config whose own validation may reject a width.
+        target: ``model_type`` that accepts it.
+        classes: model class -> its partner.
+        when: fields of the source config and the values at which the two are the same function.
+        fields: fields that the target's config needs beside the source's.
+        dropped: fields of the source that the target does not have.
+        why: for the report.
+    """
+
+    source: str
+    target: str
+    classes: Mapping[str, str]
+    when: Mapping[str, Any]
+    fields: Mapping[str, Any]
+    dropped: tuple[str, ...]
+    why: str
+
+    def apply(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """The target's configuration as data."""
+        data = {key: value for key, value in config.to_dict().items() if key not in self.dropped}
+        return {**data, **self.fields, "model_type": self.target}
+
+
+@dataclass(frozen=True)
+class Match:
+    """A plain configuration that describes the smaller model.
+
+    Attributes:
+        config: of ``model_class``, whose parameters have exactly the shapes asked for.
+        model_class: of transformers.
+        changes: dotted field -> (value before, value now).
+        retarget: what was changed beside widths, None when the architecture stayed.
+        builds: how many models were built on the meta device.
+    """
+
+    config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+    changes: Mapping[str, tuple[Any, Any]]
+    retarget: Retarget | None = None
+    builds: int = 0
+
+
+@dataclass
+class Search:
+    """One search over the integer fields of a configuration, best candidate first.
+
+    Args:
+        config_class: of transformers.
+        model_class: built on the meta device for every candidate.
+        data: the configuration as data.
+        shapes: that the model must have.
+        retarget: how the data came from another architecture's, if it did.
+    """
+
+    config_class: type[PreTrainedConfig]
+    model_class: type[PreTrainedModel]
+    data: dict[str, Any]
+    shapes: Shapes
+    retarget: Retarget | None = None
+    builds: int = 0
+    refusals: list[str] = field(default_factory=list)
+
+    def run(self, edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
+        """Small sets of edits that give the shapes, until the bound on builds is reached."""
+        start: dict[Field, int] = {}
+        order = count()
+        queue = [(self.mismatches(start, len(self.shapes)), 0, next(order), start)]
+        seen = {frozenset(start.items())}
+        while queue:
+            missing, _, _, chosen = heappop(queue)
+            if missing == 0:
+                yield self.fewest(chosen)
+                continue
+            for name, value in edits:
+                extended = {**chosen, name: value}
+                key = frozenset(extended.items())
+                if name in chosen or key in seen:
+                    continue
+                if self.builds >= MAX_BUILDS:
+                    return
+                seen.add(key)
+                heappush(queue, (self.mismatches(extended, missing), len(extended), next(order), extended))
+
+    def fewest(self, chosen: dict[Field, int]) -> dict[Field, int]:
+        """Without the edits that make no difference to any shape."""
+        for name in list(chosen):
+            without = {key: value for key, value in chosen.items() if key != name}
+            if self.mismatches(without, 1) == 0:
+                chosen = without
+        return chosen
+
+    def mismatches(self, edits: Mapping[Field, int], otherwise: int) -> int:
+        """How many tensors differ in shape from what is asked; ``otherwise`` when the config refuses the values."""
+        self.builds += 1
+        try:
+            with quiet():
+                built = built_shapes(self.model_class, self.configured(edits))
+        except Exception as error:  # whatever a config or a constructor raises is its way to refuse
+            self.refusals.append((str(error).strip().splitlines() or [type(error).__name__])[-1].strip())
+            return max(otherwise, 1)
+        names = built.keys() | self.shapes.keys()
+        return sum(built.get(name) != self.shapes.get(name) for name in names)
+
+    def match(self, edits: Mapping[Field, int], builds: int) -> Match:
+        """The match that some edits make."""
+        changes = _changes(self.data, edits)
+        return Match(self.configured(edits), self.model_class, changes, self.retarget, builds)
+
+    def configured(self, edits: Mapping[Field, int]) -> PreTrainedConfig:
+        """The configuration with some fields changed."""
+        data = copy.deepcopy(self.data)
+        for path, value in edits.items():
+            inner = data
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+        return self.config_class.from_dict(data)
+
+
+def find_config(
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    shapes: Shapes,
+    quantities: Iterable[tuple[int, int]],
+    *,
+    accept: Callable[[Match], bool] | None = None,
+) -> tuple[Match | None, str]:
+    """Find the plain configuration whose model has exactly ``shapes``.
+
+    Candidates are the integer fields that equal an extent which changed; then the fields without a value (an inner
+    width that defaults to a multiple of another one); always also an explicit ``head_dim``, for a head size that is no
+    longer hidden size / heads. Where the config refuses the values, architectures of identical mathematics are tried.
+
+    Args:
+        config: of the model before; it is not changed.
+        model_class: the transformers class that was pruned.
+        shapes: name -> shape of every parameter and persistent buffer, tied names included.
+        quantities: (old, new) of the extents that the rewrite met anywhere in the model.
+        accept: asked for every match, which may still compute something else (6 heads of 8 have the shapes of 8 heads
+            of 6); the first that it accepts is returned, the first of all when None.
+
+    Returns:
+        The match and "", or None and why there is none, for the report.
+    """
+    pairs = sorted({(old, new) for old, new in quantities if old != new})
+    ragged = _ragged(built_shapes(model_class, config), shapes)
+    if ragged:
+        return None, f"widths differ between layers: {ragged}"
+    searches = [Search(type(config), model_class, config.to_dict(), shapes)]
+    for retarget in retargets():
+        if _applies(retarget, config, model_class):
+            partner = getattr(transformers, retarget.classes[model_class.__name__])
+            searches.append(Search(partner.config_class, partner, retarget.apply(config), shapes, retarget))
+    rejected = 0
+    for empty in (False, True):
+        for search in searches:
+            for edits in search.run(_edits(search.data, pairs, empty=empty)):
+                match = search.match(edits, builds=sum(other.builds for other in searches))
+                if accept is None or accept(match):
+                    return match, ""
+                rejected += 1
+    return None, _why_none(searches, rejected)
+
+
+def _why_none(searches: list[Search], rejected: int) -> str:
+    builds = sum(search.builds for search in searches)
+    why = f"no value of the configuration's fields gives these shapes ({builds} models were built)"
+    if rejected:
+        why = f"the {rejected} configurations that give these shapes compute something else"
+    refusal = next((refusal for search in searches for refusal in search.refusals), "")
+    return f"{why}; {searches[0].config_class.__name__}: {refusal}" if refusal else why
+
+
+def _ragged(before: Shapes, after: Shapes) -> str:
+    """Tensors that had one shape in all layers and no longer do, as an example; "" when there is none."""
+    groups: dict[str, set[Any]] = defaultdict(set)
+    for name in before.keys() & after.keys():
+        groups[re.sub(r"\.\d+\.", ".*.", name)].add((before[name], after[name]))
+    for pattern, shapes in sorted(groups.items()):
+        if len({old for old, _ in shapes}) == 1 < len(shapes):
+            return f"{pattern} is {' and '.join(str(list(new)) for _, new in sorted(shapes)[:2])}"
+    return ""
+
+
+def built_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model that a configuration describes, built on the meta device without initialisation."""
+    with torch.device("meta"), transformers.initialization.no_init_weights():
+        return model_shapes(model_class(copy.deepcopy(config)))
+
+
+def model_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter and persistent buffer, tied names included."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def retargets() -> list[Retarget]:
+    """The rows of ``retarget.json``."""
+    rows = json.loads((Path(__file__).parent / "retarget.json").read_text(encoding="utf-8"))
+    return [
+        Retarget(row["from"], row["to"], row["classes"], row["when"], row["set"], tuple(row["drop"]), row["why"])
+        for row in rows
+    ]
+
+
+def _applies(retarget: Retarget, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> bool:
+    same = all(getattr(config, name, value) == value for name, value in retarget.when.items())
+    return config.model_type == retarget.source and model_class.__name__ in retarget.classes and same
+
+
+def _edits(data: Mapping[str, Any], pairs: list[tuple[int, int]], *, empty: bool) -> list[tuple[Field, int]]:
+    """Fields that hold a changed extent with what it became; with ``empty`` also those that hold nothing."""
+    fields = list(_fields(data))
+    edits = [(path, new) for path, value in fields for old, new in pairs if value == old]
+    if empty:
+        edits += [(path, new) for path, value in fields if value is None for new in sorted({new for _, new in pairs})]
+    return [*edits, *_head_size(data)]
+
+
+def _head_size(data: Mapping[str, Any]) -> list[tuple[Field, int]]:
+    """The head size of the source, spelt out: it must stay when the number of heads or the hidden size changes."""
+    hidden, heads = data.get("hidden_size"), data.get("num_attention_heads")
+    if data.get("head_dim") or not hidden or not heads:
+        return []
+    return [(("head_dim",), hidden // heads)]
+
+
+def _fields(data: Mapping[str, Any], path: Field = ()) -> Iterator[tuple[Field, int | None]]:
+    """Integer and empty fields, those of nested configurations too."""
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from _fields(value, (*path, name))
+        elif value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            yield (*path, name), value
+
+
+def _changes(data: Mapping[str, Any], found: Mapping[Field, int]) -> dict[str, tuple[Any, Any]]:
+    changes = {}
+    for path, new in sorted(found.items()):
+        inner: Any = data
+        for key in path:
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        changes[".".join(path)] = (inner, new)
+    return changes
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the messages and progress bars of transformers."""
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

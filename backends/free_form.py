@@ -1,0 +1,128 @@
+"""The free form: widths that no configuration describes, replayed by a small modelling file beside the weights.
+
+The file subclasses the original class of transformers under the same name, lets it build itself from the source's
+configuration, and then gives parameters and attributes what the ``fxprune`` entry of config.json records. It holds no
+code for any architecture and needs transformers only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..ir.errors import FxpruneError, RequestError
+from ..ir.plan import Plan
+from ..ir.repairs import ConfigView, Repairs, repair
+from .config_search import built_shapes, model_shapes
+
+ENTRY = "fxprune"
+MODULE = "modeling_fxprune"
+
+HEADER = '''\
+# Copyright {owner}. Licensed under the Apache License, Version 2.0 (http://www.apache.org/licenses/LICENSE-2.0).
+"""{name} with layers of their own widths, as fxprune {version} cut them.
+
+The original class builds itself from the configuration; then the tensors get the shapes, and the modules the
+attributes, that the "fxprune" entry of config.json lists. Load it with
+
+    transformers.{auto}.from_pretrained(PATH, trust_remote_code=True)
+"""
+
+from typing import Any
+
+import torch
+import transformers
+
+'''
+
+FOOTER = '''
+
+class {name}(transformers.{name}):
+    """The original architecture; only widths differ."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        replay(self, config.fxprune)
+'''
+
+
+def replay(model: torch.nn.Module, entry: dict[str, Any]) -> None:
+    """Give a freshly built model the shapes and attributes of ``entry``; tied tensors stay tied."""
+    smaller = {}
+    for name, shape in entry["shapes"].items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        old = getattr(module, leaf)
+        if id(old) not in smaller:
+            new = old.detach()[tuple(slice(size) for size in shape)].clone()
+            is_parameter = isinstance(old, torch.nn.Parameter)
+            smaller[id(old)] = (old, torch.nn.Parameter(new, old.requires_grad) if is_parameter else new)
+        setattr(module, leaf, smaller[id(old)][1])
+    for path, attributes in entry["attributes"].items():
+        for attribute, (_, value) in attributes.items():
+            repair(model.get_submodule(path), attribute, value)
+
+
+def base_class(model: nn.Module) -> type[PreTrainedModel]:
+    """The class of transformers that a model is or was derived from.
+
+    Raises:
+        RequestError: when there is none, because the model's code came with its checkpoint.
+    """
+    for candidate in type(model).__mro__:
+        if issubclass(candidate, PreTrainedModel) and candidate.__module__.startswith("transformers.models."):
+            return candidate
+    raise RequestError(
+        f"{type(model).__name__} is no class of transformers", "a model whose code comes with it cannot be written yet"
+    )
+
+
+def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class: str) -> PreTrainedConfig:
+    """The configuration of the free form: the source's, what differs, and where the code is.
+
+    Raises:
+        FxpruneError: when the plan cut a tensor that the checkpoint does not hold.
+    """
+    source = plain_config(model.config)
+    base = base_class(model)
+    before, after = built_shapes(base, source), model_shapes(model)
+    if before.keys() != after.keys():
+        odd = sorted(before.keys() ^ after.keys())[0]
+        raise FxpruneError(f"'{odd}' is not where {base.__name__} has it", "merge adapters before saving")
+    for name in sorted({name for name, _ in plan.slices} - after.keys()):
+        raise FxpruneError(f"'{name}' was cut but is not stored in checkpoints", "leave its group out")
+    earlier = Repairs.from_json(getattr(model.config, ENTRY, {}).get("attributes", {}))
+    entry = {
+        "shapes": {name: list(after[name]) for name in sorted(after) if after[name] != before[name]},
+        "attributes": earlier.then(repairs).to_json(),
+    }
+    auto_map = {auto_class: f"{MODULE}.{base.__name__}"}
+    return type(source).from_dict({**source.to_dict(), "auto_map": auto_map, ENTRY: entry})
+
+
+def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a configuration without what the free form added to it."""
+    data = {key: value for key, value in config.to_dict().items() if key not in (ENTRY, "auto_map")}
+    return type(config).from_dict(data)
+
+
+def write_code(folder: Path, name: str, auto_class: str, version: str) -> None:
+    """Write the modelling file for the class called ``name``."""
+    parts = "\n\n".join(inspect.getsource(part) for part in (ConfigView, repair, replay))
+    text = HEADER.format(owner="the fxprune authors", name=name, version=version, auto=auto_class)
+    (folder / f"{MODULE}.py").write_text(text + "\n" + parts + FOOTER.format(name=name), encoding="utf-8")
+
+
+def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """What the modelling file defines, made in this process from fxprune's own code."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        base.__init__(self, config, *args, **kwargs)
+        replay(self, getattr(config, ENTRY))
+
+    return type(base.__name__, (base,), {"__init__": __init__, "__module__": __name__})

@@ -1,0 +1,64 @@
+"""A script, never imported: reload a model directory with transformers alone and report what it computes.
+
+It runs in a Python process of its own in which fxprune cannot be imported. Its argument is a JSON file with a list of
+jobs: ``folder``, ``inputs`` (a safetensors file of the forward's arguments), ``auto`` (the Auto class), ``trust``
+(whether to trust the code in the directory) and ``logits`` (the file to write). The last line of its output is a JSON
+list with a report for each.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.modules["fxprune"] = None  # type: ignore[assignment]  # importing it is an error from here on
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+NEW_TOKENS = 8
+PROMPT = 8
+
+
+def check(job: dict[str, Any]) -> dict[str, Any]:
+    """Load one directory, run its forward, decode from it."""
+    inputs = load_file(job["inputs"])
+    model, info = getattr(transformers, job["auto"]).from_pretrained(
+        job["folder"], dtype=torch.float32, trust_remote_code=job["trust"], output_loading_info=True
+    )
+    model.eval()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        save_file({"logits": model(**inputs)[0].float().contiguous()}, job["logits"])
+    return {
+        "keys": {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")},
+        "not_finite": [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()],
+        "generate": decoded(model, inputs) if "input_ids" in inputs and model.can_generate() else None,
+    }
+
+
+def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Greedy tokens with and without the cache, and the scores behind them where they first differ."""
+    prompt = inputs["input_ids"][:1, :PROMPT]
+    runs = {}
+    for name, use_cache in (("cached", True), ("uncached", False)):
+        runs[name] = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            generation_config=transformers.GenerationConfig(
+                max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache, pad_token_id=0,
+                output_scores=True, return_dict_in_generate=True,
+            ),
+        )  # fmt: skip
+    new = {name: run.sequences[0, prompt.shape[1] :].tolist() for name, run in runs.items()}
+    gap = 0.0
+    for step, tokens in enumerate(zip(new["cached"], new["uncached"], strict=True)):
+        if tokens[0] != tokens[1]:
+            scores = runs["uncached"].scores[step][0]
+            gap = float((scores[tokens[1]] - scores[tokens[0]]) / scores.abs().max())
+            break
+    return {**new, "gap": gap}
+
+
+print(json.dumps([check(job) for job in json.loads(Path(sys.argv[1]).read_text())]))

@@ -1,0 +1,144 @@
+"""Checking a written model the way its user will load it: in a fresh process, with transformers alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..ir.errors import FxpruneError
+
+LOGITS_TOLERANCE = 1e-5
+"""The worst difference of float32 logits that passes, as a fraction of the largest absolute reference logit.
+
+Two correct programs differ by the order in which they add: float32 rounds at 6e-8, a network of some ten to a hundred
+layers accumulates a few dozen such roundings, and a wrong slice differs by more than 1e-2.
+"""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the artifact must compute.
+
+    Attributes:
+        inputs: keyword arguments of the forward, all tensors; for a language model ``input_ids`` [batch, positions].
+        logits: first output of the rewritten graph on them, float32.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    logits: torch.Tensor
+
+
+class VerificationError(FxpruneError):
+    """The written model is not the one that was to be written."""
+
+
+def relative_difference(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest absolute difference over the largest absolute reference value; infinite where shapes differ."""
+    if logits.shape != reference.shape:
+        return float("inf")
+    difference = (logits.double() - reference.double()).abs().max() / reference.double().abs().max()
+    return float(difference) if torch.isfinite(difference) else float("inf")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One directory to reload.
+
+    Attributes:
+        folder: a model directory.
+        reference: inputs and the logits that they must give.
+        auto_class: name of the transformers Auto class that loads it.
+        trust: whether its user passes ``trust_remote_code=True``.
+    """
+
+    folder: Path
+    reference: Reference
+    auto_class: str
+    trust: bool
+
+
+def verify(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """Reload directories in one fresh process and compare each with its reference.
+
+    Returns:
+        For each the checks made, with the worst difference, for the record.
+
+    Raises:
+        VerificationError: when one does not load, a key is missing, unexpected or of the wrong shape, a value is not
+            finite, the logits differ, or decoding with a cache gives other tokens than without.
+    """
+    with tempfile.TemporaryDirectory(prefix="fxprune-verify-") as scratch:
+        requests = [_request(job, Path(scratch, str(number))) for number, job in enumerate(jobs)]
+        reports = _run(requests, Path(scratch))
+        logits = [load_file(request["logits"])["logits"] for request in requests]
+    return [judge(report, got, job) for report, got, job in zip(reports, logits, jobs, strict=True)]
+
+
+def judge(report: Mapping[str, Any], logits: torch.Tensor, job: Job) -> dict[str, Any]:
+    """Turn what the fresh process found into the checks for the record, or the error."""
+    for kind, keys in report["keys"].items():
+        if keys:
+            what = f"the written model has {kind.replace('_', ' ')}: {', '.join(keys[:3])}"
+            raise VerificationError(what, "its configuration does not describe its weights")
+    if report["not_finite"]:
+        what = f"'{report['not_finite'][0]}' holds values that are not finite"
+        raise VerificationError(what, "check the source for NaN, or lower the learning rate of the recovery")
+    difference = relative_difference(logits, job.reference.logits)
+    if not difference <= LOGITS_TOLERANCE:
+        raise VerificationError(
+            f"the written model's logits differ from the graph's by {difference:.3g} of their scale "
+            f"(allowed {LOGITS_TOLERANCE:.0e})",
+            "likely causes: the weights changed after the reference was computed, they are stored in a coarser dtype "
+            "than it was computed in, or the model derives an attribute from its configuration",
+        )
+    generate = report["generate"]
+    if generate and generate["gap"] > LOGITS_TOLERANCE:
+        what = f"decoding with a cache gives {generate['cached']}, without one {generate['uncached']}"
+        raise VerificationError(what, "the model's code for the cache reads a width that was not repaired")
+    return {
+        "loaded_by": f"transformers.{job.auto_class}",
+        "logits_worst_difference": difference,
+        "logits_tolerance": LOGITS_TOLERANCE,
+        "all_finite": True,
+        "cached_generate_equals_uncached": None if generate is None else True,
+    }
+
+
+def _request(job: Job, scratch: Path) -> dict[str, Any]:
+    scratch.mkdir()
+    inputs, logits = scratch / "inputs.safetensors", scratch / "logits.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in job.reference.inputs.items()}, inputs)
+    return {
+        "folder": str(job.folder),
+        "inputs": str(inputs),
+        "auto": job.auto_class,
+        "trust": job.trust,
+        "logits": str(logits),
+    }
+
+
+def _run(requests: list[dict[str, Any]], scratch: Path) -> list[dict[str, Any]]:
+    request = scratch / "request.json"
+    request.write_text(json.dumps(requests), encoding="utf-8")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
+    script = Path(__file__).parent / "fresh_process.py"
+    command = [sys.executable, "-P", str(script), str(request)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if run.returncode != 0:
+        lines = [line for line in run.stderr.strip().splitlines() if line.strip()]
+        raise VerificationError(
+            f"a fresh Python process cannot load the written model: {lines[-1] if lines else run.returncode}",
+            "load it by hand for the whole message; the transformers that is installed may differ",
+        )
+    reports: list[dict[str, Any]] = json.loads(run.stdout.strip().splitlines()[-1])
+    return reports
