@@ -27,8 +27,8 @@ Contributions = dict[tuple[str, int], npt.NDArray[np.float64]]
 
 Slab = tuple[slice, ...]
 
-SLAB_ELEMENTS = 1 << 16
-"""Elements of a parameter that are looked at in one go: float64 temporaries stay small beside a gradient."""
+SLAB_ELEMENTS = 1 << 17
+"""The most elements of a parameter that are looked at in one go."""
 
 
 def magnitude(model: Module, wanted: Wanted, p: int) -> Contributions:
@@ -86,7 +86,12 @@ def wanted_parameters(model: Module, wanted: Wanted) -> dict[str, Parameter]:
     return chosen
 
 
-def slabs(shape: tuple[int, ...], limit: int = SLAB_ELEMENTS) -> Iterator[Slab]:
+def slabs_of(tensor: Tensor) -> Iterator[Slab]:
+    """Pieces so small that their float64 temporaries are little beside the tensor."""
+    return slabs(tuple(tensor.shape), min(SLAB_ELEMENTS, max(1024, tensor.numel() // 512)))
+
+
+def slabs(shape: tuple[int, ...], limit: int) -> Iterator[Slab]:
     """Cut a tensor of this shape into pieces of at most ``limit`` elements, each indexed in every dimension."""
     if not shape:
         yield ()
@@ -114,7 +119,7 @@ def position_sums(tensor: Tensor, dims: frozenset[int], saliency: Callable[[Slab
         dimension -> float64 ``[shape[dimension]]``: the sum over all other dimensions.
     """
     sums = {dim: torch.zeros(tensor.shape[dim], dtype=torch.float64, device=tensor.device) for dim in sorted(dims)}
-    for slab in slabs(tuple(tensor.shape)):
+    for slab in slabs_of(tensor):
         part = saliency(slab)
         for dim, total in sums.items():
             others = [other for other in range(part.dim()) if other != dim]

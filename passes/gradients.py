@@ -11,7 +11,7 @@ of one mean cross-entropy over the batch, and ``G2 = 1/N * sum_j g_j**2`` with `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -112,39 +112,56 @@ class Scoring:
     def backward(self, samples: slice, names: list[str], receive: Callable[[str, Tensor], None]) -> None:
         """Hand the gradient of the mean loss over ``samples`` to ``receive``, parameter by parameter.
 
-        A gradient is freed when ``receive`` returns, so that only one of them is alive. A parameter that the loss does
-        not depend on is not received.
+        A gradient is freed when ``receive`` returns, so that only one of them is alive; of a parameter that several
+        modules share, two. A parameter that the loss does not depend on is not received.
         """
-        with self.gradients(names, receive):
-            loss = self.forward(samples).loss
-            if loss.requires_grad:
-                loss.backward()
+        held: dict[str, Tensor] = {}
+        with _untied(self.model, {name: self.parameters[name] for name in names}) as leaves:
+            awaited = {name: len(shared) for name, shared in leaves.items()}
+
+            def collect(name: str, gradient: Tensor) -> None:
+                if name in held:
+                    gradient = held.pop(name).add_(gradient)
+                awaited[name] -= 1
+                if awaited[name]:
+                    held[name] = gradient
+                else:
+                    receive(name, gradient)
+
+            with self.gradients(leaves, collect):
+                loss = self.forward(samples).loss
+                if loss.requires_grad:
+                    loss.backward()
+        while held:  # one of the modules was not used
+            receive(*held.popitem())
 
     @contextmanager
-    def gradients(self, names: list[str], receive: Callable[[str, Tensor], None]) -> Iterator[None]:
-        """Inside, these parameters require gradients, and a backward pass hands each gradient over and frees it."""
+    def gradients(
+        self, leaves: Mapping[str, Sequence[Parameter]], receive: Callable[[str, Tensor], None]
+    ) -> Iterator[None]:
+        """Inside, these tensors require gradients, and a backward pass hands each gradient over and frees it."""
 
         def hook_of(name: str) -> Callable[[Tensor], None]:
-            def hook(parameter: Tensor) -> None:
-                gradient, parameter.grad = parameter.grad, None
-                if gradient is not None:
-                    self.reached.add(name)
-                    receive(name, gradient)
+            def hook(leaf: Tensor) -> None:
+                self.reached.add(name)
+                receive(name, _taken(leaf))  # no name for it here: it is the receiver's to free
 
             return hook
 
         handles = []
         try:
-            for name in names:
-                self.parameters[name].requires_grad_(True)
-                handles.append(self.parameters[name].register_post_accumulate_grad_hook(hook_of(name)))
+            for name, shared in leaves.items():
+                for leaf in shared:
+                    leaf.requires_grad_(True)
+                    handles.append(leaf.register_post_accumulate_grad_hook(hook_of(name)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            for name in names:
-                self.parameters[name].requires_grad_(False)
-                self.parameters[name].grad = None
+            for shared in leaves.values():
+                for leaf in shared:
+                    leaf.requires_grad_(False)
+                    leaf.grad = None
 
     def reduce(self, name: str, saliency: Callable[[Slab], Tensor], samples: slice) -> dict[int, Tensor]:
         """Sum a saliency of one parameter over all dimensions but one, for each wanted one.
@@ -189,6 +206,42 @@ def _first_order(scoring: Scoring, absolute: bool) -> Contributions:
 
     scoring.backward(everything, list(scoring.parameters), receive)
     return contributions
+
+
+def _taken(leaf: Tensor) -> Tensor:
+    gradient, leaf.grad = leaf.grad, None
+    assert gradient is not None
+    return gradient
+
+
+@contextmanager
+def _untied(model: Module, parameters: Mapping[str, Parameter]) -> Iterator[dict[str, list[Parameter]]]:
+    """Inside, every module has its own tensor over the memory of a parameter that it shares with others.
+
+    Autograd adds the gradients of a shared parameter out of place, in a third copy; two tensors are added by hand.
+
+    Yields:
+        parameter name -> the tensors that stand for it.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    leaves: dict[str, list[Parameter]] = {name: [] for name in parameters}
+    replaced: list[tuple[Module, str, Parameter]] = []
+    try:
+        for module in model.modules():
+            for attribute, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                name = names.get(id(parameter))
+                if name is None:
+                    continue
+                leaf = parameter
+                if leaves[name]:
+                    leaf = torch.nn.Parameter(parameter.detach(), requires_grad=False)
+                    replaced.append((module, attribute, parameter))
+                    setattr(module, attribute, leaf)
+                leaves[name].append(leaf)
+        yield leaves
+    finally:
+        for module, attribute, parameter in replaced:
+            setattr(module, attribute, parameter)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .calls import Call, NotSplittableError, fingerprint, is_activation, sample_gradient, tensors_of
-from .contributions import Contributions, as_contributions, slabs
+from .contributions import Contributions, as_contributions, slabs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,9 +112,9 @@ def _add_mixed(saliency: Tensor | None, weight: Tensor, gradient: Tensor, *, sca
     weight = weight.detach()
     if saliency is None:
         saliency = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-    for slab in slabs(tuple(weight.shape)):
+    for slab in slabs_of(weight):
         change = (weight[slab].double() * gradient[slab]).mul_(scale)
-        saliency[slab] += change.sub_(change.square().mul_(0.5)).div_(count).to(saliency.dtype)
+        saliency[slab] += change.sub_(change.square().mul_(0.5)).div_(count)
     return saliency
 
 
@@ -148,20 +148,21 @@ class _Recorder(TorchFunctionMode):
         scoring = self.scoring
         names = list(scoring.parameters)
         # A parameter read in a way that the mode does not catch receives a gradient.
-        with scoring.gradients(names, lambda name, _gradient: self.failed.add(name)):
+        leaves = {name: [parameter] for name, parameter in scoring.parameters.items()}
+        with scoring.gradients(leaves, lambda name, _gradient: self.failed.add(name)):
             with self:
                 output = scoring.forward(slice(None))
-            if not output.loss.requires_grad:
-                return {}
-            if not self._scale_samples(output):
+            loss, can_scale = output.loss, output.loss.requires_grad and self._scale_samples(output)
+            del output  # and with it the logits
+            if not can_scale:
                 self.failed.update(names)
                 return {}
-            output.loss.backward(retain_graph=True)
+            loss.backward(retain_graph=True)
             self.is_scaled = False
             self.missing = Counter({name: len(uses) for name, uses in self.uses.items()})
             self.failed.update(name for name in self.recorded if self.recorded[name] != self.missing[name])
             scoring.reached.update(self.missing)
-            output.loss.backward()
+            loss.backward()
         return {key: vector for key, vector in self.contributions.items() if key[0] not in self.failed}
 
     def _scale_samples(self, output: Any) -> bool:
