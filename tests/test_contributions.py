@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,3 +103,419 @@ def test_every_family_equals_the_naive_computation(family: str, variant: str) ->
     wanted = all_dimensions(model)
     expected = naive(model, draw(), wanted, variant)
     assert_same(taylor(model, draw(), wanted, variant), expected, 1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float32_stays_close_to_float64(variant: str) -> None:
+    wanted = all_dimensions(build("llama-tied"))
+    expected = naive(build("llama-tied"), draw(), wanted, variant)
+    assert_same(taylor(build("llama-tied", torch.float32), draw(), wanted, variant), expected, 1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float32_equals_naive_float32(variant: str) -> None:
+    model = build("llama-gqa", torch.float32)
+    # The final projections: no long way back on which float32 products of other shapes round differently.
+    wanted = {"lm_head.weight": frozenset({0, 1}), "model.norm.weight": frozenset({0})}
+    assert_same(taylor(model, draw(), wanted, variant), naive(model, draw(), wanted, variant), 1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_is_scored(variant: str) -> None:
+    wanted = {"model.layers.1.mlp.down_proj.weight": frozenset({0, 1})}
+    expected = naive(build("llama-gqa"), draw(), wanted, variant)
+    got = taylor(build("llama-gqa", torch.bfloat16), draw(), wanted, variant)
+    for key, vector in expected.items():
+        assert np.corrcoef(got[key], vector)[0, 1] > 0.98
+
+
+@pytest.mark.parametrize(
+    ("family", "without", "runs"),
+    [
+        ("llama-gqa", "-", 1),
+        ("llama-tied", "-", 1),
+        ("qwen3", "-", 1),
+        ("phi3", "-", 1),
+        ("falcon", "-", 1),
+        ("gpt-neox", "-", 1),
+        ("gemma", "-", 1),
+        ("experts-batched", "-", 1),
+        ("gpt2", "wpe", 1),
+        ("gpt2", "-", 4),  # the position table is read once for all three samples
+    ],
+)
+def test_mixed_order_runs_the_batch_once(family: str, without: str, runs: int) -> None:
+    model = build(family)
+    batches: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: batches.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    wanted = {name: dims for name, dims in all_dimensions(model).items() if without not in name}
+    taylor(model, draw(), wanted, "element2")
+    assert batches == [3, 1, 1, 1][:runs]
+
+
+class Tiny(nn.Module):
+    """A language model in one line, with a hidden step that treats the batch in some peculiar way."""
+
+    def __init__(self, step: Callable[[Tiny, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Parameter(torch.randn(48, 6, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.randn(6, 6, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.randn(6, dtype=torch.float64))
+        self.step = step
+
+    def forward(self, input_ids: Tensor, labels: Tensor, use_cache: bool) -> Any:
+        assert not use_cache
+        # Samples meet their own neighbours in time, so that no two tokens are the same.
+        hidden = F.embedding(input_ids, self.table).cumsum(dim=1).tanh()
+        logits = F.linear(self.step(self, hidden), self.table)
+        loss = F.cross_entropy(logits[:, :-1].reshape(-1, 48), labels[:, 1:].reshape(-1))
+        return SimpleNamespace(loss=loss, logits=logits)
+
+
+def sorted_rows(model: Tiny, x: Tensor) -> Tensor:
+    """As experts do: tokens are gathered in an order of their own."""
+    rows = x.reshape(-1, 6)
+    order = rows[:, 0].argsort()
+    return torch.empty_like(rows).index_copy(0, order, F.linear(rows[order], model.weight, model.bias)).view_as(x)
+
+
+def time_first(model: Tiny, x: Tensor) -> Tensor:
+    return F.linear(x.transpose(0, 1), model.weight, model.bias).transpose(0, 1)
+
+
+def columns(model: Tiny, x: Tensor) -> Tensor:
+    """``[6, N * L]``: with N and L of 3 and 2 the weight's rows could pass for samples."""
+    return torch.mm(model.weight, x.reshape(-1, 6).T).T.reshape(x.shape) * model.bias
+
+
+def overwritten(model: Tiny, x: Tensor) -> Tensor:
+    x = x * 1.0
+    y = x + model.bias
+    x.mul_(0.5)
+    return F.linear(y + x, model.weight)
+
+
+def in_place(model: Tiny, x: Tensor) -> Tensor:
+    return F.linear(x, model.weight).add_(model.bias)
+
+
+def view_in_place(model: Tiny, x: Tensor) -> Tensor:
+    y = F.linear(x, model.weight, model.bias)
+    z = y * 2
+    y += x
+    return y + z
+
+
+class Hidden(torch.autograd.Function):
+    """A product that no function mode sees."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return grads[0] @ w.T, (x.transpose(1, 2) @ grads[0]).sum(0)
+
+
+def custom_function(model: Tiny, x: Tensor) -> Tensor:
+    return Hidden.apply(x, model.weight) + F.linear(x, model.weight, model.bias)
+
+
+def listed(model: Tiny, x: Tensor) -> Tensor:
+    return torch.einsum("nli,oi->nlo", x, model.weight) + torch.stack([model.bias, model.bias]).sum(0)
+
+
+def derived(model: Tiny, x: Tensor) -> Tensor:
+    return (x @ (2 - model.weight.T)) * (1 + model.bias.exp())
+
+
+def stopped(model: Tiny, x: Tensor) -> Tensor:
+    """Where no gradient is to flow, none may be made up."""
+    with torch.no_grad():
+        offset = F.linear(x, model.weight)
+    return F.linear(x, model.weight.detach() + model.weight, model.bias) * model.bias.detach() + offset
+
+
+def several_outputs(model: Tiny, x: Tensor) -> Tensor:
+    mean, largest = torch.max(x * model.bias, model.weight.sum()), torch.aminmax(model.bias).max
+    return F.linear(mean, model.weight) * largest
+
+
+def shape_only(model: Tiny, x: Tensor) -> Tensor:
+    y = F.linear(x.type_as(model.weight), model.weight, model.bias)
+    return y.expand_as(y + model.bias) + torch.zeros_like(model.weight).sum()
+
+
+PECULIAR = (sorted_rows, time_first, columns, overwritten, in_place, view_in_place, custom_function, listed, derived)
+PECULIAR += (stopped, several_outputs, shape_only)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 6, 20])
+@pytest.mark.parametrize("step", PECULIAR, ids=lambda step: step.__name__)
+def test_samples_are_never_confused(step: Callable[[Tiny, Tensor], Tensor], samples: int) -> None:
+    model = Tiny(step)
+    tokens = draw(samples, length=6)
+    wanted = all_dimensions(model)
+    assert_same(taylor(model, tokens, wanted, "element2"), naive(model, tokens, wanted, "element2"), 1e-6)
+
+
+def test_a_loss_that_is_not_the_mean_of_its_samples_is_still_of_single_samples() -> None:
+    """An auxiliary loss on the whole batch: the batch is not cut, each sample is run with its own."""
+
+    class Auxiliary(Tiny):
+        def forward(self, input_ids: Tensor, labels: Tensor, use_cache: bool) -> Any:
+            output = super().forward(input_ids, labels, use_cache)
+            output.loss = output.loss + self.table.square().mean()
+            return output
+
+    model = Auxiliary(derived)
+    wanted = all_dimensions(model)
+    assert_same(taylor(model, draw(), wanted, "element2"), naive(model, draw(), wanted, "element2"), 1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_magnitude_equals_its_formula(p: int) -> None:
+    model = build("experts-batched")
+    wanted = all_dimensions(model)
+    expected = {}
+    for name, weight in model.named_parameters():
+        for dim in range(weight.dim()):
+            flat = weight.detach().movedim(dim, 0).reshape(weight.shape[dim], -1)
+            expected[name, dim] = (flat.abs() ** p).sum(1).numpy()
+    assert_same(magnitude(model, wanted, p), expected, 1e-12)
+
+
+def test_large_tensors_are_reduced_in_pieces() -> None:
+    """More than one slab, along the first dimension and inside it."""
+    layer = nn.Module()
+    layer.register_parameter("flat", nn.Parameter(torch.rand(700, 513)))
+    layer.register_parameter("deep", nn.Parameter(torch.rand(3, 90, 35, 2)))
+    got = magnitude(layer, all_dimensions(layer), 1)
+    for name, weight in layer.named_parameters():
+        assert len(list(parts.slabs_of(weight))) > 3
+        for dim in range(weight.dim()):
+            total = weight.detach().double().movedim(dim, 0).flatten(1).sum(1).numpy()
+            np.testing.assert_allclose(got[name, dim], total, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit"), [((), 1), ((7,), 3), ((4, 5), 5), ((4, 5), 3), ((2, 3, 4), 5), ((0, 3), 2)]
+)
+def test_slabs_cover_every_element_once(shape: tuple[int, ...], limit: int) -> None:
+    seen = torch.zeros(shape)
+    for slab in parts.slabs(shape, limit):
+        seen[slab] += 1
+        assert seen[slab].numel() <= limit
+    assert bool((seen == 1).all())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_wanted_parameters_get_gradients(variant: str) -> None:
+    model = build("llama-gqa")
+    wanted = {
+        "model.layers.1.mlp.up_proj.weight": frozenset({0}),
+        "model.layers.1.mlp.down_proj.weight": frozenset({1}),
+    }
+    seen: list[set[str]] = []
+    model.register_forward_pre_hook(
+        lambda module, _args: seen.append({n for n, p in module.named_parameters() if p.requires_grad})
+    )
+    got = taylor(model, draw(), wanted, variant)
+    assert all(names == set(wanted) for names in seen)
+    assert {key: vector.shape for key, vector in got.items()} == {
+        ("model.layers.1.mlp.up_proj.weight", 0): (24,),
+        ("model.layers.1.mlp.down_proj.weight", 1): (24,),
+    }
+
+
+def test_a_parameter_the_loss_does_not_depend_on_scores_zero() -> None:
+    model = build("llama-gqa")
+    model.register_parameter("idle", nn.Parameter(torch.ones(5, dtype=torch.float64)))
+    for variant in VARIANTS:
+        got = taylor(model, draw(), {"idle": frozenset({0}), "lm_head.weight": frozenset({0})}, variant)
+        assert got["idle", 0].tolist() == [0] * 5
+        assert got["lm_head.weight", 0].all()
+
+
+def state_of(model: nn.Module) -> list[tuple[Any, ...]]:
+    flags = [
+        (n, id(p), p.requires_grad, id(p.grad), p._version) for n, p in model.named_parameters(remove_duplicate=False)
+    ]
+    hooks = [(n, len(p._post_accumulate_grad_hooks or ())) for n, p in model.named_parameters()]
+    return [*flags, *hooks, *((n, m.training, len(m._forward_hooks)) for n, m in model.named_modules())]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_model_is_left_as_it_was(variant: str, broken: bool) -> None:
+    model = build("llama-tied")
+    model.model.layers[0].train()
+    model.model.norm.weight.requires_grad_(False)
+    model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
+    if broken:
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    before, values = state_of(model), {n: p.clone() for n, p in model.named_parameters()}
+    with torch.no_grad():  # as a caller may well have it
+        if broken:
+            with pytest.raises(FxpruneError):
+                taylor(model, draw(), all_dimensions(model), variant)
+        else:
+            taylor(model, draw(), all_dimensions(model), variant)
+    assert state_of(model) == before
+    assert all(torch.equal(p.nan_to_num(), values[n].nan_to_num()) for n, p in model.named_parameters())
+
+
+def with_nan_gradient(model: nn.Module, runs: tuple[int, ...]) -> nn.Module:
+    """A finite loss whose gradient is not, in some runs of the model: the square root of zero."""
+
+    def spoil(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        if spoil.calls in runs:  # type: ignore[attr-defined]
+            output = output + 0 * (output - output.detach()).sqrt()
+        spoil.calls += 1  # type: ignore[attr-defined]
+        return output
+
+    spoil.calls = 0  # type: ignore[attr-defined]
+    model.model.norm.register_forward_hook(spoil)
+    return model
+
+
+def with_nan_loss(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        model.model.norm.weight[3] = torch.nan
+    return model
+
+
+class Lossless(nn.Linear):
+    def forward(self, **_inputs: Any) -> Any:
+        return SimpleNamespace(logits=None)
+
+
+W = {"model.layers.0.mlp.up_proj.weight": frozenset({0})}
+IDLE = {"idle": frozenset({0})}
+FLOAT32 = "score the model in float32, and check the calibration text"
+
+
+def idle_model() -> nn.Module:
+    model = build("llama-gqa")
+    model.register_parameter("idle", nn.Parameter(torch.ones(5, dtype=torch.float64)))
+    return model
+
+
+def int_model() -> nn.Module:
+    model = build("llama-gqa")
+    model.register_parameter("idle", nn.Parameter(torch.ones(5, dtype=torch.int8), requires_grad=False))
+    return model
+
+
+def run(
+    model: nn.Module, variant: str, wanted: Wanted = W, tokens: Tensor | None = None
+) -> Callable[[], Contributions]:
+    return lambda: taylor(model, draw() if tokens is None else tokens, wanted, variant)
+
+
+MESSAGES: list[tuple[Callable[[], Contributions], type[FxpruneError], str, str]] = [
+    (
+        run(build("llama-gqa"), "element3"),
+        RequestError,
+        "unknown Taylor variant 'element3'",
+        "use one of vector, element1, second, element2",
+    ),
+    *(
+        (
+            run(build("llama-gqa"), "vector", tokens=tokens),
+            RequestError,
+            f"calibration tokens of shape {list(tokens.shape)} and type {tokens.dtype}",
+            "give int64 token ids [samples, length] with length at least 2",
+        )
+        for tokens in (draw()[0], draw(3, 1), draw().int(), draw()[:0])
+    ),
+    (run(build("llama-gqa"), "second", {}), RequestError, "no parameter is to be scored", "choose a range of layers"),
+    (
+        run(build("llama-tied"), "vector", {"lm_head.weight": frozenset({0})}),
+        RequestError,
+        "the model has no parameter 'lm_head.weight'",
+        "a shared parameter goes by its first name",
+    ),
+    (
+        run(idle_model(), "vector", {"idle": frozenset({1})}),
+        RequestError,
+        "'idle' of shape [5] has no dimensions [1]",
+        "count them from 0",
+    ),
+    (run(int_model(), "vector", IDLE), RequestError, "'idle' holds torch.int8", "score a model that is not quantised"),
+    (
+        lambda: magnitude(build("llama-gqa").to("meta"), W, 2),
+        RequestError,
+        "'model.layers.0.mlp.up_proj.weight' has no values to score",
+        "load the weights: a config alone is not enough",
+    ),
+    (lambda: magnitude(build("llama-gqa"), W, 0), RequestError, "magnitude exponent p=0", "use p=1"),
+    (
+        lambda: magnitude(with_nan_loss(build("llama-gqa")), {"model.norm.weight": frozenset({0})}, 2),
+        FxpruneError,
+        "the weights of 'model.norm.weight' are not finite",
+        "repair or re-download the checkpoint",
+    ),
+    *(
+        (
+            run(idle_model(), variant, IDLE),
+            FxpruneError,
+            "the loss depends on none of the 1 parameters to be scored",
+            "score parameters that the model's forward pass uses",
+        )
+        for variant in VARIANTS
+    ),
+    (
+        run(Lossless(2, 2), "vector", {"weight": frozenset({0})}),
+        FxpruneError,
+        "Lossless returned no loss for its labels",
+        "score a causal language model",
+    ),
+    *(
+        (run(with_nan_loss(build("llama-gqa")), variant), FxpruneError, f"the loss on {place} is nan", FLOAT32)
+        for variant, place in zip(
+            VARIANTS,
+            ["the calibration batch of 3"] * 2 + ["calibration sample 0 of 3", "the calibration batch of 3"],
+            strict=True,
+        )
+    ),
+    *(
+        (
+            run(with_nan_gradient(build("llama-gqa"), runs), variant),
+            FxpruneError,
+            f"the gradient of 'model.layers.0.mlp.up_proj.weight' on {place} is not finite",
+            FLOAT32,
+        )
+        for variant, runs, place in (
+            ("vector", (0,), "the calibration batch of 3"),
+            ("element1", (0,), "the calibration batch of 3"),
+            ("second", (1,), "calibration sample 1 of 3"),
+            ("element2", (0, 1), "the calibration batch of 3"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "kind", "message", "hint"), MESSAGES, ids=lambda value: str(value)[:40])
+def test_messages(request_: Callable[[], Contributions], kind: type[FxpruneError], message: str, hint: str) -> None:
+    with pytest.raises(FxpruneError) as caught:
+        request_()
+    assert type(caught.value) is kind
+    assert caught.value.message == message
+    assert hint in caught.value.hint
+
+
+def test_memory_beyond_weights_and_activations_is_two_gradients() -> None:
+    """Two samples of three tokens: activations too small to hide a gradient."""
+    script = Path(__file__).parents[1] / "benchmarks" / "scoring_memory.py"
+    small = ["--hidden=128", "--layers=1", "--vocab=2000", "--samples=2", "--length=3"]
+    done = subprocess.run([sys.executable, str(script), *small], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("element2") == 2
