@@ -29,15 +29,15 @@ Form = Literal["auto", "uniform", "free"]
 SHARD_SIZE = "5GB"
 COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "*.tiktoken", "chat_template*", "*.jinja", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "LICENSE*",
+    "*.tiktoken", "chat_template*", "*.jinja", "generation_config.json", "preprocessor_config.json",
+    "processor_config.json", "LICENSE*",
 )  # fmt: skip
 """Files of the source that stay true of the smaller model: tokenizer, generation, processing, licence."""
 
 AUTO_CLASSES = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText",
-    "AutoModelForSequenceClassification", "AutoModelForMaskedLM", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering",
-    "AutoModelForImageClassification", "AutoModel",
+    "AutoModelForSequenceClassification", "AutoModelForMaskedLM", "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering", "AutoModelForImageClassification", "AutoModel",
 )  # fmt: skip
 """Searched in this order for the one that maps a configuration to the class that was pruned."""
 

@@ -1,7 +1,7 @@
 """Finding the integers of a module that must change with its weights, by value and by trial.
 
-An integer attribute is one of four things. It restates an extent of a parameter (``in_features``): every instance of
-the class says which. It is read by the forward and equals an extent that changed: it follows. It is read and equals both an
+An integer attribute is one of four things. It restates an extent of a parameter (``in_features``): all instances of the
+class say which. It is read by the forward and equals an extent that changed: it follows. It is read and equals both an
 extent that changed and one that did not: both are tried. Or it is something else (a layer's index, a token id), and
 then it differs from every extent in some instance of its class, or trying it shows.
 """
@@ -109,6 +109,8 @@ class Survey:
         self.instances: dict[type, list[str]] = defaultdict(list)
         for path, module in self.modules.items():
             self.instances[type(module)].append(path)
+        self._known: dict[tuple[type, str, int], set[tuple[str, int | None]]] = {}
+        self._widths: dict[tuple[type, str], bool] = {}
 
     def settled(self) -> Changes:
         """Attributes whose new value needs no trial."""
@@ -144,35 +146,38 @@ class Survey:
 
     def _restated(self, path: str, attribute: str, depth: int) -> Number | None:
         """The value after, if the attribute equals one parameter extent in every instance of its class."""
-        old = _value(self.modules[path], attribute)
-        sizes = old if isinstance(old, tuple) else (old,)
-        places: set[Any] | None = None
-        for peer in self.instances[type(self.modules[path])]:
-            size = _value(self.modules[peer], attribute)
-            owned = self._owned(peer, depth)
-            if isinstance(size, tuple):
-                found = {(name, None) for name, shape in owned.items() if shape == size}
-            else:
-                found = {(name, dim) for name, shape in owned.items() for dim, n in enumerate(shape) if n == size}
-            places = found if places is None else places & found
         prefix = f"{path}." if path else ""
         news = set()
-        for name, dim in places or ():
+        for name, dim in self._places(type(self.modules[path]), attribute, depth):
             shape = self.after[prefix + name]
-            news.add(shape if dim is None else (shape[dim],))
-        if len(news) != 1:
-            return None
-        new = next(iter(news))
-        return new if isinstance(old, tuple) or len(new) != len(sizes) else new[0]
+            news.add(shape if dim is None else shape[dim])
+        return news.pop() if len(news) == 1 else None
 
-    def _owned(self, path: str, depth: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors of a module (and of its direct children at depth 1), by relative name."""
-        prefix = f"{path}." if path else ""
-        return {
-            name.removeprefix(prefix): shape
-            for name, shape in self.before.items()
-            if name.startswith(prefix) and name.removeprefix(prefix).count(".") <= depth
-        }
+    def _places(self, kind: type, attribute: str, depth: int) -> set[tuple[str, int | None]]:
+        """Where every instance of a class restates the attribute: (relative tensor name, dimension; None for all)."""
+        key = (kind, attribute, depth)
+        if key not in self._known:
+            places: set[tuple[str, int | None]] | None = None
+            for path in self.instances[kind]:
+                value = _value(self.modules[path], attribute)
+                owned = self._owned(path, depth)
+                if isinstance(value, tuple):
+                    found: set[tuple[str, int | None]] = {(name, None) for name, shape in owned if shape == value}
+                else:
+                    found = {(name, dim) for name, shape in owned for dim, n in enumerate(shape) if n == value}
+                places = found if places is None else places & found
+            self._known[key] = places or set()
+        return self._known[key]
+
+    def _owned(self, path: str, depth: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Relative name and shape of the tensors of a module, of its direct children too at depth 1."""
+        module = self.modules[path]
+        owners = [("", module), *((f"{name}.", child) for name, child in module.named_children() if depth)]
+        return [
+            (prefix + name, tuple(tensor.shape))
+            for prefix, owner in owners
+            for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
+        ]
 
     def _followed(self, path: str, attribute: str, old: Number) -> Number | None:
         """The new value of an attribute that no forward read, when its several instances leave no doubt."""
@@ -182,12 +187,15 @@ class Survey:
 
     def _is_width(self, path: str, attribute: str) -> bool:
         """Whether the attribute equals an extent in every instance of its class; a layer's index, say, does not."""
-        for peer in self.instances[type(self.modules[path])]:
-            value = _value(self.modules[peer], attribute)
-            olds = {old for old, _ in self.extents[peer]}
-            if value is None or not set(value if isinstance(value, tuple) else (value,)) <= olds:
-                return False
-        return True
+        key = (type(self.modules[path]), attribute)
+        if key not in self._widths:
+            self._widths[key] = all(self._equals_extent(peer, attribute) for peer in self.instances[key[0]])
+        return self._widths[key]
+
+    def _equals_extent(self, path: str, attribute: str) -> bool:
+        value = _value(self.modules[path], attribute)
+        sizes = value if isinstance(value, tuple) else (value,)
+        return value is not None and set(sizes) <= {old for old, _ in self.extents[path]}
 
     def _options(self, path: str, old: Number) -> list[Number]:
         """What the value may become, most likely first; a single entry when nothing can change it."""

@@ -1,5 +1,7 @@
-"""Tiny random models, and plans for them written by hand: which rows and columns go with heads, FFN channels or residual
-channels, and the extents that a trace would report."""
+"""Tiny random models, and plans for them written by hand.
+
+Which rows and columns go with heads, FFN channels or residual channels, and the extents that a trace would report.
+"""
 
 from __future__ import annotations
 
