@@ -321,12 +321,21 @@ def _working(arguments: argparse.Namespace) -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True)
     with warnings.catch_warnings(), _no_stdout(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
+        _no_bars()
         logging.disable(logging.WARNING)
         stack.callback(logging.disable, logging.NOTSET)
         if console.is_terminal:
             yield stack.enter_context(console.status("starting")).update
         else:
             yield lambda _: None
+
+
+def _no_bars() -> None:
+    """No progress bars but our own; only where the library is there already, since importing it takes seconds."""
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,19 @@
 from .evaluation import Measurement, evaluate
 from .exporting import export
 from .listing import PassInfo, passes
+from .pruning import Applied, GroupChange, apply
 from .tracing import Hop, Trace, trace
 
-__all__ = ["Hop", "Measurement", "PassInfo", "Trace", "evaluate", "export", "passes", "trace"]
+__all__ = [
+    "Applied",
+    "GroupChange",
+    "Hop",
+    "Measurement",
+    "PassInfo",
+    "Trace",
+    "apply",
+    "evaluate",
+    "export",
+    "passes",
+    "trace",
+]

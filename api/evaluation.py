@@ -101,7 +101,7 @@ def evaluate(
 def _measure(
     source: Source, text: str | Path | None, window: int, windows: int | None, progress: Progress
 ) -> Measurement:
-    config = load_config(source)
+    config = load_config(source).get_text_config()
     context = getattr(config, "max_position_embeddings", None) or window
     if window > context:
         raise RequestError(
@@ -178,5 +178,6 @@ def _onnx_parameters(file: Path) -> int:
 
     graph = onnx.load(file, load_external_data=False).graph
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    weights = (tensor for tensor in graph.initializer if tensor.data_type in floats and len(tensor.dims) > 0)
-    return sum(torch.Size(tensor.dims).numel() for tensor in weights)
+    weights = (tensor for tensor in graph.initializer if tensor.data_type in floats)
+    sizes = (torch.Size(tensor.dims).numel() for tensor in weights)
+    return sum(size for size in sizes if size > 1)  # one element is a constant of an operator

@@ -11,9 +11,13 @@ from rich.text import Text
 from ..backends.onnx import OnnxReport
 from ..ir.groups import Group
 from ..passes.options import write_value
+from .demo import Demo
 from .evaluation import Measurement
 from .listing import PassInfo
+from .pruning import Applied, GroupChange
 from .tracing import Hop, Trace
+
+MEASURED = ("parameters", "size", "perplexity", "prefill tok/s", "decode tok/s")
 
 
 def trace(traced: Trace) -> list[RenderableType]:
@@ -39,6 +43,35 @@ def why(hops: Sequence[Hop], first: str, second: str) -> list[RenderableType]:
     return [Text(f"{first} and {second} shrink together:"), table]
 
 
+def applied(result: Applied) -> list[RenderableType]:
+    """What a pipeline removed, and what was written."""
+    before, after = result.parameters
+    head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept)"
+    table = _table("group", "units", "", "kept", right=("units", "kept"))
+    for changes in _alike_changes(result.groups):
+        first = changes[0]
+        name = _spread(first.name, first.layer, changes[-1].layer)
+        table.add_row(name, str(first.before), "to", str(first.after))
+    times = ", ".join(f"{step.name} {step.seconds:.1f} s" for step in result.steps)
+    notes = [f"dry run, nothing written; skipped: {result.skipped}"] if result.skipped else []
+    if result.saved is not None:
+        saved = result.saved
+        notes.append(f"{saved.path}: {saved.form} form, {saved.model_type}")
+        notes += [f"retargeted {saved.retargeted}"] if saved.retargeted else []
+        notes += [f"not uniform: {saved.why_free}"] if saved.why_free else []
+        notes.append("checks: " + ", ".join(f"{name} {_value(value)}" for name, value in saved.checks.items()))
+    return [Text(head), table, Text(times), *map(Text, notes)]
+
+
+def demo(shown: Demo) -> list[RenderableType]:
+    """The whole main job in one table."""
+    table = _table("model", *MEASURED, "worst logit difference", right=MEASURED)
+    for row in shown.rows:
+        checks = ", ".join(f"{name} {_value(value)}" for name, value in shown.checks[row.name].items())
+        table.add_row(*_cells(row), checks)
+    return [table, Text(f"artifacts in {shown.path}; {shown.seconds:.0f} s")]
+
+
 def exported(report: OnnxReport) -> list[RenderableType]:
     """What was written and how well it agrees."""
     table = _table("check", "worst logit difference", right=("worst logit difference",))
@@ -50,18 +83,10 @@ def exported(report: OnnxReport) -> list[RenderableType]:
 
 
 def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
-    """Models side by side, the first one being what the others are compared with."""
-    numbers = ("parameters", "size", "perplexity", "prefill tok/s", "decode tok/s")
-    table = _table("model", *numbers, right=numbers)
+    """Models side by side."""
+    table = _table("model", *MEASURED, right=MEASURED)
     for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.parameters:,}",
-            size(row.bytes),
-            f"{row.perplexity.value:.2f}",
-            f"{row.speed.prefill.median:,.0f}",
-            f"{row.speed.decode.median:,.0f}",
-        )
+        table.add_row(*_cells(row))
     return [table]
 
 
@@ -92,6 +117,17 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
+def _cells(row: Measurement) -> list[str]:
+    return [
+        row.name,
+        f"{row.parameters:,}",
+        size(row.bytes),
+        f"{row.perplexity.value:.2f}",
+        f"{row.speed.prefill.median:,.0f}",
+        f"{row.speed.decode.median:,.0f}",
+    ]
+
+
 def _alike(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups that differ by their layer only, together."""
     found: dict[tuple[object, ...], list[Group]] = {}
@@ -107,10 +143,26 @@ def _layerless(name: str, layer: int | None) -> str:
 
 
 def _name(groups: Sequence[Group]) -> str:
-    first, last = groups[0], groups[-1]
-    if len(groups) == 1 or first.layer is None:
-        return first.name
-    return _layerless(first.name, first.layer).replace("*", f"{{{first.layer}..{last.layer}}}", 1)
+    return _spread(groups[0].name, groups[0].layer, groups[-1].layer)
+
+
+def _spread(name: str, first: int | None, last: int | None) -> str:
+    """A name in layer ``first`` made to stand for the layers up to ``last``."""
+    if first is None or first == last:
+        return name
+    return _layerless(name, first).replace("*", f"{{{first}..{last}}}", 1)
+
+
+def _alike_changes(changes: Sequence[GroupChange]) -> list[list[GroupChange]]:
+    found: dict[tuple[object, ...], list[GroupChange]] = {}
+    for change in changes:
+        place = _layerless(change.name, change.layer)
+        found.setdefault((place, change.before, change.after), []).append(change)
+    return list(found.values())
+
+
+def _value(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def _units(group: Group) -> str:

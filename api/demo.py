@@ -1,0 +1,83 @@
+"""The whole main job on the built-in model: prune by a quarter, recover, write safetensors and ONNX, measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..ir.errors import RequestError
+from ..tracer.model import DEMO
+from .evaluation import Measurement, evaluate
+from .exporting import export
+from .progress import Progress, silent
+from .pruning import Applied, apply
+
+PRUNE = "taylor{ratio=0.25}"
+RECOVER = "lora{steps=60,batch=16,micro_batch=16,length=128,lr=0.001}"
+WINDOWS = 100
+
+Checks = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo showed.
+
+    Attributes:
+        path: where the artifacts are.
+        rows: dense, pruned, recovered and ONNX, measured on the built-in evaluation text.
+        checks: row name -> check -> worst difference of a logit.
+        seconds: wall time of everything.
+    """
+
+    path: Path
+    rows: tuple[Measurement, ...]
+    checks: Mapping[str, Checks]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "seconds": self.seconds,
+            "rows": [{**row.to_json(), "checks": dict(self.checks[row.name])} for row in self.rows],
+        }
+
+
+def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silent) -> Demo:
+    """Run the main job on the built-in model.
+
+    Args:
+        out: directory for the artifacts ``pruned``, ``recovered`` and ``onnx``.
+        force: whether artifacts of an earlier run are replaced.
+        progress: told what is going on.
+
+    Raises:
+        RequestError: ``out`` exists and may not be replaced.
+        FxpruneError: a step failed.
+    """
+    started = time.perf_counter()
+    root = Path(out)
+    if root.exists() and not force:
+        raise RequestError(f"{root} already exists", "choose another output, or replace it with --force")
+    pruned = apply(DEMO, PRUNE, out=root / "pruned", force=force, progress=progress)
+    recovered = apply(DEMO, [PRUNE, RECOVER], out=root / "recovered", force=force, progress=progress)
+    report = export(root / "recovered", root / "onnx", force=force, progress=progress)
+    checks: dict[str, Checks] = {
+        "dense": {},
+        "pruned": _checks(pruned),
+        "recovered": _checks(recovered),
+        "ONNX": {name.replace("_", " "): value for name, value in report.differences.items()},
+    }
+    models = [DEMO, *(root / name for name in ("pruned", "recovered", "onnx"))]
+    measured = evaluate(models, windows=WINDOWS, progress=progress)
+    rows = tuple(replace(row, name=name) for row, name in zip(measured, checks, strict=True))
+    return Demo(root, rows, checks, time.perf_counter() - started)
+
+
+def _checks(applied: Applied) -> Checks:
+    """What the fresh process found on reloading."""
+    assert applied.saved is not None
+    return {"reloaded": float(applied.saved.checks["logits_worst_difference"])}

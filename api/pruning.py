@@ -1,0 +1,303 @@
+"""apply: a pipeline of passes on a model, and what comes out as a directory that transformers loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ..backends.artifact import atomic_directory, check_target, write_json
+from ..backends.graph_module import raise_graph
+from ..backends.huggingface import Form, Saved, save
+from ..backends.verify import Reference
+from ..ir.errors import RequestError
+from ..ir.graph import Graph
+from ..ir.plan import Plan
+from ..ir.text import print_graph
+from ..ir.verifier import verify
+from ..passes.base import Corpus, Pass, State
+from ..passes.couple import Coupling
+from ..passes.lora import Adapter
+from ..passes.manager import Step, run_pipeline
+from ..passes.measure import parameter_count
+from ..passes.pipeline import parse_pipeline, print_pipeline
+from ..passes.registry import ANALYSES, PASSES
+from ..passes.shrink import extents_by_module
+from ..tracer.export import Traced, trace_causal_lm
+from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, load_tokenizer, resolve
+from ..tracer.text import from_string, load_text
+from .progress import Progress, silent
+
+RECOVER = "recover"
+ALL = "all"
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """A group that lost units.
+
+    Attributes:
+        name, kind, layer: of the group.
+        before, after: its units, over all units of its parent.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a pipeline did.
+
+    Attributes:
+        model: as the user gave it.
+        pipeline: the passes that ran, as text.
+        skipped: passes that a dry run left out, as text.
+        parameters: elements of all parameters, before and after.
+        groups: those that lost units.
+        steps: passes and analyses with their times.
+        report: what the passes recorded, by pass name.
+        saved: what was written; None in a dry run.
+    """
+
+    model: str
+    pipeline: str
+    skipped: str
+    parameters: tuple[int, int]
+    groups: tuple[GroupChange, ...]
+    steps: tuple[Step, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+    saved: Saved | None = None
+
+    @property
+    def kept(self) -> float:
+        """Share of the parameters that is left."""
+        return self.parameters[1] / self.parameters[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        data = {
+            **self.record(),
+            "passes": dict(self.report),
+            "skipped": self.skipped,
+            "steps": [dataclasses.asdict(step) for step in self.steps],
+        }
+        saved = {**dataclasses.asdict(self.saved), "path": str(self.saved.path)} if self.saved else None
+        return data | {"saved": saved}
+
+    def record(self) -> dict[str, Any]:
+        """What ``fxprune.json`` keeps: no times, so that the same run gives the same bytes."""
+        return {
+            "model": self.model,
+            "pipeline": self.pipeline,
+            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
+            "groups": [dataclasses.asdict(change) for change in self.groups],
+            "passes": {
+                name: {key: value for key, value in entry.items() if key != "seconds"}
+                for name, entry in self.report.items()
+            },
+        }
+
+
+def apply(
+    model: str | Path,
+    passes: str | Sequence[str],
+    *,
+    out: str | Path | None = None,
+    ratio: float | str | None = None,
+    layers: tuple[int, int] | str | None = None,
+    seed: int | str | None = None,
+    multiple_of: int | str | None = None,
+    calib: str | Path | None = None,
+    data: str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    form: Form = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    print_ir_after: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Applied:
+    """Run a pipeline on a model and write what comes out.
+
+    Args:
+        model: a Hugging Face model directory, a Hub id, or ``demo``.
+        passes: pipeline text, or several that run one after the other.
+        out: the directory to make, complete or absent; may be left out in a dry run.
+        ratio, layers, seed, multiple_of: for every pass that has an option of that name; ``layers`` as ``(start, end)``
+            or ``"start:end"``, end exclusive.
+        calib: text that scores are computed on; the built-in one for ``demo`` when None.
+        data: text that recovery trains on; the built-in one for ``demo`` when None.
+        force: whether an existing ``out`` is replaced.
+        dry_run: stop before recovery and writing; a config is enough when no pass reads weights.
+        form: ``uniform``, ``free``, or ``auto``, which is uniform where a plain config describes the result.
+        trust_remote_code: whether the model's own code may run.
+        allow_pickle: whether weights may be read from a pickle.
+        print_ir_after: passes after which the graph is printed on stderr; ``all`` for every one.
+        progress: told what is going on.
+
+    Raises:
+        RequestError: anything that is wrong with the request, before any work.
+        FxpruneError: a pass failed, or what was written is not what was to be written.
+    """
+    shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of}
+    asked = parse_pipeline(passes, PASSES, shared)
+    pipeline = tuple(step for step in asked if not (dry_run and step.kind == RECOVER))
+    _check_printing(print_ir_after, pipeline)
+    if out is None and not dry_run:
+        raise RequestError("there is nowhere to write to", "give --out DIR, or --dry-run to write nothing")
+    weights = not dry_run or any(step.needs_weights for step in pipeline)
+    source = resolve(model, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    if out is not None:
+        check_target(Path(out), force=force, source=source.directory)
+    work = _Work(source, weights, progress)
+    work.read_texts(pipeline, calib, data)
+    applied = work.run(pipeline, _printer(print_ir_after))
+    applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))
+    if out is None or dry_run:
+        return applied
+    progress(f"writing {out}")
+    return dataclasses.replace(applied, saved=work.save(Path(out), applied, form=form, force=force))
+
+
+class _Work:
+    """A model on its way through a pipeline."""
+
+    def __init__(self, source: Source, weights: bool, progress: Progress) -> None:
+        self.source, self.progress = source, progress
+        progress(f"loading {source.name}")
+        self.config = load_config(source)
+        trust = source.trust_remote_code
+        module = load_model(source) if weights else build_meta(self.config, trust_remote_code=trust)
+        self.before = parameter_count(module)
+        progress(f"tracing {source.name}")
+        self.traced: Traced = trace_causal_lm(module)
+        self.state = State(graph=self.traced.graph, model=module, example=self.traced.example)
+        if weights:
+            self.state.execute = self.execute
+        self.coupling: Coupling | None = None
+
+    def read_texts(self, pipeline: Sequence[Pass], calib: str | Path | None, data: str | Path | None) -> None:
+        """Tokenise what the passes will read; nothing when no pass reads weights."""
+        if not any(step.needs_weights for step in pipeline):
+            return
+        self.progress("reading texts")
+        self.state.calibration = self._text(calib, "calibration")
+        self.state.data = self._text(data, "recovery")
+
+    def _text(self, spec: str | Path | None, part: str) -> Corpus | None:
+        if spec is not None:
+            return load_text(str(spec), load_tokenizer(self.source))
+        if self.source.name != DEMO:
+            return None
+        from ..demo import text as built_in
+
+        return from_string(f"built-in {part} text", built_in(part), load_tokenizer(self.source))
+
+    def run(self, pipeline: Sequence[Pass], show: Callable[[Step, State], None]) -> Applied:
+        def between(step: Step, state: State) -> None:
+            if self.coupling is None:
+                self.coupling = state.coupling
+            show(step, state)
+
+        def announce(text: str, number: int, count: int) -> None:
+            self.progress(f"{text} ({number} of {count})")
+
+        steps = run_pipeline(pipeline, self.state, analyses=ANALYSES, verify=verify, between=between, announce=announce)
+        parameters = (self.before, parameter_count(self.state.model))
+        text = print_pipeline(pipeline)
+        report = {name: _plain(entry) for name, entry in self.state.report.items()}
+        return Applied(self.source.name, text, "", parameters, self._changes(), steps, report)
+
+    def _changes(self) -> tuple[GroupChange, ...]:
+        if self.state.plan is None or self.coupling is None:
+            return ()
+        groups = [self.coupling.groups[name] for name in self.state.plan.keep]
+        return tuple(
+            GroupChange(g.name, g.kind.value, g.layer, g.units, len(self.state.plan.keep[g.name])) for g in groups
+        )
+
+    def save(self, out: Path, applied: Applied, *, form: Form, force: bool) -> Saved:
+        """Lower to a Hugging Face directory, in the dtype of the source."""
+        model = self.state.model
+        dtype = getattr(self.config, "dtype", None) or torch.float32
+        # Buffers that are not stored, rotary tables for one, are computed anew when the model is loaded: in float32.
+        for tensor in model.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+        saved = save(
+            model,
+            out,
+            source=self.source.directory,
+            plan=self.state.plan or Plan(),
+            repairs=self.state.repairs,
+            quantities=extents_by_module(self.traced.graph, self.state.graph).get("", frozenset()),
+            reference=self._reference(),
+            report=applied.record(),
+            form=form,
+            force=force,
+        )
+        for entry in self.state.report.values():
+            if isinstance(entry.get(ADAPTER), Adapter):
+                self._keep_adapter(out, entry[ADAPTER])
+        return saved
+
+    def execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of a graph and of a module that share their weights, on the same random tokens, in float32."""
+        ids = self._tokens()
+        with torch.no_grad():
+            return self._run_graph(graph, module, ids), module(input_ids=ids, use_cache=False).logits
+
+    def _reference(self) -> Reference:
+        """What the rewritten graph computes with the weights as they are stored."""
+        ids = self._tokens()
+        with torch.no_grad():
+            return Reference({"input_ids": ids}, self._run_graph(self.state.graph, self.state.model, ids))
+
+    def _run_graph(self, graph: Graph, module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        stored = dict(module.named_parameters(remove_duplicate=False))
+        stored |= dict(module.named_buffers(remove_duplicate=False))
+        tensors = {name: t.detach().float() if t.is_floating_point() else t for name, t in stored.items()}
+        logits: torch.Tensor = raise_graph(graph, tensors, self.traced.constants)(ids)[0]
+        return logits
+
+    def _tokens(self) -> torch.Tensor:
+        shape = self.traced.example["input_ids"].shape
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(self.config.get_text_config().vocab_size, shape, generator=generator)
+
+    def _keep_adapter(self, out: Path, adapter: Adapter) -> None:
+        """The low-rank adapter beside the model it was merged into, in PEFT's own files."""
+        with atomic_directory(out / ADAPTER, force=True) as folder:
+            write_json(folder / "adapter_config.json", adapter.config)
+            save_file(adapter.tensors, folder / "adapter_model.safetensors")
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pass reported, as JSON data: an adapter is a file, not a report."""
+    return {name: value for name, value in entry.items() if not isinstance(value, Adapter)}
+
+
+def _check_printing(names: Sequence[str], pipeline: Sequence[Pass]) -> None:
+    known = [*dict.fromkeys([*(step.name for step in pipeline), *(a.name for a in ANALYSES)]), ALL]
+    for name in names:
+        if name not in known:
+            raise RequestError(f"--print-ir-after {name}: no such pass runs", f"choose from {', '.join(known)}")
+
+
+def _printer(names: Sequence[str]) -> Callable[[Step, State], None]:
+    def show(step: Step, state: State) -> None:
+        if ALL in names or step.name in names:
+            print(f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.graph)}", file=sys.stderr)
+
+    return show
