@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 MAX_BUILDS = 96
 
@@ -217,7 +218,7 @@ def _ragged(before: Shapes, after: Shapes) -> str:
 
 def built_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the model that a configuration describes, built on the meta device without initialisation."""
-    with torch.device("meta"), transformers.initialization.no_init_weights():
+    with torch.device("meta"), no_init_weights():
         return model_shapes(model_class(copy.deepcopy(config)))
 
 
