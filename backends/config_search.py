@@ -169,15 +169,17 @@ def find_config(
         config: of the model before; it is not changed.
         model_class: the transformers class that was pruned.
         shapes: name -> shape of every parameter and persistent buffer, tied names included.
-        quantities: (old, new) of the extents that the rewrite met anywhere in the model.
+        quantities: (old, new) of the extents that the rewrite met anywhere in the model, numbers of heads among them.
         accept: asked for every match, which may still compute something else (6 heads of 8 have the shapes of 8 heads
             of 6); the first that it accepts is returned, the first of all when None.
 
     Returns:
         The match and "", or None and why there is none, for the report.
     """
-    pairs = sorted({(old, new) for old, new in quantities if old != new})
-    ragged = _ragged(built_shapes(model_class, config), shapes)
+    before = built_shapes(model_class, config)
+    extents = {pair for name in before.keys() & shapes.keys() for pair in zip(before[name], shapes[name], strict=False)}
+    pairs = sorted({(old, new) for old, new in {*quantities, *extents} if old != new})
+    ragged = _ragged(before, shapes)
     if ragged:
         return None, f"widths differ between layers: {ragged}"
     searches = [Search(type(config), model_class, config.to_dict(), shapes)]
