@@ -280,11 +280,11 @@ def _passes(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from . import api
     from .api import tables
-    from .api.demo import run_demo
 
     with _working(arguments) as progress:
-        shown = run_demo(arguments.out, force=arguments.force, progress=progress)
+        shown = api.run_demo(arguments.out, force=arguments.force, progress=progress)
     _emit(arguments, shown.to_json(), lambda: tables.demo(shown))
     return 0
 

@@ -1,13 +1,24 @@
-"""The calls a user makes, each of them a few lines that connect tracer, passes and backends."""
+"""The calls a user makes, each of them a few lines that connect tracer, passes and backends.
 
-from .evaluation import Measurement, evaluate
-from .exporting import export
-from .listing import PassInfo, passes
-from .pruning import Applied, GroupChange, apply
-from .tracing import Hop, Trace, trace
+A call is imported when it is first asked for: what ``trace`` needs loads in a third of the time of everything.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .demo import Demo, run_demo
+    from .evaluation import Measurement, evaluate
+    from .exporting import export
+    from .listing import PassInfo, passes
+    from .pruning import Applied, GroupChange, apply
+    from .tracing import Hop, Trace, trace
 
 __all__ = [
     "Applied",
+    "Demo",
     "GroupChange",
     "Hop",
     "Measurement",
@@ -17,5 +28,22 @@ __all__ = [
     "evaluate",
     "export",
     "passes",
+    "run_demo",
     "trace",
 ]
+
+_MODULES = {
+    "demo": ("Demo", "run_demo"),
+    "evaluation": ("Measurement", "evaluate"),
+    "exporting": ("export",),
+    "listing": ("PassInfo", "passes"),
+    "pruning": ("Applied", "GroupChange", "apply"),
+    "tracing": ("Hop", "Trace", "trace"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

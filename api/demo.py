@@ -71,7 +71,7 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
         "recovered": _checks(recovered),
         "ONNX": {name.replace("_", " "): value for name, value in report.differences.items()},
     }
-    models = [DEMO, *(root / name for name in ("pruned", "recovered", "onnx"))]
+    models: list[str | Path] = [DEMO, *(root / name for name in ("pruned", "recovered", "onnx"))]
     measured = evaluate(models, windows=WINDOWS, progress=progress)
     rows = tuple(replace(row, name=name) for row, name in zip(measured, checks, strict=True))
     return Demo(root, rows, checks, time.perf_counter() - started)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ..backends.onnx_runtime import MODEL_FILE, OnnxDecoder
 from ..ir.errors import RequestError
 from ..passes.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
 from ..tracer.checkpoint import weight_files
@@ -18,6 +17,7 @@ from ..tracer.model import DEMO, Source, load_config, load_model, load_tokenizer
 from ..tracer.text import Text, from_string, load_text
 from .progress import Progress, silent
 
+MODEL_FILE = "model.onnx"
 DECODED = 32
 
 
@@ -154,6 +154,8 @@ def _open_torch(source: Source) -> _Runnable:
 
 
 def _open_onnx(source: Source) -> _Runnable:
+    from ..backends.onnx_runtime import OnnxDecoder
+
     decoder = OnnxDecoder(source.directory)
 
     def logits(input_ids: torch.Tensor) -> torch.Tensor:

@@ -62,6 +62,7 @@ class Applied:
     Attributes:
         model: as the user gave it.
         pipeline: the passes that ran, as text.
+        options: the same with every option, those at their defaults too.
         skipped: passes that a dry run left out, as text.
         parameters: elements of all parameters, before and after.
         groups: those that lost units.
@@ -72,6 +73,7 @@ class Applied:
 
     model: str
     pipeline: str
+    options: str
     skipped: str
     parameters: tuple[int, int]
     groups: tuple[GroupChange, ...]
@@ -88,6 +90,7 @@ class Applied:
         """As JSON data."""
         data = {
             **self.record(),
+            "model": self.model,
             "passes": dict(self.report),
             "skipped": self.skipped,
             "steps": [dataclasses.asdict(step) for step in self.steps],
@@ -98,8 +101,9 @@ class Applied:
     def record(self) -> dict[str, Any]:
         """What ``fxprune.json`` keeps: no times, so that the same run gives the same bytes."""
         return {
-            "model": self.model,
-            "pipeline": self.pipeline,
+            # An absolute path would say where it was made, not from what.
+            "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
+            "pipeline": self.options,
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
             "groups": [dataclasses.asdict(change) for change in self.groups],
             "passes": {
@@ -215,9 +219,9 @@ class _Work:
 
         steps = run_pipeline(pipeline, self.state, analyses=ANALYSES, verify=verify, between=between, announce=announce)
         parameters = (self.before, parameter_count(self.state.model))
-        text = print_pipeline(pipeline)
+        text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
         report = {name: _plain(entry) for name, entry in self.state.report.items()}
-        return Applied(self.source.name, text, "", parameters, self._changes(), steps, report)
+        return Applied(self.source.name, text, options, "", parameters, self._changes(), steps, report)
 
     def _changes(self) -> tuple[GroupChange, ...]:
         if self.state.plan is None or self.coupling is None:
@@ -265,7 +269,7 @@ class _Work:
             return Reference({"input_ids": ids}, self._run_graph(self.state.graph, self.state.model, ids))
 
     def _run_graph(self, graph: Graph, module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-        stored = dict(module.named_parameters(remove_duplicate=False))
+        stored: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
         stored |= dict(module.named_buffers(remove_duplicate=False))
         tensors = {name: t.detach().float() if t.is_floating_point() else t for name, t in stored.items()}
         logits: torch.Tensor = raise_graph(graph, tensors, self.traced.constants)(ids)[0]

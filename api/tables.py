@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..backends.onnx import OnnxReport
-from ..ir.groups import Group
 from ..passes.options import write_value
-from .demo import Demo
-from .evaluation import Measurement
-from .listing import PassInfo
-from .pruning import Applied, GroupChange
-from .tracing import Hop, Trace
+
+if TYPE_CHECKING:
+    from ..backends.onnx import OnnxReport
+    from ..ir.groups import Group
+    from .demo import Demo
+    from .evaluation import Measurement
+    from .listing import PassInfo
+    from .pruning import Applied, GroupChange
+    from .tracing import Hop, Trace
 
 MEASURED = ("parameters", "size", "perplexity", "prefill tok/s", "decode tok/s")
 
@@ -59,7 +62,8 @@ def applied(result: Applied) -> list[RenderableType]:
         notes.append(f"{saved.path}: {saved.form} form, {saved.model_type}")
         notes += [f"retargeted {saved.retargeted}"] if saved.retargeted else []
         notes += [f"not uniform: {saved.why_free}"] if saved.why_free else []
-        notes.append("checks: " + ", ".join(f"{name} {_value(value)}" for name, value in saved.checks.items()))
+        checks = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in saved.checks.items())
+        notes.append("checked in a fresh process; " + ", ".join(checks))
     return [Text(head), table, Text(times), *map(Text, notes)]
 
 

@@ -30,7 +30,9 @@ def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any
 class Corpus(Protocol):
     """Text that has been tokenised: what calibration and recovery read."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the user called it."""
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
         """Token ids ``[count, length]`` int64, non-overlapping and unpadded.

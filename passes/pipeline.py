@@ -80,17 +80,17 @@ def parse_pipeline(
     return bound
 
 
-def print_pipeline(pipeline: Iterable[Pass]) -> str:
-    """The shortest text that parses to ``pipeline``: options at their defaults are left out."""
-    return ",".join(map(print_pass, pipeline))
+def print_pipeline(pipeline: Iterable[Pass], *, defaults: bool = False) -> str:
+    """The text that parses to ``pipeline``: the shortest, or with ``defaults`` one that names every option."""
+    return ",".join(print_pass(step, defaults=defaults) for step in pipeline)
 
 
-def print_pass(step: Pass) -> str:
-    """The text of one pass."""
+def print_pass(step: Pass, *, defaults: bool = False) -> str:
+    """The text of one pass; options at their defaults are left out unless ``defaults``."""
     given = [
         f"{option.name}={write_value(getattr(step, option.name))}"
         for option in options_of(type(step))
-        if getattr(step, option.name) != option.default
+        if defaults or getattr(step, option.name) != option.default
     ]
     return step.name + ("{" + ",".join(given) + "}" if given else "")
 

@@ -91,6 +91,12 @@ ANY_TRAIN = st.builds(
 @given(st.lists(ANY_SCORE | ANY_TRAIN | st.just(Plain()), min_size=1))
 def test_every_pipeline_round_trips(pipeline: list[Pass]) -> None:
     assert parse_pipeline(print_pipeline(pipeline), PASSES) == tuple(pipeline)
+    assert parse_pipeline(print_pipeline(pipeline, defaults=True), PASSES) == tuple(pipeline)
+
+
+def test_a_pipeline_can_be_printed_with_all_its_options() -> None:
+    text = "train{epochs=1.0,keep=none,schedule=linear,seed=3},plain"
+    assert print_pipeline(parse_pipeline("train{seed=3},plain", PASSES), defaults=True) == text
 
 
 def test_shared_options_go_to_the_passes_that_have_them() -> None:
