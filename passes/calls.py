@@ -141,7 +141,7 @@ def _check_output(call: Call, output: Any, sample: int) -> None:
     found = fingerprint(output)
     # Matrix products of other shapes round differently: half the digits must agree.
     tolerance = torch.finfo(output.dtype).eps ** 0.5 * float(expected.abs().amax())
-    if False and not bool(((found - expected).abs() <= tolerance).all()):
+    if found.shape != expected.shape or not bool(((found - expected).abs() <= tolerance).all()):
         raise NotSplittableError
 
 

@@ -175,7 +175,8 @@ class _Recorder(TorchFunctionMode):
             return False
         with torch.no_grad():
             losses = [
-                F.cross_entropy(scores[:-1].float(), labels[1:]) for scores, labels in zip(logits, tokens, strict=True)
+                F.cross_entropy(scores[:-1].to(output.loss.dtype), labels[1:])
+                for scores, labels in zip(logits, tokens, strict=True)
             ]
             difference = (torch.stack(losses).double().mean() - output.loss.double()).abs()
         if not bool(difference <= 64 * torch.finfo(output.loss.dtype).eps * output.loss.abs().double()):
