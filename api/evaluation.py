@@ -13,7 +13,7 @@ import torch
 from ..ir.errors import RequestError
 from ..passes.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
 from ..tracer.checkpoint import weight_files
-from ..tracer.model import DEMO, Source, load_config, load_model, load_tokenizer, resolve
+from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, load_tokenizer, resolve
 from ..tracer.text import Text, from_string, load_text
 from .progress import Progress, silent
 
@@ -169,17 +169,7 @@ def _open_onnx(source: Source) -> _Runnable:
         logits=logits,
         step=step,
         format="onnx",
-        parameters=_onnx_parameters(source.directory / MODEL_FILE),
+        # The graph holds constants beside the weights, and equal weights once: its config tells what the model has.
+        parameters=parameter_count(build_meta(load_config(source), trust_remote_code=source.trust_remote_code)),
         bytes=sum(file.stat().st_size for file in source.directory.glob(f"{MODEL_FILE}*")),
     )
-
-
-def _onnx_parameters(file: Path) -> int:
-    """Elements of all floating-point weights, without reading them."""
-    import onnx
-
-    graph = onnx.load(file, load_external_data=False).graph
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    weights = (tensor for tensor in graph.initializer if tensor.data_type in floats)
-    sizes = (torch.Size(tensor.dims).numel() for tensor in weights)
-    return sum(size for size in sizes if size > 1)  # one element is a constant of an operator

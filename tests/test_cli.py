@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import fxprune
 from fxprune import api
@@ -173,6 +174,64 @@ def test_passes_are_listed_with_options_types_and_defaults(capsys: pytest.Captur
     code, out, _ = run(capsys, "passes")
     assert code == 0
     assert all(name in out and row["help"] in out for name, row in listed.items())
+
+
+def test_apply_writes_a_model_that_transformers_loads(
+    capsys: pytest.CaptureFixture[str], model_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    pipeline = ["--pass", "taylor{samples=3,length=16}", "--pass", "lora{steps=2,batch=2,micro_batch=2,length=16}"]
+    texts = ["--calib", text, "--data", text]
+    data = result(capsys, "apply", model_dir, *pipeline, "--ratio", "0.5", "--seed", "1", *texts, "--out", out)
+    before = sum(p.numel() for p in LlamaForCausalLM.from_pretrained(model_dir).parameters())
+    after = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(out).parameters())
+    assert data["parameters"] == {"before": before, "after": after}
+    assert after < before
+    assert {(g["kind"], g["before"], g["after"]) for g in data["groups"]} == {("kv_heads", 2, 1), ("width", 48, 24)}
+    assert [step["name"] for step in data["steps"]] == ["couple", "taylor", "lora"]
+    assert data["saved"]["path"] == str(out)
+    record = json.loads((out / "fxprune.json").read_text())
+    assert "taylor{ratio=0.5," in record["pipeline"]
+    assert str(tmp_path) not in json.dumps(record)
+    assert len(record["passes"]["lora"]["loss"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_dry_run_needs_a_config_alone_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], model_dir: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config-only"
+    config.mkdir()
+    (config / "config.json").write_text((model_dir / "config.json").read_text())
+    command = ["apply", config, "--pass", "random,lora", "--ratio", "0.5", "--layers", "1:2", "--dry-run"]
+    data = result(capsys, *command)
+    assert {(g["layer"], g["after"] / g["before"]) for g in data["groups"]} == {(1, 0.5)}
+    assert (data["saved"], data["skipped"]) == (None, "lora")
+    code, out, _ = run(capsys, *command)
+    assert code == 0
+    assert "dry run, nothing written; skipped: lora" in out
+    assert [path.name for path in config.iterdir()] == ["config.json"]
+    code, _, err = run(capsys, "apply", config, "--pass", "magnitude", "--dry-run")
+    assert code == 2
+    assert "holds no weights" in err
+
+
+def test_the_graph_is_printed_after_a_pass(capsys: pytest.CaptureFixture[str], model_dir: Path) -> None:
+    command = ["apply", model_dir, "--pass", "random{ratio=0.5}", "--dry-run", "--print-ir-after", "random"]
+    code, out, err = run(capsys, *command)
+    assert code == 0
+    assert err.startswith("# after random{ratio=0.5}, ")
+    assert "graph @LlamaForCausalLM" in err
+    assert f'"{QUERY}" : f32[16, 32]' in err
+    assert "graph @" not in out
+
+
+def test_an_adapter_is_kept_beside_the_model(model_dir: Path, text: Path, tmp_path: Path) -> None:
+    pipeline = "lora{steps=1,batch=2,micro_batch=2,length=16,keep_adapter=true}"
+    applied = fxprune.apply(model_dir, pipeline, data=text, out=tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["r"] == 8
+    assert load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    json.dumps(applied.to_json())
 
 
 BAD_REQUESTS: list[tuple[str, str, str]] = [
