@@ -142,9 +142,9 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
 
 
 def _example_cache(model: torch.nn.Module) -> DynamicCache:
-    """A cache of ``_PAST`` tokens as the model itself fills it, so that kv heads and head sizes may differ by layer.
+    """A cache of ``_PAST`` tokens shaped as the model itself fills it: kv heads and head sizes may differ by layer.
 
-    Layers with a sliding window become plain ones: their mask already hides what lies outside the window.
+    Layers with a sliding window, which may keep fewer tokens, become plain ones: their mask hides what lies outside.
     """
     with torch.no_grad(), quiet():
         output = model(input_ids=torch.zeros(_BATCH, _PAST, dtype=torch.int64), use_cache=True)
@@ -157,7 +157,8 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
                 f"layer {index} of {type(model).__name__} keeps {type(layer).__name__}, not keys and values",
                 "only models whose cache is keys and values of every layer export",
             )
-        cache.update(keys, values, index)
+        for_key, for_value = (torch.zeros(_BATCH, kept.shape[1], _PAST, kept.shape[3]) for kept in (keys, values))
+        cache.update(for_key, for_value, index)
     if not cache.layers:
         raise FxpruneError(f"{type(model).__name__} returns no key-value cache", "set use_cache in its config")
     return cache

@@ -1,0 +1,82 @@
+"""ONNX graphs that are not what the backend promises, and models that it cannot promise anything of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from fxprune.backends import onnx_trace
+from fxprune.backends.onnx_names import rename_interface
+from fxprune.backends.onnx_runtime import OnnxDecoder
+from fxprune.ir.errors import FxpruneError, RequestError
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (SimpleNamespace(cache_params=[]), "Stateful returns no key-value cache"),
+        (SimpleNamespace(past_key_values=SimpleNamespace(layers=[SimpleNamespace()])), "layer 0 of Stateful keeps"),
+    ],
+)
+def test_state_other_than_keys_and_values_is_refused(output: SimpleNamespace, message: str) -> None:
+    class Stateful(torch.nn.Module):
+        def forward(self, **_inputs: Any) -> Any:
+            return output
+
+    with pytest.raises(FxpruneError, match=message):
+        onnx_trace.trace_onnx(Stateful(), optimize="cpu", opset=None)
+
+
+def interface(**shapes: list[Any]) -> ir.Model:
+    """A graph without nodes: inputs only, a cache of one layer among them unless ``shapes`` says otherwise."""
+    values = [ir.Value(name=name.replace("__", "."), shape=ir.Shape(shape)) for name, shape in shapes.items()]
+    return ir.Model(ir.Graph(values, [], nodes=[], opset_imports={"": 20}), ir_version=10)
+
+
+TOKENS, MASK, PAST = ["b", "s"], ["b", "t"], ["b", 2, "p", 8]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"input_ids": TOKENS}, "takes input_ids: no input_ids, attention_mask or past_key_values"),
+        (
+            {"input_ids": TOKENS, "attention_mask": ["b", 8], "past_key_values__layers__0__keys": PAST},
+            r"attention_mask of shape \[batch_size, 8\] instead of \[batch_size, total_sequence_length\]",
+        ),
+        (
+            {"input_ids": TOKENS, "attention_mask": MASK, "past_key_values__layers__0__keys": ["b", "h", "p", 8]},
+            r"past_key_values.0.key of shape \[batch_size, h, past_sequence_length, 8\] instead of",
+        ),
+        (
+            {"input_ids": TOKENS, "attention_mask": MASK, "past_key_values__layers__0__keys": PAST, "pixels": [1]},
+            "an input or output 'pixels' that no runtime knows",
+        ),
+    ],
+)
+def test_unexpected_interface_is_refused(shapes: dict[str, list[Any]], message: str) -> None:
+    with pytest.raises(FxpruneError, match=message):
+        rename_interface(interface(**shapes))
+
+
+def test_decoder_refuses_what_it_cannot_run(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"has no model\.onnx"):
+        OnnxDecoder(tmp_path)
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    for domain, kind, message in (
+        ("", RequestError, "takes x and is not a decoder"),
+        ("nowhere", FxpruneError, "ONNX Runtime cannot open"),
+    ):
+        node = onnx.helper.make_node("Identity", ["x"], ["y"], domain=domain)
+        graph = onnx.helper.make_graph([node], "g", [value], [other])
+        opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("nowhere", 1)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+        with pytest.raises(kind, match=message):
+            OnnxDecoder(tmp_path)
