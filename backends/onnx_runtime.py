@@ -47,7 +47,7 @@ class OnnxDecoder:
             reason = str(error).strip().splitlines()[0]
             raise FxpruneError(
                 f"ONNX Runtime cannot open {file}: {reason}",
-                "if it lacks an operator there, --optimize none may do, or the machine that the graph was optimised for",
+                "if it lacks an operator, --optimize none may do, or the machine that the graph was optimised for",
             ) from error
         self.inputs: dict[str, list[int | str]] = {item.name: item.shape for item in self._session.get_inputs()}
         self.outputs: list[str] = [item.name for item in self._session.get_outputs()]
