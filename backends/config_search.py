@@ -36,7 +36,7 @@ class Retarget:
         target: ``model_type`` that accepts it.
         classes: model class -> its partner.
         when: fields of the source config and the values at which the two are the same function.
-        fields: fields that the target's config needs beside the source's.
+        fields: fields that the target's config needs beside the source's: values, or a power of one of the source's.
         dropped: fields of the source that the target does not have.
         why: for the report.
     """
@@ -52,7 +52,11 @@ class Retarget:
     def apply(self, config: PreTrainedConfig) -> dict[str, Any]:
         """The target's configuration as data."""
         data = {key: value for key, value in config.to_dict().items() if key not in self.dropped}
-        return {**data, **self.fields, "model_type": self.target}
+        fields = {
+            name: data[value["field"]] ** value["power"] if isinstance(value, dict) else value
+            for name, value in self.fields.items()
+        }
+        return {**data, **fields, "model_type": self.target}
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Match:
     builds: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Search:
     """One search over the integer fields of a configuration, best candidate first.
 
@@ -187,15 +191,17 @@ def find_config(
         if _applies(retarget, config, model_class):
             partner = getattr(transformers, retarget.classes[model_class.__name__])
             searches.append(Search(partner.config_class, partner, retarget.apply(config), shapes, retarget))
-    rejected = 0
+    rejected: list[tuple[Search, dict[Field, int]]] = []
     for empty in (False, True):
         for search in searches:
             for edits in search.run(_edits(search.data, pairs, empty=empty)):
+                if (search, edits) in rejected:
+                    continue
                 match = search.match(edits, builds=sum(other.builds for other in searches))
                 if accept is None or accept(match):
                     return match, ""
-                rejected += 1
-    return None, _why_none(searches, rejected)
+                rejected.append((search, edits))
+    return None, _why_none(searches, len(rejected))
 
 
 def _why_none(searches: list[Search], rejected: int) -> str:

@@ -24,7 +24,8 @@ ENTRY = "fxprune"
 MODULE = "modeling_fxprune"
 
 HEADER = '''\
-# Copyright {owner}. Licensed under the Apache License, Version 2.0 (http://www.apache.org/licenses/LICENSE-2.0).
+# Copyright the fxprune authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """{name} with layers of their own widths, as fxprune {version} cut them.
 
 The original class builds itself from the configuration; then the tensors get the shapes, and the modules the
@@ -114,7 +115,7 @@ def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def write_code(folder: Path, name: str, auto_class: str, version: str) -> None:
     """Write the modelling file for the class called ``name``."""
     parts = "\n\n".join(inspect.getsource(part) for part in (ConfigView, repair, replay))
-    text = HEADER.format(owner="the fxprune authors", name=name, version=version, auto=auto_class)
+    text = HEADER.format(name=name, version=version, auto=auto_class)
     (folder / f"{MODULE}.py").write_text(text + "\n" + parts + FOOTER.format(name=name), encoding="utf-8")
 
 

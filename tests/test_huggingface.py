@@ -1,0 +1,436 @@
+"""Hugging Face artifacts: written, reloaded by transformers alone, used by the programs that users use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import safetensors
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+
+from fxprune.backends import huggingface
+from fxprune.backends.artifact import read_plan, sha256
+from fxprune.backends.config_search import find_config, model_shapes, retargets
+from fxprune.backends.huggingface import Saved, auto_class_of, load, save
+from fxprune.backends.verify import (
+    LOGITS_TOLERANCE,
+    Job,
+    Reference,
+    VerificationError,
+    judge,
+    relative_difference,
+    verify,
+)
+from fxprune.ir.errors import FxpruneError, RequestError
+from fxprune.ir.plan import Plan
+from fxprune.ir.repairs import Repairs
+from fxprune.passes.surgery import shrink_module
+from fxprune.tests.cuts import CUTS, Cut, build, example, gpt2, llama_mha, llama_range, llama_residual, spread
+
+FORMS = {
+    "llama_mha": ("uniform", "mistral"),
+    "llama_gqa": ("uniform", "mistral"),
+    "llama_queries": ("uniform", "llama"),
+    "llama_range": ("free", "llama"),
+    "llama_residual": ("uniform", "llama"),
+    "qwen3": ("uniform", "qwen3"),
+    "gpt2": ("free", "gpt2"),
+    "gpt_neox": ("free", "gpt_neox"),
+    "opt": ("free", "opt"),
+    "phi3": ("uniform", "phi3"),
+    "phi3_free": ("free", "phi3"),
+    "falcon_multi_query": ("free", "falcon"),
+    "falcon_grouped": ("free", "falcon"),
+}
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**example()).logits.float()
+
+
+def shrunk(make: Callable[[], Cut]) -> tuple[Cut, dict[str, Any]]:
+    """A shrunken model, and what ``save`` needs with it; the reference is the masked original where that is one."""
+    cut = make()
+    extents = cut.extents()
+    masked = None if make is llama_residual else logits(make().masked())
+    accept = None if masked is None else lambda: relative_difference(logits(cut.model), masked) < LOGITS_TOLERANCE
+    repairs = shrink_module(cut.model, cut.plan(), extents, example(), accept=accept)
+    reference = Reference(example(), logits(cut.model) if masked is None else masked)
+    details = {"plan": cut.plan(), "repairs": repairs, "quantities": extents[""], "reference": reference}
+    return cut, {"source": None, "report": {"pipeline": "by hand"}, **details}
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the fresh process where a test is about something else."""
+    monkeypatch.setattr(huggingface, "verify", lambda _: [{"skipped": True}])
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Saved, Reference]]:
+    """One artifact per family; a single fresh process checks them all."""
+    root = tmp_path_factory.mktemp("artifacts")
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface, "verify", lambda _: [{"skipped": True}])
+        for name, (form, _) in FORMS.items():
+            make = CUTS.get(name.removesuffix("_free"), llama_residual)
+            cut, details = shrunk(make)
+            wanted = form if name.endswith("_free") else "auto"
+            made[name] = (save(cut.model, root / name, form=wanted, **details), details["reference"])
+    return made
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], Any]:
+    """Load as a user of the free form does."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return lambda path: transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+
+
+def test_every_family_loads_in_a_fresh_process(artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+    forms = {name: (saved.form, saved.model_type) for name, (saved, _) in artifacts.items()}
+    assert forms == FORMS
+    jobs = [
+        Job(saved.path, reference, "AutoModelForCausalLM", saved.form == "free")
+        for saved, reference in artifacts.values()
+    ]
+    for checks in verify(jobs):
+        assert checks["logits_worst_difference"] <= LOGITS_TOLERANCE
+        assert checks["cached_generate_equals_uncached"]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_load(artifacts: dict[str, tuple[Saved, Reference]], name: str) -> None:
+    saved, reference = artifacts[name]
+    model = load(saved.path)
+    assert relative_difference(logits(model.eval()), reference.logits) <= LOGITS_TOLERANCE
+    plan = read_plan(saved.path)
+    weights = load_file(saved.path / "model.safetensors")
+    assert plan
+    assert all(weights[tensor].shape[dim] == len(kept) for (tensor, dim), kept in plan.items())
+
+
+def test_the_reports_say_why(artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+    assert artifacts["llama_mha"][0].retargeted.startswith("llama to mistral: LlamaConfig rejects")
+    assert artifacts["llama_queries"][0].retargeted == ""
+    assert artifacts["llama_gqa"][0].config_changes == {
+        "intermediate_size": (96, 72),
+        "num_attention_heads": (8, 6),
+        "num_key_value_heads": (4, 3),
+    }
+    assert artifacts["phi3"][0].config_changes["head_dim"] == (None, 16)
+    assert artifacts["llama_range"][0].why_free.startswith("widths differ between layers: model.layers.*.")
+    assert "embed_dim" in artifacts["gpt2"][0].why_free
+    assert artifacts["phi3_free"][0].why_free == "asked for"
+
+
+@pytest.mark.parametrize("name", ["llama_range", "gpt2", "phi3_free"])
+def test_the_free_form_survives_save_pretrained(
+    artifacts: dict[str, tuple[Saved, Reference]], name: str, trusted: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    saved, reference = artifacts[name]
+    trusted(saved.path).save_pretrained(tmp_path / "again")
+    again = trusted(tmp_path / "again").eval()
+    assert relative_difference(logits(again), reference.logits) <= LOGITS_TOLERANCE
+    again.set_attn_implementation("eager")
+    assert relative_difference(logits(again), reference.logits) <= LOGITS_TOLERANCE
+    assert relative_difference(logits(load(tmp_path / "again").eval()), reference.logits) <= LOGITS_TOLERANCE
+
+
+def test_the_free_form_needs_the_flag(artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+    with pytest.raises(RuntimeError, match="mismatch"):
+        transformers.AutoModelForCausalLM.from_pretrained(artifacts["llama_range"][0].path)
+
+
+def test_the_modelling_file_is_short_and_knows_no_fxprune(artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+    code = (artifacts["gpt2"][0].path / "modeling_fxprune.py").read_text()
+    assert len(code.splitlines()) < 75
+    assert "Apache License" in code
+    assert "import fxprune" not in code
+    assert max(map(len, code.splitlines())) <= 120
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # read by peft
+@pytest.mark.parametrize("name", ["llama_range", "gpt2"])
+def test_lora_and_the_trainer_work_on_the_free_form(
+    artifacts: dict[str, tuple[Saved, Reference]], name: str, trusted: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    model = peft.get_peft_model(
+        trusted(artifacts[name][0].path),
+        peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", fan_in_fan_out=name == "gpt2"),
+    )
+    rows = [{"input_ids": row, "labels": row} for row in example()["input_ids"]]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=2, report_to=[], use_cpu=True, save_strategy="no",
+        disable_tqdm=True, dataloader_pin_memory=False, learning_rate=0.1,
+    )  # fmt: skip
+    result = transformers.Trainer(model, arguments, train_dataset=rows).train()
+    assert np.isfinite(result.training_loss)
+    merged = model.merge_and_unload().eval()
+    assert relative_difference(logits(merged), artifacts[name][1].logits) > 1e-3
+    merged.save_pretrained(tmp_path / "merged")
+    assert torch.equal(logits(trusted(tmp_path / "merged").eval()), logits(merged))
+
+
+def source_directory(path: Path) -> Path:
+    path.mkdir()
+    llama_mha().model.save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "optimizer.pt"):
+        (path / name).write_text(name)
+    (path / "generation_config.json").write_text('{"eos_token_id": 1, "temperature": 0.5, "do_sample": true}')
+    return path
+
+
+@pytest.mark.usefixtures("unverified")
+def test_the_record_and_the_companions(tmp_path: Path) -> None:
+    source = source_directory(tmp_path / "source")
+    cut, details = shrunk(llama_mha)
+    save(cut.model, tmp_path / "out", **{**details, "source": source})
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "LICENSE", "chat_template.jinja", "config.json", "fxprune.json", "generation_config.json", "model.safetensors",
+        "plan.safetensors", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    assert json.loads((out / "generation_config.json").read_text())["temperature"] == 0.5
+    record = json.loads((out / "fxprune.json").read_text())
+    assert record["source"] == {
+        "name": "source",
+        "sha256": {"model.safetensors": sha256(source / "model.safetensors")},
+    }
+    assert record["pipeline"] == "by hand"
+    assert record["retargeted"].startswith("llama to mistral")
+    assert record["config_changes"]["num_attention_heads"] == [4, 3]
+    assert record["files"] == {path.name: sha256(path) for path in sorted(out.iterdir()) if path.name != "fxprune.json"}
+    assert str(tmp_path) not in (out / "fxprune.json").read_text() + (out / "config.json").read_text()
+
+
+@pytest.mark.usefixtures("unverified")
+@pytest.mark.parametrize("make", [llama_mha, llama_range])
+def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, make: Callable[[], Cut]) -> None:
+    for name in ("one", "two"):
+        cut, details = shrunk(make)
+        save(cut.model, tmp_path / name, **details)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.usefixtures("unverified")
+@pytest.mark.parametrize("make", [llama_mha, llama_range])
+def test_shards_and_a_half_precision(tmp_path: Path, make: Callable[[], Cut]) -> None:
+    cut, details = shrunk(make)
+    cut.model.to(torch.bfloat16)
+    save(cut.model, tmp_path / "out", **details, shard_size="30KB")
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
+    model = load(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    for name, tensor in model.named_parameters():
+        assert torch.equal(tensor, cut.model.get_parameter(name))
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_free_artifact_is_cut_again(tmp_path: Path, artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+    model = load(artifacts["gpt2"][0].path).eval()
+    cut = Cut(model)
+    keep = list(range(96))
+    for layer in range(2):
+        cut.rows(1, keep, f"transformer.h.{layer}.mlp.c_fc.weight")
+        cut.rows(0, keep, f"transformer.h.{layer}.mlp.c_fc.bias", f"transformer.h.{layer}.mlp.c_proj.weight")
+    extents = cut.extents()
+    repairs = shrink_module(model, cut.plan(), extents, example())
+    reference = Reference(example(), logits(model))
+    details = {"plan": cut.plan(), "repairs": repairs, "quantities": extents[""], "reference": reference}
+    saved = save(model, tmp_path / "out", source=artifacts["gpt2"][0].path, report={}, **details)
+    assert saved.form == "free"
+    entry = json.loads((tmp_path / "out" / "config.json").read_text())["fxprune"]
+    assert entry["attributes"]["transformer.h.1.mlp.c_fc"] == {"nf": [256, 96]}
+    assert entry["attributes"]["transformer.h.1.attn"]["split_size"] == [64, 48]
+    assert torch.equal(logits(load(tmp_path / "out").eval()), reference.logits)
+
+
+def test_a_wrong_reference_is_refused_and_the_old_directory_stays(tmp_path: Path) -> None:
+    cut, details = shrunk(llama_mha)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    wrong = details["reference"].logits.clone()
+    wrong[0, 0, 0] += 3 * LOGITS_TOLERANCE * wrong.abs().max()
+    details["reference"] = Reference(example(), wrong)
+    with pytest.raises(
+        VerificationError, match=r"logits differ from the graph's by 3e-05 of their scale \(allowed 1e-05"
+    ):
+        save(cut.model, out, force=True, **details)
+    assert (out / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generate": None}
+
+
+@pytest.mark.parametrize(
+    ("report", "got", "message", "hint"),
+    [
+        ({"keys": {"missing_keys": ["a", "b"]}}, 1.0, "the written model has missing keys: a, b", "configuration"),
+        ({"keys": {"unexpected_keys": ["a"]}}, 1.0, "the written model has unexpected keys: a", "configuration"),
+        ({"not_finite": ["a.weight"]}, 1.0, "'a.weight' holds values that are not finite", "NaN"),
+        ({}, 1.1, "logits differ from the graph's by 0.1 of their scale", "weights changed after"),
+        ({}, float("nan"), "logits differ from the graph's by inf of their scale", "coarser dtype"),
+        (
+            {"generate": {"cached": [1, 2], "uncached": [1, 3], "gap": 0.2}},
+            1.0,
+            r"decoding with a cache gives \[1, 2\], without one \[1, 3\]",
+            "not repaired",
+        ),
+    ],
+)
+def test_what_a_fresh_process_finds(report: dict[str, Any], got: float, message: str, hint: str) -> None:
+    job = Job(Path("out"), Reference({}, torch.ones(3)), "AutoModel", False)
+    with pytest.raises(VerificationError, match=message) as caught:
+        judge({**FINE, **report}, torch.full((3,), got), job)
+    assert hint in caught.value.hint
+    tie = {**FINE, "generate": {"cached": [1], "uncached": [2], "gap": LOGITS_TOLERANCE / 2}}
+    assert judge(tie, torch.ones(3), job)["cached_generate_equals_uncached"]
+
+
+def test_a_fresh_process_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback ...\nValueError: unknown architecture\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(
+        VerificationError, match=r"fresh Python process cannot load .*: ValueError: unknown architecture"
+    ):
+        verify([Job(Path("out"), Reference({}, torch.ones(1)), "AutoModel", False)])
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut, details = shrunk(llama_mha)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", full)
+    with pytest.raises(FxpruneError, match="the disk is full"):
+        save(cut.model, tmp_path / "out", **details)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_requests_that_are_refused(tmp_path: Path) -> None:
+    cut, details = shrunk(llama_range)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RequestError, match="there already exists"):
+        save(cut.model, tmp_path / "there", **details)
+    with pytest.raises(RequestError, match="unknown form 'flat'"):
+        save(cut.model, tmp_path / "out", form="flat", **details)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"no plain configuration describes .*: widths differ between layers"):
+        save(cut.model, tmp_path / "out", form="uniform", **details)
+    with pytest.raises(RequestError, match="Linear is no class of transformers"):
+        save(nn.Linear(2, 2), tmp_path / "out", **details)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="no Auto class of transformers loads PreTrainedModel"):
+        auto_class_of(transformers.PreTrainedModel)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.rotary_emb.inv_freq", "'model.rotary_emb.inv_freq' was cut but is not stored in checkpoints"),
+        ("extra", "'extra.weight' is not where LlamaForCausalLM has it"),
+    ],
+)
+def test_what_the_free_form_cannot_hold(tmp_path: Path, name: str, message: str) -> None:
+    cut, details = shrunk(llama_range)
+    if name == "extra":
+        cut.model.extra = nn.Linear(2, 2, bias=False)
+    else:
+        details["plan"] = Plan(slices={**cut.slices, (name, 0): np.array([0])})
+    with pytest.raises(FxpruneError, match=message):
+        save(cut.model, tmp_path / "out", form="free", **details)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "message"),
+    [
+        ({}, RequestError, "config.json does not exist"),
+        ({"config.json": "{"}, RequestError, "config.json is damaged"),
+        ({"config.json": '{"model_type": "llama"}'}, RequestError, "names no class of transformers: None"),
+        (
+            {"config.json": '{"model_type": "llama", "architectures": ["Mine"]}'},
+            RequestError,
+            r"transformers: \['Mine'\]",
+        ),
+    ],
+)
+def test_directories_that_do_not_load(
+    tmp_path: Path, files: dict[str, str], error: type[FxpruneError], message: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(error, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.usefixtures("unverified")
+def test_weights_that_do_not_fit_do_not_load(tmp_path: Path) -> None:
+    cut, details = shrunk(llama_mha)
+    out = save(cut.model, tmp_path / "out", **details).path
+    weights = load_file(out / "model.safetensors")
+    del weights["model.norm.weight"]
+    safetensors.torch.save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FxpruneError, match=r"out has missing keys: model.norm.weight"):
+        load(out)
+    (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(FxpruneError, match="out does not load"):
+        load(out)
+
+
+@pytest.mark.parametrize("row", retargets(), ids=lambda row: f"{row.source}-{row.target}")
+def test_a_retarget_is_the_same_function(row: Any) -> None:
+    """Equal logits, for the widths that the source's own configuration accepts as well."""
+    config = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = build(
+        row.source, **config, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-3,
+        **{"attention_bias": True, "mlp_bias": True, **row.when},
+    )  # fmt: skip
+    partner = getattr(transformers, row.classes[type(model).__name__])
+    other = partner(partner.config_class.from_dict(row.apply(model.config))).eval()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(logits(other), logits(model))
+
+
+def test_an_empty_field_may_hold_the_width() -> None:
+    """GPT-2's inner width defaults to four times the residual width, and its field is empty."""
+    model = build("gpt2", n_embd=64, n_head=4, n_layer=2, n_positions=64)
+    cut = Cut(model)
+    keep = spread([0, 2, 3], 64)
+    for layer in range(2):
+        cut.rows(1, keep, f"transformer.h.{layer}.mlp.c_fc.weight")
+        cut.rows(0, keep, f"transformer.h.{layer}.mlp.c_fc.bias", f"transformer.h.{layer}.mlp.c_proj.weight")
+    extents = cut.extents()
+    shrink_module(model, cut.plan(), extents, example())
+    match, why = find_config(model.config, type(model), model_shapes(model), extents[""])
+    assert why == ""
+    assert match is not None
+    assert match.changes == {"n_inner": (None, 192)}
+
+
+def test_a_configuration_with_the_right_shapes_can_be_the_wrong_one(tmp_path: Path) -> None:
+    cut, details = shrunk(gpt2)
+    match, why = find_config(
+        cut.model.config, type(cut.model), model_shapes(build("gpt2", n_embd=64, n_head=4, n_layer=2, n_positions=64)),
+        details["quantities"], accept=lambda _: False,
+    )  # fmt: skip
+    assert match is None
+    assert why.startswith("the 1 configurations that give these shapes compute something else")
+    assert isinstance(details["repairs"], Repairs)
+    assert not (tmp_path / "out").exists()
