@@ -98,7 +98,7 @@ class Survey:
     """The integer attributes of a model, and what is known about each before anything is tried."""
 
     def __init__(self, model: nn.Module, reads: Mapping[str, set[str]], shapes: Shapes, extents: Extents) -> None:
-        self.modules = {path: module for path, module in model.named_modules() if path in extents}
+        self.modules = dict(model.named_modules())
         self.reads = reads
         self.extents = extents
         self.before = {name: tuple(tensor.shape) for name, tensor in _all_tensors(model).items()}
@@ -189,7 +189,8 @@ class Survey:
         """Whether the attribute equals an extent in every instance of its class; a layer's index, say, does not."""
         key = (type(self.modules[path]), attribute)
         if key not in self._widths:
-            self._widths[key] = all(self._equals_extent(peer, attribute) for peer in self.instances[key[0]])
+            peers = [peer for peer in self.instances[key[0]] if peer in self.extents]
+            self._widths[key] = bool(peers) and all(self._equals_extent(peer, attribute) for peer in peers)
         return self._widths[key]
 
     def _equals_extent(self, path: str, attribute: str) -> bool:
@@ -203,8 +204,9 @@ class Survey:
             columns = [self._options(path, size) for size in old]
             new = tuple(int(column[0]) for column in columns if isinstance(column[0], int))
             return [new, old] if new != old else [old]
-        news = sorted(new for before, new in self.extents[path] if before == old and new != old)
-        stays = (old, old) in self.extents[path] or len(news) != 1
+        pairs = self.extents.get(path, frozenset())
+        news = sorted(new for before, new in pairs if before == old and new != old)
+        stays = (old, old) in pairs or len(news) != 1
         return [old, *news] if stays else [*news, old]
 
 
