@@ -40,8 +40,8 @@ NOT_FINITE = "score the model in float32, and check the calibration text"
 def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contributions:
     """Taylor contributions of every wanted dimension, from one pass over the calibration tokens.
 
-    Parameters that are not wanted get no gradient. No more than two gradients are alive at a time (one for ``vector``,
-    ``element1`` and ``second``); docs/scoring.md has the figures. Gradients, flags and modes of the model are as before
+    Parameters that are not wanted get no gradient. One gradient is alive at a time, two for ``element2`` and for
+    shared parameters; docs/scoring.md has the figures and the exceptions. Gradients, flags and modes of the model are as before
     afterwards.
 
     Args:
