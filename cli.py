@@ -6,30 +6,20 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from .api import screen
 from .ir.errors import FxpruneError
 
 INTERRUPTED = 130
 BAD_REQUEST = 2
 FAILURE = 1
-
-# Read by the libraries underneath when they are imported: their bars and advice are not this program's output.
-_QUIET = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 MODEL_HELP = "a Hugging Face model directory, a Hub id, or demo for the built-in model"
 
@@ -192,7 +182,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     from . import api
     from .api import tables
 
-    with _working(arguments) as progress:
+    with screen.working(debug=arguments.debug) as progress:
         traced = api.trace(arguments.model, trust_remote_code=arguments.trust_remote_code, progress=progress)
         why = traced.why(*arguments.why) if arguments.why else None
         if arguments.dot:
@@ -210,7 +200,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     from . import api
     from .api import tables
 
-    with _working(arguments) as progress:
+    with screen.working(debug=arguments.debug) as progress:
         applied = api.apply(
             arguments.model,
             arguments.passes,
@@ -237,7 +227,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from . import api
     from .api import tables
 
-    with _working(arguments) as progress:
+    with screen.working(debug=arguments.debug) as progress:
         exported = api.export(
             arguments.model,
             arguments.out,
@@ -255,7 +245,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from . import api
     from .api import tables
 
-    with _working(arguments) as progress:
+    with screen.working(debug=arguments.debug) as progress:
         measured = api.evaluate(
             arguments.models,
             arguments.text,
@@ -273,8 +263,8 @@ def _passes(arguments: argparse.Namespace) -> int:
     from . import api
     from .api import tables
 
-    with _working(arguments):
-        listed = api.passes()
+    with screen.working(debug=arguments.debug):
+        listed = api.list_passes()
     _emit(arguments, {"passes": [row.to_json() for row in listed]}, lambda: tables.passes(listed))
     return 0
 
@@ -283,7 +273,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from . import api
     from .api import tables
 
-    with _working(arguments) as progress:
+    with screen.working(debug=arguments.debug) as progress:
         shown = api.run_demo(arguments.out, force=arguments.force, progress=progress)
     _emit(arguments, shown.to_json(), lambda: tables.demo(shown))
     return 0
@@ -304,52 +294,6 @@ def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[
     with console.capture() as capture:
         console.print(*table(), sep="\n")
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-@contextlib.contextmanager
-def _working(arguments: argparse.Namespace) -> Iterator[Callable[[str], None]]:
-    """Around the work: what other libraries print is dropped, and what is going on shows on a terminal.
-
-    Yields:
-        A function that says what is going on.
-    """
-    if arguments.debug:
-        yield lambda message: print(message, file=sys.stderr)
-        return
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with warnings.catch_warnings(), _no_stdout(), contextlib.ExitStack() as stack:
-        warnings.simplefilter("ignore")
-        _no_bars()
-        logging.disable(logging.WARNING)
-        stack.callback(logging.disable, logging.NOTSET)
-        if console.is_terminal:
-            yield stack.enter_context(console.status("starting")).update
-        else:
-            yield lambda _: None
-
-
-def _no_bars() -> None:
-    """No progress bars but our own; only where the library is there already, since importing it takes seconds."""
-    if "transformers" in sys.modules:
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-
-
-@contextlib.contextmanager
-def _no_stdout() -> Iterator[None]:
-    """Drop everything written to stdout, by Python or below it, so that only the result appears there."""
-    sys.stdout.flush()
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        kept = os.dup(1)
-        os.dup2(nowhere.fileno(), 1)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 1)
-            os.close(kept)
 
 
 def _complain(message: str, hint: str) -> None:
@@ -383,8 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 bad request, 130 interrupted.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    screen.hush()
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .demo import Demo, run_demo
     from .evaluation import Measurement, evaluate
     from .exporting import export
-    from .listing import PassInfo, passes
+    from .listing import PassInfo, list_passes
     from .pruning import Applied, GroupChange, apply
     from .tracing import Hop, Trace, trace
 
@@ -27,7 +27,7 @@ __all__ = [
     "apply",
     "evaluate",
     "export",
-    "passes",
+    "list_passes",
     "run_demo",
     "trace",
 ]
@@ -36,7 +36,7 @@ _MODULES = {
     "demo": ("Demo", "run_demo"),
     "evaluation": ("Measurement", "evaluate"),
     "exporting": ("export",),
-    "listing": ("PassInfo", "passes"),
+    "listing": ("PassInfo", "list_passes"),
     "pruning": ("Applied", "GroupChange", "apply"),
     "tracing": ("Hop", "Trace", "trace"),
 }

@@ -1,4 +1,4 @@
-"""passes: every pass with its options."""
+"""list_passes: every pass with its options."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PassInfo:
         }
 
 
-def passes() -> tuple[PassInfo, ...]:
+def list_passes() -> tuple[PassInfo, ...]:
     """Every pass there is, in the order of the registry."""
     return tuple(map(_info, PASSES))
 

@@ -1,0 +1,75 @@
+"""The terminal while a call runs: nothing there but what this program says."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+
+from .progress import Progress
+
+# Read by the libraries underneath when they are imported: their bars and advice are not this program's output.
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def hush() -> None:
+    """Ask the libraries underneath to be quiet; to be called before they are imported."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def working(*, debug: bool) -> Iterator[Progress]:
+    """Around the work: what other libraries print is dropped, and what is going on shows on a terminal.
+
+    Args:
+        debug: drop nothing, and say on stderr line by line what is going on.
+
+    Yields:
+        A function that says what is going on.
+    """
+    if debug:
+        yield lambda message: print(message, file=sys.stderr)
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with warnings.catch_warnings(), _no_stdout(), contextlib.ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        _no_bars()
+        logging.disable(logging.WARNING)
+        stack.callback(logging.disable, logging.NOTSET)
+        if console.is_terminal:
+            yield stack.enter_context(console.status("starting")).update
+        else:
+            yield lambda _: None
+
+
+def _no_bars() -> None:
+    """No progress bars but our own; only where the library is there already, since importing it takes seconds."""
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def _no_stdout() -> Iterator[None]:
+    """Drop everything written to stdout, by Python or below it, so that only the result appears there."""
+    sys.stdout.flush()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        kept = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
