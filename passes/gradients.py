@@ -41,8 +41,8 @@ def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contr
     """Taylor contributions of every wanted dimension, from one pass over the calibration tokens.
 
     Parameters that are not wanted get no gradient. One gradient is alive at a time, two for ``element2`` and for
-    shared parameters; docs/scoring.md has the figures and the exceptions. Gradients, flags and modes of the model are as before
-    afterwards.
+    shared parameters; docs/scoring.md has the figures and the exceptions. Gradients, flags and modes of the
+    model are as before afterwards.
 
     Args:
         model: called as ``model(input_ids=..., labels=..., use_cache=False)``; the result has ``loss``.
@@ -153,7 +153,8 @@ class Scoring:
             for name, shared in leaves.items():
                 for leaf in shared:
                     leaf.requires_grad_(True)
-                    handles.append(leaf.register_post_accumulate_grad_hook(hook_of(name)))
+                    handle = leaf.register_post_accumulate_grad_hook(hook_of(name))  # type: ignore[no-untyped-call]
+                    handles.append(handle)
             yield
         finally:
             for handle in handles:
