@@ -38,7 +38,7 @@ def random_units(group: Group, generator: np.random.Generator, parents: Indices 
     return np.concatenate(chosen)
 
 
-def zeroed(coupling: Coupling, plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def zeroed(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The original tensors with every removed unit set to zero wherever it stands."""
     masked = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     for (name, dim), kept in plan.slices.items():
@@ -54,13 +54,15 @@ def sliced(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     return small
 
 
-def difference(traced: Traced, coupling: Coupling, model: torch.nn.Module, keep: Mapping[str, Any], seed: int = 0) -> float:
+def difference(
+    traced: Traced, coupling: Coupling, model: torch.nn.Module, keep: Mapping[str, Any], seed: int = 0
+) -> float:
     """Largest difference between the rewritten graph and the zero-masked original, relative to the logits' scale."""
     plan = make_plan(coupling, keep)
     after = rewrite(coupling, plan)
     verify(after)
     tensors = tensors_of(model)
-    dense = raise_graph(traced.graph, zeroed(coupling, plan, tensors), traced.constants, dtype=torch.float64)
+    dense = raise_graph(traced.graph, zeroed(plan, tensors), traced.constants, dtype=torch.float64)
     small = raise_graph(after, sliced(plan, tensors), traced.constants, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     inputs = [_random_input(value, generator) for value in traced.graph.inputs]
@@ -72,4 +74,4 @@ def difference(traced: Traced, coupling: Coupling, model: torch.nn.Module, keep:
 def _random_input(value: Any, generator: torch.Generator) -> torch.Tensor:
     if value.dtype.is_float:
         return torch.randn(value.shape, generator=generator, dtype=torch.float64)
-    return torch.randint(0, 97, value.shape, generator=generator)
+    return torch.randint(0, 32, value.shape, generator=generator)

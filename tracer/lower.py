@@ -74,6 +74,7 @@ class _Lowering:
         mutated = len(self.program.graph_signature.buffers_to_mutate)
         self.graph.outputs = [value for value in _flat(outputs[mutated:]) if isinstance(value, Value)]
         _drop_dead(self.graph)
+        _separate_uses(self.graph)
         return self.graph
 
     def _leaf(self, node: fx.Node, spec: Any) -> Any:
@@ -222,3 +223,33 @@ def _drop_dead(graph: Graph) -> None:
         ops[:] = kept[::-1]
     graph.constants = [value for value in graph.constants if value in live]
     graph.parameters = [p for p in graph.parameters if not p.is_buffer or p.value in live]
+
+
+def _separate_uses(graph: Graph) -> None:
+    """Give every use of a constant its own copy, so that each can be sliced its own way.
+
+    A table that all layers read, such as the slopes of ALiBi, would tie their heads to one another. Constants whose
+    extents all belong to the example (masks) are left alone: nothing of them is ever sliced.
+    """
+    fixed = {1, *graph.extents.values()}
+    leaves = {*graph.constants, *(value for op in graph.folded for value in op.made)}
+    seen: set[Value] = set()
+    for op in graph.ops:
+        copies: dict[Value, Value] = {}
+        for value in dict.fromkeys(op.operands):
+            if value not in leaves or all(extent in fixed for extent in value.shape):
+                continue
+            if value in seen:
+                copy = Value(f"{value.name}.use{len(graph.folded)}", value.dtype, value.shape)
+                graph.folded.append(Op("aten.alias", (value,), {}, (copy,), op.source))
+                copies[value] = copy
+            seen.add(value)
+        if copies:
+            op.args = tuple(_substitute(arg, copies) for arg in op.args)
+            op.kwargs = {key: _substitute(arg, copies) for key, arg in op.kwargs.items()}
+
+
+def _substitute(arg: Arg, copies: Mapping[Value, Value]) -> Arg:
+    if isinstance(arg, Value):
+        return copies.get(arg, arg)
+    return tuple(_substitute(item, copies) for item in arg) if isinstance(arg, tuple) else arg
