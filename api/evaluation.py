@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from ..ir.cost import macs
 from ..ir.errors import RequestError
 from ..passes.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
 from ..tracer.checkpoint import weight_files
+from ..tracer.export import trace_model
 from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, load_tokenizer, resolve
 from ..tracer.text import Text, from_string, load_text
 from .progress import Progress, silent
@@ -30,7 +32,7 @@ class Measurement:
         format: ``safetensors``, ``pickle`` or ``onnx``.
         parameters: elements of all parameters, a tied one counted once.
         bytes: of the files that hold the weights.
-        macs: multiply-accumulates of one token at the end of a window; None where there is no graph to count in.
+        macs: multiply-accumulates of reading one window, counted in the graph that its config gives.
         perplexity: on the text.
         speed: tokens per second, one sequence on this machine.
     """
@@ -39,7 +41,7 @@ class Measurement:
     format: str
     parameters: int
     bytes: int
-    macs: int | None
+    macs: int
     perplexity: Perplexity
     speed: Speed
 
@@ -122,10 +124,16 @@ def _measure(
         format=runnable.format,
         parameters=runnable.parameters,
         bytes=runnable.bytes,
-        macs=None,
+        macs=_macs(source, window),
         perplexity=found,
         speed=speed,
     )
+
+
+def _macs(source: Source, window: int) -> int:
+    module = build_meta(load_config(source), trust_remote_code=source.trust_remote_code)
+    ids = torch.zeros(1, window, dtype=torch.long, device="meta")
+    return macs(trace_model(module, {"input_ids": ids, "use_cache": False}).graph)
 
 
 def _read(text: str | Path | None, source: Source) -> Text:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .pruning import Applied, GroupChange
     from .tracing import Hop, Trace
 
-MEASURED = ("parameters", "size", "perplexity", "prefill tok/s", "decode tok/s")
+MEASURED = ("parameters", "size", "MACs", "perplexity", "prefill tok/s", "decode tok/s")
 
 
 def trace(traced: Trace) -> list[RenderableType]:
@@ -108,10 +108,18 @@ def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
 
 def size(count: int) -> str:
     """Bytes in the unit that reads best."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    return _scaled(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
+
+
+def _count(count: int) -> str:
+    return _scaled(count, (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
+
+
+def _scaled(count: int, units: Sequence[tuple[str, float]], plain: str) -> str:
+    for unit, factor in units:
         if count >= factor:
             return f"{count / factor:.2f} {unit}"
-    return f"{count} B"
+    return f"{count} {plain}".rstrip()
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -126,6 +134,7 @@ def _cells(row: Measurement) -> list[str]:
         row.name,
         f"{row.parameters:,}",
         size(row.bytes),
+        _count(row.macs),
         f"{row.perplexity.value:.2f}",
         f"{row.speed.prefill.median:,.0f}",
         f"{row.speed.decode.median:,.0f}",

@@ -149,6 +149,9 @@ def test_eval_puts_models_side_by_side(capsys: pytest.CaptureFixture[str], model
     assert [row["name"] for row in both] == [str(model_dir)] * 2
     assert both[0]["perplexity"] == both[1]["perplexity"]
     assert both[0]["perplexity"]["windows"] == 200 // 32
+    # Per token 2 layers of q, o (32 x 32 each), k, v (16 x 32), three times 32 x 48, and the head; attention on top.
+    linear = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48) + 26 * 32
+    assert both[0]["macs"] == 32 * linear + 2 * (2 * 4 * 32 * 32 * 8)
     assert both[0]["bytes"] == (model_dir / "model.safetensors").stat().st_size
     code, out, err = run(capsys, "eval", model_dir, "--text", text, "--window", "32", "--windows", "2")
     assert (code, err) == (0, "")
@@ -195,6 +198,22 @@ def test_apply_writes_a_model_that_transformers_loads(
     assert str(tmp_path) not in json.dumps(record)
     assert len(record["passes"]["lora"]["loss"]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_interrupting_the_last_check_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model_dir: Path, tmp_path: Path
+) -> None:
+    written: list[str] = []
+
+    def interrupt(folder: Path, *_: object, **__: object) -> None:
+        written.extend(path.name for path in folder.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fxprune.backends.huggingface.verify", interrupt)
+    command = ["apply", model_dir, "--pass", "random{ratio=0.5}", "--out", tmp_path / "deep" / "out"]
+    assert run(capsys, *command) == (130, "", "interrupted\n")
+    assert "model.safetensors" in written
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_dry_run_needs_a_config_alone_and_writes_nothing(
