@@ -200,7 +200,7 @@ def test_apply_writes_a_model_that_transformers_loads(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_interrupting_the_last_check_leaves_nothing(
+def test_an_interrupt_while_writing_leaves_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model_dir: Path, tmp_path: Path
 ) -> None:
     written: list[str] = []
@@ -209,7 +209,7 @@ def test_interrupting_the_last_check_leaves_nothing(
         written.extend(path.name for path in folder.iterdir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fxprune.backends.huggingface.verify", interrupt)
+    monkeypatch.setattr("fxprune.backends.huggingface.write_plan", interrupt)
     command = ["apply", model_dir, "--pass", "random{ratio=0.5}", "--out", tmp_path / "deep" / "out"]
     assert run(capsys, *command) == (130, "", "interrupted\n")
     assert "model.safetensors" in written
