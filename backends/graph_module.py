@@ -55,7 +55,7 @@ class _Raising:
     ) -> None:
         self.graph, self.tensors, self.constants, self.dtype = graph, tensors, constants, dtype
         self.root = torch.nn.Module()
-        self.fx = fx.Graph(self.root)
+        self.fx = fx.Graph()
         self.nodes: dict[Value, fx.Node] = {}
 
     def run(self) -> fx.GraphModule:

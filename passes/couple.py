@@ -125,8 +125,8 @@ def _groups(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], solution: Solu
     held += [axis for value in _constants(graph) for axis in axes[value]]
     parents, repeated = _parents(held)
     frozen = dict(solution.frozen)
-    for atom in repeated:
-        frozen.setdefault(atom, "the units occur twice in one product")
+    for squared in repeated:
+        frozen.setdefault(squared, "the units occur twice in one product")
     return _name(members, parents, frozen, solution)
 
 

@@ -153,7 +153,7 @@ class Scoring:
             for name, shared in leaves.items():
                 for leaf in shared:
                     leaf.requires_grad_(True)
-                    handle = leaf.register_post_accumulate_grad_hook(hook_of(name))  # type: ignore[no-untyped-call]
+                    handle = leaf.register_post_accumulate_grad_hook(hook_of(name))
                     handles.append(handle)
             yield
         finally:

@@ -189,7 +189,7 @@ class _Recorder(TorchFunctionMode):
             # In place where the memory is its own: logits are often the largest activation.
             return gradient.mul_(factors) if gradient.is_contiguous() else gradient * factors
 
-        logits.register_hook(scale)  # type: ignore[no-untyped-call]
+        logits.register_hook(scale)
         return True
 
     def __torch_function__(

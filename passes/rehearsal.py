@@ -136,7 +136,8 @@ def replace_tensor(model: nn.Module, old: torch.Tensor, new: torch.Tensor) -> No
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
             for name, tensor in table.items():
                 if tensor is old:
                     table[name] = new
@@ -144,8 +145,10 @@ def replace_tensor(model: nn.Module, old: torch.Tensor, new: torch.Tensor) -> No
 
 def _weightless(model: nn.Module, device: str) -> Any:
     memo: dict[int, Any] = {}
-    for tensor in model.parameters():
-        memo[id(tensor)] = nn.Parameter(stand_in(tuple(tensor.shape), tensor.dtype, device), requires_grad=False)
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            stand_in(tuple(parameter.shape), parameter.dtype, device), requires_grad=False
+        )
     for tensor in model.buffers():
         real = device != "meta" and tensor.device.type != "meta"
         memo[id(tensor)] = tensor.to(device) if real else stand_in(tuple(tensor.shape), tensor.dtype, device)

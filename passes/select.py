@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -108,8 +108,8 @@ def unit_scores(group: Group, contributions: Contributions, reduce: str) -> Scor
         return stacked[0]
     if reduce == "last":
         return stacked[-1]
-    reduced: Scores = {"sum": np.sum, "mean": np.mean, "max": np.max, "prod": np.prod}[reduce](stacked, axis=0)
-    return reduced
+    reducers: dict[str, Callable[..., Scores]] = {"sum": np.sum, "mean": np.mean, "max": np.max, "prod": np.prod}
+    return reducers[reduce](stacked, axis=0)
 
 
 def kept_count(size: int, ratio: float, multiple_of: int = 1) -> int:

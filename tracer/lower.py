@@ -130,7 +130,7 @@ class _Lowering:
 
     def _operator(self, node: fx.Node, target: str, args: list[Any], kwargs: dict[str, Any], prefix: str) -> Any:
         packet = ".".join(target.split(".")[:2])
-        made = node.meta.get("val")
+        made: Any = node.meta.get("val")
         if packet in _IDENTITIES and isinstance(args[0], Value):
             return args[0]
         if packet in _CASTS:
