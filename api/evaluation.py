@@ -51,12 +51,16 @@ class Measurement:
 
 @dataclass(frozen=True)
 class _Runnable:
-    """A model in whatever form, ready to be measured."""
+    """A model in whatever form, ready to be measured.
 
+    Attributes:
+        module: what its config describes, with or without weights; for counting.
+    """
+
+    module: torch.nn.Module
     logits: Callable[..., Any]
     step: torch.nn.Module | Step
     format: str
-    parameters: int
     bytes: int
 
 
@@ -122,17 +126,16 @@ def _measure(
     return Measurement(
         name=source.name,
         format=runnable.format,
-        parameters=runnable.parameters,
+        parameters=parameter_count(runnable.module),
         bytes=runnable.bytes,
-        macs=_macs(source, window),
+        macs=_macs(runnable.module, window),
         perplexity=found,
         speed=speed,
     )
 
 
-def _macs(source: Source, window: int) -> int:
-    module = build_meta(load_config(source), trust_remote_code=source.trust_remote_code)
-    ids = torch.zeros(1, window, dtype=torch.long, device="meta")
+def _macs(module: torch.nn.Module, window: int) -> int:
+    ids = torch.zeros(1, window, dtype=torch.long, device=next(module.parameters()).device)
     return macs(trace_model(module, {"input_ids": ids, "use_cache": False}).graph)
 
 
@@ -150,15 +153,25 @@ def _is_onnx(directory: str | Path) -> bool:
 
 
 def _open_torch(source: Source) -> _Runnable:
-    model = load_model(source)
+    model = _load(source)
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)
     return _Runnable(
+        module=model,
         logits=model,
         step=model,
         format="safetensors" if files[0].suffix == ".safetensors" else "pickle",
-        parameters=parameter_count(model),
         bytes=sum(file.stat().st_size for file in files),
     )
+
+
+def _load(source: Source) -> Any:
+    """The model; one that fxprune wrote in its free form without running the file beside it."""
+    from ..backends.free_form import ENTRY
+    from ..backends.huggingface import load
+
+    if hasattr(load_config(source), ENTRY) and not source.trust_remote_code:
+        return load(source.directory, dtype=torch.float32).eval()
+    return load_model(source)
 
 
 def _open_onnx(source: Source) -> _Runnable:
@@ -174,10 +187,10 @@ def _open_onnx(source: Source) -> _Runnable:
         return torch.from_numpy(found), after
 
     return _Runnable(
+        # The graph holds constants beside the weights, and equal weights once: the config tells what the model has.
+        module=build_meta(load_config(source), trust_remote_code=source.trust_remote_code),
         logits=logits,
         step=step,
         format="onnx",
-        # The graph holds constants beside the weights, and equal weights once: its config tells what the model has.
-        parameters=parameter_count(build_meta(load_config(source), trust_remote_code=source.trust_remote_code)),
         bytes=sum(file.stat().st_size for file in source.directory.glob(f"{MODEL_FILE}*")),
     )

@@ -200,6 +200,19 @@ def test_apply_writes_a_model_that_transformers_loads(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_widths_per_layer_are_measured_without_trusting_the_artifact(
+    capsys: pytest.CaptureFixture[str], model_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    applied = result(capsys, "apply", model_dir, "--pass", "random{ratio=0.5,layers=0:1}", "--out", out)
+    assert applied["saved"]["form"] == "free"
+    measured = result(capsys, "eval", out, "--text", text, "--window", "32")["models"][0]
+    assert measured["parameters"] == applied["parameters"]["after"]
+    trusted = result(capsys, "eval", out, "--text", text, "--window", "32", "--trust-remote-code")["models"][0]
+    assert trusted["perplexity"] == measured["perplexity"]
+    assert trusted["macs"] == measured["macs"]
+
+
 def test_an_interrupt_while_writing_leaves_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model_dir: Path, tmp_path: Path
 ) -> None:
