@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
 
 from ..ir.errors import FxpruneError
@@ -51,6 +52,8 @@ class Mode:
     decode: bool
 
 
+_COSTLY = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::linear"})
+
 ATTENTIONS = ("sdpa", "eager")
 MODES = (Mode("meta", True), Mode("meta", False), Mode("cpu", True), Mode("cpu", False))
 
@@ -60,6 +63,19 @@ def stand_in(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.T
     if device == "meta":
         return torch.empty(shape, dtype=dtype, device="meta")
     return torch.zeros((), dtype=dtype).expand(shape)
+
+
+class _ShapesOnly(TorchDispatchMode):
+    """Products of stand-ins are not computed: only their shape matters, and they would take as long as real ones."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        operands = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        if func.name().partition(".")[0] not in _COSTLY or any(tensor.is_meta for tensor in operands):
+            return func(*args, **(kwargs or {}))
+        result = func(*(arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args), **(kwargs or {}))
+        return stand_in(tuple(result.shape), result.dtype, "cpu")
 
 
 class Rehearsal:
@@ -115,7 +131,7 @@ class Rehearsal:
             config._attn_implementation = attention
         calls: list[str] = []
         stack: list[str] = [""]
-        with _following(self.model, calls, stack), torch.no_grad():
+        with _following(self.model, calls, stack), torch.no_grad(), _ShapesOnly():
             try:
                 output = self.model(**self.example)
                 cache = getattr(output, "past_key_values", None)
