@@ -7,7 +7,7 @@ from .rule import Equations, Rule
 
 NAMES = """
 abs acos acosh add addcdiv addcmul alias angle asin asinh atan atan2 atanh bernoulli bitwise_and bitwise_left_shift
-bitwise_not bitwise_or bitwise_right_shift bitwise_xor bool ceil celu clamp clamp_max clamp_min clone complex
+bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clone complex
 contiguous copysign cos cosh deg2rad detach detach_ digamma div dropout elu empty_like eq erf erfc erfinv exp exp2 expm1
 fill float_power floor floor_divide fmax fmin fmod frac full_like ge gelu greater greater_equal gt hardshrink
 hardsigmoid hardswish hardtanh heaviside hypot i0 isfinite isinf isnan ldexp le leaky_relu lerp less less_equal
@@ -15,12 +15,12 @@ lgamma lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp log
 logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num ne neg negative not_equal ones_like
 polar positive pow rad2deg rand_like randn_like reciprocal relu relu6 remainder round rrelu
 rsqrt rsub selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink special_expit special_expm1
-special_log1p sqrt square sub subtract tan tanh threshold to true_divide trunc type_as view_as where xlogy zeros_like
+special_log1p sqrt square sub subtract tan tanh threshold to true_divide trunc type_as where xlogy zeros_like
 __and__ __or__ __xor__ __rshift__ __lshift__ conj real imag _to_copy
 """
 
-_FIRST_ONLY = frozenset({"type_as", "to", "view_as"})
-"""Operators of which only the first operand flows on; the second gives a data type or a shape."""
+_FIRST_ONLY = frozenset({"type_as", "to"})
+"""Operators of which only the first operand flows on; the second gives a data type."""
 
 
 def _couple(eq: Equations, op: Op) -> None:

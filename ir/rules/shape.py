@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..graph import Arg, Op, Value
-from .rule import Equations, Resize, Resized, Rule, argument, integer, tensor, with_args
+from ..graph import Arg, DType, Op, Value
+from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
 
 
 def blocks(left: Sequence[int], right: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -41,6 +41,9 @@ def blocks(left: Sequence[int], right: Sequence[int]) -> list[tuple[list[int], l
 def _reshape(eq: Equations, op: Op) -> None:
     operand, result = tensor(op, 0), op.result
     left, right = eq.of(operand), eq.of(result)
+    if len(op.args) > 1 and isinstance(op.args[1], DType):
+        _reinterpret(eq, op)
+        return
     if 0 in operand.shape:
         eq.freeze((*left, *right), "reshapes an empty tensor")
         return
@@ -48,11 +51,29 @@ def _reshape(eq: Equations, op: Op) -> None:
         eq.tie(eq.axes.product(left[d] for d in run), eq.axes.product(right[d] for d in other))
 
 
-def _to_new_shape(position: int) -> Resize:
-    def resize(op: Op, new: Resized) -> Op:
-        return with_args(op, {position: new.shape(op.result)})
+def _reinterpret(eq: Equations, op: Op) -> None:
+    """``view.dtype``: the last dimension holds the same bytes; its extent changes with the size of an element."""
+    left, right = eq.of(tensor(op, 0)), eq.of(op.result)
+    if tensor(op, 0).shape == op.result.shape:
+        eq.tie_all(left, right)
+        return
+    eq.tie_all(left[:-1], right[:-1])
+    eq.freeze((left[-1], right[-1]), "the bytes of several elements")
 
-    return resize
+
+def _view_as(eq: Equations, op: Op) -> None:
+    eq.tie_all(eq.of(tensor(op, 1)), eq.of(op.result))
+    _reshape(eq, op)
+
+
+def _to_new_shape(op: Op, new: Resized) -> Op:
+    """The sizes are the second argument; ``view.dtype`` has none."""
+    return op if isinstance(op.args[1], DType) else with_args(op, {1: new.shape(op.result)})
+
+
+def _as_reshape(op: Op, new: Resized) -> Op:
+    """A squeeze would also drop a dimension of which one unit is left; an alias has strides."""
+    return Op("aten.reshape", (op.args[0], new.shape(op.result)), {}, op.results, op.source)
 
 
 def _unflatten_sizes(op: Op, new: Resized) -> Op:
@@ -69,8 +90,10 @@ def _integers(arg: Arg) -> list[int]:
 def _permutation(op: Op) -> list[int]:
     rank = len(tensor(op, 0).shape)
     order = list(range(rank))
-    if op.packet in ("aten.t", "aten.numpy_T", "aten.mT", "aten.adjoint"):
-        return order[::-1] if op.packet != "aten.mT" else [*order[:-2], order[-1], order[-2]]
+    if op.packet in ("aten.t", "aten.numpy_T"):
+        return order[::-1]
+    if op.packet in ("aten.mT", "aten.adjoint"):
+        return [*order[:-2], order[-1], order[-2]]
     if op.packet in ("aten.transpose", "aten.swapaxes", "aten.swapdims"):
         a, b = integer(op, 1, "dim0") % rank, integer(op, 2, "dim1") % rank
         order[a], order[b] = order[b], order[a]
@@ -121,8 +144,12 @@ def _interleave(eq: Equations, op: Op) -> None:
 
 
 def _interleave_count(op: Op, new: Resized) -> Op:
+    if not isinstance(argument(op, 2, "dim"), int):
+        return op
     dim = integer(op, 2, "dim") % len(tensor(op, 0).shape)
-    return with_args(op, {1: new.shape(op.result)[dim] // new.shape(tensor(op, 0))[dim]})
+    extent = new.shape(op.result)[dim]
+    total: dict[str, Arg] = {"output_size": extent} if "output_size" in op.kwargs else {}
+    return with_args(op, {1: extent // new.shape(tensor(op, 0))[dim]}, total)
 
 
 def _reversed(eq: Equations, op: Op) -> None:
@@ -144,12 +171,14 @@ def _complex_view(eq: Equations, op: Op) -> None:
 
 
 _SAME_ELEMENTS = Rule(_reshape, text="finest runs of dimensions with equal products: product = product")
-_WITH_SHAPE = Rule(_reshape, _to_new_shape(1), text=_SAME_ELEMENTS.text)
+_WITH_SHAPE = Rule(_reshape, _to_new_shape, text=_SAME_ELEMENTS.text)
 _PERMUTE = Rule(_permute, text="permutes dimensions")
 
 TABLE = {
-    **{f"aten.{name}": _WITH_SHAPE for name in ("view", "reshape", "_unsafe_view", "_reshape_alias")},
-    **{f"aten.{name}": _SAME_ELEMENTS for name in ("flatten", "squeeze", "unsqueeze", "ravel")},
+    **{f"aten.{name}": _WITH_SHAPE for name in ("view", "reshape", "_unsafe_view")},
+    **{f"aten.{name}": _SAME_ELEMENTS for name in ("flatten", "unsqueeze", "ravel")},
+    **{f"aten.{name}": Rule(_reshape, _as_reshape, text=_SAME_ELEMENTS.text) for name in ("squeeze", "_reshape_alias")},
+    "aten.view_as": Rule(_view_as, text=_SAME_ELEMENTS.text + "; the second operand has the result's dimensions"),
     "aten.unflatten": Rule(_reshape, _unflatten_sizes, text=_SAME_ELEMENTS.text),
     **{
         f"aten.{name}": _PERMUTE
@@ -166,11 +195,11 @@ TABLE = {
             "swapdims",
         )
     },
-    "aten.expand": Rule(_expand, _to_new_shape(1), text="... -> ...; from 1 to n is a new atom"),
+    "aten.expand": Rule(_expand, _to_new_shape, text="... -> ...; from 1 to n is a new atom"),
     "aten.expand_as": Rule(
         lambda eq, op: eq.broadcast([eq.of(v) for v in op.operands], eq.of(op.result)), text="..., ... -> ..."
     ),
-    "aten.broadcast_to": Rule(_expand, _to_new_shape(1), text="... -> ..."),
+    "aten.broadcast_to": Rule(_expand, _to_new_shape, text="... -> ..."),
     "aten.repeat": Rule(_repeat, _repeat_counts, text="n -> (times * n)"),
     "aten.tile": Rule(_repeat, _repeat_counts, text="n -> (times * n)"),
     "aten.repeat_interleave": Rule(_interleave, _interleave_count, text="n -> (n * times)"),
