@@ -19,11 +19,10 @@ def _dims(op: Op, rank: int, position: int = 1) -> list[int]:
 
 
 def _reduction(mark: str | None, position: int = 1) -> Rule:
+    """Reductions. Removing a unit equals zeroing it only where zero is neutral; the others carry a mark."""
+
     def couple(eq: Equations, op: Op) -> None:
         operand = eq.of(tensor(op, 0))
-        if len(list(op.operands)) > 1:  # max and min of two tensors
-            eq.broadcast([eq.of(value) for value in op.operands], eq.of(op.result))
-            return
         reduced = _dims(op, len(operand), position)
         kept = [axis for dim, axis in enumerate(operand) if dim not in reduced]
         for result in op.made:
@@ -35,6 +34,41 @@ def _reduction(mark: str | None, position: int = 1) -> Rule:
             eq.mark((operand[d] for d in reduced), mark)
 
     return Rule(couple, text="reduces the dimensions it names" + (", marks them normalised" if mark else ""))
+
+
+def _extremum(eq: Equations, op: Op) -> None:
+    """max and min: of two tensors element-wise; of one along a dimension with the positions, or over everything."""
+    if len(list(op.operands)) > 1:
+        eq.broadcast([eq.of(value) for value in op.operands], eq.of(op.result))
+    elif len(op.results) > 1:
+        _position(eq, op)
+    else:
+        _reduction(NORMALISED).couple(eq, op)
+
+
+def _position(eq: Equations, op: Op) -> None:
+    """The result counts positions of the dimensions that are reduced."""
+    operand = eq.of(tensor(op, 0))
+    _reduction(None).couple(eq, op)
+    eq.freeze((operand[d] for d in _dims(op, len(operand))), "positions of the axis are counted")
+
+
+_POSITIONS = Rule(_position, text="freezes the reduced dimensions, of which it gives positions")
+
+
+def _norm(eq: Equations, op: Op) -> None:
+    """A vector norm; zero is neutral unless the order is negative."""
+    order = argument(op, 1, "ord", 2)
+    negative = isinstance(order, int | float) and order < 0
+    _reduction(NORMALISED if negative else None, 2).couple(eq, op)
+
+
+def _gated(eq: Equations, op: Op) -> None:
+    """glu: the first half of the dimension times the sigmoid of the second."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    dim = integer(op, 1, "dim", -1) % len(operand)
+    eq.tie_all(operand[:dim] + operand[dim + 1 :], result[:dim] + result[dim + 1 :])
+    eq.tie(operand[dim], eq.axes.concat((result[dim], result[dim])))
 
 
 def _along(reason: str | None, mark: str | None, position: int = 1, default: int = -1) -> Rule:
@@ -71,11 +105,12 @@ def _norm_over_last(weights: tuple[int, ...]) -> Rule:
 
     def couple(eq: Equations, op: Op) -> None:
         operand = eq.of(tensor(op, 0))
-        eq.tie_all(operand, eq.of(op.result))
+        for result in op.made:  # the second and third are mean and deviation, of extent 1 where the norm goes
+            eq.tie_all(operand, eq.of(result))
         shape = op.args[1]
         assert isinstance(shape, tuple)
         for position in weights:
-            weight = op.args[position] if position < len(op.args) else None
+            weight = argument(op, position, "")
             if isinstance(weight, Value):
                 eq.broadcast([eq.of(weight)], operand)
         eq.mark(operand[len(operand) - len(shape) :], NORMALISED)
@@ -93,6 +128,8 @@ def _batch_norm(eq: Equations, op: Op) -> None:
     eq.tie_all(operand, eq.of(op.result))
     for weight in list(op.operands)[1:]:
         eq.tie(eq.of(weight)[0], operand[1])
+    if op.packet == "aten.batch_norm" and argument(op, 5, "training", False):
+        eq.mark((operand[0], *operand[2:]), NORMALISED)
 
 
 def _grouped(eq: Equations, op: Op) -> tuple[AxisId, AxisId]:
@@ -111,19 +148,24 @@ def _group_norm(eq: Equations, op: Op) -> None:
     for weight in list(op.operands)[1:]:
         eq.tie(eq.of(weight)[0], operand[1])
     eq.freeze([outer], "the number of groups of a normalisation")
-    eq.mark([inner], NORMALISED)
+    eq.mark((inner, *operand[2:]), NORMALISED)
 
 
 TABLE = {
+    **{f"aten.{name}": _reduction(None) for name in ("sum", "nansum", "any")},
     **{
-        f"aten.{name}": _reduction(None)
-        for name in ("sum", "amax", "amin", "any", "all", "argmax", "argmin", "max", "min")
+        f"aten.{name}": _reduction(NORMALISED)
+        for name in ("mean", "var", "std", "var_mean", "std_mean", "logsumexp", "prod", "amax", "amin", "all")
     },
-    **{f"aten.{name}": _reduction(NORMALISED) for name in ("mean", "var", "std", "var_mean", "std_mean", "logsumexp")},
-    "aten.nansum": _reduction(None),
-    "aten.prod": _reduction(NORMALISED),
-    "aten.linalg_vector_norm": _reduction(None, 2),
-    "aten.norm": _reduction(None, 2),
+    **{f"aten.{name}": _POSITIONS for name in ("argmax", "argmin")},
+    **{
+        f"aten.{name}": Rule(_extremum, text="two operands: pointwise; one: reduces, positions freeze the dimension")
+        for name in ("max", "min")
+    },
+    **{
+        f"aten.{name}": Rule(_norm, text="reduces the dimensions it names, a negative order marks them normalised")
+        for name in ("linalg_vector_norm", "norm")
+    },
     **{
         f"aten.{name}": Rule(_softmax, text="same shape, marks the dimension normalised")
         for name in ("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
@@ -140,5 +182,5 @@ TABLE = {
     },
     **{f"aten.{name}": _along("orders the axis", None) for name in ("sort", "argsort")},
     "aten.topk": _along("picks from the axis", None, 2),
-    "aten.glu": _along("halves the axis", None),
+    "aten.glu": Rule(_gated, text="(r + r) -> r"),
 }
