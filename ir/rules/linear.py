@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..axes import AxisId
 from ..graph import Op, Value
+from .reduce import NORMALISED
 from .rule import Equations, Resized, Rule, argument, pattern, tensor, with_args
 
 
@@ -23,6 +24,16 @@ def _matmul(eq: Equations, op: Op) -> None:
         eq.tie(right[-1], result[-1])
         return
     eq.tie_all((left[-2], right[-1]), (result[-2], result[-1]))
+    eq.broadcast([left[:-2], right[:-2]], result[:-2])
+
+
+def _add_matmul(eq: Equations, op: Op) -> None:
+    """``beta * bias + alpha * (left @ right)``; the bias broadcasts."""
+    left, right = eq.of(tensor(op, 1)), eq.of(tensor(op, 2))
+    result = eq.of(op.result)
+    eq.tie(left[-1], right[-2])
+    eq.tie_all((left[-2], right[-1]), (result[-2], result[-1]))
+    eq.broadcast([eq.of(tensor(op, 0))], result)
     eq.broadcast([left[:-2], right[:-2]], result[:-2])
 
 
@@ -72,6 +83,9 @@ def _attention(eq: Equations, op: Op) -> None:
         axes = eq.of(mask)
         eq.tie(axes[-1], key[-2])
         eq.broadcast([axes[:-1]], result[:-1])
+    eq.mark([key[-2]], NORMALISED)
+    if argument(op, 5, "is_causal", False):
+        eq.freeze((query[-2], key[-2]), "a causal mask compares positions")
     eq.mark(query[1:-2], "heads")
     eq.mark((query[-1], value[-1]), "head_dim")
 
@@ -84,14 +98,15 @@ def _pin_scale(op: Op, new: Resized) -> Op:
     return with_args(op, {}, {"scale": tensor(op, 0).shape[-1] ** -0.5})
 
 
+_ADD_MATMUL = Rule(_add_matmul, text="(... m n)?, ... m k, ... k n -> ... m n")
 _ATTENTION = Rule(_attention, _pin_scale, text="... l e, ... s e, ... s v, (... l s)? -> ... l v")
 
 TABLE = {
     "aten.linear": pattern("... k, n k, n? -> ... n"),
-    "aten.addmm": pattern("n, m k, k n -> m n"),
+    "aten.addmm": _ADD_MATMUL,
     "aten.mm": pattern("m k, k n -> m n"),
     "aten.bmm": pattern("... m k, ... k n -> ... m n"),
-    "aten.baddbmm": pattern("..., ... m k, ... k n -> ... m n"),
+    "aten.baddbmm": _ADD_MATMUL,
     "aten.bilinear": pattern("... i, ... j, n i j, n? -> ... n"),
     "aten.outer": pattern("m, n -> m n"),
     "aten.embedding": pattern("v d, ... -> ... d", freeze={"v": "addressed by an index"}),
