@@ -111,14 +111,20 @@ def _slice_bounds(op: Op, new: Resized) -> Op:
 
 def _narrow(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    dim, start, length = integer(op, 1, "dim") % len(operand), integer(op, 2, "start"), integer(op, 3, "length")
+    dim = integer(op, 1, "dim") % len(operand)
+    start, length = _narrow_start(op, dim), integer(op, 3, "length")
     _pass_others(eq, operand, result, dim)
     eq.tie(_cut(eq, operand[dim], start, start + length), result[dim])
 
 
+def _narrow_start(op: Op, dim: int) -> int:
+    start = integer(op, 2, "start")
+    return start + tensor(op, 0).shape[dim] if start < 0 else start
+
+
 def _narrow_bounds(op: Op, new: Resized) -> Op:
     operand, dim = tensor(op, 0), integer(op, 1, "dim") % len(tensor(op, 0).shape)
-    start = int((new.kept(operand, dim) < integer(op, 2, "start")).sum())
+    start = int((new.kept(operand, dim) < _narrow_start(op, dim)).sum())
     return with_args(op, {2: start, 3: new.shape(op.result)[dim]})
 
 
@@ -148,6 +154,8 @@ def _pad(eq: Equations, op: Op) -> None:
             eq.tie(operand[dim], result[dim])
         elif min(before, after) < 0:
             eq.freeze((operand[dim], result[dim]), "cut by negative padding")
+        elif argument(op, 2, "mode", "constant") not in ("constant", 0.0) and op.packet == "aten.pad":
+            eq.freeze((operand[dim], result[dim]), "padded with its own positions")
         else:
             edges = eq.axes.fresh(before), eq.axes.fresh(after)
             eq.freeze([edge for edge, extent in zip(edges, (before, after), strict=True) if extent], "padding")
@@ -170,12 +178,17 @@ def index_layout(indices: Sequence[Arg], rank: int) -> tuple[list[int], int]:
     return addressed, addressed[0] if addressed and together else 0
 
 
+def _has_mask(indices: Sequence[Arg]) -> bool:
+    """A mask addresses as many dimensions as it has, at positions known only when it runs."""
+    return any(isinstance(i, Value) and i.dtype.name in ("b8", "u8") for i in indices)
+
+
 def _index(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     indices = op.args[1]
     assert isinstance(indices, tuple)
-    if any(isinstance(i, Value) and i.dtype.name == "b8" for i in indices):
-        eq.freeze((*operand, *result), "selects by a mask")
+    if _has_mask(indices):
+        eq.freeze((*operand, *result, *(axis for value in op.operands for axis in eq.of(value))), "selects by a mask")
         return
     addressed, place = index_layout(indices, len(operand))
     eq.freeze((operand[d] for d in addressed), "addressed by an index")
@@ -196,10 +209,9 @@ def _index_select(eq: Equations, op: Op) -> None:
 def _gather(eq: Equations, op: Op) -> None:
     """gather and scatter: the dimension is addressed; others pass where the index spans them."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    index = eq.of(tensor(op, 2))
     dim = integer(op, 1, "dim") % len(operand)
-    eq.freeze((operand[dim], result[dim], index[dim]), "addressed by an index")
-    sides = [index, result] + [eq.of(v) for v in list(op.operands)[2:]]
+    sides = [result, *(eq.of(value) for value in list(op.operands)[1:])]
+    eq.freeze((operand[dim], *(side[dim] for side in sides)), "addressed by an index")
     for d in range(len(operand)):
         if d == dim:
             continue
@@ -214,16 +226,16 @@ def _index_put(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     indices = op.args[1]
     assert isinstance(indices, tuple)
-    addressed, place = index_layout(indices, len(operand))
     eq.tie_all(operand, result)
-    eq.freeze((operand[d] for d in addressed), "addressed by an index")
-    passed = [axis for d, axis in enumerate(operand) if d not in addressed]
     values = eq.of(tensor(op, 2))
-    if len(values) < len(passed) - place:
-        eq.freeze(passed, "written by an index")
-        return
-    eq.broadcast([values[len(values) - (len(passed) - place) :]], passed[place:])
-    eq.freeze(passed[:place], "written by an index")
+    written = [axis for index in indices if isinstance(index, Value) for axis in eq.of(index)]
+    addressed, place = index_layout(indices, len(operand))
+    behind = [axis for d, axis in enumerate(operand) if d not in addressed][place:]
+    count = len(behind) if len(values) >= len(behind) and not _has_mask(indices) else 0
+    eq.broadcast([values[len(values) - count :]], behind[len(behind) - count :])
+    passed = set(behind[len(behind) - count :])
+    stays = [axis for axis in (*operand, *values[: len(values) - count]) if axis not in passed]
+    eq.freeze((*stays, *written), "written by an index")
 
 
 _SPLIT = _split()
