@@ -68,10 +68,17 @@ def _pool(spatial: int) -> Rule:
 def _unfold(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     eq.freeze((*operand[-2:], *result[-1:]), SPATIAL)
-    eq.tie(operand[0], result[0])
-    window = eq.axes.fresh(eq.axes.size(result[1]) // eq.axes.size(operand[1]))
+    eq.tie_all(operand[:-3], result[:-2])
+    window = eq.axes.fresh(eq.axes.size(result[-2]) // eq.axes.size(operand[-3]))
     eq.freeze([window], SPATIAL)
-    eq.tie(eq.axes.product((operand[1], window)), result[1])
+    eq.tie(eq.axes.product((operand[-3], window)), result[-2])
+
+
+def _grid_sample(eq: Equations, op: Op) -> None:
+    """``n c h w, n y x 2 -> n c y x``; channels pass."""
+    operand, grid, result = eq.of(tensor(op, 0)), eq.of(tensor(op, 1)), eq.of(op.result)
+    eq.tie_all((operand[0], operand[1], operand[0]), (result[0], result[1], grid[0]))
+    eq.freeze((*operand[2:], *grid[1:], *result[2:]), SPATIAL)
 
 
 def _pixel_shuffle(eq: Equations, op: Op) -> None:
@@ -99,8 +106,7 @@ _POOLS = {
     "reflection_pad1d replication_pad1d",
     2: "avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "
     "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-    "upsample_nearest_exact2d _upsample_nearest_exact2d reflection_pad2d replication_pad2d grid_sampler "
-    "grid_sampler_2d",
+    "_upsample_nearest_exact2d reflection_pad2d replication_pad2d",
     3: "avg_pool3d max_pool3d adaptive_avg_pool3d upsample_nearest3d upsample_trilinear3d",
 }
 
@@ -108,6 +114,10 @@ TABLE = {
     **{f"aten.{name}": _CONV for name in ("convolution", "conv1d", "conv2d", "conv3d")},
     **{f"aten.conv_transpose{n}d": _CONV for n in (1, 2, 3)},
     **{f"aten.{name}": _pool(spatial) for spatial, names in _POOLS.items() for name in names.split()},
+    **{
+        f"aten.{name}": Rule(_grid_sample, text="n c h w, n y x 2 -> n c y x")
+        for name in ("grid_sampler", "grid_sampler_2d")
+    },
     "aten.im2col": Rule(_unfold, text="n c h w -> n (c * window) positions"),
     "aten.pixel_shuffle": Rule(_pixel_shuffle, text="n (c * block) h w -> n c h w"),
     "aten.pixel_unshuffle": Rule(_pixel_shuffle, text="n c h w -> n (c * block) h w"),
