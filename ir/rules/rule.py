@@ -144,6 +144,9 @@ def pattern(text: str, *, freeze: Mapping[str, str] | None = None, mark: Mapping
         def bind(letters: list[str], value: Value) -> Sequence[AxisId]:
             axes = eq.of(value)
             names = [letter for letter in letters if letter != "..."]
+            assert len(axes) == len(names) or (len(axes) > len(names) and "..." in letters), (
+                f"{op.target}: {' '.join(letters)!r} has {len(names)} dimensions, %{value.name} has {len(axes)}"
+            )
             lead, tail = axes[: len(axes) - len(names)], axes[len(axes) - len(names) :]
             for name, axis in zip(names, tail, strict=True):
                 if bound.get(name, ONE) == ONE:
