@@ -81,7 +81,7 @@ class _Raising:
             for op in self.graph.folded:
                 args = self._arguments(op.args, known)
                 kwargs = {key: self._argument(arg, known) for key, arg in op.kwargs.items()}
-                function = _callable(op.target)
+                function = function_of(op.target)
                 made = function(*args, **kwargs)
                 for value, data in zip(op.results, made if _returns_many(function) else (made,), strict=False):
                     if value is not None:
@@ -98,7 +98,7 @@ class _Raising:
     def _emit(self, op: Op) -> None:
         args = self._arguments(op.args, self.nodes)
         kwargs = {key: self._argument(arg, self.nodes) for key, arg in op.kwargs.items()}
-        function = _callable(op.target)
+        function = function_of(op.target)
         node = self.fx.call_function(function, args, kwargs)
         several = _returns_many(function)
         for index, value in enumerate(op.results):
@@ -130,7 +130,8 @@ def _returns_many(function: Callable[..., Any]) -> bool:
     return len(schema.returns) > 1 or isinstance(schema.returns[0].type, torch.ListType)
 
 
-def _callable(target: str) -> Callable[..., Any]:
+def function_of(target: str) -> Callable[..., Any]:
+    """The operator of a target such as ``aten.add.Tensor``; without an overload, the default one."""
     if target == "fxprune.take":
         return take
     namespace, name, *overload = _STRIDED_ONLY.get(target, target).split(".")
