@@ -190,7 +190,8 @@ def _trace(arguments: argparse.Namespace) -> int:
     if arguments.ir and not arguments.json:
         print(traced.text(), end="")
     elif why is not None:
-        _emit(arguments, {"why": [hop.to_json() for hop in why]}, lambda: tables.why(why, *arguments.why))
+        data = {group: [hop.to_json() for hop in hops] for group, hops in why.items()}
+        _emit(arguments, {"why": data}, lambda: tables.why(why, *arguments.why))
     else:
         _emit(arguments, traced.to_json(with_text=arguments.ir), lambda: tables.trace(traced))
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -37,13 +37,16 @@ def trace(traced: Trace) -> list[RenderableType]:
     return [Text(head), table, *note]
 
 
-def why(hops: Sequence[Hop], first: str, second: str) -> list[RenderableType]:
-    """The path from one weight to another, operator by operator."""
-    table = _table("place", "axis", "operator", "module", "source line")
-    for hop in hops:
-        line = f"{hop.source}  {hop.code}".strip()
-        table.add_row(hop.place, hop.axis, hop.operator or "", hop.module, line)
-    return [Text(f"{first} and {second} shrink together:"), table]
+def why(paths: Mapping[str, Sequence[Hop]], first: str, second: str) -> list[RenderableType]:
+    """The paths from one weight to another, operator by operator, one for each group that holds both."""
+    shown: list[RenderableType] = [Text(f"{first} and {second} shrink together:")]
+    for group, hops in paths.items():
+        table = _table("place", "axis", "operator", "module", "source line")
+        for hop in hops:
+            line = f"{hop.source}  {hop.code}".strip()
+            table.add_row(hop.place, hop.axis, hop.operator or "", hop.module, line)
+        shown += [Text(f"\nin {group}"), table]
+    return shown
 
 
 def applied(result: Applied) -> list[RenderableType]:

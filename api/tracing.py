@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import networkx
-
 from ..ir.errors import FxpruneError, RequestError
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Op, Value
 from ..ir.groups import Group
 from ..ir.text import print_graph
 from ..passes.couple import Coupling, couple
-from ..passes.couple import why as shortest_path
+from ..passes.couple import why as shortest_paths
 from ..tracer.export import Traced, trace_causal_lm
 from ..tracer.model import build_meta, load_config, resolve
 from .progress import Progress, silent
@@ -78,8 +76,8 @@ class Trace:
         """The text form, groups included."""
         return print_graph(self.graph, [group_line(group) for group in self.groups])
 
-    def why(self, first: str, second: str) -> list[Hop]:
-        """The shortest chain of operators that makes two weights shrink together.
+    def why(self, first: str, second: str) -> dict[str, list[Hop]]:
+        """The shortest chains of operators that make two weights shrink together: one for every group that holds both.
 
         Raises:
             RequestError: a name that is no parameter, or two that share no units.
@@ -90,25 +88,24 @@ class Trace:
                 close = difflib.get_close_matches(name, names, n=3)
                 hint = f"did you mean {' or '.join(close)}?" if close else f"parameters look like {names[0]}"
                 raise RequestError(f"{self.name!r} has no parameter {name!r}", hint)
-        try:
-            path = shortest_path(self.coupling, first, second)
-        except networkx.NetworkXNoPath:
+        paths = shortest_paths(self.coupling, first, second)
+        if not paths:
             raise RequestError(
                 f"{first!r} and {second!r} share no units: either can shrink without the other",
                 "`fxprune trace MODEL` lists what each group holds",
-            ) from None
-        held = {p.value: p.name for p in self.graph.parameters}
-        return [
-            Hop(
-                place=f"{held.get(value, f'%{value.name}')}.{dim}",
-                axis=str(self.coupling.axes[value][dim]),
-                operator=op.target if op else None,
-                module=op.source.module if op else "",
-                source=f"{op.source.file}:{op.source.line}" if op and op.source.file else "",
-                code=op.source.code if op else "",
             )
-            for value, dim, op in path
-        ]
+        return {group: [self._hop(*place) for place in path] for group, path in paths.items()}
+
+    def _hop(self, value: Value, dim: int, op: Op | None) -> Hop:
+        held = {p.value: p.name for p in self.graph.parameters}
+        return Hop(
+            place=f"{held.get(value, f'%{value.name}')}.{dim}",
+            axis=str(self.coupling.axes[value][dim]),
+            operator=op.target if op else None,
+            module=op.source.module if op else "",
+            source=f"{op.source.file}:{op.source.line}" if op and op.source.file else "",
+            code=op.source.code if op else "",
+        )
 
     def write_dot(self, file: str | Path) -> None:
         """Write the coupling graph for Graphviz.

@@ -1,6 +1,6 @@
 """The main job on real models: prune, reload in a fresh process, export, decode; one table.
 
-    python benchmarks/main_job.py --calib calib.txt MODEL [MODEL ...]
+python benchmarks/main_job.py --calib calib.txt MODEL [MODEL ...]
 """
 
 from __future__ import annotations

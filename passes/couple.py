@@ -227,34 +227,37 @@ def _common(tensors: Iterable[str]) -> tuple[str, int | None]:
     return ".".join(shared) or "model", index
 
 
-def why(coupling: Coupling, first: str, second: str) -> list[tuple[Value, int, Op | None]]:
-    """The shortest chain of operators that couples two tensors.
+def why(coupling: Coupling, first: str, second: str) -> dict[str, list[tuple[Value, int, Op | None]]]:
+    """The shortest chains of operators that couple two tensors, one for every group that holds both.
 
     Args:
         coupling: the analysis.
         first, second: parameter names, any of a tied tensor's.
 
     Returns:
-        Places ``(value, dim, op)`` from the first tensor to the second, each with the operator that leads to it.
+        Group name -> places ``(value, dim, op)`` from the first tensor to the second, each with the operator that leads
+        to it; the group that holds fewest tensors first. Empty when they share no units.
 
     Raises:
         KeyError: for a name that is no parameter.
-        networkx.NetworkXNoPath: when no shared units couple them.
     """
     named = {name: p for p in coupling.graph.parameters for name in (p.name, *p.aliases)}
-    source, target = named[first].value, named[second].value
-    network = coupling.network
-    best: list[tuple[Value, int, int]] | None = None
-    for start in (node for node in network if node[0] is source):
-        reach = nx.single_source_shortest_path(network, start)
-        for end in (node for node in network if node[0] is target):
-            path = reach.get(end)
-            if path is not None and (best is None or len(path) < len(best)):
-                best = path
-    if best is None:
-        raise nx.NetworkXNoPath(f"{first} and {second} share no units")
-    ops = [None, *(network.edges[a, b]["op"] for a, b in itertools.pairwise(best))]
-    return [(value, dim, op) for (value, dim, _), op in zip(best, ops, strict=True)]
+    source, target = named[first], named[second]
+    shared = [g for g in coupling.groups.values() if {source.name, target.name} <= g.tensors]
+    return {
+        group.name: _shortest(coupling.network, source.value, target.value, group)
+        for group in sorted(shared, key=lambda group: len(group.tensors))
+    }
+
+
+def _shortest(network: nx.Graph, source: Value, target: Value, group: Group) -> list[tuple[Value, int, Op | None]]:
+    starts = [node for node in network if node[0] is source and node[2] == group.atom]
+    ends = [node for node in network if node[0] is target and node[2] == group.atom]
+    _, path = nx.multi_source_dijkstra(network, set(starts), ends[0])
+    for end in ends[1:]:
+        path = min(path, nx.multi_source_dijkstra(network, set(starts), end)[1], key=len)
+    ops = [None, *(network.edges[a, b]["op"] for a, b in itertools.pairwise(path))]
+    return [(value, dim, op) for (value, dim, _), op in zip(path, ops, strict=True)]
 
 
 __all__ = ["Coupling", "Parameter", "couple", "why"]

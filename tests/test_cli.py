@@ -123,11 +123,13 @@ def test_trace_as_json_and_as_text_that_parses(capsys: pytest.CaptureFixture[str
 
 
 def test_why_names_operators_and_source_lines(capsys: pytest.CaptureFixture[str], model_dir: Path) -> None:
-    hops = result(capsys, "trace", model_dir, "--why", QUERY, OUTPUT)["why"]
-    assert hops[0]["place"].startswith(QUERY)
-    assert hops[-1]["place"].startswith(OUTPUT)
-    assert hops[0]["operator"] is None
-    assert all(hop["operator"] and "modeling_llama.py:" in hop["source"] for hop in hops[1:])
+    paths = result(capsys, "trace", model_dir, "--why", QUERY, OUTPUT)["why"]
+    assert [group.partition(":")[2] for group in paths] == ["query_heads", "kv_heads", "channels"]
+    for hops in paths.values():
+        assert hops[0]["place"].startswith(QUERY)
+        assert hops[-1]["place"].startswith(OUTPUT)
+        assert hops[0]["operator"] is None
+        assert all(hop["operator"] and "modeling_llama.py:" in hop["source"] for hop in hops[1:])
     code, out, _ = run(capsys, "trace", model_dir, "--why", QUERY, OUTPUT)
     assert code == 0
     assert "shrink together" in out
