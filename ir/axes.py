@@ -232,6 +232,10 @@ class Axes:
     def _distribute(self, product: AxisId, concat: AxisId) -> None:
         """Equate a product with a concat by making the leading factors a concat of whole multiples of the rest."""
         factors, parts = self._flat(product, "product"), self._flat(concat, "concat")
+        if all(self.size(part) == 1 for part in parts):  # single positions, none of which may move
+            for factor in factors:
+                self.unify(factor, self.concat([ONE] * self.size(factor)))
+            return
         for k in range(1, len(factors)):
             extent = math.prod(self.size(f) for f in factors[k:])
             if all(self.size(part) % extent == 0 for part in parts):
