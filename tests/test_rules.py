@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+import fxprune
 from fxprune.ir.axes import Atom
 from fxprune.ir.graph import Op, Source, Value
 from fxprune.ir.rules import FAMILIES, RULES, Equations
@@ -156,3 +159,8 @@ def test_a_clash_freezes_both_sides_with_the_operator_and_its_line() -> None:
     case = Example(Op(case.op.target, case.op.args, {}, case.op.results, source), case.data)
     reasons = set(case.solution.frozen.values())
     assert reasons == {"factors 6 and 4 have no common refinement (aten.reshape at mlp model.py:7)"}
+
+
+def test_the_page_on_operators_is_current() -> None:
+    path = Path(fxprune.__file__).parent / "docs" / "generate.py"
+    assert path.with_name("operators.md").read_text(encoding="utf-8") == runpy.run_path(str(path))["operators_page"]()
