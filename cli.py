@@ -138,6 +138,18 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP + "; usually the OUT of apply")
     parser.add_argument("--format", choices=("onnx",), default="onnx", help="what to write (default: onnx)")
     parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "int8", "int4"),
+        default="float32",
+        help="of the weights; int8 and int4 are weight-only (default: float32)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("onnxruntime", "transformers.js"),
+        default="onnxruntime",
+        help="names and places of the files (default: onnxruntime, which onnxruntime-genai runs too)",
+    )
+    parser.add_argument(
         "--optimize",
         choices=("cpu", "cuda", "none"),
         default="cpu",
@@ -233,6 +245,8 @@ def _export(arguments: argparse.Namespace) -> int:
             arguments.model,
             arguments.out,
             format=arguments.format,
+            dtype=arguments.dtype,
+            layout=arguments.layout,
             optimize=arguments.optimize,
             force=arguments.force,
             trust_remote_code=arguments.trust_remote_code,

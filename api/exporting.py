@@ -17,6 +17,8 @@ def export(
     out: str | Path,
     *,
     format: str = "onnx",
+    dtype: str = "float32",
+    layout: str = "onnxruntime",
     optimize: str = "cpu",
     force: bool = False,
     trust_remote_code: bool = False,
@@ -28,6 +30,9 @@ def export(
         model: a Hugging Face model directory, a Hub id, or ``demo``; usually what :func:`fxprune.apply` wrote.
         out: the directory to make, complete or absent.
         format: ``onnx``.
+        dtype: of the weights: ``float32``, ``float16``, or weight-only ``int8`` and ``int4``, rounded by ONNX Runtime's
+            own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
+        layout: ``onnxruntime``, which onnxruntime-genai runs too, or ``transformers.js``.
         optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
         force: whether an existing ``out`` is replaced.
         trust_remote_code: whether the model's own code may run.
@@ -44,6 +49,8 @@ def export(
     return export_onnx(
         source.directory,
         Path(out),
+        dtype=dtype,
+        layout=layout,
         optimize=optimize,
         trust_remote_code=trust_remote_code,
         force=force,

@@ -84,9 +84,16 @@ def exported(report: OnnxReport) -> list[RenderableType]:
     table = _table("check", "worst logit difference", right=("worst logit difference",))
     for name, difference in report.differences.items():
         table.add_row(name.replace("_", " "), f"{difference:.2g}")
+    parts: list[RenderableType] = [table]
+    if report.growth:
+        grown = "perplexity of rounded"
+        lost = _table("check", grown, right=(grown,))
+        for name, growth in report.growth.items():
+            lost.add_row(name, f"{growth:+.3%}")
+        parts.append(lost)
     tokens = f"{report.greedy_equal} of {report.greedy_tokens} greedy tokens equal"
-    head = f"{report.path}: {size(report.bytes)}, opset {report.opset}, optimised for {report.optimize}; {tokens}"
-    return [Text(head), table]
+    kind = f"{report.dtype}, opset {report.opset}, optimised for {report.optimize}"
+    return [Text(f"{report.path}: {size(report.bytes)}, {kind}; {tokens}"), *parts]
 
 
 def measured(rows: Sequence[Measurement]) -> list[RenderableType]:

@@ -83,8 +83,8 @@ def atomic_directory(out: Path, *, force: bool) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        for path in temporary.iterdir():  # safetensors writes files that only their owner can read
-            path.chmod(0o666 & ~_umask())
+        for path in temporary.rglob("*"):  # safetensors writes files that only their owner can read
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
         _swap(temporary, out)
     except (OSError, safetensors.SafetensorError) as error:
         raise write_error(error, out) from error

@@ -1,8 +1,9 @@
 """A Hugging Face model directory to an ONNX directory that runtimes can generate text from.
 
 ``OUT/`` holds ``model.onnx`` (the graph, and tensors too small to matter), ``model.onnx.data`` (every other weight, so
-that no size meets protobuf's limit of 2 GB), the config, generation config and tokenizer files of the source, and
-``fxprune.json`` with the checks that were made.
+that no size meets protobuf's limit of 2 GB), the config, generation config and tokenizer files of the source,
+``genai_config.json`` for onnxruntime-genai, and ``fxprune.json`` with the checks that were made. In the layout of
+transformers.js the graph is ``onnx/model.onnx``, named by dtype, and ``config.json`` says how to read it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime
 from torch.nn import Module
-from transformers.exporters.exporter_onnx import OnnxExporter
 
 from ..ir.errors import RequestError
 from .artifact import RECORD, atomic_directory, check_target, write_json
-from .onnx_check import TOLERANCE, check_onnx
-from .onnx_runtime import MODEL_FILE, OnnxDecoder
+from .genai import write_genai_config
+from .onnx_check import TOLERANCE, Agreement, check_onnx
+from .onnx_layout import LAYOUTS, Layout
+from .onnx_quantize import DTYPES, convert_weights, save_graph
+from .onnx_rounding import GROWTH, check_rounded
+from .onnx_runtime import OnnxDecoder
 from .onnx_trace import load_causal_lm, trace_onnx
 
 # The execution provider that a graph is optimised for, and so verified on where this machine has it.
@@ -47,11 +51,16 @@ class OnnxReport:
         opset: version of the ONNX operator set.
         provider: the execution provider of ONNX Runtime that ran the checks.
         inputs, outputs: names in the graph. ``position_ids`` is absent where the model has no such argument.
-        bytes: of ``model.onnx`` and its external data.
+        file: the graph, relative to ``path``.
+        bytes: of the graph and its external data.
         source_dtype: what the source's files hold.
-        dtype: what the graph computes in, always float32.
-        differences: worst absolute difference of a logit by check, see :class:`.onnx_check.Agreement`.
+        dtype: what the graph stores its weights in, see :mod:`.onnx_quantize`.
+        differences: worst absolute difference of a logit by check, see :class:`.onnx_check.Agreement`; of the float32
+            graph, from which the others are made.
         tolerance: what they were checked against.
+        growth: by how much rounding makes perplexity grow, relative, by check, see :class:`.onnx_rounding.Loss`; empty
+            for float32.
+        growth_tolerance: what it was checked against.
         greedy_tokens, greedy_equal: tokens compared with torch's ``generate``, and those that are the same.
         versions: of the packages that made it.
     """
@@ -68,7 +77,10 @@ class OnnxReport:
     greedy_tokens: int
     greedy_equal: int
     versions: dict[str, str]
-    dtype: str = "float32"
+    dtype: str
+    file: str
+    growth: dict[str, float]
+    growth_tolerance: float | None
     tolerance: float = TOLERANCE
 
     def as_json(self) -> dict[str, Any]:
@@ -82,6 +94,8 @@ def export_onnx(
     source: Path,
     out: Path,
     *,
+    dtype: str = "float32",
+    layout: str = "onnxruntime",
     optimize: str = "cpu",
     opset: int | None = None,
     trust_remote_code: bool = False,
@@ -91,11 +105,13 @@ def export_onnx(
     """Export the model in ``source`` to ONNX, verify it in ONNX Runtime, then move it to ``out``.
 
     One graph serves prefill (a past of length 0) and decoding; batch, sequence and past lengths are open. Weights of
-    any dtype are exported as float32.
+    any dtype are exported as float32, checked, and then rounded to ``dtype`` and checked again.
 
     Args:
         source: a Hugging Face model directory with safetensors weights.
         out: the directory to make, complete or absent.
+        dtype: ``float32``, ``float16``, ``int8`` or ``int4``, see :mod:`.onnx_quantize`.
+        layout: ``onnxruntime`` or ``transformers.js``, see :mod:`.onnx_layout`.
         optimize: ``cpu`` or ``cuda`` fuses into the operators of that ONNX Runtime provider, ``none`` keeps to the ONNX
             standard. A graph for ``cuda`` is verified on CUDA where this machine has it, otherwise on the CPU, and
             refused if the CPU cannot run it.
@@ -109,17 +125,29 @@ def export_onnx(
         FxpruneError: the model cannot be exported, differs in ONNX Runtime, or cannot be written.
     """
     say = progress or (lambda _message: None)
-    _check_request(source, out, optimize, opset, force)
+    _check_request(source, out, dtype=dtype, layout=layout, optimize=optimize, opset=opset, force=force)
     say(f"loading {source}")
     model, source_dtype = load_causal_lm(source, trust_remote_code=trust_remote_code)
     say("tracing and converting to ONNX")
     program = trace_onnx(model, optimize=optimize, opset=opset)
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    place = LAYOUTS[layout]
     with atomic_directory(out, force=force) as staging:
         say("writing the graph and its weights")
-        _write(program, source, model, staging)
+        _write(program, source, model, staging, place=place, dtype=dtype)
         provider = _available_provider(optimize)
-        decoder = OnnxDecoder(staging, provider=provider)
+        decoder = OnnxDecoder(staging, file_name=place.file(dtype), provider=provider)
         agreement = check_onnx(decoder, model, optimize, say)
+        growth: dict[str, float] = {}
+        if dtype != "float32":
+            say(f"converting the weights to {dtype}")
+            convert_weights(staging / place.file(dtype), dtype, place.data(dtype))
+            decoder = OnnxDecoder(staging, file_name=place.file(dtype), provider=provider)
+            loss = check_rounded(decoder, model, dtype, say)
+            growth = loss.growth
+            agreement = Agreement(agreement.differences, loss.greedy_tokens, loss.greedy_equal)
+        if place.genai:
+            write_genai_config(staging, place.file(dtype), decoder.inputs, optimize)
         report = OnnxReport(
             path=out,
             optimize=optimize,
@@ -127,16 +155,26 @@ def export_onnx(
             provider=provider,
             inputs=tuple(decoder.inputs),
             outputs=tuple(decoder.outputs),
-            bytes=sum(path.stat().st_size for path in staging.glob(f"{MODEL_FILE}*")),
+            bytes=sum(path.stat().st_size for path in staging.glob(f"{place.file(dtype)}*")),
             source_dtype=source_dtype,
             **dataclasses.asdict(agreement),
-            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+            versions=versions,
+            dtype=dtype,
+            file=place.file(dtype),
+            growth=growth,
+            growth_tolerance=GROWTH.get(dtype),
         )
         write_json(staging / RECORD, report.as_json())
     return report
 
 
-def _check_request(source: Path, out: Path, optimize: str, opset: int | None, force: bool) -> None:
+def _check_request(
+    source: Path, out: Path, *, dtype: str, layout: str, optimize: str, opset: int | None, force: bool
+) -> None:
+    if dtype not in DTYPES:
+        raise RequestError(f"unknown dtype {dtype!r}", f"choose one of {', '.join(DTYPES)}")
+    if layout not in LAYOUTS:
+        raise RequestError(f"unknown layout {layout!r}", f"choose one of {', '.join(LAYOUTS)}")
     if optimize not in _PROVIDERS:
         raise RequestError(f"unknown optimisation {optimize!r}", f"choose one of {', '.join(_PROVIDERS)}")
     if opset is not None and opset not in _OPSETS:
@@ -145,15 +183,18 @@ def _check_request(source: Path, out: Path, optimize: str, opset: int | None, fo
     check_target(out, force=force, source=source, needed=needed)
 
 
-def _write(program: ir.Model, source: Path, model: Module, staging: Path) -> None:
-    OnnxExporter.save_program(program, staging / MODEL_FILE)
+def _write(program: ir.Model, source: Path, model: Module, staging: Path, *, place: Layout, dtype: str) -> None:
+    graph = staging / place.file(dtype)
+    graph.parent.mkdir(exist_ok=True)
+    save_graph(program, graph, place.data(dtype))
     for path in sorted(source.iterdir()):
         kept = path.suffix in _COPIED_SUFFIXES and path.name != RECORD and not path.name.endswith(".index.json")
         if kept and path.is_file():
             shutil.copyfile(path, staging / path.name)
     config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
-    write_json(staging / "config.json", config | {"dtype": "float32"})
+    computed = "float16" if dtype == "float16" else "float32"
+    write_json(staging / "config.json", config | {"dtype": computed} | place.config(dtype))
     generation = getattr(model, "generation_config", None)
     if generation is not None and not (staging / "generation_config.json").exists():
         generation.to_json_file(staging / "generation_config.json")

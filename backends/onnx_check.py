@@ -59,29 +59,37 @@ def check_onnx(
     Raises:
         FxpruneError: a difference above :data:`TOLERANCE`, with its size and likely cause.
     """
-    reference = _Reference(model)
-    checks = {"prefill": _prefill, "decode": _decode, "padded": _padded}
+    reference = Reference(model)
+    checks = {"prefill": _prefill, "decode": decode_pairs, "padded": padded_pairs}
     differences: dict[str, float] = {}
     for name, check in checks.items():
         progress(f"checking {name} in ONNX Runtime")
         differences[name] = max(_distance(ours, theirs) for ours, theirs in check(decoder, reference))
         _require(name, differences[name], optimize)
     progress("checking greedy decoding in ONNX Runtime")
-    shortfalls = list(_greedy(decoder, reference))
+    shortfalls = list(greedy_shortfalls(decoder, reference))
     differences["greedy"] = max(shortfalls)
     _require("greedy", differences["greedy"], optimize)
     return Agreement(differences, len(shortfalls), sum(gap == 0.0 for gap in shortfalls))
 
 
-class _Reference:
-    """The torch model, called as the graph is: explicit mask and positions, the whole text at once."""
+class Reference:
+    """The torch model, called as the graph is: explicit mask and positions, the whole text at once.
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    Args:
+        model: float32, on the CPU.
+        text: what :meth:`tokens` reads, ``[sequences, length]``; random tokens when None.
+    """
+
+    def __init__(self, model: torch.nn.Module, text: Tokens | None = None) -> None:
         self.model: Any = model
         self.vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        self._text = text
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def tokens(self, batch: int, length: int) -> Tokens:
+        if self._text is not None:
+            return self._text[:batch, :length]
         return np.random.default_rng(_SEED + length).integers(0, self.vocabulary, (batch, length))
 
     def logits(self, input_ids: Tokens, mask: Tokens | None = None) -> Floats:
@@ -113,13 +121,13 @@ class _Reference:
         return min(GREEDY_TOKENS, int(context) - prompt)
 
 
-def _prefill(decoder: OnnxDecoder, reference: _Reference) -> Iterator[tuple[Floats, Floats]]:
+def _prefill(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, Floats]]:
     for batch, length in ((_BATCH, _LENGTH), (1, _LENGTH + 1), (1, 1)):
         tokens = reference.tokens(batch, length)
         yield decoder.logits(tokens), reference.logits(tokens)
 
 
-def _decode(decoder: OnnxDecoder, reference: _Reference) -> Iterator[tuple[Floats, Floats]]:
+def decode_pairs(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, Floats]]:
     """Token by token after a prefill, then several tokens at once after that past."""
     for batch in (_BATCH, 1):
         tokens = reference.tokens(batch, _LENGTH + 2 + _CHUNK)
@@ -131,8 +139,8 @@ def _decode(decoder: OnnxDecoder, reference: _Reference) -> Iterator[tuple[Float
             start += width
 
 
-def _padded(decoder: OnnxDecoder, reference: _Reference) -> Iterator[tuple[Floats, Floats]]:
-    """A left-padded batch: prefill, then two decoding steps; only real tokens are compared."""
+def padded_pairs(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, Floats]]:
+    """A left-padded batch: prefill, then two decoding steps; only real tokens are compared, as rows of logits."""
     length = max(_PADDED_LENGTHS)
     tokens = reference.tokens(len(_PADDED_LENGTHS), length + 2)
     mask = np.array([[0] * (length - real) + [1] * (real + 2) for real in _PADDED_LENGTHS], np.int64)
@@ -145,7 +153,7 @@ def _padded(decoder: OnnxDecoder, reference: _Reference) -> Iterator[tuple[Float
         start = end
 
 
-def _greedy(decoder: OnnxDecoder, reference: _Reference) -> Iterator[float]:
+def greedy_shortfalls(decoder: OnnxDecoder, reference: Reference) -> Iterator[float]:
     """How far torch's token falls behind the best one of ONNX Runtime, at each step of torch's greedy text.
 
     Following torch's tokens makes a tie count once instead of spoiling every later step.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from ..ir.errors import FxpruneError, RequestError
 
 Tokens = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Cache = dict[str, Floats]
+Cache = dict[str, npt.NDArray[np.floating[Any]]]
 
 MODEL_FILE = "model.onnx"
 
@@ -22,19 +23,27 @@ class OnnxDecoder:
     """A causal language model in ONNX Runtime, called with token ids.
 
     Args:
-        path: a directory with ``model.onnx``, one graph with key-value cache under the ecosystem's names.
+        path: a directory with one graph with key-value cache under the ecosystem's names.
+        file_name: of the graph in it.
         provider: the execution provider; operators that it lacks run on the CPU.
         threads: of one operator; ONNX Runtime's own choice (every core of the machine) when None.
 
     Raises:
-        RequestError: no ``model.onnx`` there, or one with other inputs.
+        RequestError: no such file there, or one with other inputs.
         FxpruneError: ONNX Runtime cannot open it.
     """
 
-    def __init__(self, path: Path, *, provider: str = "CPUExecutionProvider", threads: int | None = None) -> None:
-        file = Path(path) / MODEL_FILE
+    def __init__(
+        self,
+        path: Path,
+        *,
+        file_name: str = MODEL_FILE,
+        provider: str = "CPUExecutionProvider",
+        threads: int | None = None,
+    ) -> None:
+        file = Path(path) / file_name
         if not file.is_file():
-            raise RequestError(f"{path} has no {MODEL_FILE}", "pass a directory that 'fxprune export' wrote")
+            raise RequestError(f"{path} has no {file_name}", "pass a directory that 'fxprune export' wrote")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: the rest would land on stderr between our own messages
         if threads is not None:
@@ -52,6 +61,8 @@ class OnnxDecoder:
         self.inputs: dict[str, list[int | str]] = {item.name: item.shape for item in self._session.get_inputs()}
         self.outputs: list[str] = [item.name for item in self._session.get_outputs()]
         self._past = [name for name in self.inputs if name.startswith("past_key_values.")]
+        types = {item.name: item.type for item in self._session.get_inputs()}
+        self._cache_type = np.float16 if self._past and types[self._past[0]] == "tensor(float16)" else np.float32
         if not self._past or "input_ids" not in self.inputs or "logits" not in self.outputs:
             raise RequestError(
                 f"{file} takes {', '.join(self.inputs)} and is not a decoder with a key-value cache",
@@ -61,7 +72,7 @@ class OnnxDecoder:
     def empty_cache(self, batch: int) -> Cache:
         """A past of length 0, as prefill takes it: ``[batch, kv heads, 0, head size]`` for every layer."""
         return {
-            name: np.zeros((batch, int(self.inputs[name][1]), 0, int(self.inputs[name][3])), np.float32)
+            name: np.zeros((batch, int(self.inputs[name][1]), 0, int(self.inputs[name][3])), self._cache_type)
             for name in self._past
         }
 
@@ -88,7 +99,9 @@ class OnnxDecoder:
         }
         results = self._session.run(self.outputs, {name: feed[name] for name in self.inputs})
         named = dict(zip(self.outputs, results, strict=True))
-        return named["logits"], {name: named[name.replace("past_key_values", "present")] for name in self._past}
+        return named["logits"].astype(np.float32, copy=False), {
+            name: named[name.replace("past_key_values", "present")] for name in self._past
+        }
 
     def logits(self, input_ids: Tokens | Sequence[Sequence[int]]) -> Floats:
         """Logits ``[batch, sequence, vocabulary]`` of unpadded token ids ``[batch, sequence]``."""

@@ -1,0 +1,167 @@
+"""Smaller types for the weights of an exported graph, by ONNX Runtime's own tools.
+
+``float16`` converts weights, arithmetic and key-value cache, except what half precision cannot hold (see
+:data:`_FLOAT32_OPERATORS`). ``int8`` and ``int4`` are weight-only: every linear map becomes a ``MatMulNBits`` whose
+weight is rounded in blocks of :data:`BLOCK` along the contracted axis, each with a scale and a zero point of its own;
+activations and cache stay float32. Tables that are looked up (embeddings) are stored as float16 there: rounding them
+to fewer bits costs quality and saves no arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper
+
+from ..ir.errors import FxpruneError
+from .onnx_trace import quiet
+
+DTYPES = ("float32", "float16", "int8", "int4")
+BITS = {"int8": 8, "int4": 4}
+BLOCK = 32
+
+# A square overflows float16 from 256 on, and normalisations written out in standard operators square.
+_FLOAT32_OPERATORS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal")
+# Everything that the argument of these is computed from stays float32 too: the angle of a rotary embedding, position
+# times frequency, is off by up to half a radian in float16 from position 1024 on.
+_ANGLES = ("Cos", "Sin")
+
+
+def convert_weights(path: Path, dtype: str, data: str) -> None:
+    """Rewrite an exported graph and its external data, in place.
+
+    Args:
+        path: the ``.onnx`` file, float32.
+        dtype: ``float16``, ``int8`` or ``int4``.
+        data: name of the external file beside it.
+
+    Raises:
+        FxpruneError: the graph holds nothing to convert, or the tool fails.
+    """
+    model = onnx.load(path)  # its external data too
+    try:
+        with quiet(), _silent_tools():
+            model = _to_float16(model) if dtype == "float16" else _to_integers(model, BITS[dtype])
+    except FxpruneError:
+        raise
+    # The tools raise assertions, ValueError and RuntimeError alike.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FxpruneError(
+            f"ONNX Runtime's tools cannot convert the graph to {dtype}: {type(error).__name__}: {reason}",
+            "--optimize none gives them standard operators only; --dtype float32 needs no conversion",
+        ) from error
+    program = ir.from_proto(model)
+    program.graph.sort()  # the converter appends its casts at the end
+    path.with_name(data).unlink()
+    save_graph(program, path, data)
+
+
+def save_graph(program: ir.Model, path: Path, data: str) -> None:
+    """Write the graph to ``path`` and its weights to the file ``data`` beside it, which no size limit binds.
+
+    Protobuf, and so ``path``, ends at 2 GB: whatever has more than a few elements goes outside, in any model.
+    """
+    ir.save(program, path, external_data=data)
+
+
+def _to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    return convert_float_to_float16(
+        model,
+        keep_io_types=["logits"],
+        disable_shape_infer=True,
+        op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT32_OPERATORS, *_ANGLES],
+        node_block_list=sorted(_before_angles(model.graph)),
+    )
+
+
+def _before_angles(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes that the argument of a sine or cosine is computed from."""
+    makers = {output: node for node in graph.node for output in node.output}
+    waiting = [name for node in graph.node if node.op_type in _ANGLES for name in node.input]
+    found: set[str] = set()
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.name not in found:
+            found.add(node.name)
+            waiting.extend(node.input)
+    return found
+
+
+def _to_integers(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    _separate_tied_head(model.graph)
+    quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=BLOCK, is_symmetric=False)
+    quantizer.process()
+    converted: onnx.ModelProto = quantizer.model.model
+    if not any(node.op_type == "MatMulNBits" for node in converted.graph.node):
+        raise FxpruneError("no linear map of the graph can be stored in integers", "use --dtype float32 or float16")
+    _halve_tables(converted.graph)
+    return converted
+
+
+def _separate_tied_head(graph: onnx.GraphProto) -> None:
+    """Give a head that multiplies with the transposed embedding table a matrix of its own, which can be quantised."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        options = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        plain = node.op_type == "FusedMatMul" and options.pop("transB", 0) == 1 and options.pop("alpha", 1.0) == 1.0
+        if not plain or any(options.values()) or node.input[1] not in tensors:
+            continue
+        own = f"{node.input[1]}.transposed"
+        if own not in tensors:
+            table = numpy_helper.to_array(tensors[node.input[1]])
+            tensors[own] = numpy_helper.from_array(np.ascontiguousarray(table.T), own)
+            graph.initializer.append(tensors[own])
+        linear = onnx.helper.make_node("MatMul", [node.input[0], own], node.output, name=node.name)
+        node.CopyFrom(linear)
+
+
+def _halve_tables(graph: onnx.GraphProto) -> None:
+    """Store float32 tables that nothing but look-ups read as float16, and widen what is looked up."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        table = tensors.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or len(table.dims) != 2 or any(other.op_type != "Gather" for other in readers[table.name]):
+            continue
+        if table.data_type == onnx.TensorProto.FLOAT:
+            table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table).astype(np.float16), table.name))
+        if table.data_type == onnx.TensorProto.FLOAT16:
+            wide, narrow = node.output[0], f"{node.output[0]}.float16"
+            node.output[0] = narrow
+            nodes.append(
+                onnx.helper.make_node("Cast", [narrow], [wide], name=f"{node.name}.widen", to=onnx.TensorProto.FLOAT)
+            )
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+@contextlib.contextmanager
+def _silent_tools() -> Iterator[None]:
+    """Keep the tools' chatter off stderr: importing them configures the root logger, and they log every node."""
+    root = logging.getLogger()
+    handlers, level, disabled = list(root.handlers), root.level, logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)
