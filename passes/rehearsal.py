@@ -68,6 +68,9 @@ def stand_in(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.T
 class _ShapesOnly(TorchDispatchMode):
     """Products of stand-ins are not computed: only their shape matters, and they would take as long as real ones."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
