@@ -11,7 +11,7 @@ from .graph import Arg, DType, Graph, Op, Parameter, Source, Value
 _TOKEN = re.compile(
     r"""\s*(?:
       (?P<string>"(?:[^"\\]|\\.)*")
-    | (?P<value>%[\w.]+)
+    | (?P<value>%[\w.]+(?:-[\w.]+)*)
     | (?P<number>-?(?:\d+\.\d*(?:e[+-]?\d+)?|\d+e[+-]?\d+|\d+|inf|nan)(?![\w.]))
     | (?P<word>[@\w][\w.@]*)
     | (?P<mark>->|[()\[\],:=_])
@@ -40,6 +40,7 @@ def parse_graph(text: str) -> Graph:
             graph, outputs = _header(cursor)
         else:
             _statement(cursor, graph)
+        cursor.finish()
     if graph is None:
         raise RequestError("the text holds no graph", "start with: graph @name(%x: f32[2, 4]) -> %y")
     for name in outputs:
@@ -91,6 +92,26 @@ class _Cursor:
         self.at += 1
         return True
 
+    def finish(self) -> None:
+        """A line ends, or a comment begins."""
+        if self.tokens[self.at][0] not in ("end", "comment"):
+            raise self.error("expected the end of the line")
+
+    def whole(self, what: str) -> int:
+        text = self.take("number", what)
+        if not text.isdigit():
+            self.at -= 1
+            raise self.error(f"{text} is no whole number")
+        return int(text)
+
+    def quoted(self) -> str:
+        text = self.take("string", "a name in quotes")
+        try:
+            return str(json.loads(text))
+        except json.JSONDecodeError:
+            self.at -= 1
+            raise self.error(f"{text} is no JSON string") from None
+
     def known(self) -> Value:
         name = self.take("value", "a value")[1:]
         if name not in self.values:
@@ -100,7 +121,7 @@ class _Cursor:
 
     def define(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Value:
         if name in self.values:
-            self.at = 0
+            self.at = next(i for i, token in enumerate(self.tokens) if token[1] == f"%{name}")
             raise self.error(f"%{name} is defined twice")
         self.values[name] = Value(name, dtype, shape)
         return self.values[name]
@@ -114,7 +135,7 @@ class _Cursor:
         shape: list[int] = []
         while not self.accept("]"):
             if self.tokens[self.at][0] == "number":
-                shape.append(int(self.take("number", "an extent")))
+                shape.append(self.whole("an extent"))
             else:
                 name = self.take("word", "an extent")
                 if name not in self.extents:
@@ -128,6 +149,8 @@ class _Cursor:
         kind, text, _ = self.tokens[self.at]
         if kind == "value":
             return self.known()
+        if kind == "string":
+            return self.quoted()
         self.at += 1
         if text == "[":
             items: list[Arg] = []
@@ -135,8 +158,6 @@ class _Cursor:
                 items.append(self.arg())
                 self.accept(",")
             return tuple(items)
-        if kind == "string":
-            return str(json.loads(text))
         if kind == "number":
             return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
         words: dict[str, Arg] = {"true": True, "false": False, "none": None, "inf": float("inf"), "nan": float("nan")}
@@ -149,10 +170,7 @@ class _Cursor:
 
 
 def _header(cursor: _Cursor) -> tuple[Graph, list[str]]:
-    line = cursor.line
-    where = re.search(r"\bwhere\b(.*)$", line)
-    for name, extent in re.findall(r"(\w+)=(\d+)", where.group(1)) if where else ():
-        cursor.extents[name] = int(extent)
+    _where(cursor)
     cursor.expect("graph")
     graph = Graph(cursor.take("word", "@name").removeprefix("@"), extents=cursor.extents)
     cursor.expect("(")
@@ -165,7 +183,22 @@ def _header(cursor: _Cursor) -> tuple[Graph, list[str]]:
     outputs = [cursor.take("value", "an output")[1:]]
     while cursor.accept(","):
         outputs.append(cursor.take("value", "an output")[1:])
+    if cursor.accept("where"):
+        cursor.at = len(cursor.tokens) - 1
     return graph, outputs
+
+
+def _where(cursor: _Cursor) -> None:
+    """The extents at the end of the header are read first: the types of the inputs name them."""
+    words = [text for _, text, _ in cursor.tokens]
+    if "where" not in words:
+        return
+    cursor.at = words.index("where") + 1
+    while cursor.tokens[cursor.at][0] != "end":
+        name = cursor.take("word", "the name of an extent")
+        cursor.expect("=")
+        cursor.extents[name] = cursor.whole("an extent")
+    cursor.at = 0
 
 
 def _statement(cursor: _Cursor, graph: Graph) -> None:
@@ -176,9 +209,9 @@ def _statement(cursor: _Cursor, graph: Graph) -> None:
         cursor.accept(",")
     word = cursor.take("word", "an operator, param, buffer or constant")
     if word in ("param", "buffer"):
-        names = [json.loads(cursor.take("string", "a name in quotes"))]
+        names = [cursor.quoted()]
         while cursor.accept("="):
-            names.append(json.loads(cursor.take("string", "a name in quotes")))
+            names.append(cursor.quoted())
         value = _typed(cursor, results)[0]
         assert value is not None
         graph.parameters.append(Parameter(value, names[0], tuple(names[1:]), word == "buffer"))
