@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .axes import AxisId
 from .errors import FxpruneError
 from .graph import Graph, Op, Value
+from .plan import Indices
 from .rules import RULES, Equations
-from .text import print_graph
+from .text import print_arg, print_graph
 
 
 class _Mismatch(Exception):
@@ -23,7 +26,7 @@ class _Shapes(Equations):
 
 
 def verify(graph: Graph) -> None:
-    """Check that names are unique, every value is defined before it is used, and shapes obey the rules.
+    """Check that names are unique, every value is defined before it is used, and shapes and sizes obey the rules.
 
     Raises:
         FxpruneError: with the graph's text up to the operator at fault and what is wrong with it.
@@ -60,17 +63,41 @@ def _check_shapes(graph: Graph, op: Op, shapes: _Shapes) -> None:
     shapes.op = op
     try:
         rule.couple(shapes, op)
+        if rule.resize is not None:
+            _check_arguments(op, rule.resize(op, _AsItIs()))
     except (_Mismatch, IndexError, ValueError, AssertionError) as error:
         raise _error(graph, op, str(error)) from error
 
 
+class _AsItIs:
+    """Nothing is resized: a rule that rewrites arguments must find them as they are."""
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        return value.shape
+
+    def kept(self, value: Value, dim: int) -> Indices:
+        return np.arange(value.shape[dim])
+
+
+def _check_arguments(op: Op, right: Op) -> None:
+    """Shape arguments must be those that the rule would write; a negative one stands for whatever fits."""
+    if op.target != right.target:
+        return
+    for arg, wanted in zip(op.args, right.args, strict=True):
+        have, want = (a if isinstance(a, tuple) else (a,) for a in (arg, wanted))
+        numbers = [(a, b) for a, b in zip(have, want, strict=False) if isinstance(a, int) and isinstance(b, int)]
+        if len(have) == len(want) and any(a != b for a, b in numbers if a >= 0):
+            raise _Mismatch(f"the argument {print_arg(arg)} should be {print_arg(wanted)}")
+
+
 def _error(graph: Graph, op: Op | None, message: str) -> FxpruneError:
-    lines = print_graph(graph).splitlines()
-    shown = lines
-    if op is not None and (made := next(op.made, None)) is not None:
-        at = next((i for i, line in enumerate(lines) if f"%{made.name}" in line.partition(" = ")[0]), len(lines) - 1)
-        column = len(lines[at]) - len(lines[at].lstrip())
-        shown = [*lines[max(0, at - 3) : at + 1], " " * column + "^" * 8 + f" {message}"]
+    shown = print_graph(graph).splitlines()
+    if op is not None:
+        before = 1 + len(graph.parameters) + len(graph.constants)
+        at = before + next(i for i, other in enumerate((*graph.folded, *graph.ops)) if other is op)
+        results = shown[at].partition(" = ")[0].lstrip()
+        column = shown[at].index(results)
+        shown = [*shown[max(0, at - 3) : at + 1], " " * column + "^" * len(results) + f" {message}"]
     return FxpruneError(
         f"the graph is not valid: {message}\n" + "\n".join(shown), "this is a defect of a rule or a pass"
     )

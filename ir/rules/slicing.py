@@ -54,6 +54,8 @@ def _split() -> Rule:
     def resize(op: Op, new: Resized) -> Op:
         dim = integer(op, 2, "dim") % len(tensor(op, 0).shape)
         sizes = tuple(new.shape(value)[dim] for value in op.made)
+        if op.packet == "aten.split_with_sizes":
+            return with_args(op, {1: sizes})
         if sizes == tuple(value.shape[dim] for value in op.made):
             return op
         return Op("aten.split_with_sizes", (op.args[0], sizes, dim), {}, op.results, op.source)
