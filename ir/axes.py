@@ -84,6 +84,7 @@ class Axes:
 
     def fresh(self, size: int) -> AxisId:
         """An axis of which nothing is known but its extent."""
+        assert size >= 0, f"an axis of extent {size}"
         return ONE if size == 1 else self._add(_Node(size, len(self._nodes)))
 
     def product(self, factors: Iterable[AxisId]) -> AxisId:

@@ -47,6 +47,7 @@ class Equations:
     def broadcast(self, operands: Sequence[Sequence[AxisId]], result: Sequence[AxisId]) -> None:
         """Equate the axes of operands with a result's, aligned at the last, as broadcasting does."""
         for axes in operands:
+            assert len(axes) <= len(result), f"an operand of {len(axes)} dimensions in a result of {len(result)}"
             self.tie_all(axes, result[len(result) - len(axes) :])
 
     def freeze(self, axes: Iterable[AxisId], reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..graph import Arg, DType, Op, Value
@@ -47,6 +48,8 @@ def _reshape(eq: Equations, op: Op) -> None:
     if 0 in operand.shape:
         eq.freeze((*left, *right), "reshapes an empty tensor")
         return
+    elements = math.prod(operand.shape), math.prod(result.shape)
+    assert elements[0] == elements[1], f"{elements[0]} elements cannot be {elements[1]}"
     for run, other in blocks(operand.shape, result.shape):
         eq.tie(eq.axes.product(left[d] for d in run), eq.axes.product(right[d] for d in other))
 
