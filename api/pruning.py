@@ -186,7 +186,8 @@ class _Work:
         self.before = parameter_count(module)
         progress(f"tracing {source.name}")
         self.traced: Traced = trace_causal_lm(module)
-        self.state = State(graph=self.traced.graph, model=module, example=self.traced.example)
+        self.state = State(graph=self.traced.graph, model=module, example=self.traced.example, retrace=self.retrace)
+        self.quantities: frozenset[tuple[int, int]] = frozenset()
         if weights:
             self.state.execute = self.execute
         self.coupling: Coupling | None = None
@@ -243,9 +244,9 @@ class _Work:
             model,
             out,
             source=self.source.directory,
-            plan=self.state.plan or Plan(),
+            plan=_on_source(self.state.plan or Plan(), self.state.renamed),
             repairs=self.state.repairs,
-            quantities=extents_by_module(self.traced.graph, self.state.graph).get("", frozenset()),
+            quantities=self.quantities | self._changed_extents(),
             reference=self._reference(),
             report=applied.record(),
             form=form,
@@ -255,6 +256,16 @@ class _Work:
             if isinstance(entry.get(ADAPTER), Adapter):
                 self._keep_adapter(out, entry[ADAPTER])
         return saved
+
+    def retrace(self, module: torch.nn.Module) -> Graph:
+        """Trace what a pass made of the model; the extents that changed before are remembered."""
+        self.quantities |= self._changed_extents()
+        self.traced = trace_causal_lm(module)
+        self.state.example = self.traced.example
+        return self.traced.graph
+
+    def _changed_extents(self) -> frozenset[tuple[int, int]]:
+        return extents_by_module(self.traced.graph, self.state.graph).get("", frozenset())
 
     def execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of a graph and of a module that share their weights, on the same random tokens, in float32."""
@@ -285,6 +296,11 @@ class _Work:
         with atomic_directory(out / ADAPTER, force=True) as folder:
             write_json(folder / "adapter_config.json", adapter.config)
             save_file(adapter.tensors, folder / "adapter_model.safetensors")
+
+
+def _on_source(plan: Plan, renamed: Mapping[str, str]) -> Plan:
+    """The plan under the names that the tensors have in the source."""
+    return Plan(plan.keep, {(renamed.get(name, name), dim): kept for (name, dim), kept in plan.slices.items()})
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:

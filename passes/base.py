@@ -63,6 +63,8 @@ class State:
         repairs: the module attributes that pruning passes changed so far.
         execute: runs a graph with the weights of the model and returns its first output, and the model's own on the
             same inputs; None where there are no weights to run.
+        retrace: traces the model anew, for a pass that changes more than widths.
+        renamed: where tensors changed their names, present name -> name in the source.
         report: what passes want recorded in the artifact, by pass name.
     """
 
@@ -75,6 +77,8 @@ class State:
     example: Mapping[str, Any] = field(default_factory=dict)
     repairs: Repairs = field(default_factory=Repairs)
     execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
+    retrace: Callable[[torch.nn.Module], Graph] | None = None
+    renamed: dict[str, str] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from .base import Pass
 from .couple import couple
+from .drop import Drop
 from .lora import Lora
 from .magnitude import Magnitude
 from .manager import Analysis
 from .random import Random
 from .taylor import Taylor
 
-PASSES: tuple[type[Pass], ...] = (Random, Magnitude, Taylor, Lora)
+PASSES: tuple[type[Pass], ...] = (Random, Magnitude, Taylor, Drop, Lora)
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)
