@@ -8,9 +8,12 @@ from enum import Enum
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from .axes import Atom, Axis, Concat, Product
 from .plan import Indices
+
+Mask = npt.NDArray[np.bool_]
 
 
 class Kind(Enum):
@@ -139,18 +142,31 @@ def kept_positions(axis: Axis, groups: Mapping[int, Group], keep: Mapping[str, I
     cut = [groups[atom] for atom in dict.fromkeys(_ids(axis)) if atom in groups]
     if not cut:
         return None
-    stays = np.ones(axis.size, dtype=bool)
+    alive = {group.atom: np.isin(np.arange(group.units), keep[group.name]) for group in cut}
+    stays = _alive(axis, {group.atom: alive[group.atom] for group in cut if group.parent is None})
     for group in cut:
-        units = group.unit_map(axis)
-        if group.parent is not None and (units < 0).all():
-            # A dimension of its own, beside its parent's: each parent fills equally many slots of it.
-            own, parents = positions(axis, group.atom), len(set((keep[group.name] // group.size).tolist()))
-            stays &= own < len(keep[group.name]) // parents
+        if group.parent is None:
             continue
-        alive = np.zeros(group.units, dtype=bool)
-        alive[keep[group.name]] = True
-        stays &= (units < 0) | alive[units]
+        units = group.unit_map(axis)
+        if (units < 0).all():
+            # A dimension of its own, beside its parent's: each parent that stays fills equally many slots of it.
+            parents = keep.get(group.parent.name, np.arange(group.parent.size))
+            stays &= positions(axis, group.atom) < np.count_nonzero(keep[group.name] // group.size == parents[0])
+        else:
+            stays &= (units < 0) | alive[group.atom][units]
     return np.flatnonzero(stays)
+
+
+def _alive(axis: Axis, alive: Mapping[int, Mask]) -> Mask:
+    """Which positions stay when units of some atoms go; one that holds several units stays when all of them do."""
+    if isinstance(axis, Atom):
+        return alive.get(axis.id, np.ones(axis.size, dtype=bool))
+    if isinstance(axis, Concat):
+        return np.concatenate([_alive(part, alive) for part in axis.parts])
+    stays = np.ones(1, dtype=bool)
+    for factor in axis.factors:
+        stays = np.logical_and.outer(stays, _alive(factor, alive)).ravel()
+    return stays
 
 
 def _ids(axis: Axis) -> list[int]:
