@@ -212,6 +212,30 @@ graph @g(%x: f32[3, 5]) -> %y
     torch.testing.assert_close(small(x)[0], expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_position_that_holds_two_units_goes_when_either_does() -> None:
+    """All pairs of four units, flat for a while: two units leave four pairs."""
+    graph = parse_graph("""\
+graph @g(%x: f32[3, 5]) -> %y
+  %a = param "a" : f32[4, 5]
+  %h = aten.linear(%x, %a) : f32[3, 4]
+  %u = aten.unsqueeze(%h, 1) : f32[3, 1, 4]
+  %v = aten.unsqueeze(%h, 2) : f32[3, 4, 1]
+  %w = aten.mul.Tensor(%u, %v) : f32[3, 4, 4]
+  %f = aten.view(%w, [3, 16]) : f32[3, 16]
+  %r = aten.relu(%f) : f32[3, 16]
+  %s = aten.view(%r, [3, 4, 4]) : f32[3, 4, 4]
+  %y = aten.sum.dim_IntList(%s, [1, 2]) : f32[3]
+""")
+    coupling = couple(graph)
+    (group,) = coupling.prunable
+    after = rewrite(coupling, make_plan(coupling, {group.name: np.array([0, 3])}))
+    assert [op.result.shape for op in after.ops[3:]] == [(3, 2, 2), (3, 4), (3, 4), (3, 2, 2), (3,)]
+    a, x = (torch.randn(shape, dtype=torch.float64) for shape in ((4, 5), (3, 5)))
+    small = raise_graph(after, {"a": a[[0, 3]]}, dtype=torch.float64)(x)[0]
+    h = x @ a[[0, 3]].T
+    torch.testing.assert_close(small, (h[:, :, None] * h[:, None]).relu().sum((1, 2)), rtol=1e-12, atol=1e-12)
+
+
 def draw_plan(coupling: Coupling, data: st.DataObject) -> dict[str, Any]:
     """Units of some groups that no normalisation crosses; every parent keeps its own, equally many."""
     free = [group for group in coupling.prunable if not group.normalised and group.size > 1]
