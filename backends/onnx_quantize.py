@@ -29,8 +29,7 @@ BLOCK = 32
 
 # A square overflows float16 from 256 on, and normalisations written out in standard operators square.
 _FLOAT32_OPERATORS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal")
-# Everything that the argument of these is computed from stays float32 too: the angle of a rotary embedding, position
-# times frequency, is off by up to half a radian in float16 from position 1024 on.
+# The angle of a rotary embedding, position times frequency, is off by up to half a radian in float16 from 1024 on.
 _ANGLES = ("Cos", "Sin")
 
 
@@ -75,26 +74,49 @@ def save_graph(program: ir.Model, path: Path, data: str) -> None:
 def _to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+    kept = _kept_float32(model.graph)
+    # The converter casts every value of known type that a kept node reads or writes, also between two of them.
+    inner = _inside(model.graph, kept)
+    known = [value for value in model.graph.value_info if value.name not in inner]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(known)
     return convert_float_to_float16(
         model,
         keep_io_types=["logits"],
         disable_shape_infer=True,
-        op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FLOAT32_OPERATORS, *_ANGLES],
-        node_block_list=sorted(_before_angles(model.graph)),
+        op_block_list=DEFAULT_OP_BLOCK_LIST,
+        node_block_list=sorted(kept),
     )
 
 
-def _before_angles(graph: onnx.GraphProto) -> set[str]:
-    """Names of the nodes that the argument of a sine or cosine is computed from."""
+def _kept_float32(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes that stay float32: those of :data:`_FLOAT32_OPERATORS`, whatever stands between two of them,
+    and all that the argument of one of :data:`_ANGLES` is computed from."""
     makers = {output: node for node in graph.node for output in node.output}
+    kept = {node.name for node in graph.node if node.op_type in (*_FLOAT32_OPERATORS, *_ANGLES)}
     waiting = [name for node in graph.node if node.op_type in _ANGLES for name in node.input]
-    found: set[str] = set()
+    seen: set[str] = set()
     while waiting:
         node = makers.get(waiting.pop())
-        if node is not None and node.name not in found:
-            found.add(node.name)
+        if node is not None and node.name not in seen:
+            seen.add(node.name)
             waiting.extend(node.input)
-    return found
+    kept |= seen
+    followed = {name for node in graph.node if node.name in kept for name in node.input}
+    between = {
+        node.name
+        for node in graph.node
+        if any(name in makers and makers[name].name in kept for name in node.input)
+        and any(name in followed for name in node.output)
+    }
+    return kept | between
+
+
+def _inside(graph: onnx.GraphProto, kept: set[str]) -> set[str]:
+    """Names of the values that a node of ``kept`` writes and nothing but such nodes read."""
+    inner = {name for node in graph.node if node.name in kept for name in node.output}
+    read = {name for node in graph.node if node.name not in kept for name in node.input}
+    return inner - read - {value.name for value in graph.output}
 
 
 def _to_integers(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
