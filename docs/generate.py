@@ -11,10 +11,10 @@ HEAD = """# Operator rules
 
 Generated from the tables in `ir/rules/` by `python docs/generate.py`; [how to write one](writing-a-rule.md).
 
-A rule says which dimensions of an operator's operands and results are the same axis. In the notation operands stand left
-of `->` and results right of it, the same letter is the same axis, `...` is any number of dimensions that broadcast,
-`(a * b)` is a product and `(a + b)` a concat. *Resizes* marks operators with arguments that depend on extents, which the
-rule rewrites when an axis shrinks. An operator without a rule freezes every axis that it touches.
+A rule says which dimensions of an operator's operands and results are the same axis. In the notation operands stand
+left of `->` and results right of it, the same letter is the same axis, `...` is any number of dimensions that
+broadcast, `(a * b)` is a product and `(a + b)` a concat. *Resizes* marks operators with arguments that depend on
+extents, which the rule rewrites when an axis shrinks. An operator without a rule freezes every axis that it touches.
 """
 
 
