@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -11,7 +11,7 @@ from ..ir.repairs import Repairs
 if TYPE_CHECKING:
     import torch
 
-    from ..ir import Plan
+    from ..ir import Indices, Plan
     from ..ir.graph import Graph
     from .couple import Coupling
 
@@ -47,6 +47,13 @@ class Corpus(Protocol):
         """
 
 
+class Weights(Protocol):
+    """Parameters by their first names, read one at a time."""
+
+    def __call__(self, names: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
+        """Name and value of the named parameters, in whatever order is quickest."""
+
+
 @dataclass
 class State:
     """What a pipeline works on. Passes read and replace its parts.
@@ -63,6 +70,11 @@ class State:
         repairs: the module attributes that pruning passes changed so far.
         execute: runs a graph with the weights of the model and returns its first output, and the model's own on the
             same inputs; None where there are no weights to run.
+        weights: where the model holds no values but its checkpoint can be read: yields name and value of the parameters
+            that are asked for by their first names, one at a time, cut as ``plan`` says and in the dtype of the file.
+        recorded: the slices of a plan that another run wrote, for the pass that replays them.
+        original: a copy of the model as it was before the first pruning pass, where a later pass compares with it.
+        consumers: (tensor, dimension) of everything that takes in units which were cut.
         retrace: traces the model anew, for a pass that changes more than widths.
         renamed: where tensors changed their names, present name -> name in the source.
         report: what passes want recorded in the artifact, by pass name.
@@ -77,6 +89,10 @@ class State:
     example: Mapping[str, Any] = field(default_factory=dict)
     repairs: Repairs = field(default_factory=Repairs)
     execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
+    weights: Weights | None = None
+    recorded: Mapping[tuple[str, int], Indices] | None = None
+    original: torch.nn.Module | None = None
+    consumers: list[tuple[str, int]] = field(default_factory=list)
     retrace: Callable[[torch.nn.Module], Graph] | None = None
     renamed: dict[str, str] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
@@ -92,6 +108,9 @@ class Pass:
         needs: analyses that must be valid before it runs, by name (``couple``).
         invalidates: analyses that are stale after it ran.
         needs_weights: whether it reads parameter values (a pass that does not can run from a config alone).
+        needs_original: whether it compares with the model as it was before pruning.
+        streams: whether one tensor at a time is enough for it, from ``State.weights``, so that it runs on models that
+            are larger than memory.
     """
 
     name: ClassVar[str]
@@ -99,6 +118,8 @@ class Pass:
     needs: ClassVar[tuple[str, ...]] = ()
     invalidates: ClassVar[tuple[str, ...]] = ()
     needs_weights: ClassVar[bool] = True
+    needs_original: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
 
     def check(self) -> None:
         """Refuse option values that make no sense, before anything runs.

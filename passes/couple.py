@@ -102,8 +102,11 @@ def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
         if rule is None:
             unknown.append(op)
             eq.freeze((axis for value in (*op.operands, *op.made) for axis in eq.of(value)), f"no rule for {op.packet}")
-        else:
+            continue
+        try:
             rule.couple(eq, op)
+        except AssertionError as odd:  # a call that the rule has no words for costs coverage, never correctness
+            eq.freeze((axis for value in (*op.operands, *op.made) for axis in eq.of(value)), f"an unusual call: {odd}")
     eq.op = None
     for value in graph.outputs:
         eq.freeze(eq.of(value), f"output of the model, %{value.name}")
@@ -146,10 +149,27 @@ def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, 
             continue
         alive = {atom.id for value in op.made for axis in axes[value] for atom in atoms_of(axis)}
         for value in leaves:
+            contracted = _contracted(op, value)
             for dim, axis in enumerate(axes[value]):
-                makes = all(atom.id in alive for atom in atoms_of(axis))
+                makes = dim != contracted and all(atom.id in alive for atom in atoms_of(axis))
                 roles.setdefault((value, dim), Role.OUT if makes else Role.IN)
     return roles
+
+
+_CONTRACTED = {
+    ("aten.linear", 1): 1, ("aten.addmm", 2): 0, ("aten.mm", 1): 0, ("aten.matmul", 1): -2, ("aten.bmm", 1): -2,
+    **{(f"aten.conv{n}d", 1): 1 for n in (1, 2, 3)},
+}  # fmt: skip
+"""(operator, position of the weight) -> the weight's dimension that is summed over. It takes units in even where they
+live on in the result because a residual adds them again."""
+
+
+def _contracted(op: Op, weight: Value) -> int | None:
+    for position, arg in enumerate(op.args):
+        dim = _CONTRACTED.get((op.packet, position))
+        if arg is weight and dim is not None:
+            return dim % len(weight.shape)
+    return None
 
 
 def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], set[int]]:

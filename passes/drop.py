@@ -68,6 +68,7 @@ class Drop(Pass):
         state.renamed = {now: state.renamed.get(before, before) for now, before in names.items()}
         state.report[self.name]["renamed"] = {now: old for now, old in state.renamed.items() if now != old}
         state.plan = _renamed(state.plan, names)
+        state.original, state.consumers = None, []
         assert state.retrace is not None, "whoever runs a pipeline gives the state a way to trace"
         state.graph = state.retrace(model)
 

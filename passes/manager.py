@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def check_inputs(pipeline: Sequence[Pass], state: State) -> None:
         raise RequestError("the pipeline is empty", "name at least one pass; see `fxprune passes`")
     if any(parameter.is_meta for parameter in state.model.parameters()):
         for step in pipeline:
-            if step.needs_weights:
+            if step.needs_weights and not (step.streams and state.weights is not None):
                 raise RequestError(
                     f"pass {step.name!r} reads weights, but the model has none",
                     "give a model with a *.safetensors file, or use a pass that needs no weights, such as random",
@@ -111,6 +112,8 @@ def run_pipeline(
         for name in step.needs:
             if getattr(state, known[name].part) is None:
                 record(_analyse(known[name], state))
+        if step.kind == "score" and state.original is None and any(s.needs_original for s in pipeline[number:]):
+            state.original = copy.deepcopy(state.model)
         started = time.perf_counter()
         step.run(state)
         seconds = time.perf_counter() - started

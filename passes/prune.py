@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..ir import Indices, Plan, RequestError
-from ..ir.groups import Group
+from ..ir.groups import Group, Role
 from ..ir.repairs import Repairs
 from .base import Pass, State, option
 from .couple import Coupling
@@ -76,8 +76,15 @@ def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
             state.model, plan, extents_by_module(before, after), state.example, accept=_acceptance(state, after)
         )
         state.repairs = join_repairs(state.repairs, repairs)
+    state.consumers += consumers_of(coupling, plan)
     state.graph = after
     state.plan = plan if state.plan is None else join_plans(state.plan, plan, coupling)
+
+
+def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:
+    """(tensor, dimension) of every member that takes in units of a group that the plan cuts."""
+    members = [m for name in plan.keep for m in coupling.groups[name].members if m.role is Role.IN]
+    return list(dict.fromkeys((m.tensor, m.dim) for m in members))
 
 
 def _acceptance(state: State, after: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Pass
+from .compensate import Compensate
 from .couple import couple
 from .drop import Drop
 from .lora import Lora
@@ -11,6 +12,6 @@ from .manager import Analysis
 from .random import Random
 from .taylor import Taylor
 
-PASSES: tuple[type[Pass], ...] = (Random, Magnitude, Taylor, Drop, Lora)
+PASSES: tuple[type[Pass], ...] = (Random, Magnitude, Taylor, Drop, Compensate, Lora)
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)

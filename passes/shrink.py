@@ -30,8 +30,8 @@ def make_plan(coupling: Coupling, keep: Mapping[str, Indices]) -> Plan:
             or, in a nested group, not equally many per parent unit.
     """
     cut = {name: np.asarray(units, dtype=np.int64) for name, units in keep.items()}
-    for name, units in cut.items():
-        _check_units(coupling, name, units, cut)
+    for name in sorted(cut, key=lambda name: name in coupling.groups and coupling.groups[name].parent is not None):
+        _check_units(coupling, name, cut[name], cut)
     cut = {name: units for name, units in cut.items() if len(units) < coupling.groups[name].units}
     kept = _Kept(coupling, cut)
     slices: dict[tuple[str, int], Indices] = {}
