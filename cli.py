@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_passes, _add_demo):
+    for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_demo):
         add(commands)
     return parser
 
@@ -176,6 +176,25 @@ def _add_eval(commands: Any) -> None:
     _add_pickle_option(parser)
 
 
+def _add_bench(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "bench",
+        _bench,
+        "Time models side by side, alternating: first token, tokens per second, memory, and the speed-ups beside what "
+        "was removed.",
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory; compared with the first"
+    )
+    parser.add_argument("--onnx", action="store_true", help="export each model too, and time it in ONNX Runtime")
+    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens to read (default: 128)")
+    parser.add_argument("--new", type=int, default=32, metavar="N", help="tokens to write (default: 32)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="after one that warms up (default: 5)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of one operator (default: torch's choice)")
+    _add_code_option(parser)
+
+
 def _add_passes(commands: Any) -> None:
     _command(commands, "passes", _passes, "List every pass with its options, their types and defaults.")
 
@@ -271,6 +290,25 @@ def _eval(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     _emit(arguments, {"models": [row.to_json() for row in measured]}, lambda: tables.measured(measured))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api import tables
+
+    with screen.working(debug=arguments.debug) as progress:
+        result = api.bench(
+            arguments.models,
+            onnx=arguments.onnx,
+            prompt=arguments.prompt,
+            new=arguments.new,
+            rounds=arguments.rounds,
+            threads=arguments.threads,
+            trust_remote_code=arguments.trust_remote_code,
+            progress=progress,
+        )
+    _emit(arguments, result.to_json(), lambda: tables.benchmarked(result))
     return 0
 
 

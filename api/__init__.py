@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .benchmark import Benchmark, BenchmarkResult, bench
     from .demo import Demo, run_demo
     from .evaluation import Measurement, evaluate
     from .exporting import export
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Applied",
+    "Benchmark",
+    "BenchmarkResult",
     "Demo",
     "GroupChange",
     "Hop",
@@ -25,6 +28,7 @@ __all__ = [
     "PassInfo",
     "Trace",
     "apply",
+    "bench",
     "evaluate",
     "export",
     "list_passes",
@@ -33,6 +37,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "benchmark": ("Benchmark", "BenchmarkResult", "bench"),
     "demo": ("Demo", "run_demo"),
     "evaluation": ("Measurement", "evaluate"),
     "exporting": ("export",),

@@ -14,6 +14,7 @@ from ..passes.options import write_value
 if TYPE_CHECKING:
     from ..backends.onnx import OnnxReport
     from ..ir.groups import Group
+    from .benchmark import BenchmarkResult
     from .demo import Demo
     from .evaluation import Measurement
     from .listing import PassInfo
@@ -104,6 +105,37 @@ def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
     return [table]
 
 
+def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
+    """Models side by side: what they are, how fast, and what of the work removed became speed."""
+    asked = result.conditions
+    head = (
+        f"prompt {asked.prompt}, then {asked.new} tokens; {asked.threads} threads; median (lowest to highest) of "
+        f"{asked.rounds} alternating rounds"
+    )
+    right = ("parameters", "size", "MACs", "memory")
+    speeds = [f"{figure}, batch {batch}" for batch in asked.batches for figure in ("first token ms", "tokens/s")]
+    table = _table("model", "runtime", *right, *speeds, right=(*right, *speeds))
+    for row in result.models:
+        figures = [
+            _spread_of(spread.median * scale, spread.low * scale, spread.high * scale)
+            for timing in row.timings
+            for spread, scale in ((timing.first_token, 1e3), (timing.tokens_per_second, 1))
+        ]
+        memory = "unknown" if row.peak_memory is None else size(row.peak_memory)
+        table.add_row(row.name, row.runtime, f"{row.parameters:,}", size(row.bytes), _count(row.macs), memory, *figures)
+    parts: list[RenderableType] = [Text(head), table]
+    compared = [row for row in result.models if row.speedups]
+    if compared:
+        names = list(compared[0].speedups)
+        gains = _table("speed-up", "runtime", "ideal (MACs)", *names, right=("ideal (MACs)", *names))
+        for row in compared:
+            found = [f"{s.median:.2f} ({s.low:.2f} to {s.high:.2f})" for s in row.speedups.values()]
+            gains.add_row(row.name, row.runtime, f"{row.ideal:.2f}", *found)
+        parts += [Text(""), gains]
+    notes = [f"{row.name} in {row.runtime}, {note}" for row in compared for note in row.notes]
+    return [*parts, *map(Text, notes)]
+
+
 def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
     """Every pass with its options."""
     parts: list[RenderableType] = []
@@ -137,6 +169,11 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
+
+
+def _spread_of(median: float, low: float, high: float) -> str:
+    digits = 1 if median < 100 else 0
+    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 def _cells(row: Measurement) -> list[str]:
