@@ -166,6 +166,7 @@ SHAPE = [
     Row("%x: f64[2, 1, 4]", "aten.squeeze.dim(%x, 0)", "a 1 b -> a 1 b"),
     Row("%x: f64[2, 4]", "aten.unsqueeze(%x, 1)", "a b -> a 1 b"),
     Row("%x: f64[2, 12], %y: f64[2, 3, 4]", "aten.view_as(%x, %y)", "a (b * c), a b c -> a b c"),
+    Row("%x: f64[2, 12], %y: f64[2, 3, 4]", "aten.reshape_as(%x, %y)", "a (b * c), a b c -> a b c"),
     Row("%x: f64[2, 12]", "aten.unflatten.int(%x, 1, [3, 4])", "a (b * c) -> a b c"),
     Row("%x: f64[2, 3, 4]", "aten.permute(%x, [2, 0, -2])", "a b c -> c a b"),
     Row("%x: f64[2, 3, 4]", "aten.transpose.int(%x, 1, -1)", "a b c -> a c b"),
@@ -195,6 +196,7 @@ SHAPE = [
 SLICING = [
     Row("%x: f64[2, 3], %y: f64[2, 4], %z: f64[2, 3]", "aten.cat([%x, %y, %z], 1)", "a b, a c, a d -> a (b + c + d)"),
     Row("%x: f64[2, 3], %y: f64[2, 3]", "aten.concat([%x, %y])", "a b, c b -> (a + c) b"),
+    Row("%x: f64[2, 3], %y: f64[2, 3]", "aten.concatenate([%x, %y])", "a b, c b -> (a + c) b"),
     Row("%x: f64[4], %y: f64[4]", "aten.stack([%x, %y], -1)", "a, a -> a (1 + 1)"),
     Row("%x: f64[2, 4]", "aten.unbind.int(%x)", "(1 + 1) a -> a, a"),
     Row("%x: f64[2, 10]", "aten.split.Tensor(%x, 4, 1)", "a (b + c + d) -> a b, a c, a d"),
@@ -358,4 +360,11 @@ CREATION = [
     Row("%x: i64[2, 3]", "aten.one_hot(%x, 5)", "a b -> a b c!"),
 ]
 
-ROWS = [*LINEAR, *REDUCE, *SHAPE, *SLICING, *CONVOLUTION, *CREATION]
+WRITING = [
+    Row("%x: f64[2, 10], %y: f64[2, 4]", "aten.slice_scatter(%x, %y, 1, 3, 7)", "a (b + c + d), a c -> a (b + c + d)"),
+    Row("%x: f64[2, 10], %y: f64[2, 10]", "aten.slice_scatter(%x, %y, 1)", "a b, a b -> a b"),
+    Row("%x: f64[2, 10], %y: f64[2]", "aten.select_scatter(%x, %y, 1, -4)", "a (b + 1 + c), a -> a (b + 1 + c)"),
+    Row("%x: f64[2, 3], %y: f64[3]", "aten.copy(%x, %y)", "a b, b -> a b"),
+]
+
+ROWS = [*LINEAR, *REDUCE, *SHAPE, *SLICING, *WRITING, *CONVOLUTION, *CREATION]

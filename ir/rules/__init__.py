@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import convolution, creation, linear, pointwise, reduce, shape, slicing
+from . import convolution, creation, linear, pointwise, reduce, shape, slicing, writing
 from .rule import Equations, Resized, Rule
 
 FAMILIES: Mapping[str, Mapping[str, Rule]] = {
@@ -13,6 +13,7 @@ FAMILIES: Mapping[str, Mapping[str, Rule]] = {
     "reduce": reduce.TABLE,
     "shape": shape.TABLE,
     "slicing": slicing.TABLE,
+    "writing": writing.TABLE,
     "convolution": convolution.TABLE,
     "creation": creation.TABLE,
 }

@@ -181,6 +181,7 @@ TABLE = {
     **{f"aten.{name}": _WITH_SHAPE for name in ("view", "reshape", "_unsafe_view")},
     **{f"aten.{name}": _SAME_ELEMENTS for name in ("flatten", "unsqueeze", "ravel")},
     **{f"aten.{name}": Rule(_reshape, _as_reshape, text=_SAME_ELEMENTS.text) for name in ("squeeze", "_reshape_alias")},
+    "aten.reshape_as": Rule(_view_as, text=_SAME_ELEMENTS.text + "; the second operand has the result's dimensions"),
     "aten.view_as": Rule(_view_as, text=_SAME_ELEMENTS.text + "; the second operand has the result's dimensions"),
     "aten.unflatten": Rule(_reshape, _unflatten_sizes, text=_SAME_ELEMENTS.text),
     **{

@@ -245,6 +245,7 @@ _SPLIT = _split()
 TABLE = {
     "aten.cat": Rule(_cat, text="concat of the operands' dimensions"),
     "aten.concat": Rule(_cat, text="concat of the operands' dimensions"),
+    "aten.concatenate": Rule(_cat, text="concat of the operands' dimensions"),
     "aten.stack": Rule(_stack, text="a new dimension of single positions"),
     "aten.unbind": Rule(_unbind, text="a dimension of single positions goes"),
     "aten.split": _SPLIT,

@@ -1,0 +1,44 @@
+"""Operators that write a tensor into another one: what is written has the axes of the place it is written to."""
+
+from __future__ import annotations
+
+from ..graph import Op
+from .rule import Equations, Resized, Rule, argument, tensor
+from .slicing import TABLE as SLICING
+
+
+def _read(op: Op) -> Op:
+    """The slice or select that reads what ``op`` writes."""
+    target = "aten.slice.Tensor" if op.packet == "aten.slice_scatter" else "aten.select.int"
+    rest = (argument(op, 2, "dim", 0), argument(op, 3, "start" if op.packet == "aten.slice_scatter" else "index"))
+    if op.packet == "aten.slice_scatter":
+        rest = (*rest, argument(op, 4, "end"), argument(op, 5, "step", 1))
+    return Op(target, (op.args[0], *rest), {}, (tensor(op, 1, "src"),), op.source)
+
+
+def _write(eq: Equations, op: Op) -> None:
+    eq.tie_all(eq.of(tensor(op, 0)), eq.of(op.result))
+    read = _read(op)
+    SLICING[read.packet].couple(eq, read)
+
+
+def _write_bounds(op: Op, new: Resized) -> Op:
+    read = _read(op)
+    resize = SLICING[read.packet].resize
+    assert resize is not None
+    resized = resize(read, new)
+    return Op(op.target, (op.args[0], op.args[1], *resized.args[1:]), {}, op.results, op.source)
+
+
+def _copy(eq: Equations, op: Op) -> None:
+    """The second operand, broadcast to the shape of the first."""
+    eq.broadcast([eq.of(value) for value in op.operands], eq.of(op.result))
+
+
+_WRITE = Rule(_write, _write_bounds, text="the part that is written has the axes of what is written")
+
+TABLE = {
+    "aten.slice_scatter": _WRITE,
+    "aten.select_scatter": _WRITE,
+    "aten.copy": Rule(_copy, text="..., ... -> ..."),
+}
