@@ -47,7 +47,7 @@ class Layout:
 
 LAYOUTS: Mapping[str, Layout] = {
     "onnxruntime": Layout("", {}, ".data", "", {}, genai=True),
-    # transformers.js 3 and 4, src/utils/dtypes.js: the suffix that each dtype it can be asked for stands for.
+    # Each dtype that transformers.js can be asked for stands for a suffix.
     "transformers.js": Layout(
         "onnx/",
         {"float16": "_fp16", "int8": "_int8", "int4": "_q4"},
