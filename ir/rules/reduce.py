@@ -96,8 +96,8 @@ def _softmax(eq: Equations, op: Op) -> None:
     eq.tie_all(operand, eq.of(op.result))
     dim = integer(op, 1, "dim", -1) % len(operand)
     eq.mark([operand[dim]], NORMALISED)
-    if len(operand) == 4 and dim == 3:
-        eq.mark(operand[1:2], "heads")  # scores of attention that is written out: batch, heads, queries, keys
+    if len(operand) > 2 and dim == len(operand) - 1:
+        eq.mark(operand[-3:-2], "heads")  # scores of attention that is written out: batch, heads, queries, keys
 
 
 def _norm_over_last(weights: tuple[int, ...]) -> Rule:

@@ -1,0 +1,1 @@
+"""Tiny configurations of the architectures of transformers, as data."""
