@@ -177,16 +177,8 @@ def _add_eval(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "bench",
-        _bench,
-        "Time models side by side, alternating: first token, tokens per second, memory, and the speed-ups beside what "
-        "was removed.",
-    )
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory; compared with the first"
-    )
+    parser = _command(commands, "bench", _bench, "Time models side by side: first token, tokens per second, memory.")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP + ", or ONNX; compared with the first")
     parser.add_argument("--onnx", action="store_true", help="export each model too, and time it in ONNX Runtime")
     parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens to read (default: 128)")
     parser.add_argument("--new", type=int, default=32, metavar="N", help="tokens to write (default: 32)")
