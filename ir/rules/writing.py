@@ -27,7 +27,8 @@ def _write_bounds(op: Op, new: Resized) -> Op:
     resize = SLICING[read.packet].resize
     assert resize is not None
     resized = resize(read, new)
-    return Op(op.target, (op.args[0], op.args[1], *resized.args[1:]), {}, op.results, op.source)
+    given = len(op.args) - 1  # bounds that were left out are the whole dimension, whatever its extent
+    return Op(op.target, (op.args[0], op.args[1], *resized.args[1:given]), {}, op.results, op.source)
 
 
 def _copy(eq: Equations, op: Op) -> None:
