@@ -96,9 +96,14 @@ def _add_apply(commands: Any) -> None:
         "--pass",
         dest="passes",
         action="append",
-        required=True,
+        default=[],
         metavar="PIPELINE",
         help="passes to run: taylor, or 'taylor{variant=element2},lora{epochs=1}'; repeats; see `fxprune passes`",
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="FILE",
+        help="remove what another run removed: the plan.safetensors it wrote; before the passes, if there are any",
     )
     shared = parser.add_argument_group("options of every pass that has them")
     shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
@@ -228,6 +233,7 @@ def _apply(arguments: argparse.Namespace) -> int:
         applied = api.apply(
             arguments.model,
             arguments.passes,
+            plan=arguments.plan,
             out=arguments.out,
             ratio=arguments.ratio,
             layers=arguments.layers,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,31 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..backends.artifact import atomic_directory, check_target, write_json
+from ..backends.artifact import check_target, clear_leftovers, write_json
 from ..backends.graph_module import raise_graph
 from ..backends.huggingface import Form, Saved, save
+from ..backends.streaming import DTYPES
 from ..backends.verify import Reference
 from ..ir.errors import RequestError
 from ..ir.graph import Graph
+from ..ir.groups import Group
 from ..ir.plan import Plan
 from ..ir.text import print_graph
 from ..ir.verifier import verify
 from ..passes.base import Corpus, Pass, State
-from ..passes.couple import Coupling
 from ..passes.lora import Adapter
 from ..passes.manager import Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import ANALYSES, PASSES
+from ..passes.replay import Replay
 from ..passes.shrink import extents_by_module
 from ..tracer.export import Traced, trace_causal_lm
 from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, load_tokenizer, resolve
 from ..tracer.text import from_string, load_text
 from .progress import Progress, silent
+from .replay import Recorded, read_recorded
+from .streams import open_stream, stored
 
 RECOVER = "recover"
 ALL = "all"
@@ -115,8 +120,9 @@ class Applied:
 
 def apply(
     model: str | Path,
-    passes: str | Sequence[str],
+    passes: str | Sequence[str] = (),
     *,
+    plan: str | Path | None = None,
     out: str | Path | None = None,
     ratio: float | str | None = None,
     layers: tuple[int, int] | str | None = None,
@@ -136,7 +142,8 @@ def apply(
 
     Args:
         model: a Hugging Face model directory, a Hub id, or ``demo``.
-        passes: pipeline text, or several that run one after the other.
+        passes: pipeline text, or several that run one after the other; may be left out with ``plan``.
+        plan: a ``plan.safetensors`` that another run wrote; carried out before the passes.
         out: the directory to make, complete or absent; may be left out in a dry run.
         ratio, layers, seed, multiple_of: for every pass that has an option of that name; ``layers`` as ``(start, end)``
             or ``"start:end"``, end exclusive.
@@ -154,8 +161,12 @@ def apply(
         RequestError: anything that is wrong with the request, before any work.
         FxpruneError: a pass failed, or what was written is not what was to be written.
     """
+    if plan is None and not isinstance(passes, str) and not passes:
+        raise RequestError(
+            "there is nothing to do", "give --pass PIPELINE, or --plan FILE to repeat what a run removed"
+        )
     shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of}
-    asked = parse_pipeline(passes, PASSES, shared)
+    asked = parse_pipeline(passes, PASSES, shared) if passes or plan is None else _none_of(shared)
     pipeline = tuple(step for step in asked if not (dry_run and step.kind == RECOVER))
     _check_printing(print_ir_after, pipeline)
     if out is None and not dry_run:
@@ -163,13 +174,20 @@ def apply(
     weights = not dry_run or any(step.needs_weights for step in pipeline)
     source = resolve(model, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     if out is not None:
+        clear_leftovers(Path(out))
         check_target(Path(out), force=force, source=source.directory)
-    work = _Work(source, weights, progress)
+    recorded = None if plan is None else read_recorded(plan, source)
+    if recorded is not None:
+        pipeline = (Replay(sha256=recorded.sha256), *pipeline)
+    work = _Work(source, pipeline if weights else None, progress)
+    work.recorded = recorded
     work.read_texts(pipeline, calib, data)
     applied = work.run(pipeline, _printer(print_ir_after))
     applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))
     if out is None or dry_run:
         return applied
+    if recorded is not None and not asked:
+        recorded.check_result(applied.parameters)
     progress(f"writing {out}")
     return dataclasses.replace(applied, saved=work.save(Path(out), applied, form=form, force=force))
 
@@ -177,20 +195,31 @@ def apply(
 class _Work:
     """A model on its way through a pipeline."""
 
-    def __init__(self, source: Source, weights: bool, progress: Progress) -> None:
+    def __init__(self, source: Source, pipeline: Sequence[Pass] | None, progress: Progress) -> None:
+        """Args: source: the model. pipeline: what will run on its weights; None when they are not wanted."""
         self.source, self.progress = source, progress
         progress(f"loading {source.name}")
         self.config = load_config(source)
-        trust = source.trust_remote_code
-        module = load_model(source) if weights else build_meta(self.config, trust_remote_code=trust)
+        self.checkpoint = None if pipeline is None else stored(source)
+        self.stream = open_stream(source, self.config, self.checkpoint, pipeline or ())
+        if self.stream is not None:
+            module = self.stream.module
+        elif pipeline is not None:
+            module = load_model(source)
+        else:
+            module = build_meta(self.config, trust_remote_code=source.trust_remote_code)
         self.before = parameter_count(module)
         progress(f"tracing {source.name}")
-        self.traced: Traced = trace_causal_lm(module)
+        with self.stream.played() if self.stream is not None else nullcontext():
+            self.traced: Traced = trace_causal_lm(module)
         self.state = State(graph=self.traced.graph, model=module, example=self.traced.example, retrace=self.retrace)
+        if self.stream is not None:
+            self.state.weights = self.stream.reader(self.state)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
-        if weights:
+        if pipeline is not None:
             self.state.execute = self.execute
-        self.coupling: Coupling | None = None
+        self.groups: dict[str, Group] = {}
+        self.recorded: Recorded | None = None
 
     def read_texts(self, pipeline: Sequence[Pass], calib: str | Path | None, data: str | Path | None) -> None:
         """Tokenise what the passes will read; nothing when no pass reads weights."""
@@ -211,13 +240,14 @@ class _Work:
 
     def run(self, pipeline: Sequence[Pass], show: Callable[[Step, State], None]) -> Applied:
         def between(step: Step, state: State) -> None:
-            if self.coupling is None:
-                self.coupling = state.coupling
+            for name, group in state.coupling.groups.items() if state.coupling is not None else ():
+                self.groups.setdefault(name, group)  # as it was before anything was cut
             show(step, state)
 
         def announce(text: str, number: int, count: int) -> None:
             self.progress(f"{text} ({number} of {count})")
 
+        self.state.recorded = self.recorded.slices if self.recorded is not None else None
         steps = run_pipeline(pipeline, self.state, analyses=ANALYSES, verify=verify, between=between, announce=announce)
         parameters = (self.before, parameter_count(self.state.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
@@ -225,37 +255,47 @@ class _Work:
         return Applied(self.source.name, text, options, "", parameters, self._changes(), steps, report)
 
     def _changes(self) -> tuple[GroupChange, ...]:
-        if self.state.plan is None or self.coupling is None:
+        if self.state.plan is None:
             return ()
-        groups = [self.coupling.groups[name] for name in self.state.plan.keep]
+        groups = [self.groups[name] for name in self.state.plan.keep]
         return tuple(
             GroupChange(g.name, g.kind.value, g.layer, g.units, len(self.state.plan.keep[g.name])) for g in groups
         )
 
     def save(self, out: Path, applied: Applied, *, form: Form, force: bool) -> Saved:
         """Lower to a Hugging Face directory, in the dtype of the source."""
-        model = self.state.model
-        dtype = getattr(self.config, "dtype", None) or torch.float32
-        # Buffers that are not stored, rotary tables for one, are computed anew when the model is loaded: in float32.
-        for tensor in model.state_dict(keep_vars=True).values():
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
-        saved = save(
-            model,
+        plan = _on_source(self.state.plan or Plan(), self.state.renamed)
+        if self.stream is None:
+            self._store_dtype()
+            reference, values, origin = self._reference(), None, self.recorded.origin if self.recorded else None
+        else:
+            inputs = {"input_ids": self._tokens()}
+            reference, values, origin = None, self.stream.values(plan, inputs, self._graph_logits), self.stream.origin()
+        return save(
+            self.state.model,
             out,
             source=self.source.directory,
-            plan=_on_source(self.state.plan or Plan(), self.state.renamed),
+            plan=plan,
             repairs=self.state.repairs,
             quantities=self.quantities | self._changed_extents(),
-            reference=self._reference(),
+            reference=reference,
+            values=values,
             report=applied.record(),
             form=form,
             force=force,
+            origin=origin,
+            extra=self._keep_adapters,
         )
-        for entry in self.state.report.values():
-            if isinstance(entry.get(ADAPTER), Adapter):
-                self._keep_adapter(out, entry[ADAPTER])
-        return saved
+
+    def _store_dtype(self) -> None:
+        """Back from float32 to the dtype of the files; where they mix several, to the configuration's."""
+        kinds = self.checkpoint.dtypes if self.checkpoint is not None else set()
+        dtype = DTYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
+        dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
+        # Buffers that are not stored, rotary tables for one, are computed anew when the model is loaded: in float32.
+        for tensor in self.state.model.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
 
     def retrace(self, module: torch.nn.Module) -> Graph:
         """Trace what a pass made of the model; the extents that changed before are remembered."""
@@ -270,6 +310,10 @@ class _Work:
     def execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of a graph and of a module that share their weights, on the same random tokens, in float32."""
         ids = self._tokens()
+        if self.stream is not None:
+            stand_ins = self.stream.stand_ins
+            tensors = stand_ins.tensors(module)
+            return self._run_graph(graph, module, ids, tensors), stand_ins.logits(module, {"input_ids": ids})
         with torch.no_grad():
             return self._run_graph(graph, module, ids), module(input_ids=ids, use_cache=False).logits
 
@@ -279,11 +323,22 @@ class _Work:
         with torch.no_grad():
             return Reference({"input_ids": ids}, self._run_graph(self.state.graph, self.state.model, ids))
 
-    def _run_graph(self, graph: Graph, module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
-        stored: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
-        stored |= dict(module.named_buffers(remove_duplicate=False))
-        tensors = {name: t.detach().float() if t.is_floating_point() else t for name, t in stored.items()}
-        logits: torch.Tensor = raise_graph(graph, tensors, self.traced.constants)(ids)[0]
+    def _graph_logits(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self._run_graph(self.state.graph, self.state.model, self._tokens(), tensors)
+
+    def _run_graph(
+        self,
+        graph: Graph,
+        module: torch.nn.Module,
+        ids: torch.Tensor,
+        parameters: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Logits with the module's own tensors, or with other ``parameters`` and its buffers."""
+        found: dict[str, torch.Tensor] = dict(module.named_buffers(remove_duplicate=False))
+        found |= dict(module.named_parameters(remove_duplicate=False)) if parameters is None else parameters
+        tensors = {name: t.detach().float() if t.is_floating_point() else t for name, t in found.items()}
+        with torch.no_grad():
+            logits: torch.Tensor = raise_graph(graph, tensors, self.traced.constants)(ids)[0]
         return logits
 
     def _tokens(self) -> torch.Tensor:
@@ -291,11 +346,22 @@ class _Work:
         generator = torch.Generator().manual_seed(0)
         return torch.randint(self.config.get_text_config().vocab_size, shape, generator=generator)
 
-    def _keep_adapter(self, out: Path, adapter: Adapter) -> None:
+    def _keep_adapters(self, folder: Path) -> None:
         """The low-rank adapter beside the model it was merged into, in PEFT's own files."""
-        with atomic_directory(out / ADAPTER, force=True) as folder:
-            write_json(folder / "adapter_config.json", adapter.config)
-            save_file(adapter.tensors, folder / "adapter_model.safetensors")
+        for entry in self.state.report.values():
+            adapter = entry.get(ADAPTER)
+            if isinstance(adapter, Adapter):
+                (folder / ADAPTER).mkdir(exist_ok=True)
+                write_json(folder / ADAPTER / "adapter_config.json", adapter.config)
+                save_file(adapter.tensors, folder / ADAPTER / "adapter_model.safetensors")
+
+
+def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
+    """No passes, so that no option of a pass was given."""
+    for name, value in shared.items():
+        if value is not None:
+            raise RequestError(f"a plan leaves no room for {name} {value}", "leave it out, or name the pass it is for")
+    return ()
 
 
 def _on_source(plan: Plan, renamed: Mapping[str, str]) -> Plan:

@@ -21,9 +21,16 @@ from safetensors.numpy import load_file, save_file
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Indices, Plan
 
+try:
+    import fcntl
+except ImportError:  # only POSIX has it; elsewhere leftovers stay
+    fcntl = None  # type: ignore[assignment]
+
 PLAN = "plan.safetensors"
 RECORD = "fxprune.json"
 MARKS = (RECORD, "config.json")
+PARTIAL, REPLACED = ".partial-", ".replaced-"
+INDEX_SUFFIX = ".safetensors.index.json"
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -68,16 +75,17 @@ def atomic_directory(out: Path, *, force: bool) -> Iterator[Path]:
     """A temporary sibling of ``out`` to write into; it becomes ``out`` when the block ends well, else it is removed.
 
     An existing ``out`` is exchanged for the new directory in one step and removed afterwards, so that whoever looks
-    at any moment finds the old one or the new one, whole.
+    at any moment finds the old one or the new one, whole. What runs that were killed left behind is removed first.
 
     Raises:
         FxpruneError: when the disk fills up or a file cannot be written.
     """
-    check_target(out, force=force)
     out = out.resolve()
+    clear_leftovers(out)
+    check_target(out, force=force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+        temporary, lock = _locked_directory(out)
     except OSError as error:
         raise write_error(error, out) from error
     try:
@@ -90,6 +98,64 @@ def atomic_directory(out: Path, *, force: bool) -> Iterator[Path]:
         raise write_error(error, out) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _unlock(lock)
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove what killed runs left beside ``out``; an artifact that one had moved aside comes back.
+
+    A run holds a lock on its directory, which ends with its process however that ends; where a lock is held, nothing
+    is touched.
+    """
+    out = out.resolve()
+    if fcntl is None or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        return
+    for path in sorted(out.parent.iterdir()):
+        if not path.name.startswith((f".{out.name}{PARTIAL}", f".{out.name}{REPLACED}")) or not path.is_dir():
+            continue
+        lock = _lock(path)
+        if lock is None:
+            continue
+        try:
+            aside = path.name.startswith(f".{out.name}{REPLACED}")
+            if aside and not out.exists() and any((path / mark).is_file() for mark in MARKS):
+                os.replace(path, out)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            _unlock(lock)
+
+
+def _locked_directory(out: Path) -> tuple[Path, int | None]:
+    """A new directory beside ``out``, locked."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=f".{out.name}{PARTIAL}", dir=out.parent))
+        lock = _lock(made)
+        # Before it was locked it looked like a leftover to another run, which may have removed it.
+        if fcntl is None or (lock is not None and made.is_dir()):
+            return made, lock
+        _unlock(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """Lock a directory for as long as this process lives; None when another one has it or it is gone."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
 
 
 def write_error(error: Exception, out: Path) -> FxpruneError:
@@ -112,14 +178,18 @@ def _swap(temporary: Path, out: Path) -> None:
         return
     if _exchange(temporary, out):
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent))
-    os.replace(out, aside)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}{REPLACED}", dir=out.parent))
+    lock = _lock(out)
     try:
-        os.replace(temporary, out)
-    except BaseException:
-        os.replace(aside, out)
-        raise
-    os.replace(aside, temporary)
+        os.replace(out, aside)
+        try:
+            os.replace(temporary, out)
+        except BaseException:
+            os.replace(aside, out)
+            raise
+        os.replace(aside, temporary)
+    finally:
+        _unlock(lock)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -136,10 +206,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(folder: Path, *suffixes: str) -> dict[str, str]:
-    """File name -> sha256 of the files in a directory, of those with one of ``suffixes`` when any is given."""
+def digests(folder: Path, *suffixes: str, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """File name -> sha256 of the files in a directory, of those with one of ``suffixes`` when any is given.
+
+    Args:
+        folder: the directory.
+        suffixes: of the files that count.
+        known: digests that were computed while the files were written.
+    """
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return {path.name: sha256(path) for path in files if not suffixes or path.name.endswith(suffixes)}
+    chosen = [path for path in files if not suffixes or path.name.endswith(suffixes)]
+    return {path.name: (known or {}).get(path.name) or sha256(path) for path in chosen}
+
+
+def source_digests(source: Path) -> dict[str, str]:
+    """Name -> sha256 of the weight files of a model directory and of their index: what a plan was made for."""
+    return digests(source, ".safetensors", INDEX_SUFFIX) if source.is_dir() else {}
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
@@ -148,13 +230,13 @@ def write_plan(folder: Path, plan: Plan) -> None:
     save_file(dict(sorted(tensors.items())), folder / PLAN)
 
 
-def read_plan(folder: Path) -> dict[tuple[str, int], Indices]:
-    """The slices of an artifact's ``plan.safetensors``.
+def read_plan(path: Path) -> dict[tuple[str, int], Indices]:
+    """The slices of a plan file, or of the ``plan.safetensors`` of an artifact.
 
     Raises:
         RequestError: when the file is missing, damaged, or no plan.
     """
-    path = folder / PLAN
+    path = path / PLAN if path.is_dir() else path
     if not path.is_file():
         raise RequestError(f"{path} does not exist", "name a directory that fxprune wrote")
     try:

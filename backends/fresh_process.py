@@ -2,8 +2,8 @@
 
 It runs in a Python process of its own in which fxprune cannot be imported. Its argument is a JSON file with a list of
 jobs: ``folder``, ``inputs`` (a safetensors file of the forward's arguments), ``auto`` (the Auto class), ``trust``
-(whether to trust the code in the directory) and ``logits`` (the file to write). The last line of its output is a JSON
-list with a report for each.
+(whether to trust the code in the directory) and ``logits`` (the file to write). Without inputs it builds the model on
+the meta device and compares names and shapes only. The last line of its output is a JSON list with a report for each.
 """
 
 import json
@@ -15,6 +15,7 @@ sys.modules["fxprune"] = None  # type: ignore[assignment]  # importing it is an 
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 NEW_TOKENS = 8
@@ -36,6 +37,26 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
         "not_finite": [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()],
         "generate": decoded(model, inputs) if "input_ids" in inputs and model.can_generate() else None,
     }
+
+
+def check_shapes(job: dict[str, Any]) -> dict[str, Any]:
+    """Compare what the files hold with what the configuration describes; no values are read."""
+    config = transformers.AutoConfig.from_pretrained(job["folder"], trust_remote_code=job["trust"])
+    with torch.device("meta"):
+        auto = getattr(transformers, job["auto"])
+        model = auto.from_config(config, trust_remote_code=job["trust"])
+    expected = model.state_dict(keep_vars=True)
+    held: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(job["folder"]).glob("model*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            held |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    present = {id(expected[name]) for name in held.keys() & expected.keys()}  # a tied tensor is stored once
+    keys = {
+        "missing_keys": sorted(name for name, tensor in expected.items() if id(tensor) not in present),
+        "unexpected_keys": sorted(held.keys() - expected.keys()),
+        "mismatched_keys": sorted(n for n in held.keys() & expected.keys() if held[n] != tuple(expected[n].shape)),
+    }
+    return {"keys": keys, "not_finite": [], "generate": None}
 
 
 def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -61,4 +82,5 @@ def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]
     return {**new, "gap": gap}
 
 
-print(json.dumps([check(job) for job in json.loads(Path(sys.argv[1]).read_text())]))
+jobs = json.loads(Path(sys.argv[1]).read_text())
+print(json.dumps([check(job) if job["inputs"] else check_shapes(job) for job in jobs]))

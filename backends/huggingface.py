@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -19,10 +18,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Plan
 from ..ir.repairs import Repairs
-from .artifact import RECORD, atomic_directory, check_target, digests, write_json, write_plan
-from .config_search import Match, find_config, model_shapes, quiet
+from .artifact import RECORD, atomic_directory, check_target, digests, source_digests, write_json, write_plan
+from .config_search import find_config, model_shapes
 from .free_form import ENTRY, MODULE, base_class, free_class, free_config, plain_config, write_code
-from .verify import LOGITS_TOLERANCE, Job, Reference, relative_difference, verify
+from .values import Held, Values
+from .verify import Reference
 
 Form = Literal["auto", "uniform", "free"]
 
@@ -73,26 +73,33 @@ def save(
     plan: Plan,
     repairs: Repairs,
     quantities: Iterable[tuple[int, int]],
-    reference: Reference,
     report: Mapping[str, Any],
+    reference: Reference | None = None,
+    values: Values | None = None,
     form: Form = "auto",
     force: bool = False,
     shard_size: str = SHARD_SIZE,
+    origin: Mapping[str, str] | None = None,
+    extra: Callable[[Path], None] | None = None,
 ) -> Saved:
     """Write a shrunken model as a directory that transformers loads, and check that it does.
 
     Args:
-        model: shrunk in place, weights in the dtype in which they are to be stored; its config still the source's.
+        model: shrunk in place, its config still the source's; weights in the dtype in which they are to be stored,
+            unless ``values`` has them.
         out: the directory to be; it appears complete or not at all.
         source: the directory that the model was read from, whose tokenizer and generation files are copied.
         plan: what was cut; written as ``plan.safetensors``.
         repairs: what ``shrink_module`` returned.
         quantities: (old, new) of the extents of the whole graph (``extents[""]``), for the configuration search.
-        reference: inputs, and the logits that the rewritten graph gives on them in float32.
         report: entries for ``fxprune.json`` beside its own (pipeline, groups before and after, renamed tensors, ...).
+        reference: inputs, and the logits that the rewritten graph gives on them in float32; not with ``values``.
+        values: where the values of the tensors are, when the module does not hold them.
         form: ``auto`` takes the uniform form where a configuration describes the model, else the free one.
         force: replace an artifact that is there.
         shard_size: as in ``save_pretrained``.
+        origin: sha256 of the source's weight files, when they are known already.
+        extra: writes further files into the directory before it is complete.
 
     Raises:
         RequestError: before any work, when ``out`` cannot be written, or when ``form`` is ``uniform`` and no plain
@@ -102,16 +109,18 @@ def save(
     """
     if form not in ("auto", "uniform", "free"):
         raise RequestError(f"unknown form '{form}'", "forms are auto, uniform and free")
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    check_target(out, force=force, source=source, needed=needed)
+    if values is None:
+        assert reference is not None, "a model that holds its values needs a reference"
+        values = Held(model, reference)
+    check_target(out, force=force, source=source, needed=values.size(model))
     was_training = model.training
     model.eval()
     try:
-        design = _design(model, plan, repairs, quantities, reference, form=form)
+        design = _design(model, plan, repairs, quantities, values, form=form)
         with atomic_directory(out, force=force) as folder:
-            _write(model, folder, source, design, shard_size)
+            known = _write(model, folder, source, design, values=values, shard_size=shard_size)
             write_plan(folder, plan)
-            (checks,) = verify([Job(folder, reference, design.auto_class, design.form == "free")])
+            checks = values.check(folder, design.auto_class, design.form == "free")
             saved = Saved(
                 out.resolve(),
                 design.form,
@@ -121,7 +130,10 @@ def save(
                 design.changes,
                 checks,
             )
-            write_json(folder / RECORD, _record(saved, folder, source, report))
+            if extra is not None:
+                extra(folder)
+            record = _record(saved, source, report, origin)
+            write_json(folder / RECORD, {**record, "files": digests(folder, known=known)})
     finally:
         model.train(was_training)
     return saved
@@ -187,7 +199,7 @@ def _design(
     plan: Plan,
     repairs: Repairs,
     quantities: Iterable[tuple[int, int]],
-    reference: Reference,
+    values: Values,
     *,
     form: Form,
 ) -> _Design:
@@ -195,7 +207,7 @@ def _design(
     why = "asked for"
     if form != "free":
         source = plain_config(model.config)
-        accept = _same_function(model, reference)
+        accept = values.same_function(model)
         match, why = find_config(source, base, model_shapes(model), quantities, accept=accept)
         if match is not None:
             note = ""
@@ -209,35 +221,13 @@ def _design(
     return _Design("free", free_config(model, plan, repairs, auto), base, auto, "", why)
 
 
-def _same_function(model: PreTrainedModel, reference: Reference) -> Callable[[Match], bool]:
-    """Whether a configuration's own model, given the weights, computes what ``model`` does, in the dtype of ``model``.
-
-    The bound is the coarser of the artifact's own and what the dtype resolves; the fresh process checks in float32.
-    """
-    tolerance = max(LOGITS_TOLERANCE, 16 * torch.finfo(model.dtype).eps if model.dtype != torch.float32 else 0.0)
-
-    def accept(match: Match) -> bool:
-        state = dict(model.state_dict())
-        with torch.no_grad(), quiet():
-            candidate = match.model_class.from_pretrained(
-                None, config=copy.deepcopy(match.config), state_dict=state, dtype=model.dtype
-            ).eval()
-            try:
-                logits = candidate(**reference.inputs)[0]
-            except Exception:  # a configuration that cannot run is not the one
-                return False
-            return relative_difference(logits, model(**reference.inputs)[0]) <= tolerance
-
-    return accept
-
-
-def _write(model: PreTrainedModel, folder: Path, source: Path | None, design: _Design, shard_size: str) -> None:
-    """Weights, configuration, code and companion files."""
-    # Code beside the weights counts as foreign to transformers, which then renames no key while loading.
-    with quiet():
-        model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=design.form == "uniform")
+def _write(
+    model: PreTrainedModel, folder: Path, source: Path | None, design: _Design, *, values: Values, shard_size: str
+) -> Mapping[str, str]:
+    """Weights, configuration, code and companion files; the digests that are known of them."""
+    known = values.write(model, folder, plain=design.form == "uniform", shard_size=shard_size)
     design.config.architectures = [design.model_class.__name__]
-    design.config.dtype = str(model.dtype).removeprefix("torch.")
+    design.config.dtype = str(values.dtype).removeprefix("torch.")
     design.config.to_json_file(folder / "config.json", use_diff=True)
     code = folder / f"{MODULE}.py"
     code.unlink(missing_ok=True)
@@ -246,14 +236,17 @@ def _write(model: PreTrainedModel, folder: Path, source: Path | None, design: _D
     for path in sorted(source.iterdir()) if source is not None and source.is_dir() else ():
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in COMPANIONS):
             shutil.copyfile(path, folder / path.name)
+    return known
 
 
-def _record(saved: Saved, folder: Path, source: Path | None, report: Mapping[str, Any]) -> dict[str, Any]:
+def _record(
+    saved: Saved, source: Path | None, report: Mapping[str, Any], known: Mapping[str, str] | None
+) -> dict[str, Any]:
     """The contents of ``fxprune.json``. No absolute path and no time: the same run gives the same bytes."""
     origin = None
     if source is not None:
-        weights = digests(source, ".safetensors", ".safetensors.index.json") if source.is_dir() else {}
-        origin = {"name": source.name, "sha256": weights}
+        weights = known if known is not None else source_digests(source)
+        origin = {"name": source.resolve().name, "sha256": dict(weights)}
     return {
         "versions": {name: version(name) for name in ("fxprune", "torch", "transformers", "safetensors")},
         "source": origin,
@@ -264,5 +257,4 @@ def _record(saved: Saved, folder: Path, source: Path | None, report: Mapping[str
         "retargeted": saved.retargeted,
         "config_changes": {name: list(change) for name, change in saved.config_changes.items()},
         "checks": dict(saved.checks),
-        "files": digests(folder),
     }

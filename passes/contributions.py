@@ -6,6 +6,7 @@ Scores are computed once, for all groups, from these vectors; which positions ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
+    from .base import Weights
+
 Wanted = Mapping[str, frozenset[int]]
 """Parameter name (its first one, where modules share it) -> the dimensions whose positions are scored."""
 
@@ -31,13 +34,14 @@ SLAB_ELEMENTS = 1 << 17
 """The most elements of a parameter that are looked at in one go."""
 
 
-def magnitude(model: Module, wanted: Wanted, p: int) -> Contributions:
+def magnitude(model: Module, wanted: Wanted, p: int, weights: Weights | None = None) -> Contributions:
     """Sum of ``|w|**p`` over the other dimensions, without a root (LLM-Pruner's ``MagnitudeImportance``).
 
     Args:
-        model: holds the weights.
+        model: holds the weights, unless ``weights`` does.
         wanted: what to score.
         p: the exponent, at least 1.
+        weights: reads them one at a time, for a model on the meta device.
 
     Raises:
         RequestError: for ``p`` below 1, or a ``wanted`` that does not fit the model.
@@ -46,8 +50,9 @@ def magnitude(model: Module, wanted: Wanted, p: int) -> Contributions:
     if p < 1:
         raise RequestError(f"magnitude exponent p={p}", "use p=1 (sum of absolute weights) or p=2 (sum of squares)")
     contributions: Contributions = {}
-    with torch.no_grad():
-        for name, weight in wanted_parameters(model, wanted).items():
+    with torch.no_grad(), _one_thread():
+        chosen = wanted_parameters(model, wanted, stored=weights is not None)
+        for name, weight in chosen.items() if weights is None else weights(chosen):
             sums = position_sums(
                 weight,
                 wanted[name],
@@ -58,8 +63,13 @@ def magnitude(model: Module, wanted: Wanted, p: int) -> Contributions:
     return contributions
 
 
-def wanted_parameters(model: Module, wanted: Wanted) -> dict[str, Parameter]:
+def wanted_parameters(model: Module, wanted: Wanted, *, stored: bool = False) -> dict[str, Parameter]:
     """The parameters that ``wanted`` names, in its order.
+
+    Args:
+        model: whose parameters.
+        wanted: what to score.
+        stored: whether the values are elsewhere, so that parameters on the meta device will do.
 
     Raises:
         RequestError: when it names nothing, a parameter that the model lacks, a dimension that the parameter lacks, or
@@ -77,7 +87,7 @@ def wanted_parameters(model: Module, wanted: Wanted) -> dict[str, Parameter]:
             raise RequestError(
                 f"{name!r} of shape {list(parameter.shape)} has no dimensions {sorted(dims)}", "count them from 0"
             )
-        if parameter.is_meta:
+        if parameter.is_meta and not stored:
             raise RequestError(f"{name!r} has no values to score", "load the weights: a config alone is not enough")
         if not parameter.is_floating_point():
             raise RequestError(f"{name!r} holds {parameter.dtype}", "score a model that is not quantised")
@@ -125,6 +135,17 @@ def position_sums(tensor: Tensor, dims: frozenset[int], saliency: Callable[[Slab
             others = [other for other in range(part.dim()) if other != dim]
             total[slab[dim]] += part.sum(dim=others) if others else part
     return sums
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Slabs are too small to share: threads would wait for one another longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def require_finite(sums: Mapping[int, Tensor], message: str, hint: str) -> None:

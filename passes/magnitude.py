@@ -18,11 +18,12 @@ class Magnitude(Prune):
     """Remove the units with the smallest sum of ``|w|**p`` (LLM-Pruner's L1 and L2 importance); reads no text."""
 
     name: ClassVar[str] = "magnitude"
+    streams: ClassVar[bool] = True
 
     p: int = option(2, "exponent: 1 sums absolute weights, 2 their squares", (1, 2))
     reduce: str = option("sum", "how the tensors of a group are reduced to one score", REDUCTIONS)
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """Sums of ``|w|**p`` over everything that goes with a unit."""
-        found = magnitude(state.model, wanted(groups), self.p)
+        found = magnitude(state.model, wanted(groups), self.p, state.weights)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

@@ -18,6 +18,7 @@ class Random(Prune):
 
     name: ClassVar[str] = "random"
     needs_weights: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
 
     seed: int = option(0, "seed of the choice")
 

@@ -271,7 +271,7 @@ def test_an_adapter_is_kept_beside_the_model(model_dir: Path, text: Path, tmp_pa
 BAD_REQUESTS: list[tuple[str, str, str]] = [
     ("", "the following arguments are required: COMMAND", "fxprune --help"),
     ("prune x", "invalid choice: 'prune'", "fxprune --help"),
-    ("apply MODEL", "arguments are required: --pass", "fxprune apply --help"),
+    ("apply MODEL", "there is nothing to do", "--plan FILE"),
     ("apply MODEL --pass loar --out OUT", "unknown pass 'loar'\n  loar\n  ^^^^", "did you mean 'lora'"),
     ("apply MODEL --pass lora", "there is nowhere to write to", "--dry-run"),
     ("apply MODEL --pass lora --ratio 0.5 --out OUT", "no pass of 'lora' has an option 'ratio'", ""),

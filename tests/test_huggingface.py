@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from fxprune.backends import huggingface
+from fxprune.backends import values
 from fxprune.backends.artifact import read_plan, sha256
 from fxprune.backends.config_search import find_config, model_shapes, retargets
 from fxprune.backends.huggingface import Saved, auto_class_of, load, save
@@ -73,7 +73,7 @@ def shrunk(make: Callable[[], Cut]) -> tuple[Cut, dict[str, Any]]:
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the fresh process where a test is about something else."""
-    monkeypatch.setattr(huggingface, "verify", lambda _: [{"skipped": True}])
+    monkeypatch.setattr(values, "verify", lambda _: [{"skipped": True}])
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Saved
     root = tmp_path_factory.mktemp("artifacts")
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface, "verify", lambda _: [{"skipped": True}])
+        patch.setattr(values, "verify", lambda _: [{"skipped": True}])
         for name, (form, _) in FORMS.items():
             make = CUTS.get(name.removesuffix("_free"), llama_residual)
             cut, details = shrunk(make)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,8 +13,10 @@ from typing import Any, TypeVar
 import huggingface_hub
 import torch
 import transformers
+from accelerate import init_empty_weights
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -146,12 +149,13 @@ def _check_architecture(source: Source, raw: dict[str, Any]) -> None:
         )
 
 
-def build_meta(config: Any, *, trust_remote_code: bool = False) -> Any:
+def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = False) -> Any:
     """The module that ``config`` describes on the meta device: shapes, and no memory for weights.
 
     Args:
         config: from :func:`load_config`; left as it is.
         trust_remote_code: whether the model's own code may run.
+        buffers: whether buffers (rotary tables, masks) hold their values, on the CPU.
 
     Returns:
         A ``PreTrainedModel`` in evaluation mode, float32.
@@ -161,13 +165,23 @@ def build_meta(config: Any, *, trust_remote_code: bool = False) -> Any:
     """
 
     def build() -> Any:
-        with torch.device("meta"):
+        # Initialising what is thrown away at once would take minutes.
+        with _without_values() if buffers else torch.device("meta"):
             # transformers writes the dtype into the config it is given.
-            return AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
             )
+        if buffers:
+            model.tie_weights()  # registering a parameter on the meta device made another of it
+        return model
 
     return _guarded(build, RequestError, "transformers cannot build this model", "correct the config").eval()
+
+
+@contextlib.contextmanager
+def _without_values() -> Iterator[None]:
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        yield
 
 
 def load_model(source: Source, *, dtype: torch.dtype = torch.float32) -> Any:

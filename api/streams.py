@@ -1,0 +1,110 @@
+"""Models larger than memory: a module without values, and a checkpoint that is read tensor by tensor."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..backends.artifact import source_digests
+from ..backends.stand_ins import StandIns
+from ..backends.streaming import Checkpoint, StreamedWeights, obstacle
+from ..backends.values import Streamed
+from ..ir.plan import Plan
+from ..passes.base import Pass, State, Weights
+from ..tracer.checkpoint import weight_files
+from ..tracer.model import Source, build_meta
+
+GraphLogits = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+
+SAFETENSORS = ".safetensors"
+
+
+class Stream:
+    """What stands for a model whose values stay in its files.
+
+    Attributes:
+        module: parameters on the meta device, buffers with values.
+        weights: reads and writes the values.
+        stand_ins: what the module runs on.
+        origin: sha256 of the source's files, computed while other things happen.
+    """
+
+    def __init__(self, source: Source, checkpoint: Checkpoint, module: Any) -> None:
+        self.module = module
+        self.weights = StreamedWeights(checkpoint, module)
+        self.stand_ins = StandIns(module)
+        self.origin: Callable[[], dict[str, str]] = _Meanwhile(lambda: source_digests(source.directory))
+
+    def reader(self, state: State) -> Weights:
+        """Values as they are after what was removed so far."""
+
+        def read(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+            return self.weights.read(names, state.plan)
+
+        return read
+
+    @contextmanager
+    def played(self) -> Iterator[None]:
+        """With stand-ins as parameters of the module, for tracing."""
+        values = self.stand_ins.tensors(self.module)
+        first = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        real: list[tuple[nn.Module, str, nn.Parameter]] = []
+        made: dict[str, nn.Parameter] = {}
+        for module in self.module.modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    name = first[id(parameter)]
+                    made.setdefault(name, nn.Parameter(values[name], requires_grad=parameter.requires_grad))
+                    real.append((module, leaf, parameter))
+        try:
+            for module, leaf, parameter in real:
+                module._parameters[leaf] = made[first[id(parameter)]]
+            yield
+        finally:
+            for module, leaf, parameter in real:
+                module._parameters[leaf] = parameter
+
+    def values(self, plan: Plan, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> Streamed:
+        """For the backend."""
+        return Streamed(self.weights, plan, self.stand_ins, inputs, graph)
+
+
+def stored(source: Source) -> Checkpoint | None:
+    """The source's safetensors files, None when its weights are a pickle."""
+    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    return Checkpoint(files) if files[0].suffix == SAFETENSORS else None
+
+
+def open_stream(source: Source, config: Any, checkpoint: Checkpoint | None, pipeline: Sequence[Pass]) -> Stream | None:
+    """A stream, when no pass needs the whole model and its files hold its tensors under their own names."""
+    if checkpoint is None or not all(step.streams for step in pipeline):
+        return None
+    module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
+    return None if obstacle(checkpoint, module) else Stream(source, checkpoint, module)
+
+
+class _Meanwhile:
+    """Something computed in a thread that does not keep the program from ending; called, its result."""
+
+    def __init__(self, work: Callable[[], dict[str, str]]) -> None:
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._result: dict[str, str] = {}
+        self._error: Exception | None = None
+        self._thread.start()
+
+    def _run(self, work: Callable[[], dict[str, str]]) -> None:
+        try:
+            self._result = work()
+        except Exception as error:  # raised where the result is asked for
+            self._error = error
+
+    def __call__(self) -> dict[str, str]:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result

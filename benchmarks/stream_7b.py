@@ -1,0 +1,131 @@
+"""A Llama of 7B geometry pruned from file to file: time beside copying the same files, and peak memory.
+
+    python -m fxprune.benchmarks.stream_7b --layers 8
+
+Writes random bfloat16 weights in shards, copies them, prunes them by magnitude in a process of its own, and deletes
+everything. Time: the copy and the pruning alternate, both after the same reading of the source. Memory: the peak
+resident size of the process, less that of a process that has only imported torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+MARGIN = 1.15
+"""Free disk that is asked for, beside what will be written."""
+
+MEASURE = """
+import sys
+import torch
+if sys.argv[1:]:
+    from fxprune.cli import main
+    if main(sys.argv[1:]): sys.exit(1)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def config_of(layers: int) -> LlamaConfig:
+    """Llama-7B with so many layers."""
+    return LlamaConfig(num_hidden_layers=layers, max_position_embeddings=2048)
+
+
+def write_model(folder: Path, layers: int) -> int:
+    """Random weights, shard by shard; returns their bytes."""
+    config = config_of(layers)
+    config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
+    with torch.device("meta"):
+        shapes = LlamaForCausalLM(config).to(torch.bfloat16).state_dict()
+    config.save_pretrained(folder)
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size="2GB")
+    # Long-lived randomness would take minutes; a shifted window into one buffer is different for every tensor.
+    buffer = torch.empty(max(t.numel() for t in shapes.values()) + len(shapes) * 1009).normal_(0, 0.02).bfloat16()
+    start = 0
+    for file, names in split.filename_to_tensors.items():
+        tensors = {}
+        for name in names:
+            size = shapes[name].numel()
+            tensors[name] = buffer[start : start + size].view(shapes[name].shape).clone()
+            start += 1009
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+    return sum(tensor.numel() * 2 for tensor in shapes.values())
+
+
+def seconds_of(work: list[str]) -> float:
+    """Wall time of a command, until its writes are on the disk."""
+    os.sync()
+    start = time.perf_counter()
+    subprocess.run(work, check=True, stdout=subprocess.DEVNULL)
+    os.sync()
+    return time.perf_counter() - start
+
+
+def peak_of(*arguments: str) -> tuple[float, float]:
+    """Seconds until everything is on the disk, and peak resident GB, of a process that runs the program."""
+    os.sync()
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
+    os.sync()
+    return time.perf_counter() - start, int(done.stdout.split()[-1]) * 1024 / 1e9
+
+
+def measure(folder: Path, layers: int, ratio: float, repeats: int) -> dict[str, object]:
+    """Everything, in a folder that is emptied afterwards."""
+    source, copy, out = folder / "source", folder / "copy", folder / "out"
+    source.mkdir()
+    size = write_model(source, layers)
+    _, bare = peak_of()
+    command = ["apply", str(source), "--pass", "magnitude", "--ratio", str(ratio), "--out", str(out)]
+    copies, prunings, memory = [], [], 0.0
+    for _ in range(repeats):
+        copies.append(seconds_of(["cp", "-r", str(source), str(copy)]))
+        shutil.rmtree(copy)
+        took, peak = peak_of(*command)
+        prunings.append(took)
+        memory = max(memory, peak - bare)
+        shutil.rmtree(out)
+    return {
+        "layers": layers,
+        "source_gb": size / 1e9,
+        "copy_seconds": copies,
+        "apply_seconds": prunings,
+        "times_the_copy": min(prunings) / min(copies),
+        "peak_gb_above_torch": memory,
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=32, help="32 are 13.5 GB (default)")
+    parser.add_argument("--ratio", type=float, default=0.25)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--folder", help="where to write (default: the system's temporary folder)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fxprune-7b-", dir=arguments.folder) as folder:
+        needed = (0.53 + 0.41 * arguments.layers) * 2e9 * MARGIN
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            sys.exit(f"error: {folder} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed")
+        print(json.dumps(measure(Path(folder), arguments.layers, arguments.ratio, arguments.repeats), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""Streaming: from files to files with one tensor in memory, and the bytes that the whole model would have given."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    PreTrainedConfig,
+)
+
+from fxprune import api
+from fxprune.api import pruning, streams
+from fxprune.backends import streaming, values
+from fxprune.backends.stand_ins import StandIns, hollow
+from fxprune.backends.streaming import Checkpoint, StreamedWeights, obstacle
+from fxprune.ir.errors import FxpruneError
+from fxprune.ir.plan import Plan
+from fxprune.passes.contributions import magnitude
+from fxprune.passes.random import Random
+from fxprune.tracer.model import build_meta
+
+from .checkpoints import LLAMA, TIED, WIDTHS, contents, write_checkpoint
+
+GPT2 = GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=26, n_positions=64, bos_token_id=0, eos_token_id=0)
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def apply(source: Path, out: Path, passes: str = "magnitude", **options: Any) -> api.Applied:
+    return api.apply(source, passes, ratio=0.5, out=out, **options)
+
+
+@pytest.fixture
+def streams_opened(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each run so far streamed."""
+    opened: list[bool] = []
+
+    def spy(*arguments: Any) -> Any:
+        stream = streams.open_stream(*arguments)
+        opened.append(stream is not None)
+        return stream
+
+    monkeypatch.setattr(pruning, "open_stream", spy)
+    return opened
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param((LLAMA, "magnitude", torch.bfloat16), id="retargeted"),
+        pytest.param((TIED, "random,magnitude{p=1}", torch.float16), id="tied, two passes"),
+        pytest.param((GPT2, "magnitude", torch.float32), id="free, fused, tied"),
+    ],
+)
+def test_the_bytes_are_those_of_the_model_in_memory(
+    case: tuple[PreTrainedConfig, str, torch.dtype],
+    tmp_path: Path,
+    streams_opened: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, passes, dtype = case
+    source = write_checkpoint(tmp_path / "source", config, dtype=dtype, shard_size="20kB")
+    assert len(list(source.glob("*.safetensors"))) > 1
+    apply(source, tmp_path / "streamed", passes)
+    assert streams_opened == [True]
+    monkeypatch.setattr(pruning, "open_stream", lambda *_: None)
+    apply(source, tmp_path / "held", passes)
+    assert contents(tmp_path / "streamed") == contents(tmp_path / "held")
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_shards_and_their_index_are_those_of_save_pretrained(plain: bool, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", TIED)
+    streamed, held = tmp_path / "streamed", tmp_path / "held"
+    weights, model = streamed_weights(source)
+    streamed.mkdir()
+    digests = weights.write(model, Plan(), streamed, plain=plain, shard_size="8kB")
+    whole = AutoModelForCausalLM.from_pretrained(source)
+    whole.save_pretrained(held, max_shard_size="8kB", save_original_format=plain)
+    assert contents(streamed) == contents(held, "config.json", "generation_config.json")
+    assert digests == contents(streamed, streaming.INDEX)
+    assert len(digests) > 2
+
+
+def streamed_weights(source: Path) -> tuple[StreamedWeights, Any]:
+    config = json.loads((source / "config.json").read_text())
+    classes = {"llama": LLAMA, "qwen2": TIED}
+    model = build_meta(classes[config["model_type"]], buffers=True)
+    checkpoint = Checkpoint(sorted(source.glob("*.safetensors")))
+    assert obstacle(checkpoint, model) == ""
+    return StreamedWeights(checkpoint, model), model
+
+
+def test_dtypes_and_metadata_are_kept_and_ties_stay_tied(tmp_path: Path, streams_opened: list[bool]) -> None:
+    source = write_checkpoint(tmp_path / "source", TIED)
+    tensors = load_file(source / "model.safetensors")
+    norm = "model.norm.weight"
+    tensors[norm] = tensors[norm].float() + 1e-3
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt", "note": "a note"})
+    apply(source, tmp_path / "out")
+    assert streams_opened == [True]
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as written:
+        assert written.metadata() == {"format": "pt", "note": "a note"}
+        assert "lm_head.weight" not in written.keys()  # noqa: SIM118
+        assert torch.equal(written.get_tensor(norm), tensors[norm])
+        assert written.get_tensor(EMBEDDING).dtype is torch.bfloat16
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_a_checkpoint_whose_tensors_transformers_renames_is_loaded_as_a_whole(
+    tmp_path: Path, streams_opened: list[bool]
+) -> None:
+    source = write_checkpoint(tmp_path / "source", GPT2, dtype=torch.float32)
+    tensors = load_file(source / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(bare, source / "model.safetensors", metadata={"format": "pt"})
+    apply(source, tmp_path / "out", form="free")
+    assert streams_opened == [False]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_pass_that_needs_the_whole_model_gets_it(
+    tmp_path: Path, streams_opened: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Random, "streams", False)
+    source = write_checkpoint(tmp_path / "source")
+    apply(source, tmp_path / "out", "random")
+    assert streams_opened == [False]
+
+
+OBSTACLES = [
+    (lambda t: t | {"extra": torch.zeros(1)}, "extra is no tensor of the model"),
+    (lambda t: {k: v for k, v in t.items() if k != EMBEDDING}, f"it holds 0 tensors for {EMBEDDING} = lm_head.weight"),
+    (lambda t: t | {"lm_head.weight": t[EMBEDDING].clone()}, f"it holds 2 tensors for {EMBEDDING} = lm_head.weight"),
+    (lambda t: t | {EMBEDDING: t[EMBEDDING][:-1].clone()}, f"{EMBEDDING} has another shape than its config says"),
+    (lambda t: t | {EMBEDDING: t[EMBEDDING].to(torch.int8)}, "it holds I8"),
+]
+
+
+@pytest.mark.parametrize(("change", "why"), OBSTACLES, ids=[why for _, why in OBSTACLES])
+def test_obstacles_to_streaming(change: Any, why: str, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", TIED)
+    save_file(change(load_file(source / "model.safetensors")), source / "model.safetensors")
+    model = build_meta(TIED, buffers=True)
+    assert obstacle(Checkpoint([source / "model.safetensors"]), model) == why
+
+
+def test_above_the_limit_names_and_shapes_are_compared_in_a_fresh_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "LOGITS_LIMIT", 0)
+    for config, name in ((TIED, "uniform"), (GPT2, "free")):
+        source = write_checkpoint(tmp_path / f"source-{name}", config)
+        applied = apply(source, tmp_path / name)
+        assert applied.saved is not None
+        assert applied.saved.form == name
+        assert applied.saved.checks == {
+            "described_by": "transformers.AutoModelForCausalLM",
+            "logits": "not compared",
+            "all_finite": True,
+        }
+
+
+def test_the_shape_check_sees_a_config_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "LOGITS_LIMIT", 0)
+    source = write_checkpoint(tmp_path / "source", TIED)
+    write = StreamedWeights.write
+
+    def and_spoil(self: Any, model: Any, plan: Plan, folder: Path, **how: Any) -> dict[str, str]:
+        digests = write(self, model, plan, folder, **how)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+        save_file(tensors, folder / "model.safetensors")
+        return digests
+
+    monkeypatch.setattr(StreamedWeights, "write", and_spoil)
+    with pytest.raises(FxpruneError, match=r"mismatched keys: model\.norm\.weight"):
+        apply(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    tensors[EMBEDDING][3, 5] = value
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(FxpruneError) as caught:
+        apply(source, tmp_path / "out", "random")
+    assert f"'{EMBEDDING}' holds values that are not finite" in caught.value.message
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_scores_read_from_files_are_those_of_the_module(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", LLAMA, shard_size="8kB")
+    weights, model = streamed_weights(source)
+    wanted = {name: frozenset(range(p.dim())) for name, p in model.named_parameters()}
+    read: list[str] = []
+
+    def reader(names: Any) -> Any:
+        for name, tensor in weights.read(names, None):
+            read.append(name)
+            yield name, tensor
+
+    streamed = magnitude(model, wanted, 2, reader)
+    held = magnitude(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), wanted, 2)
+    assert sorted(read) == sorted(wanted)
+    assert streamed.keys() == held.keys()
+    assert all(np.array_equal(streamed[key], held[key]) for key in held)
+
+
+def test_stand_ins_tell_8_heads_of_6_from_6_heads_of_8() -> None:
+    def model(heads: int, size: int) -> Any:
+        widths = WIDTHS | {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": size}
+        return hollow(MistralForCausalLM, MistralConfig(**widths))
+
+    one, other = model(8, 6), model(6, 8)
+    assert all(parameter.is_meta for parameter in one.parameters())
+    stand_ins = StandIns(one)
+    inputs = {"input_ids": torch.arange(10).view(2, 5)}
+    first, second = stand_ins.logits(one, inputs), stand_ins.logits(other, inputs)
+    assert torch.equal(first, stand_ins.logits(model(8, 6), inputs))
+    assert float((first - second).abs().max() / first.abs().max()) > 1e-2
+
+
+def test_a_mixture_of_experts_is_loaded_as_a_whole(tmp_path: Path) -> None:
+    config = MixtralConfig(**WIDTHS, num_local_experts=2)
+    source = write_checkpoint(tmp_path / "source", config)
+    checkpoint = Checkpoint([source / "model.safetensors"])
+    assert "it holds 0 tensors for model.layers.0.mlp" in obstacle(checkpoint, build_meta(config, buffers=True))
+
+
+def test_no_more_than_one_slice_waits_while_the_next_tensor_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_checkpoint(tmp_path / "source", shard_size="20kB")
+    read = StreamedWeights._tensor
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def counted(self: Any, *arguments: Any) -> torch.Tensor:
+        alive.append(sum(reference() is not None for reference in made))
+        tensor = read(self, *arguments)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(StreamedWeights, "_tensor", counted)
+    apply(source, tmp_path / "out")
+    assert len(alive) > 30
+    assert max(alive) <= 1
