@@ -79,7 +79,7 @@ class Compensate(Pass):
         tokens = state.calibration.windows(self.length, self.samples, self.seed)
         notes = []
         for consumer in found:
-            size = state.model.get_submodule(consumer.path).weight.shape[consumer.inputs]  # type: ignore[index, union-attr]
+            size = state.model.get_parameter(consumer.tensor).shape[consumer.inputs]
             if tokens.numel() < size:
                 notes.append(f"{consumer.tensor}: {tokens.numel()} tokens for {size} unknowns; damping holds the rest")
             if self.method == "lstsq":
@@ -121,14 +121,16 @@ class Compensate(Pass):
                 f"compensate: {consumer.path} has no bias to correct", "use method=lstsq, which needs none"
             )
         rows = kept_rows(state.plan, consumer)
-        total, count = 0.0, 0
+        total: torch.Tensor | float = 0.0
+        count = 0
         for window in tokens.split(self.batch):
             _, got = observe(state.model, consumer.path, window)
             _, y = observe(state.original, consumer.path, window)
             y = y if rows is None else y.index_select(1, rows)
             total, count = total + (y - got).double().sum(0), count + len(y)
         assert isinstance(total, torch.Tensor)
-        module.bias.data += (total / count).to(module.bias.dtype)  # type: ignore[union-attr, operator]
+        bias = module.get_parameter("bias")
+        bias.data += (total / count).to(bias.dtype)
 
 
 def consumers(state: State) -> tuple[list[Consumer], list[str]]:

@@ -69,7 +69,7 @@ class _ShapesOnly(TorchDispatchMode):
     """Products of stand-ins are not computed: only their shape matters, and they would take as long as real ones."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

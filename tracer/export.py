@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from ..ir import FxpruneError
@@ -60,7 +61,13 @@ def trace_model(
             f"torch.export cannot trace {type(model).__name__}: {reason}",
             "see the full reason with --debug; a model must export before it can be pruned",
         ) from error
-    graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model))
+    try:
+        graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model))
+    except GuardOnDataDependentSymNode as error:
+        raise FxpruneError(
+            f"{type(model).__name__} has tensors whose extents depend on values, which no static graph can hold",
+            "choose an implementation of its layers that traces, such as batched experts",
+        ) from error
     constants = {key: value for key, value in program.constants.items() if isinstance(value, torch.Tensor)}
     return Traced(graph, constants, dict(example))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..graph import Op
+from ..graph import Arg, Op
 from .rule import Equations, Resized, Rule, argument, tensor
 from .slicing import TABLE as SLICING
 
@@ -10,7 +10,8 @@ from .slicing import TABLE as SLICING
 def _read(op: Op) -> Op:
     """The slice or select that reads what ``op`` writes."""
     target = "aten.slice.Tensor" if op.packet == "aten.slice_scatter" else "aten.select.int"
-    rest = (argument(op, 2, "dim", 0), argument(op, 3, "start" if op.packet == "aten.slice_scatter" else "index"))
+    first = "start" if op.packet == "aten.slice_scatter" else "index"
+    rest: tuple[Arg, ...] = (argument(op, 2, "dim", 0), argument(op, 3, first))
     if op.packet == "aten.slice_scatter":
         rest = (*rest, argument(op, 4, "end"), argument(op, 5, "step", 1))
     return Op(target, (op.args[0], *rest), {}, (tensor(op, 1, "src"),), op.source)
