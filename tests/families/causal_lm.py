@@ -95,8 +95,10 @@ def tiny_config(model_type: str) -> Any:
 def _tiny(config_class: Any, model_type: str) -> Any:
     fields = _fields(config_class)
     chosen = {key: value for key, value in SIZES.items() if key in fields}
-    if "qk_rope_head_dim" in fields and "head_dim" in fields:
-        chosen["head_dim"] = chosen["qk_rope_head_dim"]  # what rotates of a head with latent attention
+    if "kv_lora_rank" in fields:  # latent attention: every head has keys of its own, part of which rotates
+        chosen["num_key_value_heads"] = chosen["num_attention_heads"]
+        if "head_dim" in fields:
+            chosen["head_dim"] = SIZES["qk_rope_head_dim"]
     for part in getattr(config_class, "sub_configs", {}):
         default = getattr(config_class(), part, None)
         if isinstance(default, transformers.PreTrainedConfig):
