@@ -60,7 +60,11 @@ def applied(result: Applied) -> list[RenderableType]:
         name = _spread(first.name, first.layer, changes[-1].layer)
         table.add_row(name, str(first.before), "to", str(first.after))
     times = ", ".join(f"{step.name} {step.seconds:.1f} s" for step in result.steps)
-    notes = [f"dry run, nothing written; skipped: {result.skipped}"] if result.skipped else []
+    notes = (
+        []
+        if result.saved
+        else ["dry run, nothing written" + (f"; skipped: {result.skipped}" if result.skipped else "")]
+    )
     if result.saved is not None:
         saved = result.saved
         notes.append(f"{saved.path}: {saved.form} form, {saved.model_type}")
