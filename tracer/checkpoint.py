@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from ..ir.errors import RequestError
 
 SINGLE = "model.safetensors"
+SHARDS = "model-*-of-*.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -31,13 +33,17 @@ def weight_files(directory: Path, *, allow_pickle: bool = False) -> tuple[Path, 
         files = _shards(directory / INDEX)
     else:
         return _pickle(directory, allow_pickle)
-    for file in files:
-        check_safetensors(file)
+    held = {file.name: check_safetensors(file) for file in files}
+    if files[0].name != SINGLE:
+        _check_index(directory, held)
     return tuple(files)
 
 
-def check_safetensors(file: Path) -> None:
+def check_safetensors(file: Path) -> frozenset[str]:
     """Compare the header of a safetensors file with its size.
+
+    Returns:
+        The names of its tensors.
 
     Raises:
         RequestError: the file is missing, truncated or corrupt.
@@ -46,12 +52,27 @@ def check_safetensors(file: Path) -> None:
         raise RequestError(f"{file} is missing, though {INDEX} lists it", "copy or download the model again")
     try:
         with safe_open(file, framework="numpy") as opened:
-            opened.keys()
+            return frozenset(opened.keys())
     except (SafetensorError, OSError) as error:
         raise RequestError(
             f"{file} is truncated or corrupt: {error} ({file.stat().st_size:,} bytes on disk)",
             "copy or download the model again",
         ) from None
+
+
+def _check_index(directory: Path, held: Mapping[str, frozenset[str]]) -> None:
+    """Compare an index with the shards: ``held`` is file name -> names of its tensors."""
+    index = directory / INDEX
+    for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+        if name not in held[file]:
+            raise RequestError(
+                f"{index} says that {name!r} is in {file}, which does not hold it", "copy or download the model again"
+            )
+    for path in sorted(directory.glob(SHARDS)):
+        if path.name not in held:
+            raise RequestError(
+                f"{path.name} is not in {INDEX} of {directory}", "remove it if it is no part of the model, or list it"
+            )
 
 
 def _shards(index: Path) -> list[Path]:
