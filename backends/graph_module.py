@@ -123,6 +123,11 @@ def take(data: torch.Tensor, dim: int, indices: list[int]) -> torch.Tensor:
     return data.index_select(dim, torch.tensor(indices, device=data.device))
 
 
+def as_complex(data: torch.Tensor) -> torch.Tensor:
+    """Pairs of the last dimension as complex numbers, in whatever order they lie in memory."""
+    return torch.view_as_complex(data.contiguous())
+
+
 def _returns_many(function: Callable[..., Any]) -> bool:
     schema = getattr(function, "_schema", None)
     if schema is None:
@@ -132,8 +137,9 @@ def _returns_many(function: Callable[..., Any]) -> bool:
 
 def function_of(target: str) -> Callable[..., Any]:
     """The operator of a target such as ``aten.add.Tensor``; without an overload, the default one."""
-    if target == "fxprune.take":
-        return take
+    own: dict[str, Callable[..., Any]] = {"fxprune.take": take, "aten.view_as_complex": as_complex}
+    if target in own:
+        return own[target]
     namespace, name, *overload = _STRIDED_ONLY.get(target, target).split(".")
     packet = getattr(getattr(torch.ops, namespace), name)
     found: Callable[..., Any] = getattr(packet, overload[0] if overload else "default")

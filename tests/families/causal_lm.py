@@ -71,8 +71,37 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """Model type -> fields on top of the shared sizes; ``LEAVE`` stands for the configuration's own default."""
 
-UNBUILT: dict[str, str] = {}
-"""Model type -> why no small model of it is built here."""
+NOT_TRACED: dict[str, str] = {
+    "blt": "its hash embedding has 3,000,012 rows whatever the configuration says",
+    "cohere_compass_text": "its default layer types name a rotary table that its configuration does not make",
+    "dbrx": "its experts have no implementation without data-dependent extents",
+    "dots3_note": "its default per-layer configuration names more layers than a small model has",
+    "gemma3n": "its vision tower needs timm",
+    "gemma3n_text": "layers that share a cache must have the types of those that fill it: no two-layer model",
+    "gemma4_assistant": "its parts validate one another's sizes: not yet configured small",
+    "gemma4_unified_assistant": "its parts validate one another's sizes: not yet configured small",
+    "jetmoe": "its experts have no implementation without data-dependent extents",
+    "longcat_flash": "its experts have no implementation without data-dependent extents",
+    "musicgen": "the mapping names a class that takes another configuration",
+    "musicgen_melody": "the mapping names a class that takes another configuration",
+    "qwen4_exp": "sizes without a default: not yet configured small",
+    "qwen4_exp_text": "sizes without a default: not yet configured small",
+    "reformer": "chunk counts that depend on values",
+    "xmod": "it selects rows by language: extents depend on values",
+    "zamba": "its shared layers tie only in the published pattern",
+}
+"""Model type -> why it is not built small or not traced."""
+
+WITHOUT: dict[str, set[str]] = {
+    **{key: {"heads"} for key in ("falcon_mamba", "mamba", "mamba2", "xlstm")},  # no attention
+    "deepseek_v4": {"heads"},  # cuts that fall inside heads
+    "inkling2_text": {"channels"},
+    "moshi": {"channels"},
+    "prophetnet": {"heads"},  # heads folded into positions
+    "rwkv": {"heads", "width", "channels"},  # its recurrence writes by computed positions
+    "xlnet": {"channels"},
+}
+"""Model type -> what of heads, width and residual channels stays frozen or does not exist."""
 
 
 def names() -> list[str]:
