@@ -81,6 +81,7 @@ class Axes:
 
     def __init__(self) -> None:
         self._nodes: list[_Node] = [_Node(1, ONE, "product")]
+        self._follow: list[tuple[AxisId, AxisId]] = []
 
     def fresh(self, size: int) -> AxisId:
         """An axis of which nothing is known but its extent."""
@@ -118,6 +119,11 @@ class Axes:
         """No unit of this axis may be removed. The first reason is kept."""
         node = self._nodes[self.find(axis)]
         node.frozen = node.frozen or reason
+
+    def follow(self, axis: AxisId, leader: AxisId) -> None:
+        """No unit of ``axis`` may be removed where one of ``leader`` may not."""
+        if self.size(axis) > 1:
+            self._follow.append((axis, leader))
 
     def mark(self, axis: AxisId, mark: str) -> None:
         """Note a property of every atom of this axis."""
@@ -304,6 +310,22 @@ class Solution:
                 if node.frozen is not None:
                     self.frozen.setdefault(atom.id, node.frozen)
                 self.marks.setdefault(atom.id, set()).update(node.marks)
+        self._spread_to_followers()
+
+    def _spread_to_followers(self) -> None:
+        """A follower of a frozen axis freezes, and so do its own followers."""
+        pending = list(self._axes._follow)
+        found = True
+        while found:
+            found = False
+            for pair in list(pending):
+                axis, leader = map(self.term, pair)
+                reason = next((self.frozen[atom.id] for atom in atoms_of(leader) if atom.id in self.frozen), None)
+                if reason is not None:
+                    pending.remove(pair)
+                    found = True
+                    for atom in atoms_of(axis):
+                        self.frozen.setdefault(atom.id, reason)
 
 
 def atoms_of(axis: Axis) -> list[Atom]:

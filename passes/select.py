@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import Indices, RequestError
+from ..ir.graph import Graph
 from ..ir.groups import Group, Kind
 from .contributions import Contributions, Wanted
 
@@ -72,12 +73,14 @@ def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], l
     return free, frozen
 
 
-def wanted(groups: Iterable[Group]) -> Wanted:
-    """The parameter dimensions whose positions the groups' scores need."""
+def wanted(groups: Iterable[Group], graph: Graph) -> Wanted:
+    """The parameter dimensions whose positions the groups' scores need; buffers are not trained and have no say."""
+    buffers = {parameter.name for parameter in graph.parameters if parameter.is_buffer}
     dims: dict[str, set[int]] = {}
     for group in groups:
         for member in group.members:
-            dims.setdefault(member.tensor, set()).add(member.dim)
+            if member.tensor not in buffers:
+                dims.setdefault(member.tensor, set()).add(member.dim)
     return {name: frozenset(found) for name, found in dims.items()}
 
 

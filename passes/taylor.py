@@ -50,5 +50,5 @@ class Taylor(Prune):
                 "taylor scores need calibration text", "give --calib FILE, text the model should keep modelling"
             )
         tokens = state.calibration.windows(self.length, self.samples, self.seed)
-        found = taylor(state.model, tokens, wanted(groups), self.variant)
+        found = taylor(state.model, tokens, wanted(groups, state.graph), self.variant)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

@@ -123,13 +123,34 @@ def _norm_over_last(weights: tuple[int, ...]) -> Rule:
     return Rule(couple, resize, text="normalises the last dimensions; weights have them too")
 
 
-def _batch_norm(eq: Equations, op: Op) -> None:
+def _per_channel(eq: Equations, op: Op) -> None:
+    """Everything but the first operand has one number for every channel, or one for all."""
     operand = eq.of(tensor(op, 0))
     eq.tie_all(operand, eq.of(op.result))
     for weight in list(op.operands)[1:]:
-        eq.tie(eq.of(weight)[0], operand[1])
+        eq.broadcast([eq.of(weight)], operand[1:2])
+
+
+def _batch_norm(eq: Equations, op: Op) -> None:
+    _per_channel(eq, op)
+    operand = eq.of(tensor(op, 0))
     if op.packet == "aten.batch_norm" and argument(op, 5, "training", False):
         eq.mark((operand[0], *operand[2:]), NORMALISED)
+
+
+def _instance_norm(eq: Equations, op: Op) -> None:
+    _per_channel(eq, op)
+    if argument(op, 5, "use_input_stats", True):
+        eq.mark(eq.of(tensor(op, 0))[2:], NORMALISED)
+
+
+def _prelu(eq: Equations, op: Op) -> None:
+    operand, slopes = tensor(op, 0), tensor(op, 1)
+    if len(operand.shape) > 1:
+        _per_channel(eq, op)
+    else:
+        assert slopes.shape in ((), (1,)), f"{slopes.shape[0]} slopes for one dimension"
+        eq.tie_all(eq.of(operand), eq.of(op.result))
 
 
 def _grouped(eq: Equations, op: Op) -> tuple[AxisId, AxisId]:
@@ -175,6 +196,8 @@ TABLE = {
     "aten.rms_norm": _norm_over_last((2,)),
     "aten.batch_norm": Rule(_batch_norm, text="n c ..., c?, c?, c?, c? -> n c ..."),
     "aten._native_batch_norm_legit_no_training": Rule(_batch_norm, text="n c ..., c?, c?, c?, c? -> n c ..."),
+    "aten.instance_norm": Rule(_instance_norm, text="n c ..., c?, c?, c?, c? -> n c ...; marks ... normalised"),
+    "aten.prelu": Rule(_prelu, text="n c ..., c -> n c ..."),
     "aten.group_norm": Rule(_group_norm, text="n (g i) ..., (g i)?, (g i)? -> n (g i) ...; i is normalised, g frozen"),
     **{
         f"aten.{name}": _along("accumulates along the axis", None)

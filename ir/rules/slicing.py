@@ -146,7 +146,8 @@ def _select_index(op: Op, new: Resized) -> Op:
 
 
 def _pad(eq: Equations, op: Op) -> None:
-    """Padding stands beside the axis as frozen parts; a negative one cuts it."""
+    """Padding stands beside the axis, as parts of which units may go where units of the axis may; a negative one cuts
+    it."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     amounts = [n for n in argument(op, 1, "pad") if isinstance(n, int)]  # type: ignore[union-attr]
     for back in range(len(operand)):
@@ -160,8 +161,21 @@ def _pad(eq: Equations, op: Op) -> None:
             eq.freeze((operand[dim], result[dim]), "padded with its own positions")
         else:
             edges = eq.axes.fresh(before), eq.axes.fresh(after)
-            eq.freeze([edge for edge, extent in zip(edges, (before, after), strict=True) if extent], "padding")
+            for edge in edges:
+                eq.axes.follow(edge, operand[dim])
             eq.tie(eq.axes.concat((edges[0], operand[dim], edges[1])), result[dim])
+
+
+def _pad_amounts(op: Op, new: Resized) -> Op:
+    """As many positions of the padding as are left of it."""
+    operand, amounts = tensor(op, 0), list(argument(op, 1, "pad"))  # type: ignore[arg-type]
+    for back in range(len(amounts) // 2):
+        dim = len(operand.shape) - 1 - back
+        before, after = amounts[2 * back : 2 * back + 2]
+        if min(before, after) >= 0:
+            kept, end = new.kept(op.result, dim), before + operand.shape[dim]
+            amounts[2 * back : 2 * back + 2] = int((kept < before).sum()), int((kept >= end).sum())
+    return with_args(op, {1: tuple(amounts)})
 
 
 def index_layout(indices: Sequence[Arg], rank: int) -> tuple[list[int], int]:
@@ -255,8 +269,8 @@ TABLE = {
     "aten.slice": Rule(_slice, _slice_bounds, text="n = (before + part + after); step k: (part * k), k frozen"),
     "aten.narrow": Rule(_narrow, _narrow_bounds, text="n = (before + part + after)"),
     "aten.select": Rule(_select, _select_index, text="n = (before + 1 + after)"),
-    "aten.constant_pad_nd": Rule(_pad, text="n -> (frozen + n + frozen)"),
-    "aten.pad": Rule(_pad, text="n -> (frozen + n + frozen)"),
+    "aten.constant_pad_nd": Rule(_pad, _pad_amounts, text="n -> (before + n + after)"),
+    "aten.pad": Rule(_pad, _pad_amounts, text="n -> (before + n + after)"),
     "aten.index": Rule(_index, text="freezes the addressed dimensions, passes the others"),
     "aten.index_select": Rule(_index_select, text="freezes the addressed dimension, passes the others"),
     "aten.gather": Rule(_gather, text="freezes the addressed dimension"),
