@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from ..backends.artifact import check_target, clear_leftovers, write_json
 from ..backends.graph_module import raise_graph
 from ..backends.huggingface import Form, Saved, save
+from ..backends.stand_ins import played
 from ..backends.streaming import DTYPES
 from ..backends.verify import Reference
 from ..ir.errors import RequestError
@@ -312,8 +313,9 @@ class _Work:
         ids = self._tokens()
         if self.stream is not None:
             stand_ins = self.stream.stand_ins
-            tensors = stand_ins.tensors(module)
-            return self._run_graph(graph, module, ids, tensors), stand_ins.logits(module, {"input_ids": ids})
+            with played():
+                expected = self._run_graph(graph, module, ids, stand_ins.tensors(module))
+            return expected, stand_ins.logits(module, {"input_ids": ids})
         with torch.no_grad():
             return self._run_graph(graph, module, ids), module(input_ids=ids, use_cache=False).logits
 

@@ -11,27 +11,29 @@ from dataclasses import dataclass
 from io import RawIOBase
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
 from ..ir.errors import FxpruneError
-from ..ir.plan import Plan
+from ..ir.plan import Indices, Plan
 from .verify import VerificationError
 
 WEIGHTS = "model{suffix}.safetensors"
+PIECE = 1 << 20
 INDEX = "model.safetensors.index.json"
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """In the order in which safetensors lays them out, which aligns every tensor to its own element size."""
 
-_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+_BITS: dict[int, type[np.signedinteger[Any]]] = {8: np.int64, 4: np.int32, 2: np.int16}
+
+Bits = npt.NDArray[np.signedinteger[Any]]
 
 
 class _Digest(Protocol):
@@ -47,16 +49,23 @@ class Stored:
         name: in that file.
         dtype: as safetensors calls it.
         shape: of the tensor.
+        start: where its data begins in the file.
     """
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 class Checkpoint:
-    """The safetensors files of a model; their headers are read, their data is not.
+    """The safetensors files of a model, which are known to be whole; their headers are read, their data is not.
 
     Attributes:
         tensors: name -> where it is, in the order of the files.
@@ -67,11 +76,13 @@ class Checkpoint:
         self.tensors: dict[str, Stored] = {}
         self.metadata: dict[str, str] = {}
         for file in files:
-            with safetensors.safe_open(file, framework="pt") as opened:
-                self.metadata.update(opened.metadata() or {})
-                for name in opened.offset_keys():
-                    part = opened.get_slice(name)
-                    self.tensors[name] = Stored(file, name, part.get_dtype(), tuple(part.get_shape()))
+            with file.open("rb") as opened:
+                length = int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(length))
+            self.metadata.update(header.pop("__metadata__", None) or {})
+            for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
+                start = 8 + length + entry["data_offsets"][0]
+                self.tensors[name] = Stored(file, name, entry["dtype"], tuple(entry["shape"]), start)
 
     @property
     def dtypes(self) -> set[str]:
@@ -108,10 +119,16 @@ class StreamedWeights:
         Args:
             names: first names, as in a plan.
             plan: what was removed so far.
+
+        Yields:
+            Tensors in memory that is used again: each is good until the next is asked for.
         """
-        chosen = set(names)
-        for name in sorted(chosen & self.stored.keys(), key=lambda name: self._place[self.stored[name]]):
-            yield name, self._tensor(name, _slices(plan)).view(DTYPES[self.stored[name].dtype])
+        chosen = sorted(set(names) & self.stored.keys(), key=lambda name: self._place[self.stored[name]])
+        slices = _slices(plan)
+        memory = _Memory(self.stored[name] for name in chosen)
+        for name in chosen:
+            stored = self.stored[name]
+            yield name, torch.from_numpy(memory.load(stored, slices.get(name, {}))).view(DTYPES[stored.dtype])
 
     def size(self, model: PreTrainedModel) -> int:
         """Bytes of the model's tensors in the dtypes of the checkpoint."""
@@ -168,15 +185,16 @@ class StreamedWeights:
         order = sorted(names, key=lambda key: (rank.index(self.stored[names[key]].dtype), key))
         slices = _slices(plan)
         digest = hashlib.sha256()
+        memory = _Memory(self.stored[name] for name in names.values())
         with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as writer:
             header = self._header([(key, self.stored[names[key]].dtype, shapes[names[key]]) for key in order])
             written = writer.submit(_put, file, digest, memoryview(header))
             for key in order:
-                tensor = self._tensor(names[key], slices)
-                _check(key, tensor.view(DTYPES[self.stored[names[key]].dtype]), shapes[names[key]])
+                stored = self.stored[names[key]]
+                cut = memory.load(stored, slices.get(names[key], {}))
+                _check(key, torch.from_numpy(cut).view(DTYPES[stored.dtype]), shapes[names[key]])
                 written.result()  # no more than one slice waits while the next is cut
-                written = writer.submit(_put, file, digest, tensor.numpy().reshape(-1).view(np.uint8).data)
-                del tensor
+                written = writer.submit(_put, file, digest, cut.reshape(-1).view(np.uint8).data)
             written.result()
         return digest.hexdigest()
 
@@ -190,18 +208,40 @@ class StreamedWeights:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    def _tensor(self, name: str, slices: Mapping[str, Mapping[int, npt.NDArray[np.int64]]]) -> torch.Tensor:
-        """A stored tensor, or what stays of it, as integers of its element size.
 
-        The file is opened anew for each: its pages leave memory together with the tensor.
-        """
-        stored = self.stored[name]
-        with safetensors.safe_open(stored.file, framework="pt") as opened:
-            tensor = opened.get_tensor(stored.name).view(_BITS[DTYPES[stored.dtype].itemsize])
-        for dim, kept in sorted(slices.get(name, {}).items()):
-            # numpy copies runs of elements where torch's index_select goes column by column.
-            tensor = torch.from_numpy(np.take(tensor.numpy(), kept, axis=dim))
-        return tensor.contiguous()
+class _Memory:
+    """One tensor and two slices, in memory that is used for all: fresh pages take longer to get than to fill."""
+
+    def __init__(self, tensors: Iterable[Stored]) -> None:
+        size = max((stored.size for stored in tensors), default=0)
+        self._whole, *self._cut = (np.empty(size, np.uint8) for _ in range(3))
+
+    def load(self, stored: Stored, slices: Mapping[int, Indices]) -> Bits:
+        """What stays of a tensor, as integers of its element size; until the next but one is loaded."""
+        bits = _BITS[DTYPES[stored.dtype].itemsize]
+        with stored.file.open("rb", buffering=0) as file:
+            file.seek(stored.start)
+            rest = memoryview(self._whole)[: stored.size]
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise FxpruneError(f"{stored.file} ends within '{stored.name}'", "copy or download the model again")
+                rest = rest[count:]
+        tensor: Bits = self._whole[: stored.size].view(bits).reshape(stored.shape)
+        *first, last = sorted(slices.items()) or [(0, None)]
+        for dim, kept in first:
+            tensor = np.take(tensor, kept, axis=dim)
+        dim, chosen = last
+        shape = tensor.shape if chosen is None else (*tensor.shape[:dim], len(chosen), *tensor.shape[dim + 1 :])
+        self._cut.reverse()
+        cut: Bits = self._cut[0][: prod(shape) * tensor.itemsize].view(bits).reshape(shape)
+        if chosen is None:
+            np.copyto(cut, tensor)
+        else:
+            # "clip" writes straight into its place; the plan's indices have been checked. numpy copies runs of
+            # elements where torch's index_select goes column by column.
+            np.take(tensor, chosen, axis=dim, out=cut, mode="clip")
+        return cut
 
 
 def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
@@ -230,8 +270,8 @@ def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
     return ""
 
 
-def _slices(plan: Plan | None) -> dict[str, dict[int, npt.NDArray[np.int64]]]:
-    by_name: dict[str, dict[int, npt.NDArray[np.int64]]] = {}
+def _slices(plan: Plan | None) -> dict[str, dict[int, Indices]]:
+    by_name: dict[str, dict[int, Indices]] = {}
     for (name, dim), kept in plan.slices.items() if plan is not None else ():
         by_name.setdefault(name, {})[dim] = kept
     return by_name
@@ -249,6 +289,8 @@ def _check(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _put(file: RawIOBase, digest: _Digest, data: memoryview) -> None:
-    digest.update(data)
+    # In pieces that stay in the cache between the two, and for which the system finds pages without a search.
     while data:
-        data = data[file.write(data) :]
+        written = file.write(data[:PIECE])
+        digest.update(data[:written])
+        data = data[written:]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import weakref
+import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
+    LlamaConfig,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -23,7 +25,7 @@ from transformers import (
 
 from fxprune import api
 from fxprune.api import pruning, streams
-from fxprune.backends import streaming, values
+from fxprune.backends import stand_ins, streaming, values
 from fxprune.backends.stand_ins import StandIns, hollow
 from fxprune.backends.streaming import Checkpoint, StreamedWeights, obstacle
 from fxprune.ir.errors import FxpruneError
@@ -229,10 +231,10 @@ def test_stand_ins_tell_8_heads_of_6_from_6_heads_of_8() -> None:
 
     one, other = model(8, 6), model(6, 8)
     assert all(parameter.is_meta for parameter in one.parameters())
-    stand_ins = StandIns(one)
+    played = StandIns(one)
     inputs = {"input_ids": torch.arange(10).view(2, 5)}
-    first, second = stand_ins.logits(one, inputs), stand_ins.logits(other, inputs)
-    assert torch.equal(first, stand_ins.logits(model(8, 6), inputs))
+    first, second = played.logits(one, inputs), played.logits(other, inputs)
+    assert torch.equal(first, played.logits(model(8, 6), inputs))
     assert float((first - second).abs().max() / first.abs().max()) > 1e-2
 
 
@@ -243,21 +245,40 @@ def test_a_mixture_of_experts_is_loaded_as_a_whole(tmp_path: Path) -> None:
     assert "it holds 0 tensors for model.layers.0.mlp" in obstacle(checkpoint, build_meta(config, buffers=True))
 
 
-def test_no_more_than_one_slice_waits_while_the_next_tensor_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_memory_is_one_tensor_and_two_slices(tmp_path: Path) -> None:
+    config = LlamaConfig(**WIDTHS | {"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 6})
+    source = write_checkpoint(tmp_path / "source", config)
+    model = build_meta(config, buffers=True)
+    weights = StreamedWeights(Checkpoint([source / "model.safetensors"]), model)
+    largest = max(stored.size for stored in weights.stored.values())
+    total = sum(stored.size for stored in weights.stored.values())
+    tracemalloc.start()
+    weights.write(model, Plan(), tmp_path, plain=True, shard_size="1GB")
+    for _ in weights.read(weights.stored, None):
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 3 * largest <= peak < 3.2 * largest < total / 4
+    assert contents(tmp_path, "source") == contents(source, "config.json", "generation_config.json")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    weights, model = streamed_weights(source)
+    os.truncate(source / "model.safetensors", 5000)
+    with pytest.raises(FxpruneError, match="ends within"):
+        weights.write(model, Plan(), tmp_path, plain=True, shard_size="1GB")
+
+
+def test_products_with_large_stand_ins_are_sampled_alike_and_still_tell_layouts_apart(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = write_checkpoint(tmp_path / "source", shard_size="20kB")
-    read = StreamedWeights._tensor
-    made: list[weakref.ref[torch.Tensor]] = []
-    alive: list[int] = []
-
-    def counted(self: Any, *arguments: Any) -> torch.Tensor:
-        alive.append(sum(reference() is not None for reference in made))
-        tensor = read(self, *arguments)
-        made.append(weakref.ref(tensor))
-        return tensor
-
-    monkeypatch.setattr(StreamedWeights, "_tensor", counted)
-    apply(source, tmp_path / "out")
-    assert len(alive) > 30
-    assert max(alive) <= 1
+    monkeypatch.setattr(stand_ins, "LARGE", 1)
+    monkeypatch.setattr(stand_ins, "BLOCK", 1)
+    test_stand_ins_tell_8_heads_of_6_from_6_heads_of_8()
+    x, weight = torch.randn(3, 100), torch.randn(100, 5)
+    with stand_ins.played():
+        sampled = x @ weight
+        assert torch.equal(torch.nn.functional.linear(x, weight.t().contiguous()), sampled)
+        assert torch.equal(torch.nn.functional.linear(x, weight.t(), torch.ones(5)), sampled + 1)
+    assert not torch.allclose(sampled, x @ weight)
