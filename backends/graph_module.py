@@ -26,6 +26,8 @@ def raise_graph(
     constants: Mapping[str, torch.Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    batch: int | None = None,
+    outputs: Callable[[list[fx.Node]], Any] | None = None,
 ) -> fx.GraphModule:
     """Build a module that computes what the graph says, at the shapes it was traced with.
 
@@ -35,14 +37,17 @@ def raise_graph(
         constants: nameless constants by name, real tensors.
         dtype: every floating-point tensor, constant and cast becomes this type (float64 for exact comparison); kept
             when None.
+        batch: the number of samples that the graph was traced with, of which nothing else in it may be a multiple:
+            every integer that is one follows the first dimension of the first input instead.
+        outputs: arranges what the module returns; the tuple of all outputs when None.
 
     Returns:
-        A module that takes the graph's inputs by position and returns the tuple of its outputs.
+        A module that takes the graph's inputs by position; its tensors have the names that the graph gives them.
 
     Raises:
         KeyError: when a parameter's data is missing.
     """
-    return _Raising(graph, tensors, constants or {}, dtype).run()
+    return _Raising(graph, tensors, constants or {}, dtype, batch).run(outputs or tuple)
 
 
 class _Raising:
@@ -52,69 +57,112 @@ class _Raising:
         tensors: Mapping[str, torch.Tensor],
         constants: Mapping[str, torch.Tensor],
         dtype: torch.dtype | None,
+        batch: int | None,
     ) -> None:
         self.graph, self.tensors, self.constants, self.dtype = graph, tensors, constants, dtype
+        self.batch = batch
         self.root = torch.nn.Module()
         self.fx = fx.Graph()
         self.nodes: dict[Value, fx.Node] = {}
+        self.known: dict[Value, torch.Tensor] = {}
+        self.named = graph.parameter_of()
+        self.multiples: dict[int, fx.Node] = {}
 
-    def run(self) -> fx.GraphModule:
+    def run(self, outputs: Callable[[list[fx.Node]], Any]) -> fx.GraphModule:
         for value in self.graph.inputs:
             self.nodes[value] = self.fx.placeholder(value.name.replace(".", "_"))
-        read = {value for op in self.graph.ops for value in op.operands} | set(self.graph.outputs)
-        known = {p.value: self._cast(self.tensors[p.name]) for p in self.graph.parameters}
-        known |= {value: self._cast(self.constants[value.name]) for value in self.graph.constants}
-        self._fold(known)
-        for value, data in known.items():
-            if value in read:
-                self._attach(value, data)
+        self.known |= {p.value: self._cast(self.tensors[p.name]) for p in self.graph.parameters}
+        self.known |= {value: self._cast(self.constants[value.name]) for value in self.graph.constants}
+        for op in self.graph.folded:
+            if self._runs_late(op):
+                self._emit(op)
+            else:
+                self._fold(op)
         for op in self.graph.ops:
             self._emit(op)
-        self.fx.output(tuple(self.nodes[value] for value in self.graph.outputs))
+        self.fx.output(outputs([self._node(value) for value in self.graph.outputs]))
         return fx.GraphModule(self.root, self.fx, self.graph.name)
+
+    def _runs_late(self, op: Op) -> bool:
+        """Whether a constant depends on the number of samples."""
+        return any(value not in self.known for value in op.operands) or self._counts_samples(
+            (*op.args, *op.kwargs.values())
+        )
+
+    def _counts_samples(self, arg: Any) -> bool:
+        if isinstance(arg, tuple):
+            return any(map(self._counts_samples, arg))
+        return bool(self.batch) and type(arg) is int and arg > 0 and arg % self.batch == 0  # type: ignore[operator]
+
+    def _samples(self, times: int) -> fx.Node:
+        """A multiple of the number of samples."""
+        if 1 not in self.multiples:
+            first = self.nodes[self.graph.inputs[0]]
+            self.multiples[1] = self.fx.call_function(torch.ops.aten.sym_size.int, (first, 0))
+        if times not in self.multiples:
+            self.multiples[times] = self.fx.call_function(operator.mul, (self.multiples[1], times))
+        return self.multiples[times]
 
     def _cast(self, data: torch.Tensor) -> torch.Tensor:
         return data.detach().to(self.dtype) if self.dtype is not None and data.is_floating_point() else data.detach()
 
-    def _fold(self, known: dict[Value, torch.Tensor]) -> None:
+    def _fold(self, op: Op) -> None:
+        function = function_of(op.target)
         with torch.no_grad():
-            for op in self.graph.folded:
-                args = self._arguments(op.args, known)
-                kwargs = {key: self._argument(arg, known) for key, arg in op.kwargs.items()}
-                function = function_of(op.target)
-                made = function(*args, **kwargs)
-                for value, data in zip(op.results, made if _returns_many(function) else (made,), strict=False):
-                    if value is not None:
-                        known[value] = data
+            made = function(
+                *(self._argument(arg, self.known.__getitem__) for arg in op.args),
+                **{key: self._argument(arg, self.known.__getitem__) for key, arg in op.kwargs.items()},
+            )
+        for value, data in zip(op.results, made if _returns_many(function) else (made,), strict=False):
+            if value is not None:
+                self.known[value] = data
 
-    def _attach(self, value: Value, data: torch.Tensor) -> None:
-        name = f"t{len(self.nodes)}_" + value.name.replace(".", "_")
-        if data.is_floating_point():
-            self.root.register_parameter(name, torch.nn.Parameter(data, requires_grad=False))
-        else:
+    def _node(self, value: Value) -> fx.Node:
+        if value not in self.nodes:
+            self.nodes[value] = self.fx.get_attr(self._attach(value, self.known[value]))
+        return self.nodes[value]
+
+    def _attach(self, value: Value, data: torch.Tensor) -> str:
+        """Hold a tensor: a parameter or buffer under its own name, a constant as a buffer."""
+        parameter = self.named.get(value)
+        if parameter is None:
+            name = f"t{len(self.nodes)}_" + value.name.replace(".", "_")
             self.root.register_buffer(name, data)
-        self.nodes[value] = self.fx.get_attr(name)
+            return name
+        owner = self.root
+        *path, last = parameter.name.split(".")
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, torch.nn.Module())
+            owner = owner.get_submodule(part)
+        if parameter.is_buffer or not (data.is_floating_point() or data.is_complex()):
+            owner.register_buffer(last, data)
+        else:
+            trained = self.tensors[parameter.name].requires_grad
+            owner.register_parameter(last, torch.nn.Parameter(data, requires_grad=trained))
+        return parameter.name
 
     def _emit(self, op: Op) -> None:
-        args = self._arguments(op.args, self.nodes)
-        kwargs = {key: self._argument(arg, self.nodes) for key, arg in op.kwargs.items()}
         function = function_of(op.target)
-        node = self.fx.call_function(function, args, kwargs)
+        node = self.fx.call_function(
+            function,
+            tuple(self._argument(arg, self._node) for arg in op.args),
+            {key: self._argument(arg, self._node) for key, arg in op.kwargs.items()},
+        )
         several = _returns_many(function)
         for index, value in enumerate(op.results):
             if value is not None:
                 self.nodes[value] = self.fx.call_function(operator.getitem, (node, index)) if several else node
 
-    def _arguments(self, args: tuple[Arg, ...], known: Mapping[Value, Any]) -> tuple[Any, ...]:
-        return tuple(self._argument(arg, known) for arg in args)
-
-    def _argument(self, arg: Arg, known: Mapping[Value, Any]) -> Any:
+    def _argument(self, arg: Arg, find: Callable[[Value], Any]) -> Any:
         if isinstance(arg, Value):
-            return known[arg]
+            return find(arg)
         if isinstance(arg, tuple):
-            return [self._argument(item, known) for item in arg]
+            return [self._argument(item, find) for item in arg]
         if isinstance(arg, DType):
             return self.dtype if self.dtype is not None and arg.is_float else DTYPES[arg.name]
+        if self.batch and self._counts_samples(arg):
+            return self._samples(arg // self.batch)  # type: ignore[operator]
         return arg
 
 

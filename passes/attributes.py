@@ -186,7 +186,10 @@ class Survey:
         return options[0] if several and self._is_width(path, attribute) else None
 
     def _is_width(self, path: str, attribute: str) -> bool:
-        """Whether the attribute equals an extent in every instance of its class; a layer's index, say, does not."""
+        """Whether the attribute equals an extent in every instance of its class; a layer's index, say, does not.
+
+        1 is an extent everywhere: a convolution that is not grouped has one group.
+        """
         key = (type(self.modules[path]), attribute)
         if key not in self._widths:
             peers = [peer for peer in self.instances[key[0]] if peer in self.extents]
@@ -196,7 +199,7 @@ class Survey:
     def _equals_extent(self, path: str, attribute: str) -> bool:
         value = _value(self.modules[path], attribute)
         sizes = value if isinstance(value, tuple) else (value,)
-        return value is not None and set(sizes) <= {old for old, _ in self.extents[path]}
+        return value is not None and set(sizes) <= {1, *(old for old, _ in self.extents[path])}
 
     def _options(self, path: str, old: Number) -> list[Number]:
         """What the value may become, most likely first; a single entry when nothing can change it."""

@@ -65,11 +65,15 @@ class State:
         coupling: the dependency analysis of ``graph``, None once a rewrite has invalidated it.
         plan: what the pruning passes removed so far.
         calibration: text for scores, None when the user gave none.
+        losses: for a module that is no language model, what scores are computed from instead of text: each takes the
+            module and returns a scalar.
         data: text for recovery training, None when the user gave none.
         example: the keyword arguments of ``forward`` that the graph was traced with.
         repairs: the module attributes that pruning passes changed so far.
         execute: runs a graph with the weights of the model and returns its first output, and the model's own on the
             same inputs; None where there are no weights to run.
+        rebuild: makes a module of a rewritten graph, its tensors by name and the reason, for a model whose own forward
+            does not hold at the smaller widths; None where only the model itself will do.
         weights: where the model holds no values but its checkpoint can be read: yields name and value of the parameters
             that are asked for by their first names, one at a time, cut as ``plan`` says and in the dtype of the file.
         recorded: the slices of a plan that another run wrote, for the pass that replays them.
@@ -85,10 +89,12 @@ class State:
     coupling: Coupling | None = None
     plan: Plan | None = None
     calibration: Corpus | None = None
+    losses: Sequence[Callable[[torch.nn.Module], torch.Tensor]] = ()
     data: Corpus | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
     repairs: Repairs = field(default_factory=Repairs)
     execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
+    rebuild: Callable[[Graph, Mapping[str, torch.Tensor], str], torch.nn.Module] | None = None
     weights: Weights | None = None
     recorded: Mapping[tuple[str, int], Indices] | None = None
     original: torch.nn.Module | None = None

@@ -63,7 +63,7 @@ def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contr
             "give int64 token ids [samples, length] with length at least 2",
         )
     scoring = Scoring(model, tokens, wanted, wanted_parameters(model, wanted))
-    with _as_it_was(model), torch.enable_grad():
+    with as_it_was(model), torch.enable_grad():
         model.requires_grad_(False)
         contributions = compute(scoring)
         if not scoring.reached:
@@ -246,7 +246,7 @@ def _untied(model: Module, parameters: Mapping[str, Parameter]) -> Iterator[dict
 
 
 @contextmanager
-def _as_it_was(model: Module) -> Iterator[None]:
+def as_it_was(model: Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every mode, flag and gradient is what it was before."""
     modes = [(module, module.training) for module in model.modules()]
     states = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]

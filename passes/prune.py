@@ -10,14 +10,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ..ir import Indices, Plan, RequestError
+from ..ir import FxpruneError, Indices, Plan, RequestError
+from ..ir.graph import Graph
 from ..ir.groups import Group, Role
 from ..ir.repairs import Repairs
 from .base import Pass, State, option
 from .couple import Coupling
+from .rehearsal import tensors_by_name
 from .select import HEADS, Scope, Scores, chosen_groups, select
 from .shrink import extents_by_module, make_plan, rewrite
-from .surgery import shrink_module
+from .surgery import shrink_module, sliced
 
 SAME = 1e-4
 """Largest difference between the logits of the shrunken module and of the rewritten graph, relative to their scale,
@@ -72,13 +74,26 @@ def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
     plan = make_plan(coupling, keep)
     before, after = state.graph, rewrite(coupling, plan)
     if not plan.removes_nothing:
-        repairs = shrink_module(
-            state.model, plan, extents_by_module(before, after), state.example, accept=_acceptance(state, after)
-        )
-        state.repairs = join_repairs(state.repairs, repairs)
+        _shrink(state, plan, before, after)
     state.consumers += consumers_of(coupling, plan)
     state.graph = after
     state.plan = plan if state.plan is None else join_plans(state.plan, plan, coupling)
+
+
+def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
+    """Shrink the module in place; where its own forward does not hold and there is another way, rebuild it."""
+    whole = tensors_by_name(state.model) if state.rebuild is not None else {}
+    try:
+        repairs = shrink_module(
+            state.model, plan, extents_by_module(before, after), state.example, accept=_acceptance(state, after)
+        )
+    except FxpruneError as stuck:
+        if state.rebuild is None:
+            raise
+        state.model = state.rebuild(after, sliced(whole, plan), stuck.message)
+        state.repairs = Repairs()
+    else:
+        state.repairs = join_repairs(state.repairs, repairs)
 
 
 def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:

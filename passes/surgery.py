@@ -99,8 +99,22 @@ def slice_tensors(model: nn.Module, plan: Plan) -> None:
     """Replace every tensor of ``plan.slices`` by its slice, one at a time; ties, dtype and device are kept."""
     tensors = tensors_by_name(model)
     for name in sorted({name for name, _ in plan.slices}):
-        smaller = tensors[name].detach()
-        for (owner, dim), kept in sorted(plan.slices.items()):
-            if owner == name:
-                smaller = smaller.index_select(dim, torch.tensor(kept, device=smaller.device))
-        replace_tensor(model, tensors[name], smaller.contiguous())
+        replace_tensor(model, tensors[name], _slice(tensors[name], name, plan))
+
+
+def sliced(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
+    """The same tensors, those of ``plan.slices`` cut; parameters stay parameters."""
+    found = dict(tensors)
+    for name in {name for name, _ in plan.slices}:
+        smaller = _slice(tensors[name], name, plan)
+        is_parameter = isinstance(tensors[name], nn.Parameter)
+        found[name] = nn.Parameter(smaller, tensors[name].requires_grad) if is_parameter else smaller
+    return found
+
+
+def _slice(tensor: torch.Tensor, name: str, plan: Plan) -> torch.Tensor:
+    smaller = tensor.detach()
+    for (owner, dim), kept in sorted(plan.slices.items()):
+        if owner == name:
+            smaller = smaller.index_select(dim, torch.tensor(kept, device=smaller.device))
+    return smaller.contiguous()

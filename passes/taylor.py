@@ -10,6 +10,7 @@ from ..ir import RequestError
 from ..ir.groups import Group
 from .base import State, option
 from .gradients import taylor
+from .losses import taylor_of_losses
 from .prune import Prune
 from .select import REDUCTIONS, Scores, unit_scores, wanted
 
@@ -42,12 +43,16 @@ class Taylor(Prune):
         """Importance from one pass over the calibration windows, for all groups at once.
 
         Raises:
-            RequestError: without calibration text, or with too little of it.
+            RequestError: without calibration text or losses, or with too little text.
             FxpruneError: for a loss or gradient that is not finite.
         """
+        if state.losses:
+            found = taylor_of_losses(state.model, state.losses, wanted(groups, state.graph), self.variant)
+            return {group.name: unit_scores(group, found, self.reduce) for group in groups}
         if state.calibration is None:
             raise RequestError(
-                "taylor scores need calibration text", "give --calib FILE, text the model should keep modelling"
+                "taylor scores need calibration text",
+                "give --calib FILE, text the model should keep modelling; for a module in Python, give its loss",
             )
         tokens = state.calibration.windows(self.length, self.samples, self.seed)
         found = taylor(state.model, tokens, wanted(groups, state.graph), self.variant)

@@ -1,0 +1,309 @@
+"""The product of pruning a module: safetensors and an exported program, and loading either kind of artifact back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file, save_model
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from ..ir.errors import FxpruneError, RequestError
+from ..ir.plan import Plan
+from ..ir.repairs import Repairs, repair
+from .artifact import RECORD, atomic_directory, check_target, digests, read_plan, read_record, write_json, write_plan
+from .config_search import quiet
+from .verify import LOGITS_TOLERANCE, VerificationError, relative_difference
+
+WEIGHTS = "model.safetensors"
+PROGRAM = "model.pt2"
+KIND = "module"
+TOLERANCE = {torch.float64: 1e-10, torch.float32: LOGITS_TOLERANCE}
+
+
+@dataclass(frozen=True)
+class Product:
+    """A module that is ready to be written.
+
+    Attributes:
+        module: as it is now.
+        args, kwargs: what it is called with.
+        plan: what was removed from its original.
+        repairs: attributes that changed with it.
+        any_batch: whether the first dimension of every input may vary.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    plan: Plan
+    repairs: Repairs
+    any_batch: bool
+
+
+@dataclass(frozen=True)
+class SavedModule:
+    """What was written.
+
+    Attributes:
+        path: the directory.
+        any_batch: whether the exported program takes any number of samples.
+        checks: made in a fresh process, with the worst difference.
+    """
+
+    path: Path
+    any_batch: bool
+    checks: Mapping[str, Any]
+
+
+def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force: bool) -> SavedModule:
+    """Write a module: ``model.safetensors``, ``model.pt2``, ``plan.safetensors``, ``fxprune.json``.
+
+    The exported program is loaded by a fresh Python process with torch alone and must give the module's outputs before
+    the directory is moved into place.
+
+    Raises:
+        RequestError: ``out`` cannot be written.
+        FxpruneError: the module does not export.
+        VerificationError: the program does not load or computes something else.
+    """
+    size = sum(t.numel() * t.element_size() for t in (*product.module.parameters(), *product.module.buffers()))
+    check_target(out, force=force, needed=2 * size)
+    training = product.module.training
+    product.module.eval()
+    try:
+        program, any_batch = _export(product)
+        with atomic_directory(out, force=force) as folder:
+            # What several modules share is stored once.
+            save_model(product.module, str(folder / WEIGHTS), metadata={"format": "pt"})
+            torch.export.save(program, folder / PROGRAM)
+            write_plan(folder, product.plan)
+            checks = _check(product, folder)
+            record = {
+                "fxprune": version("fxprune"),
+                "torch": torch.__version__,
+                "artifact": KIND,
+                **report,
+                "any_batch": any_batch,
+                "repairs": product.repairs.to_json(),
+                "checks": checks,
+                "files": digests(folder, WEIGHTS, PROGRAM),
+            }
+            write_json(folder / RECORD, record)
+    finally:
+        product.module.train(training)
+    return SavedModule(out.resolve(), any_batch, checks)
+
+
+def _export(product: Product) -> tuple[ExportedProgram, bool]:
+    """The exported program, with a free number of samples where that is promised and torch can show it."""
+    if product.any_batch:
+        try:
+            return _exported(product, free=True), True
+        except Exception:  # a forward that torch cannot prove to hold for every number still exports at one
+            pass
+    try:
+        return _exported(product, free=False), False
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FxpruneError(f"torch.export cannot export the smaller module: {reason}", "see --debug") from error
+
+
+def _exported(product: Product, *, free: bool) -> ExportedProgram:
+    def dynamic(leaf: Any) -> Any:
+        return {0: Dim.DYNAMIC} if isinstance(leaf, torch.Tensor) else None
+
+    shapes = None
+    if free:
+        named = pytree.tree_map(dynamic, product.args), pytree.tree_map(dynamic, dict(product.kwargs))
+        shapes = {**_by_name(product.module, named[0]), **named[1]}
+    with quiet(), torch.no_grad():
+        program = torch.export.export(
+            product.module, product.args, dict(product.kwargs), dynamic_shapes=shapes, strict=False
+        )
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # where it was made is nobody's business
+    return program
+
+
+def _by_name(module: nn.Module, values: tuple[Any, ...]) -> dict[str, Any]:
+    import inspect
+
+    return dict(inspect.signature(module.forward).bind(*values).arguments)
+
+
+_SCRIPT = """
+import json, sys, torch
+from safetensors.torch import load_file, save_file
+sys.modules["fxprune"] = None
+request = json.loads(sys.argv[1])
+held = load_file(request["inputs"])
+def real(x):
+    if isinstance(x, dict):
+        return held[x["tensor"]] if "tensor" in x else {k: real(v) for k, v in x["dict"].items()}
+    return type(x)(map(real, x)) if isinstance(x, list) else x
+program = torch.export.load(request["program"])
+with torch.no_grad():
+    made = program.module()(*real(request["args"]), **{k: real(v) for k, v in request["kwargs"].items()})
+leaves = [x for x in torch.utils._pytree.tree_leaves(made) if isinstance(x, torch.Tensor)]
+save_file({str(i): x.contiguous() for i, x in enumerate(leaves)}, request["outputs"])
+"""
+
+
+def _check(product: Product, folder: Path) -> dict[str, Any]:
+    """Run the program in a process that knows torch alone, on the example."""
+    held: dict[str, torch.Tensor] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            held[f"t{len(held)}"] = value.detach().cpu().clone().contiguous()
+            return {"tensor": f"t{len(held) - 1}"}
+        if isinstance(value, Mapping):
+            return {"dict": {key: plain(item) for key, item in value.items()}}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    with tempfile.TemporaryDirectory(prefix="fxprune-verify-") as scratch:
+        inputs, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
+        request = {
+            "args": [plain(value) for value in product.args],
+            "kwargs": {key: plain(value) for key, value in product.kwargs.items()},
+            "inputs": str(inputs),
+            "outputs": str(outputs),
+            "program": str(folder / PROGRAM),
+        }
+        save_file(held, inputs)
+        command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps(request)]
+        done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+            raise VerificationError(
+                f"a fresh Python process cannot run the written program: {lines[-1] if lines else done.returncode}",
+                "load it by hand with torch.export.load for the whole message",
+            )
+        found = load_file(outputs)
+    with torch.no_grad():
+        output = product.module(*product.args, **product.kwargs)
+    expected = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    if len(found) != len(expected):
+        raise VerificationError(
+            f"the written program returns {len(found)} tensors, the module {len(expected)}", "please report the module"
+        )
+    worst, limit = 0.0, 0.0
+    for number, tensor in enumerate(expected):
+        limit = max(limit, TOLERANCE.get(tensor.dtype, 0.05))
+        got = found[str(number)]
+        worst = max(worst, 0.0 if torch.equal(got, tensor.cpu()) else relative_difference(got, tensor.cpu()))
+    if not worst <= limit:
+        raise VerificationError(
+            f"the written program's outputs differ from the module's by {worst:.3g} of their scale", "please report it"
+        )
+    return {"loaded_by": "torch.export.load", "worst_difference": worst, "tolerance": limit}
+
+
+def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
+    """The module that an artifact holds.
+
+    Args:
+        path: a directory that fxprune wrote: a Hugging Face model (loaded with transformers, its own code trusted if
+            fxprune wrote that), or a pruned module.
+        into: a fresh module of the original's class, at its original widths: its tensors become those of the artifact
+            and its attributes follow, so that the result is that class again; the exported program when None.
+
+    Raises:
+        RequestError: ``path`` holds no artifact, or a damaged one; or ``into`` is another module.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise RequestError(f"{folder} does not exist", "name a directory that fxprune wrote")
+    if (folder / "config.json").is_file() and not (folder / PROGRAM).is_file():
+        from .huggingface import load as load_huggingface
+
+        if into is not None:
+            raise RequestError(f"{folder} is a Hugging Face model, which builds itself", "leave `into` out")
+        found: nn.Module = load_huggingface(folder)
+        return found
+    record = read_record(folder)
+    if record.get("artifact") != KIND:
+        raise RequestError(f"{folder} holds no pruned module", "name a directory that fxprune wrote")
+    return _load_program(folder) if into is None else _load_into(folder, record, into)
+
+
+def _load_program(folder: Path) -> nn.Module:
+    try:
+        with quiet():
+            program = torch.export.load(folder / PROGRAM)
+    except Exception as error:  # a damaged archive raises whatever its reader comes upon first
+        raise RequestError(f"{folder / PROGRAM} is damaged: {error}", "write the artifact again") from error
+    module: nn.Module = program.module()
+    return module
+
+
+def _load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.Module:
+    if record.get("form") == "graph":
+        raise RequestError(
+            f"{folder} holds a rewritten graph: {record.get('rebuilt_because')}", "load it without a module of your own"
+        )
+    held = _weights(folder)
+    tensors = {**dict(into.named_parameters()), **dict(into.named_buffers())}
+    for (name, dim), kept in read_plan(folder).items():
+        if name not in tensors or dim >= tensors[name].dim() or kept[-1] >= tensors[name].shape[dim]:
+            raise RequestError(
+                f"{type(into).__name__} has no tensor '{name}' that fits the plan of {folder}",
+                "give a module built as the original was",
+            )
+        data = tensors[name].detach().index_select(dim, torch.from_numpy(kept).to(tensors[name].device))
+        _replace(into, tensors[name], data)
+        tensors = {**dict(into.named_parameters()), **dict(into.named_buffers())}
+    for path, changes in Repairs.from_json(record.get("repairs") or {}).attributes.items():
+        for attribute, (_, new) in changes.items():
+            repair(into.get_submodule(path), attribute, new)
+    try:
+        missing, unexpected = into.load_state_dict(held, strict=False)
+    except RuntimeError as error:
+        raise RequestError(
+            f"{type(into).__name__} does not fit {folder}: {error}", "build it as the original"
+        ) from None
+    shared = _shared_names(into)
+    missing = [name for name in missing if not shared.get(name, set()) & held.keys()]
+    if missing or unexpected:
+        what = f"{', '.join([*missing, *unexpected][:3])}"
+        raise RequestError(f"{type(into).__name__} does not fit {folder}: {what}", "build it as the original was")
+    return into
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"{folder / WEIGHTS} is damaged: {error}", "write the artifact again") from error
+
+
+def _shared_names(module: nn.Module) -> dict[str, set[str]]:
+    """Name of every tensor -> all names of it."""
+    names: dict[int, set[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), set()).add(name)
+    return {name: group for group in names.values() for name in group}
+
+
+def _replace(module: nn.Module, old: torch.Tensor, data: torch.Tensor) -> None:
+    new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
+    for owner in module.modules():
+        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is old:
+                    table[name] = new
