@@ -182,6 +182,8 @@ def apply(
         pipeline = (Replay(sha256=recorded.sha256), *pipeline)
     work = _Work(source, pipeline if weights else None, progress)
     work.recorded = recorded
+    if work.stream is not None and not dry_run:
+        work.stream.identify(recorded.origin if recorded is not None else None)
     work.read_texts(pipeline, calib, data)
     applied = work.run(pipeline, _printer(print_ir_after))
     applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))

@@ -31,14 +31,25 @@ class Stream:
         module: parameters on the meta device, buffers with values.
         weights: reads and writes the values.
         stand_ins: what the module runs on.
-        origin: sha256 of the source's files, computed while other things happen.
     """
 
     def __init__(self, source: Source, checkpoint: Checkpoint, module: Any) -> None:
         self.module = module
         self.weights = StreamedWeights(checkpoint, module)
         self.stand_ins = StandIns(module)
-        self.origin: Callable[[], dict[str, str]] = _Meanwhile(lambda: source_digests(source.directory))
+        self._source = source.directory
+        self._origin: Callable[[], Mapping[str, str]] | None = None
+
+    def identify(self, known: Mapping[str, str] | None = None) -> None:
+        """Begin to compute what the source's files are, unless it is known."""
+        self._origin = _Meanwhile(lambda: source_digests(self._source)) if known is None else lambda: known
+
+    def origin(self) -> Mapping[str, str]:
+        """Sha256 of the source's files; waits for what :meth:`identify` began."""
+        if self._origin is None:
+            self.identify()
+        assert self._origin is not None
+        return self._origin()
 
     def reader(self, state: State) -> Weights:
         """Values as they are after what was removed so far."""
