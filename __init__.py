@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING, Any
 from .ir.errors import FxpruneError, RequestError
 
 if TYPE_CHECKING:
-    from .api import apply, bench, evaluate, export, list_passes, trace
+    from .api import apply, bench, evaluate, export, list_passes, load, prune_module, trace
 
-__all__ = ["FxpruneError", "RequestError", "apply", "bench", "evaluate", "export", "list_passes", "trace"]
+__all__ = [
+    "FxpruneError",
+    "RequestError",
+    "apply",
+    "bench",
+    "evaluate",
+    "export",
+    "list_passes",
+    "load",
+    "prune_module",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation import Measurement, evaluate
     from .exporting import export
     from .listing import PassInfo, list_passes
+    from .modules import Pruned, load, prune_module
     from .pruning import Applied, GroupChange, apply
     from .tracing import Hop, Trace, trace
 
@@ -26,12 +27,15 @@ __all__ = [
     "Hop",
     "Measurement",
     "PassInfo",
+    "Pruned",
     "Trace",
     "apply",
     "bench",
     "evaluate",
     "export",
     "list_passes",
+    "load",
+    "prune_module",
     "run_demo",
     "trace",
 ]
@@ -42,6 +46,7 @@ _MODULES = {
     "evaluation": ("Measurement", "evaluate"),
     "exporting": ("export",),
     "listing": ("PassInfo", "list_passes"),
+    "modules": ("Pruned", "load", "prune_module"),
     "pruning": ("Applied", "GroupChange", "apply"),
     "tracing": ("Hop", "Trace", "trace"),
 }

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ..backends.exported import Product, SavedModule, save_module
+from ..backends.exported import Product, SavedModule, load, save_module
 from ..backends.graph_module import raise_graph
 from ..backends.verify import relative_difference
 from ..ir.cost import macs
@@ -30,6 +30,8 @@ from ..tracer.export import Traced
 from ..tracer.module import Call, Inputs, bind, run, trace_module
 from .progress import Progress, silent
 from .pruning import GroupChange
+
+__all__ = ["Pruned", "load", "prune_module"]
 
 SAME = {torch.float64: 1e-10, torch.float32: 1e-4}
 """The most that two programs for the same function may differ, relative to the scale of the output: some thousand

@@ -161,8 +161,8 @@ class _Raising:
             return [self._argument(item, find) for item in arg]
         if isinstance(arg, DType):
             return self.dtype if self.dtype is not None and arg.is_float else DTYPES[arg.name]
-        if self.batch and self._counts_samples(arg):
-            return self._samples(arg // self.batch)  # type: ignore[operator]
+        if isinstance(arg, int) and self.batch and self._counts_samples(arg):
+            return self._samples(arg // self.batch)
         return arg
 
 

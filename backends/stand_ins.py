@@ -80,6 +80,9 @@ class _Sampling(TorchDispatchMode):
     weights takes seconds. What tells two layouts apart is spread over all rows alike, and a difference that is an
     artefact of this makes a run refuse, never accept."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

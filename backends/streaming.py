@@ -221,17 +221,17 @@ class _Memory:
         bits = _BITS[DTYPES[stored.dtype].itemsize]
         with stored.file.open("rb", buffering=0) as file:
             file.seek(stored.start)
-            rest = memoryview(self._whole)[: stored.size]
+            rest = self._whole.data[: stored.size]
             while rest:
                 count = file.readinto(rest)
                 if not count:
                     raise FxpruneError(f"{stored.file} ends within '{stored.name}'", "copy or download the model again")
                 rest = rest[count:]
         tensor: Bits = self._whole[: stored.size].view(bits).reshape(stored.shape)
-        *first, last = sorted(slices.items()) or [(0, None)]
-        for dim, kept in first:
+        cuts = sorted(slices.items())
+        for dim, kept in cuts[:-1]:
             tensor = np.take(tensor, kept, axis=dim)
-        dim, chosen = last
+        dim, chosen = cuts[-1] if cuts else (0, None)
         shape = tensor.shape if chosen is None else (*tensor.shape[:dim], len(chosen), *tensor.shape[dim + 1 :])
         self._cut.reverse()
         cut: Bits = self._cut[0][: prod(shape) * tensor.itemsize].view(bits).reshape(shape)

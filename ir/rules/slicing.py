@@ -168,7 +168,7 @@ def _pad(eq: Equations, op: Op) -> None:
 
 def _pad_amounts(op: Op, new: Resized) -> Op:
     """As many positions of the padding as are left of it."""
-    operand, amounts = tensor(op, 0), list(argument(op, 1, "pad"))  # type: ignore[arg-type]
+    operand, amounts = tensor(op, 0), [n for n in argument(op, 1, "pad") if isinstance(n, int)]  # type: ignore[union-attr]
     for back in range(len(amounts) // 2):
         dim = len(operand.shape) - 1 - back
         before, after = amounts[2 * back : 2 * back + 2]
