@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,9 +138,9 @@ def prune_module(
         FxpruneError: the module cannot be traced, or a pass failed.
     """
     shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of}
-    pipeline = parse_pipeline(passes, PASSES, shared | _channels(passes, channels))
     losses = _losses(loss, data)
-    _check_passes(pipeline, losses)
+    _check_passes(parse_pipeline(passes, PASSES, shared), losses)
+    pipeline = parse_pipeline(passes, PASSES, shared | _channels(passes, channels))
     call = bind(module, example_inputs)
     work = _Work(module, call, progress)
     return work.run(pipeline, losses)
@@ -243,6 +244,7 @@ class _Work:
             _tensors(self.model) if tensors is None else tensors,
             traced.constants,
             batch=traced.graph.extents.get("b"),
+            inputs=functools.partial(_placeholders, self.call),
             outputs=self.arrange,
         )
 
@@ -308,6 +310,23 @@ class _Work:
     def _rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
         self.rebuilt_because = reason
         return self._graph_module(graph, self.traced, tensors)
+
+
+def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:
+    """The arguments of the module, and the tensors in them. What is no tensor is what it was in the example."""
+    found: list[fx.Node] = []
+
+    def walk(node: fx.Node, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.append(node)
+        elif isinstance(value, Mapping | list | tuple):
+            for key in value if isinstance(value, Mapping) else range(len(value)):
+                walk(graph.call_function(operator.getitem, (node, key)), value[key])
+
+    for name, value in call.bound.items():
+        has_tensor = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+        walk(graph.placeholder(name) if has_tensor else graph.placeholder(name, default_value=None), value)
+    return found
 
 
 def _arrangement(model: nn.Module, call: Call) -> Callable[[list[fx.Node]], Any]:

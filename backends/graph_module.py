@@ -27,6 +27,7 @@ def raise_graph(
     *,
     dtype: torch.dtype | None = None,
     batch: int | None = None,
+    inputs: Callable[[fx.Graph], list[fx.Node]] | None = None,
     outputs: Callable[[list[fx.Node]], Any] | None = None,
 ) -> fx.GraphModule:
     """Build a module that computes what the graph says, at the shapes it was traced with.
@@ -39,15 +40,17 @@ def raise_graph(
             when None.
         batch: the number of samples that the graph was traced with, of which nothing else in it may be a multiple:
             every integer that is one follows the first dimension of the first input instead.
+        inputs: makes the placeholders and what else leads to one node for every input of the graph; one placeholder
+            for each when None.
         outputs: arranges what the module returns; the tuple of all outputs when None.
 
     Returns:
-        A module that takes the graph's inputs by position; its tensors have the names that the graph gives them.
+        A module whose tensors have the names that the graph gives them.
 
     Raises:
         KeyError: when a parameter's data is missing.
     """
-    return _Raising(graph, tensors, constants or {}, dtype, batch).run(outputs or tuple)
+    return _Raising(graph, tensors, constants or {}, dtype, batch).run(inputs, outputs or tuple)
 
 
 class _Raising:
@@ -68,9 +71,12 @@ class _Raising:
         self.named = graph.parameter_of()
         self.multiples: dict[int, fx.Node] = {}
 
-    def run(self, outputs: Callable[[list[fx.Node]], Any]) -> fx.GraphModule:
-        for value in self.graph.inputs:
-            self.nodes[value] = self.fx.placeholder(value.name.replace(".", "_"))
+    def run(
+        self, inputs: Callable[[fx.Graph], list[fx.Node]] | None, outputs: Callable[[list[fx.Node]], Any]
+    ) -> fx.GraphModule:
+        given = self.graph.inputs
+        made = inputs(self.fx) if inputs else [self.fx.placeholder(v.name.replace(".", "_")) for v in given]
+        self.nodes.update(zip(given, made, strict=True))
         self.known |= {p.value: self._cast(self.tensors[p.name]) for p in self.graph.parameters}
         self.known |= {value: self._cast(self.constants[value.name]) for value in self.graph.constants}
         for op in self.graph.folded:
