@@ -1,112 +1,201 @@
 """What works on every causal language model of transformers: one tiny model each, in a process of its own.
 
-python benchmarks/coverage.py --out docs/coverage.md
+python benchmarks/coverage.py --rows rows.json --out docs/coverage.md
+
+Rows that the JSON file holds already are not run again, but for those named with ``--again``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import multiprocessing
+import os
 import platform
-import subprocess
+import re
 import sys
+import time
+from collections.abc import Iterable
 from datetime import date
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 SECONDS = 120
-KINDS = ("heads", "width", "channels")
+KINDS = ("heads", "width", "channels", "experts")
+LIMIT = 1e-10
+"""Relative difference between removing and zeroing, float64."""
 
 
-def inspect(name: str) -> dict[str, Any]:
-    """Trace and couple one family, and compare one cut of every kind with zero-masking in float64."""
-    import numpy as np
+def kind_of(group: Any) -> str:
+    """Key-value heads and query heads are heads."""
+    kind: str = group.kind.value
+    return "heads" if kind in ("kv_heads", "query_heads") else kind
 
+
+def inspect(name: str, row: dict[str, Any]) -> None:
+    """Fill a row stage by stage: build, trace, couple, then cut one group of every kind and compare with zeroing."""
     from fxprune.passes.couple import couple
-    from fxprune.tests.equivalence import difference, random_units
-    from fxprune.tests.families.causal_lm import tiny_model
+    from fxprune.tests.families.causal_lm import inputs, tiny_model
     from fxprune.tracer.export import trace_causal_lm
 
     model = tiny_model(name)
-    traced = trace_causal_lm(model)
-    coupling = couple(traced.graph)
-    free = [group for group in coupling.prunable if group.size > 1]
-    kinds = {group.kind.value.removeprefix("kv_").removeprefix("query_") for group in free}
-    held = {tensor for group in free if group.kind.value != "head_dim" for tensor in group.tensors}
     count = sum(p.numel() for p in model.parameters())
-    worst = 0.0
-    tried: set[str] = set()
+    row |= {"built": True, "parameters": count}
+    traced = trace_causal_lm(model, **inputs(name))
+    row |= {"traced": True, "operators": len({op.packet for op in traced.graph.ops})}
+    coupling = couple(traced.graph)
+    row["unknown"] = sorted({op.packet for op in coupling.unknown})
+    sizes = {key: p.numel() for key, p in model.named_parameters()}
+    free = [group for group in coupling.prunable if group.size > 1]
+    row["share"] = {kind: share([g for g in free if kind_of(g) == kind], sizes) for kind in KINDS}
+    row["share"]["any"] = share([g for g in free if kind_of(g) != "head_dim"], sizes)
+    row["frozen"] = {
+        kind: largest_reason([g for g in coupling.groups.values() if kind_of(g) == kind and g.frozen], sizes)
+        for kind in KINDS
+        if not row["share"][kind]
+    }
+    inner = {tensor for g in free if kind_of(g) in ("heads", "width") for tensor in g.tensors}
+    row["whole"] = sorted(
+        {re.sub(r"\b\d+\b", "*", key) for key, p in model.named_parameters() if p.dim() > 1 and key not in inner}
+    )
+    row["differences"] = differences(traced, coupling, model, free)
+
+
+def share(groups: Iterable[Any], sizes: dict[str, int]) -> float:
+    """Parameters of tensors in which a unit of some group stands, over all parameters."""
+    held = {tensor for group in groups for tensor in group.tensors}
+    return sum(sizes.get(tensor, 0) for tensor in held) / sum(sizes.values())
+
+
+def largest_reason(groups: Iterable[Any], sizes: dict[str, int]) -> str:
+    """Why the frozen groups that hold most parameters are frozen."""
+    weight: dict[str, int] = {}
+    for group in groups:
+        weight[group.frozen] = weight.get(group.frozen, 0) + sum(sizes.get(tensor, 0) for tensor in group.tensors)
+    return max(weight, key=weight.__getitem__, default="")
+
+
+def differences(traced: Any, coupling: Any, model: Any, free: list[Any]) -> dict[str, float | str]:
+    """Kind -> worst difference of removing random units from zeroing them, for groups that no normalisation crosses."""
+    import numpy as np
+
+    from fxprune.tests.equivalence import difference, random_units
+
+    found: dict[str, float | str] = {}
+    tried: dict[str, int] = {}
     generator = np.random.default_rng(0)
     for group in free:
-        if group.kind.value not in tried and not group.normalised:
-            tried.add(group.kind.value)
-            keep = {group.name: random_units(group, generator)}
-            worst = max(worst, difference(traced, coupling, model, keep))
-    return {
-        "operators": len({op.packet for op in traced.graph.ops}),
-        "unknown": sorted({op.packet for op in coupling.unknown}),
-        "kinds": sorted(kinds),
-        "share": sum(p.numel() for n, p in model.named_parameters() if n in held) / count,
-        "difference": worst,
-    }
+        kind = group.kind.value
+        if group.normalised or tried.get(kind, 0) == 2:
+            continue
+        tried[kind] = tried.get(kind, 0) + 1
+        try:
+            worst = difference(traced, coupling, model, {group.name: random_units(group, generator)})
+        except Exception as error:
+            found[kind] = f"{group.name}: {type(error).__name__}: {error}"[:400]
+            continue
+        before = found.get(kind, 0.0)
+        if isinstance(before, float):
+            found[kind] = max(worst, before) if math.isfinite(worst) else "not finite"
+    return found
+
+
+def child(name: str, sender: Connection) -> None:
+    """One row in a process of its own; what it found before it failed is kept."""
+    import torch
+
+    torch.set_num_threads(1)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    row: dict[str, Any] = {}
+    start = time.perf_counter()
+    try:
+        inspect(name, row)
+    except BaseException as error:
+        row["error"] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    row["seconds"] = round(time.perf_counter() - start, 1)
+    sender.send(row)
 
 
 def run(name: str) -> dict[str, Any]:
-    """The same in a process of its own."""
+    """A row, measured in a fork of this process, which has the libraries loaded."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=child, args=(name, sender))
+    process.start()
+    sender.close()
+    row: dict[str, Any] = {"error": f"more than {SECONDS} s"}
     try:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", name], capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"more than {SECONDS} s"}
-    if done.returncode == 0:
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
-    return {"error": (done.stderr.strip().splitlines() or ["it crashed"])[-1][:160]}
+        if receiver.poll(SECONDS):
+            row = receiver.recv()
+    except EOFError:
+        row = {"error": "the process died"}
+    process.kill()
+    process.join()
+    return row
+
+
+def is_equal(row: dict[str, Any]) -> bool:
+    """Whether every cut equals zeroing."""
+    return all(isinstance(found, float) and found <= LIMIT for found in row.get("differences", {}).values())
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Share by kind, or nothing; then the worst difference."""
+    worst = max((f for f in row["differences"].values() if isinstance(f, float)), default=0.0)
+    unknown = " ".join(f"`{op}`" for op in row["unknown"])
+    shares = [f"{row['share'][kind]:.0%}" if row["share"][kind] else "" for kind in (*KINDS[:3], "any")]
+    return [str(row["operators"]), unknown, *shares, f"{worst:.0e}" if is_equal(row) else "differs"]
 
 
 def page(rows: dict[str, dict[str, Any]], reasons: dict[str, str]) -> str:
     """The documentation page."""
-    traced = {name: row for name, row in rows.items() if "error" not in row}
-    whole = [name for name, row in traced.items() if set(KINDS) <= set(row["kinds"])]
+    traced = {name: row for name, row in rows.items() if "share" in row}
+    having = {kind: sum(bool(row["share"][kind]) for row in traced.values()) for kind in KINDS}
+    both = sum(bool(row["share"]["heads"] and row["share"]["width"] and is_equal(row)) for row in traced.values())
     lines = [
         "# Coverage", "",
-        "Generated by `python benchmarks/coverage.py --out docs/coverage.md`"
+        "Generated by `python benchmarks/coverage.py --rows rows.json --out docs/coverage.md`"
         f" ({platform.machine()}, Python {platform.python_version()}, {date.today()}).", "",
         f"Of {len(rows)} model types that transformers maps to a causal language model, {len(traced)} are built small"
-        f" and traced; in {len(whole)} of them heads, an inner width and the residual width are all prunable. *Share*"
-        " is the share of parameters in groups that may be cut, head channels left out; *difference* the worst one"
-        " between removing and zeroing random units of one group of every kind that no normalisation crosses, float64.",
+        f" and traced. Attention heads are prunable in {having['heads']}, an inner width (feed-forward, expert, mixer)"
+        f" in {having['width']}, the residual width in {having['channels']}; heads and an inner width, and every cut"
+        f" equal to zeroing, in {both}. The columns give the share of parameters in tensors that such a cut makes"
+        " smaller; *any* is that of all of them, head channels left out. *Difference*: the worst one between removing"
+        " and zeroing random units of two groups of every kind that no normalisation crosses, relative, float64.",
         "",
-        "| model type | operators | without a rule | heads | width | residual | share | difference |",
+        "| model type | operators | without a rule | heads | width | residual | any | difference |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
+    lines += ["| " + " | ".join([name, *cells(row)]) + " |" for name, row in traced.items()]
+    lines += ["", "## Why a cell is empty", "", "| model type | what | why |", "|---|---|---|"]
     for name, row in traced.items():
-        kinds = " | ".join("yes" if kind in row["kinds"] else "" for kind in KINDS)
-        unknown = " ".join(f"`{op}`" for op in row["unknown"])
-        lines.append(
-            f"| {name} | {row['operators']} | {unknown} | {kinds} | {row['share']:.0%} | {row['difference']:.0e} |"
-        )
+        for kind, reason in row["frozen"].items():
+            if kind != "experts":
+                lines.append(f"| {name} | {kind.replace('channels', 'residual')} | {reason or 'it has none'} |")
     lines += ["", "## Not traced", "", "| model type | why |", "|---|---|"]
-    lines += [f"| {name} | {reasons.get(name, row['error'])} |" for name, row in rows.items() if "error" in row]
+    lines += [f"| {n} | {reasons.get(n) or row.get('error')} |" for n, row in rows.items() if n not in traced]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=Path, help="JSON file that keeps the rows")
+    parser.add_argument("--out", type=Path, help="Markdown page")
+    parser.add_argument("--again", nargs="*", default=[], help="model types to run although the JSON file has them")
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(inspect(options.one)))
-        return
     from fxprune.tests.families.causal_lm import NOT_TRACED, names
 
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
+    if options.rows and options.rows.exists():
+        rows = json.loads(options.rows.read_text(encoding="utf-8"))
     for name in names():
-        rows[name] = {"error": NOT_TRACED[name]} if name in NOT_TRACED else run(name)
-        print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
-    text = page(rows, NOT_TRACED)
+        if name not in rows or name in options.again:
+            rows[name] = {"error": NOT_TRACED[name]} if name in NOT_TRACED else run(name)
+            print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
+            if options.rows:
+                options.rows.write_text(json.dumps(rows, indent=1, sort_keys=True), encoding="utf-8")
+    text = page({name: rows[name] for name in names()}, NOT_TRACED)
     options.out.write_text(text, encoding="utf-8") if options.out else print(text)
 
 

@@ -209,7 +209,10 @@ def _name(
     for atom in sorted(members, key=lambda a: (nested.get(a) is not None, a)):
         marks = solution.marks.get(atom, set())
         path, layer = _common(member.tensor for member in members[atom])
-        kind = _kind(atom, marks, nested, with_children, spans=layer is None)
+        spans = layer is None
+        if spans and not any(held.id in heads for member in members[atom] for held in atoms_of(member.axis)):
+            marks = marks - {"head_dim"}  # attention whose one head is the whole residual width
+        kind = _kind(atom, marks, nested, with_children, spans=spans)
         parent = by_atom[p] if kind is Kind.QUERY_HEADS and (p := nested[atom]) is not None else None
         name = f"{path}:{kind.value}"
         if name in groups:

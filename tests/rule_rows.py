@@ -234,6 +234,12 @@ SLICING = [
     Row("%x: f64[3, 4], %i: i64[3, 6]", "aten.scatter.value(%x, 1, %i, 1.0)", "a b!, a c! -> a d!"),
     Row("%x: f64[3, 4], %i: i64[3, 6], %y: f64[3, 6]", "aten.scatter_add(%x, 1, %i, %y)", "a b!, a c!, a d! -> a e!"),
     Row(
+        "%x: f64[3, 4], %i: i64[3, 6], %y: f64[3, 6]",
+        'aten.scatter_reduce.two(%x, 1, %i, %y, "amax")',
+        "a b!, a c!, a d! -> a e!",
+    ),
+    Row("%x: f64[3, 7, 4]", "aten.unfold(%x, 1, 3, 2)", "a b! c -> a d! c e!"),
+    Row(
         "%x: f64[3, 4, 5], %i: i64[6], %y: f64[6, 4, 5]", "aten.index_put(%x, [%i], %y)", "a! b c, d!, e! b c -> a! b c"
     ),
     Row(

@@ -10,7 +10,7 @@ from fxprune.passes.couple import couple
 from fxprune.tracer.export import trace_causal_lm
 
 from .equivalence import TOLERANCE, difference, random_units
-from .families.causal_lm import NOT_TRACED, WITHOUT, names, tiny_model
+from .families.causal_lm import NOT_TRACED, WITHOUT, inputs, names, tiny_model
 
 SAMPLED = 9
 """Every so many names run by default, the others under the marker ``slow``."""
@@ -40,7 +40,7 @@ def test_a_family_couples_and_removing_equals_zeroing(name: str, request: pytest
     if request.node.get_closest_marker("slow") and "slow" not in (request.config.option.markexpr or ""):
         pytest.skip("slow: run with -m slow")
     model = tiny_model(name)
-    traced = trace_causal_lm(model)
+    traced = trace_causal_lm(model, **inputs(name))
     coupling = couple(traced.graph)
     kinds = {group.kind for group in coupling.prunable if group.size > 1}
     missing = {what for what, any_of in EXPECTED.items() if not kinds & any_of}
@@ -53,4 +53,4 @@ def test_a_family_couples_and_removing_equals_zeroing(name: str, request: pytest
 
 def test_the_table_names_only_what_there_is() -> None:
     assert set(NOT_TRACED) | set(WITHOUT) <= set(names())
-    assert len(NOT_TRACED) <= len(names()) - 150
+    assert len(NOT_TRACED) <= 14  # at least 175 of 189

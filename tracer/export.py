@@ -37,7 +37,12 @@ class Traced:
 
 
 def trace_model(
-    model: torch.nn.Module, example: Mapping[str, Any], *, extents: Mapping[str, int] | None = None, name: str = ""
+    model: torch.nn.Module,
+    example: Mapping[str, Any],
+    *,
+    extents: Mapping[str, int] | None = None,
+    name: str = "",
+    output: str = "",
 ) -> Traced:
     """Trace a module by ``torch.export`` (non-strict) and lower the program to a graph.
 
@@ -46,6 +51,7 @@ def trace_model(
         example: keyword arguments of ``forward`` on the model's device.
         extents: named extents of the example (``b``, ``s``), for the text form.
         name: of the graph; the class name when empty.
+        output: the only output that counts, by its key, where the model returns several; all when empty.
 
     Raises:
         FxpruneError: when ``torch.export`` cannot trace the model, with its reason.
@@ -62,7 +68,7 @@ def trace_model(
             "see the full reason with --debug; a model must export before it can be pruned",
         ) from error
     try:
-        graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model))
+        graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model), output)
     except GuardOnDataDependentSymNode as error:
         raise FxpruneError(
             f"{type(model).__name__} has tensors whose extents depend on values, which no static graph can hold",
@@ -75,6 +81,8 @@ def trace_model(
 def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
     """Trace a causal language model on token ids alone, with extents that collide with none of its dimensions.
 
+    Its logits are its output; hidden states and memories that it returns beside them may shrink.
+
     Args:
         model: a transformers model whose ``forward`` takes ``input_ids`` and ``use_cache``.
         inputs: further keyword arguments of ``forward``.
@@ -84,7 +92,7 @@ def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
     device = next(model.parameters()).device
     ids = torch.zeros(batch, length, dtype=torch.long, device=device)
     example = {"input_ids": ids, "use_cache": False, **inputs}
-    return trace_model(model, example, extents={"b": batch, "s": length})
+    return trace_model(model, example, extents={"b": batch, "s": length}, output="logits")
 
 
 def _free_primes(taken: set[int]) -> Iterator[int]:

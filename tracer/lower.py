@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 from ..ir.graph import Arg, DType, Graph, Op, Parameter, Source, Value
 
@@ -35,7 +35,11 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*
 
 
 def lower(
-    program: ExportedProgram, name: str, extents: Mapping[str, int], aliases: Mapping[str, tuple[str, ...]]
+    program: ExportedProgram,
+    name: str,
+    extents: Mapping[str, int],
+    aliases: Mapping[str, tuple[str, ...]],
+    output: str = "",
 ) -> Graph:
     """Lower an exported program.
 
@@ -47,11 +51,13 @@ def lower(
         name: of the graph.
         extents: named extents of the example inputs.
         aliases: parameter name -> its further names; every name of a tied tensor maps to one value.
+        output: the only output that counts, by its key in what the model returns; all of them when empty or when the
+            model returns no such key.
 
     Returns:
         The graph, dead operators removed.
     """
-    return _Lowering(program, Graph(name, extents=dict(extents)), aliases).run()
+    return _Lowering(program, Graph(name, extents=dict(extents)), aliases).run(output)
 
 
 class _Lowering:
@@ -63,7 +69,7 @@ class _Lowering:
         self.constant: set[Value] = set()
         self.sources: dict[tuple[str, str], Source] = {}
 
-    def run(self) -> Graph:
+    def run(self, output: str) -> Graph:
         module = self.program.graph_module
         environment: dict[fx.Node, Any] = {}
         specs = iter(self.program.graph_signature.input_specs)
@@ -71,11 +77,19 @@ class _Lowering:
             if node.op == "placeholder":
                 environment[node] = self._leaf(node, next(specs))
         outputs = self._emit(module, environment)
-        mutated = len(self.program.graph_signature.buffers_to_mutate)
-        self.graph.outputs = [value for value in _flat(outputs[mutated:]) if isinstance(value, Value)]
+        kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
+        made = tuple(out for out, kind in zip(outputs, kinds, strict=True) if kind == OutputKind.USER_OUTPUT)
+        returned = self._named(made, output)  # a buffer or a parameter that is written to is no output
+        self.graph.outputs = [value for value in _flat(returned) if isinstance(value, Value)]
         _drop_dead(self.graph)
         _separate_uses(self.graph)
         return self.graph
+
+    def _named(self, outputs: Any, key: str) -> Any:
+        """What the model returns under a key, or everything."""
+        spec = self.program.call_spec.out_spec
+        returned = spec.unflatten(outputs) if key and spec is not None and spec.num_leaves == len(outputs) else None
+        return returned[key] if isinstance(returned, Mapping) and key in returned else outputs
 
     def _leaf(self, node: fx.Node, spec: Any) -> Any:
         if not isinstance(node.meta.get("val"), torch.Tensor):

@@ -238,6 +238,14 @@ def _gather(eq: Equations, op: Op) -> None:
                 eq.freeze((operand[d], side[d]), "addressed in part by an index")
 
 
+def _windows(eq: Equations, op: Op) -> None:
+    """unfold: overlapping windows of a dimension, whose positions become the last one."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    dim = integer(op, 1, "dimension") % len(operand)
+    eq.freeze((operand[dim], result[dim], result[-1]), "overlapping windows of the axis")
+    _pass_others(eq, operand, result[:-1], dim)
+
+
 def _index_put(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     indices = op.args[1]
@@ -276,5 +284,7 @@ TABLE = {
     "aten.gather": Rule(_gather, text="freezes the addressed dimension"),
     "aten.scatter": Rule(_gather, text="freezes the addressed dimension"),
     "aten.scatter_add": Rule(_gather, text="freezes the addressed dimension"),
+    "aten.scatter_reduce": Rule(_gather, text="freezes the addressed dimension"),
+    "aten.unfold": Rule(_windows, text="... n ... -> ... windows ... size, all three frozen"),
     "aten.index_put": Rule(_index_put, text="freezes the addressed dimensions"),
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 VOCAB = 131
@@ -27,22 +28,52 @@ SIZES: dict[str, Any] = {
     "mamba_d_head": 24, "mamba_n_groups": 1,
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12,
     "rotary_dim": 4, "type_vocab_size": 2, "word_embed_proj_dim": 48, "embedding_size": 48, "sliding_window": 4,
+    "index_n_heads": 4, "index_head_dim": 16, "num_encoder_layers": 2, "num_decoder_layers": 2,
+    "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4,
 }  # fmt: skip
 """Small values for common fields; a configuration takes those that it has."""
 
 LINEAR_THEN_FULL: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
 
+SHARED_CACHE: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
+
 ROWS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": LINEAR_THEN_FULL,
     "bamba": {"attn_layer_indices": [1]},
+    "blt": {
+        "encoder_config": {"hidden_size_global": 48},
+        "decoder_config": {"hidden_size_global": 48},
+        "patching_mode": "static",  # patches found by entropy have extents that depend on values
+        "encoder_hash_byte_group_vocab": 40,
+        "encoder_hash_byte_group_size": [3, 4],
+    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 48},
     },
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "deepseek_v4": {
+        "head_dim": 16,
+        "o_groups": 2,
+        "o_lora_rank": 16,
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 2},
+    },
+    "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6},  # halves of the heads are paired
+    "dots3_note_text": {"shared_experts_intermediate_size": 20},
     "falcon_h1": {"mamba_d_ssm": 96},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "gemma3n_text": {
+        **SHARED_CACHE,
+        "vocab_size_per_layer_input": VOCAB,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0],
+    },
     "gemma4_text": {"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8},
+    "gemma4_unified_assistant": {"text_config": SHARED_CACHE, "backbone_hidden_size": 32},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
@@ -55,7 +86,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": LINEAR_THEN_FULL,
     "qwen3_5_text": LINEAR_THEN_FULL,
     "qwen3_next": LINEAR_THEN_FULL,
-    "qwen4_exp_text": LINEAR_THEN_FULL,
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "linear_attention"],  # the indexed one loops over positions found by value
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "linear_key_head_dim": 12,
+        "linear_value_head_dim": 12,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {
         "is_decoder": True,
@@ -65,41 +104,53 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "stablelm": {"partial_rotary_factor": 0.5},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 3},
+    "zamba": {
+        "num_hidden_layers": 5,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba"],
+        "attention_hidden_size": 96,
+        "attention_head_dim": 24,
+        "num_key_value_heads": 4,
+    },
     "zamba2": {"layer_types": ["mamba", "hybrid"], "layers_block_type": ["mamba", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""Model type -> fields on top of the shared sizes; ``LEAVE`` stands for the configuration's own default."""
+"""Model type -> fields on top of the shared sizes; ``LEAVE`` stands for the configuration's own default. Fields of a
+part stand in a dictionary under the part's name."""
+
+PARTS: dict[str, str] = {
+    "dots3_note": "text_config",
+    "musicgen": "decoder",
+    "musicgen_melody": "decoder",
+    "qwen4_exp": "text_config",
+}
+"""Model type -> the part of its configuration that the mapped class is built from."""
+
+INPUTS: dict[str, dict[str, Any]] = {
+    "gemma4_unified_assistant": {
+        "inputs_embeds": (3, 5, 64),
+        "shared_kv_states": dict.fromkeys(("full_attention", "sliding_attention"), ((3, 2, 5, 12), (3, 2, 5, 12))),
+    },
+    "musicgen": {"input_ids": (28, 5)},  # codebooks under the batch
+    "musicgen_melody": {"input_ids": (28, 5)},
+}
+"""Model type -> inputs of its forward beyond token ids, as shapes; those named ``_ids`` are integers."""
 
 NOT_TRACED: dict[str, str] = {
-    "blt": "its hash embedding has 3,000,012 rows whatever the configuration says",
-    "cohere_compass_text": "its default layer types name a rotary table that its configuration does not make",
     "dbrx": "its experts have no implementation without data-dependent extents",
-    "dots3_note": "its default per-layer configuration names more layers than a small model has",
+    "gemma4_assistant": "transformers 5.23 refuses it: all its layers share a cache that none of them fills",
     "gemma3n": "its vision tower needs timm",
-    "gemma3n_text": "layers that share a cache must have the types of those that fill it: no two-layer model",
-    "gemma4_assistant": "its parts validate one another's sizes: not yet configured small",
-    "gemma4_unified_assistant": "its parts validate one another's sizes: not yet configured small",
     "jetmoe": "its experts have no implementation without data-dependent extents",
     "longcat_flash": "its experts have no implementation without data-dependent extents",
-    "musicgen": "the mapping names a class that takes another configuration",
-    "musicgen_melody": "the mapping names a class that takes another configuration",
-    "qwen4_exp": "sizes without a default: not yet configured small",
-    "qwen4_exp_text": "sizes without a default: not yet configured small",
     "reformer": "chunk counts that depend on values",
     "xmod": "it selects rows by language: extents depend on values",
-    "zamba": "its shared layers tie only in the published pattern",
 }
 """Model type -> why it is not built small or not traced."""
 
 WITHOUT: dict[str, set[str]] = {
-    **{key: {"heads"} for key in ("falcon_mamba", "mamba", "mamba2", "xlstm")},  # no attention
+    **{key: {"heads"} for key in ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm")},  # no attention
+    **{key: {"heads"} for key in ("qwen4_exp", "qwen4_exp_text")},  # its layers that trace are linear attention
     "deepseek_v4": {"heads"},  # cuts that fall inside heads
-    "inkling2_text": {"channels"},
-    "moshi": {"channels"},
     "prophetnet": {"heads"},  # heads folded into positions
-    "rwkv": {"heads", "width", "channels"},  # its recurrence writes by computed positions
-    "xlnet": {"channels"},
 }
 """Model type -> what of heads, width and residual channels stays frozen or does not exist."""
 
@@ -117,23 +168,36 @@ LEAVE = _Leave
 
 
 def tiny_config(model_type: str) -> Any:
-    """A small configuration of a model type, its parts small too."""
-    return _tiny(type(transformers.AutoConfig.for_model(model_type)), model_type)
+    """The small configuration that the mapped class of a model type is built from, its parts small too."""
+    config_class = CONFIG_MAPPING[model_type]
+    if model_type in PARTS:
+        config_class = _part_class(config_class.sub_configs_defaults[PARTS[model_type]])
+    return _tiny(config_class, config_class.model_type)
 
 
-def _tiny(config_class: Any, model_type: str) -> Any:
+def _tiny(config_class: Any, model_type: str, overrides: dict[str, Any] | None = None) -> Any:
     fields = _fields(config_class)
     chosen = {key: value for key, value in SIZES.items() if key in fields}
     if "kv_lora_rank" in fields:  # latent attention: every head has keys of its own, part of which rotates
         chosen["num_key_value_heads"] = chosen["num_attention_heads"]
         if "head_dim" in fields:
             chosen["head_dim"] = SIZES["qk_rope_head_dim"]
-    for part in getattr(config_class, "sub_configs", {}):
-        default = getattr(config_class(), part, None)
-        if isinstance(default, transformers.PreTrainedConfig):
-            chosen[part] = _tiny(type(default), default.model_type).to_dict()
-    chosen |= ROWS.get(model_type, {})
+    row = ROWS.get(model_type, {})
+    for part, spec in getattr(config_class, "sub_configs_defaults", {}).items():
+        part_class = _part_class(spec)
+        if part_class is not None:
+            small = _tiny(part_class, part_class.model_type, row.get(part, {}))
+            chosen[part] = small.to_dict()
+    chosen |= {key: value for key, value in row.items() if key not in chosen or not isinstance(chosen[key], dict)}
+    chosen |= overrides or {}
     return config_class(**{key: value for key, value in chosen.items() if value is not LEAVE})
+
+
+def _part_class(spec: Any) -> Any:
+    """The configuration class of a part; None for one that may be missing."""
+    if spec.optional:
+        return None
+    return CONFIG_MAPPING[spec.model_type] if spec.model_type else spec.config_class
 
 
 def _fields(config_class: Any) -> set[str]:
@@ -146,7 +210,11 @@ def tiny_model(model_type: str, *, device: str = "cpu", seed: int = 0) -> torch.
     config = tiny_config(model_type)
     torch.manual_seed(seed)
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        if model_type in PARTS:
+            model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+            model = model_class._from_config(config, dtype=torch.float32).eval()
+        else:
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     if getattr(model, "_can_set_experts_implementation", lambda: False)():
         model.set_experts_implementation("batched_mm")
     if device != "meta":
@@ -155,3 +223,16 @@ def tiny_model(model_type: str, *, device: str = "cpu", seed: int = 0) -> torch.
             for parameter in model.parameters():
                 parameter.normal_(0, 0.3, generator=generator)
     return model
+
+
+def inputs(model_type: str) -> dict[str, Any]:
+    """What the forward of a model type needs beyond token ids."""
+    return {key: _made(shape, key) for key, shape in INPUTS.get(model_type, {}).items()}
+
+
+def _made(shape: Any, name: str) -> Any:
+    if isinstance(shape, dict):
+        return {key: _made(item, name) for key, item in shape.items()}
+    if isinstance(shape[0], tuple):
+        return tuple(_made(item, name) for item in shape)
+    return torch.zeros(shape, dtype=torch.long if name.endswith("_ids") else torch.float32)
