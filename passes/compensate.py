@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
-from ..ir import FxpruneError, Plan, RequestError
+from ..ir import FxpruneError, RequestError
 from .base import Pass, State, option
+from .consumers import Consumer
 from .least_squares import Moments, refit
-from .measure import inference
+from .pairs import Map, Pairs
+from .statistics import calibration_feeds
 
 METHODS = ("lstsq", "bias")
-
-
-@dataclass(frozen=True)
-class Consumer:
-    """A linear map whose inputs were cut.
-
-    Attributes:
-        path: of the module that holds it.
-        tensor: name of its weight.
-        inputs: the weight's dimension that takes the inputs in (1 for ``nn.Linear``, 0 for transformers' ``Conv1D``).
-    """
-
-    path: str
-    tensor: str
-    inputs: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,134 +51,80 @@ class Compensate(Pass):
         """Refit in place.
 
         Raises:
-            RequestError: without a pruning pass before it, calibration text, or a bias to correct.
+            RequestError: without a pruning pass before it, calibration text, enough of it for an undamped fit, or a
+                bias to correct.
             FxpruneError: for statistics that are not finite, or singular without damping.
         """
         if state.original is None or state.plan is None:
             raise RequestError(
                 "compensate has nothing to make up for", "write it after a pruning pass: taylor,compensate"
             )
-        if state.calibration is None:
-            raise RequestError("compensate needs calibration text", "give --calib FILE")
-        found, left = consumers(state)
-        tokens = state.calibration.windows(self.length, self.samples, self.seed)
-        notes = []
-        for consumer in found:
-            size = state.model.get_parameter(consumer.tensor).shape[consumer.inputs]
-            if tokens.numel() < size:
-                notes.append(f"{consumer.tensor}: {tokens.numel()} tokens for {size} unknowns; damping holds the rest")
-            if self.method == "lstsq":
-                self._refit(state, consumer, tokens)
-            else:
-                self._shift(state, consumer, tokens)
+        batches = calibration_feeds(
+            state, "compensate needs", samples=self.samples, length=self.length, seed=self.seed, batch=self.batch
+        )
+        pairs = Pairs.of(state, batches)
+        notes: list[str] = []
+        if self.method == "bias":
+            _require_biases(pairs)
+        elif not state.losses:
+            for consumer in pairs.consumers:
+                self._require(pairs.probed(consumer), self.samples * self.length, notes=None)
+        for consumers in pairs.in_order():
+            (self._refit if self.method == "lstsq" else self._shift)(pairs, consumers, notes)
         state.report[self.name] = {
-            "method": self.method, "tokens": tokens.numel(), "refitted": [c.tensor for c in found],
-            "left": left, "notes": notes,
+            "method": self.method, "refitted": [c.tensor for c in pairs.consumers], "left": pairs.left, "notes": notes,
         }  # fmt: skip
 
-    def _refit(self, state: State, consumer: Consumer, tokens: torch.Tensor) -> None:
-        assert state.original is not None
-        assert state.plan is not None
-        module = state.model.get_submodule(consumer.path)
-        weight = _matrix(module, consumer)
-        rows = kept_rows(state.plan, consumer)
-        bias = getattr(module, "bias", None)
-        extra = 0 if bias is None else 1
-        moments = Moments.empty(weight.shape[1] + extra, weight.shape[0], weight.device)
-        for window in tokens.split(self.batch):
-            x, _ = observe(state.model, consumer.path, window)
-            _, y = observe(state.original, consumer.path, window)
-            y = y if rows is None else y.index_select(1, rows)
-            moments.add(torch.cat([x, x.new_ones(len(x), 1)], 1) if extra else x, y)
-        whole = torch.cat([weight, bias.detach()[:, None]], 1) if bias is not None else weight
-        try:
-            fitted = refit(moments, whole, self.damping)
-        except FxpruneError as error:
-            raise FxpruneError(f"{consumer.tensor}: {error.message}", error.hint) from error
-        _put(module, consumer, fitted[:, : weight.shape[1]], fitted[:, -1] if extra else None)
-
-    def _shift(self, state: State, consumer: Consumer, tokens: torch.Tensor) -> None:
-        assert state.original is not None
-        assert state.plan is not None
-        module = state.model.get_submodule(consumer.path)
-        if getattr(module, "bias", None) is None:
+    def _require(self, at: Map, tokens: int, notes: list[str] | None) -> None:
+        """Note that a map has more unknowns than tokens; refuse it where nothing else would hold them."""
+        short = at.unknowns - tokens
+        if short <= 0:
+            return
+        what = f"{at}: {tokens} calibration tokens for {at.unknowns} unknowns of an output, {short} too few"
+        if self.damping == 0:
             raise RequestError(
-                f"compensate: {consumer.path} has no bias to correct", "use method=lstsq, which needs none"
+                f"compensate: {what}",
+                "give more calibration text, or damping above 0, which holds what the text leaves open at its value",
             )
-        rows = kept_rows(state.plan, consumer)
-        total: torch.Tensor | float = 0.0
-        count = 0
-        for window in tokens.split(self.batch):
-            _, got = observe(state.model, consumer.path, window)
-            _, y = observe(state.original, consumer.path, window)
-            y = y if rows is None else y.index_select(1, rows)
-            total, count = total + (y - got).double().sum(0), count + len(y)
-        assert isinstance(total, torch.Tensor)
-        bias = module.get_parameter("bias")
-        bias.data += (total / count).to(bias.dtype)
+        if notes is not None:
+            notes.append(f"{what}; damping holds the rest at its value")
+
+    def _refit(self, pairs: Pairs, consumers: Sequence[Consumer], notes: list[str]) -> None:
+        found: dict[Map, Moments] = {}
+        for at, x, y, _ in pairs.observed(consumers):
+            moments = found.get(at)
+            if moments is None:
+                moments = found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
+            moments.add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
+        reached = {(at.tensor, at.expert) for at, moments in found.items() if moments.count}
+        for consumer in consumers:
+            missed = [n for n in range(pairs.experts(consumer)) if (consumer.tensor, n) not in reached]
+            if missed:
+                notes.append(f"{consumer.tensor}: no token reached experts {missed}; they stay as they are")
+        for at, moments in found.items():
+            if not moments.count:
+                continue
+            self._require(at, moments.count, notes)
+            try:
+                at.put(refit(moments, at.whole(), self.damping))
+            except FxpruneError as error:
+                raise FxpruneError(f"{at}: {error.message}", error.hint) from error
+
+    def _shift(self, pairs: Pairs, consumers: Sequence[Consumer], notes: list[str]) -> None:
+        del notes
+        sums: dict[Map, tuple[Tensor, int]] = {}
+        for at, _, wanted, got in pairs.observed(consumers):
+            total, count = sums.get(at, (0.0, 0))
+            sums[at] = total + (wanted.double() - got.double()).sum(0), count + len(got)
+        for at, (total, count) in sums.items():
+            shift = total / count
+            if not bool(shift.isfinite().all()):
+                raise FxpruneError(f"{at}: the mean outputs are not finite", "run in float32; check the text")
+            assert at.bias is not None
+            at.bias.data += shift.to(at.bias.dtype)
 
 
-def consumers(state: State) -> tuple[list[Consumer], list[str]]:
-    """The linear maps that take in what was cut, in execution order, and the tensors that cannot be refitted."""
-    assert state.plan is not None
-    order: dict[str, int] = {}
-    names = {parameter.value: parameter.name for parameter in state.graph.parameters}
-    for number, value in enumerate(value for op in state.graph.ops for value in op.operands if value in names):
-        order.setdefault(names[value], number)
-    found, left = [], []
-    for tensor, dim in sorted(dict.fromkeys(state.consumers), key=lambda place: order[place[0]]):
-        path, _, leaf = tensor.rpartition(".")
-        module = state.model.get_submodule(path)
-        expected = 1 if isinstance(module, nn.Linear) else 0 if isinstance(module, Conv1D) else None
-        if leaf == "weight" and dim == expected and (tensor, dim) in state.plan.slices:
-            found.append(Consumer(path, tensor, dim))
-        else:
-            left.append(tensor)
-    return found, sorted(set(left))
-
-
-def kept_rows(plan: Plan, consumer: Consumer) -> torch.Tensor | None:
-    """The outputs of the dense map that the pruned one still has; None when it has them all."""
-    kept = plan.slices.get((consumer.tensor, 1 - consumer.inputs))
-    return None if kept is None else torch.from_numpy(kept)
-
-
-class _Reached(Exception):
-    """The module that was waited for has run."""
-
-
-@contextmanager
-def _watching(module: nn.Module, seen: list[torch.Tensor]) -> Iterator[None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        seen.extend((args[0].flatten(0, -2), output.flatten(0, -2)))
-        raise _Reached
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def observe(model: nn.Module, path: str, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs ``[T, k]`` and outputs ``[T, n]`` of one linear map on some windows; the forward stops there."""
-    seen: list[torch.Tensor] = []
-    with inference(model), _watching(model.get_submodule(path), seen):
-        try:
-            model(input_ids=tokens, use_cache=False)
-        except _Reached:
-            return seen[0], seen[1]
-    raise FxpruneError(f"{path} does not run in the model's forward", "leave compensate out")
-
-
-def _matrix(module: Any, consumer: Consumer) -> torch.Tensor:
-    """The weight as ``[outputs, inputs]``."""
-    weight: torch.Tensor = module.weight.detach()
-    return weight if consumer.inputs == 1 else weight.T
-
-
-def _put(module: Any, consumer: Consumer, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
-    with torch.no_grad():
-        module.weight.copy_(matrix if consumer.inputs == 1 else matrix.T)
-        if bias is not None:
-            module.bias.copy_(bias)
+def _require_biases(pairs: Pairs) -> None:
+    without = [consumer.owner for consumer in pairs.consumers if pairs.probed(consumer).bias is None]
+    if without:
+        raise RequestError(f"compensate: {without[0]} has no bias to correct", "use method=lstsq, which needs none")

@@ -57,21 +57,84 @@ def refit(moments: Moments, weight: torch.Tensor, damping: float) -> torch.Tenso
     Raises:
         FxpruneError: for moments that are not finite, or singular without damping (by how many tokens they fall short).
     """
+    ridge = damping * float(moments.inputs.diagonal().mean())
+    wanted = moments.targets + ridge * weight.double().T
+    return torch.cholesky_solve(wanted, _factor(moments, damping)).T
+
+
+def _factor(moments: Moments, damping: float) -> torch.Tensor:
+    """Cholesky factor of ``X^T X + lambda I``."""
     size = len(moments.inputs)
     if not bool(moments.inputs.isfinite().all() and moments.targets.isfinite().all()):
         raise FxpruneError("the second moments of a layer's inputs are not finite", "run in float32; check the text")
     ridge = damping * float(moments.inputs.diagonal().mean())
     system = moments.inputs + ridge * torch.eye(size, dtype=torch.float64, device=moments.inputs.device)
-    wanted = moments.targets + ridge * weight.double().T
     factor, failed = torch.linalg.cholesky_ex(system)
     if int(failed) or not math.isfinite(float(factor.sum())):
-        short = (
-            f"; {moments.count} tokens for {size} unknowns, {size - moments.count} too few"
-            if moments.count < size
-            else ""
-        )
+        short = f"; {moments.count} tokens for {size} unknowns" if moments.count < size else ""
         raise FxpruneError(
             f"the second moments of a layer's inputs are singular{short}",
             "give more calibration text, or damping above 0, which holds what the text leaves open at its old value",
         )
-    return torch.cholesky_solve(wanted, factor).T
+    return factor
+
+
+@dataclass
+class Surgeon:
+    """One linear map from which inputs are taken, the rest making up for each as well as they can (OBS).
+
+    With ``H`` the damped second moments of its inputs, removing the inputs ``S`` of weights ``W`` at the optimum costs
+    ``1/2 tr(W_S ([H^-1]_SS)^-1 W_S^T)``, after ``W -= W_S ([H^-1]_SS)^-1 [H^-1]_S,:`` and
+    ``H^-1 -= [H^-1]_:,S ([H^-1]_SS)^-1 [H^-1]_S,:`` (Hassibi and Stork 1992; blockwise as in OSSCAR, ZipLM, SlimGPT).
+
+    Attributes:
+        weight: float64 ``[n, k]``.
+        inverse: ``H^-1``, float64 ``[k, k]``.
+        columns: unit -> int64 columns that go with it.
+        pull: what damping asks for each column that is 0 instead of its old weights, ``[k]``; no error of the outputs,
+            so that it is taken off the costs (a column whose input is always 0 costs nothing).
+    """
+
+    weight: torch.Tensor
+    inverse: torch.Tensor
+    columns: list[torch.Tensor]
+    pull: torch.Tensor
+
+    @classmethod
+    def of(cls, moments: Moments, weight: torch.Tensor, damping: float, columns: list[torch.Tensor]) -> Surgeon:
+        """At the optimum of :func:`refit` with all inputs there.
+
+        Raises:
+            FxpruneError: as :func:`refit`.
+        """
+        best = refit(moments, weight, damping)
+        ridge = damping * float(moments.inputs.diagonal().mean())
+        pull = 0.5 * ridge * weight.double().square().sum(0)
+        return cls(best, torch.cholesky_inverse(_factor(moments, damping)), columns, pull)
+
+    def costs(self) -> torch.Tensor:
+        """What the removal of each unit alone would cost, float64 ``[units]``; 0 for one that has no columns left."""
+        costs = torch.zeros(len(self.columns), dtype=torch.float64, device=self.weight.device)
+        sizes = {len(columns) for columns in self.columns if len(columns)}
+        for size in sizes:
+            units = [unit for unit, columns in enumerate(self.columns) if len(columns) == size]
+            at = torch.stack([self.columns[unit] for unit in units])
+            blocks = self.inverse[at[:, :, None], at[:, None, :]]
+            rows = self.weight[:, at].permute(1, 2, 0)
+            found = 0.5 * (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
+            costs[torch.tensor(units, device=costs.device)] = found - self.pull[at].sum(1)
+        return costs
+
+    def remove(self, units: list[int]) -> None:
+        """Take units out together; their weights become 0."""
+        gone = torch.cat([self.columns[unit] for unit in units])
+        if not len(gone):
+            return
+        block = self.inverse[gone[:, None], gone]
+        solved = torch.linalg.solve(block, self.inverse[gone])
+        self.weight -= self.weight[:, gone] @ solved
+        self.inverse -= self.inverse[:, gone] @ solved
+        self.weight[:, gone] = 0
+        self.inverse[gone], self.inverse[:, gone] = 0, 0
+        for unit in units:
+            self.columns[unit] = self.columns[unit][:0]

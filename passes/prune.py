@@ -12,9 +12,10 @@ import torch
 
 from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.graph import Graph
-from ..ir.groups import Group, Role
+from ..ir.groups import Group, Kind
 from ..ir.repairs import Repairs
 from .base import Pass, State, option
+from .consumers import taking_in
 from .couple import Coupling
 from .rehearsal import tensors_by_name
 from .select import HEADS, Scope, Scores, chosen_groups, select
@@ -53,6 +54,10 @@ class Prune(Pass):
             )
         if self.heads == "off" and not self.ffn and not self.channels:
             raise RequestError("heads=off, ffn=false, channels=false leave nothing to prune", "switch one of them on")
+
+    def step(self, group: Group) -> int:
+        """What the number of units that a group keeps is rounded up to a multiple of."""
+        return self.multiple_of if group.kind in (Kind.WIDTH, Kind.CHANNELS) else 1
 
     @abstractmethod
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
@@ -97,8 +102,8 @@ def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
 
 
 def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:
-    """(tensor, dimension) of every member that takes in units of a group that the plan cuts."""
-    members = [m for name in plan.keep for m in coupling.groups[name].members if m.role is Role.IN]
+    """(tensor, dimension) of every member that takes in units of a group that the plan cuts, or may do so."""
+    members = [m for name in plan.keep for m in taking_in(coupling.groups[name], coupling.graph)]
     return list(dict.fromkeys((m.tensor, m.dim) for m in members))
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from .activation import Activation
 from .base import Pass
 from .compensate import Compensate
 from .couple import couple
 from .drop import Drop
+from .flap import Flap
 from .lora import Lora
 from .magnitude import Magnitude
 from .manager import Analysis
+from .obs import Obs
 from .random import Random
 from .taylor import Taylor
+from .wanda import Wanda
 
-PASSES: tuple[type[Pass], ...] = (Random, Magnitude, Taylor, Drop, Compensate, Lora)
+PASSES: tuple[type[Pass], ...] = (
+    Random, Magnitude, Taylor, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
+)  # fmt: skip
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)

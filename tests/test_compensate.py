@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import transformers
 from fxprune.demo import MODEL_DIR, text
 from fxprune.ir import FxpruneError, RequestError
 from fxprune.passes.base import State
-from fxprune.passes.compensate import Compensate, consumers, observe
+from fxprune.passes.compensate import Compensate
 from fxprune.passes.couple import couple
 from fxprune.passes.least_squares import Moments, refit
 from fxprune.passes.magnitude import Magnitude
@@ -21,7 +23,10 @@ from fxprune.passes.measure import perplexity
 from fxprune.passes.random import Random
 from fxprune.passes.registry import ANALYSES
 from fxprune.tracer.export import trace_causal_lm
+from fxprune.tracer.module import bind, trace_module
 from fxprune.tracer.text import from_string
+
+from .nets import Plain
 
 VOCAB = 53
 
@@ -57,6 +62,18 @@ def state_of(model: Any) -> State:
 def run(state: State, *passes: Any) -> State:
     run_pipeline(passes, state, analyses=ANALYSES, verify=lambda _graph: None)
     return state
+
+
+def observe(model: Any, path: str, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs ``[T, k]`` and outputs ``[T, n]`` of one module, by a plain hook."""
+    seen: list[torch.Tensor] = []
+    hook = model.get_submodule(path).register_forward_hook(
+        lambda _m, args, out: seen.extend((args[0].flatten(0, -2), out.flatten(0, -2)))
+    )
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    hook.remove()
+    return seen[0], seen[1]
 
 
 def moments(x: torch.Tensor, y: torch.Tensor) -> Moments:
@@ -105,18 +122,19 @@ def test_every_refitted_map_is_the_optimum_given_all_before_it(kind: str, channe
     assert state.plan is not None
     assert state.original is not None
     tokens = Windows().windows(16, 12)
-    found, _ = consumers(state)
-    assert len(found) >= 4
-    for consumer in found:
-        x, y = observe(model, consumer.path, tokens)
-        _, dense = observe(state.original, consumer.path, tokens)
-        kept = state.plan.slices.get((consumer.tensor, 1 - consumer.inputs))
+    refitted = state.report["compensate"]["refitted"]
+    assert len(refitted) >= 4
+    for tensor in refitted:
+        path = tensor.removesuffix(".weight")
+        x, y = observe(model, path, tokens)
+        _, dense = observe(state.original, path, tokens)
+        kept = state.plan.slices.get((tensor, 1 if kind == "gpt2" else 0))
         dense = dense if kept is None else dense[:, kept]
-        ones = np.ones((len(x), 1)) if model.get_submodule(consumer.path).bias is not None else np.ones((len(x), 0))
+        ones = np.ones((len(x), 1)) if model.get_submodule(path).bias is not None else np.ones((len(x), 0))
         design = np.concatenate([x.numpy(), ones], axis=1)
         best = design @ np.linalg.lstsq(design, dense.numpy(), rcond=None)[0]
         reached, possible = (float(((a - dense.numpy()) ** 2).sum()) for a in (y.numpy(), best))
-        assert reached == pytest.approx(possible, rel=1e-6, abs=1e-12), consumer
+        assert reached == pytest.approx(possible, rel=1e-6, abs=1e-12), tensor
 
 
 def test_a_ratio_of_zero_changes_not_a_bit() -> None:
@@ -138,17 +156,131 @@ def test_the_bias_makes_the_mean_output_the_dense_one() -> None:
         )
 
 
-def test_it_helps_a_trained_model() -> None:
+def one_shot(model: Any, original: Any, state: State, tokens: torch.Tensor) -> None:
+    """Every map fitted to the dense model's own inputs, as if nothing before it had changed."""
+    assert state.plan is not None
+    for tensor, dim in state.consumers:
+        path = tensor.removesuffix(".weight")
+        x, y = observe(original, path, tokens)
+        kept = state.plan.slices[tensor, dim]
+        weight = model.get_parameter(tensor)
+        with torch.no_grad():
+            weight.copy_(refit(moments(x[:, kept], y), weight, 0.01))
+
+
+def test_it_helps_a_trained_model_and_one_map_after_the_other_is_better_than_all_at_once() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
     held_out = from_string("evaluation", text("evaluation"), tokenizer).windows(128, 40)
-    values = []
-    for passes in ((Magnitude(),), (Magnitude(), Compensate())):
+    recovery = from_string("recovery", text("recovery"), tokenizer)
+    values = {}
+    for way in ("cut", "one-shot", "sequential"):
         model = transformers.AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
+        original = copy.deepcopy(model)
         state = state_of(model)
-        state.calibration = from_string("recovery", text("recovery"), tokenizer)
-        run(state, *passes)
-        values.append(perplexity(model, held_out).value)
-    assert values[1] < values[0]
+        state.calibration = recovery
+        run(state, Magnitude(ratio=0.4), *([Compensate(samples=48)] if way == "sequential" else []))
+        if way == "one-shot":
+            one_shot(model, original, state, recovery.windows(128, 48))
+        values[way] = perplexity(model, held_out).value
+    assert values["sequential"] < values["one-shot"] < values["cut"]
+
+
+def mixture() -> Any:
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=4, num_experts_per_tok=2, vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    model.set_experts_implementation("batched_mm")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return model
+
+
+def test_every_expert_is_refitted_on_the_tokens_that_it_is_given() -> None:
+    """Given what the pruned model routes to it, no down projection comes closer to the dense expert."""
+    model = mixture()
+    state = run(state_of(model), Random(ratio=0.5, heads="off"), Compensate(samples=16, length=16, damping=0.0))
+    assert state.original is not None
+    tensor = "model.layers.1.mlp.experts.down_proj"
+    assert tensor in state.report["compensate"]["refitted"]
+    assert state.report["compensate"]["left"] == []
+    assert model.config._experts_implementation == "batched_mm"
+    entered: list[Any] = []
+    experts, dense = (m.get_submodule("model.layers.1.mlp.experts") for m in (model, state.original))
+    experts.register_forward_pre_hook(lambda _m, args: entered.append(args))
+    with torch.no_grad():
+        model(input_ids=Windows().windows(16, 16), use_cache=False)
+    hidden, chosen, _ = entered[0]
+
+    def inner(module: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
+        gate, up = (rows @ module.gate_up_proj[expert].T).detach().chunk(2, -1)
+        return torch.nn.functional.silu(gate) * up
+
+    for expert in range(4):
+        rows = hidden[(chosen == expert).any(1)]
+        x, y = inner(experts, expert, rows), inner(dense, expert, rows) @ dense.down_proj[expert].T.detach()
+        best = np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)[0].T
+        np.testing.assert_allclose(experts.down_proj[expert].detach().numpy(), best, rtol=1e-5, atol=1e-9)
+
+
+def test_convolutions_and_what_follows_a_flatten_are_refitted() -> None:
+    torch.manual_seed(0)
+    model = Plain().double().eval()
+    x = torch.randn(40, 3, 16, 16, dtype=torch.float64)
+    traced = trace_module(model, bind(model, x), batch=True)
+    state = State(traced.graph, model, losses=[lambda m: m(x[:20]), lambda m: m(x[20:])], example={"x": x})
+    dense = copy.deepcopy(model)
+    run(state, Random(ratio=0.5, channels=True), Compensate(damping=1e-9))
+    refitted = state.report["compensate"]["refitted"]
+    assert refitted == ["features.3.0.weight", "classifier.0.weight", "classifier.3.weight"]
+    with torch.no_grad():
+        conv = model.features[3][0]
+        got = conv(model.features[:3](x)).movedim(1, -1)
+        rows = state.plan.slices["features.3.0.weight", 0]  # type: ignore[union-attr]
+        wanted = dense.features[:3](x)
+        wanted = dense.features[3][0](wanted).movedim(1, -1)[..., rows]
+        patches = torch.nn.functional.unfold(model.features[:3](x), 3, padding=1).mT.flatten(0, 1)
+        design = torch.cat([patches, patches.new_ones(len(patches), 1)], 1).numpy()
+    target = wanted.flatten(0, 2).numpy()
+    best = design @ np.linalg.lstsq(design, target, rcond=None)[0]
+    assert float(((got.flatten(0, 2).numpy() - target) ** 2).sum()) == pytest.approx(
+        float(((best - target) ** 2).sum()), rel=1e-6
+    )
+
+
+def test_padding_has_no_say() -> None:
+    """Windows padded on the right, with anything, give the weights that they give unpadded."""
+    found = []
+    for fill in (None, 3, 9):
+        model = make()
+        state = state_of(model)
+        ids = Windows().windows(12, 6)
+        mask = torch.ones_like(ids)
+        if fill is not None:
+            ids = torch.cat([ids, torch.full((6, 5), fill)], 1)
+            mask = torch.cat([mask, torch.zeros(6, 5, dtype=mask.dtype)], 1)
+        state.losses = [lambda m, ids=ids, mask=mask: m(input_ids=ids, attention_mask=mask, use_cache=False).logits]
+        run(state, Random(ratio=0.5), Compensate())
+        found.append(model.model.layers[1].mlp.down_proj.weight.detach().clone())
+    assert torch.allclose(found[1], found[0], rtol=0, atol=1e-10)
+    assert torch.equal(found[1], found[2])
+
+
+def test_a_tied_output_layer_is_left_alone_and_said() -> None:
+    model = make("gpt2")
+    state = run(state_of(model), Random(ratio=0.5, channels=True), Compensate(samples=8, length=16))
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert "transformer.wte.weight" not in state.report["compensate"]["refitted"]
+
+
+def test_experts_without_tokens_stay_and_are_said() -> None:
+    state = run(state_of(mixture()), Random(ratio=0.5, heads="off"), Compensate(samples=1, length=1))
+    notes = [note for note in state.report["compensate"]["notes"] if "layers.1.mlp" in note]
+    assert sum(bool(re.search(r"no token reached experts \[\d, \d\]; they stay as they are", n)) for n in notes) == 1
+    assert sum("1 calibration tokens for 6 unknowns of an output, 5 too few" in note for note in notes) == 2
 
 
 def broken() -> State:
@@ -166,7 +298,7 @@ def broken() -> State:
         (lambda: Compensate(damping=-1.0).check(), "damping -1.0 is negative"),
         (lambda: Compensate(samples=0).check(), "samples 0 is below 1"),
         (lambda: run(state_of(make()), Random(), Compensate(method="bias", samples=2)), "has no bias to correct"),
-        (lambda: run(state_of(make()), Random(), Compensate(damping=0.0, samples=1, length=4)), "; 4 tokens for 18"),
+        (lambda: run(state_of(make()), Random(), Compensate(damping=0, samples=1, length=4)), "4 calibration tokens"),
         (lambda: Compensate(samples=2, length=8).run(broken()), "are not finite"),
     ],
 )  # fmt: skip
@@ -178,7 +310,7 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 
 def test_too_little_text_is_said() -> None:
     state = run(state_of(make()), Random(), Compensate(samples=1, length=4))
-    assert state.report["compensate"]["notes"][0].endswith("4 tokens for 18 unknowns; damping holds the rest")
+    assert state.report["compensate"]["notes"][0].endswith("14 too few; damping holds the rest at its value")
 
 
 def test_without_text_it_is_refused() -> None:

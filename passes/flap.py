@@ -1,0 +1,37 @@
+"""flap: units go whose inputs fluctuate little, since a bias could stand for what is constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from ..ir import Indices
+from ..ir.groups import Group, Kind
+from .inputs import ColumnScored
+from .select import Scores
+from .statistics import Spread
+
+HEADS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flap(ColumnScored):
+    """Remove the units with the smallest ``Var(x_j) * |W_j|_2^2`` (FLAP, arXiv 2312.11983, equation 5).
+
+    A head's score is the mean of its channels' squared scores, as in FLAP's code; other units sum theirs.
+    """
+
+    name: ClassVar[str] = "flap"
+
+    def columns(self, weight: Tensor, spread: Spread) -> Tensor:
+        """Sum of squared deviations of a column's input, times the squared norm of its weights."""
+        return spread.squares * weight.square().sum(0)
+
+    def gathered(self, group: Group, columns: Scores, units: Indices) -> Scores:
+        """Mean of squares for heads, a sum for the rest."""
+        if group.kind not in HEADS:
+            return super().gathered(group, columns, units)
+        return np.bincount(units, weights=columns**2) / np.maximum(np.bincount(units), 1)

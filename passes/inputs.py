@@ -1,0 +1,174 @@
+"""Scores from what the consumers of a group read: the base of wanda, flap, activation and obs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ir import FxpruneError, Indices, RequestError
+from ..ir.graph import Graph
+from ..ir.groups import Group, Occurrence
+from .base import State, option
+from .consumers import Consumer, find_consumers, taking_in
+from .prune import Prune
+from .rehearsal import tensors_by_name
+from .select import Scores
+from .statistics import Feed, Seen, Spread, calibration_feeds, matrix
+from .streams import Stream
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A member of a group that takes its units in.
+
+    Attributes:
+        group: whose units.
+        member: the weight and its dimension.
+        consumer: where it runs.
+    """
+
+    group: Group
+    member: Occurrence
+    consumer: Consumer
+
+    def units(self, columns: int) -> Indices:
+        """For every column of a call's inputs the unit that stands there, -1 for none: int64 ``[columns]``.
+
+        A convolution reads each channel at every position of its kernel.
+        """
+        found = self.group.unit_map(self.member.axis)
+        return np.repeat(found, columns // len(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputScored(Prune):
+    """A pruning pass whose scores come from the inputs of what reads the units."""
+
+    samples: int = option(64, "calibration windows")
+    length: int = option(128, "tokens in a calibration window")
+    seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
+    batch: int = option(8, "windows in one forward pass")
+
+    def check(self) -> None:
+        """Also refuse an empty calibration."""
+        super().check()
+        for name in ("samples", "length", "batch"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{self.name}: {name} {getattr(self, name)} is below 1", "use 1 or more")
+
+    def feeds(self, state: State) -> list[Feed]:
+        """The calibration batches; those of :func:`~.statistics.calibration_feeds`."""
+        who = f"{self.name} scores need"
+        return calibration_feeds(state, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
+
+
+def readers_of(groups: Sequence[Group], graph: Graph) -> list[Reader]:
+    """The members that may take units in, in the order in which they run."""
+    found = []
+    for group in groups:
+        members = taking_in(group, graph)
+        by_place = {(m.tensor, m.dim): m for m in members}
+        consumers = find_consumers(graph, by_place)
+        found += [Reader(group, by_place[c.tensor, c.dim], c) for c in consumers]
+    return sorted(found, key=lambda reader: reader.consumer.order)
+
+
+def visit(stream: Stream, readers: Sequence[Reader], receive: Callable[[Reader, Seen], None]) -> None:
+    """One pass over the calibration data, every reader's calls handed over as they happen.
+
+    A call that reads the weight the other way round is none of the reader's.
+    """
+    tensors = tensors_by_name(stream.model)
+    by_place: dict[tuple[str, int], list[Reader]] = {}
+    for reader in readers:
+        by_place.setdefault((reader.consumer.tensor, reader.consumer.dim), []).append(reader)
+
+    def route(seen: Seen) -> None:
+        for reader in by_place.get((seen.tensor, seen.dim), ()):
+            receive(reader, seen)
+
+    for batch in range(len(stream.feeds)):
+        stream.calls(batch, {tensor: tensors[tensor] for tensor, _ in by_place}, receive=route)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnScored(InputScored):
+    """Scores of single columns, from their weights and the spread of their inputs, gathered into units."""
+
+    @abstractmethod
+    def columns(self, weight: Tensor, spread: Spread) -> Tensor:
+        """The score of every input of a map, ``[k]`` float64.
+
+        Args:
+            weight: float64 ``[n, k]``.
+            spread: of the inputs.
+        """
+
+    def gathered(self, group: Group, columns: Scores, units: Indices) -> Scores:
+        """Scores of units from those of their columns; their sum."""
+        del group
+        return np.bincount(units, weights=columns).astype(np.float64)
+
+    def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+        """Importance from one forward pass over the calibration data; vectors are all that is held.
+
+        Raises:
+            RequestError: without calibration data, or for a group that no linear map reads.
+            FxpruneError: for inputs that are not finite.
+        """
+        stream, readers = Stream.of(state.model, self.feeds(state)), readers_of(groups, state.graph)
+        spreads: dict[tuple[int, int | None], tuple[Reader, Seen, Spread]] = {}
+
+        def receive(reader: Reader, seen: Seen) -> None:
+            key = (readers.index(reader), seen.expert)
+            if key not in spreads:
+                spreads[key] = (reader, without_data(seen), Spread())
+            spreads[key][2].add(seen.x)
+
+        visit(stream, readers, receive)
+        scores = {group.name: np.zeros(group.units) for group in groups}
+        for reader, seen, spread in spreads.values():
+            if not spread.count:
+                continue
+            columns = self.columns(weight_of(stream, seen), spread).cpu().numpy()
+            units = reader.units(len(columns))
+            there = units >= 0
+            found = self.gathered(reader.group, columns[there], units[there])
+            scores[reader.group.name][: len(found)] += found
+        require_scores(scores, groups, {reader.group.name for reader, _, _ in spreads.values()}, self.name)
+        return scores
+
+
+def without_data(seen: Seen) -> Seen:
+    """Which call it was, its inputs and outputs forgotten."""
+    return replace(seen, x=seen.x[:0].clone(), y=seen.y[:0].clone(), sample=seen.sample[:0].clone())
+
+
+def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: set[str], what: str) -> None:
+    """Refuse groups that no call was seen to read, and scores that are not finite.
+
+    Raises:
+        RequestError: naming the first group that nothing reads.
+        FxpruneError: naming the first group whose scores are not finite.
+    """
+    for group in groups:
+        if group.name not in seen:
+            raise RequestError(
+                f"{what} cannot score {group.name}: no linear map or convolution is seen to read it",
+                "use taylor or magnitude, which look at the weights alone",
+            )
+        if not np.isfinite(scores[group.name]).all():
+            raise FxpruneError(
+                f"the {what} scores of {group.name} are not finite", "run in float32; check the calibration text"
+            )
+
+
+def weight_of(stream: Stream, seen: Seen) -> Tensor:
+    """The part of a weight that a call used, float64 ``[n, k]``."""
+    with torch.no_grad():
+        return matrix(tensors_by_name(stream.model)[seen.tensor].detach(), seen).double()

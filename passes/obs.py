@@ -1,0 +1,133 @@
+"""obs: units go whose removal leaves the smallest error after the rest was refitted."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ..ir import FxpruneError, RequestError
+from ..ir.groups import Group, Kind
+from .base import State, option
+from .inputs import InputScored, Reader, readers_of, require_scores
+from .least_squares import Moments, Surgeon
+from .pairs import Map, Pairs
+from .select import Scores, kept_count
+from .statistics import Feed
+from .streams import Stream
+
+HEADS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obs(InputScored):
+    """Remove the units that the rest can best make up for (OBS: OSSCAR, SlimGPT, Tyr-the-Pruner, arXiv 2503.09657).
+
+    Units go in rounds, and what each of the others costs is computed anew after every round: heads one by one, other
+    widths in ``rounds``. Layers are taken in order, each with those before it already cut and refitted and its outputs
+    compared with the dense model's. Write ``compensate`` after it, which refits for good.
+    """
+
+    name: ClassVar[str] = "obs"
+
+    rounds: int = option(16, "how often scores of units other than heads are computed anew")
+    damping: float = option(0.01, "pull towards the weights as they are, relative to the mean second moment")
+    sequential: bool = option(
+        True, "layers see what the layers before them became; false: statistics of the dense model"
+    )
+
+    def check(self) -> None:
+        """Also refuse a number of rounds or a damping that make no sense."""
+        super().check()
+        if self.rounds < 1:
+            raise RequestError(f"obs: rounds {self.rounds} is below 1", "use 1 to score once, or 16")
+        if not 0 <= self.damping < float("inf"):
+            raise RequestError(f"obs: damping {self.damping} is negative", "use 0.01, or 0 for none")
+
+    def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+        """For every unit the error that has been reached when it goes.
+
+        Raises:
+            RequestError: without calibration data, or for a group that no linear map reads.
+            FxpruneError: for second moments that are not finite, or singular without damping.
+        """
+        model = copy.deepcopy(state.model) if self.sequential else state.model
+        pairs = self._pairs(state, model, self.feeds(state), groups)
+        by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.graph)}
+        scores = {group.name: np.zeros(group.units) for group in groups}
+        seen: set[str] = set()
+        ordered = [by_place[c.tensor, c.dim] for c in pairs.consumers]
+        for name, found in groupby(ordered, key=lambda reader: reader.group.name):
+            readers = list(found)
+            group = readers[0].group
+            alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
+            surgeons = self._surgeons(pairs, readers)
+            if alone and group.kind is not Kind.CHANNELS:
+                scores[name] = self._in_rounds(group, [surgeon for _, surgeon in surgeons])
+                if self.sequential:
+                    for at, surgeon in surgeons:
+                        at.put(surgeon.weight)
+            else:
+                for _, surgeon in surgeons:
+                    scores[name] += surgeon.costs().cpu().numpy()
+            seen.add(name)
+        require_scores(scores, groups, seen, self.name)
+        return scores
+
+    def _pairs(self, state: State, model: torch.nn.Module, batches: Sequence[Feed], groups: Sequence[Group]) -> Pairs:
+        places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, state.graph)]
+        return Pairs.between(state.graph, Stream.of(state.model, batches), Stream.of(model, batches), places)
+
+    def _surgeons(self, pairs: Pairs, readers: Sequence[Reader]) -> list[tuple[Map, Surgeon]]:
+        found: dict[Map, Moments] = {}
+        for reader in readers:
+            for at, x, y, _ in pairs.observed([reader.consumer]):
+                if at not in found:
+                    found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
+                found[at].add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
+        by_tensor = {reader.consumer.tensor: reader for reader in readers}
+        surgeons = []
+        for at, moments in found.items():
+            if not moments.count:
+                continue
+            try:
+                surgeon = Surgeon.of(moments, at.whole(), self.damping, _columns(at, by_tensor[at.tensor]))
+            except FxpruneError as error:
+                raise FxpruneError(f"{at}: {error.message}", error.hint) from error
+            surgeons.append((at, surgeon))
+        return surgeons
+
+    def _in_rounds(self, group: Group, surgeons: Sequence[Surgeon]) -> Scores:
+        """Take units out, cheapest first, until as many are left as stay."""
+        rows = group.units // group.size
+        excess = group.size - kept_count(group.size, self.ratio, self.step(group))
+        scores, total = np.zeros((rows, group.size)), 0.0
+        alive = np.ones((rows, group.size), dtype=bool)
+        at_once = 1 if group.kind in HEADS else max(1, math.ceil(excess / self.rounds))
+        while True:
+            costs = sum((s.costs().cpu().numpy() for s in surgeons), np.zeros(group.units)).reshape(rows, -1)
+            costs[~alive] = np.inf
+            if excess <= 0:
+                scores[alive] = total + costs[alive]
+                return scores.ravel()
+            count = min(at_once, excess)
+            order = np.argsort(costs, axis=1, kind="stable")[:, :count]
+            going = np.take_along_axis(costs, order, axis=1)
+            np.put_along_axis(scores, order, total + going.cumsum(axis=1), axis=1)
+            np.put_along_axis(alive, order, False, axis=1)
+            units = (order + np.arange(rows)[:, None] * group.size).ravel().tolist()
+            for surgeon in surgeons:
+                surgeon.remove(units)
+            total += float(going.sum())
+            excess -= count
+
+
+def _columns(at: Map, reader: Reader) -> list[torch.Tensor]:
+    units = reader.units(at.weight.shape[1])
+    return [torch.from_numpy(np.flatnonzero(units == unit)).to(at.weight.device) for unit in range(reader.group.units)]

@@ -1,0 +1,165 @@
+"""Running a model block by block: what blocks that are done gave is kept, so that no block runs more than it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..ir import RequestError
+from .blocks import find_blocks
+from .measure import inference
+from .statistics import Feed, Seen, Watch, experts_one_by_one, padding_mask
+
+SAME = 1e-5
+"""Largest relative difference between what a block gives after kept and after computed predecessors."""
+
+
+class _Reached(Exception):
+    """The block that was waited for has run."""
+
+
+@dataclass
+class Stream:
+    """One model on some calibration batches.
+
+    The outputs of the last block that is done are kept, one for every batch; the blocks before it do not run again.
+    A model whose blocks pass one another more than that is noticed and runs in full every time.
+
+    Attributes:
+        model: on any device.
+        feeds: the batches.
+        blocks: its blocks in order; none when the model has no sequence of blocks.
+        path: of the list that holds them.
+        done: how many of them are never run again.
+    """
+
+    model: nn.Module
+    feeds: Sequence[Feed]
+    blocks: tuple[nn.Module, ...] = ()
+    path: str = ""
+    done: int = 0
+    _kept: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module, feeds: Sequence[Feed]) -> Stream:
+        """Nothing done yet."""
+        try:
+            found = find_blocks(model)
+        except RequestError:
+            return cls(model, feeds)
+        return cls(model, feeds, found.modules, found.path)
+
+    def block_of(self, module: str) -> int | None:
+        """Index of the block that a module path lies in, None outside of the blocks."""
+        inside = self.path and module.startswith(f"{self.path}.")
+        index = module[len(self.path) + 1 :].partition(".")[0] if inside else ""
+        return int(index) if index.isdigit() else None
+
+    def calls(
+        self,
+        batch: int,
+        weights: Mapping[str, Tensor],
+        last: int | None = None,
+        hook: tuple[str, Any] | None = None,
+        *,
+        shapes_only: bool = False,
+        receive: Callable[[Seen], None] | None = None,
+    ) -> list[Seen]:
+        """The calls that read some weights, on one batch.
+
+        Args:
+            batch: index of the feed.
+            weights: by name.
+            last: the block after which nothing more needs to run; everything runs when None.
+            hook: module path, and a pre-hook with keyword arguments to hang there for the time.
+            shapes_only: keep what was called, without inputs and outputs.
+            receive: takes each call as it happens, instead of all of them being returned.
+        """
+        with ExitStack() as stack:
+            mask = stack.enter_context(padding_mask(self.model))
+            stack.enter_context(experts_one_by_one(self.model))
+            if hook is not None:
+                module = self.model.get_submodule(hook[0])
+                handle = module.register_forward_pre_hook(hook[1], with_kwargs=True)
+                stack.callback(handle.remove)
+            watch = Watch(weights, mask, shapes_only=shapes_only, receive=receive)
+            with watch:
+                self._run(batch, last)
+        return watch.seen
+
+    def advance(self, done: int) -> None:
+        """Declare that the first ``done`` blocks will not change any more."""
+        if not self.blocks or done <= self.done or done > len(self.blocks):
+            return
+        kept = [self._output(batch, done - 1) for batch in range(len(self.feeds))]
+        before, self.done = self.done, 0
+        if before and not _same(self._output(0, done - 1), kept[0]):
+            self.blocks = ()  # blocks hand one another more than their outputs: no shortcuts
+            return
+        self._kept, self.done = kept, done
+
+    def _output(self, batch: int, block: int) -> Any:
+        found: list[Any] = []
+        handle = self.blocks[block].register_forward_hook(lambda _m, _a, out: found.append(out))
+        try:
+            self._run(batch, block)
+        finally:
+            handle.remove()
+        return found[-1]
+
+    def _run(self, batch: int, last: int | None) -> None:
+        with inference(self.model), self._shortened(batch, last):
+            try:
+                self.feeds[batch](self.model)
+            except _Reached:
+                return
+
+    @contextmanager
+    def _shortened(self, batch: int, last: int | None) -> Iterator[None]:
+        """Inside, blocks that are done give what was kept, and the run ends after block ``last``."""
+
+        def stop(_module: nn.Module, _args: Any, _out: Any) -> None:
+            raise _Reached
+
+        replaced = self.blocks[: self.done]
+        handle = None
+        if last is not None and self.blocks:
+            handle = self.blocks[last].register_forward_hook(stop)
+        own = [vars(block).get("forward") for block in replaced]
+        for block in replaced:
+            block.forward = _giving(self._kept[batch])
+        try:
+            yield
+        finally:
+            for block, forward in zip(replaced, own, strict=True):
+                if forward is None:
+                    del block.forward
+                else:
+                    block.forward = forward
+            if handle is not None:
+                handle.remove()
+
+
+def _giving(output: Any) -> Callable[..., Any]:
+    # A copy each time: some models add to the hidden states in place.
+    return lambda *_args, **_kwargs: pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, output)
+
+
+def _same(first: Any, second: Any) -> bool:
+    a, b = (t for t in (pytree.tree_leaves(first), pytree.tree_leaves(second)))
+    if len(a) != len(b):
+        return False
+    return all(
+        not isinstance(x, torch.Tensor)
+        or (x.shape == y.shape and bool((x - y).abs().max() <= SAME * x.abs().max().clamp(min=1e-30)))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+__all__ = ["Stream"]
