@@ -62,6 +62,8 @@ def check_shapes(job: dict[str, Any]) -> dict[str, Any]:
 def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Greedy tokens with and without the cache, and the scores behind them where they first differ."""
     prompt = inputs["input_ids"][:1, :PROMPT]
+    # Positions of some models skip padding, so that a decoded padding token would change them with the cache only.
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     runs = {}
     for name, use_cache in (("cached", True), ("uncached", False)):
         runs[name] = model.generate(
@@ -70,6 +72,7 @@ def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]
             generation_config=transformers.GenerationConfig(
                 max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache, pad_token_id=0,
                 output_scores=True, return_dict_in_generate=True,
+                suppress_tokens=None if padding is None else [padding],
             ),
         )  # fmt: skip
     new = {name: run.sequences[0, prompt.shape[1] :].tolist() for name, run in runs.items()}

@@ -72,6 +72,7 @@ class Group:
         frozen: why no unit may go; None when they may.
         normalised: a normalisation divides over the units, so that removing one is not the same as zeroing it.
         layer: index in the sequence of equal blocks it belongs to, None when it spans several or stands outside.
+        multiple: how many units stay shall be a multiple of this, for kernels that need rows of whole machine words.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Group:
     frozen: str | None = None
     normalised: bool = False
     layer: int | None = None
+    multiple: int = 1
 
     @property
     def units(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -126,11 +127,15 @@ def _groups(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], solution: Solu
                 members[atom.id].append(Occurrence(parameter.name, dim, axis, role))
     held = [axis for parameter in graph.parameters for axis in axes[parameter.value]]
     held += [axis for value in _constants(graph) for axis in axes[value]]
-    parents, repeated = _parents(held)
+    parents, inside, repeated = _parents(held)
     frozen = dict(solution.frozen)
     for squared in repeated:
         frozen.setdefault(squared, "the units occur twice in one product")
-    return _name(members, parents, frozen, solution)
+    heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
+    for atom in members.keys() - heads:
+        if inside[atom] & heads:  # attention that is written out has no operator to tell what its heads are made of
+            solution.marks.setdefault(atom, set()).add("head_dim")
+    return _name(members, parents, frozen, solution, _stacked(graph, axes))
 
 
 def _constants(graph: Graph) -> list[Value]:
@@ -156,6 +161,9 @@ def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, 
     return roles
 
 
+ROW = 8
+"""Grouped products of many maps, torch's among them, want rows of 16 bytes: 8 values of the 16-bit types."""
+
 _CONTRACTED = {
     ("aten.linear", 1): 1, ("aten.addmm", 2): 0, ("aten.mm", 1): 0, ("aten.matmul", 1): -2, ("aten.bmm", 1): -2,
     **{(f"aten.conv{n}d", 1): 1 for n in (1, 2, 3)},
@@ -172,9 +180,18 @@ def _contracted(op: Op, weight: Value) -> int | None:
     return None
 
 
-def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], set[int]]:
-    """Atom -> atoms that stand to its left in a product in *every* occurrence; and atoms squared in a product."""
+def _stacked(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> set[int]:
+    """Atoms of the sides of maps that stand in one weight, one for each expert, and are picked from it by index."""
+    leaves = {parameter.value for parameter in graph.parameters if len(parameter.value.shape) > 2}
+    picked = [op.args[0] for op in graph.ops if op.packet == "aten.index" and op.args[0] in leaves]
+    held = [axis for value in picked if isinstance(value, Value) for axis in axes[value][1:]]
+    return {atom.id for axis in held for atom in atoms_of(axis)}
+
+
+def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], dict[int, set[int]], set[int]]:
+    """Atom -> atoms that stand to its left in a product in *every* occurrence; in some; and atoms squared in one."""
     above: dict[int, set[int]] = {}
+    anywhere: dict[int, set[int]] = defaultdict(set)
     repeated: set[int] = set()
 
     def walk(axis: Axis, outer: tuple[int, ...]) -> None:
@@ -182,6 +199,7 @@ def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], set[int]]:
             if axis.id in outer:
                 repeated.add(axis.id)
             above[axis.id] = above[axis.id] & set(outer) if axis.id in above else set(outer)
+            anywhere[axis.id] |= set(outer)
         elif isinstance(axis, Concat):
             for part in axis.parts:
                 walk(part, outer)
@@ -192,7 +210,7 @@ def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], set[int]]:
 
     for term in dict.fromkeys(terms):
         walk(term, ())
-    return above, repeated
+    return above, anywhere, repeated
 
 
 def _name(
@@ -200,6 +218,7 @@ def _name(
     parents: Mapping[int, set[int]],
     frozen: Mapping[int, str],
     solution: Solution,
+    stacked: Set[int],
 ) -> dict[str, Group]:
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
     nested = {atom: next(iter(parents[atom] & heads), None) for atom in heads}
@@ -220,6 +239,7 @@ def _name(
         groups[name] = by_atom[atom] = Group(
             name, atom, solution.sizes[atom], kind, tuple(members[atom]), parent,
             frozen.get(atom), "normalised" in marks, layer,
+            math.gcd(ROW, solution.sizes[atom]) if atom in stacked else 1,
         )  # fmt: skip
     return dict(sorted(groups.items(), key=lambda item: item[1].atom))
 

@@ -12,13 +12,13 @@ import torch
 
 from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.graph import Graph
-from ..ir.groups import Group, Kind
+from ..ir.groups import Group
 from ..ir.repairs import Repairs
 from .base import Pass, State, option
 from .consumers import taking_in
 from .couple import Coupling
 from .rehearsal import tensors_by_name
-from .select import HEADS, Scope, Scores, chosen_groups, select
+from .select import HEADS, Scope, Scores, chosen_groups, select, step_of
 from .shrink import extents_by_module, make_plan, rewrite
 from .surgery import shrink_module, sliced
 
@@ -57,7 +57,7 @@ class Prune(Pass):
 
     def step(self, group: Group) -> int:
         """What the number of units that a group keeps is rounded up to a multiple of."""
-        return self.multiple_of if group.kind in (Kind.WIDTH, Kind.CHANNELS) else 1
+        return step_of(group, self.multiple_of)
 
     @abstractmethod
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:

@@ -55,6 +55,8 @@ class Mode:
 _COSTLY = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::linear"})
 
 ATTENTIONS = ("sdpa", "eager")
+EXPERTS = "batched_mm"
+"""The implementation of experts whose shapes do not depend on values."""
 MODES = (Mode("meta", True), Mode("meta", False), Mode("cpu", True), Mode("cpu", False))
 
 
@@ -74,6 +76,8 @@ class _ShapesOnly(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func.name() == "aten::view_as_complex":  # pairs must stand side by side, in a stand-in too
+            args = (args[0].contiguous(),)
         operands = [arg for arg in args if isinstance(arg, torch.Tensor)]
         if func.name().partition(".")[0] not in _COSTLY or any(tensor.is_meta for tensor in operands):
             return func(*args, **(kwargs or {}))
@@ -99,6 +103,9 @@ class Rehearsal:
             self.mode = mode
             self.model = _weightless(model, mode.device)
             self.configs = {id(c): c for m in self.model.modules() for c in vars(m).values() if _is_config(c)}.values()
+            for config in self.configs:
+                if getattr(config, "_experts_implementation", None) is not None:
+                    config._experts_implementation = EXPERTS
             self.example = {k: _moved(v, mode.device) for k, v in example.items()}
             self.attentions: tuple[str | None, ...] = (None,)
             with _reading(self.model) as reads:

@@ -128,6 +128,11 @@ def kept_count(size: int, ratio: float, multiple_of: int = 1) -> int:
     return max(1, min(size, count))
 
 
+def step_of(group: Group, multiple_of: int = 1) -> int:
+    """What the number of units that a group keeps is rounded up to a multiple of; ``multiple_of`` is for widths."""
+    return math.lcm(group.multiple, multiple_of if group.kind in (Kind.WIDTH, Kind.CHANNELS) else 1)
+
+
 def best_units(group: Group, scores: Scores, count: int) -> Indices:
     """The ``count`` most important units, of each parent unit where the group is nested; ties go to the lower index.
 
@@ -156,8 +161,8 @@ def select(
     """
     keep = {}
     for group in groups:
-        step = multiple_of if group.kind in (Kind.WIDTH, Kind.CHANNELS) else 1
-        keep[group.name] = best_units(group, scores[group.name], kept_count(group.size, ratio, step))
+        count = kept_count(group.size, ratio, step_of(group, multiple_of))
+        keep[group.name] = best_units(group, scores[group.name], count)
     if ratio > 0 and all(len(keep[group.name]) == group.units for group in groups):
         sizes = ", ".join(sorted({f"{group.kind.value} {group.size}" for group in groups}))
         raise RequestError(

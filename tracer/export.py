@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..ir import FxpruneError
 from ..ir.graph import Graph
+from .experts import traceable_experts
 from .lower import lower
 
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107)
@@ -57,7 +58,7 @@ def trace_model(
         FxpruneError: when ``torch.export`` cannot trace the model, with its reason.
     """
     try:
-        with _quiet(), torch.no_grad(), _ListsAsSlices():
+        with _quiet(), torch.no_grad(), _ListsAsSlices(), traceable_experts(model):
             program = torch.export.export(model, (), dict(example), strict=False)
             if _mutates(program):
                 program = program.run_decompositions({})
