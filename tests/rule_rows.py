@@ -20,15 +20,22 @@ class Row:
         terms: axes of the operands, ``->``, axes of the results. Atoms are letters, ``!`` says frozen, ``~``
             normalised; after ``|`` the other marks.
         random: only the shape of the result is certain.
+        zeroed: the result depends on all units, and on zeroed ones as if they were not there.
     """
 
     operands: str
     call: str
     terms: str
     random: bool = False
+    zeroed: bool = False
 
 
 LINEAR = [
+    Row(
+        "%q: f64[6, 4, 5], %k: f64[6, 3, 5], %v: f64[6, 3, 7]",
+        "aten.scaled_dot_product_attention(%q, %k, %v)",
+        "a b c, a d~ c, a d~ e -> a b e | a heads, c head_dim, e head_dim",
+    ),
     Row("%x: f64[2, 3, 4], %w: f64[5, 4], %b: f64[5]", "aten.linear(%x, %w, %b)", "a b c, d c, d -> a b d"),
     Row("%x: f64[2, 4], %w: f64[5, 4]", "aten.linear(%x, %w)", "a b, c b -> a c"),
     Row("%b: f64[5], %x: f64[3, 4], %w: f64[4, 5]", "aten.addmm(%b, %x, %w)", "a, b c, c a -> b a"),
@@ -101,8 +108,36 @@ REDUCE = [
     Row("%x: f64[3, 4]", "aten.linalg_vector_norm(%x, 2, [1])", "a b -> a"),
     Row("%x: f64[3, 4]", "aten.linalg_vector_norm(%x, -1, [1])", "a b~ -> a"),
     Row("%x: f64[3, 4]", "aten.norm.ScalarOpt_dim(%x, 2, [1])", "a b -> a"),
+    Row("%x: f64[3, 4]", "aten.linalg_norm(%x, 2, [1])", "a b -> a"),
+    Row("%x: f64[3, 4]", "aten.linalg_norm(%x, none, [1], true)", "a b -> a 1"),
+    Row("%v: f64[4, 5, 3], %g: f64[1, 1, 3]", "aten._weight_norm(%v, %g, 2)", "a b c~, 1 1 c~ -> a b c~", zeroed=True),
+    Row("%v: f64[4, 5], %g: f64[4, 1]", "aten._weight_norm(%v, %g)", "a~ b, a~ 1 -> a~ b", zeroed=True),
+    *(
+        Row("%x: f64[3, 4]", f"aten.fft_{name}(%x, none, {dims})", terms)
+        for name, dims, terms in (
+            ("fft", -1, "a b! -> a c!"),
+            ("ifft", -1, "a b! -> a c!"),
+            ("rfft", 1, "a b! -> a c!"),
+            ("irfft", 0, "a! b -> c! b"),
+            ("hfft", 1, "a b! -> a c!"),
+            ("ihfft", 1, "a b! -> a c!"),
+            ("fft2", [0, 1], "a! b! -> c! d!"),
+            ("ifft2", [0, 1], "a! b! -> c! d!"),
+            ("rfft2", [0, 1], "a! b! -> c! d!"),
+            ("irfft2", [0, 1], "a! b! -> c! d!"),
+            ("fftn", [1], "a b! -> a c!"),
+            ("ifftn", [1], "a b! -> a c!"),
+            ("rfftn", [1], "a b! -> a c!"),
+            ("irfftn", [1], "a b! -> a c!"),
+        )
+    ),
+    Row("%x: f64[3, 4]", "aten.fft_fftn(%x)", "a! b! -> c! d!"),
+    Row("%x: f64[2, 3, 4]", "aten.fft_ifft2(%x)", "a b! c! -> a d! e!"),
+    Row("%x: f64[3, 4]", "aten.fft_fft(%x)", "a b! -> a c!"),
     Row("%x: f64[3, 4]", "aten.softmax.int(%x, -1)", "a b~ -> a b~"),
     Row("%x: f64[2, 3, 4, 5]", "aten.softmax.int(%x, -1)", "a b c d~ -> a b c d~ | b heads"),
+    Row("%x: f64[2, 3, 2, 4, 5]", "aten.softmax.int(%x, -1)", "a b c d e~ -> a b c d e~ | b heads, c heads"),
+    Row("%x: f64[6, 4, 5]", "aten.softmax.int(%x, -1)", "a b c~ -> a b c~ | a heads"),
     Row("%x: f64[3, 4]", "aten.log_softmax.int(%x, 1)", "a b~ -> a b~"),
     Row("%x: f64[3, 4]", "aten._softmax(%x, 1, false)", "a b~ -> a b~"),
     Row("%x: f64[3, 4]", "aten._log_softmax(%x, 1, false)", "a b~ -> a b~"),
@@ -355,6 +390,11 @@ CONVOLUTION = [
     ),
     Row("%x: f64[2, 4, 5, 5]", "aten.im2col(%x, [2, 2], [1, 1], [0, 0], [1, 1])", "a b c! d! -> a (b * e!) f!"),
     Row("%x: f64[4, 5, 5]", "aten.im2col(%x, [2, 2], [1, 1], [0, 0], [1, 1])", "a b! c! -> (a * d!) e!"),
+    Row(
+        "%x: f64[2, 12, 9]",
+        "aten.col2im(%x, [4, 4], [2, 2], [1, 1], [0, 0], [1, 1])",
+        "a (b * c!) d! -> a b e! f!",
+    ),
     Row("%x: f64[2, 12, 5, 5]", "aten.pixel_shuffle(%x, 2)", "a (b * c!) d! e! -> a b f! g!"),
     Row("%x: f64[2, 3, 6, 6]", "aten.pixel_unshuffle(%x, 2)", "a b c! d! -> a (b * e!) f! g!"),
     Row("%x: f64[2, 6, 5, 5]", "aten.channel_shuffle(%x, 2)", "a (b! * c) d e -> a (c * b!) d e"),

@@ -50,17 +50,17 @@ def cuts(atoms: list[Atom]) -> Iterator[dict[int, list[int]]]:
     yield {atom.id: [u for u in range(atom.size) if u != atom.size // 2] for atom in atoms}
 
 
-def replay(case: Example, random: bool) -> None:
+def replay(case: Example, random: bool, zeroed: bool = False) -> None:
     for keep in cuts(case.free):
         normalised = any(NORMALISED in case.solution.marks.get(atom, ()) for atom in keep)
-        check_cut(case, keep, exact=not random and not normalised)
+        check_cut(case, keep, exact=not random and not normalised, zeroed=zeroed)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.call} {row.operands}")
 def test_a_row(row: Row) -> None:
     case = example(row.operands, row.call, draw)
     assert show(case) == row.terms
-    replay(case, row.random)
+    replay(case, row.random, row.zeroed)
 
 
 def pointwise_call(name: str) -> tuple[str, str]:

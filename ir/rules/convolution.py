@@ -74,6 +74,16 @@ def _unfold(eq: Equations, op: Op) -> None:
     eq.tie(eq.axes.product((operand[-3], window)), result[-2])
 
 
+def _fold(eq: Equations, op: Op) -> None:
+    """Windows are added up where they overlap: the inverse of taking them."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    eq.freeze((operand[-1], *result[-2:]), SPATIAL)
+    eq.tie_all(operand[:-2], result[:-3])
+    window = eq.axes.fresh(eq.axes.size(operand[-2]) // eq.axes.size(result[-3]))
+    eq.freeze([window], SPATIAL)
+    eq.tie(operand[-2], eq.axes.product((result[-3], window)))
+
+
 def _grid_sample(eq: Equations, op: Op) -> None:
     """``n c h w, n y x 2 -> n c y x``; channels pass."""
     operand, grid, result = eq.of(tensor(op, 0)), eq.of(tensor(op, 1)), eq.of(op.result)
@@ -119,6 +129,7 @@ TABLE = {
         for name in ("grid_sampler", "grid_sampler_2d")
     },
     "aten.im2col": Rule(_unfold, text="n c h w -> n (c * window) positions"),
+    "aten.col2im": Rule(_fold, text="n (c * window) positions -> n c h w"),
     "aten.pixel_shuffle": Rule(_pixel_shuffle, text="n (c * block) h w -> n c h w"),
     "aten.pixel_unshuffle": Rule(_pixel_shuffle, text="n c h w -> n (c * block) h w"),
     "aten.channel_shuffle": Rule(_channel_shuffle, text="n (g * i) ... -> n (i * g) ..."),

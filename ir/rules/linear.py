@@ -86,7 +86,7 @@ def _attention(eq: Equations, op: Op) -> None:
     eq.mark([key[-2]], NORMALISED)
     if argument(op, 5, "is_causal", False):
         eq.freeze((query[-2], key[-2]), "a causal mask compares positions")
-    eq.mark(query[1:-2], "heads")
+    eq.mark(query[1:-2] or query[:-2], "heads")
     eq.mark((query[-1], value[-1]), "head_dim")
 
 

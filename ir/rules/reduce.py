@@ -10,6 +10,10 @@ NORMALISED = "normalised"
 """Mark of atoms that a normalisation divides over: removing their units is not the same as zeroing them."""
 
 
+FOURIER = "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn"
+"""Fourier transforms."""
+
+
 def _dims(op: Op, rank: int, position: int = 1) -> list[int]:
     dims = argument(op, position, "dim")
     if dims is None or dims == () or isinstance(dims, bool):
@@ -63,6 +67,29 @@ def _norm(eq: Equations, op: Op) -> None:
     _reduction(NORMALISED if negative else None, 2).couple(eq, op)
 
 
+def _weight_norm(eq: Equations, op: Op) -> None:
+    """``v * g / |v|`` over all dimensions but one: a zeroed unit of that one has no direction."""
+    direction, gain, result = eq.of(tensor(op, 0)), eq.of(tensor(op, 1)), eq.of(op.result)
+    eq.tie_all(direction, result)
+    eq.broadcast([gain], result)
+    eq.mark([direction[integer(op, 2, "dim")]], NORMALISED)
+
+
+def _fourier(eq: Equations, op: Op) -> None:
+    """Transformed dimensions mix all their positions; a half spectrum has fewer. Left out, they are the last one, the
+    last two or all, as the operator's name says."""
+    operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    count = {"2": 2, "n": len(operand)}.get(op.packet[-1], 1)
+    dims = argument(op, 2, "dim")
+    dims = tuple(range(-count, 0)) if dims is None else dims
+    transformed = {d % len(operand) for d in (dims if isinstance(dims, tuple) else (dims,)) if isinstance(d, int)}
+    for d, (a, b) in enumerate(zip(operand, result, strict=True)):
+        if d in transformed:
+            eq.freeze((a, b), "a Fourier transform mixes the positions")
+        else:
+            eq.tie(a, b)
+
+
 def _gated(eq: Equations, op: Op) -> None:
     """glu: the first half of the dimension times the sigmoid of the second."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
@@ -97,7 +124,8 @@ def _softmax(eq: Equations, op: Op) -> None:
     dim = integer(op, 1, "dim", -1) % len(operand)
     eq.mark([operand[dim]], NORMALISED)
     if len(operand) > 2 and dim == len(operand) - 1:
-        eq.mark(operand[-3:-2], "heads")  # scores of attention that is written out: batch, heads, queries, keys
+        # scores of attention that is written out: batch, heads, perhaps windows, queries, keys; or batch * heads first
+        eq.mark(operand[1:-2] or operand[:1], "heads")
 
 
 def _norm_over_last(weights: tuple[int, ...]) -> Rule:
@@ -185,8 +213,10 @@ TABLE = {
     },
     **{
         f"aten.{name}": Rule(_norm, text="reduces the dimensions it names, a negative order marks them normalised")
-        for name in ("linalg_vector_norm", "norm")
+        for name in ("linalg_vector_norm", "linalg_norm", "norm")
     },
+    "aten._weight_norm": Rule(_weight_norm, text="..., ... -> ..., marks the dimension that keeps its norm normalised"),
+    **{f"aten.fft_{name}": Rule(_fourier, text="freezes the transformed dimensions") for name in FOURIER.split()},
     **{
         f"aten.{name}": Rule(_softmax, text="same shape, marks the dimension normalised")
         for name in ("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
