@@ -186,13 +186,15 @@ class Survey:
         return options[0] if several and self._is_width(path, attribute) else None
 
     def _is_width(self, path: str, attribute: str) -> bool:
-        """Whether the attribute equals an extent in every instance of its class; a layer's index, say, does not.
+        """Whether the attribute equals an extent in every instance that reads it; a layer's index, say, does not.
 
         1 is an extent everywhere: a convolution that is not grouped has one group.
         """
         key = (type(self.modules[path]), attribute)
         if key not in self._widths:
             peers = [peer for peer in self.instances[key[0]] if peer in self.extents]
+            # Where some read it and others do not (a shortcut that pads in the first block only), the readers tell.
+            peers = [peer for peer in peers if attribute in self.reads.get(peer, ())] or peers
             self._widths[key] = bool(peers) and all(self._equals_extent(peer, attribute) for peer in peers)
         return self._widths[key]
 
