@@ -146,7 +146,8 @@ class ColumnScored(InputScored):
 
 def without_data(seen: Seen) -> Seen:
     """Which call it was, its inputs and outputs forgotten."""
-    return replace(seen, x=seen.x[:0].clone(), y=seen.y[:0].clone(), sample=seen.sample[:0].clone())
+    none = seen.x[:0].clone()
+    return replace(seen, x=none, y=seen.y[:0].clone(), sample=seen.sample[:0].clone(), given=none)
 
 
 def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: set[str], what: str) -> None:

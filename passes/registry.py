@@ -7,6 +7,7 @@ from .base import Pass
 from .compensate import Compensate
 from .couple import couple
 from .drop import Drop
+from .fisher import Fisher
 from .flap import Flap
 from .lora import Lora
 from .magnitude import Magnitude
@@ -17,7 +18,7 @@ from .taylor import Taylor
 from .wanda import Wanda
 
 PASSES: tuple[type[Pass], ...] = (
-    Random, Magnitude, Taylor, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
+    Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
 )  # fmt: skip
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)

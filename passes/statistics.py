@@ -38,6 +38,8 @@ class Seen:
         y: outputs ``[T, n]``, bias included.
         bias: the parameter that was added, None where the call adds none.
         sample: which sample of the batch each row belongs to, int64 ``[T]``; all zero where the call does not say.
+        given: the tensor that the call was given, before anything was made of it, so that a gradient can be asked for.
+        channels: the dimension of ``given`` that the columns come from.
     """
 
     tensor: str
@@ -47,6 +49,8 @@ class Seen:
     y: Tensor
     bias: Tensor | None
     sample: Tensor
+    given: Tensor
+    channels: int
 
 
 def calibration_feeds(state: State, who: str, *, samples: int, length: int, seed: int | None, batch: int) -> list[Feed]:
@@ -151,12 +155,13 @@ class Watch(TorchFunctionMode):
         dim = across if part.expert is None else across + 1
         if dims == 3 and not call.conv:
             for expert, (x, y) in enumerate(zip(call.x, out, strict=True)):
-                self._receive(Seen(part.name, expert, dim, x, y, None, _samples(x[:, None])))
+                self._receive(Seen(part.name, expert, dim, x, y, None, _samples(x[:, None]), call.given, -1))
             return
         rows = (call.x.flatten(0, -2), (out.movedim(1, -1) if call.conv else out).flatten(0, -2), _samples(call.x))
         kept = slice(0) if self._shapes_only else self._unpadded(len(rows[0]), call.conv, part, call.x.device)
         x, y, sample = (values[kept] for values in rows)
-        self._receive(Seen(part.name, part.expert, dim, x, y, call.bias, sample))
+        channels = 1 if call.conv else -1
+        self._receive(Seen(part.name, part.expert, dim, x, y, call.bias, sample, call.given, channels))
 
     def _unpadded(self, rows: int, conv: bool, part: _Part, device: torch.device) -> slice | Tensor:
         """Which rows of a call are no padding."""
@@ -187,6 +192,12 @@ class _Read:
     bias: Tensor | None = None
     rows: bool = True
     conv: bool = False
+    raw: Tensor | None = None
+
+    @property
+    def given(self) -> Tensor:
+        """The inputs as they were passed."""
+        return self.x if self.raw is None else self.raw
 
 
 def _bound(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,7 +227,7 @@ def _convolution(call: Mapping[str, Any]) -> _Read | None:
     ahead = 2 if x.dim() == weight.dim() else 1
     if ahead == 1:
         return None
-    return _Read(_patches(x, weight, call), weight, call.get("bias"), conv=True)
+    return _Read(_patches(x, weight, call), weight, call.get("bias"), conv=True, raw=x)
 
 
 def _patches(x: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:

@@ -17,6 +17,7 @@ from fxprune.passes.activation import Activation
 from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
 from fxprune.passes.couple import couple
+from fxprune.passes.fisher import Fisher
 from fxprune.passes.flap import Flap
 from fxprune.passes.least_squares import Moments, Surgeon, refit
 from fxprune.passes.manager import run_pipeline
@@ -31,7 +32,7 @@ from .nets import Plain
 
 VOCAB = 37
 SHARED: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-PASSES = (Wanda, Flap, Activation, Obs)
+PASSES = (Wanda, Flap, Activation, Obs, Fisher)
 
 
 class Windows:
@@ -105,6 +106,28 @@ def test_scores_equal_their_formulas(name: str) -> None:
     for kind, wanted in expected.items():
         found = kind(samples=5, length=8, batch=2).scores([group], state)[name]
         np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def test_fisher_is_half_the_mean_squared_derivative_by_a_switch() -> None:
+    """Switches as a tensor of ones, one for every token and unit, and autograd."""
+    model, ids = make(), Windows().windows(8, 5)
+    state = state_of(model)
+    for name, (path, width) in READ.items():
+        size = model.get_submodule(path).in_features
+        switches = torch.ones(5, 8, size // width, dtype=torch.float64, requires_grad=True)
+
+        def switched(_m: Any, args: Any, switches: Any = switches, width: int = width) -> Any:
+            return (args[0] * switches.repeat_interleave(width, -1),)
+
+        handle = model.get_submodule(path).register_forward_pre_hook(switched)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        handle.remove()
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, switches)
+        expected = gradient.square().sum((0, 1)) / (2 * 5 * 7)
+        found = Fisher(samples=5, length=8, batch=2).scores([group_of(state, name)], state)[name]
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-9)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
 
 
 def error_left(x: Any, w: Any, gone: list[int]) -> float:
@@ -202,7 +225,7 @@ def test_a_unit_that_gives_nothing_goes_first(score: Any, kind: str) -> None:
     options = {} if score is not Obs else {"rounds": 3}
     name = {
         "llama": "model.layers.0.mlp:width", "gpt2": "transformer.h.0.mlp:width",
-        "experts": "model.layers.0.mlp.experts:width.1",
+        "experts": "model.layers.0.mlp.experts:width",
     }[kind]  # fmt: skip
     found = score(samples=6, length=8, **options).scores([group_of(state, name)], state)[name]
     assert int(np.argmin(found)) == 7
@@ -303,6 +326,9 @@ def scored(score: Any, state: State) -> Any:
         (lambda: scored(Activation(), with_nan()), "the activation scores of .* are not finite"),
         (lambda: scored(Obs(), with_nan()), "down_proj.weight: the second moments .* are not finite"),
         (lambda: scored(Obs(samples=1, length=4, damping=0.0), state_of(make())), "are singular; 4 tokens for 12"),
+        (lambda: scored(Fisher(), without_text()), "fisher scores need calibration text"),
+        (lambda: scored(Fisher(), with_nan()), "the loss on batch 0 is nan"),
+        (lambda: scored(Fisher(length=1), state_of(make())), "length 1 leaves nothing to predict"),
         (unread, "wanda cannot score .*: no linear map or convolution is seen to read it"),
         (lambda: Wanda(samples=0).check(), "wanda: samples 0 is below 1"),
         (lambda: Flap(batch=0).check(), "flap: batch 0 is below 1"),

@@ -1,0 +1,129 @@
+"""fisher: units go whose silence the loss would feel least, by the squared gradients of their switches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..ir import FxpruneError, RequestError
+from ..ir.groups import Group
+from .base import State
+from .gradients import as_it_was
+from .inputs import InputScored, Reader, readers_of, require_scores
+from .measure import logits_of
+from .rehearsal import tensors_by_name
+from .select import Scores
+from .statistics import Seen, Watch, experts_one_by_one
+
+Loss = Callable[[nn.Module], tuple[Tensor, int]]
+"""Of a module: a loss summed over predictions, and how many they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fisher(InputScored):
+    """Remove the units whose removal costs least to second order, the Fisher information standing for the Hessian.
+
+    Every unit has a switch at every token, 1 when it is on. With ``s_tu`` the derivative of the summed loss by the
+    switch, the sum of ``x * dL/dx`` over the unit's channels where its consumers read them, the score is
+    ``1/(2N) * sum over t of s_tu**2`` in nats a token, ``N`` the number of predictions (diagonal Fisher information of
+    masks: Kwon et al., arXiv 2204.09656, section 3.2, here token by token instead of sample by sample). Scores of
+    different groups compare, since all are changes of one loss.
+    """
+
+    name: ClassVar[str] = "fisher"
+    comparable: ClassVar[bool] = True
+
+    def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+        """Importance from one forward and one backward pass over the calibration data; no gradient of a weight is made.
+
+        Raises:
+            RequestError: without calibration data, for windows with nothing to predict, or for a group that no linear
+                map reads.
+            FxpruneError: for a loss that is not finite.
+        """
+        readers = readers_of(groups, state.graph)
+        totals = {group.name: np.zeros(group.units) for group in groups}
+        reached: set[str] = set()
+        predictions = 0
+        for number, loss in enumerate(self._losses(state)):
+            found, count = _switches(state.model, loss, readers, number)
+            predictions += count
+            for name, squares in found.items():
+                totals[name] += squares
+                reached.add(name)
+        scores = {name: total / (2 * predictions) for name, total in totals.items()}
+        require_scores(scores, groups, reached, self.name)
+        return scores
+
+    def _losses(self, state: State) -> Iterator[Loss]:
+        """One for every batch of text, or those of the module."""
+        if state.losses:
+            yield from (_counted(loss) for loss in state.losses)
+            return
+        if state.calibration is None:
+            raise RequestError(
+                "fisher scores need calibration text",
+                "give --calib FILE, text the model should keep modelling; for a module in Python, give its loss",
+            )
+        if self.length < 2:
+            raise RequestError(f"length {self.length} leaves nothing to predict", "use windows of at least 2 tokens")
+        windows = state.calibration.windows(self.length, self.samples, self.seed)
+        yield from (_next_tokens(batch) for batch in windows.split(self.batch))
+
+
+def _counted(loss: Callable[[nn.Module], Tensor]) -> Loss:
+    return lambda model: (loss(model), 1)
+
+
+def _next_tokens(windows: Tensor) -> Loss:
+    def loss(model: nn.Module) -> tuple[Tensor, int]:
+        logits = logits_of(model, windows)[:, :-1].flatten(0, 1)
+        targets = windows[:, 1:].flatten().to(logits.device)
+        return functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
+
+    return loss
+
+
+def _switches(model: nn.Module, loss: Loss, readers: Sequence[Reader], number: int) -> tuple[dict[str, Scores], int]:
+    """Of every group that the loss reaches the squared derivatives by the switches, summed; and the predictions."""
+    tensors = tensors_by_name(model)
+    watched = {reader.consumer.tensor: tensors[reader.consumer.tensor] for reader in readers}
+    # What several maps of a group read (keys, queries, values) is one activation with one gradient.
+    read: dict[tuple[str, int], tuple[Reader, Tensor, int]] = {}
+
+    def receive(seen: Seen) -> None:
+        for reader in readers:
+            if (reader.consumer.tensor, reader.consumer.dim) == (seen.tensor, seen.dim) and seen.given.requires_grad:
+                read.setdefault((reader.group.name, id(seen.given)), (reader, seen.given, seen.channels))
+
+    with as_it_was(model), torch.enable_grad(), experts_one_by_one(model):
+        # Activations need a history; autograd follows it to them alone, and never makes a weight's gradient.
+        model.requires_grad_(True)
+        with Watch(watched, receive=receive):
+            value, count = loss(model)
+        if not bool(value.isfinite()):
+            raise FxpruneError(f"the loss on batch {number} is {float(value)}", "run in float32; check the text")
+        places = list(read.values())
+        gradients = torch.autograd.grad(value, [x for _, x, _ in places], allow_unused=True) if places else ()
+    found: dict[str, Scores] = {}
+    for (reader, x, channels), gradient in zip(places, gradients, strict=True):
+        if gradient is not None:
+            squares = _squares(x.detach(), gradient, channels, reader).cpu().numpy()
+            found[reader.group.name] = found.get(reader.group.name, 0.0) + squares
+    return found, count
+
+
+def _squares(x: Tensor, gradient: Tensor, channels: int, reader: Reader) -> Tensor:
+    """Sum over rows of the squared derivatives by the switches of every unit, ``[units]`` float64."""
+    products = (x.double() * gradient.double()).movedim(channels, -1)
+    products = products.reshape(-1, products.shape[-1])
+    units = torch.from_numpy(reader.units(products.shape[1])).to(x.device)
+    there = units >= 0
+    switches = products.new_zeros(len(products), reader.group.units)
+    return switches.index_add_(1, units[there], products[:, there]).square().sum(0)
