@@ -73,6 +73,7 @@ class Group:
         normalised: a normalisation divides over the units, so that removing one is not the same as zeroing it.
         layer: index in the sequence of equal blocks it belongs to, None when it spans several or stands outside.
         multiple: how many units stay shall be a multiple of this, for kernels that need rows of whole machine words.
+        minimum: of units that must stay, such as the experts that a router picks for every token.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Group:
     normalised: bool = False
     layer: int | None = None
     multiple: int = 1
+    minimum: int = 1
 
     @property
     def units(self) -> int:

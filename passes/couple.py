@@ -12,10 +12,10 @@ from functools import cached_property
 
 import networkx as nx
 
-from ..ir.axes import Atom, Axis, Concat, Solution, atoms_of
+from ..ir.axes import Atom, Axis, Concat, Product, Solution, atoms_of
 from ..ir.graph import Graph, Op, Parameter, Value
 from ..ir.groups import Group, Kind, Occurrence, Role
-from ..ir.rules import RULES, Equations
+from ..ir.rules import RULES, Equations, follow_positions
 
 Place = tuple[Value, int]
 """A dimension of a value."""
@@ -90,7 +90,7 @@ def couple(graph: Graph) -> Coupling:
     values = list(dict.fromkeys([*order, *graph.all_values()]))
     solution = eq.axes.solve(axis for value in values for axis in eq.of(value))
     axes = {value: tuple(solution.term(axis) for axis in eq.of(value)) for value in values}
-    return Coupling(graph, axes, _groups(graph, axes, solution), unknown)
+    return Coupling(graph, axes, _groups(graph, axes, solution, _minima(eq, solution)), unknown)
 
 
 def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
@@ -103,18 +103,35 @@ def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
         if rule is None:
             unknown.append(op)
             eq.freeze((axis for value in (*op.operands, *op.made) for axis in eq.of(value)), f"no rule for {op.packet}")
+            follow_positions(eq, op)
             continue
         try:
             rule.couple(eq, op)
+            follow_positions(eq, op)
         except AssertionError as odd:  # a call that the rule has no words for costs coverage, never correctness
             eq.freeze((axis for value in (*op.operands, *op.made) for axis in eq.of(value)), f"an unusual call: {odd}")
     eq.op = None
     for value in graph.outputs:
         eq.freeze(eq.of(value), f"output of the model, %{value.name}")
+        if value in eq.positions:
+            eq.freeze([eq.positions[value]], f"output of the model, %{value.name}")
     return tuple(unknown)
 
 
-def _groups(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], solution: Solution) -> dict[str, Group]:
+def _minima(eq: Equations, solution: Solution) -> dict[int, int]:
+    """Atom -> how many units of it must stay, so that enough positions of the axes that it stands in do."""
+    minima: dict[int, int] = {}
+    for axis, count in eq.least:
+        term = solution.term(axis)
+        for atom in atoms_of(term):
+            share = atom.size / term.size if isinstance(term, Product) else 1
+            minima[atom.id] = max(minima.get(atom.id, 1), min(atom.size, math.ceil(count * share)))
+    return minima
+
+
+def _groups(
+    graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], solution: Solution, minima: Mapping[int, int]
+) -> dict[str, Group]:
     roles = _roles(graph, axes)
     members: dict[int, list[Occurrence]] = defaultdict(list)
     read = {value for op in graph.ops for value in op.operands}
@@ -135,7 +152,7 @@ def _groups(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], solution: Solu
     for atom in members.keys() - heads:
         if inside[atom] & heads:  # attention that is written out has no operator to tell what its heads are made of
             solution.marks.setdefault(atom, set()).add("head_dim")
-    return _name(members, parents, frozen, solution, _stacked(graph, axes))
+    return _name(members, parents, frozen, solution, _stacked(graph, axes), minima)
 
 
 def _constants(graph: Graph) -> list[Value]:
@@ -219,6 +236,7 @@ def _name(
     frozen: Mapping[int, str],
     solution: Solution,
     stacked: Set[int],
+    minima: Mapping[int, int],
 ) -> dict[str, Group]:
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
     nested = {atom: next(iter(parents[atom] & heads), None) for atom in heads}
@@ -239,7 +257,7 @@ def _name(
         groups[name] = by_atom[atom] = Group(
             name, atom, solution.sizes[atom], kind, tuple(members[atom]), parent,
             frozen.get(atom), "normalised" in marks, layer,
-            math.gcd(ROW, solution.sizes[atom]) if atom in stacked else 1,
+            math.gcd(ROW, solution.sizes[atom]) if atom in stacked else 1, minima.get(atom, 1),
         )  # fmt: skip
     return dict(sorted(groups.items(), key=lambda item: item[1].atom))
 

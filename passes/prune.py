@@ -40,6 +40,7 @@ class Prune(Pass):
     heads: str = option("kv", "kv: whole kv heads with their query heads; query: query heads within each; off", HEADS)
     ffn: bool = option(True, "prune inner widths (feed-forward)")
     channels: bool = option(False, "prune the residual width (the paper's channel-wise mode)")
+    experts: bool = option(False, "prune whole experts with their router rows, never fewer than a token needs")
     multiple_of: int = option(1, "round widths other than heads up to a multiple of this")
 
     def check(self) -> None:
@@ -52,8 +53,10 @@ class Prune(Pass):
             raise RequestError(
                 f"multiple_of {self.multiple_of} is not positive", "use 1 for no constraint, or 8, 64, ..."
             )
-        if self.heads == "off" and not self.ffn and not self.channels:
-            raise RequestError("heads=off, ffn=false, channels=false leave nothing to prune", "switch one of them on")
+        if self.heads == "off" and not (self.ffn or self.channels or self.experts):
+            raise RequestError(
+                "heads=off, ffn=false, channels=false, experts=false leave nothing to prune", "switch one of them on"
+            )
 
     def step(self, group: Group) -> int:
         """What the number of units that a group keeps is rounded up to a multiple of."""
@@ -67,7 +70,7 @@ class Prune(Pass):
         """Score, select, rewrite the graph and shrink the module in place."""
         coupling = state.coupling
         assert coupling is not None, "the manager runs couple first"
-        scope = Scope(self.layers, self.heads, self.ffn, self.channels)
+        scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts)
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
         keep = select(groups, self.scores(groups, state), self.ratio, self.multiple_of)
         state.report[self.name] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}

@@ -31,18 +31,23 @@ class Scope:
             head, ``off`` leaves attention alone.
         widths: inner widths, such as a feed-forward layer's.
         channels: the widths that the residual stream carries, which have no layer.
+        experts: whole experts of mixtures.
     """
 
     layers: tuple[int, int] | None = None
     heads: str = "kv"
     widths: bool = True
     channels: bool = False
+    experts: bool = False
 
     @property
     def kinds(self) -> frozenset[Kind]:
         kinds = {"kv": {Kind.HEADS, Kind.KV_HEADS}, "query": {Kind.HEADS, Kind.QUERY_HEADS}, "off": set()}[self.heads]
         return frozenset(
-            kinds | ({Kind.WIDTH} if self.widths else set()) | ({Kind.CHANNELS} if self.channels else set())
+            kinds
+            | ({Kind.WIDTH} if self.widths else set())
+            | ({Kind.CHANNELS} if self.channels else set())
+            | ({Kind.EXPERTS} if self.experts else set())
         )
 
     def holds(self, group: Group) -> bool:
@@ -115,17 +120,18 @@ def unit_scores(group: Group, contributions: Contributions, reduce: str) -> Scor
     return reducers[reduce](stacked, axis=0)
 
 
-def kept_count(size: int, ratio: float, multiple_of: int = 1) -> int:
+def kept_count(size: int, ratio: float, multiple_of: int = 1, minimum: int = 1) -> int:
     """How many of ``size`` units stay: at least what the ratio keeps, a multiple where one fits, never none.
 
     Args:
         size: units now.
         ratio: share to remove, in [0, 1).
         multiple_of: what the count is rounded up to a multiple of.
+        minimum: that stays whatever the ratio.
     """
     exact = size * (1 - Fraction(str(ratio)))
     count = math.ceil(math.ceil(exact) / multiple_of) * multiple_of
-    return max(1, min(size, count))
+    return max(minimum, min(size, count))
 
 
 def step_of(group: Group, multiple_of: int = 1) -> int:
@@ -161,7 +167,7 @@ def select(
     """
     keep = {}
     for group in groups:
-        count = kept_count(group.size, ratio, step_of(group, multiple_of))
+        count = kept_count(group.size, ratio, step_of(group, multiple_of), group.minimum)
         keep[group.name] = best_units(group, scores[group.name], count)
     if ratio > 0 and all(len(keep[group.name]) == group.units for group in groups):
         sizes = ", ".join(sorted({f"{group.kind.value} {group.size}" for group in groups}))

@@ -56,6 +56,10 @@ def _check_units(coupling: Coupling, name: str, units: Indices, keep: Mapping[st
             f"the plan keeps units of {name} that are not sorted, unique and within 0..{group.units - 1}",
             "a plan must list at least one unit of every group it names, in ascending order",
         )
+    if len(units) < group.minimum:
+        raise RequestError(
+            f"the plan keeps {len(units)} units of {name}, of which every token needs {group.minimum}", "keep more"
+        )
     if group.parent is not None:
         parents = keep.get(group.parent.name, np.arange(group.parent.units))
         counts = np.bincount(units // group.size, minlength=group.parent.size)[parents]

@@ -189,7 +189,7 @@ REDUCE = [
     Row("%x: f64[3, 4]", "aten.sort(%x)", "a b! -> a b!, a b!"),
     Row("%x: f64[3, 4]", "aten.sort.stable(%x, stable=true, dim=0)", "a! b -> a! b, a! b"),
     Row("%x: f64[3, 4]", "aten.argsort(%x, 0)", "a! b -> a! b"),
-    Row("%x: f64[3, 4]", "aten.topk(%x, 2)", "a b! -> a c!, a d!"),
+    Row("%x: f64[3, 4]", "aten.topk(%x, 1)", "a b~ -> a 1, a 1 | b experts"),
     Row("%x: f64[3, 8]", "aten.glu(%x)", "a (b + b) -> a b"),
 ]
 
@@ -224,6 +224,7 @@ SHAPE = [
     Row("%x: f64[3, 1]", "aten.expand(%x, [2, -1, 4])", "a 1 -> b a c"),
     Row("%x: f64[3, 1], %y: f64[2, 3, 4]", "aten.expand_as(%x, %y)", "a 1, b a c -> b a c"),
     Row("%x: f64[3, 1]", "aten.broadcast_to(%x, [3, 4])", "a 1 -> a b"),
+    Row("%x: f64[3, 1], %y: f64[2, 1, 4]", "aten.broadcast_tensors([%x, %y])", "a 1, b 1 c -> b a c, b a c"),
     Row("%x: f64[3, 4]", "aten.repeat(%x, [2, 1, 5])", "a b -> c a (d * b)"),
     Row("%x: f64[3, 4]", "aten.tile(%x, [5])", "a b -> a (c * b)"),
     Row("%x: f64[3, 4]", "aten.repeat_interleave.self_int(%x, 5, 1)", "a b -> a (b * c)"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import convolution, creation, linear, pointwise, reduce, shape, slicing, writing
+from . import convolution, creation, linear, picking, pointwise, reduce, shape, slicing, writing
+from .picking import follow_positions
 from .rule import Equations, Resized, Rule
 
 FAMILIES: Mapping[str, Mapping[str, Rule]] = {
     "pointwise": pointwise.TABLE,
     "linear": linear.TABLE,
     "reduce": reduce.TABLE,
+    "picking": picking.TABLE,
     "shape": shape.TABLE,
     "slicing": slicing.TABLE,
     "writing": writing.TABLE,
@@ -31,4 +33,4 @@ def _merge(families: Mapping[str, Mapping[str, Rule]]) -> dict[str, Rule]:
 
 RULES = _merge(FAMILIES)
 
-__all__ = ["FAMILIES", "RULES", "Equations", "Resized", "Rule"]
+__all__ = ["FAMILIES", "RULES", "Equations", "Resized", "Rule", "follow_positions"]

@@ -234,6 +234,5 @@ TABLE = {
         for name in ("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
     },
     **{f"aten.{name}": _along("orders the axis", None) for name in ("sort", "argsort")},
-    "aten.topk": _along("picks from the axis", None, 2),
     "aten.glu": Rule(_gated, text="(r + r) -> r"),
 }

@@ -17,12 +17,16 @@ class Equations:
     Attributes:
         axes: the unifier.
         op: the operator whose rule is speaking; it signs every freeze.
+        positions: integer tensors whose values are positions of an axis.
+        least: axes and how many of their positions must stay.
     """
 
     def __init__(self) -> None:
         self.axes = Axes()
         self.op: Op | None = None
         self._table: dict[Value, tuple[AxisId, ...]] = {}
+        self.positions: dict[Value, AxisId] = {}
+        self.least: list[tuple[AxisId, int]] = []
 
     def of(self, value: Value) -> tuple[AxisId, ...]:
         """The axis of every dimension; fresh ones for a value not seen before."""
@@ -59,6 +63,18 @@ class Equations:
         )
         for axis in axes:
             self.axes.freeze(axis, signed)
+
+    def address(self, axis: AxisId, index: object) -> None:
+        """An axis that is looked up: frozen, but where the index holds positions of an axis it is that axis."""
+        known = self.positions.get(index) if isinstance(index, Value) else None
+        if known is None:
+            self.freeze([axis], "addressed by an index")
+        else:
+            self.tie(axis, known)
+
+    def keep_at_least(self, axis: AxisId, count: int) -> None:
+        """So many positions of an axis must stay."""
+        self.least.append((axis, count))
 
     def mark(self, axes: Iterable[AxisId], mark: str) -> None:
         """Note a property of these axes' atoms."""

@@ -120,6 +120,12 @@ def _expand(eq: Equations, op: Op) -> None:
     eq.broadcast([operand], result)
 
 
+def _broadcast_all(eq: Equations, op: Op) -> None:
+    """Every operand in the shape of all of them together."""
+    for result in op.made:
+        eq.broadcast([eq.of(value) for value in op.operands], eq.of(result))
+
+
 def _repeat(eq: Equations, op: Op) -> None:
     """Tiles: index ``r * n + i`` of the result is index ``i`` of the operand."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
@@ -204,6 +210,7 @@ TABLE = {
         lambda eq, op: eq.broadcast([eq.of(v) for v in op.operands], eq.of(op.result)), text="..., ... -> ..."
     ),
     "aten.broadcast_to": Rule(_expand, _to_new_shape, text="... -> ..."),
+    "aten.broadcast_tensors": Rule(_broadcast_all, text="..., ... -> ..., ..."),
     "aten.repeat": Rule(_repeat, _repeat_counts, text="n -> (times * n)"),
     "aten.tile": Rule(_repeat, _repeat_counts, text="n -> (times * n)"),
     "aten.repeat_interleave": Rule(_interleave, _interleave_count, text="n -> (n * times)"),

@@ -207,7 +207,8 @@ def _index(eq: Equations, op: Op) -> None:
         eq.freeze((*operand, *result, *(axis for value in op.operands for axis in eq.of(value))), "selects by a mask")
         return
     addressed, place = index_layout(indices, len(operand))
-    eq.freeze((operand[d] for d in addressed), "addressed by an index")
+    for d in addressed:
+        eq.address(operand[d], indices[d])
     passed = [axis for d, axis in enumerate(operand) if d not in addressed]
     width = len(result) - len(passed)
     eq.tie_all(passed, (*result[:place], *result[place + width :]))
@@ -219,7 +220,8 @@ def _index_select(eq: Equations, op: Op) -> None:
     dim = integer(op, 1, "dim") % len(operand)
     _pass_others(eq, operand, result, dim)
     eq.tie(eq.of(tensor(op, 2))[0], result[dim])
-    eq.freeze((operand[dim], result[dim]), "addressed by an index")
+    eq.address(operand[dim], tensor(op, 2))
+    eq.freeze([result[dim]], "addressed by an index")
 
 
 def _gather(eq: Equations, op: Op) -> None:
@@ -227,7 +229,11 @@ def _gather(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     dim = integer(op, 1, "dim") % len(operand)
     sides = [result, *(eq.of(value) for value in list(op.operands)[1:])]
-    eq.freeze((operand[dim], *(side[dim] for side in sides)), "addressed by an index")
+    index = tensor(op, 2, "index")
+    whole = [operand] if op.packet == "aten.gather" else [operand, result]
+    for axes in whole:
+        eq.address(axes[dim], index)
+    eq.freeze((side[dim] for side in sides if side not in whole), "addressed by an index")
     for d in range(len(operand)):
         if d == dim:
             continue
