@@ -379,6 +379,16 @@ CONVOLUTION = [
         }.items()
         for call in calls
     ),
+    Row("%x: f64[2, 4, 6, 6]", "aten.avg_pool2d(%x, [2, 1], [2, 1])", "a b c! d -> a b e! d"),
+    Row("%x: f64[2, 4, 6, 6]", "aten.max_pool2d(%x, [1, 2], [1, 2])", "a b c d! -> a b c e!"),
+    Row("%x: f64[2, 4, 6, 6]", "aten.avg_pool2d(%x, [2, 1])", "a b c! d -> a b e! d"),
+    Row("%x: f64[2, 4, 6, 6]", "aten.avg_pool2d(%x, [2, 1], 1)", "a b c! d -> a b e! d"),
+    Row("%x: f64[2, 4, 6, 6]", "aten.avg_pool2d(%x, [1, 1], [2, 1])", "a b c! d -> a b e! d"),
+    Row(
+        "%x: f64[2, 4, 6, 6]",
+        "aten.max_pool2d_with_indices(%x, [2, 1], [2, 1])",
+        "a b c! d! -> a b e! f!, a b g! h!",
+    ),
     Row(
         "%x: f64[2, 4, 5, 5], %g: f64[2, 3, 3, 2]",
         "aten.grid_sampler(%x, %g, 0, 0, false)",

@@ -54,15 +54,32 @@ def _groups(op: Op, new: Resized) -> Op:
     return with_args(op, {position: groups}) if position < len(op.args) else with_args(op, {}, {"groups": groups})
 
 
+def _passes(op: Op, place: int, spatial: int) -> bool:
+    """Whether a pool takes one position at a time along a spatial dimension, every one of them."""
+
+    def at(position: int, name: str, default: int) -> Arg:
+        given = argument(op, position, name, default)
+        listed = given if isinstance(given, tuple) else (given,)
+        return listed[place] if len(listed) == spatial else listed[0] if listed else default
+
+    pools = op.packet.startswith(("aten.avg_pool", "aten.max_pool"))
+    return pools and at(1, "kernel_size", 1) == 1 and at(2, "stride", 1) == 1 and at(3, "padding", 0) == 0
+
+
 def _pool(spatial: int) -> Rule:
     def couple(eq: Equations, op: Op) -> None:
         operand = eq.of(tensor(op, 0))
+        passing = [place for place in range(spatial) if _passes(op, place, spatial)]
         for value in op.made:
             result = eq.of(value)
             eq.tie_all(operand[:-spatial], result[:-spatial])
-            eq.freeze((*operand[-spatial:], *result[-spatial:]), SPATIAL)
+            for place, (a, b) in enumerate(zip(operand[-spatial:], result[-spatial:], strict=True)):
+                if place in passing and len(op.results) == 1:  # the second result counts positions
+                    eq.tie(a, b)
+                else:
+                    eq.freeze((a, b), SPATIAL)
 
-    return Rule(couple, text="channels pass, spatial positions are frozen")
+    return Rule(couple, text="channels pass, spatial positions are frozen unless each is taken by itself")
 
 
 def _unfold(eq: Equations, op: Op) -> None:

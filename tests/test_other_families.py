@@ -1,0 +1,65 @@
+"""Any architecture: tiny encoders, encoder-decoders, vision and audio models that transformers has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fxprune.ir.groups import Group
+from fxprune.ir.plan import Indices
+from fxprune.passes.couple import couple
+from fxprune.tracer.export import trace_model
+
+from .equivalence import TOLERANCE, difference, random_units
+from .families.other import NOT_TRACED, ROWS, WITHOUT, inputs, tiny_model
+from .test_families import EXPECTED, cuts
+
+DEFAULT = {
+    "bert", "deberta-v2", "modernbert", "roberta", "bart", "t5", "whisper", "mobilebert",
+    "beit", "dinov2", "segformer", "swin", "vit", "cvt", "clip", "altclip",
+    "bit", "convnextv2", "efficientnet", "resnet", "audio-spectrogram-transformer", "wav2vec2", "patchtst",
+}  # fmt: skip
+"""Rows that run by default, a fifth with some of every kind; the others run under the marker ``slow``."""
+
+NORMALISED = {"bit", "convnextv2"}
+"""Rows with a normalisation over every group, so that removing is never zeroing; they are checked as modules."""
+
+TRACED = [
+    pytest.param(name, marks=() if name in DEFAULT else pytest.mark.slow) for name in ROWS if name not in NOT_TRACED
+]
+
+
+def skip_unless_asked(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("slow") and "slow" not in (request.config.option.markexpr or ""):
+        pytest.skip("slow: run with -m slow")
+
+
+def three_quarters(group: Group) -> Indices:
+    """The units of a group without the first quarter, within every parent unit; one of two or three stays whole."""
+    gone = group.size // 4
+    parents = np.arange(group.parent.size if group.parent is not None else 1)
+    return (parents[:, None] * group.size + np.arange(gone, group.size)).ravel()
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_a_family_couples_and_removing_equals_zeroing(name: str, request: pytest.FixtureRequest) -> None:
+    skip_unless_asked(request)
+    model = tiny_model(name)
+    traced = trace_model(model, inputs(name), output=ROWS[name].output)
+    coupling = couple(traced.graph)
+    assert not coupling.unknown
+    kinds = {group.kind for group in coupling.prunable if group.size > 1}
+    assert {what for what, any_of in EXPECTED.items() if not kinds & any_of} == WITHOUT.get(name, set())
+    generator = np.random.default_rng(0)
+    for group in cuts(coupling.prunable):
+        found = difference(traced, coupling, model, {group.name: random_units(group, generator)})
+        assert found <= TOLERANCE, group.name
+    every = {group.name: three_quarters(group) for group in coupling.prunable if not group.normalised}
+    assert bool(every) is (name not in NORMALISED)
+    assert difference(traced, coupling, model, every) <= TOLERANCE
+
+
+def test_the_table_is_of_every_kind_and_names_only_what_there_is() -> None:
+    assert set(NOT_TRACED) | set(WITHOUT) | DEFAULT <= set(ROWS)
+    assert not set(NOT_TRACED) & (set(WITHOUT) | DEFAULT)
+    assert len(ROWS) - len(NOT_TRACED) >= 105
