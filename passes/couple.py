@@ -16,6 +16,7 @@ from ..ir.axes import Atom, Axis, Concat, Product, Solution, atoms_of
 from ..ir.graph import Graph, Op, Parameter, Value
 from ..ir.groups import Group, Kind, Occurrence, Role
 from ..ir.rules import RULES, Equations, follow_positions
+from .inner_products import head_channels
 
 Place = tuple[Value, int]
 """A dimension of a value."""
@@ -149,8 +150,9 @@ def _groups(
     for squared in repeated:
         frozen.setdefault(squared, "the units occur twice in one product")
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
+    channels = head_channels(graph, axes)
     for atom in members.keys() - heads:
-        if inside[atom] & heads:  # attention that is written out has no operator to tell what its heads are made of
+        if inside[atom] & heads or atom in channels:  # attention that is written out has no operator to say so
             solution.marks.setdefault(atom, set()).add("head_dim")
     return _name(members, parents, frozen, solution, _stacked(graph, axes), minima)
 
