@@ -6,8 +6,6 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,20 +13,21 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from .api import screen
-from .ir.errors import FxpruneError
+from .ir.errors import FxpruneError, RequestError
 
 INTERRUPTED = 130
-BAD_REQUEST = 2
-FAILURE = 1
+BAD_REQUEST = RequestError.exit_code
+FAILURE = FxpruneError.exit_code
 
 MODEL_HELP = "a Hugging Face model directory, a Hub id, or demo for the built-in model"
+ANY_MODEL_HELP = MODEL_HELP + "; or package.module:callable, which returns any torch.nn.Module"
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse with this program's way of saying what is wrong."""
 
     def error(self, message: str) -> NoReturn:
-        _complain(message, f"see `{self.prog} --help`")
+        screen.complain(message, f"see `{self.prog} --help`")
         raise SystemExit(BAD_REQUEST)
 
 
@@ -66,6 +65,21 @@ def _add_pickle_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_example_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--example",
+        metavar="INPUTS",
+        help="what a package.module:callable is called with: 'float32[2,3,224,224]', or by name "
+        "'ids=int64[2,16],mask=bool[2,16]'; the first extents are samples",
+    )
+
+
+def _add_loss_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--loss", metavar="NAME", help="package.module:function, takes the module and returns a scalar to score with"
+    )
+
+
 def _add_trace(commands: Any) -> None:
     parser = _command(
         commands,
@@ -73,13 +87,14 @@ def _add_trace(commands: Any) -> None:
         _trace,
         "Show the operators, axes and coupled channel groups of a model. No weights are read.",
     )
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ir", action="store_true", help="print the graph and its groups as text")
     what.add_argument(
         "--why", nargs=2, metavar=("A", "B"), help="why two weights shrink together, operator by operator"
     )
     parser.add_argument("--dot", metavar="FILE", help="write the coupling graph for Graphviz")
+    _add_example_option(parser)
     _add_code_option(parser)
 
 
@@ -89,9 +104,9 @@ def _add_apply(commands: Any) -> None:
         "apply",
         _apply,
         "Make a model smaller. Runs the passes of a pipeline and writes a Hugging Face model directory that plain "
-        "transformers loads.",
+        "transformers loads; of any other module, safetensors and an exported program.",
     )
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
     parser.add_argument(
         "--pass",
         dest="passes",
@@ -113,6 +128,9 @@ def _add_apply(commands: Any) -> None:
     text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
     text.add_argument("--calib", metavar="TEXT", help="what scores are computed on")
     text.add_argument("--data", metavar="TEXT", help="what recovery passes train on")
+    module = parser.add_argument_group("for package.module:callable")
+    _add_example_option(module)
+    _add_loss_option(module)
     _add_output(parser, required=False)
     parser.add_argument("--dry-run", action="store_true", help="say what would come out; write and train nothing")
     parser.add_argument(
@@ -211,7 +229,11 @@ def _trace(arguments: argparse.Namespace) -> int:
     from .api import tables
 
     with screen.working(debug=arguments.debug) as progress:
-        traced = api.trace(arguments.model, trust_remote_code=arguments.trust_remote_code, progress=progress)
+        if api.is_named_module(arguments.model, arguments.example):
+            api.refuse_options(arguments.model, {"trust_remote_code": arguments.trust_remote_code})
+            traced = api.trace_target(arguments.model, arguments.example, progress=progress)
+        else:
+            traced = api.trace(arguments.model, trust_remote_code=arguments.trust_remote_code, progress=progress)
         why = traced.why(*arguments.why) if arguments.why else None
         if arguments.dot:
             traced.write_dot(arguments.dot)
@@ -225,31 +247,27 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_APPLY = ("out", "ratio", "layers", "seed", "multiple_of", "force", "dry_run")
+_APPLY_MODEL = ("plan", "calib", "data", "form", "trust_remote_code", "allow_pickle", "print_ir_after")
+
+
 def _apply(arguments: argparse.Namespace) -> int:
     from . import api
     from .api import tables
 
     with screen.working(debug=arguments.debug) as progress:
-        applied = api.apply(
-            arguments.model,
-            arguments.passes,
-            plan=arguments.plan,
-            out=arguments.out,
-            ratio=arguments.ratio,
-            layers=arguments.layers,
-            seed=arguments.seed,
-            multiple_of=arguments.multiple_of,
-            calib=arguments.calib,
-            data=arguments.data,
-            force=arguments.force,
-            dry_run=arguments.dry_run,
-            form=arguments.form,
-            trust_remote_code=arguments.trust_remote_code,
-            allow_pickle=arguments.allow_pickle,
-            print_ir_after=arguments.print_ir_after,
-            progress=progress,
-        )
-    _emit(arguments, applied.to_json(), lambda: tables.applied(applied))
+        given = {name: getattr(arguments, name) for name in _APPLY}
+        others = {name: getattr(arguments, name) for name in _APPLY_MODEL}
+        if api.is_named_module(arguments.model, arguments.example, loss=arguments.loss):
+            api.refuse_options(arguments.model, {**others, "form": arguments.form != "auto"})
+            pruned = api.prune_target(
+                arguments.model, arguments.example, arguments.passes, loss=arguments.loss, progress=progress, **given
+            )
+            data, table = pruned.to_json(), lambda: tables.pruned(pruned)
+        else:
+            applied = api.apply(arguments.model, arguments.passes, progress=progress, **given, **others)
+            data, table = applied.to_json(), lambda: tables.applied(applied)
+    _emit(arguments, data, table)
     return 0
 
 
@@ -331,42 +349,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[], Sequence[Any]]) -> None:
-    """Print the result: JSON when asked for, otherwise tables."""
-    if arguments.json:
-        print(json.dumps(data, indent=2, allow_nan=False))
-        return
-    from rich.console import Console
-
-    if sys.stdout.isatty():
-        Console(highlight=False).print(*table(), sep="\n")
-        return
-    # Away from a terminal nothing is cut to a width of 80, and nothing is padded.
-    console = Console(file=io.StringIO(), width=200, highlight=False)
-    with console.capture() as capture:
-        console.print(*table(), sep="\n")
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-def _complain(message: str, hint: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
-
-
-def _fail(error: Exception) -> int:
-    """Say what went wrong, and choose the exit code."""
-    if isinstance(error, FxpruneError):
-        _complain(error.message, error.hint)
-        return error.exit_code
-    if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        _complain(f"{error.strerror}{where}", "check the disk and the permissions")
-        return FAILURE
-    _complain(
-        f"unexpected {type(error).__name__}: {error}",
-        "this is a fault of fxprune: run again with --debug and report it",
-    )
-    return FAILURE
+    screen.emit(data if arguments.json else table())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -392,4 +375,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        return _fail(error)
+        return screen.explain(error)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .listing import PassInfo, list_passes
     from .modules import Pruned, load, prune_module
     from .pruning import Applied, GroupChange, apply
+    from .targets import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
     from .tracing import Hop, Trace, trace
 
 __all__ = [
@@ -28,16 +29,21 @@ __all__ = [
     "Measurement",
     "PassInfo",
     "Pruned",
+    "PrunedTarget",
     "Trace",
     "apply",
     "bench",
     "evaluate",
     "export",
+    "is_named_module",
     "list_passes",
     "load",
     "prune_module",
+    "prune_target",
+    "refuse_options",
     "run_demo",
     "trace",
+    "trace_target",
 ]
 
 _MODULES = {
@@ -48,6 +54,7 @@ _MODULES = {
     "listing": ("PassInfo", "list_passes"),
     "modules": ("Pruned", "load", "prune_module"),
     "pruning": ("Applied", "GroupChange", "apply"),
+    "targets": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
     "tracing": ("Hop", "Trace", "trace"),
 }
 

@@ -1,14 +1,18 @@
-"""The terminal while a call runs: nothing there but what this program says."""
+"""The terminal: while a call runs nothing is there but what this program says, and after it results and complaints."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from ..ir.errors import FxpruneError
 from .progress import Progress
 
 # Read by the libraries underneath when they are imported: their bars and advice are not this program's output.
@@ -73,3 +77,43 @@ def _no_stdout() -> Iterator[None]:
         finally:
             os.dup2(kept, 1)
             os.close(kept)
+
+
+def emit(result: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print the result on stdout: a mapping as JSON, a sequence as tables."""
+    if isinstance(result, Mapping):
+        print(json.dumps(result, indent=2, allow_nan=False))
+        return
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(*result, sep="\n")
+        return
+    # Away from a terminal nothing is cut to a width of 80, and nothing is padded.
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    with console.capture() as capture:
+        console.print(*result, sep="\n")
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def complain(message: str, hint: str) -> None:
+    """Say on stderr what is wrong and what to do."""
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def explain(error: Exception) -> int:
+    """Say what went wrong; returns the exit code."""
+    if isinstance(error, FxpruneError):
+        complain(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        complain(f"{error.strerror}{where}", "check the disk and the permissions")
+    else:
+        complain(
+            f"unexpected {type(error).__name__}: {error}",
+            "this is a fault of fxprune: run again with --debug and report it",
+        )
+    return FxpruneError.exit_code

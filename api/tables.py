@@ -14,11 +14,13 @@ from ..passes.options import write_value
 if TYPE_CHECKING:
     from ..backends.onnx import OnnxReport
     from ..ir.groups import Group
+    from ..passes.manager import Step
     from .benchmark import BenchmarkResult
     from .demo import Demo
     from .evaluation import Measurement
     from .listing import PassInfo
     from .pruning import Applied, GroupChange
+    from .targets import PrunedTarget
     from .tracing import Hop, Trace
 
 MEASURED = ("parameters", "size", "MACs", "perplexity", "prefill tok/s", "decode tok/s")
@@ -28,7 +30,8 @@ def trace(traced: Trace) -> list[RenderableType]:
     """A line about the graph, and its groups, equal ones of different layers in one row."""
     graph, operators = traced.graph, traced.operators
     common = ", ".join(f"{name} {count}" for name, count in list(operators.items())[:6])
-    head = f"{graph.name}: {traced.parameters:,} parameters, {len(graph.ops)} operators ({common}, ...)"
+    more = ", ..." if len(operators) > 6 else ""
+    head = f"{graph.name}: {traced.parameters:,} parameters, {len(graph.ops)} operators ({common}{more})"
     table = _table("group", "kind", "units", "tensors", "state", right=("units",))
     for groups in _alike(traced.groups):
         first = groups[0]
@@ -54,12 +57,6 @@ def applied(result: Applied) -> list[RenderableType]:
     """What a pipeline removed, and what was written."""
     before, after = result.parameters
     head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept)"
-    table = _table("group", "units", "", "kept", right=("units", "kept"))
-    for changes in _alike_changes(result.groups):
-        first = changes[0]
-        name = _spread(first.name, first.layer, changes[-1].layer)
-        table.add_row(name, str(first.before), "to", str(first.after))
-    times = ", ".join(f"{step.name} {step.seconds:.1f} s" for step in result.steps)
     notes = (
         []
         if result.saved
@@ -72,7 +69,27 @@ def applied(result: Applied) -> list[RenderableType]:
         notes += [f"not uniform: {saved.why_free}"] if saved.why_free else []
         checks = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in saved.checks.items())
         notes.append("checked in a fresh process; " + ", ".join(checks))
-    return [Text(head), table, Text(times), *map(Text, notes)]
+    return [Text(head), _changes(result.groups), Text(_times(result.steps)), *map(Text, notes)]
+
+
+def pruned(result: PrunedTarget) -> list[RenderableType]:
+    """What was removed from a named module, in which form it comes out, and what was written."""
+    made = result.pruned
+    (before, after), (dense, left) = made.parameters, made.macs
+    head = (
+        f"{result.pipeline}: {before:,} parameters to {after:,} ({after / before:.2%} kept), "
+        f"MACs {_count(dense)} to {_count(left)}"
+    )
+    notes = ["repaired in place" if made.in_place else f"rewritten as a graph: {made.rebuilt_because}"]
+    notes += [f"runs at the number of samples of the example only: {made.fixed_batch}"] if made.fixed_batch else []
+    if result.saved is None:
+        notes.append("dry run, nothing written")
+    else:
+        batch = "any number of samples" if result.saved.any_batch else "the example's number of samples"
+        notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
+        checks = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in result.saved.checks.items())
+        notes.append("checked in a fresh process; " + ", ".join(checks))
+    return [Text(head), _changes(made.groups), Text(_times(made.steps)), *map(Text, notes)]
 
 
 def demo(shown: Demo) -> list[RenderableType]:
@@ -190,6 +207,19 @@ def _cells(row: Measurement) -> list[str]:
         f"{row.speed.prefill.median:,.0f}",
         f"{row.speed.decode.median:,.0f}",
     ]
+
+
+def _changes(groups: Sequence[GroupChange]) -> Table:
+    table = _table("group", "units", "", "kept", right=("units", "kept"))
+    for changes in _alike_changes(groups):
+        first = changes[0]
+        name = _spread(first.name, first.layer, changes[-1].layer)
+        table.add_row(name, str(first.before), "to", str(first.after))
+    return table
+
+
+def _times(steps: Sequence[Step]) -> str:
+    return ", ".join(f"{step.name} {step.seconds:.1f} s" for step in steps)
 
 
 def _alike(groups: Sequence[Group]) -> list[list[Group]]:

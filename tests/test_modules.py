@@ -356,7 +356,7 @@ REFUSED: list[tuple[Callable[[], Any], type[FxpruneError], str]] = [
     ),
     (lambda: taylor_of_losses(linear(), [], {}, "third"), RequestError, "unknown Taylor variant 'third'"),
     (lambda: prune_module(nn.Linear(6, 2), X, "random"), RequestError, "the request removes nothing"),
-    (lambda: resolve_module("no colon"), RequestError, "'no colon' names no module"),
+    (lambda: resolve_module("no colon"), RequestError, "'no colon' names no attribute of a module"),
     (lambda: resolve_module("fxprune_absent:x"), RequestError, "'fxprune_absent' cannot be imported"),
     (lambda: resolve_module("math:x"), RequestError, "'math' has no 'x'"),
     (lambda: resolve_module("math:sqrt"), RequestError, "math:sqrt() fails: TypeError"),

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,22 +153,7 @@ def resolve_module(text: str) -> nn.Module:
         RequestError: another form, no such module or attribute, a callable that raises, or something that is no
             ``torch.nn.Module``.
     """
-    match = _TARGET.fullmatch(text)
-    if match is None:
-        raise RequestError(f"{text!r} names no module", "write it as package.module:callable")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    name, attribute = match.group("module", "attribute")
-    try:
-        found: Any = importlib.import_module(name)
-    except Exception as error:  # whatever the user's code raises while it is imported
-        raise RequestError(
-            f"{name!r} cannot be imported: {_said(error)}", "run it from the directory that holds the package"
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise RequestError(f"{name!r} has no {attribute!r}", "name a function or class that returns the module")
-        found = getattr(found, part)
+    found = _named(text)
     if not isinstance(found, nn.Module) and callable(found):
         try:
             found = found()
@@ -178,6 +163,39 @@ def resolve_module(text: str) -> nn.Module:
             ) from error
     if not isinstance(found, nn.Module):
         raise RequestError(f"{text} is no torch.nn.Module but {type(found).__name__}", "name what builds the module")
+    return found
+
+
+def resolve_function(text: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names.
+
+    Raises:
+        RequestError: another form, no such module or attribute, or something that cannot be called.
+    """
+    found = _named(text)
+    if not callable(found):
+        raise RequestError(f"{text} cannot be called: it is {type(found).__name__}", "name a function")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _named(text: str) -> Any:
+    match = _TARGET.fullmatch(text)
+    if match is None:
+        raise RequestError(f"{text!r} names no attribute of a module", "write it as package.module:callable")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    name, attribute = match.group("module", "attribute")
+    try:
+        found: Any = importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # whatever the user's code does while it is imported
+        raise RequestError(
+            f"{name!r} cannot be imported: {_said(error)}", "run it from the directory that holds the package"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise RequestError(f"{name!r} has no {attribute!r}", "name a function or class that returns the module")
+        found = getattr(found, part)
     return found
 
 
@@ -214,7 +232,7 @@ def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[s
     return tuple(tensor for _, tensor in found)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
 
 

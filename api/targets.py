@@ -1,0 +1,180 @@
+"""Any module by its name: ``package.module:callable`` and example inputs as text, for the command line."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..backends.artifact import check_target, clear_leftovers
+from ..backends.exported import SavedModule, save_module
+from ..ir.errors import FxpruneError, RequestError
+from ..passes.couple import couple
+from ..passes.measure import parameter_count
+from ..passes.pipeline import parse_pipeline, print_pipeline
+from ..passes.registry import PASSES
+from ..tracer import module as modules
+from ..tracer.export import Traced
+from .modules import Pruned, prune_module
+from .progress import Progress, silent
+from .tracing import Trace
+
+EXAMPLE = "give what it is called with: --example 'float32[2,3,224,224]', several inputs with commas between"
+WITHOUT_LOSS = ("random", "magnitude")
+LOSS = "name one with --loss package.module:function, which takes the module and returns a scalar"
+
+
+@dataclass(frozen=True)
+class PrunedTarget:
+    """A named module that was made smaller.
+
+    Attributes:
+        model: its name, as the user gave it.
+        pruned: the result.
+        saved: what was written; None in a dry run.
+    """
+
+    model: str
+    pruned: Pruned
+    saved: SavedModule | None
+
+    @property
+    def pipeline(self) -> str:
+        """The passes that ran, with the options that are not at their defaults."""
+        return print_pipeline(parse_pipeline(self.pruned.pipeline, PASSES))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        saved = None
+        if self.saved is not None:
+            checks = dict(self.saved.checks)
+            saved = {"path": str(self.saved.path), "any_batch": self.saved.any_batch, "checks": checks}
+        steps = [dataclasses.asdict(step) for step in self.pruned.steps]
+        return {"model": self.model, **self.pruned.to_json(), "steps": steps, "saved": saved}
+
+
+def is_named_module(model: str, example: str | None, *, loss: str | None = None) -> bool:
+    """Whether ``MODEL`` on the command line is ``package.module:callable``.
+
+    Raises:
+        RequestError: one without example inputs, or another model with them or with a loss.
+    """
+    named = modules.is_target(model) and not Path(model).exists()
+    if named and example is None:
+        raise RequestError(f"{model} names a module, and nothing says what it takes", EXAMPLE)
+    given = [option for option, value in (("--example", example), ("--loss", loss)) if value is not None]
+    if given and not named:
+        raise RequestError(
+            f"{given[0]} is for modules, and {model!r} names none",
+            "leave it out, or name the model as package.module:callable",
+        )
+    return named
+
+
+def refuse_options(model: str, options: Mapping[str, object]) -> None:
+    """Refuse options that mean nothing for a named module.
+
+    Args:
+        model: its name.
+        options: name -> whether, or as what, they were given.
+
+    Raises:
+        RequestError: naming those that were given.
+    """
+    given = ["--" + name.replace("_", "-") for name, value in options.items() if value]
+    if given:
+        raise RequestError(
+            f"only for Hugging Face models: {', '.join(given)}; {model} names a module",
+            "leave that out; what scores are computed on is given with --loss",
+        )
+
+
+def trace_target(model: str, example: str, *, progress: Progress = silent) -> Trace:
+    """Trace a named module and find its coupled groups.
+
+    Args:
+        model: ``package.module:callable``.
+        example: its inputs, such as ``float32[2,3,224,224]``.
+        progress: told what is going on.
+
+    Raises:
+        RequestError: a name or inputs that make no sense.
+        FxpruneError: the module does not run on the inputs, or ``torch.export`` cannot trace it.
+    """
+    inputs = modules.parse_example(example)
+    progress(f"building {model}")
+    module = copy.deepcopy(modules.resolve_module(model)).eval()
+    call = modules.bind(module, inputs)
+    modules.run(module, call)
+    progress(f"tracing {model}")
+    traced = _traced(module, call)
+    progress("coupling")
+    return Trace(model, traced, couple(traced.graph), parameter_count(module))
+
+
+def _traced(module: nn.Module, call: modules.Call) -> Traced:
+    """With any number of samples where the module takes that, so that the batch is no number among the others."""
+    if call.batch is not None and call.batch > 1:
+        try:
+            return modules.trace_module(module, call, batch=True)
+        except FxpruneError:
+            pass
+    return modules.trace_module(module, call, batch=False)
+
+
+def prune_target(
+    model: str,
+    example: str,
+    passes: Sequence[str],
+    *,
+    loss: str | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+    **shared: Any,
+) -> PrunedTarget:
+    """Make a named module smaller and write it.
+
+    Args:
+        model: ``package.module:callable``.
+        example: its inputs, such as ``float32[2,3,224,224]``.
+        passes: pipeline texts that run one after the other.
+        loss: ``package.module:function``, for scores that need one.
+        out: the directory to make, complete or absent; may be left out in a dry run.
+        force: whether an existing ``out`` is replaced.
+        dry_run: write nothing.
+        progress: told what is going on.
+        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, for every pass that has an option of that name.
+
+    Raises:
+        RequestError: a mistake in the request.
+        FxpruneError: the module cannot be traced, a pass failed, or what was written computes something else.
+    """
+    if not passes:
+        raise RequestError("there is nothing to do", "give --pass PIPELINE, such as --pass magnitude")
+    pipeline = parse_pipeline(passes, PASSES, shared)
+    blind = [step.name for step in pipeline if step.kind == "score" and step.name not in WITHOUT_LOSS]
+    if loss is None and blind:
+        raise RequestError(f"{blind[0]} scores need a loss", LOSS)
+    if out is None and not dry_run:
+        raise RequestError("there is nowhere to write to", "give --out DIR, or --dry-run to write nothing")
+    if out is not None:
+        clear_leftovers(Path(out))
+        check_target(Path(out), force=force)
+    inputs = modules.parse_example(example)
+    progress(f"building {model}")
+    module = modules.resolve_module(model)
+    function = None if loss is None else modules.resolve_function(loss)
+    pruned = prune_module(module, inputs, passes, loss=function, progress=progress, **shared)
+    if out is None or dry_run:
+        return PrunedTarget(model, pruned, None)
+    progress(f"writing {out}")
+    assert pruned.product is not None
+    report = {"model": model, **pruned.to_json()}
+    return PrunedTarget(model, pruned, save_module(pruned.product, Path(out), report=report, force=force))
