@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..backends.exported import Product, SavedModule, load, save_module
 from ..backends.graph_module import raise_graph
+from ..backends.training_mode import follow_mode
 from ..backends.verify import relative_difference
 from ..ir.cost import macs
 from ..ir.errors import FxpruneError, RequestError
@@ -241,7 +242,7 @@ class _Work:
     ) -> fx.GraphModule:
         return raise_graph(
             graph,
-            _tensors(self.model) if tensors is None else tensors,
+            {**_tensors(self.model), **(tensors or {})},  # a rewritten graph has no tensors that nothing reads
             traced.constants,
             batch=traced.graph.extents.get("b"),
             inputs=functools.partial(_placeholders, self.call),
@@ -309,7 +310,7 @@ class _Work:
 
     def _rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
         self.rebuilt_because = reason
-        return self._graph_module(graph, self.traced, tensors)
+        return follow_mode(self._graph_module(graph, self.traced, tensors))
 
 
 def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:

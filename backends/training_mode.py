@@ -1,0 +1,47 @@
+"""Training what was traced in evaluation mode: batch normalisation takes its batch's statistics again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation that holds nothing but the mode it is in; its tensors stay where the graph has them."""
+
+    def __init__(self, momentum: float, eps: float) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+
+    def forward(
+        self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, mean: Any, variance: Any
+    ) -> torch.Tensor:
+        """``x`` is ``[n, c, ...]``, all else ``[c]``; running statistics are updated in training mode."""
+        return F.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
+
+
+def follow_mode(module: fx.GraphModule) -> fx.GraphModule:
+    """Make the batch normalisations of a graph that was traced in evaluation mode follow ``train()`` and ``eval()``.
+
+    Dropout left no trace in such a graph and does not come back.
+
+    Args:
+        module: changed in place, and left in evaluation mode.
+    """
+    for node in list(module.graph.find_nodes(op="call_function", target=_BATCH_NORM)):
+        x, weight, bias, mean, variance, training, momentum, eps, *_ = node.args
+        if training or mean is None or variance is None:
+            continue  # the statistics are the batch's in either mode
+        name = f"{node.name}_mode"
+        module.add_submodule(name, BatchNorm(float(momentum), float(eps)))
+        with module.graph.inserting_before(node):
+            new = module.graph.call_module(name, (x, weight, bias, mean, variance))
+        node.replace_all_uses_with(new)
+        module.graph.erase_node(node)
+    module.recompile()
+    return module.eval()
