@@ -81,6 +81,7 @@ class State:
         consumers: (tensor, dimension) of everything that takes in units which were cut.
         retrace: traces the model anew, for a pass that changes more than widths.
         renamed: where tensors changed their names, present name -> name in the source.
+        whole: the graph before any pass, which shares of the whole model refer to.
         report: what passes want recorded in the artifact, by pass name.
     """
 
@@ -101,6 +102,7 @@ class State:
     consumers: list[tuple[str, int]] = field(default_factory=list)
     retrace: Callable[[torch.nn.Module], Graph] | None = None
     renamed: dict[str, str] = field(default_factory=dict)
+    whole: Graph | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
 

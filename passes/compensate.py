@@ -23,9 +23,10 @@ METHODS = ("lstsq", "bias")
 class Compensate(Pass):
     """Refit every linear map whose inputs lost units, one after the other in the order in which the model runs them.
 
-    Each is fitted with everything before it already pruned and refitted; the outputs it is fitted to are the dense
-    model's (sequential least squares as in OSSCAR, SlimGPT and Tyr-the-Pruner, arXiv 2503.09657). ``bias`` adds to the
-    bias what the removed inputs gave on average (FLAP, arXiv 2312.11983).
+    Each is fitted with everything before it already pruned and refitted; what it is fitted to are the dense model's
+    outputs, or with ``residual`` those that make the pruned residual stream the dense one (sequential least squares
+    as in OSSCAR, SlimGPT and Tyr-the-Pruner, arXiv 2503.09657). ``bias`` adds to the bias what the removed inputs gave
+    on average (FLAP, arXiv 2312.11983).
     """
 
     name: ClassVar[str] = "compensate"
@@ -38,6 +39,9 @@ class Compensate(Pass):
     length: int = option(128, "tokens in a calibration window")
     seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
     batch: int = option(8, "windows in one forward pass")
+    residual: bool = option(
+        True, "fit to what the dense model's residual stream becomes, so that errors made before are corrected too"
+    )
 
     def check(self) -> None:
         """Refuse values that make no sense."""
@@ -91,7 +95,7 @@ class Compensate(Pass):
 
     def _refit(self, pairs: Pairs, consumers: Sequence[Consumer], notes: list[str]) -> None:
         found: dict[Map, Moments] = {}
-        for at, x, y, _ in pairs.observed(consumers):
+        for at, x, y, _ in pairs.observed(consumers, residual=self.residual):
             moments = found.get(at)
             if moments is None:
                 moments = found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)

@@ -19,7 +19,8 @@ from .inputs import InputScored, Reader, readers_of, require_scores
 from .measure import logits_of
 from .rehearsal import tensors_by_name
 from .select import Scores
-from .statistics import Seen, Watch, experts_one_by_one
+from .statistics import Seen, experts_one_by_one
+from .watch import Watch
 
 Loss = Callable[[nn.Module], tuple[Tensor, int]]
 """Of a module: a loss summed over predictions, and how many they are."""
@@ -108,7 +109,7 @@ def _switches(model: nn.Module, loss: Loss, readers: Sequence[Reader], number: i
         with Watch(watched, receive=receive):
             value, count = loss(model)
         if not bool(value.isfinite()):
-            raise FxpruneError(f"the loss on batch {number} is {float(value)}", "run in float32; check the text")
+            raise FxpruneError(f"the loss on batch {number} is {value.item()}", "run in float32; check the text")
         places = list(read.values())
         gradients = torch.autograd.grad(value, [x for _, x, _ in places], allow_unused=True) if places else ()
     found: dict[str, Scores] = {}

@@ -98,6 +98,7 @@ def run_pipeline(
     """
     check_inputs(pipeline, state)
     verify(state.graph)
+    state.whole = state.whole or state.graph
     known = {analysis.name: analysis for analysis in analyses}
     steps: list[Step] = []
 

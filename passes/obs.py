@@ -14,6 +14,7 @@ import torch
 
 from ..ir import FxpruneError, RequestError
 from ..ir.groups import Group, Kind
+from .allocate import UNIFORM
 from .base import State, option
 from .inputs import InputScored, Reader, readers_of, require_scores
 from .least_squares import Moments, Surgeon
@@ -57,7 +58,8 @@ class Obs(InputScored):
             RequestError: without calibration data, or for a group that no linear map reads.
             FxpruneError: for second moments that are not finite, or singular without damping.
         """
-        model = copy.deepcopy(state.model) if self.sequential else state.model
+        sequential = self.sequential and not self._open
+        model = copy.deepcopy(state.model) if sequential else state.model
         pairs = self._pairs(state, model, self.feeds(state), groups)
         by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.graph)}
         scores = {group.name: np.zeros(group.units) for group in groups}
@@ -70,7 +72,7 @@ class Obs(InputScored):
             surgeons = self._surgeons(pairs, readers)
             if alone and group.kind is not Kind.CHANNELS:
                 scores[name] = self._in_rounds(group, [surgeon for _, surgeon in surgeons])
-                if self.sequential:
+                if sequential:
                     for at, surgeon in surgeons:
                         at.put(surgeon.weight)
             else:
@@ -79,6 +81,17 @@ class Obs(InputScored):
             seen.add(name)
         require_scores(scores, groups, seen, self.name)
         return scores
+
+    @property
+    def _open(self) -> bool:
+        """Whether it is decided only afterwards how many units go: then each group is followed to its last unit, and
+        no layer knows what the layers before it will be."""
+        return self.target is not None or self.by != UNIFORM
+
+    def losses(self, group: Group, scores: Scores) -> Scores:
+        """The scores themselves: the error that has been reached when a unit goes."""
+        rows = np.sort(scores.reshape(-1, group.size), axis=1)
+        return np.concatenate([np.zeros(1), np.maximum.accumulate(rows.max(0))])
 
     def _pairs(self, state: State, model: torch.nn.Module, batches: Sequence[Feed], groups: Sequence[Group]) -> Pairs:
         places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, state.graph)]
@@ -106,7 +119,8 @@ class Obs(InputScored):
     def _in_rounds(self, group: Group, surgeons: Sequence[Surgeon]) -> Scores:
         """Take units out, cheapest first, until as many are left as stay."""
         rows = group.units // group.size
-        excess = group.size - kept_count(group.size, self.ratio, self.step(group))
+        stay = 1 if self._open else kept_count(group.size, self.ratio, self.step(group))
+        excess = group.size - stay
         scores, total = np.zeros((rows, group.size)), 0.0
         alive = np.ones((rows, group.size), dtype=bool)
         at_once = 1 if group.kind in HEADS else max(1, math.ceil(excess / self.rounds))

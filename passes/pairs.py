@@ -16,8 +16,9 @@ from .base import State
 from .consumers import Consumer, find_consumers
 from .measure import inference
 from .rehearsal import tensors_by_name
-from .statistics import Feed, Seen, Watch, experts_one_by_one, matrix
+from .statistics import Feed, Seen, experts_one_by_one, matrix
 from .streams import Stream
+from .watch import Watch
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,13 @@ class Pairs:
         for _, found in groupby(self.consumers, key=lambda c: id(c.reads) if c.reads is not None else c.tensor):
             yield list(found)
 
-    def observed(self, consumers: Sequence[Consumer]) -> Iterator[tuple[Map, Tensor, Tensor, Tensor]]:
-        """Batch by batch, call by call: the map, its inputs, the dense model's outputs, its own outputs.
+    def observed(
+        self, consumers: Sequence[Consumer], *, residual: bool = False
+    ) -> Iterator[tuple[Map, Tensor, Tensor, Tensor]]:
+        """Batch by batch, call by call: the map, its inputs, the outputs that are wanted of it, those it gives.
+
+        Wanted are the dense model's outputs; with ``residual``, where outputs are added to something, those with which
+        the sum is the dense model's.
 
         Experts are given what the pruned model routes to them, in both models, since the two may route differently.
 
@@ -161,7 +167,10 @@ class Pairs:
                     "leave compensate out",
                 )
             for mine, theirs in zip(got, wanted, strict=True):
-                yield self._map(mine), mine.x, self._kept(theirs), mine.y
+                wanted_now = self._kept(theirs, theirs.y)
+                if residual and mine.beside is not None and theirs.beside is not None:
+                    wanted_now = wanted_now + self._kept(theirs, theirs.beside) - mine.beside
+                yield self._map(mine), mine.x, wanted_now, mine.y
 
     def _routed(self, owner: str, entered: Sequence[Any], originals: dict[str, Tensor]) -> list[Seen]:
         model = self.dense.model
@@ -187,13 +196,13 @@ class Pairs:
         weight = matrix(self._weights[1][seen.tensor].detach(), seen)
         return Map(seen.tensor, seen.expert, seen.dim, weight, seen.bias)
 
-    def _kept(self, seen: Seen) -> Tensor:
-        """Of the dense outputs those that the pruned map still has."""
+    def _kept(self, seen: Seen, outputs: Tensor) -> Tensor:
+        """Of the dense outputs of a call those that the pruned map still has."""
         weight = self._weights[0][seen.tensor]
         first = 0 if seen.expert is None else 1
         out = first if weight.dim() - first > 2 else 2 * first + 1 - seen.dim
         kept = self.plan.slices.get((seen.tensor, out))
-        return seen.y if kept is None else seen.y.index_select(1, torch.from_numpy(kept).to(seen.y.device))
+        return outputs if kept is None else outputs.index_select(1, torch.from_numpy(kept).to(outputs.device))
 
 
 def _blocks(stream: Stream, consumer: Consumer) -> set[int]:

@@ -14,11 +14,13 @@ from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.repairs import Repairs
+from .allocate import UNIFORM, WAYS, Target
 from .base import Pass, State, option
+from .budget import Budget
 from .consumers import taking_in
 from .couple import Coupling
 from .rehearsal import tensors_by_name
-from .select import HEADS, Scope, Scores, chosen_groups, select, step_of
+from .select import HEADS, Scope, Scores, best_units, chosen_groups, select, step_of
 from .shrink import extents_by_module, make_plan, rewrite
 from .surgery import shrink_module, sliced
 
@@ -34,6 +36,8 @@ class Prune(Pass):
     kind: ClassVar[str] = "score"
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
+    comparable: ClassVar[bool] = False
+    """Whether scores of different groups are in one unit; others are set in relation to what their group costs."""
 
     ratio: float = option(0.25, "share of the units of every group to remove, in [0, 1)")
     layers: tuple[int, int] | None = option(None, "layers to prune, START:END with END exclusive; all when none")
@@ -42,9 +46,17 @@ class Prune(Pass):
     channels: bool = option(False, "prune the residual width (the paper's channel-wise mode)")
     experts: bool = option(False, "prune whole experts with their router rows, never fewer than a token needs")
     multiple_of: int = option(1, "round widths other than heads up to a multiple of this")
+    target: str | None = option(
+        None, "what may be left of the whole model, instead of a ratio: params:0.8, bytes:0.8, macs:0.8, params:5e9"
+    )
+    by: str = option(
+        "uniform", "uniform: one ratio; kinds: equal widths, heads and widths share by scores; global: any widths, by "
+        "scores; search: by what each cut does to the predictions", WAYS
+    )  # fmt: skip
+    moves: int = option(64, "how many exchanges of budget between groups by=search tries")
 
     def check(self) -> None:
-        """Refuse a ratio outside [0, 1), a multiple below 1, and a scope that holds nothing."""
+        """Refuse a ratio outside [0, 1), a multiple below 1, no budget, and a scope that holds nothing."""
         if not 0 <= self.ratio < 1:
             raise RequestError(
                 f"ratio {self.ratio:g} is not in [0, 1)", "a ratio is the share to remove: 0.25 removes a quarter"
@@ -58,6 +70,11 @@ class Prune(Pass):
                 "heads=off, ffn=false, channels=false, experts=false leave nothing to prune", "switch one of them on"
             )
 
+        if self.target is not None:
+            Target.parse(self.target)
+        if self.moves < 0:
+            raise RequestError(f"moves {self.moves} is negative", "use 0 for none, or 64")
+
     def step(self, group: Group) -> int:
         """What the number of units that a group keeps is rounded up to a multiple of."""
         return step_of(group, self.multiple_of)
@@ -66,15 +83,42 @@ class Prune(Pass):
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """The importance of every unit of every group: name -> float64 ``[group.units]``."""
 
+    def losses(self, group: Group, scores: Scores) -> Scores:
+        """What the loss of the least important units costs: of so many of every parent unit, float64 ``[size + 1]``."""
+        rows = np.sort(scores.reshape(-1, group.size), axis=1)
+        return np.concatenate([np.zeros(1), rows.sum(0).cumsum()])
+
     def run(self, state: State) -> None:
         """Score, select, rewrite the graph and shrink the module in place."""
         coupling = state.coupling
         assert coupling is not None, "the manager runs couple first"
         scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts)
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
-        keep = select(groups, self.scores(groups, state), self.ratio, self.multiple_of)
-        state.report[self.name] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
+        report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
+        if self.target is None and self.by == UNIFORM:
+            keep = select(groups, self.scores(groups, state), self.ratio, self.multiple_of)
+        else:
+            keep, report["allocation"] = self._allocated(groups, state, coupling)
+        state.report[self.name] = report
         cut(state, coupling, keep)
+
+    def _allocated(
+        self, groups: Sequence[Group], state: State, coupling: Coupling
+    ) -> tuple[dict[str, Indices], dict[str, object]]:
+        """The best units of every group, as many as the budget leaves it."""
+        scores = self.scores(groups, state)
+        losses = {group.name: self.losses(group, scores[group.name]) for group in groups}
+        budget = Budget(
+            target=None if self.target is None else Target.parse(self.target), by=self.by, ratio=self.ratio,
+            multiple_of=self.multiple_of, moves=self.moves, **self._sampling(),
+        )  # fmt: skip
+        counts, report = budget.widths(state, coupling, groups, scores, losses, alike=self.comparable)
+        return {g.name: best_units(g, scores[g.name], counts[g.name]) for g in groups}, report
+
+    def _sampling(self) -> dict[str, Any]:
+        """The calibration windows of the scores, for a search to measure on; ten where scores need none."""
+        default = {"samples": 10, "length": 128, "seed": None, "batch": 8}
+        return {name: getattr(self, name, value) for name, value in default.items()}
 
 
 def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:

@@ -9,6 +9,7 @@ from .couple import couple
 from .drop import Drop
 from .fisher import Fisher
 from .flap import Flap
+from .generate import Generate
 from .lora import Lora
 from .magnitude import Magnitude
 from .manager import Analysis
@@ -18,7 +19,7 @@ from .taylor import Taylor
 from .wanda import Wanda
 
 PASSES: tuple[type[Pass], ...] = (
-    Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
+    Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
 )  # fmt: skip
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)

@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from ..ir import RequestError
 from .blocks import find_blocks
 from .measure import inference
-from .statistics import Feed, Seen, Watch, experts_one_by_one, padding_mask
+from .statistics import Feed, Seen, experts_one_by_one, padding_mask
+from .watch import Watch
 
 SAME = 1e-5
 """Largest relative difference between what a block gives after kept and after computed predecessors."""

@@ -15,8 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from fxprune.ir import FxpruneError
 from fxprune.passes.couple import couple
 from fxprune.passes.inputs import readers_of
-from fxprune.passes.statistics import Spread, Watch, matrix
+from fxprune.passes.statistics import Spread, matrix
 from fxprune.passes.streams import Stream
+from fxprune.passes.watch import Watch
 from fxprune.tracer.export import trace_causal_lm
 
 VOCAB = 31

@@ -1,0 +1,129 @@
+"""budget: scores and what the model may cost become how many units every group keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ir import RequestError
+from ..ir.groups import Group
+from .allocate import UNIFORM, Amounts, Curve, Losses, Target, allocate, even, levels, tied
+from .base import State
+from .costs import Costs, dense_cost
+from .couple import Coupling
+from .select import Scores, kept_count, step_of
+from .sensitivity import Gauge, Search, Silencer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a pruning pass may keep, and how it is shared out.
+
+    Attributes:
+        target: what the model may cost; None for what the same ratio of every group would leave of its parameters.
+        by: ``uniform``, ``kinds``, ``global`` or ``search``.
+        ratio: where there is no target.
+        multiple_of: of which widths shall be multiples.
+        moves: how many exchanges between groups a search tries.
+        samples, length, seed, batch: the calibration windows that a search measures on.
+    """
+
+    target: Target | None
+    by: str
+    ratio: float
+    multiple_of: int
+    moves: int
+    samples: int
+    length: int
+    seed: int | None
+    batch: int
+
+    def amount(self, state: State, groups: Sequence[Group], costs: Costs) -> int:
+        """The budget in units of its measure.
+
+        Raises:
+            RequestError: when the model costs no more than that as it is.
+        """
+        now = costs.of({})
+        if self.target is None:
+            return costs.of({g.name: self._at_ratio(g) for g in groups})
+        assert state.whole is not None, "the manager keeps the first graph"
+        amount = self.target.amount(dense_cost(state.whole, self.target.measure))
+        if amount >= now:
+            raise RequestError(
+                f"target {self.target} is {amount:,}, and the model is at {now:,}: nothing would be removed",
+                "ask for less than that",
+            )
+        return amount
+
+    def _at_ratio(self, group: Group) -> int:
+        return kept_count(group.size, self.ratio, step_of(group, self.multiple_of), group.minimum)
+
+    def widths(
+        self,
+        state: State,
+        coupling: Coupling,
+        groups: Sequence[Group],
+        scores: Mapping[str, Scores],
+        losses: Mapping[str, Losses],
+        *,
+        alike: bool,
+    ) -> tuple[dict[str, int], dict[str, object]]:
+        """How many units every group keeps, and what to report of it.
+
+        Args:
+            state: before the cut.
+            coupling: of its graph.
+            groups: to cut.
+            scores: of their units.
+            losses: group name -> what it costs to lose so many units of every parent unit, ``[size + 1]``.
+            alike: whether losses of different groups compare.
+
+        Raises:
+            RequestError: for a budget that no plan meets, or that removes nothing; what a search refuses.
+        """
+        measure = self.target.measure if self.target is not None else "params"
+        costs = Costs(coupling, [group.name for group in groups], measure)
+        amount = self.amount(state, groups, costs)
+        if not alike:
+            losses = comparable(losses, groups, costs)
+        curves = [self._curve(group, losses[group.name], costs) for group in groups]
+        if self.by in (UNIFORM, "kinds"):
+            curves = tied(curves, [(group.kind, group.size) for group in groups])
+        if self.by == UNIFORM:
+            curves = even({group.name: group.size for group in groups}, curves)
+        report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
+        if self.by == "search":
+            silencer = Silencer(state.model, coupling.graph, groups)
+            gauge = Gauge.of(state, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
+            search = Search(gauge, silencer, {group.name: group for group in groups}, scores)
+            counts, report["distance"] = self._searched(search, curves, costs, amount)
+        else:
+            counts = allocate(curves, costs, amount)
+        return counts, report | {"reached": costs.of(counts)}
+
+    def _curve(self, group: Group, losses: Losses, costs: Costs) -> Curve:
+        counts: Amounts = levels(group.size, step_of(group, self.multiple_of), group.minimum)
+        saved = np.array([costs.saved(group.name, int(count)) for count in counts], dtype=np.int64)
+        return Curve((group.name,), counts, losses[group.size - counts], saved[0] - saved)
+
+    def _searched(
+        self, search: Search, curves: Sequence[Curve], costs: Costs, amount: int
+    ) -> tuple[dict[str, int], float]:
+        """The better of what scores and what measured curves say, refined; and its distance from the dense model."""
+        measured = [search.measured(curve) for curve in curves]
+        start = min((allocate(found, costs, amount) for found in (curves, measured)), key=search.distance)
+        counts = search.refined(measured, costs, start, max(amount, costs.of(start)), moves=self.moves)
+        return counts, search.distance(counts)
+
+
+def comparable(losses: Mapping[str, Losses], groups: Sequence[Group], costs: Costs) -> dict[str, Losses]:
+    """Losses in units of their own, made to compare: what a group would lose in all stands for what it costs in all."""
+    found = {}
+    for group in groups:
+        own = losses[group.name]
+        whole = costs.saved(group.name, max(1, group.minimum))
+        found[group.name] = own * (whole / own[-1]) if own[-1] > 0 else own
+    return found

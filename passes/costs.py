@@ -1,0 +1,116 @@
+"""What a model would cost at other widths: parameters, bytes and multiply-accumulates from how many units stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ..ir.axes import Atom, Axis, Concat, atoms_of
+from ..ir.cost import MACS, macs
+from ..ir.graph import Arg, Graph, Op, Value
+from .couple import Coupling
+
+Counts = Mapping[str, int]
+"""Group name -> units that stay, of each parent unit where the group is nested."""
+
+MEASURES = ("params", "bytes", "macs")
+
+
+def dense_cost(graph: Graph, measure: str) -> int:
+    """What a graph costs as it is: parameters, their bytes with those of buffers, or multiply-accumulates of a run."""
+    if measure == "macs":
+        return macs(graph)
+    return sum(math.prod(value.shape) * size for value, size in _weighed(graph, measure))
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A tensor or an operator whose cost depends on groups, and the dimensions that do."""
+
+    value: Value
+    factor: int
+    op: Op | None = None
+
+
+class Costs:
+    """The cost of one coupled graph as a function of how many units its groups keep.
+
+    Exact where no position holds units of two occurrences of one atom, which a group that may be cut never does.
+
+    Args:
+        coupling: of the graph.
+        names: the groups that may be cut; all others keep everything.
+        measure: ``params``, ``bytes`` or ``macs``.
+    """
+
+    def __init__(self, coupling: Coupling, names: Iterable[str], measure: str) -> None:
+        self._axes = coupling.axes
+        self._atoms = {name: coupling.groups[name].atom for name in names}
+        cut = set(self._atoms.values())
+        self._terms: list[_Term] = []
+        touched: dict[int, list[_Term]] = {atom: [] for atom in cut}
+        for term in _terms(coupling.graph, measure):
+            values = (term.value,) if term.op is None else (*term.op.operands, *term.op.made)
+            found = cut & {a.id for v in values for axis in coupling.axes[v] for a in atoms_of(axis)}
+            if found:
+                self._terms.append(term)
+            for atom in found:
+                touched[atom].append(term)
+        self._touched = {name: touched[atom] for name, atom in self._atoms.items()}
+        self._fixed = dense_cost(coupling.graph, measure) - sum(self._of(term, {}) for term in self._terms)
+
+    def of(self, counts: Counts) -> int:
+        """The whole cost when these groups keep so many units and all others everything."""
+        kept = {self._atoms[name]: count for name, count in counts.items()}
+        return self._fixed + sum(self._of(term, kept) for term in self._terms)
+
+    def saved(self, name: str, count: int) -> int:
+        """What cutting one group to ``count`` units saves, all others as they are in the graph."""
+        kept = {self._atoms[name]: count}
+        return sum(self._of(term, {}) - self._of(term, kept) for term in self._touched[name])
+
+    def _of(self, term: _Term, kept: Mapping[int, int]) -> int:
+        if term.op is None:
+            return term.factor * math.prod(extent(axis, kept) for axis in self._axes[term.value])
+        op = term.op
+        resized = replace(
+            op, args=tuple(self._resized(arg, kept) for arg in op.args), kwargs=dict(op.kwargs),
+            results=tuple(None if v is None else self._shape(v, kept) for v in op.results),
+        )  # fmt: skip
+        return MACS[op.packet](resized)
+
+    def _resized(self, arg: Arg, kept: Mapping[int, int]) -> Arg:
+        if isinstance(arg, Value):
+            return self._shape(arg, kept)
+        return tuple(self._resized(item, kept) for item in arg) if isinstance(arg, tuple) else arg
+
+    def _shape(self, value: Value, kept: Mapping[int, int]) -> Value:
+        return Value(value.name, value.dtype, tuple(extent(axis, kept) for axis in self._axes[value]))
+
+
+def extent(axis: Axis, kept: Mapping[int, int]) -> int:
+    """The extent of an axis when some atoms keep fewer units (atom id -> how many)."""
+    if isinstance(axis, Atom):
+        return kept.get(axis.id, axis.size)
+    if isinstance(axis, Concat):
+        return sum(extent(part, kept) for part in axis.parts)
+    return math.prod(extent(factor, kept) for factor in axis.factors)
+
+
+def _weighed(graph: Graph, measure: str) -> list[tuple[Value, int]]:
+    """The tensors that count, and what one element of each counts."""
+    if measure == "params":
+        return [(p.value, 1) for p in graph.parameters if not p.is_buffer]
+    return [(p.value, _itemsize(p.value.dtype.name)) for p in graph.parameters]
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes of one element, from the width that ends a short name: ``f32``, ``bf16``, ``b8``."""
+    return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
+
+
+def _terms(graph: Graph, measure: str) -> list[_Term]:
+    if measure == "macs":
+        return [_Term(op.result, 1, op) for op in graph.ops if op.packet in MACS]
+    return [_Term(value, size) for value, size in _weighed(graph, measure)]

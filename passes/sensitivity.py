@@ -1,0 +1,212 @@
+"""Sensitivity: what the loss of units does to the model's predictions, measured with the units silenced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..ir import FxpruneError, Indices, RequestError
+from ..ir.graph import Graph
+from ..ir.groups import Group, Kind
+from .allocate import Curve, counts_of, fill
+from .base import State
+from .consumers import taking_in
+from .costs import Costs
+from .measure import inference, logits_of
+from .rehearsal import tensors_by_name
+from .select import Scores, best_units
+
+PROBES = 7
+"""How many widths of a group are measured; between them the curve is straight."""
+
+
+@dataclass
+class Gauge:
+    """How far a model's predictions on calibration data are from the dense model's.
+
+    Of a language model the Kullback-Leibler divergence from the dense model's next-token distributions, in nats a
+    token; of another module by how much its losses grow.
+
+    Attributes:
+        model: changed between readings.
+        windows: token batches ``[B, L]``; none for another module.
+        losses: of another module.
+        dense: what the dense model gave: log-probabilities ``[B, L, V]`` of every batch, or the mean loss.
+    """
+
+    model: nn.Module
+    windows: Sequence[Tensor]
+    losses: Sequence[Any] = ()
+    dense: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, state: State, *, samples: int, length: int, seed: int | None, batch: int) -> Gauge:
+        """Read the dense model, which is the state's as it is now.
+
+        Raises:
+            RequestError: without calibration text or losses, or with too little text.
+        """
+        if not state.losses and state.calibration is None:
+            raise RequestError(
+                "by=search measures on calibration text",
+                "give --calib FILE, or use by=global, which reads scores alone",
+            )
+        windows = () if state.losses else state.calibration.windows(length, samples, seed).split(batch)  # type: ignore[union-attr]
+        gauge = cls(state.model, windows, state.losses)
+        gauge.dense = list(gauge._readings())
+        return gauge
+
+    def read(self) -> float:
+        """The distance now.
+
+        Raises:
+            FxpruneError: when it is not finite.
+        """
+        pairs = zip(self._readings(), self.dense, strict=True)
+        if self.losses:
+            value = float(torch.stack([now - then for now, then in pairs]).mean())
+        else:
+            total = sum(float(functional.kl_div(now, then, reduction="sum", log_target=True)) for now, then in pairs)
+            value = total / sum(window.numel() for window in self.windows)
+        if not np.isfinite(value):
+            raise FxpruneError(f"the model's distance from the dense one is {value}", "run in float32; check the text")
+        return value
+
+    def _readings(self) -> Iterator[Tensor]:
+        with inference(self.model):
+            for loss in self.losses:
+                yield loss(self.model).detach()
+            for window in self.windows:
+                yield functional.log_softmax(logits_of(self.model, window).float(), dim=-1)
+
+
+class Silencer:
+    """Groups of a model whose units can be silenced and brought back: what takes them in reads zeros instead.
+
+    Silencing equals removing where no normalisation runs over the units.
+
+    Args:
+        model: its weights are changed in place, inside :meth:`silencing` only.
+        graph: of the model.
+        groups: those that may be silenced.
+
+    Raises:
+        RequestError: for a group whose silence is not its removal: a normalisation runs over it, or a router
+            chooses among its units.
+    """
+
+    def __init__(self, model: nn.Module, graph: Graph, groups: Sequence[Group]) -> None:
+        for group in groups:
+            if group.normalised or group.kind in (Kind.CHANNELS, Kind.EXPERTS):
+                raise RequestError(
+                    f"by=search measures a group by silencing it, and {group.name} cannot be silenced without more",
+                    "use by=global, or channels=false, experts=false",
+                )
+        tensors = tensors_by_name(model)
+        self._places = {g.name: [(m, tensors[m.tensor]) for m in taking_in(g, graph)] for g in groups}
+        self._groups = {group.name: group for group in groups}
+        self._cut: list[str] = []
+        self._whole = {id(tensor): tensor.detach().clone() for places in self._places.values() for _, tensor in places}
+
+    @contextmanager
+    def silencing(self) -> Iterator[None]:
+        """Afterwards every weight is what it was."""
+        try:
+            yield
+        finally:
+            self.keep({})
+
+    @torch.no_grad()
+    def keep(self, kept: Mapping[str, Indices]) -> None:
+        """Silence all units of the groups named but these; bring back everything else."""
+        for name in self._cut:
+            for _, tensor in self._places[name]:
+                tensor.copy_(self._whole[id(tensor)])
+        self._cut = list(kept)
+        for name, stay in kept.items():
+            group = self._groups[name]
+            alive = np.isin(np.arange(group.units), stay)
+            for member, tensor in self._places[name]:
+                units = group.unit_map(member.axis)
+                gone = np.flatnonzero((units >= 0) & ~alive[units])
+                tensor.index_fill_(member.dim, torch.from_numpy(gone).to(tensor.device), 0.0)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A measured allocation: every group's own curve first, then all groups together.
+
+    Attributes:
+        gauge, silencer: of the model.
+        groups: by name.
+        scores: which units of a group go first.
+    """
+
+    gauge: Gauge
+    silencer: Silencer
+    groups: Mapping[str, Group]
+    scores: Mapping[str, Scores]
+
+    def measured(self, curve: Curve) -> Curve:
+        """The curve with measured losses, each of its groups cut alone, straight between the counts measured."""
+        probes = np.unique(np.linspace(0, len(curve.counts) - 1, PROBES).round().astype(int))
+        losses = np.zeros(len(curve.counts))
+        for name in curve.groups:
+            found = [self.distance({name: int(curve.counts[at])}) for at in probes[:-1]]
+            losses += np.interp(np.arange(len(curve.counts)), probes, [*found, 0.0])
+        # Less of a group is never better than more of it, whatever the noise of a measurement says.
+        return replace(curve, losses=np.maximum.accumulate(losses[::-1])[::-1])
+
+    def distance(self, counts: Mapping[str, int]) -> float:
+        """Of the model whose groups keep their best units, so many of them."""
+        with self.silencer.silencing():
+            self.silencer.keep({n: best_units(self.groups[n], self.scores[n], c) for n, c in counts.items()})
+            return self.gauge.read()
+
+    def refined(
+        self, curves: Sequence[Curve], costs: Costs, chosen: Mapping[str, int], limit: int, *, moves: int, seed: int = 0
+    ) -> dict[str, int]:
+        """Move budget between two groups at random, keep what brings the whole model nearer (evolution, one parent).
+
+        Args:
+            curves: of single groups.
+            costs: of the model.
+            chosen: where to start.
+            limit: what the model may cost.
+            moves: how many are tried.
+            seed: of the moves.
+        """
+        generator = np.random.default_rng(seed)
+        levels = [int(np.searchsorted(c.counts, chosen[c.groups[0]])) for c in curves]
+        best = self.distance(counts_of(curves, levels))
+        for _ in range(moves if len(curves) > 1 else 0):
+            moved = _moved(curves, costs, levels, limit, generator)
+            if moved == levels:
+                continue
+            distance = self.distance(counts_of(curves, moved))
+            if distance < best:
+                best, levels = distance, moved
+        return counts_of(curves, levels)
+
+
+def _moved(
+    curves: Sequence[Curve], costs: Costs, levels: Sequence[int], limit: int, generator: np.random.Generator
+) -> list[int]:
+    """One group cut by up to an eighth of its levels, another one given what that saves, the rest spent anywhere."""
+    giver, taker = (int(at) for at in generator.choice(len(curves), 2, replace=False))
+    moved = list(levels)
+    step = int(generator.integers(1, max(2, len(curves[giver].counts) // 8)))
+    moved[giver] = max(0, moved[giver] - step)
+    saved = curves[giver].costs[levels[giver]] - curves[giver].costs[moved[giver]]
+    wanted = curves[taker].costs[levels[taker]] + saved
+    moved[taker] = int(np.searchsorted(curves[taker].costs, wanted, side="right")) - 1
+    if costs.of(counts_of(curves, moved)) > limit:
+        return list(levels)
+    return fill(curves, costs, moved, limit)

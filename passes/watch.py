@@ -1,0 +1,275 @@
+"""Watching the linear maps of a model at work, call by call.
+
+Maps are recognised by the calls that read their weights, not by the modules that hold them: ``nn.Linear``,
+transformers' ``Conv1D``, convolutions, the loop over fused expert weights and a bare ``x @ self.weight`` are all seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..ir import FxpruneError
+from .statistics import Seen
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A weight, or what was made of it before a call: one expert's, transposed."""
+
+    tensor: Tensor
+    name: str
+    expert: int | None = None
+    flipped: bool = False
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What a call gave, the call, which of its rows are no padding, and when it was made."""
+
+    tensor: Tensor
+    seen: Seen
+    rows: slice | Tensor
+    time: int
+
+
+class Watch(TorchFunctionMode):
+    """Inside, calls that read one of some weights are kept in ``seen``.
+
+    Args:
+        weights: by name.
+        mask: gives bool ``[B, L]``, False for padding, which is left out; None when there is none.
+        shapes_only: keep calls without their inputs and outputs.
+        receive: takes each call, which is then not kept in ``seen``.
+
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        mask: Callable[[], Tensor | None] = lambda: None,
+        *,
+        shapes_only: bool = False,
+        receive: Callable[[Seen], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._shapes_only = shapes_only
+        self.seen: list[Seen] = []
+        self._receive = receive or self.seen.append
+        self._mask = mask
+        self._follows = not shapes_only and receive is None
+        # Outputs on their way to an addition: kept alive, so that their identity stays theirs.
+        self._outputs: dict[int, _Output] = {}
+        # When each tensor was made, so that what is made of outputs is told from what was there before them.
+        self._made: Any = WeakIdKeyDictionary()
+        self._clock = 0
+        self._parts = {id(weight): _Part(weight, name) for name, weight in weights.items()}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        named = dict(kwargs or {})
+        out = func(*args, **named)
+        view = _VIEWS.get(func)
+        if view is not None and isinstance(out, Tensor) and (part := self._parts.get(id(args[0]))) is not None:
+            found = view(part, out, args[1:], named)
+            if found is not None and out is not part.tensor:
+                self._parts[id(out)] = found
+        elif (reader := _READERS.get(func)) is not None:
+            self._keep(reader(_bound(func, args, named)), out)
+        elif self._outputs:
+            self._follow(func, args, out)
+        if self._follows:
+            self._clock += 1
+            for made in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(made, Tensor):
+                    self._made.setdefault(made, self._clock)
+        return out
+
+    def _follow(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """Outputs that are reshaped or dropped out are still those outputs; what they are added to is kept.
+
+        It must have been there before them: the sum of an output and what an activation makes of it is no stream.
+        """
+        known = [(at, found) for at, arg in enumerate(args[:2]) if (found := self._outputs.get(id(arg))) is not None]
+        if func in _ADDITIONS and len(args) == 2:
+            for at, found in known:
+                other = args[1 - at]
+                before = isinstance(other, Tensor) and self._made.get(other, 0) < found.time
+                if found.seen.beside is None and before and other.shape == args[at].shape:
+                    found.seen.beside = other.flatten(0, -2)[found.rows]
+        elif func in _PASSES_ON and known and isinstance(out, Tensor):
+            found = known[0][1]
+            if out.shape[-1] == found.seen.y.shape[1] and out.numel() == args[0].numel():
+                self._outputs[id(out)] = _Output(out, found.seen, found.rows, found.time)
+
+    def _keep(self, call: _Read | None, out: Tensor) -> None:
+        part = None if call is None else self._parts.get(id(call.weight))
+        if call is None or part is None:
+            return
+        dims = call.weight.dim()
+        across = dims - 1 if call.rows else dims - 2
+        if dims > 2 and call.conv:
+            across = 1
+        elif part.flipped:
+            across = 2 * dims - 3 - across
+        dim = across if part.expert is None else across + 1
+        if dims == 3 and not call.conv:
+            for expert, (x, y) in enumerate(zip(call.x, out, strict=True)):
+                self._receive(Seen(part.name, expert, dim, x, y, None, _samples(x[:, None]), call.given, -1))
+            return
+        rows = (call.x.flatten(0, -2), (out.movedim(1, -1) if call.conv else out).flatten(0, -2), _samples(call.x))
+        kept = slice(0) if self._shapes_only else self._unpadded(len(rows[0]), call.conv, part, call.x.device)
+        x, y, sample = (values[kept] for values in rows)
+        seen = Seen(part.name, part.expert, dim, x, y, call.bias, sample, call.given, 1 if call.conv else -1)
+        self._receive(seen)
+        if self._follows and not call.conv and part.expert is None:
+            self._outputs[id(out)] = _Output(out, seen, kept, self._clock + 1)
+
+    def _unpadded(self, rows: int, conv: bool, part: _Part, device: torch.device) -> slice | Tensor:
+        """Which rows of a call are no padding."""
+        mask = self._mask()
+        if mask is None or conv or bool(mask.all()):
+            return slice(None)
+        if mask.numel() != rows:
+            raise FxpruneError(
+                f"{part.name} reads {rows} vectors of a batch of {mask.numel()} tokens: which are padding is unknown",
+                "calibrate on windows of equal length, without padding",
+            )
+        return mask.flatten().to(device)
+
+
+def _samples(x: Tensor) -> Tensor:
+    """For every row of inputs ``[B, ..., k]`` its sample; one sample where there is no such dimension."""
+    if x.dim() < 3:
+        return torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return torch.arange(len(x), device=x.device).repeat_interleave(x[0, ..., 0].numel())
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Arguments of a call that may be a linear map: inputs ``[..., k]``, and whether the weight is ``[..., n, k]``."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    rows: bool = True
+    conv: bool = False
+    raw: Tensor | None = None
+
+    @property
+    def given(self) -> Tensor:
+        """The inputs as they were passed."""
+        return self.x if self.raw is None else self.raw
+
+
+def _bound(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(zip(_NAMES[func], args, strict=False)) | dict(kwargs)
+
+
+def _linear(call: Mapping[str, Any]) -> _Read:
+    return _Read(call["input"], call["weight"], call.get("bias"))
+
+
+def _addmm(call: Mapping[str, Any]) -> _Read | None:
+    if call.get("alpha", 1) != 1 or call.get("beta", 1) != 1:
+        return None
+    return _Read(call["mat1"], call["mat2"], call["input"], rows=False)
+
+
+def _matmul(call: Mapping[str, Any]) -> _Read | None:
+    x, weight = call["input"], call["other"]
+    fits = isinstance(weight, Tensor) and weight.dim() in (2, 3) and x.dim() > 1
+    return _Read(x, weight, rows=False) if fits and (weight.dim() == 2 or x.dim() == 3) else None
+
+
+def _convolution(call: Mapping[str, Any]) -> _Read | None:
+    if call.get("groups", 1) != 1:
+        return None
+    x, weight = call["input"], call["weight"]
+    ahead = 2 if x.dim() == weight.dim() else 1
+    if ahead == 1:
+        return None
+    return _Read(_patches(x, weight, call), weight, call.get("bias"), conv=True, raw=x)
+
+
+def _patches(x: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """What a convolution multiplies with its weight: ``[B, *places, channels * kernel]``."""
+    sizes = weight.shape[2:]
+    each = {name: _per_axis(call.get(name, default), len(sizes)) for name, default in _CONV_DEFAULTS.items()}
+    spans = [d * (size - 1) for d, size in zip(each["dilation"], sizes, strict=True)]
+    margins: list[int] = []
+    for span, padding in zip(reversed(spans), reversed(each["padding"]), strict=True):
+        low = {"valid": 0, "same": span // 2}.get(padding, padding)
+        margins += [low, span - low if padding == "same" else low]
+    x = F.pad(x, margins)
+    for axis, (span, stride, dilation) in enumerate(zip(spans, each["stride"], each["dilation"], strict=True), start=2):
+        x = x.unfold(axis, span + 1, stride)[..., ::dilation]
+    return x.movedim(1, 1 + len(sizes)).flatten(1 + len(sizes))
+
+
+def _per_axis(value: Any, axes: int) -> list[Any]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * axes if len(values) == 1 else values
+
+
+_CONV_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
+_CONV_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_NAMES: dict[Any, tuple[str, ...]] = {
+    F.linear: ("input", "weight", "bias"),
+    torch.addmm: ("input", "mat1", "mat2"),
+    torch.Tensor.addmm: ("input", "mat1", "mat2"),
+    **{f: ("input", "other") for f in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)},
+    **{f: ("input", "other") for f in (torch.mm, torch.Tensor.mm, torch.bmm, torch.Tensor.bmm)},
+    **{f: _CONV_NAMES for f in (F.conv1d, F.conv2d, F.conv3d)},
+}
+_READERS: dict[Any, Callable[[Mapping[str, Any]], _Read | None]] = {
+    f: _linear if f is F.linear else _convolution if names is _CONV_NAMES else _addmm if len(names) == 3 else _matmul
+    for f, names in _NAMES.items()
+}
+"""The calls that are linear maps of their first argument."""
+
+_ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.add_})
+_PASSES_ON = frozenset({
+    F.dropout, torch.dropout, torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.contiguous,
+})  # fmt: skip
+"""What outputs go through on their way to an addition."""
+
+
+def _selected(part: _Part, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Part | None:
+    del kwargs
+    index = args[0]
+    single = isinstance(index, int) or (
+        isinstance(index, Tensor) and index.dim() == 0 and not index.is_floating_point()
+    )
+    single = single and not isinstance(index, bool)
+    whole = part.expert is None and part.tensor.dim() == 3
+    return _Part(out, part.name, int(index), part.flipped) if single and whole else None
+
+
+def _turned(part: _Part, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Part | None:
+    dims = sorted(d % out.dim() for d in (*args, *kwargs.values()))
+    last_two = dims in ([], [out.dim() - 2, out.dim() - 1]) and (dims or out.dim() == 2)
+    return _Part(out, part.name, part.expert, not part.flipped) if last_two else None
+
+
+def _same(part: _Part, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Part:
+    del args, kwargs
+    return _Part(out, part.name, part.expert, part.flipped)
+
+
+_VIEWS: dict[Any, Callable[[_Part, Tensor, tuple[Any, ...], Mapping[str, Any]], _Part | None]] = {
+    torch.Tensor.__getitem__: _selected,
+    **{f: _turned for f in (torch.Tensor.t, torch.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__)},  # type: ignore[attr-defined]
+    **{f: _turned for f in (torch.Tensor.transpose, torch.transpose)},
+    **{f: _same for f in (torch.Tensor.to, torch.Tensor.float, torch.Tensor.contiguous)},
+}
+"""What may be done to a weight on its way to the call that reads it."""
