@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..backends.artifact import check_target, clear_leftovers, write_json
-from ..backends.graph_module import raise_graph
+from ..backends.graph_module import constants_of, raise_graph
 from ..backends.huggingface import Form, Saved, save
 from ..backends.stand_ins import played
 from ..backends.streaming import DTYPES
@@ -26,11 +26,14 @@ from ..ir.plan import Plan
 from ..ir.text import print_graph
 from ..ir.verifier import verify
 from ..passes.base import Corpus, Pass, State
+from ..passes.couple import Coupling, couple
+from ..passes.in_code import freeze_computed
 from ..passes.lora import Adapter
-from ..passes.manager import Step, run_pipeline
+from ..passes.manager import Analysis, Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import ANALYSES, PASSES
+from ..passes.rehearsal import tensors_by_name
 from ..passes.replay import Replay
 from ..passes.shrink import extents_by_module
 from ..tracer.export import Traced, trace_causal_lm
@@ -251,11 +254,21 @@ class _Work:
             self.progress(f"{text} ({number} of {count})")
 
         self.state.recorded = self.recorded.slices if self.recorded is not None else None
-        steps = run_pipeline(pipeline, self.state, analyses=ANALYSES, verify=verify, between=between, announce=announce)
+        steps = run_pipeline(pipeline, self.state, analyses=self._analyses(), verify=verify, between=between, announce=announce)
         parameters = (self.before, parameter_count(self.state.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
         report = {name: _plain(entry) for name, entry in self.state.report.items()}
         return Applied(self.source.name, text, options, "", parameters, self._changes(), steps, report)
+
+    def _analyses(self) -> tuple[Analysis, ...]:
+        """Where values are known, units along which an artifact's own code computes values are frozen."""
+        if self.state.execute is None:
+            return ANALYSES
+        return (Analysis("couple", "coupling", self._couple),)
+
+    def _couple(self, graph: Graph) -> Coupling:
+        constants = constants_of(graph, tensors_by_name(self.state.model), self.traced.constants)
+        return freeze_computed(couple(graph), constants)
 
     def _changes(self) -> tuple[GroupChange, ...]:
         if self.state.plan is None:

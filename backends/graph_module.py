@@ -53,6 +53,24 @@ def raise_graph(
     return _Raising(graph, tensors, constants or {}, dtype, batch).run(inputs, outputs or tuple)
 
 
+def constants_of(
+    graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]
+) -> dict[Value, torch.Tensor]:
+    """What the constants of a graph and its folded operators hold.
+
+    Args:
+        graph: any.
+        tensors: by name, its buffers among them.
+        constants: by the name of the constant's value.
+    """
+    raising = _Raising(graph, tensors, constants, None, None)
+    raising.leaves()
+    for op in graph.folded:
+        raising.fold(op)
+    named = {parameter.value for parameter in graph.parameters}
+    return {value: data for value, data in raising.known.items() if value not in named}
+
+
 class _Raising:
     def __init__(
         self,
@@ -77,17 +95,21 @@ class _Raising:
         given = self.graph.inputs
         made = inputs(self.fx) if inputs else [self.fx.placeholder(v.name.replace(".", "_")) for v in given]
         self.nodes.update(zip(given, made, strict=True))
-        self.known |= {p.value: self._cast(self.tensors[p.name]) for p in self.graph.parameters}
-        self.known |= {value: self._cast(self.constants[value.name]) for value in self.graph.constants}
+        self.leaves()
         for op in self.graph.folded:
             if self._runs_late(op):
                 self._emit(op)
             else:
-                self._fold(op)
+                self.fold(op)
         for op in self.graph.ops:
             self._emit(op)
         self.fx.output(outputs([self._node(value) for value in self.graph.outputs]))
         return fx.GraphModule(self.root, self.fx, self.graph.name)
+
+    def leaves(self) -> None:
+        """Parameters, buffers and constants are known."""
+        self.known |= {p.value: self._cast(self.tensors[p.name]) for p in self.graph.parameters}
+        self.known |= {value: self._cast(self.constants[value.name]) for value in self.graph.constants}
 
     def _runs_late(self, op: Op) -> bool:
         """Whether a constant depends on the number of samples."""
@@ -112,7 +134,8 @@ class _Raising:
     def _cast(self, data: torch.Tensor) -> torch.Tensor:
         return data.detach().to(self.dtype) if self.dtype is not None and data.is_floating_point() else data.detach()
 
-    def _fold(self, op: Op) -> None:
+    def fold(self, op: Op) -> None:
+        """Evaluate an operator whose operands are known."""
         function = function_of(op.target)
         with torch.no_grad():
             made = function(

@@ -120,7 +120,7 @@ class Survey:
                 new = self._restated(path, attribute, depth=0)
                 if new is None and attribute not in self.reads.get(path, ()):
                     new = self._restated(path, attribute, depth=1) or self._followed(path, attribute, old)
-                if new is not None:
+                if new is not None and not self._doubtful(path, attribute, old, new):
                     changes[path, attribute] = (old, new)
         return changes
 
@@ -134,7 +134,10 @@ class Survey:
                 if (path, attribute) in settled or old is None:
                     continue
                 options = self._options(path, old)
-                if len(options) < 2 or not (config or self._is_width(path, attribute)):
+                restated = None if config else self._restated(path, attribute, depth=0)
+                if restated is not None:
+                    options = [restated, *(option for option in options if option != restated)]
+                if len(options) < 2 or not (config or restated is not None or self._is_width(path, attribute)):
                     continue
                 if config:
                     options.sort(key=lambda option: option != old)
@@ -143,6 +146,15 @@ class Survey:
                 for changes, new in zip(choice.options, options, strict=True):
                     changes[path, attribute] = (old, new)
         return list(choices.values())
+
+    def _doubtful(self, path: str, attribute: str, old: Number, new: Number) -> bool:
+        """Whether a forward reads it and might mean another extent of the same value than the one it restates.
+
+        The modules of ``torch.nn`` are what their parameters are.
+        """
+        if attribute not in self.reads.get(path, ()) or type(self.modules[path]).__module__.startswith("torch.nn."):
+            return False
+        return any(option != new for option in self._options(path, old))
 
     def _restated(self, path: str, attribute: str, depth: int) -> Number | None:
         """The value after, if the attribute equals one parameter extent in every instance of its class."""

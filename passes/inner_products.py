@@ -8,39 +8,61 @@ head, and models take them to be as many.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from ..ir.axes import Axis, atoms_of
 from ..ir.graph import Graph, Op, Value
 
 PRODUCTS = frozenset({"aten.matmul", "aten.mm", "aten.bmm", "aten.baddbmm"})
 
+Axes = Mapping[Value, tuple[Axis, ...]]
 
-def head_channels(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> set[int]:
+
+def head_channels(graph: Graph, axes: Axes) -> set[int]:
     """Atoms that products of two activations sum over; and those that stay where such a product sums over positions."""
     weights = _weights(graph)
-    held = {atom for p in graph.parameters for axis in axes[p.value] for atom in _atoms(axis)}
+    held = {atom for p in graph.parameters for axis in axes[p.value] for atom in _atoms([axis])}
     found: set[int] = set()
     for op in graph.ops:
-        for left, right in _products(op):
-            if left in weights or right in weights:
-                continue
-            summed = _atoms(axes[left][-1])
-            found |= summed
-            if not summed & held and left.shape[-1] > 1:
-                found |= _atoms(axes[left][-2]) | _atoms(axes[right][-1])
+        operands = _factors(op)
+        if operands is None or any(value in weights for value in operands):
+            continue
+        summed, stays = _sides(op, *operands, axes)
+        found |= _atoms(summed)
+        if not _atoms(summed) & held and any(axis.size > 1 for axis in summed):
+            found |= _atoms(stays)
     return found
 
 
-def _atoms(axis: Axis) -> set[int]:
-    return {atom.id for atom in atoms_of(axis)}
+def _atoms(axes: Iterable[Axis]) -> set[int]:
+    return {atom.id for axis in axes for atom in atoms_of(axis)}
 
 
-def _products(op: Op) -> Iterator[tuple[Value, Value]]:
+def _factors(op: Op) -> tuple[Value, Value] | None:
+    """The two tensors that an operator multiplies and sums."""
+    if op.packet == "aten.einsum":
+        values = list(op.operands)
+    elif op.packet in PRODUCTS:
+        values = [arg for arg in op.args[-2:] if isinstance(arg, Value)]
+    else:
+        return None
+    return (values[0], values[1]) if len(values) == 2 and min(len(v.shape) for v in values) > 1 else None
+
+
+def _sides(op: Op, left: Value, right: Value, axes: Axes) -> tuple[list[Axis], list[Axis]]:
+    """Axes that are summed over, and those of one operand only, which stay."""
     if op.packet in PRODUCTS:
-        left, right = op.args[-2:] if op.packet == "aten.baddbmm" else op.args[:2]
-        if isinstance(left, Value) and isinstance(right, Value) and min(len(left.shape), len(right.shape)) > 1:
-            yield left, right
+        return [axes[left][-1]], [axes[left][-2], axes[right][-1]]
+    inputs, _, output = str(op.args[0]).replace(" ", "").partition("->")
+    first, second = (
+        dict(zip(spec, axes[v], strict=False)) for spec, v in zip(inputs.split(","), (left, right), strict=True)
+    )
+    if "." in inputs:
+        return [], []
+    shared = first.keys() & second.keys()
+    alone = first.keys() ^ second.keys()
+    both = first | second
+    return [both[name] for name in sorted(shared - set(output))], [both[name] for name in sorted(alone & set(output))]
 
 
 def _weights(graph: Graph) -> set[Value]:

@@ -141,9 +141,10 @@ class Rehearsal:
             config._attn_implementation = attention
         calls: list[str] = []
         stack: list[str] = [""]
+        caching = {"use_cache": True} if self.mode.decode and "use_cache" in self.example else {}
         with _following(self.model, calls, stack), torch.no_grad(), _ShapesOnly():
             try:
-                output = self.model(**self.example)
+                output = self.model(**{**self.example, **caching})
                 cache = getattr(output, "past_key_values", None)
                 if self.mode.decode and cache is not None and "input_ids" in self.example:
                     self.model(input_ids=self.example["input_ids"][:, -1:], past_key_values=cache)

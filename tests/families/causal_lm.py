@@ -44,6 +44,7 @@ SHARED_CACHE: dict[str, Any] = {
 ROWS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": LINEAR_THEN_FULL,
     "bamba": {"attn_layer_indices": [1]},
+    "big_bird": {"attention_type": "original_full"},  # the other one swaps its modules when it meets a short text
     "blt": {
         "encoder_config": {"hidden_size_global": 48},
         "decoder_config": {"hidden_size_global": 48},
@@ -104,6 +105,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "stablelm": {"partial_rotary_factor": 0.5},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "youtu": {"tie_word_embeddings": True},
     "zamba": {
         "num_hidden_layers": 5,
         "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba"],
