@@ -226,17 +226,33 @@ def _flat(outputs: Any) -> Iterable[Any]:
 
 
 def _drop_dead(graph: Graph) -> None:
-    """Remove operators and nameless constants that nothing needs, and buffers that nothing reads."""
+    """Remove operators and nameless constants that nothing needs, and buffers that nothing reads.
+
+    An operator where a weight meets data stays: the module's own forward runs it too, so that the weight must shrink
+    with what flows into it.
+    """
     live: set[Value] = set(graph.outputs)
+    weights = _weights(graph)
     for ops in (graph.ops, graph.folded):
         kept = []
         for op in reversed(ops):
-            if any(value in live for value in op.made):
+            meet = {value in weights for value in op.operands} == {True, False}
+            if meet or any(value in live for value in op.made):
                 live.update(op.operands)
                 kept.append(op)
         ops[:] = kept[::-1]
     graph.constants = [value for value in graph.constants if value in live]
     graph.parameters = [p for p in graph.parameters if not p.is_buffer or p.value in live]
+
+
+def _weights(graph: Graph) -> set[Value]:
+    """Parameters, and what is computed of nothing else, such as their transposes."""
+    weights = {parameter.value for parameter in graph.parameters if not parameter.is_buffer}
+    for op in graph.ops:
+        operands = list(op.operands)
+        if operands and all(value in weights for value in operands):
+            weights.update(op.made)
+    return weights
 
 
 def _separate_uses(graph: Graph) -> None:
