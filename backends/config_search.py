@@ -97,9 +97,21 @@ class Search:
     retarget: Retarget | None = None
     builds: int = 0
     refusals: list[str] = field(default_factory=list)
+    _built: dict[frozenset[tuple[Field, int]], Shapes | None] = field(default_factory=dict)
 
     def run(self, edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
-        """Small sets of edits that give the shapes, until the bound on builds is reached."""
+        """Small sets of edits that give the shapes, until the bound on builds is reached.
+
+        Fields that by themselves change no shape (a count of tokens, of experts per token) are left out at first.
+        """
+        dense = self.build({})
+        effective = [(name, value) for name, value in edits if self.build({name: value}) != dense]
+        yield from self.best_first(effective)
+        if len(effective) < len(edits):
+            yield from self.best_first(edits)
+
+    def best_first(self, edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
+        """Sets of edits, those first that leave fewest tensors of another shape."""
         start: dict[Field, int] = {}
         order = count()
         queue = [(self.mismatches(start, len(self.shapes)), 0, next(order), start)]
@@ -129,15 +141,24 @@ class Search:
 
     def mismatches(self, edits: Mapping[Field, int], otherwise: int) -> int:
         """How many tensors differ in shape from what is asked; ``otherwise`` when the config refuses the values."""
-        self.builds += 1
-        try:
-            with quiet():
-                built = built_shapes(self.model_class, self.configured(edits))
-        except Exception as error:  # whatever a config or a constructor raises is its way to refuse
-            self.refusals.append((str(error).strip().splitlines() or [type(error).__name__])[-1].strip())
+        built = self.build(edits)
+        if built is None:
             return max(otherwise, 1)
         names = built.keys() | self.shapes.keys()
         return sum(built.get(name) != self.shapes.get(name) for name in names)
+
+    def build(self, edits: Mapping[Field, int]) -> Shapes | None:
+        """The shapes that some edits give, None when the config refuses them; built once."""
+        key = frozenset(edits.items())
+        if key not in self._built:
+            self.builds += 1
+            try:
+                with quiet():
+                    self._built[key] = built_shapes(self.model_class, self.configured(edits))
+            except Exception as error:  # whatever a config or a constructor raises is its way to refuse
+                self.refusals.append((str(error).strip().splitlines() or [type(error).__name__])[-1].strip())
+                self._built[key] = None
+        return self._built[key]
 
     def match(self, edits: Mapping[Field, int], builds: int) -> Match:
         """The match that some edits make."""

@@ -64,6 +64,9 @@ def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]
     prompt = inputs["input_ids"][:1, :PROMPT]
     # Positions of some models skip padding, so that a decoded padding token would change them with the cache only.
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    forced = [getattr(model.generation_config, f"forced_{end}_token_id", None) for end in ("bos", "eos")]
+    if padding in forced or [padding] in forced:
+        padding = None
     runs = {}
     for name, use_cache in (("cached", True), ("uncached", False)):
         runs[name] = model.generate(

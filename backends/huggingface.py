@@ -171,13 +171,16 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
 
 
 def auto_class_of(model_class: type[PreTrainedModel]) -> str:
-    """Name of the Auto class that loads a class of transformers."""
+    """Name of the Auto class that loads a class of transformers; its own where there is none, as for the text part of a
+    larger model."""
     for name in AUTO_CLASSES:
         mapping = getattr(transformers, name)._model_mapping
         if model_class.config_class in mapping:
             found = mapping[model_class.config_class]
             if model_class in (found if isinstance(found, tuple) else (found,)):
                 return name
+    if model_class.__module__.startswith("transformers.models."):
+        return model_class.__name__
     raise RequestError(f"no Auto class of transformers loads {model_class.__name__}", "prune a model with a task head")
 
 
@@ -218,6 +221,8 @@ def _design(
         if form == "uniform":
             raise RequestError(f"no plain configuration describes the smaller model: {why}", "allow the free form")
     auto = auto_class_of(base)
+    if auto not in AUTO_CLASSES:  # its own file is found by an Auto class that does not know it
+        auto = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
     return _Design("free", free_config(model, plan, repairs, auto), base, auto, "", why)
 
 

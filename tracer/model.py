@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..ir.errors import FxpruneError, RequestError
 from .checkpoint import weight_files
@@ -143,10 +143,20 @@ def _check_architecture(source: Source, raw: dict[str, Any]) -> None:
             f"transformers {transformers.__version__} knows no model type {model_type!r}",
             "give a causal language model of a type it knows",
         )
-    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if _class_of(CONFIG_MAPPING[model_type], raw.get("architectures")) is None:
         raise RequestError(
             f"model type {model_type!r} is no causal language model", "give a model that predicts the next token"
         )
+
+
+def _class_of(config_class: type, architectures: Sequence[str] | None) -> Any:
+    """What builds and loads the model: the Auto class, or for the text part of a larger model its own class; None for
+    what is no causal language model."""
+    if config_class in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    name = (architectures or [""])[0]
+    found = getattr(transformers, name) if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else None
+    return found if getattr(found, "config_class", None) is config_class else None
 
 
 def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = False) -> Any:
@@ -168,9 +178,13 @@ def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = 
         # Initialising what is thrown away at once would take minutes.
         with _without_values() if buffers else torch.device("meta"):
             # transformers writes the dtype into the config it is given.
-            model = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
-            )
+            found = _class_of(type(config), config.architectures) or AutoModelForCausalLM
+            if found is AutoModelForCausalLM:
+                model = found.from_config(
+                    copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
+                )
+            else:
+                model = found._from_config(copy.deepcopy(config), dtype=torch.float32)
         if buffers:
             model.tie_weights()  # registering a parameter on the meta device made another of it
         return model
@@ -199,9 +213,10 @@ def load_model(source: Source, *, dtype: torch.dtype = torch.float32) -> Any:
         FxpruneError: the checkpoint does not fit the model: keys missing, left over or of another shape.
     """
     config = load_config(source)
+    found = _class_of(type(config), config.architectures) or AutoModelForCausalLM
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)
     model, info = _guarded(
-        lambda: AutoModelForCausalLM.from_pretrained(
+        lambda: found.from_pretrained(
             source.directory,
             config=config,
             dtype=dtype,

@@ -105,7 +105,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "stablelm": {"partial_rotary_factor": 0.5},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-    "youtu": {"tie_word_embeddings": True},
+    "youtu": {"pad_token_id": None},  # loading it zeroes the row of the padding token
     "zamba": {
         "num_hidden_layers": 5,
         "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid", "mamba"],
