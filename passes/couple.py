@@ -149,12 +149,14 @@ def _groups(
     frozen = dict(solution.frozen)
     for squared in repeated:
         frozen.setdefault(squared, "the units occur twice in one product")
+    for atom, reason in _lonely(graph, axes, members).items():
+        frozen.setdefault(atom, reason)
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
     channels = head_channels(graph, axes)
     for atom in members.keys() - heads:
         if inside[atom] & heads or atom in channels:  # attention that is written out has no operator to say so
             solution.marks.setdefault(atom, set()).add("head_dim")
-    return _name(members, parents, frozen, solution, _stacked(graph, axes), minima)
+    return _name(members, parents, frozen, solution, stacked=_stacked(graph, axes), minima=minima)
 
 
 def _constants(graph: Graph) -> list[Value]:
@@ -199,6 +201,22 @@ def _contracted(op: Op, weight: Value) -> int | None:
     return None
 
 
+def _lonely(
+    graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], members: Mapping[int, list[Occurrence]]
+) -> dict[int, str]:
+    """Atoms that stand in one dimension of one tensor, though no map makes them, and what they are."""
+    weights = {value for op in graph.ops for value in op.operands if _contracted(op, value) is not None}
+    maps = {parameter.name for parameter in graph.parameters if parameter.value in weights}
+    computed = {atom.id for value in _constants(graph) for axis in axes[value] for atom in atoms_of(axis)}
+    found: dict[int, str] = {}
+    for atom, held in members.items():
+        if len(held) == 1 and held[0].tensor not in maps:  # longer inputs would reach more of them; or they are tokens
+            found[atom] = f"positions of {held[0].tensor}"
+        elif len(held) == 1 and held[0].role is Role.IN and atom in computed:  # the module's code makes them again
+            found[atom] = f"features of a constant that {held[0].tensor} takes in"
+    return found
+
+
 def _stacked(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> set[int]:
     """Atoms of the sides of maps that stand in one weight, one for each expert, and are picked from it by index."""
     leaves = {parameter.value for parameter in graph.parameters if len(parameter.value.shape) > 2}
@@ -237,6 +255,7 @@ def _name(
     parents: Mapping[int, set[int]],
     frozen: Mapping[int, str],
     solution: Solution,
+    *,
     stacked: Set[int],
     minima: Mapping[int, int],
 ) -> dict[str, Group]:

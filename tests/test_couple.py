@@ -131,6 +131,42 @@ def test_an_operator_without_a_rule_freezes_what_it_touches_and_is_reported() ->
     assert reasons["model:channels"] is None
 
 
+POSITIONS = """
+graph @table(%x: f32[b, 6]) -> %out where b=7
+  %table = param "positions.weight" : f32[9, 6]
+  %half = param "register" : f32[4, 6]
+  %w = param "head.weight" : f32[2, 6]
+  %reached = aten.slice.Tensor(%table, 0, 0, 5) : f32[5, 6]
+  %all = aten.cat([%reached, %half]) : f32[9, 6]
+  %scores = aten.linear(%x, %all) : f32[b, 9]
+  %mixed = aten.matmul(%scores, %all) : f32[b, 6]
+  %out = aten.linear(%mixed, %w) : f32[b, 2]
+"""
+"""Learned positions, of which the example reaches five, and tokens beside them; none of them is a channel."""
+
+
+def test_positions_of_a_table_are_no_channels() -> None:
+    coupling = couple(parse_graph(POSITIONS))
+    reasons = Counter(group.frozen for group in coupling.groups.values())
+    assert reasons["positions of positions.weight"] == 2  # reached and not
+    assert reasons["positions of register"] == 1
+
+
+CONSTANT = """
+graph @constant(%x: f32[b, 6]) -> %out where b=7
+  %w = param "positions.weight" : f32[6, 4]
+  fold %table = aten.ones([5, 4]) : f32[5, 4]
+  %keys = aten.linear(%table, %w) : f32[5, 6]
+  %out = aten.linear(%x, %keys) : f32[b, 5]
+"""
+
+
+def test_features_of_a_constant_stay() -> None:
+    coupling = couple(parse_graph(CONSTANT))
+    reasons = {group.frozen for group in coupling.groups.values()}
+    assert "features of a constant that positions.weight takes in" in reasons
+
+
 def test_a_unit_that_stands_twice_in_one_product_is_frozen() -> None:
     """All pairs of units: a cut would have to take a row and a column of a flat dimension."""
     coupling = couple(
