@@ -140,9 +140,9 @@ def _groups(
         if parameter.value not in read:  # a buffer that only folded operators read: its constants are sliced instead
             continue
         for dim, axis in enumerate(axes[parameter.value]):
-            for atom in dict.fromkeys(atoms_of(axis)):
+            for unit in dict.fromkeys(atoms_of(axis)):
                 role = roles.get((parameter.value, dim), Role.IN)
-                members[atom.id].append(Occurrence(parameter.name, dim, axis, role))
+                members[unit.id].append(Occurrence(parameter.name, dim, axis, role))
     held = [axis for parameter in graph.parameters for axis in axes[parameter.value]]
     held += [axis for value in _constants(graph) for axis in axes[value]]
     parents, inside, repeated = _parents(held)
