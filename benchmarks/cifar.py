@@ -29,7 +29,6 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.ir.cost import macs
-from fxprune.ir.groups import Kind
 from fxprune.passes.couple import couple
 from fxprune.passes.measure import parameter_count
 from fxprune.passes.select import Scope, chosen_groups, select
@@ -40,6 +39,8 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEFT = 0.501
 """Share of the multiply-accumulates that may be left: half, and a tenth of a percent, since units are whole."""
 CALIBRATION = 256
+CONDITIONS = 3
+"""The line of the page from which on it says what rows depend on."""
 EXAMPLE = {"x": torch.zeros(2, 3, 32, 32)}
 
 
@@ -120,6 +121,15 @@ def read_images(path: Path, limit: int | None) -> Images:
     return Images(((scaled - mean) / deviation).contiguous(), torch.from_numpy(labels.astype(np.int64)))
 
 
+@dataclass(frozen=True)
+class Sets:
+    """The folder with the weights, and the images."""
+
+    folder: Path
+    train: Images
+    test: Images
+
+
 def accuracy(model: nn.Module, images: Images) -> float:
     """Share of the images whose label has the largest logit."""
     model.eval()
@@ -188,56 +198,57 @@ class Widths:
     kept: dict[str, int]
 
 
-def widths(model: nn.Module, budget: float, shortcuts: float = 0) -> Widths:
-    """The smallest ratio of the inner widths, in 64ths, that meets the budget; the graph is counted, nothing runs.
-
-    Args:
-        model: the network.
-        budget: multiply-accumulates of one image that may be left.
-        shortcuts: share of the widths that the shortcuts carry that goes beside.
-    """
+def widths(model: nn.Module, budget: float) -> Widths:
+    """The smallest ratio of the inner widths, in 64ths, that meets the budget; the graph is counted, nothing runs."""
     coupling = couple(trace_model(model, EXAMPLE).graph)
-    groups, _ = chosen_groups(coupling.groups.values(), Scope(channels=shortcuts > 0))
+    groups, _ = chosen_groups(coupling.groups.values(), Scope())
     scores = {group.name: np.zeros(group.units) for group in groups}
-    shared, inner = ([g for g in groups if (g.kind is Kind.CHANNELS) is wanted] for wanted in (True, False))
     for ratio in (part / 64 for part in range(1, 64)):
-        plan = make_plan(coupling, {**select(shared, scores, shortcuts), **select(inner, scores, ratio)})
+        plan = make_plan(coupling, select(groups, scores, ratio))
         if macs(rewrite(coupling, plan)) <= budget * len(EXAMPLE["x"]):
             return Widths(ratio, {name: len(kept) for (name, dim), kept in plan.slices.items() if dim == 0})
     raise RuntimeError(f"no ratio leaves {budget:,.0f} multiply-accumulates")
 
 
-def by_fxprune(task: Task, shortcuts: float = 0) -> Smaller:
-    """First-order Taylor scores, the same ratio everywhere."""
-    ratio = widths(task.model, task.budget, shortcuts).ratio
-    passes = [f"taylor{{ratio={shortcuts},ffn=false,channels=true}}"] if shortcuts else []
-    passes.append(f"taylor{{ratio={ratio},channels=false}}")
+def by_fxprune(task: Task) -> Smaller:
+    """First-order Taylor scores, the same ratio for every inner width."""
+    ratio = widths(task.model, task.budget).ratio
+    return _fxpruned(task, f"taylor{{ratio={ratio},channels=false}}")
+
+
+def by_fxprune_ranked(task: Task, *, channels: bool) -> Smaller:
+    """First-order Taylor scores, the budget spent where they are highest for what a unit costs."""
+    return _fxpruned(task, f"taylor{{target=macs:0.5,by=global,channels={str(channels).lower()}}}")
+
+
+def _fxpruned(task: Task, passes: str) -> Smaller:
     result = fxprune.prune_module(task.model, task.pixels[:8], passes, loss=task.loss)
     form = "repaired in place" if result.in_place else "rewritten graph"
-    return Smaller(result.module, f"{_said(ratio, shortcuts)}; {len(result.groups)} groups, {form}")
+    return Smaller(result.module, f"`{passes}`, {len(result.groups)} groups, {form}")
 
 
-def by_torch_pruning(task: Task, shortcuts: float = 0) -> Smaller:
+def by_torch_pruning(task: Task) -> Smaller:
     """The peer's first-order Taylor scores on the same images, with exactly the widths of fxprune's row."""
-    found = widths(task.model, task.budget, shortcuts)
+    found = widths(task.model, task.budget)
     # It keeps int(width * (1 - ratio)); the half keeps a rounding of the product from taking one more.
     ratios = {
         module: 1 - (found.kept[f"{name}.weight"] + 0.5) / module.out_channels
         for name, module in task.model.named_modules()
         if isinstance(module, nn.Conv2d) and f"{name}.weight" in found.kept
     }
-    options = {"pruning_ratio": found.ratio, "pruning_ratio_dict": ratios}
-    return Smaller(_torch_pruned(task, inner=not shortcuts, **options), _said(found.ratio, shortcuts))
+    small = _torch_pruned(task, pruning_ratio=found.ratio, pruning_ratio_dict=ratios)
+    return Smaller(small, f"ratio {found.ratio:.3f}")
 
 
-def by_torch_pruning_ranked(task: Task) -> Smaller:
+def by_torch_pruning_ranked(task: Task, *, inner: bool) -> Smaller:
     """The peer ranks the units of all layers together; the smallest ratio that meets the budget, to a thousandth."""
+    options: dict[str, Any] = {"inner": inner, "global_pruning": True}
     low, high = 0.0, 0.9
     while high - low > 0.001:
         middle = (low + high) / 2
-        small = _torch_pruned(replace(task, model=copy.deepcopy(task.model)), pruning_ratio=middle, global_pruning=True)
+        small = _torch_pruned(replace(task, model=copy.deepcopy(task.model)), pruning_ratio=middle, **options)
         low, high = (low, middle) if cost(small) <= task.budget else (middle, high)
-    return Smaller(_torch_pruned(task, pruning_ratio=high, global_pruning=True), f"ratio {high:.3f}")
+    return Smaller(_torch_pruned(task, pruning_ratio=high, **options), f"ratio {high:.3f}")
 
 
 def _torch_pruned(task: Task, *, inner: bool = True, **options: Any) -> nn.Module:
@@ -255,49 +266,45 @@ def _torch_pruned(task: Task, *, inner: bool = True, **options: Any) -> nn.Modul
     return model
 
 
-def _said(ratio: float, shortcuts: float) -> str:
-    return f"ratio {ratio:.3f}" + (f", {shortcuts:g} of the shortcuts" if shortcuts else "")
-
-
 METHODS: dict[str, Callable[[Task], Smaller]] = {
-    "dense, fine-tuned": lambda task: Smaller(task.model, "nothing removed"),
+    "dense": lambda task: Smaller(task.model, "nothing removed"),
     "fxprune, inner widths": by_fxprune,
     "Torch-Pruning, inner widths": by_torch_pruning,
-    "Torch-Pruning, inner widths, ranked over all layers": by_torch_pruning_ranked,
-    "fxprune, all widths": partial(by_fxprune, shortcuts=0.25),
-    "Torch-Pruning, all widths": partial(by_torch_pruning, shortcuts=0.25),
+    "fxprune, inner widths, ranked over all layers": partial(by_fxprune_ranked, channels=False),
+    "Torch-Pruning, inner widths, ranked over all layers": partial(by_torch_pruning_ranked, inner=True),
+    "fxprune, all widths, ranked over all layers": partial(by_fxprune_ranked, channels=True),
+    "Torch-Pruning, all widths, ranked over all layers": partial(by_torch_pruning_ranked, inner=False),
 }
 
 
-def rows(depth: int, folder: Path, train: Images, test: Images, epochs: int) -> Iterator[str]:
-    """The table's lines for one network."""
+def rows(depth: int, sets: Sets, epochs: int, known: list[str]) -> Iterator[str]:
+    """The table's lines for one network; those that are known are not measured again."""
     model = ResNet(depth).eval()
-    model.load_state_dict(load_file(folder / f"resnet{depth}.safetensors"), strict=True)
+    model.load_state_dict(load_file(sets.folder / f"resnet{depth}.safetensors"), strict=True)
     dense = cost(model)
-    yield _row(f"ResNet-{depth} | dense", model, dense, f"{accuracy(model, test):.2%} | |")
-    chosen = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    chosen = torch.randperm(len(sets.train.labels), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    batch = sets.train.pixels[chosen], sets.train.labels[chosen]
     for name, method in METHODS.items():
-        task = Task(copy.deepcopy(model), train.pixels[chosen], train.labels[chosen], LEFT * dense)
-        try:
-            small = method(task)
-        except ImportError:
-            yield f"| ResNet-{depth} | {name} | | | | not installed | | |"
-            continue
-        except Exception as error:  # that a peer fails on this network is a result
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            yield f"| ResNet-{depth} | {name} | | | | fails | | {type(error).__name__}: {reason} |"
-            continue
-        before = accuracy(small.module, test)
-        started = time.perf_counter()
-        tune(small.module, train, epochs)
-        how = f"{small.how}; tuned in {time.perf_counter() - started:.0f} s"
-        found = f"{before:.2%} | {accuracy(small.module, test):.2%} | {how}"
-        yield _row(f"ResNet-{depth} | {name}", small.module, dense, found)
+        start = f"| ResNet-{depth} | {name} |"
+        line = next((line for line in known if line.startswith(start)), None)
+        yield line or f"{start} {_measured(method, Task(copy.deepcopy(model), *batch, LEFT * dense), sets, epochs)} |"
 
 
-def _row(name: str, model: nn.Module, dense: int, found: str) -> str:
-    left = cost(model)
-    return f"| {name} | {left / 1e6:.2f} M | {1 - left / dense:.1%} | {parameter_count(model):,} | {found} |"
+def _measured(method: Callable[[Task], Smaller], task: Task, sets: Sets, epochs: int) -> str:
+    dense = cost(task.model)
+    try:
+        small = method(task)
+    except ImportError:
+        return "| | | not installed | |"
+    except Exception as error:  # that a peer fails on this network is a result
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        return f"| | | fails | | {type(error).__name__}: {reason}"
+    before, started = accuracy(small.module, sets.test), time.perf_counter()
+    tune(small.module, sets.train, epochs)
+    seconds, after = time.perf_counter() - started, accuracy(small.module, sets.test)
+    left = cost(small.module)
+    figures = f"{left / 1e6:.2f} M | {1 - left / dense:.1%} | {parameter_count(small.module):,}"
+    return f"{figures} | {before:.2%} | {after:.2%} | {small.how}; tuned in {seconds:.0f} s"
 
 
 ABOUT = """
@@ -306,11 +313,13 @@ ResNets of He et al. (arXiv 1512.03385, section 4.2, option A) with the trained 
 lower than on the originals; its standard error is about half a percentage point.
 
 Every pruned row has first-order Taylor scores from the same {calibration} training images, half of the
-multiply-accumulates removed (to a tenth of a percent at least; ratios go in 64ths), and {epochs} epochs of the same
-fine-tuning, one seed, on {train:,} training images. The dense network was fine-tuned too, since that alone changes the
-accuracy on JPEG copies. *Inner widths* leaves the widths alone that the shortcuts carry; *all widths* takes a quarter
-of those, and of the inner widths what the budget asks for. *Ranked over all layers* is the peer's `global_pruning`.
-MACs are for one image, counted by fxprune for every row.
+multiply-accumulates removed (to a tenth of a percentage point at least), and {epochs} epochs of the same fine-tuning,
+one seed, on {train:,} training images: differences of less than a percentage point say nothing. The dense network was
+fine-tuned too, since that alone changes the accuracy on JPEG copies. *Inner widths* leaves the widths alone that the
+shortcuts carry. Without more said, every width loses the same share, and both programs keep equally many channels
+everywhere; *ranked over all layers* is `by=global` here and `global_pruning` there. MACs are for one image, counted by
+fxprune for every row. Rows that the page had are kept, so that it may be the work of several runs; the seconds of
+tuning were taken beside other work, and compare nothing.
 
 | model | method | MACs | removed | parameters | accuracy, pruned | fine-tuned | |
 |---|---|---|---|---|---|---|---|"""
@@ -327,9 +336,15 @@ def head(options: argparse.Namespace, train: int, test: int) -> list[str]:
         "# CIFAR-10: half of the multiply-accumulates removed",
         "",
         f"`python benchmarks/cifar.py ../shared/vision {arguments}`, {date.today()}, {platform.machine()} CPU, "
-        f"{options.threads} thread(s), torch {torch.__version__}, {peer}.",
+        f"{options.threads} {'thread' if options.threads == 1 else 'threads'}, torch {torch.__version__}, {peer}.",
         *ABOUT.format(train=train, test=test, epochs=options.epochs, calibration=CALIBRATION).splitlines(),
     ]
+
+
+def kept(page: Path | None, lines: list[str]) -> list[str]:
+    """The lines of a page that was measured under the same conditions."""
+    found = page.read_text(encoding="utf-8").splitlines() if page is not None and page.is_file() else []
+    return found if set(lines[CONDITIONS:]) <= set(found) else []
 
 
 def main() -> None:
@@ -339,15 +354,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning on the training images")
     parser.add_argument("--images", type=int, help="use only so many of each set")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", type=Path, help="the page to write")
+    parser.add_argument("--write", type=Path, help="the page to write; rows that it has are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    train, test = (read_images(options.vision / f"cifar10-{part}.npz", options.images) for part in ("train", "test"))
-    lines = head(options, len(train.labels), len(test.labels))
+    images = (read_images(options.vision / f"cifar10-{part}.npz", options.images) for part in ("train", "test"))
+    sets = Sets(options.vision, *images)
+    lines = head(options, len(sets.train.labels), len(sets.test.labels))
+    known = kept(options.write, lines)
     print("\n".join(lines), flush=True)
     for depth in options.depths:
-        for line in rows(depth, options.vision, train, test, options.epochs):
+        for line in rows(depth, sets, options.epochs, known):
             print(line, flush=True)
             lines.append(line)
             if options.write is not None:
