@@ -105,7 +105,7 @@ class Watch(TorchFunctionMode):
                 other = args[1 - at]
                 before = isinstance(other, Tensor) and self._made.get(other, 0) < found.time
                 if found.seen.beside is None and before and other.shape == args[at].shape:
-                    found.seen.beside = other.flatten(0, -2)[found.rows]
+                    found.seen.beside = other.flatten(0, -2)[found.rows].clone()
         elif func in _PASSES_ON and known and isinstance(out, Tensor):
             found = known[0][1]
             if out.shape[-1] == found.seen.y.shape[1] and out.numel() == args[0].numel():
@@ -237,7 +237,7 @@ _READERS: dict[Any, Callable[[Mapping[str, Any]], _Read | None]] = {
 }
 """The calls that are linear maps of their first argument."""
 
-_ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.add_})
+_ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
 _PASSES_ON = frozenset({
     F.dropout, torch.dropout, torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.contiguous,
 })  # fmt: skip

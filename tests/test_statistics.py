@@ -119,6 +119,48 @@ def test_padding_is_left_out() -> None:
         assert first.sample.tolist() == [0] * 6 + [1] * 4
 
 
+class Added(nn.Module):
+    """A map whose outputs are added to something."""
+
+    def __init__(self, how: Any) -> None:
+        super().__init__()
+        self.map = nn.Linear(5, 5)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = x * 2
+        out: Tensor = self.how(stream, self.map(x), x)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("how", "scale"),
+    [
+        (lambda stream, y, _x: stream + y, 2),
+        (lambda stream, y, _x: y + stream, 2),
+        (lambda stream, y, _x: torch.add(stream, F.dropout(y, 0.1, training=False)), 2),
+        (lambda stream, y, _x: y.reshape(3, 2, 5).view(2, 3, 5).add(stream).add_(1), 2),
+        (lambda _stream, y, x: (x + y) + y, 1),
+        (lambda stream, y, _x: stream + y * 2, None),  # not the outputs themselves
+        (lambda _stream, y, _x: y * (y + 0.04 * y.pow(3)), None),  # what is made of them is no stream
+        (lambda _stream, y, _x: y + 1, None),
+        (lambda stream, y, _x: stream.add_(y), None),  # afterwards it is not there any more
+        (lambda stream, y, _x: y + stream[:, :1], None),
+    ],
+)
+def test_what_outputs_are_added_to_is_kept(how: Any, scale: int | None) -> None:
+    module = Added(how)
+    x = torch.randn(2, 3, 5)
+    with torch.no_grad(), Watch({"w": module.map.weight}) as watch:
+        module(x)
+    (seen,) = watch.seen
+    if scale is None:
+        assert seen.beside is None
+    else:
+        assert seen.beside is not None
+        assert torch.equal(seen.beside, (x * scale).flatten(0, 1))
+
+
 def test_padding_that_cannot_be_told_is_refused() -> None:
     mask = torch.tensor([[True, False]])
     module = nn.Linear(3, 3)
