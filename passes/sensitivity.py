@@ -51,12 +51,16 @@ class Gauge:
         """Read the dense model, which is the state's as it is now.
 
         Raises:
-            RequestError: without calibration text or losses, or with too little text.
+            RequestError: without calibration text or losses, with too little text, or without weights to run.
         """
         if not state.losses and state.calibration is None:
             raise RequestError(
                 "by=search measures on calibration text",
                 "give --calib FILE, or use by=global, which reads scores alone",
+            )
+        if any(parameter.is_meta for parameter in state.model.parameters()):
+            raise RequestError(
+                "by=search runs the model, whose weights are not in memory", "use by=global, which reads scores alone"
             )
         windows = () if state.losses else state.calibration.windows(length, samples, seed).split(batch)  # type: ignore[union-attr]
         gauge = cls(state.model, windows, state.losses)

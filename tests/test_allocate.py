@@ -320,6 +320,12 @@ def test_a_search_needs_text() -> None:
         run(state, Magnitude(target="params:0.8", by="search"))
 
 
+def test_a_search_needs_weights() -> None:
+    state = state_of(make().to("meta"))
+    with pytest.raises(RequestError, match="by=search runs the model, whose weights are not in memory"):
+        run(state, Random(target="params:0.8", by="search"))
+
+
 def test_a_distance_that_is_not_finite_is_a_failure() -> None:
     from fxprune.ir import FxpruneError
 
