@@ -129,14 +129,25 @@ def _exported(product: Product, *, free: bool) -> ExportedProgram:
     if free:
         named = pytree.tree_map(dynamic, product.args), pytree.tree_map(dynamic, dict(product.kwargs))
         shapes = {**_by_name(product.module, named[0]), **named[1]}
-    with quiet(), torch.no_grad():
-        program = torch.export.export(
-            product.module, product.args, dict(product.kwargs), dynamic_shapes=shapes, strict=False
-        )
+    # The class of an output, such as a ModelOutput, is known only where its library is; the program returns a dict.
+    hook = product.module.register_forward_hook(lambda _module, _args, output: _plain(output))
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(
+                product.module, product.args, dict(product.kwargs), dynamic_shapes=shapes, strict=False
+            )
+    finally:
+        hook.remove()
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # where it was made is nobody's business
     return program
+
+
+def _plain(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return {key: _plain(value) for key, value in output.items()}
+    return output
 
 
 def _by_name(module: nn.Module, values: tuple[Any, ...]) -> dict[str, Any]:
