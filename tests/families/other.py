@@ -47,7 +47,7 @@ WITHOUT: dict[str, set[str]] = {
     **{key: {"heads"} for key in (*convolutional.ROWS, "dac", "upernet") if key not in NOT_TRACED},  # no attention
     **{key: {"heads", "width"} for key in ("mobilenet_v1", "textnet")},  # every width goes on to the next block
     "fnet": {"heads"},  # a Fourier transform in the place of attention
-    "squeezebert": {"channels", "width"},  # the groups of its convolutions are its heads, its widths lie within them
+    "squeezebert": {"width"},  # the groups of its convolutions are its heads, its widths lie within them
 }
 """Model type -> what of heads, width and residual channels does not exist or stays frozen."""
 
