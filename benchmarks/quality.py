@@ -41,16 +41,18 @@ PAPER_PIPELINES = (
     "fisher{target=params:TARGET,by=global,samples=10}",
     "fisher{target=params:TARGET,by=search,samples=10},compensate{samples=10,damping=0.3}",
     "generate{windows=128},fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
+    "generate{windows=128},obs{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
     "generate{windows=128},fisher{target=params:HALFWAY,by=global,samples=138},compensate{samples=138},"
     "fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
 )
 
 SCORES_MODELS = ("stories260k", "tinystories-656k", "babyllama-1m", "llama-7m")
 SCORES_TARGETS = (0.8, 0.6)
-SCORES = ("wanda", "flap", "taylor", "obs", "fisher")
-BRIEF = ("wanda", "flap", "fisher")
-"""Of the largest model."""
-WAYS = ("uniform", "global")
+SCORES = (
+    "wanda{BUDGET,by=uniform}", "wanda{BUDGET,by=global}", "flap{BUDGET,by=uniform}", "flap{BUDGET,by=global}",
+    "fisher{BUDGET,by=global}", "obs{BUDGET,by=global}",
+)  # fmt: skip
+BUDGET = "target=params:TARGET,samples=32,seed=SEED"
 REFIT = ",compensate{samples=32,seed=SEED}"
 
 
@@ -82,11 +84,9 @@ def runs(seeds: int) -> Iterator[Run]:
     for model in SCORES_MODELS:
         texts = TEXTS if model == PAPER_MODEL else TEXTS[:1]
         for target in SCORES_TARGETS:
-            for score in BRIEF if model == PAPER_MODEL else SCORES:
-                for way in WAYS:
-                    pipeline = f"{score}{{target=params:TARGET,by={way},samples=32,seed=SEED}}" + REFIT
-                    for seed in range(1 if model == PAPER_MODEL else seeds):
-                        yield Run("scores", model, texts[0], texts, target, pipeline, seed)
+            for score in SCORES:
+                for seed in range(1 if model == PAPER_MODEL else seeds):
+                    yield Run("scores", model, texts[0], texts, target, score.replace("BUDGET", BUDGET) + REFIT, seed)
     for target in PAPER:
         for pipeline in PAPER_PIPELINES:
             yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline)
@@ -203,11 +203,11 @@ def grouped(rows: dict[str, Row], part: str, seeds: int) -> dict[tuple[str, floa
 
 def scores_table(rows: dict[str, Row], part: str, seeds: int) -> list[str]:
     found = grouped(rows, part, seeds)
-    names = list(dict.fromkeys(re.sub(r"\{.*?by=(\w+).*", r" \1", pipeline) for _, _, pipeline in found))
+    names = list(dict.fromkeys(re.sub(r"\{.*?by=(\w+)\}.*", r" \1", pipeline) for _, _, pipeline in found))
     lines = [f"| model | kept | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for model, target in dict.fromkeys((model, target) for model, target, _ in found):
         values = {
-            re.sub(r"\{.*?by=(\w+).*", r" \1", p): v for (m, t, p), v in found.items() if (m, t) == (model, target)
+            re.sub(r"\{.*?by=(\w+)\}.*", r" \1", p): v for (m, t, p), v in found.items() if (m, t) == (model, target)
         }
         means = {name: statistics.mean(value) for name, value in values.items()}
         best = min(means, key=lambda name: means[name])

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ..ir import FxpruneError, RequestError
 from ..ir.groups import Group
 from .base import State
-from .gradients import as_it_was
 from .inputs import InputScored, Reader, readers_of, require_scores
-from .measure import logits_of
 from .rehearsal import tensors_by_name
 from .select import Scores
-from .statistics import Seen, experts_one_by_one
-from .watch import Watch
-
-Loss = Callable[[nn.Module], tuple[Tensor, int]]
-"""Of a module: a loss summed over predictions, and how many they are."""
+from .sensed import Loss, backward, losses_of
+from .statistics import Seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +31,11 @@ class Fisher(InputScored):
     """
 
     name: ClassVar[str] = "fisher"
-    comparable: ClassVar[bool] = True
+
+    @property
+    def compares(self) -> bool:
+        """All scores are changes of one loss."""
+        return True
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """Importance from one forward and one backward pass over the calibration data; no gradient of a weight is made.
@@ -52,7 +49,7 @@ class Fisher(InputScored):
         totals = {group.name: np.zeros(group.units) for group in groups}
         reached: set[str] = set()
         predictions = 0
-        for number, loss in enumerate(self._losses(state)):
+        for number, loss in enumerate(losses_of(self, state)):
             found, count = _switches(state.model, loss, readers, number)
             predictions += count
             for name, squares in found.items():
@@ -61,34 +58,6 @@ class Fisher(InputScored):
         scores = {name: total / (2 * predictions) for name, total in totals.items()}
         require_scores(scores, groups, reached, self.name)
         return scores
-
-    def _losses(self, state: State) -> Iterator[Loss]:
-        """One for every batch of text, or those of the module."""
-        if state.losses:
-            yield from (_counted(loss) for loss in state.losses)
-            return
-        if state.calibration is None:
-            raise RequestError(
-                "fisher scores need calibration text",
-                "give --calib FILE, text the model should keep modelling; for a module in Python, give its loss",
-            )
-        if self.length < 2:
-            raise RequestError(f"length {self.length} leaves nothing to predict", "use windows of at least 2 tokens")
-        windows = state.calibration.windows(self.length, self.samples, self.seed)
-        yield from (_next_tokens(batch) for batch in windows.split(self.batch))
-
-
-def _counted(loss: Callable[[nn.Module], Tensor]) -> Loss:
-    return lambda model: (loss(model), 1)
-
-
-def _next_tokens(windows: Tensor) -> Loss:
-    def loss(model: nn.Module) -> tuple[Tensor, int]:
-        logits = logits_of(model, windows)[:, :-1].flatten(0, 1)
-        targets = windows[:, 1:].flatten().to(logits.device)
-        return functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
-
-    return loss
 
 
 def _switches(model: nn.Module, loss: Loss, readers: Sequence[Reader], number: int) -> tuple[dict[str, Scores], int]:
@@ -103,17 +72,11 @@ def _switches(model: nn.Module, loss: Loss, readers: Sequence[Reader], number: i
             if (reader.consumer.tensor, reader.consumer.dim) == (seen.tensor, seen.dim) and seen.given.requires_grad:
                 read.setdefault((reader.group.name, id(seen.given)), (reader, seen.given, seen.channels))
 
-    with as_it_was(model), torch.enable_grad(), experts_one_by_one(model):
-        # Activations need a history; autograd follows it to them alone, and never makes a weight's gradient.
-        model.requires_grad_(True)
-        with Watch(watched, receive=receive):
-            value, count = loss(model)
-        if not bool(value.isfinite()):
-            raise FxpruneError(f"the loss on batch {number} is {value.item()}", "run in float32; check the text")
-        places = list(read.values())
-        gradients = torch.autograd.grad(value, [x for _, x, _ in places], allow_unused=True) if places else ()
+    gradients, count = backward(
+        model, loss, watched, receive, number=number, wanted=lambda: [x for _, x, _ in read.values()]
+    )
     found: dict[str, Scores] = {}
-    for (reader, x, channels), gradient in zip(places, gradients, strict=True):
+    for (reader, x, channels), gradient in zip(read.values(), gradients, strict=True):
         if gradient is not None:
             squares = _squares(x.detach(), gradient, channels, reader).cpu().numpy()
             found[reader.group.name] = found.get(reader.group.name, 0.0) + squares

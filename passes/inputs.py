@@ -147,7 +147,7 @@ class ColumnScored(InputScored):
 def without_data(seen: Seen) -> Seen:
     """Which call it was, its inputs and outputs forgotten."""
     none = seen.x[:0].clone()
-    return replace(seen, x=none, y=seen.y[:0].clone(), sample=seen.sample[:0].clone(), given=none)
+    return replace(seen, x=none, y=seen.y[:0].clone(), sample=seen.sample[:0].clone(), given=none, gave=none)
 
 
 def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: set[str], what: str) -> None:

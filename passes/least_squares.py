@@ -99,9 +99,17 @@ class Surgeon:
     inverse: torch.Tensor
     columns: list[torch.Tensor]
     pull: torch.Tensor
+    metric: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, moments: Moments, weight: torch.Tensor, damping: float, columns: list[torch.Tensor]) -> Surgeon:
+    def of(
+        cls,
+        moments: Moments,
+        weight: torch.Tensor,
+        damping: float,
+        columns: list[torch.Tensor],
+        metric: torch.Tensor | None = None,
+    ) -> Surgeon:
         """At the optimum of :func:`refit` with all inputs there.
 
         Raises:
@@ -109,18 +117,19 @@ class Surgeon:
         """
         best = refit(moments, weight, damping)
         ridge = damping * float(moments.inputs.diagonal().mean())
-        pull = 0.5 * ridge * weight.double().square().sum(0)
-        return cls(best, torch.cholesky_inverse(_factor(moments, damping)), columns, pull)
+        pull = 0.5 * ridge * _measured(weight.double(), metric).square().sum(0)
+        return cls(best, torch.cholesky_inverse(_factor(moments, damping)), columns, pull, metric)
 
     def costs(self) -> torch.Tensor:
         """What the removal of each unit alone would cost, float64 ``[units]``; 0 for one that has no columns left."""
         costs = torch.zeros(len(self.columns), dtype=torch.float64, device=self.weight.device)
+        weight = _measured(self.weight, self.metric)
         sizes = {len(columns) for columns in self.columns if len(columns)}
         for size in sizes:
             units = [unit for unit, columns in enumerate(self.columns) if len(columns) == size]
             at = torch.stack([self.columns[unit] for unit in units])
             blocks = self.inverse[at[:, :, None], at[:, None, :]]
-            rows = self.weight[:, at].permute(1, 2, 0)
+            rows = weight[:, at].permute(1, 2, 0)
             found = 0.5 * (rows * torch.linalg.solve(blocks, rows)).sum((1, 2))
             costs[torch.tensor(units, device=costs.device)] = found - self.pull[at].sum(1)
         return costs
@@ -138,3 +147,7 @@ class Surgeon:
         self.inverse[gone], self.inverse[:, gone] = 0, 0
         for unit in units:
             self.columns[unit] = self.columns[unit][:0]
+
+
+def _measured(weight: torch.Tensor, metric: torch.Tensor | None) -> torch.Tensor:
+    return weight if metric is None else metric @ weight

@@ -19,11 +19,19 @@ from .base import State, option
 from .inputs import InputScored, Reader, readers_of, require_scores
 from .least_squares import Moments, Surgeon
 from .pairs import Map, Pairs
+from .rehearsal import tensors_by_name
 from .select import Scores, kept_count
-from .statistics import Feed
+from .sensed import backward, losses_of
+from .statistics import Feed, Seen
 from .streams import Stream
 
+METRICS = ("loss", "outputs")
+
 HEADS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+
+
+Metrics = dict[tuple[str, int | None], torch.Tensor]
+"""(tensor, expert) -> metric of the outputs, ``[n, n]`` float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +40,18 @@ class Obs(InputScored):
 
     Units go in rounds, and what each of the others costs is computed anew after every round: heads one by one, other
     widths in ``rounds``. Layers are taken in order, each with those before it already cut and refitted and its outputs
-    compared with the dense model's. Write ``compensate`` after it, which refits for good.
+    compared with the dense model's; where a budget is shared out only afterwards, all with dense inputs. With
+    ``metric=loss`` errors count as the loss feels them, and scores of all groups compare. Write ``compensate`` after
+    it, which refits for good.
     """
 
     name: ClassVar[str] = "obs"
 
     rounds: int = option(16, "how often scores of units other than heads are computed anew")
     damping: float = option(0.01, "pull towards the weights as they are, relative to the mean second moment")
+    metric: str = option(
+        "loss", "loss: errors of a map's outputs count as the loss feels them; outputs: all alike", METRICS
+    )
     sequential: bool = option(
         True, "layers see what the layers before them became; false: statistics of the dense model"
     )
@@ -60,6 +73,7 @@ class Obs(InputScored):
         """
         sequential = self.sequential and not self._open
         model = copy.deepcopy(state.model) if sequential else state.model
+        metrics = self._metrics(state, groups) if self.metric == "loss" else {}
         pairs = self._pairs(state, model, self.feeds(state), groups)
         by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.graph)}
         scores = {group.name: np.zeros(group.units) for group in groups}
@@ -69,7 +83,7 @@ class Obs(InputScored):
             readers = list(found)
             group = readers[0].group
             alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
-            surgeons = self._surgeons(pairs, readers)
+            surgeons = self._surgeons(pairs, readers, metrics)
             if alone and group.kind is not Kind.CHANNELS:
                 scores[name] = self._in_rounds(group, [surgeon for _, surgeon in surgeons])
                 if sequential:
@@ -81,6 +95,11 @@ class Obs(InputScored):
             seen.add(name)
         require_scores(scores, groups, seen, self.name)
         return scores
+
+    @property
+    def compares(self) -> bool:
+        """With ``metric=loss`` all scores are changes of one loss."""
+        return self.metric == "loss"
 
     @property
     def _open(self) -> bool:
@@ -97,7 +116,36 @@ class Obs(InputScored):
         places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, state.graph)]
         return Pairs.between(state.graph, Stream.of(state.model, batches), Stream.of(model, batches), places)
 
-    def _surgeons(self, pairs: Pairs, readers: Sequence[Reader]) -> list[tuple[Map, Surgeon]]:
+    def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
+        """For every map the root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
+
+        With ``g`` the gradient of the summed loss at the outputs of one token, errors ``e`` of the outputs change the
+        loss by about ``1/2 sum (e^T E[g g^T] e) / T`` nats a token, ``T`` tokens in all (the Kronecker factors of
+        Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
+        """
+        tensors = tensors_by_name(state.model)
+        watched = {r.consumer.tensor: tensors[r.consumer.tensor] for r in readers_of(groups, state.graph)}
+        sums: dict[tuple[str, int | None], torch.Tensor] = {}
+        predictions = 0
+        for number, loss in enumerate(losses_of(self, state)):
+            calls: list[Seen] = []
+            gradients, count = backward(
+                state.model,
+                loss,
+                watched,
+                calls.append,
+                number=number,
+                wanted=lambda calls=calls: [seen.gave for seen in calls],  # type: ignore[misc]
+            )
+            predictions += count
+            for seen, gradient in zip(calls, gradients, strict=True):
+                if gradient is not None:
+                    rows = gradient.double().movedim(seen.channels, -1).flatten(0, -2)
+                    key = (seen.tensor, seen.expert)
+                    sums[key] = sums.get(key, 0.0) + rows.T @ rows
+        return {key: _root(total) / predictions for key, total in sums.items()}
+
+    def _surgeons(self, pairs: Pairs, readers: Sequence[Reader], metrics: Metrics) -> list[tuple[Map, Surgeon]]:
         found: dict[Map, Moments] = {}
         for reader in readers:
             for at, x, y, _ in pairs.observed([reader.consumer]):
@@ -110,7 +158,9 @@ class Obs(InputScored):
             if not moments.count:
                 continue
             try:
-                surgeon = Surgeon.of(moments, at.whole(), self.damping, _columns(at, by_tensor[at.tensor]))
+                columns = _columns(at, by_tensor[at.tensor])
+                metric = metrics.get((at.tensor, at.expert))
+                surgeon = Surgeon.of(moments, at.whole(), self.damping, columns, metric)
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
             surgeons.append((at, surgeon))
@@ -140,6 +190,12 @@ class Obs(InputScored):
                 surgeon.remove(units)
             total += float(going.sum())
             excess -= count
+
+
+def _root(matrix: torch.Tensor) -> torch.Tensor:
+    """The symmetric square root of a matrix without negative eigenvalues."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def _columns(at: Map, reader: Reader) -> list[torch.Tensor]:

@@ -36,8 +36,6 @@ class Prune(Pass):
     kind: ClassVar[str] = "score"
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
-    comparable: ClassVar[bool] = False
-    """Whether scores of different groups are in one unit; others are set in relation to what their group costs."""
 
     ratio: float = option(0.25, "share of the units of every group to remove, in [0, 1)")
     layers: tuple[int, int] | None = option(None, "layers to prune, START:END with END exclusive; all when none")
@@ -112,8 +110,13 @@ class Prune(Pass):
             target=None if self.target is None else Target.parse(self.target), by=self.by, ratio=self.ratio,
             multiple_of=self.multiple_of, moves=self.moves, **self._sampling(),
         )  # fmt: skip
-        counts, report = budget.widths(state, coupling, groups, scores, losses, alike=self.comparable)
+        counts, report = budget.widths(state, coupling, groups, scores, losses, alike=self.compares)
         return {g.name: best_units(g, scores[g.name], counts[g.name]) for g in groups}, report
+
+    @property
+    def compares(self) -> bool:
+        """Whether scores of different groups are in one unit; others are set in relation to what their group costs."""
+        return False
 
     def _sampling(self) -> dict[str, Any]:
         """The calibration windows of the scores, for a search to measure on; ten where scores need none."""

@@ -34,6 +34,7 @@ class Seen:
         sample: which sample of the batch each row belongs to, int64 ``[T]``; all zero where the call does not say.
         given: the tensor that the call was given, before anything was made of it, so that a gradient can be asked for.
         channels: the dimension of ``given`` that the columns come from.
+        gave: the tensor that the call gave, whose dimension ``channels`` holds the outputs.
         beside: what the outputs are added to next, ``[T, n]``: in most models the residual stream; None where they are
             not added to anything, or where calls are handed over one by one.
     """
@@ -47,6 +48,7 @@ class Seen:
     sample: Tensor
     given: Tensor
     channels: int
+    gave: Tensor
     beside: Tensor | None = None
 
 

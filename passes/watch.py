@@ -124,12 +124,12 @@ class Watch(TorchFunctionMode):
         dim = across if part.expert is None else across + 1
         if dims == 3 and not call.conv:
             for expert, (x, y) in enumerate(zip(call.x, out, strict=True)):
-                self._receive(Seen(part.name, expert, dim, x, y, None, _samples(x[:, None]), call.given, -1))
+                self._receive(Seen(part.name, expert, dim, x, y, None, _samples(x[:, None]), call.given, -1, out))
             return
         rows = (call.x.flatten(0, -2), (out.movedim(1, -1) if call.conv else out).flatten(0, -2), _samples(call.x))
         kept = slice(0) if self._shapes_only else self._unpadded(len(rows[0]), call.conv, part, call.x.device)
         x, y, sample = (values[kept] for values in rows)
-        seen = Seen(part.name, part.expert, dim, x, y, call.bias, sample, call.given, 1 if call.conv else -1)
+        seen = Seen(part.name, part.expert, dim, x, y, call.bias, sample, call.given, 1 if call.conv else -1, out)
         self._receive(seen)
         if self._follows and not call.conv and part.expert is None:
             self._outputs[id(out)] = _Output(out, seen, kept, self._clock + 1)

@@ -165,7 +165,7 @@ def test_heads_go_by_the_error_that_the_rest_cannot_make_up_for() -> None:
     """One by one: the first is the best single one, the second the best beside it."""
     model = make()
     state, name = state_of(model), "model.layers.0.self_attn:kv_heads"
-    tight = Obs(ratio=0.5, samples=12, length=16, damping=0.0)
+    tight = Obs(ratio=0.5, samples=12, length=16, damping=0.0, metric="outputs")
     scores = tight.scores([group_of(state, name)], state)[name]
     x = inputs_of(model, "model.layers.0.self_attn.o_proj", Windows().windows(16, 12)).reshape(-1, 32)
     w = model.model.layers[0].self_attn.o_proj.weight.detach().numpy()
@@ -180,6 +180,30 @@ def test_heads_go_by_the_error_that_the_rest_cannot_make_up_for() -> None:
         gone.append(min(costs, key=lambda head: costs[head]))
         assert scores[gone[-1]] == pytest.approx(costs[gone[-1]], rel=1e-6)
     assert np.argsort(scores)[:2].tolist() == gone
+
+
+def test_errors_count_as_the_loss_feels_them() -> None:
+    """The first unit that goes: its error without it, by numpy, in the metric of the gradients, by autograd."""
+    model, ids = make(), Windows().windows(16, 12)
+    state, name = state_of(model), "model.layers.1.mlp:width"
+    scores = Obs(samples=12, length=16, damping=0.0, rounds=1000).scores([group_of(state, name)], state)[name]
+    path = "model.layers.1.mlp.down_proj"
+    x = inputs_of(model, path, ids).reshape(-1, 12)
+    w = model.get_submodule(path).weight.detach().numpy()
+    outputs: list[torch.Tensor] = []
+    handle = model.get_submodule(path).register_forward_hook(lambda _m, _a, out: outputs.append(out))
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    handle.remove()
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    gradient = torch.autograd.grad(loss, outputs)[0].flatten(0, 1).numpy()
+    metric = gradient.T @ gradient / (12 * 15) ** 2
+    costs = []
+    for unit in range(12):
+        kept = [column for column in range(12) if column != unit]
+        errors = x[:, kept] @ np.linalg.lstsq(x[:, kept], x @ w.T, rcond=None)[0] - x @ w.T
+        costs.append(0.5 * float(np.einsum("ti,ij,tj->", errors, metric, errors)))
+    assert int(np.argmin(scores)) == int(np.argmin(costs))
+    assert scores.min() == pytest.approx(min(costs), rel=1e-6)
 
 
 def test_each_key_value_head_loses_equally_many_query_heads() -> None:
@@ -324,8 +348,9 @@ def scored(score: Any, state: State) -> Any:
         (lambda: scored(Obs(), without_text()), "obs scores need calibration text"),
         (lambda: scored(Flap(), with_nan()), "the flap scores of model.layers.0.mlp:width are not finite"),
         (lambda: scored(Activation(), with_nan()), "the activation scores of .* are not finite"),
-        (lambda: scored(Obs(), with_nan()), "down_proj.weight: the second moments .* are not finite"),
+        (lambda: scored(Obs(metric="outputs"), with_nan()), "down_proj.weight: the second moments .* are not finite"),
         (lambda: scored(Obs(samples=1, length=4, damping=0.0), state_of(make())), "are singular; 4 tokens for 12"),
+        (lambda: scored(Obs(), with_nan()), "the loss on batch 0 is nan"),
         (lambda: scored(Fisher(), without_text()), "fisher scores need calibration text"),
         (lambda: scored(Fisher(), with_nan()), "the loss on batch 0 is nan"),
         (lambda: scored(Fisher(length=1), state_of(make())), "length 1 leaves nothing to predict"),

@@ -1,0 +1,89 @@
+"""What the loss feels of activations: gradients at the calls of linear maps, batch by batch of calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..ir import FxpruneError, RequestError
+from .base import State
+from .gradients import as_it_was
+from .inputs import InputScored
+from .measure import logits_of
+from .statistics import Seen, experts_one_by_one
+from .watch import Watch
+
+Loss = Callable[[nn.Module], tuple[Tensor, int]]
+"""Of a module: a loss summed over predictions, and how many they are."""
+
+
+def losses_of(step: InputScored, state: State) -> Iterator[Loss]:
+    """One for every batch of a pass's calibration text, or those of the module.
+
+    Raises:
+        RequestError: without calibration data, with too little text, or for windows with nothing to predict.
+    """
+    if state.losses:
+        yield from (_counted(loss) for loss in state.losses)
+        return
+    if state.calibration is None:
+        raise RequestError(
+            f"{step.name} scores need calibration text",
+            "give --calib FILE, text the model should keep modelling; for a module in Python, give its loss",
+        )
+    if step.length < 2:
+        raise RequestError(f"length {step.length} leaves nothing to predict", "use windows of at least 2 tokens")
+    windows = state.calibration.windows(step.length, step.samples, step.seed)
+    yield from (_next_tokens(batch) for batch in windows.split(step.batch))
+
+
+def _counted(loss: Callable[[nn.Module], Tensor]) -> Loss:
+    return lambda model: (loss(model), 1)
+
+
+def _next_tokens(windows: Tensor) -> Loss:
+    def loss(model: nn.Module) -> tuple[Tensor, int]:
+        logits = logits_of(model, windows)[:, :-1].flatten(0, 1)
+        targets = windows[:, 1:].flatten().to(logits.device)
+        return functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
+
+    return loss
+
+
+def backward(
+    model: nn.Module,
+    loss: Loss,
+    watched: Mapping[str, Tensor],
+    receive: Callable[[Seen], None],
+    *,
+    number: int,
+    wanted: Callable[[], Sequence[Tensor]],
+) -> tuple[Sequence[Tensor | None], int]:
+    """Gradients of a loss at activations; none of a weight is made.
+
+    Args:
+        model: left as it was.
+        loss: of one batch.
+        watched: weights by name; calls that read them are handed over.
+        receive: takes the calls, tensors with their history.
+        number: of the batch, for errors.
+        wanted: asked after the forward pass for the tensors whose gradients are returned.
+
+    Returns:
+        A gradient for every tensor wanted, None where the loss does not depend on it; and the number of predictions.
+
+    Raises:
+        FxpruneError: for a loss that is not finite.
+    """
+    with as_it_was(model), torch.enable_grad(), experts_one_by_one(model):
+        # Activations need a history; autograd follows it to them alone.
+        model.requires_grad_(True)
+        with Watch(watched, receive=receive):
+            value, count = loss(model)
+        if not bool(value.isfinite()):
+            raise FxpruneError(f"the loss on batch {number} is {value.item()}", "run in float32; check the text")
+        tensors = wanted()
+        return (torch.autograd.grad(value, tensors, allow_unused=True) if tensors else ()), count
