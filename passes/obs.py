@@ -108,7 +108,9 @@ class Obs(InputScored):
         return self.target is not None or self.by != UNIFORM
 
     def losses(self, group: Group, scores: Scores) -> Scores:
-        """The scores themselves: the error that has been reached when a unit goes."""
+        """The scores themselves: the error that has been reached when a unit goes; of channels, each for itself."""
+        if group.kind is Kind.CHANNELS:
+            return super().losses(group, scores)
         rows = np.sort(scores.reshape(-1, group.size), axis=1)
         return np.concatenate([np.zeros(1), np.maximum.accumulate(rows.max(0))])
 
