@@ -254,7 +254,9 @@ class _Work:
             self.progress(f"{text} ({number} of {count})")
 
         self.state.recorded = self.recorded.slices if self.recorded is not None else None
-        steps = run_pipeline(pipeline, self.state, analyses=self._analyses(), verify=verify, between=between, announce=announce)
+        steps = run_pipeline(
+            pipeline, self.state, analyses=self._analyses(), verify=verify, between=between, announce=announce
+        )
         parameters = (self.before, parameter_count(self.state.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
         report = {name: _plain(entry) for name, entry in self.state.report.items()}
@@ -268,7 +270,7 @@ class _Work:
 
     def _couple(self, graph: Graph) -> Coupling:
         constants = constants_of(graph, tensors_by_name(self.state.model), self.traced.constants)
-        return freeze_computed(couple(graph), constants)
+        return freeze_computed(couple(graph), constants, self.state.model.state_dict(keep_vars=True).keys())
 
     def _changes(self) -> tuple[GroupChange, ...]:
         if self.state.plan is None:

@@ -35,7 +35,7 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "keys": {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")},
         "not_finite": [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()],
-        "generate": decoded(model, inputs) if "input_ids" in inputs and model.can_generate() else None,
+        "generate": attempt(model, inputs) if "input_ids" in inputs and model.can_generate() else None,
     }
 
 
@@ -57,6 +57,14 @@ def check_shapes(job: dict[str, Any]) -> dict[str, Any]:
         "mismatched_keys": sorted(n for n in held.keys() & expected.keys() if held[n] != tuple(expected[n].shape)),
     }
     return {"keys": keys, "not_finite": [], "generate": None}
+
+
+def attempt(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What :func:`decoded` finds, or why the model cannot decode."""
+    try:
+        return decoded(model, inputs)
+    except Exception as error:  # whatever a model's own code raises
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
 def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:

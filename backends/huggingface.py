@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..ir.absence import absences
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Plan
 from ..ir.repairs import Repairs
@@ -22,7 +23,7 @@ from .artifact import RECORD, atomic_directory, check_target, digests, source_di
 from .config_search import find_config, model_shapes
 from .free_form import ENTRY, MODULE, base_class, free_class, free_config, plain_config, write_code
 from .values import Held, Values
-from .verify import Reference
+from .verify import Reference, VerificationError
 
 Form = Literal["auto", "uniform", "free"]
 
@@ -115,28 +116,31 @@ def save(
     check_target(out, force=force, source=source, needed=values.size(model))
     was_training = model.training
     model.eval()
-    try:
-        design = _design(model, plan, repairs, quantities, values, form=form)
+
+    def written(design: _Design) -> Saved:
         with atomic_directory(out, force=force) as folder:
             known = _write(model, folder, source, design, values=values, shard_size=shard_size)
             write_plan(folder, plan)
-            checks = values.check(folder, design.auto_class, design.form == "free")
-            saved = Saved(
-                out.resolve(),
-                design.form,
-                design.config.model_type,
-                design.retargeted,
-                design.why_free,
-                design.changes,
-                checks,
-            )
+            checks = values.check(folder, design.auto_class, design.form == "free", source)
+            saved = design.saved(out, checks)
             if extra is not None:
                 extra(folder)
             record = _record(saved, source, report, origin)
             write_json(folder / RECORD, {**record, "files": digests(folder, known=known)})
+        return saved
+
+    try:
+        design = _design(model, plan, repairs, quantities, values, form=form)
+        try:
+            return written(design)
+        except VerificationError as error:
+            if form != "auto" or design.form == "free":
+                raise
+            # Heads of another size may hide from the search where a model's attention is nearly flat.
+            why = f"the configuration that gives these shapes is another function: {error.message}"
+            return written(replace(_design(model, plan, repairs, quantities, values, form="free"), why_free=why))
     finally:
         model.train(was_training)
-    return saved
 
 
 def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTrainedModel:
@@ -196,6 +200,11 @@ class _Design:
     why_free: str = ""
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
+    def saved(self, out: Path, checks: Mapping[str, Any]) -> Saved:
+        """What was written by it."""
+        model_type: str = self.config.model_type
+        return Saved(out.resolve(), self.form, model_type, self.retargeted, self.why_free, self.changes, checks)
+
 
 def _design(
     model: PreTrainedModel,
@@ -211,7 +220,9 @@ def _design(
     if form != "free":
         source = plain_config(model.config)
         accept = values.same_function(model)
-        match, why = find_config(source, base, model_shapes(model), quantities, accept=accept)
+        match, why = None, f"{next(iter(absences(model)), '')} is absent"
+        if not absences(model):
+            match, why = find_config(source, base, model_shapes(model), quantities, accept=accept)
         if match is not None:
             note = ""
             if match.retarget is not None:

@@ -17,7 +17,7 @@ from ..ir.plan import Plan
 from .config_search import Match, quiet
 from .stand_ins import StandIns, hollow
 from .streaming import Checkpoint, StreamedWeights
-from .verify import LOGITS_TOLERANCE, Job, Reference, relative_difference, verify
+from .verify import LOGITS_TOLERANCE, Job, Reference, relative_difference, verify_written
 
 LOGITS_LIMIT = 1 << 30
 """The most bytes of float32 weights with which a streamed model is loaded again as a whole, to compare logits. Above
@@ -44,8 +44,8 @@ class Values(Protocol):
             File name -> sha256, of the files for which it is known already.
         """
 
-    def check(self, folder: Path, auto_class: str, trust: bool) -> dict[str, Any]:
-        """Reload ``folder`` in a fresh process and compare."""
+    def check(self, folder: Path, auto_class: str, trust: bool, source: Path | None) -> dict[str, Any]:
+        """Reload ``folder`` in a fresh process and compare; ``source`` is the directory it was made from."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,8 @@ class Held:
             model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=plain)
         return {}
 
-    def check(self, folder: Path, auto_class: str, trust: bool) -> dict[str, Any]:
-        (checks,) = verify([Job(folder, self.reference, auto_class, trust)])
-        return checks
+    def check(self, folder: Path, auto_class: str, trust: bool, source: Path | None) -> dict[str, Any]:
+        return verify_written(Job(folder, self.reference, auto_class, trust), source)
 
 
 @dataclass(frozen=True)
@@ -146,12 +145,11 @@ class Streamed:
             model.generation_config.save_pretrained(folder)
         return self.weights.write(model, self.plan, folder, plain=plain, shard_size=shard_size)
 
-    def check(self, folder: Path, auto_class: str, trust: bool) -> dict[str, Any]:
+    def check(self, folder: Path, auto_class: str, trust: bool, source: Path | None) -> dict[str, Any]:
         files = sorted(folder.glob("model*.safetensors"))
         elements = sum(prod(stored.shape) for stored in Checkpoint(files).tensors.values())
         reference = self._reference(files) if 4 * elements <= LOGITS_LIMIT else None
-        (checks,) = verify([Job(folder, reference, auto_class, trust)])
-        return checks
+        return verify_written(Job(folder, reference, auto_class, trust), source)
 
     def _reference(self, files: Iterable[Path]) -> Reference:
         first = {stored.name: name for name, stored in self.weights.stored.items()}

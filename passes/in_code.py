@@ -6,7 +6,7 @@ the module itself is what will be written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 import torch
@@ -16,16 +16,22 @@ from ..ir.graph import Value
 from .couple import Coupling
 
 
-def freeze_computed(coupling: Coupling, values: Mapping[Value, torch.Tensor]) -> Coupling:
-    """Freeze the groups whose units stand in a constant that is not the same for all of them.
+def freeze_computed(coupling: Coupling, values: Mapping[Value, torch.Tensor], stored: Set[str]) -> Coupling:
+    """Freeze the groups whose units stand in a constant that is not the same for all of them, or in a buffer that no
+    checkpoint holds.
 
     Args:
         coupling: of the graph.
         values: what its constants and folded operators hold.
+        stored: names of the tensors that a checkpoint holds.
     """
     read = {value for op in coupling.graph.ops for value in op.operands}
     sources = {value: op.source for op in coupling.graph.folded for value in op.made}
+    unsaved = {p.value: p.name for p in coupling.graph.parameters if p.is_buffer and p.name not in stored}
     reasons: dict[int, str] = {}
+    for value, name in unsaved.items():
+        held = {atom.id for axis in coupling.axes[value] for atom in atoms_of(axis)} if value in read else set()
+        reasons |= dict.fromkeys(held, f"the model's code computes {name}, which no checkpoint holds")
     for value, data in values.items():
         if value not in read or data.is_meta:
             continue

@@ -79,6 +79,10 @@ class _ShapesOnly(TorchDispatchMode):
         if func.name() == "aten::view_as_complex":  # pairs must stand side by side, in a stand-in too
             args = (args[0].contiguous(),)
         operands = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        if func._schema.is_mutable and operands and not operands[0].is_meta and 0 in operands[0].stride():
+            # One element stands for all of them, so that nothing can be written but to a copy.
+            func(*(arg.clone() if arg is operands[0] else arg for arg in args), **(kwargs or {}))
+            return operands[0]
         if func.name().partition(".")[0] not in _COSTLY or any(tensor.is_meta for tensor in operands):
             return func(*args, **(kwargs or {}))
         result = func(*(arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args), **(kwargs or {}))

@@ -73,7 +73,7 @@ def shrunk(make: Callable[[], Cut]) -> tuple[Cut, dict[str, Any]]:
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the fresh process where a test is about something else."""
-    monkeypatch.setattr(values, "verify", lambda _: [{"skipped": True}])
+    monkeypatch.setattr(values, "verify_written", lambda *_: {"skipped": True})
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Saved
     root = tmp_path_factory.mktemp("artifacts")
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(values, "verify", lambda _: [{"skipped": True}])
+        patch.setattr(values, "verify_written", lambda *_: {"skipped": True})
         for name, (form, _) in FORMS.items():
             make = CUTS.get(name.removesuffix("_free"), llama_residual)
             cut, details = shrunk(make)

@@ -44,12 +44,12 @@ def run(job, pipe):
             if count == job["at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(watch)
-    verify = values.verify
-    def checked(jobs):
+    verify = values.verify_written
+    def checked(written, source):
         if job["check"]:
-            verify(jobs)
-        return [{"the same": "in every record"} for _ in jobs]
-    values.verify = checked
+            verify(written, source)
+        return {"the same": "in every record"}
+    values.verify_written = checked
     if not job["exchange"]:
         artifact._exchange = lambda one, other: False
     pruning.apply(job["source"], "random", ratio=0.5, seed=job["seed"], out=job["out"], force=True)
@@ -196,7 +196,7 @@ def test_an_artifact_that_was_moved_aside_comes_back_unless_there_is_another(tmp
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no second file system")
 def test_an_out_on_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "verify", lambda jobs: [{} for _ in jobs])
+    monkeypatch.setattr(values, "verify_written", lambda *_: {})
     source = write_checkpoint(tmp_path / "source")
     place = Path("/dev/shm") / f"fxprune-test-{os.getpid()}"
     place.mkdir()
@@ -212,7 +212,7 @@ def test_an_out_on_another_file_system(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_file_that_cannot_grow_leaves_the_old_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "verify", lambda jobs: [{} for _ in jobs])
+    monkeypatch.setattr(values, "verify_written", lambda *_: {})
     source = write_checkpoint(tmp_path / "source")
     api.apply(source, "random", ratio=0.5, out=tmp_path / "out")
     before = contents(tmp_path / "out")
@@ -236,7 +236,7 @@ def test_a_file_that_cannot_grow_leaves_the_old_artifact(tmp_path: Path, monkeyp
 
 
 def test_a_disk_that_fills_midway_leaves_the_old_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "verify", lambda jobs: [{} for _ in jobs])
+    monkeypatch.setattr(values, "verify_written", lambda *_: {})
     source = write_checkpoint(tmp_path / "source")
     api.apply(source, "random", ratio=0.5, out=tmp_path / "out")
     before = contents(tmp_path / "out")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,9 +93,20 @@ def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
     taken = {extent for p in model.parameters() for extent in p.shape} | set(_integers(vars(model.config)))
     batch, length = (p for p, _ in zip(_free_primes(taken), range(2), strict=False))
     device = next(model.parameters()).device
-    ids = torch.zeros(batch, length, dtype=torch.long, device=device)
+    rows = batch * _rows_per_sample(model.config)
+    ids = torch.zeros(rows, length, dtype=torch.long, device=device)
     example = {"input_ids": ids, "use_cache": False, **inputs}
     return trace_model(model, example, extents={"b": batch, "s": length}, output="logits")
+
+
+def _rows_per_sample(config: Any) -> int:
+    """How many rows of token ids make one sample: the parallel codes of an audio model, one for the others.
+
+    ``calls.json`` names the field of the configuration that says so.
+    """
+    calls = json.loads((Path(__file__).parent / "calls.json").read_text(encoding="utf-8"))
+    field = calls.get(config.model_type, {}).get("rows_per_sample")
+    return int(getattr(config, field)) if field else 1
 
 
 def _free_primes(taken: set[int]) -> Iterator[int]:

@@ -52,6 +52,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "encoder_hash_byte_group_vocab": 40,
         "encoder_hash_byte_group_size": [3, 4],
     },
+    "codegen": {"num_attention_heads": 8, "hidden_size": 96},  # its heads come in four parts, one for each chip that it was trained on
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
@@ -132,8 +133,6 @@ INPUTS: dict[str, dict[str, Any]] = {
         "inputs_embeds": (3, 5, 64),
         "shared_kv_states": dict.fromkeys(("full_attention", "sliding_attention"), ((3, 2, 5, 12), (3, 2, 5, 12))),
     },
-    "musicgen": {"input_ids": (28, 5)},  # codebooks under the batch
-    "musicgen_melody": {"input_ids": (28, 5)},
 }
 """Model type -> inputs of its forward beyond token ids, as shapes; those named ``_ids`` are integers."""
 
