@@ -1,8 +1,8 @@
 """The free form: widths that no configuration describes, replayed by a small modelling file beside the weights.
 
 The file subclasses the original class of transformers under the same name, lets it build itself from the source's
-configuration, and then gives parameters and attributes what the ``fxprune`` entry of config.json records. It holds no
-code for any architecture and needs transformers only.
+configuration, gives parameters and attributes what the ``fxprune`` entry of config.json records, and takes out the
+modules that it lists. It holds no code for any architecture and needs transformers only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..ir.absence import Absence, absences
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Plan
 from ..ir.repairs import ConfigView, Repairs, repair
@@ -29,7 +30,7 @@ HEADER = '''\
 """{name} with layers of their own widths, as fxprune {version} cut them.
 
 The original class builds itself from the configuration; then the tensors get the shapes, and the modules the
-attributes, that the "fxprune" entry of config.json lists. Load it with
+attributes, that the "fxprune" entry of config.json lists, and the modules under "absent" go. Load it with
 
     transformers.{auto}.from_pretrained(PATH, trust_remote_code=True)
 """
@@ -52,8 +53,12 @@ class {name}(transformers.{name}):
 '''
 
 
+class Absent(Absence, torch.nn.Module):
+    """A module that was taken out."""
+
+
 def replay(model: torch.nn.Module, entry: dict[str, Any]) -> None:
-    """Give a freshly built model the shapes and attributes of ``entry``; tied tensors stay tied."""
+    """Give a freshly built model the shapes and attributes of ``entry``; tied tensors stay tied, absent modules go."""
     smaller = {}
     for name, shape in entry["shapes"].items():
         path, _, leaf = name.rpartition(".")
@@ -67,6 +72,8 @@ def replay(model: torch.nn.Module, entry: dict[str, Any]) -> None:
     for path, attributes in entry["attributes"].items():
         for attribute, (_, value) in attributes.items():
             repair(model.get_submodule(path), attribute, value)
+    for path, absence in entry.get("absent", {}).items():
+        model.set_submodule(path, Absent(absence))
 
 
 def base_class(model: nn.Module) -> type[PreTrainedModel]:
@@ -91,7 +98,10 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class
     """
     source = plain_config(model.config)
     base = base_class(model)
-    before, after = built_shapes(base, source), model_shapes(model)
+    absent = absences(model)
+    gone = tuple(f"{path}." for path in absent)
+    built = built_shapes(base, source)
+    before, after = {name: built[name] for name in built if not name.startswith(gone)}, model_shapes(model)
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())[0]
         raise FxpruneError(f"'{odd}' is not where {base.__name__} has it", "merge adapters before saving")
@@ -102,6 +112,8 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class
         "shapes": {name: list(after[name]) for name in sorted(after) if after[name] != before[name]},
         "attributes": earlier.then(repairs).to_json(),
     }
+    if absent:
+        entry["absent"] = absent
     auto_map = {auto_class: f"{MODULE}.{base.__name__}"}
     return type(source).from_dict({**source.to_dict(), "auto_map": auto_map, ENTRY: entry})
 
@@ -114,7 +126,7 @@ def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def write_code(folder: Path, name: str, auto_class: str, version: str) -> None:
     """Write the modelling file for the class called ``name``."""
-    parts = "\n\n".join(inspect.getsource(part) for part in (ConfigView, repair, replay))
+    parts = "\n\n".join(inspect.getsource(part) for part in (ConfigView, Absence, Absent, repair, replay))
     text = HEADER.format(name=name, version=version, auto=auto_class)
     (folder / f"{MODULE}.py").write_text(text + "\n" + parts + FOOTER.format(name=name), encoding="utf-8")
 

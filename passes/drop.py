@@ -1,4 +1,4 @@
-"""drop: whole layers go, those that change the hidden states least or whose loss costs least."""
+"""drop: layers, or attention and MLP parts of them, go: those that change the hidden states least or cost least."""
 
 from __future__ import annotations
 
@@ -11,22 +11,29 @@ import torch
 from torch import nn
 
 from ..ir import FxpruneError, Plan, RequestError
+from ..ir.absence import absences
 from .base import Pass, State, option
 from .blocks import Blocks, find_blocks, keep_blocks
 from .measure import inference, perplexity
+from .sub_block_scores import choose
+from .sub_blocks import ATTENTION, MLP, find_sub_blocks, take_out
 
 CRITERIA = ("influence", "perplexity")
+ANY = "any"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drop(Pass):
-    """Remove whole layers, by block influence (ShortGPT, arXiv 2403.03853) or greedily by perplexity."""
+    """Remove whole layers, or attention and MLP sub-blocks of them, by block influence (ShortGPT, arXiv 2403.03853) or
+    greedily by perplexity."""
 
     name: ClassVar[str] = "drop"
     kind: ClassVar[str] = "score"
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
 
-    layers: int = option(1, "how many layers go")
+    layers: int | None = option(None, "how many layers go; 1 when sub_blocks is none too")
+    sub_blocks: int | None = option(None, "how many attention or MLP parts of layers go, after the layers")
+    of: str = option(ANY, "which sub-blocks may go", (ANY, ATTENTION, MLP))
     by: str = option("influence", "influence: one forward; perplexity: greedy, by what each removal costs", CRITERIA)
     samples: int = option(10, "calibration windows")
     length: int = option(128, "tokens in a calibration window")
@@ -34,8 +41,11 @@ class Drop(Pass):
 
     def check(self) -> None:
         """Refuse counts that make no sense."""
-        if self.layers < 0:
-            raise RequestError(f"drop: layers {self.layers} is negative", "say how many layers go, 0 or more")
+        for name, many, count in (("layers", "layers", self.layers), ("sub_blocks", "sub-blocks", self.sub_blocks)):
+            if count is not None and count < 0:
+                raise RequestError(f"drop: {name} {count} is negative", f"say how many {many} go, 0 or more")
+        if self.of != ANY and not self.sub_blocks:
+            raise RequestError(f"drop: of={self.of} chooses among sub-blocks, and none go", "give sub_blocks=N")
         if self.samples < 1 or self.length < 2:
             raise RequestError(
                 f"drop: {self.samples} windows of {self.length} tokens hold nothing to predict",
@@ -46,31 +56,72 @@ class Drop(Pass):
         """Choose, take out, retrace.
 
         Raises:
-            RequestError: without calibration text, or when no layer would be left.
+            RequestError: without calibration text, when nothing would be left, or when layers go after sub-blocks.
             FxpruneError: for scores that are not finite, or a configuration that cannot say the new depth.
         """
-        model, blocks = state.model, find_blocks(state.model)
-        count = len(blocks.modules)
-        if self.layers >= count:
-            raise RequestError(f"drop: {self.layers} of {count} layers leave none", f"drop at most {count - 1}")
+        layers = (1 if self.sub_blocks is None else 0) if self.layers is None else self.layers
+        count = len(find_blocks(state.model).modules)
+        if layers >= count:
+            raise RequestError(f"drop: {layers} of {count} layers leave none", f"drop at most {count - 1}")
+        if layers and absences(state.model):
+            raise RequestError(
+                "drop: sub-blocks have gone already, and layers are counted with them", "drop layers first"
+            )
         if state.calibration is None:
             raise RequestError("drop needs calibration text", "give --calib FILE")
         tokens = state.calibration.windows(self.length, self.samples, self.seed)
-        choose: Callable[[nn.Module, Blocks, torch.Tensor, int], tuple[list[int], list[float]]] = {
+        if layers or not self.sub_blocks:
+            self._drop_layers(state, tokens, layers)
+        if self.sub_blocks:
+            self._drop_sub_blocks(state, tokens, self.sub_blocks)
+
+    def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int) -> None:
+        model, blocks = state.model, find_blocks(state.model)
+        score: Callable[[nn.Module, Blocks, torch.Tensor, int], tuple[list[int], list[float]]] = {
             "influence": _by_influence, "perplexity": _by_perplexity,
         }[self.by]  # fmt: skip
-        gone, scores = choose(model, blocks, tokens, self.layers)
-        kept = [index for index in range(count) if index not in gone]
+        gone, scores = score(model, blocks, tokens, layers)
+        kept = [index for index in range(len(blocks.modules)) if index not in gone]
         state.report[self.name] = {"by": self.by, "dropped": sorted(gone), "scores": scores}
         if not gone:
             return
         names = keep_blocks(model, blocks, kept)
         state.renamed = {now: state.renamed.get(before, before) for now, before in names.items()}
         state.report[self.name]["renamed"] = {now: old for now, old in state.renamed.items() if now != old}
-        state.plan = _renamed(state.plan, names)
-        state.original, state.consumers = None, []
-        assert state.retrace is not None, "whoever runs a pipeline gives the state a way to trace"
-        state.graph = state.retrace(model)
+        _traced_anew(state, names)
+
+    def _drop_sub_blocks(self, state: State, tokens: torch.Tensor, count: int) -> None:
+        model = state.model
+        found = find_sub_blocks(model, find_blocks(model), state.graph, tokens)
+        parts = [part for part in found if self.of in (ANY, part.kind)]
+        if count >= len(found) or count > len(parts):
+            which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"
+            most = min(len(parts), len(found) - 1)
+            raise RequestError(f"drop: {count} sub-blocks of {len(parts)} {which} cannot go", f"drop at most {most}")
+        gone, scores = choose(self.by, model, parts, tokens, count)
+        take_out(model, [parts[index] for index in gone])
+        scored = range(len(parts)) if self.by == "influence" else gone
+        earlier = state.report.get(self.name, {})
+        state.report[self.name] = {
+            **earlier,
+            "sub_blocks": [
+                *earlier.get("sub_blocks", ()),
+                *({"module": parts[i].path, "kind": parts[i].kind, "with": list(parts[i].members)} for i in gone),
+            ],
+            "sub_block_scores": {
+                "by": self.by,
+                "scores": {parts[i].path: score for i, score in zip(scored, scores, strict=True)},
+            },
+        }
+        _traced_anew(state, {name: name for name in model.state_dict()})
+
+
+def _traced_anew(state: State, names: dict[str, str]) -> None:
+    """The state of a model of which some tensors are left; ``names`` are theirs now -> before."""
+    state.plan = _renamed(state.plan, names)
+    state.original, state.consumers = None, []
+    assert state.retrace is not None, "whoever runs a pipeline gives the state a way to trace"
+    state.graph = state.retrace(state.model)
 
 
 def _renamed(plan: Plan | None, names: dict[str, str]) -> Plan | None:

@@ -1,0 +1,142 @@
+"""What a sub-block changes in the residual stream, and what a model loses without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..ir import FxpruneError
+from .measure import inference, perplexity
+from .sub_blocks import SubBlock, taken_out
+
+SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+
+Chosen = tuple[list[int], list[float]]
+
+
+def choose(by: str, model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor, count: int) -> Chosen:
+    """Indices of the ``count`` sub-blocks that go, and the scores.
+
+    Args:
+        by: ``influence``: the scores are of all sub-blocks, and the smallest go. ``perplexity``: greedily, each time
+            the one without which the text is modelled best; the scores are what was reached each time.
+        model: in eval mode.
+        parts: the sub-blocks.
+        tokens: int64 ``[N, L]``.
+        count: how many go.
+
+    Raises:
+        FxpruneError: for a score that is not finite.
+    """
+    if by == "influence":
+        scores = sub_block_influence(model, parts, tokens)
+        return sorted(range(len(parts)), key=lambda index: (scores[index], index))[:count], scores
+    gone: list[int] = []
+    costs: list[float] = []
+    for _ in range(count):
+        values = {}
+        for index in (i for i in range(len(parts)) if i not in gone):
+            with taken_out(model, [parts[i] for i in (*gone, index)]):
+                values[index] = perplexity(model, tokens).value
+        best = min(values, key=lambda index: (values[index], index))
+        gone.append(best)
+        costs.append(values[best])
+    return gone, costs
+
+
+def sub_block_influence(model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor) -> list[float]:
+    """One minus the mean cosine between the residual stream with and without what each sub-block adds to it.
+
+    That is block influence (ShortGPT, arXiv 2403.03853, section 3.1) of the one sum. Where a layer adds several outputs
+    at once, the stream is the one after all of them.
+
+    Args:
+        model: in eval mode.
+        parts: sub-blocks of the model.
+        tokens: int64 ``[N, L]``.
+
+    Returns:
+        One number for each part, 0 for one that changes nothing, at most 2.
+
+    Raises:
+        FxpruneError: for one that is not finite, or whose sum was not seen.
+    """
+    watch = _Sums(parts)
+    handles = [model.get_submodule(part.path).register_forward_hook(watch.left(i)) for i, part in enumerate(parts)]
+    try:
+        with inference(model):
+            for window in tokens.split(1):
+                with watch:
+                    model(input_ids=window, use_cache=False)
+                watch.terms.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    unseen = [part.path for part, count in zip(parts, watch.seen, strict=True) if count != tokens.numel()]
+    if unseen:
+        raise FxpruneError(f"the sum that {unseen[0]} goes into was not seen to run", "use by=perplexity")
+    scores = [1 - total / tokens.numel() for total in watch.cosines]
+    if not all(map(math.isfinite, scores)):
+        raise FxpruneError(f"block influences are not finite: {scores}", "check the weights and the calibration text")
+    return scores
+
+
+class _Sums(TorchDispatchMode):
+    """Follows what sub-blocks return into the sums of their layers.
+
+    Attributes:
+        terms: id of a tensor -> the tensor, and of every sub-block in it the index, the term and the sums to come.
+        cosines: of every sub-block, summed over tokens.
+        seen: tokens that each was summed over.
+    """
+
+    def __init__(self, parts: Sequence[SubBlock]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.parts = parts
+        self.terms: dict[int, tuple[Tensor, list[tuple[int, Tensor | None, int]]]] = {}
+        self.cosines = [0.0] * len(parts)
+        self.seen = [0] * len(parts)
+
+    def left(self, index: int) -> Callable[..., None]:
+        """A hook for the child whose output is the term."""
+
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            term = output[0] if isinstance(output, tuple) else output
+            self.terms[id(term)] = (term, [(index, None, self.parts[index].adds)])
+
+        return hook
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        held = []
+        for operand in args:
+            tensor, entries = self.terms.get(id(operand), (None, []))
+            if tensor is not None and tensor is operand:
+                # What is added in place is overwritten by its sum.
+                held += [
+                    (i, operand.clone() if term is None and func in SUMS else term, left) for i, term, left in entries
+                ]
+        result = func(*args, **(kwargs or {}))
+        if func not in SUMS:  # the layer reshapes or scales the term on its way, and reads the stream after it
+            held = [entry for entry in held if entry[1] is None]
+        if not held or not isinstance(result, Tensor):
+            return result
+        done = func in SUMS
+        self._finish(result, [(i, term) for i, term, left in held if done and left == 1 and term is not None])
+        later = [(i, term, left - done) for i, term, left in held if not (done and left == 1)]
+        self.terms.pop(id(result), None)
+        if later:
+            self.terms[id(result)] = (result, later)
+        return result
+
+    def _finish(self, stream: Tensor, terms: Sequence[tuple[int, Tensor]]) -> None:
+        for index, term in terms:
+            after = stream.double()
+            cosine = cosine_similarity(after - term.double().view_as(after), after, dim=-1)
+            self.cosines[index] += float(cosine.sum())
+            self.seen[index] += cosine.numel()

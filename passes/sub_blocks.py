@@ -1,0 +1,265 @@
+"""The parts of a layer that only add to the residual stream: finding them in the graph, and taking them out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..ir import RequestError
+from ..ir.absence import Absence
+from ..ir.graph import Graph, Op, Value
+from .blocks import Blocks
+from .measure import inference
+
+ATTENTION, MLP = "attention", "mlp"
+ADD = ("aten.add", "aten.add_")
+FUSED = "aten.scaled_dot_product_attention"
+
+
+class Absent(Absence, nn.Module):
+    """A module that was taken out."""
+
+
+@dataclass(frozen=True)
+class SubBlock:
+    """Children of one layer whose only effect is one term of the residual stream.
+
+    Attributes:
+        layer: index of the layer.
+        path: of the child whose output is added.
+        members: paths of the children with parameters that go: the one above, and those that feed nothing else.
+        kind: ``attention`` for what fills a cache or attends, ``mlp`` for the others.
+        adds: how many sums its output goes through within the layer before anything else reads the stream.
+        absences: for every member what takes its place.
+    """
+
+    layer: int
+    path: str
+    members: tuple[str, ...]
+    kind: str
+    adds: int
+    absences: tuple[dict[str, Any], ...]
+
+
+def find_sub_blocks(model: nn.Module, blocks: Blocks, graph: Graph, tokens: torch.Tensor) -> tuple[SubBlock, ...]:
+    """Every sub-block, in the order of the layers and within a layer of execution.
+
+    Args:
+        model: in eval mode, with its values.
+        blocks: of the model.
+        graph: of the model.
+        tokens: int64 ``[N, L]``, read once to see what the children take and return.
+
+    Raises:
+        RequestError: when no child of a layer only adds to the stream.
+    """
+    uses, calls = _Uses(graph), _observe(model, blocks, tokens)
+    found: list[SubBlock] = []
+    for index in range(len(blocks.modules)):
+        layer = _Layer(f"{blocks.path}.{index}", uses)
+        for add, end in layer.terms():
+            members = [path for path in calls if path in layer.with_feeders(end) and calls[path].parameters]
+            if members and end in calls and calls[members[0]].width == calls[end].returned:
+                kind = ATTENTION if any(calls[m].caching for m in members) or layer.attends(members) else MLP
+                absences = tuple(calls[member].absence() for member in members)
+                found.append(SubBlock(index, end, tuple(members), kind, layer.sums(add), absences))
+    if not found:
+        raise RequestError(
+            f"no part of a layer of {type(model).__name__} only adds to the residual stream", "drop whole layers"
+        )
+    return tuple(found)
+
+
+def take_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> dict[str, nn.Module]:
+    """Put what adds nothing in place of the members; returns what stood there, by path."""
+    before = {}
+    for sub_block in sub_blocks:
+        for path, absence in zip(sub_block.members, sub_block.absences, strict=True):
+            before[path] = model.get_submodule(path)
+            model.set_submodule(path, Absent(dict(absence)).eval())
+    return before
+
+
+@contextmanager
+def taken_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> Iterator[None]:
+    """The same for a while."""
+    before = take_out(model, sub_blocks)
+    try:
+        yield
+    finally:
+        for path, module in before.items():
+            model.set_submodule(path, module)
+
+
+class _Uses:
+    """Who makes and who reads the values of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.ops = graph.ops
+        self.maker = {value: op for op in graph.ops for value in op.made}
+        self.readers: dict[Value, list[Op]] = defaultdict(list)
+        for op in graph.ops:
+            for value in dict.fromkeys(op.operands):
+                self.readers[value].append(op)
+        self.outputs = set(graph.outputs)
+
+
+class _Layer:
+    """The operators of one layer, by the child that executed them."""
+
+    def __init__(self, path: str, uses: _Uses) -> None:
+        self.path, self.uses = path, uses
+        self.child: dict[Op, str] = {}
+        for op in uses.ops:
+            if op.source.module == path:
+                self.child[op] = ""
+            elif op.source.module.startswith(f"{path}."):
+                self.child[op] = path + "." + op.source.module[len(path) + 1 :].split(".")[0]
+        self.children = list(dict.fromkeys(child for child in self.child.values() if child))
+
+    def terms(self) -> Iterator[tuple[Op, str]]:
+        """Sums of the layer's own code, each with a child whose output reaches the rest of the model only there."""
+        for op, child in self.child.items():
+            if child or op.packet not in ADD:
+                continue
+            terms = [arg for arg in op.args[:2] if isinstance(arg, Value)]
+            if len(terms) == 2 and terms[0] is not terms[1] and terms[0].shape == terms[1].shape:
+                for end in filter(None, map(self._origin, terms)):
+                    if all(self._drains(value, {end}, op) for value in self._escaping(end)):
+                        yield op, end
+
+    def with_feeders(self, end: str) -> set[str]:
+        """A child, and the children that feed nothing but it."""
+        members, grown = {end}, True
+        while grown:
+            more = [child for child in self.children if child not in members and self._feeds_only(child, members)]
+            members.update(more)
+            grown = bool(more)
+        return members
+
+    def attends(self, members: Sequence[str]) -> bool:
+        """Whether one of the children holds a fused attention."""
+        return any(child in members and op.packet == FUSED for op, child in self.child.items())
+
+    def sums(self, add: Op) -> int:
+        """How many sums of the layer follow one another from ``add`` on, with nothing else reading between them."""
+        readers = self.uses.readers[add.result]
+        while len(readers) == 1 and self.child.get(readers[0]) == "" and readers[0].packet in ADD:
+            return 1 + self.sums(readers[0])
+        return 1
+
+    def _origin(self, term: Value) -> str:
+        """The child that made a value, looking through what the layer itself does to it; "" when there is none."""
+        op = self.uses.maker.get(term)
+        while op is not None and self.child.get(op) == "" and op.packet not in ADD:
+            inner = [value for value in op.operands if value in self.uses.maker]
+            op = self.uses.maker[inner[0]] if len(inner) == 1 else None
+        return self.child.get(op, "") if op is not None else ""
+
+    def _escaping(self, child: str) -> list[Value]:
+        """What others read of what a child makes."""
+        made = [value for op, owner in self.child.items() if owner == child for value in op.made]
+        return [v for v in made if v in self.uses.outputs or any(self.child.get(r) != child for r in self._readers(v))]
+
+    def _readers(self, value: Value) -> list[Op]:
+        return self.uses.readers[value]
+
+    def _feeds_only(self, child: str, members: set[str]) -> bool:
+        escaping = self._escaping(child)
+        return bool(escaping) and all(self._drains(value, members, None) for value in escaping)
+
+    def _drains(self, value: Value, members: set[str], end: Op | None) -> bool:
+        """Whether everything that reads a value is ``end``, a member, or code of the layer that drains too."""
+        readers = self._readers(value)
+        if value in self.uses.outputs or not readers:
+            return False
+        return all(
+            reader is end
+            or self.child.get(reader) in members
+            or (
+                self.child.get(reader) == ""
+                and reader.packet not in ADD
+                and all(self._drains(made, members, end) for made in reader.made)
+            )
+            for reader in readers
+        )
+
+
+@dataclass
+class _Call:
+    """What a child was seen to take and to return.
+
+    Attributes:
+        parameters: whether it has any.
+        width: last extent of the first tensor that it takes.
+        caching: whether it takes a cache.
+        lengths: of the layers of the cache, before it ran.
+        returned: last extent of the first tensor that it returns, -1 when it returns something else.
+        outputs: as in :class:`~..ir.absence.Absence`.
+        filled: the layer of the cache that it fills.
+    """
+
+    parameters: bool
+    width: int
+    caching: bool
+    lengths: list[int]
+    returned: int = -1
+    outputs: int = 0
+    filled: int | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, given: Sequence[Any]) -> _Call:
+        width = next((value.shape[-1] for value in given if isinstance(value, torch.Tensor)), 0)
+        cache = _cache_in(given)
+        return cls(any(True for _ in module.parameters()), width, cache is not None, _lengths(cache))
+
+    def leave(self, given: Sequence[Any], output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        self.returned = first.shape[-1] if isinstance(first, torch.Tensor) else -1
+        self.outputs = len(output) if isinstance(output, tuple) else 0
+        lengths = _lengths(_cache_in(given))
+        before = [*self.lengths, *[0] * (len(lengths) - len(self.lengths))]
+        self.filled = next((i for i, length in enumerate(lengths) if length != before[i]), None)
+
+    def absence(self) -> dict[str, Any]:
+        return {"outputs": self.outputs, "cache": self.filled}
+
+
+def _cache_in(given: Iterable[Any]) -> Any:
+    return next((value for value in given if hasattr(value, "get_seq_length")), None)
+
+
+def _lengths(cache: Any) -> list[int]:
+    """Positions in every layer of a cache that counts them."""
+    layers = getattr(cache, "layers", ())
+    return [int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0 for layer in layers]
+
+
+def _observe(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> dict[str, _Call]:
+    """Path of every child of a layer that ran -> what it took and returned, in the order of execution."""
+    calls: dict[str, _Call] = {}
+    paths = {
+        child: f"{blocks.path}.{i}.{n}" for i, block in enumerate(blocks.modules) for n, child in block.named_children()
+    }
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[paths[module]] = _Call.of(module, [*args, *kwargs.values()])
+
+    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls[paths[module]].leave([*args, *kwargs.values()], output)
+
+    handles = [child.register_forward_pre_hook(enter, with_kwargs=True) for child in paths]
+    handles += [child.register_forward_hook(leave, with_kwargs=True) for child in paths]
+    try:
+        with inference(model):
+            model(input_ids=tokens[:1], use_cache=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
