@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from ..ir.errors import RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.plan import Plan
-from ..ir.text import print_graph
 from ..ir.verifier import verify
 from ..passes.base import Corpus, Pass, State
 from ..passes.couple import Coupling, couple
@@ -39,12 +37,12 @@ from ..passes.shrink import extents_by_module
 from ..tracer.export import Traced, trace_causal_lm
 from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, load_tokenizer, resolve
 from ..tracer.text import from_string, load_text
+from .printing import check_printing, printer
 from .progress import Progress, silent
 from .replay import Recorded, read_recorded
 from .streams import open_stream, stored
 
 RECOVER = "recover"
-ALL = "all"
 ADAPTER = "adapter"
 
 
@@ -172,7 +170,7 @@ def apply(
     shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of}
     asked = parse_pipeline(passes, PASSES, shared) if passes or plan is None else _none_of(shared)
     pipeline = tuple(step for step in asked if not (dry_run and step.kind == RECOVER))
-    _check_printing(print_ir_after, pipeline)
+    check_printing(print_ir_after, pipeline)
     if out is None and not dry_run:
         raise RequestError("there is nowhere to write to", "give --out DIR, or --dry-run to write nothing")
     weights = not dry_run or any(step.needs_weights for step in pipeline)
@@ -188,7 +186,7 @@ def apply(
     if work.stream is not None and not dry_run:
         work.stream.identify(recorded.origin if recorded is not None else None)
     work.read_texts(pipeline, calib, data)
-    applied = work.run(pipeline, _printer(print_ir_after))
+    applied = work.run(pipeline, printer(print_ir_after))
     applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))
     if out is None or dry_run:
         return applied
@@ -391,18 +389,3 @@ def _on_source(plan: Plan, renamed: Mapping[str, str]) -> Plan:
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What a pass reported, as JSON data: an adapter is a file, not a report."""
     return {name: value for name, value in entry.items() if not isinstance(value, Adapter)}
-
-
-def _check_printing(names: Sequence[str], pipeline: Sequence[Pass]) -> None:
-    known = [*dict.fromkeys([*(step.name for step in pipeline), *(a.name for a in ANALYSES)]), ALL]
-    for name in names:
-        if name not in known:
-            raise RequestError(f"--print-ir-after {name}: no such pass runs", f"choose from {', '.join(known)}")
-
-
-def _printer(names: Sequence[str]) -> Callable[[Step, State], None]:
-    def show(step: Step, state: State) -> None:
-        if ALL in names or step.name in names:
-            print(f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.graph)}", file=sys.stderr)
-
-    return show

@@ -52,7 +52,10 @@ ROWS: dict[str, dict[str, Any]] = {
         "encoder_hash_byte_group_vocab": 40,
         "encoder_hash_byte_group_size": [3, 4],
     },
-    "codegen": {"num_attention_heads": 8, "hidden_size": 96},  # its heads come in four parts, one for each chip that it was trained on
+    "codegen": {
+        "num_attention_heads": 8,
+        "hidden_size": 96,
+    },  # its heads come in four parts, one for each chip that it was trained on
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
@@ -154,6 +157,31 @@ WITHOUT: dict[str, set[str]] = {
     "prophetnet": {"heads"},  # heads folded into positions
 }
 """Model type -> what of heads, width and residual channels stays frozen or does not exist."""
+
+NOT_SAVED: dict[str, str] = {
+    "blt": "transformers 5.23 cannot run it with its default cache",
+    "gemma4_unified_assistant": "it runs on the states of another model only",
+    "qwen4_exp": "transformers 5.23 cannot run it with its default cache, all its layers here being linear",
+    "qwen4_exp_text": "transformers 5.23 cannot run it with its default cache, all its layers here being linear",
+    "rwkv": "torch.export fails on it when its weights were read from files",
+    "xlstm": "its code checks the size of its states against the configuration",
+}
+"""Model type -> why the smaller model, which its graph describes, is not written as an artifact."""
+
+SAVED_WITH: dict[str, str] = {
+    **dict.fromkeys(("big_bird", "ctrl", "deepseek_v4", "hy_v4", "inkling2_text", "moshi"), "heads=kv"),
+    **dict.fromkeys(("musicgen", "musicgen_melody", "prophetnet", "xglm", "xlnet"), "heads=kv"),
+    "codegen": "heads=query",  # the four parts that its heads come in are written in its code
+    "falcon_h1": "heads=off,channels=true",  # its buffer is computed only where no file beside the weights defines it
+    "trocr": "heads=off,channels=true",  # its code takes the width of all heads to be the residual width
+}
+"""Model type -> options with which it is saved, where its code fixes more than most: ``heads=kv,channels=true``."""
+
+DECODES_OTHERWISE = frozenset({"cpmant", "musicgen", "musicgen_melody"})
+"""Dense, too, they decode otherwise with a cache than without, or need more than one row of tokens."""
+
+HEADS_STAY = frozenset({"bloom", "mpt"})
+"""Their code computes a slope for every head (ALiBi), so that heads stay in artifacts."""
 
 
 def names() -> list[str]:

@@ -1,0 +1,33 @@
+"""--print-ir-after: the graph as text after a pass."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from ..ir.errors import RequestError
+from ..ir.text import print_graph
+from ..passes.base import Pass, State
+from ..passes.manager import Step
+from ..passes.registry import ANALYSES
+
+ALL = "all"
+"""Stands for every pass."""
+
+
+def check_printing(names: Sequence[str], pipeline: Sequence[Pass]) -> None:
+    """Refuse the name of a pass that does not run."""
+    known = [*dict.fromkeys([*(step.name for step in pipeline), *(a.name for a in ANALYSES)]), ALL]
+    for name in names:
+        if name not in known:
+            raise RequestError(f"--print-ir-after {name}: no such pass runs", f"choose from {', '.join(known)}")
+
+
+def printer(names: Sequence[str]) -> Callable[[Step, State], None]:
+    """Prints the graph on stderr after the passes that are named."""
+
+    def show(step: Step, state: State) -> None:
+        if ALL in names or step.name in names:
+            print(f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.graph)}", file=sys.stderr)
+
+    return show
