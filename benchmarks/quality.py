@@ -40,8 +40,10 @@ PAPER_PIPELINES = (
     "taylor{target=params:TARGET}",
     "fisher{target=params:TARGET,by=global,samples=10}",
     "fisher{target=params:TARGET,by=search,samples=10},compensate{samples=10,damping=0.3}",
+    "obs{target=params:TARGET,by=global,samples=10},compensate{samples=10,damping=0.3}",
     "generate{windows=128},fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
     "generate{windows=128},obs{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
+    "generate{windows=384},fisher{target=params:TARGET,by=global,samples=266},compensate{samples=394}",
     "generate{windows=128},fisher{target=params:HALFWAY,by=global,samples=138},compensate{samples=138},"
     "fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
 )
@@ -203,11 +205,11 @@ def grouped(rows: dict[str, Row], part: str, seeds: int) -> dict[tuple[str, floa
 
 def scores_table(rows: dict[str, Row], part: str, seeds: int) -> list[str]:
     found = grouped(rows, part, seeds)
-    names = list(dict.fromkeys(re.sub(r"\{.*?by=(\w+)\}.*", r" \1", pipeline) for _, _, pipeline in found))
+    names = list(dict.fromkeys(re.sub(r"\{.*?by=(\w+).*", r" \1", pipeline) for _, _, pipeline in found))
     lines = [f"| model | kept | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for model, target in dict.fromkeys((model, target) for model, target, _ in found):
         values = {
-            re.sub(r"\{.*?by=(\w+)\}.*", r" \1", p): v for (m, t, p), v in found.items() if (m, t) == (model, target)
+            re.sub(r"\{.*?by=(\w+).*", r" \1", p): v for (m, t, p), v in found.items() if (m, t) == (model, target)
         }
         means = {name: statistics.mean(value) for name, value in values.items()}
         best = min(means, key=lambda name: means[name])
