@@ -60,6 +60,13 @@ def read_recorded(plan: str | Path, source: Source) -> Recorded:
     path = path / PLAN if path.is_dir() else path
     slices = read_plan(path)
     record = read_record(path.parent) if (path.parent / RECORD).is_file() else {}
+    absent = (record.get("passes") or {}).get("drop", {}).get("sub_blocks", ())
+    if absent:
+        gone = ", ".join(part["module"] for part in absent)
+        raise RequestError(
+            f"{path} belongs to a run that took out {gone}, which no plan holds",
+            f"run its pipeline instead: {record.get('pipeline')}",
+        )
     origin = record.get("source") or {}
     found = None
     if origin.get("sha256") and origin.get("name") == source.directory.resolve().name:

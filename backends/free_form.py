@@ -105,7 +105,8 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())[0]
         raise FxpruneError(f"'{odd}' is not where {base.__name__} has it", "merge adapters before saving")
-    for name in sorted({name for name, _ in plan.slices} - after.keys()):
+    buffers = {name for name, _ in model.named_buffers()}
+    for name in sorted({name for name, _ in plan.slices} & buffers - after.keys()):
         raise FxpruneError(f"'{name}' was cut but is not stored in checkpoints", "leave its group out")
     earlier = Repairs.from_json(getattr(model.config, ENTRY, {}).get("attributes", {}))
     entry = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from torch import nn
 
 from ..ir import FxpruneError, Plan, RequestError
 from ..ir.absence import absences
+from ..ir.repairs import Repairs
 from .base import Pass, State, option
 from .blocks import Blocks, find_blocks, keep_blocks
 from .measure import inference, perplexity
@@ -86,6 +88,7 @@ class Drop(Pass):
         if not gone:
             return
         names = keep_blocks(model, blocks, kept)
+        state.repairs = _renumbered(state.repairs, blocks.path, kept)
         state.renamed = {now: state.renamed.get(before, before) for now, before in names.items()}
         state.report[self.name]["renamed"] = {now: old for now, old in state.renamed.items() if now != old}
         _traced_anew(state, names)
@@ -122,6 +125,18 @@ def _traced_anew(state: State, names: dict[str, str]) -> None:
     state.original, state.consumers = None, []
     assert state.retrace is not None, "whoever runs a pipeline gives the state a way to trace"
     state.graph = state.retrace(state.model)
+
+
+def _renumbered(repairs: Repairs, path: str, kept: Sequence[int]) -> Repairs:
+    """What was repaired in the blocks that are left, under their new numbers."""
+    block = re.compile(re.escape(path) + r"\.(\d+)(?=\.|$)")
+    now = {str(before): f"{path}.{place}" for place, before in enumerate(kept)}
+    left = {
+        block.sub(lambda found: now[found[1]], module): changes
+        for module, changes in repairs.attributes.items()
+        if (found := block.match(module)) is None or found[1] in now
+    }
+    return Repairs(left)
 
 
 def _renamed(plan: Plan | None, names: dict[str, str]) -> Plan | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,18 +62,32 @@ def find_sub_blocks(model: nn.Module, blocks: Blocks, graph: Graph, tokens: torc
     uses, calls = _Uses(graph), _observe(model, blocks, tokens)
     found: list[SubBlock] = []
     for index in range(len(blocks.modules)):
-        layer = _Layer(f"{blocks.path}.{index}", uses)
+        layer = _Layer(index, f"{blocks.path}.{index}", uses)
         for add, end in layer.terms():
-            members = [path for path in calls if path in layer.with_feeders(end) and calls[path].parameters]
-            if members and end in calls and calls[members[0]].width == calls[end].returned:
-                kind = ATTENTION if any(calls[m].caching for m in members) or layer.attends(members) else MLP
-                absences = tuple(calls[member].absence() for member in members)
-                found.append(SubBlock(index, end, tuple(members), kind, layer.sums(add), absences))
+            feeders = layer.with_feeders(end)
+            for members in ([path for path in calls if path in feeders], [end]):
+                part = _part(layer, add, end, [path for path in members if path in calls], calls)
+                if part is not None and _runs_without(model, part, tokens):
+                    found.append(part)
+                    break
     if not found:
         raise RequestError(
             f"no part of a layer of {type(model).__name__} only adds to the residual stream", "drop whole layers"
         )
     return tuple(found)
+
+
+def _part(layer: _Layer, add: Op, end: str, members: Sequence[str], calls: Mapping[str, _Call]) -> SubBlock | None:
+    """The sub-block that some children make; None when they hold no more than a norm, or when what takes their place
+    would return zeros of another width than what is added."""
+    members = [path for path in members if calls[path].parameters]
+    if end not in calls or not any(calls[path].parameters > 1 for path in members):
+        return None
+    if calls[members[0]].width != calls[end].returned:
+        return None
+    attends = any(calls[path].caching for path in members) or layer.attends(members)
+    absences = tuple(calls[path].absence() for path in members)
+    return SubBlock(layer.index, end, tuple(members), ATTENTION if attends else MLP, layer.sums(add), absences)
 
 
 def take_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> dict[str, nn.Module]:
@@ -84,6 +98,16 @@ def take_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> dict[str, nn.M
             before[path] = model.get_submodule(path)
             model.set_submodule(path, Absent(dict(absence)).eval())
     return before
+
+
+def _runs_without(model: nn.Module, part: SubBlock, tokens: torch.Tensor) -> bool:
+    """Whether a model runs when a part is taken out: the code of some layers reads weights of their children."""
+    try:
+        with taken_out(model, [part]), inference(model):
+            model(input_ids=tokens[:1, :2], use_cache=True)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    return True
 
 
 @contextmanager
@@ -113,8 +137,8 @@ class _Uses:
 class _Layer:
     """The operators of one layer, by the child that executed them."""
 
-    def __init__(self, path: str, uses: _Uses) -> None:
-        self.path, self.uses = path, uses
+    def __init__(self, index: int, path: str, uses: _Uses) -> None:
+        self.index, self.uses = index, uses
         self.child: dict[Op, str] = {}
         for op in uses.ops:
             if op.source.module == path:
@@ -196,7 +220,7 @@ class _Call:
     """What a child was seen to take and to return.
 
     Attributes:
-        parameters: whether it has any.
+        parameters: the most dimensions that one of its parameters has, 0 when it has none.
         width: last extent of the first tensor that it takes.
         caching: whether it takes a cache.
         lengths: of the layers of the cache, before it ran.
@@ -205,7 +229,7 @@ class _Call:
         filled: the layer of the cache that it fills.
     """
 
-    parameters: bool
+    parameters: int
     width: int
     caching: bool
     lengths: list[int]
@@ -217,7 +241,7 @@ class _Call:
     def of(cls, module: nn.Module, given: Sequence[Any]) -> _Call:
         width = next((value.shape[-1] for value in given if isinstance(value, torch.Tensor)), 0)
         cache = _cache_in(given)
-        return cls(any(True for _ in module.parameters()), width, cache is not None, _lengths(cache))
+        return cls(max((p.ndim for p in module.parameters()), default=0), width, cache is not None, _lengths(cache))
 
     def leave(self, given: Sequence[Any], output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output

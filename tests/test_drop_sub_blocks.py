@@ -119,6 +119,12 @@ def test_every_layer_has_two(found: tuple[str, Any, tuple[SubBlock, ...]]) -> No
         assert set(part.members) == {f"{path}.{part.layer}.{child}" for child in expected}
 
 
+def test_a_norm_that_the_layer_reads_a_weight_of_stays() -> None:
+    config = transformers.MambaConfig(hidden_size=32, state_size=8, num_hidden_layers=2, **IDS)
+    parts = parts_of(transformers.AutoModelForCausalLM.from_config(config).eval())
+    assert [part.members for part in parts] == [(f"backbone.layers.{i}.mixer",) for i in range(2)]
+
+
 @pytest.mark.parametrize("which", ["attention", "mlp", "first layer"])
 def test_dropping_equals_zeroing(found: tuple[str, Any, tuple[SubBlock, ...]], which: str) -> None:
     _, model, parts = found
