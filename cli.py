@@ -122,6 +122,7 @@ def _add_apply(commands: Any) -> None:
     )
     shared = parser.add_argument_group("options of every pass that has them")
     shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
+    shared.add_argument("--target", metavar="T", help="what may be left of the model: params=0.8, bytes=..., macs=...")
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
     shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
     shared.add_argument("--seed", metavar="N", help="of every random choice")
@@ -247,7 +248,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_APPLY = ("out", "ratio", "layers", "seed", "multiple_of", "force", "dry_run")
+_APPLY = ("out", "ratio", "target", "layers", "seed", "multiple_of", "force", "dry_run")
 _APPLY_MODEL = ("plan", "calib", "data", "form", "trust_remote_code", "allow_pickle", "print_ir_after")
 
 

@@ -113,6 +113,7 @@ def prune_module(
     layers: tuple[int, int] | str | None = None,
     seed: int | str | None = None,
     multiple_of: int | str | None = None,
+    target: str | None = None,
     channels: bool | str | None = True,
     progress: Progress = silent,
 ) -> Pruned:
@@ -130,7 +131,7 @@ def prune_module(
         passes: pipeline text, such as ``"taylor{variant=element1}"``; several run one after the other.
         loss: for scores that need one: takes the module and returns a scalar; with ``data`` it takes a batch too.
         data: batches for ``loss``; the scores are of the mean of all losses.
-        ratio, layers, seed, multiple_of: for every pass that has an option of that name.
+        ratio, layers, seed, multiple_of, target: for every pass that has an option of that name.
         channels: whether widths that several blocks share go too; None leaves that to the pipeline text.
         progress: told what is going on.
 
@@ -138,7 +139,7 @@ def prune_module(
         RequestError: a mistake in the request, before any work.
         FxpruneError: the module cannot be traced, or a pass failed.
     """
-    shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of}
+    shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target}
     losses = _losses(loss, data)
     _check_passes(parse_pipeline(passes, PASSES, shared), losses)
     pipeline = parse_pipeline(passes, PASSES, shared | _channels(passes, channels))

@@ -130,6 +130,7 @@ def apply(
     layers: tuple[int, int] | str | None = None,
     seed: int | str | None = None,
     multiple_of: int | str | None = None,
+    target: str | None = None,
     calib: str | Path | None = None,
     data: str | Path | None = None,
     force: bool = False,
@@ -147,8 +148,8 @@ def apply(
         passes: pipeline text, or several that run one after the other; may be left out with ``plan``.
         plan: a ``plan.safetensors`` that another run wrote; carried out before the passes.
         out: the directory to make, complete or absent; may be left out in a dry run.
-        ratio, layers, seed, multiple_of: for every pass that has an option of that name; ``layers`` as ``(start, end)``
-            or ``"start:end"``, end exclusive.
+        ratio, layers, seed, multiple_of, target: for every pass that has an option of that name; ``layers`` as
+            ``(start, end)`` or ``"start:end"``, end exclusive; ``target`` as ``"params=0.8"``.
         calib: text that scores are computed on; the built-in one for ``demo`` when None.
         data: text that recovery trains on; the built-in one for ``demo`` when None.
         force: whether an existing ``out`` is replaced.
@@ -167,7 +168,7 @@ def apply(
         raise RequestError(
             "there is nothing to do", "give --pass PIPELINE, or --plan FILE to repeat what a run removed"
         )
-    shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of}
+    shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target}
     asked = parse_pipeline(passes, PASSES, shared) if passes or plan is None else _none_of(shared)
     pipeline = tuple(step for step in asked if not (dry_run and step.kind == RECOVER))
     check_printing(print_ir_after, pipeline)

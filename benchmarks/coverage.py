@@ -245,8 +245,8 @@ def page(rows: dict[str, dict[str, Any]], reasons: dict[str, str]) -> str:
         f"{len(saved)} were written as artifacts with half of their units removed at random, {whole} of them without"
         f" half of their heads and inner widths, {residual} without half of the residual width; each was loaded by"
         " transformers alone in a process in which fxprune cannot be imported. *Saved*: the form, and what was cut;"
-        " *reloaded*: the worst difference of its logits from those of the rewritten graph, relative to their scale, float32 (1e-5 is"
-        " allowed); *decodes*: greedy tokens with the cache equal those without.",
+        " *reloaded*: the worst difference of its logits from those of the rewritten graph, relative to their scale,"
+        " float32 (1e-5 is allowed); *decodes*: greedy tokens with the cache equal those without.",
         "",
         "| model type | operators | without a rule | heads | width | residual | any | difference | saved | reloaded"
         " | decodes |",

@@ -17,6 +17,9 @@ from .contributions import Contributions, Wanted
 
 Scores = npt.NDArray[np.float64]
 
+REASONS = 5
+"""How many reasons an error lists."""
+
 REDUCTIONS = ("sum", "mean", "max", "prod", "first", "last")
 HEADS = ("kv", "query", "off")
 
@@ -70,12 +73,25 @@ def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], l
     frozen = [group for group in asked if group.frozen is not None]
     if not free:
         if frozen:
-            reason = f"all {len(frozen)} groups it asks for are frozen; {frozen[0].name}: {frozen[0].frozen}"
+            reason = f"all {len(frozen)} groups it asks for are frozen; {_reasons(frozen)}"
         else:
             where = f" in layers {scope.layers[0]}:{scope.layers[1]}" if scope.layers else ""
             reason = f"no {' or '.join(sorted(kind.value for kind in scope.kinds)) or 'group'}{where} to cut"
         raise RequestError(f"the request removes nothing: {reason}", "see the groups with `fxprune trace MODEL`")
     return free, frozen
+
+
+def _reasons(frozen: Iterable[Group]) -> str:
+    """Why groups are frozen, with an example of each reason; first what holds most units."""
+    units: dict[str, int] = {}
+    names: dict[str, str] = {}
+    for group in frozen:
+        reason = group.frozen or ""
+        units[reason] = units.get(reason, 0) + group.units
+        names.setdefault(reason, group.name)
+    ordered = sorted(units, key=lambda reason: -units[reason])
+    more = f"; and {len(ordered) - REASONS} more reasons" if len(ordered) > REASONS else ""
+    return "; ".join(f"{names[reason]}: {reason}" for reason in ordered[:REASONS]) + more
 
 
 def wanted(groups: Iterable[Group], graph: Graph) -> Wanted:

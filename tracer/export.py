@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..ir import FxpruneError
 from ..ir.graph import Graph
+from .blame import blamed, drawing
 from .experts import traceable_experts
 from .lower import lower
 
@@ -66,9 +67,10 @@ def trace_model(
                 program = program.run_decompositions({})
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = blamed(error, model)
         raise FxpruneError(
-            f"torch.export cannot trace {type(model).__name__}: {reason}",
-            "see the full reason with --debug; a model must export before it can be pruned",
+            f"torch.export cannot trace {type(model).__name__}{f', at {where}' if where else ''}: {reason}",
+            "rewrite that place so that no value of a tensor decides what runs, or trace a part; --debug shows all of it",
         ) from error
     try:
         graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model), output)
@@ -77,6 +79,12 @@ def trace_model(
             f"{type(model).__name__} has tensors whose extents depend on values, which no static graph can hold",
             "choose an implementation of its layers that traces, such as batched experts",
         ) from error
+    drawn = drawing(graph)
+    if drawn:
+        raise FxpruneError(
+            f"{type(model).__name__} draws random numbers as it runs ({drawn}): no smaller model could be checked",
+            "call eval() on it, or take the noise out of its forward",
+        )
     constants = {key: value for key, value in program.constants.items() if isinstance(value, torch.Tensor)}
     return Traced(graph, constants, dict(example))
 

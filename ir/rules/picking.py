@@ -13,10 +13,33 @@ from .rule import Equations, Rule, integer, tensor
 
 PASSING = frozenset(
     f"aten.{name}"
-    for name in (
-        "view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t expand expand_as repeat "
-        "slice select narrow split chunk unbind clone contiguous detach alias to _to_copy"
-    ).split()
+    for name in [
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "transpose",
+        "permute",
+        "t",
+        "expand",
+        "expand_as",
+        "repeat",
+        "slice",
+        "select",
+        "narrow",
+        "split",
+        "chunk",
+        "unbind",
+        "clone",
+        "contiguous",
+        "detach",
+        "alias",
+        "to",
+        "_to_copy",
+    ]
 )
 """Operators whose result holds integers of their operand, none changed."""
 

@@ -1,0 +1,51 @@
+"""What stands in the way of a trace is named with its place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxprune.ir import FxpruneError
+from fxprune.tracer.export import trace_model
+
+
+class Inner(nn.Module):
+    def __init__(self, trouble: str) -> None:
+        super().__init__()
+        self.trouble = trouble
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        if self.trouble == "branch" and x.sum() > 0:
+            return x
+        if self.trouble == "noise":
+            return x + torch.randn_like(x)
+        return x.relu()
+
+
+class Outer(nn.Module):
+    def __init__(self, trouble: str) -> None:
+        super().__init__()
+        self.inner = Inner(trouble)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("branch", r"torch.export cannot trace Outer, at inner \(tests/test_blame.py:\d+\): "),
+        ("noise", r"Outer draws random numbers as it runs \(aten.randn_like at inner tests/test_blame.py:\d+\)"),
+    ],
+)
+def test_it_is_refused_where_it_stands(trouble: str, message: str) -> None:
+    with pytest.raises(FxpruneError, match=message):
+        trace_model(Outer(trouble).eval(), {"x": torch.zeros(3, 4)})
+
+
+def test_nothing_else_is() -> None:
+    assert trace_model(Outer("").eval(), {"x": torch.zeros(3, 4)}).graph.ops

@@ -1,0 +1,71 @@
+"""Where a model's own code stands in the way of a trace."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from ..ir.graph import Graph
+
+_TORCH = str(Path(torch.__file__).parent)
+_OWN = str(Path(__file__).parent.parent / "tracer")
+
+DRAWS = frozenset(
+    f"aten.{name}"
+    for name in [
+        "bernoulli",
+        "bernoulli_",
+        "binomial",
+        "multinomial",
+        "normal",
+        "normal_",
+        "poisson",
+        "rand",
+        "rand_like",
+        "randint",
+        "randint_like",
+        "randn",
+        "randn_like",
+        "randperm",
+        "rrelu_with_noise",
+        "uniform",
+        "uniform_",
+    ]
+)
+"""Operators that draw random numbers."""
+
+
+def blamed(error: BaseException, model: nn.Module) -> str:
+    """``module (file:line)`` of the innermost frame of the model's own code in an error's traceback; "" for none."""
+    paths = {id(module): path or "its root module" for path, module in model.named_modules()}
+    found = ""
+    for frame, line in _frames(error):
+        file = frame.f_code.co_filename
+        module = frame.f_locals.get("self")
+        if file.startswith((_TORCH, _OWN)) or id(module) not in paths:
+            continue
+        found = f"{paths[id(module)]} ({'/'.join(Path(file).parts[-2:])}:{line})"
+    return found
+
+
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """Outermost first, those of the error's causes after its own."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield from traceback.walk_tb(current.__traceback__)
+        current = current.__cause__ or current.__context__
+
+
+def drawing(graph: Graph) -> str:
+    """The first operator of a graph that draws random numbers, with its place; "" when none does."""
+    for op in graph.ops:
+        if op.packet in DRAWS:
+            return f"{op.target} at {op.source}" if str(op.source) else op.target
+    return ""
