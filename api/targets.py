@@ -150,7 +150,7 @@ def prune_target(
         force: whether an existing ``out`` is replaced.
         dry_run: write nothing.
         progress: told what is going on.
-        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target``, for every pass that has an option of that name.
+        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target``, for every pass that has such an option.
 
     Raises:
         RequestError: a mistake in the request.

@@ -30,7 +30,7 @@ HEADER = '''\
 """{name} with layers of their own widths, as fxprune {version} cut them.
 
 The original class builds itself from the configuration; then the tensors get the shapes, and the modules the
-attributes, that the "fxprune" entry of config.json lists, and the modules under "absent" go. Load it with
+attributes, that the "fxprune" entry of config.json lists.{absent} Load it with
 
     transformers.{auto}.from_pretrained(PATH, trust_remote_code=True)
 """
@@ -50,7 +50,10 @@ class {name}(transformers.{name}):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         replay(self, config.fxprune)
-'''
+{absent}'''
+
+ABSENT = ' The modules under "absent" go.'
+TAKE_OUT = "        take_out(self, config.fxprune)\n"
 
 
 class Absent(Absence, torch.nn.Module):
@@ -58,7 +61,7 @@ class Absent(Absence, torch.nn.Module):
 
 
 def replay(model: torch.nn.Module, entry: dict[str, Any]) -> None:
-    """Give a freshly built model the shapes and attributes of ``entry``; tied tensors stay tied, absent modules go."""
+    """Give a freshly built model the shapes and attributes of ``entry``; tied tensors stay tied."""
     smaller = {}
     for name, shape in entry["shapes"].items():
         path, _, leaf = name.rpartition(".")
@@ -72,6 +75,10 @@ def replay(model: torch.nn.Module, entry: dict[str, Any]) -> None:
     for path, attributes in entry["attributes"].items():
         for attribute, (_, value) in attributes.items():
             repair(model.get_submodule(path), attribute, value)
+
+
+def take_out(model: torch.nn.Module, entry: dict[str, Any]) -> None:
+    """Put what adds nothing in place of the modules that ``entry`` lists as absent."""
     for path, absence in entry.get("absent", {}).items():
         model.set_submodule(path, Absent(absence))
 
@@ -125,11 +132,13 @@ def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return type(config).from_dict(data)
 
 
-def write_code(folder: Path, name: str, auto_class: str, version: str) -> None:
-    """Write the modelling file for the class called ``name``."""
-    parts = "\n\n".join(inspect.getsource(part) for part in (ConfigView, Absence, Absent, repair, replay))
-    text = HEADER.format(name=name, version=version, auto=auto_class)
-    (folder / f"{MODULE}.py").write_text(text + "\n" + parts + FOOTER.format(name=name), encoding="utf-8")
+def write_code(folder: Path, name: str, auto_class: str, version: str, *, absent: bool = False) -> None:
+    """Write the modelling file for the class called ``name``; ``absent`` for one that lacks modules."""
+    needed = (ConfigView, repair, replay, *((Absence, Absent, take_out) if absent else ()))
+    parts = "\n\n".join(inspect.getsource(part) for part in needed)
+    header = HEADER.format(name=name, version=version, auto=auto_class, absent=ABSENT if absent else "")
+    footer = FOOTER.format(name=name, absent=TAKE_OUT if absent else "")
+    (folder / f"{MODULE}.py").write_text(f"{header}\n{parts}{footer}", encoding="utf-8")
 
 
 def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -138,5 +147,6 @@ def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         replay(self, getattr(config, ENTRY))
+        take_out(self, getattr(config, ENTRY))
 
     return type(base.__name__, (base,), {"__init__": __init__, "__module__": __name__})

@@ -248,7 +248,8 @@ def _write(
     code = folder / f"{MODULE}.py"
     code.unlink(missing_ok=True)
     if design.form == "free":
-        write_code(folder, design.model_class.__name__, design.auto_class, version("fxprune"))
+        absent = bool(absences(model))
+        write_code(folder, design.model_class.__name__, design.auto_class, version("fxprune"), absent=absent)
     for path in sorted(source.iterdir()) if source is not None and source.is_dir() else ():
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in COMPANIONS):
             shutil.copyfile(path, folder / path.name)

@@ -15,28 +15,11 @@ from ..ir.graph import Graph
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent.parent / "tracer")
 
-DRAWS = frozenset(
-    f"aten.{name}"
-    for name in [
-        "bernoulli",
-        "bernoulli_",
-        "binomial",
-        "multinomial",
-        "normal",
-        "normal_",
-        "poisson",
-        "rand",
-        "rand_like",
-        "randint",
-        "randint_like",
-        "randn",
-        "randn_like",
-        "randperm",
-        "rrelu_with_noise",
-        "uniform",
-        "uniform_",
-    ]
-)
+_NAMES = """
+bernoulli bernoulli_ binomial multinomial normal normal_ poisson rand rand_like randint randint_like randn randn_like
+randperm rrelu_with_noise uniform uniform_
+"""
+DRAWS = frozenset(f"aten.{name}" for name in _NAMES.split())
 """Operators that draw random numbers."""
 
 

@@ -70,7 +70,7 @@ def trace_model(
         where = blamed(error, model)
         raise FxpruneError(
             f"torch.export cannot trace {type(model).__name__}{f', at {where}' if where else ''}: {reason}",
-            "rewrite that place so that no value of a tensor decides what runs, or trace a part; --debug shows all of it",
+            "rewrite that place so that no value of a tensor decides what runs, or trace a part; --debug shows more",
         ) from error
     try:
         graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model), output)

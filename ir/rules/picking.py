@@ -11,36 +11,11 @@ from ..graph import Op
 from .reduce import NORMALISED
 from .rule import Equations, Rule, integer, tensor
 
-PASSING = frozenset(
-    f"aten.{name}"
-    for name in [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "transpose",
-        "permute",
-        "t",
-        "expand",
-        "expand_as",
-        "repeat",
-        "slice",
-        "select",
-        "narrow",
-        "split",
-        "chunk",
-        "unbind",
-        "clone",
-        "contiguous",
-        "detach",
-        "alias",
-        "to",
-        "_to_copy",
-    ]
-)
+_NAMES = """
+_to_copy _unsafe_view alias chunk clone contiguous detach expand expand_as flatten narrow permute repeat reshape select
+slice split squeeze t to transpose unbind unflatten unsqueeze view
+"""
+PASSING = frozenset(f"aten.{name}" for name in _NAMES.split())
 """Operators whose result holds integers of their operand, none changed."""
 
 READING = frozenset(f"aten.{name}" for name in ("index", "gather", "scatter", "scatter_add", "index_select"))
