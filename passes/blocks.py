@@ -14,6 +14,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from ..ir import FxpruneError, RequestError
+from ..ir.graph import Graph
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,23 @@ class Blocks:
     modules: tuple[nn.Module, ...]
 
 
-def find_blocks(model: nn.Module) -> Blocks:
+def find_blocks(model: nn.Module, graph: Graph | None = None) -> Blocks:
     """The module list whose members hold most of the parameters.
+
+    Args:
+        model: any module.
+        graph: of the model; lists that do not run in it, as a vision tower does not run on text, are passed over.
 
     Raises:
         RequestError: when the model has no sequence of at least two blocks.
     """
+    running = None if graph is None else {op.source.module for op in graph.ops}
     lists = [
         (sum(p.numel() for p in module.parameters()), path, module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) > 1
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 1
+        and (running is None or any(inner.startswith(f"{path}.") for inner in running))
     ]
     if not lists:
         raise RequestError(

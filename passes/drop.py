@@ -62,7 +62,7 @@ class Drop(Pass):
             FxpruneError: for scores that are not finite, or a configuration that cannot say the new depth.
         """
         layers = (1 if self.sub_blocks is None else 0) if self.layers is None else self.layers
-        count = len(find_blocks(state.model).modules)
+        count = len(find_blocks(state.model, state.graph).modules)
         if layers >= count:
             raise RequestError(f"drop: {layers} of {count} layers leave none", f"drop at most {count - 1}")
         if layers and absences(state.model):
@@ -78,7 +78,7 @@ class Drop(Pass):
             self._drop_sub_blocks(state, tokens, self.sub_blocks)
 
     def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int) -> None:
-        model, blocks = state.model, find_blocks(state.model)
+        model, blocks = state.model, find_blocks(state.model, state.graph)
         score: Callable[[nn.Module, Blocks, torch.Tensor, int], tuple[list[int], list[float]]] = {
             "influence": _by_influence, "perplexity": _by_perplexity,
         }[self.by]  # fmt: skip
@@ -95,7 +95,7 @@ class Drop(Pass):
 
     def _drop_sub_blocks(self, state: State, tokens: torch.Tensor, count: int) -> None:
         model = state.model
-        found = find_sub_blocks(model, find_blocks(model), state.graph, tokens)
+        found = find_sub_blocks(model, find_blocks(model, state.graph), state.graph, tokens)
         parts = [part for part in found if self.of in (ANY, part.kind)]
         if count >= len(found) or count > len(parts):
             which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"

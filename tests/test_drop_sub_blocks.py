@@ -119,6 +119,13 @@ def test_every_layer_has_two(found: tuple[str, Any, tuple[SubBlock, ...]]) -> No
         assert set(part.members) == {f"{path}.{part.layer}.{child}" for child in expected}
 
 
+def test_blocks_that_do_not_run_on_text_are_no_layers() -> None:
+    model = make("llama")
+    model.tower = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(9))
+    assert find_blocks(model).path == "tower"
+    assert find_blocks(model, trace_causal_lm(model).graph).path == "model.layers"
+
+
 def test_a_norm_that_the_layer_reads_a_weight_of_stays() -> None:
     config = transformers.MambaConfig(hidden_size=32, state_size=8, num_hidden_layers=2, **IDS)
     parts = parts_of(transformers.AutoModelForCausalLM.from_config(config).eval())
