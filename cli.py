@@ -98,6 +98,15 @@ def _add_trace(commands: Any) -> None:
     _add_code_option(parser)
 
 
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    shared = parser.add_argument_group("options of every pass that has them")
+    shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
+    shared.add_argument("--target", metavar="T", help="what may be left of the model: params=0.8, bytes=..., macs=...")
+    shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
+    shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
+    shared.add_argument("--seed", metavar="N", help="of every random choice")
+
+
 def _add_apply(commands: Any) -> None:
     parser = _command(
         commands,
@@ -120,12 +129,7 @@ def _add_apply(commands: Any) -> None:
         metavar="FILE",
         help="remove what another run removed: the plan.safetensors it wrote; before the passes, if there are any",
     )
-    shared = parser.add_argument_group("options of every pass that has them")
-    shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
-    shared.add_argument("--target", metavar="T", help="what may be left of the model: params=0.8, bytes=..., macs=...")
-    shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
-    shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
-    shared.add_argument("--seed", metavar="N", help="of every random choice")
+    _add_shared(parser)
     text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
     text.add_argument("--calib", metavar="TEXT", help="what scores are computed on")
     text.add_argument("--data", metavar="TEXT", help="what recovery passes train on")

@@ -9,7 +9,8 @@ from fxprune.ir.rules import FAMILIES, Rule
 PAGE = Path(__file__).with_name("operators.md")
 HEAD = """# Operator rules
 
-Generated from the tables in `ir/rules/` by `python docs/generate.py`; [how to write one](writing-a-rule.md).
+Generated from the tables in `ir/rules/` by `python docs/generate.py`; [how to write one](writing-a-rule.md),
+[which models need which](operators-by-model.md).
 
 A rule says which dimensions of an operator's operands and results are the same axis. In the notation operands stand
 left of `->` and results right of it, the same letter is the same axis, `...` is any number of dimensions that
