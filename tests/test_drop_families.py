@@ -13,7 +13,7 @@ from fxprune.tracer.export import trace_causal_lm
 
 from .families.causal_lm import NOT_SAVED, NOT_TRACED, names, tiny_model
 
-SAMPLED = 24
+SAMPLED = 48
 """Every so many families by default, the others in as many parts under the marker ``slow``."""
 
 INSIDE = {

@@ -84,13 +84,12 @@ def test_it_is_the_smaller_model_of_its_own_class() -> None:
 
 def test_an_artifact_has_fewer_experts_and_enough_of_them(tmp_path: Path) -> None:
     tiny_model("mixtral").save_pretrained(tmp_path / "source")
-    for ratio, left in (("0.25", 3), ("0.9", 2)):
-        out = tmp_path / f"out{left}"
-        applied = apply(tmp_path / "source", "magnitude{heads=off,ffn=false,experts=true}", ratio=ratio, out=out)
-        assert {change.after for change in applied.groups} == {left}
-        assert applied.saved is not None
-        assert applied.saved.form == "uniform"
-        assert AutoModelForCausalLM.from_pretrained(out).config.num_local_experts == left
+    out = tmp_path / "out"
+    applied = apply(tmp_path / "source", "magnitude{heads=off,ffn=false,experts=true}", ratio=0.9, out=out)
+    assert {change.after for change in applied.groups} == {2}, "a token needs two"
+    assert applied.saved is not None
+    assert applied.saved.form == "uniform"
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_local_experts == 2
 
 
 def test_a_plan_that_keeps_too_few_is_refused() -> None:

@@ -43,7 +43,15 @@ FORMS: dict[str, tuple[str, str]] = {
     "free": ("random{ratio=0.5,layers=1:2}", "free"),
     "sub-blocks": ("drop{sub_blocks=2,samples=2,length=8},random{ratio=0.5}", "free"),
 }
-CELLS = [(model, form) for model in MODELS for form in FORMS]
+DEFAULT = ("grouped-query", "fused qkv", "tied", "mixture of experts")
+"""Models that run by default; the others under the marker ``slow``."""
+
+
+def marks(model: str) -> Any:
+    return () if model in DEFAULT else pytest.mark.slow
+
+
+CELLS = [pytest.param(model, form, marks=marks(model)) for model in MODELS for form in FORMS]
 
 
 class Windows:
@@ -73,7 +81,7 @@ def write(folder: Path, config: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cell]:
+def cells(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[tuple[str, str], Cell]:
     """All artifacts, and what one fresh process finds in them."""
     jobs: list[Job] = []
 
@@ -96,7 +104,9 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Cel
         patch.setattr(values, "verify_written", postpone)
         patch.setattr(pruning._Work, "_text", lambda *_: Windows())
         patch.setattr(pruning, "trace_causal_lm", trace_once)
-        for number, (model, config) in enumerate(MODELS.items()):
+        wanted = MODELS if "slow" in (request.config.option.markexpr or "").replace("not slow", "") else DEFAULT
+        for number, model in enumerate(wanted):
+            config = MODELS[model]
             folder = tmp_path_factory.mktemp(f"model{number}")
             source = write(folder / "source", config)
             traces.clear()
@@ -122,7 +132,7 @@ def test_a_cell_is_what_was_rewritten(model: str, form: str, cells: dict[tuple[s
     assert relative_difference(logits, cell.job.reference.logits) <= LOGITS_TOLERANCE
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [pytest.param(model, marks=marks(model)) for model in MODELS])
 def test_what_is_absent_is_on_record(model: str, cells: dict[tuple[str, str], Cell]) -> None:
     out = cells[model, "sub-blocks"].out
     record = json.loads((out / "fxprune.json").read_text())["passes"]["drop"]["sub_blocks"]

@@ -39,7 +39,10 @@ def elements(graph: Graph) -> int:
     return sum(math.prod(p.value.shape) for p in graph.parameters if not p.is_buffer)
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "Llama-3-8B" else ()) for name in GEOMETRIES],
+)
 def test_the_paper_s_parameter_counts(name: str) -> None:
     options, layers, before, after = GEOMETRIES[name]
     config = transformers.LlamaConfig(**options)

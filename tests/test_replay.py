@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(LLAMA, "magnitude{ratio=0.5}", id="kv heads and widths"),
         pytest.param(LLAMA, "magnitude{ratio=0.5,heads=query}", id="query heads within each kv head"),
         pytest.param(LLAMA, "magnitude{ratio=0.25,channels=true}", id="the residual width"),
-        pytest.param(TIED, "random{ratio=0.25},magnitude{ratio=0.25}", id="two passes, tied"),
+        pytest.param(TIED, "random{ratio=0.25},magnitude{ratio=0.25}", id="two passes, tied", marks=pytest.mark.slow),
         pytest.param(LLAMA, "magnitude{ratio=0.5,layers=1:2}", id="a range of layers, free form"),
         pytest.param(GPT2Config(n_embd=32, n_head=4, n_layer=1, vocab_size=26, n_positions=32), "random", id="fused"),
         pytest.param(LLAMA, "random{ratio=0}", id="nothing"),

@@ -61,9 +61,9 @@ def streams_opened(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param((LLAMA, "magnitude", torch.bfloat16), id="retargeted"),
+        pytest.param((LLAMA, "magnitude", torch.bfloat16), id="retargeted", marks=pytest.mark.slow),
         pytest.param((TIED, "random,magnitude{p=1}", torch.float16), id="tied, two passes"),
-        pytest.param((GPT2, "magnitude", torch.float32), id="free, fused, tied"),
+        pytest.param((GPT2, "magnitude", torch.float32), id="free, fused, tied", marks=pytest.mark.slow),
     ],
 )
 def test_the_bytes_are_those_of_the_model_in_memory(
@@ -160,6 +160,7 @@ def test_obstacles_to_streaming(change: Any, why: str, tmp_path: Path) -> None:
     assert obstacle(Checkpoint([source / "model.safetensors"]), model) == why
 
 
+@pytest.mark.slow
 def test_above_the_limit_names_and_shapes_are_compared_in_a_fresh_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
