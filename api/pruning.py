@@ -30,7 +30,7 @@ from ..passes.lora import Adapter
 from ..passes.manager import Analysis, Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
-from ..passes.registry import ANALYSES, PASSES
+from ..passes.registry import PASSES
 from ..passes.rehearsal import tensors_by_name
 from ..passes.replay import Replay
 from ..passes.shrink import extents_by_module
@@ -253,21 +253,15 @@ class _Work:
             self.progress(f"{text} ({number} of {count})")
 
         self.state.recorded = self.recorded.slices if self.recorded is not None else None
-        steps = run_pipeline(
-            pipeline, self.state, analyses=self._analyses(), verify=verify, between=between, announce=announce
-        )
+        analyses = (Analysis("couple", "coupling", self._couple),)
+        steps = run_pipeline(pipeline, self.state, analyses=analyses, verify=verify, between=between, announce=announce)
         parameters = (self.before, parameter_count(self.state.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
         report = {name: _plain(entry) for name, entry in self.state.report.items()}
         return Applied(self.source.name, text, options, "", parameters, self._changes(), steps, report)
 
-    def _analyses(self) -> tuple[Analysis, ...]:
-        """Where values are known, units along which an artifact's own code computes values are frozen."""
-        if self.state.execute is None:
-            return ANALYSES
-        return (Analysis("couple", "coupling", self._couple),)
-
     def _couple(self, graph: Graph) -> Coupling:
+        """The coupling of an artifact: units along which its own code computes values are frozen."""
         constants = constants_of(graph, tensors_by_name(self.state.model), self.traced.constants)
         return freeze_computed(couple(graph), constants, self.state.model.state_dict(keep_vars=True).keys())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .pruning import Applied, GroupChange
     from .targets import PrunedTarget
     from .tracing import Hop, Trace
+
+REASONS = 3
+"""How many reasons are given for groups that stay whole."""
 
 MEASURED = ("parameters", "size", "MACs", "perplexity", "prefill tok/s", "decode tok/s")
 
@@ -69,16 +72,32 @@ def applied(result: Applied) -> list[RenderableType]:
         notes += [f"not uniform: {saved.why_free}"] if saved.why_free else []
         checks = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in saved.checks.items())
         notes.append("checked in a fresh process; " + ", ".join(checks))
-    return [Text(head), _changes(result.groups), Text(_times(result.steps)), *map(Text, notes)]
+    left = _left_whole(result.report)
+    return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]
+
+
+def _left_whole(report: Mapping[str, Any]) -> list[str]:
+    """Groups that were asked for and are frozen, a line for each reason, first what holds most of them."""
+    names: dict[str, list[str]] = {}
+    for entry in report.values():
+        for name, reason in entry.get("frozen", {}).items():
+            names.setdefault(reason, []).append(name)
+    ordered = sorted(names.items(), key=lambda item: -len(item[1]))
+    lines = [
+        f"left whole: {held[0]}{f' and {len(held) - 1} more' if len(held) > 1 else ''}: {reason}"
+        for reason, held in ordered[:REASONS]
+    ]
+    more = sum(len(held) for _, held in ordered[REASONS:])
+    return lines + ([f"left whole: {more} more groups, see --json"] if more else [])
 
 
 def pruned(result: PrunedTarget) -> list[RenderableType]:
     """What was removed from a named module, in which form it comes out, and what was written."""
     made = result.pruned
-    (before, after), (dense, left) = made.parameters, made.macs
+    (before, after), (dense, lean) = made.parameters, made.macs
     head = (
         f"{result.pipeline}: {before:,} parameters to {after:,} ({after / before:.2%} kept), "
-        f"MACs {_count(dense)} to {_count(left)}"
+        f"MACs {_count(dense)} to {_count(lean)}"
     )
     notes = ["repaired in place" if made.in_place else f"rewritten as a graph: {made.rebuilt_because}"]
     notes += [f"runs at the number of samples of the example only: {made.fixed_batch}"] if made.fixed_batch else []
@@ -89,7 +108,8 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
         checks = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in result.saved.checks.items())
         notes.append("checked in a fresh process; " + ", ".join(checks))
-    return [Text(head), _changes(made.groups), Text(_times(made.steps)), *map(Text, notes)]
+    left = _left_whole(made.report)
+    return [Text(head), _changes(made.groups), *map(Text, left), Text(_times(made.steps)), *map(Text, notes)]
 
 
 def demo(shown: Demo) -> list[RenderableType]:

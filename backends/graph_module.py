@@ -56,7 +56,8 @@ def raise_graph(
 def constants_of(
     graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]
 ) -> dict[Value, torch.Tensor]:
-    """What the constants of a graph and its folded operators hold.
+    """What the constants of a graph and its folded operators hold, as far as it is known: not what follows from tensors
+    on the meta device.
 
     Args:
         graph: any.
@@ -66,9 +67,10 @@ def constants_of(
     raising = _Raising(graph, tensors, constants, None, None)
     raising.leaves()
     for op in graph.folded:
-        raising.fold(op)
+        if all(value in raising.known and not raising.known[value].is_meta for value in op.operands):
+            raising.fold(op)
     named = {parameter.value for parameter in graph.parameters}
-    return {value: data for value, data in raising.known.items() if value not in named}
+    return {value: data for value, data in raising.known.items() if value not in named and not data.is_meta}
 
 
 class _Raising:

@@ -137,7 +137,7 @@ def save(
             if form != "auto" or design.form == "free":
                 raise
             # Heads of another size may hide from the search where a model's attention is nearly flat.
-            why = f"the configuration that gives these shapes is another function: {error.message}"
+            why = f"the plain configuration that gives these shapes did not pass: {error.message}"
             return written(replace(_design(model, plan, repairs, quantities, values, form="free"), why_free=why))
     finally:
         model.train(was_training)

@@ -22,7 +22,7 @@ def freeze_computed(coupling: Coupling, values: Mapping[Value, torch.Tensor], st
 
     Args:
         coupling: of the graph.
-        values: what its constants and folded operators hold.
+        values: what its constants and folded operators hold; those that are not known are left out.
         stored: names of the tensors that a checkpoint holds.
     """
     read = {value for op in coupling.graph.ops for value in op.operands}
@@ -33,7 +33,7 @@ def freeze_computed(coupling: Coupling, values: Mapping[Value, torch.Tensor], st
         held = {atom.id for axis in coupling.axes[value] for atom in atoms_of(axis)} if value in read else set()
         reasons |= dict.fromkeys(held, f"the model's code computes {name}, which no checkpoint holds")
     for value, data in values.items():
-        if value not in read or data.is_meta:
+        if value not in read:
             continue
         for dim, axis in enumerate(coupling.axes[value]):
             atoms = {atom.id for atom in atoms_of(axis)} & coupling.by_atom.keys() - reasons.keys()
