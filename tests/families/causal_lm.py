@@ -153,7 +153,6 @@ NOT_TRACED: dict[str, str] = {
 WITHOUT: dict[str, set[str]] = {
     **{key: {"heads"} for key in ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm")},  # no attention
     **{key: {"heads"} for key in ("qwen4_exp", "qwen4_exp_text")},  # its layers that trace are linear attention
-    "deepseek_v4": {"heads"},  # cuts that fall inside heads
     "prophetnet": {"heads"},  # heads folded into positions
 }
 """Model type -> what of heads, width and residual channels stays frozen or does not exist."""
@@ -245,8 +244,6 @@ def tiny_model(model_type: str, *, device: str = "cpu", seed: int = 0) -> torch.
             model = model_class._from_config(config, dtype=torch.float32).eval()
         else:
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    if getattr(model, "_can_set_experts_implementation", lambda: False)():
-        model.set_experts_implementation("batched_mm")
     if device != "meta":
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
