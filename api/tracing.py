@@ -13,7 +13,7 @@ from ..ir.errors import FxpruneError, RequestError
 from ..ir.graph import Graph, Op, Value
 from ..ir.groups import Group
 from ..ir.text import print_graph
-from ..passes.couple import Coupling, couple
+from ..passes.couple import VALUES, Coupling, couple
 from ..passes.couple import why as shortest_paths
 from ..tracer.export import Traced, trace_causal_lm
 from ..tracer.model import build_meta, load_config, resolve
@@ -25,7 +25,7 @@ class Hop:
     """One step of the answer to "why do these shrink together?".
 
     Attributes:
-        place: a dimension of a tensor, as ``name.dim``.
+        place: a dimension of a tensor, as ``name.dim``, or the integers that it holds, as ``name values``.
         axis: its axis term.
         operator: what ties it to the place before; None for the first.
         module, source, code: where that operator stands.
@@ -99,8 +99,8 @@ class Trace:
     def _hop(self, value: Value, dim: int, op: Op | None) -> Hop:
         held = {p.value: p.name for p in self.graph.parameters}
         return Hop(
-            place=f"{held.get(value, f'%{value.name}')}.{dim}",
-            axis=str(self.coupling.axes[value][dim]),
+            place=_place(held.get(value, f"%{value.name}"), dim),
+            axis=str(self.coupling.axis(value, dim)),
             operator=op.target if op else None,
             module=op.source.module if op else "",
             source=f"{op.source.file}:{op.source.line}" if op and op.source.file else "",
@@ -132,9 +132,8 @@ class Trace:
                 value, dim, atom = node
                 if atom == group.atom:
                     style = " style=filled" if value in held else ""
-                    lines.append(
-                        f"    n{numbers[node]} [label={_quote(held.get(value, value.name) + '.' + str(dim))}{style}];"
-                    )
+                    label = _quote(_place(held.get(value, value.name), dim))
+                    lines.append(f"    n{numbers[node]} [label={label}{style}];")
             lines.append("  }")
         lines += [
             f"  n{numbers[a]} -- n{numbers[b]} [label={_quote(op.target)}];" for a, b, op in network.edges(data="op")
@@ -173,6 +172,10 @@ def trace(model: str | Path, *, trust_remote_code: bool = False, progress: Progr
     progress("coupling")
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Trace(source.name, traced, couple(traced.graph), parameters)
+
+
+def _place(name: str, dim: int) -> str:
+    return f"{name} values" if dim == VALUES else f"{name}.{dim}"
 
 
 def group_line(group: Group) -> str:

@@ -7,7 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import networkx as nx
@@ -21,6 +21,9 @@ from .inner_products import head_channels
 Place = tuple[Value, int]
 """A dimension of a value."""
 
+VALUES = -1
+"""Stands for a dimension where not the places of a tensor are units but the integers that it holds."""
+
 
 @dataclass(frozen=True)
 class Coupling:
@@ -31,12 +34,18 @@ class Coupling:
         axes: every value -> the axis term of each of its dimensions.
         groups: name -> group, in the order of the parameters.
         unknown: operators that have no rule, with what they froze.
+        positions: integer tensors whose values are positions of an axis, and that axis.
     """
 
     graph: Graph
     axes: Mapping[Value, tuple[Axis, ...]]
     groups: Mapping[str, Group]
     unknown: tuple[Op, ...] = ()
+    positions: Mapping[Value, Axis] = field(default_factory=dict)
+
+    def axis(self, value: Value, dim: int) -> Axis:
+        """The axis of a dimension, or of the integers that a tensor holds (``VALUES``)."""
+        return self.positions[value] if dim == VALUES else self.axes[value][dim]
 
     @cached_property
     def by_atom(self) -> Mapping[int, Group]:
@@ -51,7 +60,8 @@ class Coupling:
     def network(self) -> nx.Graph:
         """Axis occurrences, tied by the operators.
 
-        Nodes are ``(value, dim, atom)`` for atoms that occur in a parameter, edges carry the ``op`` that tied them.
+        Nodes are ``(value, dim, atom)`` for atoms that occur in a parameter, edges carry the ``op`` that tied them; the
+        dimension is ``VALUES`` where a router's picks name units.
         Its connected components are the coupled groups.
         """
         network = nx.Graph()
@@ -70,11 +80,11 @@ class Coupling:
         return network
 
     def _nodes(self, value: Value, atoms: set[int]) -> list[tuple[Value, int, int]]:
+        places = list(enumerate(self.axes[value]))
+        if value in self.positions:
+            places.append((VALUES, self.positions[value]))
         return [
-            (value, dim, atom.id)
-            for dim, axis in enumerate(self.axes[value])
-            for atom in dict.fromkeys(atoms_of(axis))
-            if atom.id in atoms
+            (value, dim, atom.id) for dim, axis in places for atom in dict.fromkeys(atoms_of(axis)) if atom.id in atoms
         ]
 
 
@@ -91,7 +101,8 @@ def couple(graph: Graph) -> Coupling:
     values = list(dict.fromkeys([*order, *graph.all_values()]))
     solution = eq.axes.solve(axis for value in values for axis in eq.of(value))
     axes = {value: tuple(solution.term(axis) for axis in eq.of(value)) for value in values}
-    return Coupling(graph, axes, _groups(graph, axes, solution, _minima(eq, solution)), unknown)
+    positions = {value: solution.term(axis) for value, axis in eq.positions.items()}
+    return Coupling(graph, axes, _groups(graph, axes, solution, _minima(eq, solution)), unknown, positions)
 
 
 def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:

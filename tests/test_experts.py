@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fxprune.backends.graph_module import raise_graph
 from fxprune.ir import RequestError
 from fxprune.ir.graph import Graph
 from fxprune.ir.groups import Group, Kind
-from fxprune.passes.couple import Coupling, couple
+from fxprune.passes.couple import VALUES, Coupling, couple, why
 from fxprune.passes.shrink import make_plan, rewrite
 from fxprune.tracer.export import Traced, trace_causal_lm, trace_model
 
@@ -139,3 +140,19 @@ def test_positions_that_do_more_than_look_up_freeze_the_axis(use: str, reason: s
         assert group.frozen is None
     else:
         assert (group.frozen or "").startswith(reason)
+
+
+def test_the_network_says_why_an_expert_goes_with_its_router_row() -> None:
+    coupling = couple(trace_causal_lm(tiny_model("mixtral", device="meta")).graph)
+    path = why(coupling, "model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.down_proj")[
+        "model.layers.0.mlp:experts"
+    ]
+    packets = [op.packet for _, _, op in path if op is not None]
+    assert packets[0] == "aten.linear"
+    assert "aten.topk" in packets
+    assert packets[-1] == "aten.index"
+    assert [dim for value, dim, _ in path if dim == VALUES and value in coupling.positions], "through the picks"
+    parts = [{atom for _, _, atom in part} for part in nx.connected_components(coupling.network)]
+    assert all(len(atoms) == 1 for atoms in parts)
+    assert {group.atom for group in experts(coupling)} <= {atom for (atom,) in parts}
+    assert len(parts) == len({atom for (atom,) in parts}), "a group is one component"
