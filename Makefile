@@ -7,6 +7,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 OUT    ?= out/demo
+# Processes that run tests, with one thread each: on small models torch's threads mostly wait for one another.
+WORKERS ?= 2
+test: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test lint format clean
 
@@ -14,7 +17,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/fxprune demo --out $(OUT) --force
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 # mypy and import-linter want the package under its own name, whatever this checkout is called.
 lint: $(VENV)/dev.stamp

@@ -503,7 +503,9 @@ MESSAGES: list[tuple[Callable[[], Contributions], type[FxpruneError], str, str]]
 ]
 
 
-@pytest.mark.parametrize(("request_", "kind", "message", "hint"), MESSAGES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("request_", "kind", "message", "hint"), MESSAGES, ids=lambda value: value[:40] if isinstance(value, str) else None
+)
 def test_messages(request_: Callable[[], Contributions], kind: type[FxpruneError], message: str, hint: str) -> None:
     with pytest.raises(FxpruneError) as caught:
         request_()

@@ -12,7 +12,7 @@ from fxprune.tracer.export import trace_causal_lm
 from .equivalence import TOLERANCE, difference, random_units
 from .families.causal_lm import NOT_TRACED, WITHOUT, inputs, names, tiny_model
 
-SAMPLED = 9
+SAMPLED = 5
 """Every so many names run by default, the others under the marker ``slow``."""
 
 ROWS = [

@@ -23,13 +23,14 @@ from .families.causal_lm import (
     tiny_model,
 )
 
-SAMPLED = 18
-"""Every so many families by default, the others in as many parts under the marker ``slow``."""
+PARTS_OF = 20
+BY_DEFAULT = 4
+"""Parts of the families that run by default, the others under the marker ``slow``."""
 
 FAMILIES = [name for name in names() if name not in NOT_TRACED and name not in NOT_SAVED]
 PARTS = [
-    pytest.param(FAMILIES[part::SAMPLED], marks=() if part == 0 else pytest.mark.slow, id=f"part{part}")
-    for part in range(SAMPLED)
+    pytest.param(FAMILIES[part::PARTS_OF], marks=() if part < BY_DEFAULT else pytest.mark.slow, id=f"part{part}")
+    for part in range(PARTS_OF)
 ]
 
 

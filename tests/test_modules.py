@@ -98,7 +98,7 @@ def test_the_smaller_module_equals_the_original_with_zeros(name: str, batch: int
     assert float((expected - got).abs().max() / expected.abs().max()) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", NORMALISED)
+@pytest.mark.parametrize("name", sorted(NORMALISED))
 def test_under_a_norm_the_smaller_module_equals_its_graph(name: str) -> None:
     _, result = pruned(name)
     assert result.worst_difference <= TOLERANCE

@@ -20,11 +20,11 @@ from .families.other import NOT_TRACED, ROWS, WITHOUT, inputs, tiny_model
 from .test_families import EXPECTED, cuts
 
 DEFAULT = {
-    "bert", "deberta-v2", "modernbert", "roberta", "bart", "t5", "whisper",
-    "dinov2", "segformer", "swin", "vit", "clip", "altclip",
-    "bit", "convnextv2", "efficientnet", "resnet", "audio-spectrogram-transformer", "wav2vec2", "patchtst",
+    "bert", "deberta-v2", "electra", "modernbert", "roberta", "bart", "marian", "t5", "whisper",
+    "beit", "dinov2", "segformer", "swin", "vit", "clip", "siglip", "altclip",
+    "bit", "convnextv2", "efficientnet", "regnet", "resnet", "audio-spectrogram-transformer", "wav2vec2", "patchtst",
 }  # fmt: skip
-"""Rows that run by default, a sixth with some of every kind; the others run under the marker ``slow``."""
+"""Rows that run by default, a fifth with some of every kind; the others run under the marker ``slow``."""
 
 NORMALISED = {"bit", "convnextv2"}
 """Rows with a normalisation over every group, so that removing is never zeroing; they are checked as modules."""
