@@ -50,7 +50,20 @@ class {name}(transformers.{name}):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         replay(self, config.fxprune)
-{absent}'''
+{absent}
+    # transformers looks at the module that defines a class for both; here the original's answers hold.
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        return transformers.{name}.is_custom_code()
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return transformers.{name}._can_set_experts_implementation()
+'''
+
+ORIGINAL = ("is_custom_code", "_can_set_experts_implementation")
+"""What the file answers as the original class does."""
 
 ABSENT = ' The modules under "absent" go.'
 TAKE_OUT = "        take_out(self, config.fxprune)\n"
@@ -149,4 +162,5 @@ def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         replay(self, getattr(config, ENTRY))
         take_out(self, getattr(config, ENTRY))
 
-    return type(base.__name__, (base,), {"__init__": __init__, "__module__": __name__})
+    answers = {name: getattr(base, name) for name in ORIGINAL}  # bound to the original
+    return type(base.__name__, (base,), {"__init__": __init__, "__module__": __name__, **answers})

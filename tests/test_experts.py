@@ -93,6 +93,16 @@ def test_an_artifact_has_fewer_experts_and_enough_of_them(tmp_path: Path) -> Non
     assert AutoModelForCausalLM.from_pretrained(out).config.num_local_experts == 2
 
 
+def test_widths_per_layer_run_by_the_implementation_of_the_original(tmp_path: Path) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path / "source")
+    applied = apply(tmp_path / "source", "random{heads=off}", ratio=0.4, layers=(1, 2), out=tmp_path / "out")
+    assert applied.saved is not None
+    assert applied.saved.form == "free"
+    original = AutoModelForCausalLM.from_pretrained(tmp_path / "source")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert loaded.get_experts_implementation() == original.get_experts_implementation()
+
+
 def test_a_plan_that_keeps_too_few_is_refused() -> None:
     coupling = couple(trace_causal_lm(tiny_model("mixtral", device="meta")).graph)
     with pytest.raises(RequestError, match=r"keeps 1 units of .*experts, of which every token needs 2"):

@@ -171,7 +171,6 @@ SAVED_WITH: dict[str, str] = {
     **dict.fromkeys(("big_bird", "ctrl", "deepseek_v4", "hy_v4", "inkling2_text", "moshi"), "heads=kv"),
     **dict.fromkeys(("musicgen", "musicgen_melody", "prophetnet", "xglm", "xlnet"), "heads=kv"),
     "codegen": "heads=query",  # the four parts that its heads come in are written in its code
-    "falcon_h1": "heads=off,channels=true",  # its buffer is computed only where no file beside the weights defines it
     "roc_bert": "heads=kv",  # with half the residual width a plain configuration with other heads is nearly the same
     "trocr": "heads=off",  # its code takes the width of all heads to be the residual width
 }
