@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fxprune.ir import FxpruneError
 from fxprune.tracer.export import trace_model
@@ -22,6 +23,12 @@ class Inner(nn.Module):
             return x
         if self.trouble == "noise":
             return x + torch.randn_like(x)
+        if self.trouble == "dropout":
+            return functional.dropout(x, 0.5, training=True)
+        if self.trouble == "attention":
+            return functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
+        if self.trouble == "dropout of nothing":
+            return functional.dropout(x, 0.0, training=True)
         return x.relu()
 
 
@@ -40,6 +47,8 @@ class Outer(nn.Module):
     [
         ("branch", r"torch.export cannot trace Outer, at inner \(tests/test_blame.py:\d+\): "),
         ("noise", r"Outer draws random numbers as it runs \(aten.randn_like at inner tests/test_blame.py:\d+\)"),
+        ("dropout", r"Outer draws random numbers as it runs \(aten.dropout at inner "),
+        ("attention", r"Outer draws random numbers as it runs \(aten.scaled_dot_product_attention at inner "),
     ],
 )
 def test_it_is_refused_where_it_stands(trouble: str, message: str) -> None:
@@ -47,5 +56,6 @@ def test_it_is_refused_where_it_stands(trouble: str, message: str) -> None:
         trace_model(Outer(trouble).eval(), {"x": torch.zeros(3, 4)})
 
 
-def test_nothing_else_is() -> None:
-    assert trace_model(Outer("").eval(), {"x": torch.zeros(3, 4)}).graph.ops
+@pytest.mark.parametrize("harmless", ["", "dropout of nothing"])
+def test_nothing_else_is(harmless: str) -> None:
+    assert trace_model(Outer(harmless).eval(), {"x": torch.zeros(3, 4)}).graph.ops

@@ -22,6 +22,11 @@ randperm rrelu_with_noise uniform uniform_
 DRAWS = frozenset(f"aten.{name}" for name in _NAMES.split())
 """Operators that draw random numbers."""
 
+_SWITCHES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "feature_alpha_dropout": 2, "native_dropout": 2}
+_SWITCHES |= {"rrelu": 3, "scaled_dot_product_attention": 4}
+SWITCHES = {f"aten.{name}": position for name, position in _SWITCHES.items()}
+"""Operators that draw when this argument of theirs, counted from 0, is true or above zero."""
+
 
 def blamed(error: BaseException, model: nn.Module) -> str:
     """``module (file:line)`` of the innermost frame of the model's own code in an error's traceback; "" for none."""
@@ -49,6 +54,7 @@ def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
 def drawing(graph: Graph) -> str:
     """The first operator of a graph that draws random numbers, with its place; "" when none does."""
     for op in graph.ops:
-        if op.packet in DRAWS:
+        switch = op.args[SWITCHES[op.packet] :][:1] if op.packet in SWITCHES else ()
+        if op.packet in DRAWS or any(switch):
             return f"{op.target} at {op.source}" if str(op.source) else op.target
     return ""

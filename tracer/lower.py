@@ -27,8 +27,10 @@ _PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_
 
 _IDENTITIES = frozenset({
     "aten.alias", "aten.contiguous", "aten.clone", "aten.detach", "aten.detach_", "aten.lift_fresh",
-    "aten.lift_fresh_copy", "aten.dropout", "aten.feature_dropout", "aten.positive",
+    "aten.lift_fresh_copy", "aten.positive",
 })  # fmt: skip
+_DROPOUTS = frozenset(f"aten.{kind}dropout" for kind in ("", "feature_", "alpha_", "feature_alpha_"))
+"""Identities, but for those that a forward asks to drop whether it is trained or not."""
 _CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.float", "aten.double", "aten.half", "aten.bool"})
 _RANDOM = frozenset({"aten.rand", "aten.randn", "aten.rand_like", "aten.randn_like", "aten.bernoulli", "aten.randint"})
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
@@ -145,7 +147,8 @@ class _Lowering:
     def _operator(self, node: fx.Node, target: str, args: list[Any], kwargs: dict[str, Any], prefix: str) -> Any:
         packet = ".".join(target.split(".")[:2])
         made: Any = node.meta.get("val")
-        if packet in _IDENTITIES and isinstance(args[0], Value):
+        identity = packet in _IDENTITIES or (packet in _DROPOUTS and not all(args[1:3]))
+        if identity and isinstance(args[0], Value):
             return args[0]
         if packet in _CASTS:
             dtype = DType(_DTYPES[made.dtype])
