@@ -200,6 +200,9 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--text", metavar="FILE", help="held-out text (needed unless one of the models is demo)")
     parser.add_argument("--window", type=int, default=128, metavar="N", help="tokens in a window (default: 128)")
     parser.add_argument("--windows", type=int, metavar="N", help="read the first N windows (default: all)")
+    parser.add_argument(
+        "--allow-overlap", action="store_true", help="measure on text that a model was calibrated or trained on, too"
+    )
     _add_code_option(parser)
     _add_pickle_option(parser)
 
@@ -306,6 +309,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             arguments.text,
             window=arguments.window,
             windows=arguments.windows,
+            allow_overlap=arguments.allow_overlap,
             trust_remote_code=arguments.trust_remote_code,
             allow_pickle=arguments.allow_pickle,
             progress=progress,

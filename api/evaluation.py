@@ -16,8 +16,8 @@ from ..passes.measure import Perplexity, Speed, Step, parameter_count, perplexit
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
 from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, load_tokenizer, resolve
-from ..tracer.text import Text, from_string, load_text
 from .progress import Progress, silent
+from .texts import refuse_overlap, text_of
 
 MODEL_FILE = "model.onnx"
 DECODED = 32
@@ -72,6 +72,7 @@ def evaluate(
     windows: int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    allow_overlap: bool = False,
     progress: Progress = silent,
 ) -> list[Measurement]:
     """Measure models: perplexity over non-overlapping windows, size, and speed.
@@ -85,11 +86,12 @@ def evaluate(
         windows: how many; all that the text holds when None.
         trust_remote_code: whether a model's own code may run.
         allow_pickle: whether weights may be read from a pickle.
+        allow_overlap: whether a model may be measured on text that it was calibrated or trained on.
         progress: told what is going on.
 
     Raises:
-        RequestError: a model or text that cannot be read, a text shorter than the windows asked for, or a window longer
-            than a model's context.
+        RequestError: a model or text that cannot be read, a text shorter than the windows asked for, a window longer
+            than a model's context, or text that a model has seen.
         FxpruneError: a perplexity that is not finite.
     """
     names = [models] if isinstance(models, str | Path) else list(models)
@@ -101,21 +103,30 @@ def evaluate(
         resolve(name, weights=not _is_onnx(name), trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         for name in names
     ]
-    return [_measure(source, text, window, windows, progress) for source in sources]
+    contexts = [_context(source, window) for source in sources]
+    read = []
+    for source in sources:
+        progress(f"{source.name}: reading the text")
+        found = text_of(None if text is None else str(text), "evaluation", load_tokenizer(source))
+        read.append(found.windows(window, windows))
+        if not allow_overlap:
+            refuse_overlap(source, read[-1], found)
+    return [_measure(*each, progress) for each in zip(sources, read, contexts, strict=True)]
 
 
-def _measure(
-    source: Source, text: str | Path | None, window: int, windows: int | None, progress: Progress
-) -> Measurement:
-    config = load_config(source).get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or window
+def _context(source: Source, window: int) -> int:
+    """How many tokens a model reads."""
+    context: int = getattr(load_config(source).get_text_config(), "max_position_embeddings", None) or window
     if window > context:
         raise RequestError(
             f"a window of {window} tokens is longer than the context of {source.name!r}, {context}",
             f"give --window {context} or less",
         )
-    progress(f"{source.name}: reading the text")
-    ids = _read(text, source).windows(window, windows)
+    return context
+
+
+def _measure(source: Source, ids: torch.Tensor, context: int, progress: Progress) -> Measurement:
+    config, window = load_config(source).get_text_config(), ids.shape[1]
     progress(f"{source.name}: loading")
     runnable = _open_onnx(source) if _is_onnx(source.directory) else _open_torch(source)
     progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")
@@ -137,15 +148,6 @@ def _measure(
 def _macs(module: torch.nn.Module, window: int) -> int:
     ids = torch.zeros(1, window, dtype=torch.long, device=next(module.parameters()).device)
     return macs(trace_model(module, {"input_ids": ids, "use_cache": False}).graph)
-
-
-def _read(text: str | Path | None, source: Source) -> Text:
-    tokenizer = load_tokenizer(source)
-    if text is not None:
-        return load_text(str(text), tokenizer)
-    from ..demo import text as built_in
-
-    return from_string("built-in evaluation text", built_in("evaluation"), tokenizer)
 
 
 def _is_onnx(directory: str | Path) -> bool:

@@ -23,7 +23,7 @@ from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.plan import Plan
 from ..ir.verifier import verify
-from ..passes.base import Corpus, Pass, State
+from ..passes.base import Pass, State
 from ..passes.couple import Coupling, couple
 from ..passes.in_code import freeze_computed
 from ..passes.lora import Adapter
@@ -35,12 +35,13 @@ from ..passes.rehearsal import tensors_by_name
 from ..passes.replay import Replay
 from ..passes.shrink import extents_by_module
 from ..tracer.export import Traced, trace_causal_lm
-from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, load_tokenizer, resolve
-from ..tracer.text import from_string, load_text
+from ..tracer.fingerprints import Noted
+from ..tracer.model import Source, build_meta, load_config, load_model, resolve
 from .printing import check_printing, printer
 from .progress import Progress, silent
 from .replay import Recorded, read_recorded
 from .streams import open_stream, stored
+from .texts import CALIBRATION, RECOVERY, TEXTS, Entries, noted, read_so_far, record_of
 
 RECOVER = "recover"
 ADAPTER = "adapter"
@@ -75,6 +76,7 @@ class Applied:
         groups: those that lost units.
         steps: passes and analyses with their times.
         report: what the passes recorded, by pass name.
+        texts: fingerprints of what was read, so that no text is measured on that a model has seen.
         saved: what was written; None in a dry run.
     """
 
@@ -86,6 +88,7 @@ class Applied:
     groups: tuple[GroupChange, ...]
     steps: tuple[Step, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
+    texts: Entries = field(default_factory=list)
     saved: Saved | None = None
 
     @property
@@ -117,6 +120,7 @@ class Applied:
                 name: {key: value for key, value in entry.items() if key != "seconds"}
                 for name, entry in self.report.items()
             },
+            TEXTS: self.texts,
         }
 
 
@@ -225,23 +229,19 @@ class _Work:
             self.state.execute = self.execute
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
+        self.texts: dict[str, Noted | None] = {}
 
     def read_texts(self, pipeline: Sequence[Pass], calib: str | Path | None, data: str | Path | None) -> None:
         """Tokenise what the passes will read; nothing when no pass reads weights."""
         if not any(step.needs_weights for step in pipeline):
             return
         self.progress("reading texts")
-        self.state.calibration = self._text(calib, "calibration")
-        self.state.data = self._text(data, "recovery")
+        self.texts = {part: noted(spec, part, self.source) for part, spec in ((CALIBRATION, calib), (RECOVERY, data))}
+        self.state.calibration, self.state.data = self.texts[CALIBRATION], self.texts[RECOVERY]
 
-    def _text(self, spec: str | Path | None, part: str) -> Corpus | None:
-        if spec is not None:
-            return load_text(str(spec), load_tokenizer(self.source))
-        if self.source.name != DEMO:
-            return None
-        from ..demo import text as built_in
-
-        return from_string(f"built-in {part} text", built_in(part), load_tokenizer(self.source))
+    def _read(self) -> Entries:
+        replayed = self.recorded.record if self.recorded is not None else {}
+        return read_so_far(self.texts, record_of(self.source.directory), replayed)
 
     def run(self, pipeline: Sequence[Pass], show: Callable[[Step, State], None]) -> Applied:
         def between(step: Step, state: State) -> None:
@@ -258,7 +258,9 @@ class _Work:
         parameters = (self.before, parameter_count(self.state.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
         report = {name: _plain(entry) for name, entry in self.state.report.items()}
-        return Applied(self.source.name, text, options, "", parameters, self._changes(), steps, report)
+        return Applied(
+            self.source.name, text, options, "", parameters, self._changes(), steps, report, texts=self._read()
+        )
 
     def _couple(self, graph: Graph) -> Coupling:
         """The coupling of an artifact: units along which its own code computes values are frozen."""

@@ -22,7 +22,7 @@ import onnxruntime
 from torch.nn import Module
 
 from ..ir.errors import RequestError
-from .artifact import RECORD, atomic_directory, check_target, write_json
+from .artifact import RECORD, atomic_directory, check_target, read_record, write_json
 from .genai import write_genai_config
 from .onnx_check import TOLERANCE, Agreement, check_onnx
 from .onnx_layout import LAYOUTS, Layout
@@ -164,7 +164,9 @@ def export_onnx(
             growth=growth,
             growth_tolerance=GROWTH.get(dtype),
         )
-        write_json(staging / RECORD, report.as_json())
+        # What the source was calibrated and trained on, the export was too.
+        made = read_record(source) if (source / RECORD).is_file() else {}
+        write_json(staging / RECORD, {**report.as_json(), **{key: made[key] for key in ("texts",) if key in made}})
     return report
 
 

@@ -15,11 +15,10 @@ import logging
 import math
 import os
 import platform
-import re
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ PAPER = {
 """LLM-Pruner's own code on llama-7m, layers 1:7, ratios 0.25 and 0.6: perplexity on TEXTS."""
 
 PAPER_MODEL = "llama-7m"
+PAPER_WINDOWS = 200
 PAPER_CALIBRATION = "bookcorpus"
 PAPER_PIPELINES = (
     "taylor{target=params:TARGET}",
@@ -49,13 +49,23 @@ PAPER_PIPELINES = (
 )
 
 SCORES_MODELS = ("stories260k", "tinystories-656k", "babyllama-1m", "llama-7m")
-SCORES_TARGETS = (0.8, 0.6)
-SCORES = (
-    "wanda{BUDGET,by=uniform}", "wanda{BUDGET,by=global}", "flap{BUDGET,by=uniform}", "flap{BUDGET,by=global}",
-    "fisher{BUDGET,by=global}", "obs{BUDGET,by=global}",
-)  # fmt: skip
+SCORES_TARGETS = (0.9, 0.8, 0.7, 0.5)
+SEARCH_TARGETS = (0.8, 0.6)
 BUDGET = "target=params:TARGET,samples=32,seed=SEED"
 REFIT = ",compensate{samples=32,seed=SEED}"
+PAPER_COLUMN = "LLM-Pruner's taylor, as cut"
+SCORES = {
+    PAPER_COLUMN: f"taylor{{{BUDGET}}}",
+    **{
+        f"{score} {way}": f"{score}{{{BUDGET},by={way}}}{REFIT}"
+        for score in ("wanda", "flap", "fisher", "obs")
+        for way in ("uniform", "global")
+    },
+}
+PEERS = ("wanda", "flap")
+SEARCH = {
+    f"fisher {way}": f"fisher{{target=params:TARGET,by={way},samples=10,seed=SEED}}" for way in ("uniform", "search")
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class Run:
     calibration: str
     texts: tuple[str, ...]
     target: float
+    column: str
     pipeline: str
     seed: int | None = None
 
@@ -82,22 +93,22 @@ class Run:
 
 
 def runs(seeds: int) -> Iterator[Run]:
-    """Everything, the cheapest parts first."""
+    """Everything, the cheapest parts first; a seed is finished before the next one begins."""
     for model in SCORES_MODELS:
         texts = TEXTS if model == PAPER_MODEL else TEXTS[:1]
-        for target in SCORES_TARGETS:
-            for score in SCORES:
-                for seed in range(1 if model == PAPER_MODEL else seeds):
-                    yield Run("scores", model, texts[0], texts, target, score.replace("BUDGET", BUDGET) + REFIT, seed)
+        calibration = PAPER_CALIBRATION if model == PAPER_MODEL else TEXTS[0]
+        for seed in range(seeds):
+            for target in SCORES_TARGETS:
+                for column, pipeline in SCORES.items():
+                    yield Run("scores", model, calibration, texts, target, column, pipeline, seed)
     for target in PAPER:
         for pipeline in PAPER_PIPELINES:
-            yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline)
+            yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
     for model in SCORES_MODELS[:3]:
-        for target in SCORES_TARGETS:
-            for way in ("uniform", "search"):
+        for target in SEARCH_TARGETS:
+            for column, pipeline in SEARCH.items():
                 for seed in range(seeds):
-                    pipeline = f"fisher{{target=params:TARGET,by={way},samples=10,seed=SEED}}"
-                    yield Run("search", model, TEXTS[0], TEXTS[:1], target, pipeline, seed)
+                    yield Run("search", model, TEXTS[0], TEXTS[:1], target, column, pipeline, seed)
 
 
 class Bench:
@@ -127,18 +138,26 @@ class Bench:
             self._known[key] = load_text(str(self.text / f"{text}-{part}.txt"), self.of(name)[1])
         return self._known[key]
 
-    def losses(self, name: str, model: Any, texts: tuple[str, ...]) -> list[float]:
+    def losses(self, run: Run, model: Any) -> list[float]:
         """Log-perplexity on each evaluation text."""
         from fxprune.passes.measure import perplexity
 
-        windows = [self.corpus(name, text, "eval").windows(128, self.windows) for text in texts]
+        count = PAPER_WINDOWS if run.part == "paper" else self.windows
+        windows = [self.corpus(run.model, text, "eval").windows(128, count) for text in run.texts]
         return [perplexity(model, tokens).nll for tokens in windows]
 
-    def dense(self, name: str, texts: tuple[str, ...]) -> list[float]:
-        if ("dense", name) not in self._known:
-            self._known["dense", name] = self.losses(name, self.of(name)[0], texts)
-        found: list[float] = self._known["dense", name]
-        return found
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+    def remember_scores(self, run: Run, pipeline: Sequence[Any]) -> None:
+        """Scores do not depend on the budget or on how it is shared out: computed for the first of them."""
+        first = pipeline[0]
+        if run.part == "scores":
+            compute = first.scores
+            key = ("scores", run.model, repr(replace(first, target=None, by="uniform")))
+            object.__setattr__(first, "scores", lambda groups, state: self.once(key, lambda: compute(groups, state)))
 
     def run(self, run: Run) -> Row:
         from fxprune.ir.verifier import verify
@@ -151,12 +170,14 @@ class Bench:
         whole, _, traced = self.of(run.model)
         calibration = self.corpus(run.model, run.calibration, "calib")
         state = State(traced.graph, copy.deepcopy(whole), example=traced.example, calibration=calibration)
+        pipeline = parse_pipeline([run.text], PASSES)
+        self.remember_scores(run, pipeline)
         started = time.perf_counter()
-        run_pipeline(parse_pipeline([run.text], PASSES), state, analyses=ANALYSES, verify=verify)
+        run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify)
         seconds = time.perf_counter() - started
         kept = parameter_count(state.model) / parameter_count(whole)
-        losses = self.losses(run.model, state.model, run.texts)
-        return {"kept": kept, "losses": losses, "dense": self.dense(run.model, run.texts), "seconds": seconds}
+        dense = self.once(("dense", run.part, run.model), lambda: self.losses(run, whole))
+        return {"kept": kept, "losses": self.losses(run, state.model), "dense": dense, "seconds": seconds}
 
 
 def increase(row: Row) -> float:
@@ -188,34 +209,54 @@ def paper_table(rows: dict[str, Row], seeds: int) -> list[str]:
     return lines
 
 
-def cell(found: list[float]) -> str:
+def cell(found: list[float], digits: int = 3) -> str:
     """Mean and half the range."""
-    spread = f" ± {(max(found) - min(found)) / 2:.3f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.3f}{spread}" if found else ""
+    spread = f" ± {(max(found) - min(found)) / 2:.{digits}f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.{digits}f}{spread}" if found else ""
 
 
-def grouped(rows: dict[str, Row], part: str, seeds: int) -> dict[tuple[str, float, str], list[float]]:
-    """(model, budget, pipeline) -> increases over the seeds."""
-    found: dict[tuple[str, float, str], list[float]] = {}
+def grouped(rows: dict[str, Row], part: str, seeds: int) -> dict[tuple[str, float], dict[str, list[Row]]]:
+    """(model, budget) -> column -> rows of the seeds."""
+    found: dict[tuple[str, float], dict[str, list[Row]]] = {}
     for run in runs(seeds):
         if run.part == part and run.key in rows:
-            found.setdefault((run.model, run.target, run.pipeline), []).append(increase(rows[run.key]))
+            found.setdefault((run.model, run.target), {}).setdefault(run.column, []).append(rows[run.key])
     return found
 
 
-def scores_table(rows: dict[str, Row], part: str, seeds: int) -> list[str]:
-    found = grouped(rows, part, seeds)
-    names = list(dict.fromkeys(re.sub(r"\{.*?by=(\w+).*", r" \1", pipeline) for _, _, pipeline in found))
-    lines = [f"| model | kept | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
-    for model, target in dict.fromkeys((model, target) for model, target, _ in found):
-        values = {
-            re.sub(r"\{.*?by=(\w+).*", r" \1", p): v for (m, t, p), v in found.items() if (m, t) == (model, target)
-        }
-        means = {name: statistics.mean(value) for name, value in values.items()}
-        best = min(means, key=lambda name: means[name])
-        cells = [f"**{cell(values[n])}**" if n == best else cell(values.get(n, [])) for n in names]
+def increases_table(rows: dict[str, Row], part: str, seeds: int, columns: Sequence[str]) -> list[str]:
+    """Models and budgets down, pipelines across; the least in bold."""
+    lines = [f"| model | kept | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    for (model, target), found in grouped(rows, part, seeds).items():
+        values = {column: [increase(row) for row in found[column]] for column in found}
+        best = min(values, key=lambda column: statistics.mean(values[column]))
+        cells = [f"**{cell(values[c])}**" if c == best else cell(values.get(c, [])) for c in columns]
         lines.append(f"| {model} | {target} | {' | '.join(cells)} |")
     return lines
+
+
+def perplexities_table(rows: dict[str, Row], seeds: int) -> list[str]:
+    """Of the model with several evaluation texts, text by text."""
+    lines = [f"| kept | pipeline | {' | '.join(TEXTS)} |", "|---|---|" + "---|" * len(TEXTS)]
+    for (model, target), found in grouped(rows, "scores", seeds).items():
+        for column, of_seeds in found.items() if model == PAPER_MODEL else ():
+            by_text = zip(*([math.exp(loss) for loss in row["losses"]] for row in of_seeds), strict=True)
+            lines.append(f"| {target} | {column} | {' | '.join(cell(list(v), 2) for v in by_text)} |")
+    return lines
+
+
+def verdict(rows: dict[str, Row], seeds: int) -> str:
+    """Whether obs is ever worse than both of its peers, of all ways to share the budget out."""
+    cells, worse = 0, []
+    for (model, target), found in grouped(rows, "scores", seeds).items():
+        means = {column: statistics.mean(increase(row) for row in rows_) for column, rows_ in found.items()}
+        peers = [value for column, value in means.items() if column.startswith(PEERS)]
+        cells += 1
+        if means["obs global"] > min(peers):
+            worse.append(f"{model} at {target}")
+    return f"of {cells} models and ratios, obs global is above the best of the four peers' columns in {len(worse)}" + (
+        f": {', '.join(worse)}" if worse else ""
+    )
 
 
 def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
@@ -226,8 +267,10 @@ def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
         "WINDOWS": str(windows),
         "SEEDS": str(seeds),
         "PAPER": "\n".join(paper_table(rows, seeds)),
-        "SCORES": "\n".join(scores_table(rows, "scores", seeds)),
-        "SEARCH": "\n".join(scores_table(rows, "search", seeds)),
+        "SCORES": "\n".join(increases_table(rows, "scores", seeds, tuple(SCORES))),
+        "VERDICT": verdict(rows, seeds),
+        "PERPLEXITIES": "\n".join(perplexities_table(rows, seeds)),
+        "SEARCH": "\n".join(increases_table(rows, "search", seeds, tuple(SEARCH))),
     }
     for name, text in facts.items():
         head = head.replace(f"@{name}@", text)
@@ -242,8 +285,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the page to write")
     parser.add_argument("--part", choices=("paper", "scores", "search"), help="run one part only")
     parser.add_argument("--only", default="", help="run models whose name contains this")
-    parser.add_argument("--seeds", type=int, default=3, help="calibration draws of the small models")
-    parser.add_argument("--windows", type=int, default=200, help="evaluation windows of 128 tokens of each text")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration windows")
+    parser.add_argument("--windows", type=int, default=100, help="evaluation windows of 128 tokens of each text")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,86 @@
+"""The texts of a run: what it may read, what it has read, and that no model is measured on that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backends.artifact import RECORD, read_record
+from ..ir.errors import RequestError
+from ..tracer.fingerprints import Fingerprint, Noted, overlap
+from ..tracer.model import DEMO, Source, load_tokenizer
+from ..tracer.text import Text, from_string, load_text
+
+TEXTS = "texts"
+"""The entry of ``fxprune.json`` that says what was read."""
+
+CALIBRATION, RECOVERY = "calibration", "recovery"
+
+Entries = list[dict[str, Any]]
+
+
+def noted(spec: str | Path | None, part: str, source: Source) -> Noted | None:
+    """A text under a model's tokenizer, which remembers what is read of it.
+
+    Args:
+        spec: as :func:`~fxprune.tracer.text.load_text` reads it; for ``demo`` its own text when None.
+        part: ``calibration`` or ``recovery``.
+        source: the model.
+
+    Raises:
+        RequestError: as :func:`~fxprune.tracer.text.load_text`.
+    """
+    if spec is None and source.name != DEMO:
+        return None
+    return Noted(text_of(None if spec is None else str(spec), part, load_tokenizer(source)))
+
+
+def text_of(spec: str | None, part: str, tokenizer: Any) -> Text:
+    """A text that the user named, or a part of the built-in one."""
+    if spec is not None:
+        return load_text(spec, tokenizer)
+    from ..demo import text as built_in
+
+    return from_string(f"built-in {part} text", built_in(part), tokenizer)
+
+
+def read_so_far(texts: Mapping[str, Noted | None], *records: Mapping[str, Any]) -> Entries:
+    """What ``fxprune.json`` keeps: the texts that were read, after those of the runs that this one builds upon."""
+    entries: Entries = [entry for record in records for entry in record.get(TEXTS) or ()]
+    for part, text in texts.items():
+        # A path would say where the text lay, not which it was.
+        found = text.fingerprint(part, Path(text.name).name) if text is not None else None
+        if found is not None:
+            entries.append(found.to_json())
+    return [entry for at, entry in enumerate(entries) if entry not in entries[:at]]
+
+
+def record_of(folder: Path) -> Mapping[str, Any]:
+    """The record of an artifact, empty for a directory that fxprune did not write."""
+    return read_record(folder) if (folder / RECORD).is_file() else {}
+
+
+def refuse_overlap(source: Source, windows: torch.Tensor, text: Text) -> None:
+    """Refuse to measure a model on text that its units were chosen on, or that it was trained on.
+
+    Args:
+        source: the model.
+        windows: what it would be measured on, ``[N, L]`` int64.
+        text: whose windows they are.
+
+    Raises:
+        RequestError: with how much is shared, and an example.
+    """
+    entries: Sequence[Mapping[str, Any]] = record_of(source.directory).get(TEXTS) or ()
+    for read in map(Fingerprint.from_json, entries):
+        found = overlap(read.passages, windows, text)
+        if found is not None:
+            raise RequestError(
+                f"'{text.name}' overlaps the {read.read_as} text '{read.name}' of {source.name}: {found.windows} of "
+                f"{len(windows)} windows share {found.passages} of its {len(read.passages):,} passages with it, "
+                f"such as {found.example!r}",
+                "give text that it has not seen, or --allow-overlap to measure all the same",
+            )
