@@ -70,7 +70,8 @@ def _add_example_option(parser: argparse._ActionsContainer) -> None:
         "--example",
         metavar="INPUTS",
         help="what a package.module:callable is called with: 'float32[2,3,224,224]', or by name "
-        "'ids=int64[2,16],mask=bool[2,16]'; the first extents are samples",
+        "'ids=int64[2,16],mask=bool[2,16]'; the first extents are samples. For a model that is no causal language "
+        "model it is made from its config when left out",
     )
 
 
@@ -133,7 +134,7 @@ def _add_apply(commands: Any) -> None:
     text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
     text.add_argument("--calib", metavar="TEXT", help="what scores are computed on")
     text.add_argument("--data", metavar="TEXT", help="what recovery passes train on")
-    module = parser.add_argument_group("for package.module:callable")
+    module = parser.add_argument_group("for package.module:callable, and models that are no causal language models")
     _add_example_option(module)
     _add_loss_option(module)
     _add_output(parser, required=False)
@@ -241,7 +242,10 @@ def _trace(arguments: argparse.Namespace) -> int:
             api.refuse_options(arguments.model, {"trust_remote_code": arguments.trust_remote_code})
             traced = api.trace_target(arguments.model, arguments.example, progress=progress)
         else:
-            traced = api.trace(arguments.model, trust_remote_code=arguments.trust_remote_code, progress=progress)
+            traced = api.trace(
+                arguments.model, example=arguments.example, trust_remote_code=arguments.trust_remote_code,
+                progress=progress,
+            )  # fmt: skip
         why = traced.why(*arguments.why) if arguments.why else None
         if arguments.dot:
             traced.write_dot(arguments.dot)
@@ -266,14 +270,15 @@ def _apply(arguments: argparse.Namespace) -> int:
     with screen.working(debug=arguments.debug) as progress:
         given = {name: getattr(arguments, name) for name in _APPLY}
         others = {name: getattr(arguments, name) for name in _APPLY_MODEL}
-        if api.is_named_module(arguments.model, arguments.example, loss=arguments.loss):
+        if api.is_named_module(arguments.model, arguments.example):
             api.refuse_options(arguments.model, {**others, "form": arguments.form != "auto"})
             pruned = api.prune_target(
                 arguments.model, arguments.example, arguments.passes, loss=arguments.loss, progress=progress, **given
             )
             data, table = pruned.to_json(), lambda: tables.pruned(pruned)
         else:
-            applied = api.apply(arguments.model, arguments.passes, progress=progress, **given, **others)
+            called = {"example": arguments.example, "loss": arguments.loss}
+            applied = api.apply(arguments.model, arguments.passes, progress=progress, **given, **others, **called)
             data, table = applied.to_json(), lambda: tables.applied(applied)
     _emit(arguments, data, table)
     return 0

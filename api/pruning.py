@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from ..backends.artifact import check_target, clear_leftovers, write_json
-from ..backends.graph_module import constants_of, raise_graph
+from ..backends.graph_module import constants_of
 from ..backends.huggingface import Form, Saved, save
 from ..backends.stand_ins import played
 from ..backends.streaming import DTYPES
-from ..backends.verify import Reference
 from ..ir.errors import RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
@@ -34,9 +33,11 @@ from ..passes.registry import PASSES
 from ..passes.rehearsal import tensors_by_name
 from ..passes.replay import Replay
 from ..passes.shrink import extents_by_module
-from ..tracer.export import Traced, trace_causal_lm
+from ..tracer.export import Traced
 from ..tracer.fingerprints import Noted
 from ..tracer.model import Source, build_meta, load_config, load_model, resolve
+from ..tracer.module import resolve_function
+from .calling import Calling
 from .printing import check_printing, printer
 from .progress import Progress, silent
 from .replay import Recorded, read_recorded
@@ -137,6 +138,8 @@ def apply(
     target: str | None = None,
     calib: str | Path | None = None,
     data: str | Path | None = None,
+    example: str | None = None,
+    loss: str | Callable[[torch.nn.Module], torch.Tensor] | None = None,
     force: bool = False,
     dry_run: bool = False,
     form: Form = "auto",
@@ -156,6 +159,10 @@ def apply(
             ``(start, end)`` or ``"start:end"``, end exclusive; ``target`` as ``"params=0.8"``.
         calib: text that scores are computed on; the built-in one for ``demo`` when None.
         data: text that recovery trains on; the built-in one for ``demo`` when None.
+        example: what a model that is no causal language model is called with, such as
+            ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
+        loss: for such a model, what scores are computed from: takes the module and returns a scalar, or is named
+            ``package.module:function``.
         force: whether an existing ``out`` is replaced.
         dry_run: stop before recovery and writing; a config is enough when no pass reads weights.
         form: ``uniform``, ``free``, or ``auto``, which is uniform where a plain config describes the result.
@@ -186,7 +193,11 @@ def apply(
     recorded = None if plan is None else read_recorded(plan, source)
     if recorded is not None:
         pipeline = (Replay(sha256=recorded.sha256), *pipeline)
-    work = _Work(source, pipeline if weights else None, progress)
+    calling = Calling(load_config(source), example)
+    calling.check(asked, loss=loss is not None, texts=calib is not None or data is not None)
+    work = _Work(source, pipeline if weights else None, calling, progress)
+    work.state.outputs = () if calling.language else work.traced.outputs
+    work.state.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
     work.recorded = recorded
     if work.stream is not None and not dry_run:
         work.stream.identify(recorded.origin if recorded is not None else None)
@@ -204,13 +215,14 @@ def apply(
 class _Work:
     """A model on its way through a pipeline."""
 
-    def __init__(self, source: Source, pipeline: Sequence[Pass] | None, progress: Progress) -> None:
+    def __init__(self, source: Source, pipeline: Sequence[Pass] | None, calling: Calling, progress: Progress) -> None:
         """Args: source: the model. pipeline: what will run on its weights; None when they are not wanted."""
-        self.source, self.progress = source, progress
+        self.source, self.calling, self.progress = source, calling, progress
         progress(f"loading {source.name}")
-        self.config = load_config(source)
+        self.config = calling.config
         self.checkpoint = None if pipeline is None else stored(source)
-        self.stream = open_stream(source, self.config, self.checkpoint, pipeline or ())
+        streamed = self.checkpoint if calling.language else None
+        self.stream = open_stream(source, self.config, streamed, pipeline or ())
         if self.stream is not None:
             module = self.stream.module
         elif pipeline is not None:
@@ -220,7 +232,7 @@ class _Work:
         self.before = parameter_count(module)
         progress(f"tracing {source.name}")
         with self.stream.played() if self.stream is not None else nullcontext():
-            self.traced: Traced = trace_causal_lm(module)
+            self.traced: Traced = calling.trace(module)
         self.state = State(graph=self.traced.graph, model=module, example=self.traced.example, retrace=self.retrace)
         if self.stream is not None:
             self.state.weights = self.stream.reader(self.state)
@@ -233,7 +245,7 @@ class _Work:
 
     def read_texts(self, pipeline: Sequence[Pass], calib: str | Path | None, data: str | Path | None) -> None:
         """Tokenise what the passes will read; nothing when no pass reads weights."""
-        if not any(step.needs_weights for step in pipeline):
+        if not self.calling.language or not any(step.needs_weights for step in pipeline):
             return
         self.progress("reading texts")
         self.texts = {part: noted(spec, part, self.source) for part, spec in ((CALIBRATION, calib), (RECOVERY, data))}
@@ -280,10 +292,11 @@ class _Work:
         plan = _on_source(self.state.plan or Plan(), self.state.renamed)
         if self.stream is None:
             self._store_dtype()
-            reference, values, origin = self._reference(), None, self.recorded.origin if self.recorded else None
+            reference = self.calling.reference(self.state.graph, self.traced, self.state.model)
+            values, origin = None, self.recorded.origin if self.recorded else None
         else:
-            inputs = {"input_ids": self._tokens()}
-            reference, values, origin = None, self.stream.values(plan, inputs, self._graph_logits), self.stream.origin()
+            reference, origin = None, self.stream.origin()
+            values = self.stream.values(plan, self.calling.inputs, self._graph_logits)
         return save(
             self.state.model,
             out,
@@ -313,7 +326,7 @@ class _Work:
     def retrace(self, module: torch.nn.Module) -> Graph:
         """Trace what a pass made of the model; the extents that changed before are remembered."""
         self.quantities |= self._changed_extents()
-        self.traced = trace_causal_lm(module)
+        self.traced = self.calling.trace(module)
         self.state.example = self.traced.example
         return self.traced.graph
 
@@ -321,44 +334,18 @@ class _Work:
         return extents_by_module(self.traced.graph, self.state.graph).get("", frozenset())
 
     def execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of a graph and of a module that share their weights, on the same random tokens, in float32."""
-        ids = self._tokens()
+        """The outputs of a graph and of a module that share their weights, on the same inputs, in float32."""
         if self.stream is not None:
             stand_ins = self.stream.stand_ins
             with played():
-                expected = self._run_graph(graph, module, ids, stand_ins.tensors(module))
-            return expected, stand_ins.logits(module, {"input_ids": ids})
-        with torch.no_grad():
-            return self._run_graph(graph, module, ids), module(input_ids=ids, use_cache=False).logits
-
-    def _reference(self) -> Reference:
-        """What the rewritten graph computes with the weights as they are stored."""
-        ids = self._tokens()
-        with torch.no_grad():
-            return Reference({"input_ids": ids}, self._run_graph(self.state.graph, self.state.model, ids))
+                expected = self.calling.run_graph(graph, self.traced, module, stand_ins.tensors(module))
+            return expected[0], stand_ins.logits(module, self.calling.inputs)
+        found = self.calling.run_graph(graph, self.traced, module), self.calling.run(module, self.traced)
+        graphs, modules = (torch.cat([tensor.float().flatten() for tensor in tensors]) for tensors in found)
+        return graphs, modules
 
     def _graph_logits(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self._run_graph(self.state.graph, self.state.model, self._tokens(), tensors)
-
-    def _run_graph(
-        self,
-        graph: Graph,
-        module: torch.nn.Module,
-        ids: torch.Tensor,
-        parameters: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Logits with the module's own tensors, or with other ``parameters`` and its buffers."""
-        found: dict[str, torch.Tensor] = dict(module.named_buffers(remove_duplicate=False))
-        found |= dict(module.named_parameters(remove_duplicate=False)) if parameters is None else parameters
-        tensors = {name: t.detach().float() if t.is_floating_point() else t for name, t in found.items()}
-        with torch.no_grad():
-            logits: torch.Tensor = raise_graph(graph, tensors, self.traced.constants)(ids)[0]
-        return logits
-
-    def _tokens(self) -> torch.Tensor:
-        shape = self.traced.example["input_ids"].shape
-        generator = torch.Generator().manual_seed(0)
-        return torch.randint(self.config.get_text_config().vocab_size, shape, generator=generator)
+        return self.calling.run_graph(self.state.graph, self.traced, self.state.model, tensors)[0]
 
     def _keep_adapters(self, folder: Path) -> None:
         """The low-rank adapter beside the model it was merged into, in PEFT's own files."""

@@ -58,21 +58,15 @@ class PrunedTarget:
         return {"model": self.model, **self.pruned.to_json(), "steps": steps, "saved": saved}
 
 
-def is_named_module(model: str, example: str | None, *, loss: str | None = None) -> bool:
+def is_named_module(model: str, example: str | None) -> bool:
     """Whether ``MODEL`` on the command line is ``package.module:callable``.
 
     Raises:
-        RequestError: one without example inputs, or another model with them or with a loss.
+        RequestError: one without example inputs.
     """
     named = modules.is_target(model) and not Path(model).exists()
     if named and example is None:
         raise RequestError(f"{model} names a module, and nothing says what it takes", EXAMPLE)
-    given = [option for option, value in (("--example", example), ("--loss", loss)) if value is not None]
-    if given and not named:
-        raise RequestError(
-            f"{given[0]} is for modules, and {model!r} names none",
-            "leave it out, or name the model as package.module:callable",
-        )
     return named
 
 

@@ -15,8 +15,9 @@ from ..ir.groups import Group
 from ..ir.text import print_graph
 from ..passes.couple import VALUES, Coupling, couple
 from ..passes.couple import why as shortest_paths
-from ..tracer.export import Traced, trace_causal_lm
+from ..tracer.export import Traced
 from ..tracer.model import build_meta, load_config, resolve
+from .calling import Calling
 from .progress import Progress, silent
 
 
@@ -152,11 +153,15 @@ class Trace:
         return data | ({"text": self.text()} if with_text else {})
 
 
-def trace(model: str | Path, *, trust_remote_code: bool = False, progress: Progress = silent) -> Trace:
+def trace(
+    model: str | Path, *, example: str | None = None, trust_remote_code: bool = False, progress: Progress = silent
+) -> Trace:
     """Trace a model from its config alone and find its coupled groups.
 
     Args:
         model: a Hugging Face model directory, a Hub id, or ``demo``.
+        example: what a model that is no causal language model is called with, such as
+            ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
         trust_remote_code: whether the model's own code may run.
         progress: told what is going on.
 
@@ -166,9 +171,11 @@ def trace(model: str | Path, *, trust_remote_code: bool = False, progress: Progr
     """
     source = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     progress(f"building {source.name} without weights")
-    module = build_meta(load_config(source), trust_remote_code=trust_remote_code)
+    config = load_config(source)
+    calling = Calling(config, example)
+    module = build_meta(config, trust_remote_code=trust_remote_code)
     progress(f"tracing {source.name}")
-    traced = trace_causal_lm(module)
+    traced = calling.trace(module)
     progress("coupling")
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Trace(source.name, traced, couple(traced.graph), parameters)

@@ -2,7 +2,8 @@
 
 It runs in a Python process of its own in which fxprune cannot be imported. Its argument is a JSON file with a list of
 jobs: ``folder``, ``inputs`` (a safetensors file of the forward's arguments), ``auto`` (the Auto class), ``trust``
-(whether to trust the code in the directory) and ``logits`` (the file to write). Without inputs it builds the model on
+(whether to trust the code in the directory), ``logits`` (the file to write) and ``outputs`` (keys of what to write of
+the things that the model returns; the first of them when there are none). Without inputs it builds the model on
 the meta device and compares names and shapes only. The last line of its output is a JSON list with a report for each.
 """
 
@@ -31,7 +32,10 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
     model.eval()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        save_file({"logits": model(**inputs)[0].float().contiguous()}, job["logits"])
+        output = model(**inputs)
+    leaves = torch.utils._pytree.tree_leaves([output[key] for key in job["outputs"]] or output[0])
+    found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    save_file({str(number): tensor.clone().contiguous() for number, tensor in enumerate(found)}, job["logits"])
     return {
         "keys": {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")},
         "not_finite": [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()],
@@ -86,7 +90,8 @@ def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]
                 suppress_tokens=None if padding is None else [padding],
             ),
         )  # fmt: skip
-    new = {name: run.sequences[0, prompt.shape[1] :].tolist() for name, run in runs.items()}
+    start = 1 if model.config.is_encoder_decoder else prompt.shape[1]
+    new = {name: run.sequences[0, start:].tolist() for name, run in runs.items()}
     gap = 0.0
     for step, tokens in enumerate(zip(new["cached"], new["uncached"], strict=True)):
         if tokens[0] != tokens[1]:

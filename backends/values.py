@@ -72,7 +72,7 @@ class Held:
         """In the dtype of ``model``; the bound is the coarser of the artifact's own and what the dtype resolves, since
         the fresh process checks in float32."""
         tolerance = max(LOGITS_TOLERANCE, 16 * torch.finfo(model.dtype).eps if model.dtype != torch.float32 else 0.0)
-        inputs = self.reference.inputs
+        reference = self.reference
 
         def accept(match: Match) -> bool:
             state = dict(model.state_dict())
@@ -81,10 +81,12 @@ class Held:
                     None, config=copy.deepcopy(match.config), state_dict=state, dtype=model.dtype
                 ).eval()
                 try:
-                    logits = candidate(**inputs)[0]
+                    found = reference.compared(candidate(**reference.inputs))
                 except Exception:  # a configuration that cannot run is not the one
                     return False
-                return relative_difference(logits, model(**inputs)[0]) <= tolerance
+                expected = reference.compared(model(**reference.inputs))
+            pairs = zip(found, expected, strict=True)
+            return all(relative_difference(got, wanted) <= tolerance for got, wanted in pairs)
 
         return accept
 

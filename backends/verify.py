@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch.utils import _pytree as pytree
 
 from ..ir.errors import FxpruneError
 
@@ -33,10 +34,32 @@ class Reference:
     Attributes:
         inputs: keyword arguments of the forward, all tensors; for a language model ``input_ids`` [batch, positions].
         logits: first output of the rewritten graph on them, float32.
+        outputs: keys of what counts among the things that the model returns; empty when it is the first alone.
+        others: the tensors under those keys that come after the first.
     """
 
     inputs: Mapping[str, torch.Tensor]
     logits: torch.Tensor
+    outputs: tuple[str, ...] = ()
+    others: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that is compared."""
+        return (self.logits, *self.others)
+
+    def compared(self, output: Any) -> list[torch.Tensor]:
+        """Of what a model returned, the tensors that are compared; the fresh process picks them alike."""
+        if not self.outputs:
+            return [output[0]]
+        leaves = pytree.tree_leaves([output[key] for key in self.outputs])
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def difference(self, tensors: Sequence[torch.Tensor]) -> float:
+        """The worst :func:`relative_difference` of them; infinite when there are more or fewer."""
+        if len(tensors) != len(self.tensors):
+            return float("inf")
+        return max(relative_difference(a, b) for a, b in zip(tensors, self.tensors, strict=True))
 
 
 class VerificationError(FxpruneError):
@@ -51,6 +74,8 @@ def relative_difference(logits: torch.Tensor, reference: torch.Tensor) -> float:
     """The largest absolute difference over the largest absolute reference value; infinite where shapes differ."""
     if logits.shape != reference.shape:
         return float("inf")
+    if torch.equal(logits, reference):
+        return 0.0
     difference = (logits.double() - reference.double()).abs().max() / reference.double().abs().max()
     return float(difference) if torch.isfinite(difference) else float("inf")
 
@@ -87,11 +112,17 @@ def verify(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="fxprune-verify-") as scratch:
         requests = [_request(job, Path(scratch, str(number))) for number, job in enumerate(jobs)]
         reports = _run(requests, Path(scratch))
-        logits = [load_file(request["logits"])["logits"] if request["logits"] else None for request in requests]
+        logits = [_outputs(request["logits"]) if request["logits"] else None for request in requests]
     return [judge(report, got, job) for report, got, job in zip(reports, logits, jobs, strict=True)]
 
 
-def judge(report: Mapping[str, Any], logits: torch.Tensor | None, job: Job) -> dict[str, Any]:
+def _outputs(file: str) -> list[torch.Tensor]:
+    """In the order in which they were written."""
+    held = load_file(file)
+    return [held[str(number)] for number in range(len(held))]
+
+
+def judge(report: Mapping[str, Any], logits: Sequence[torch.Tensor] | None, job: Job) -> dict[str, Any]:
     """Turn what the fresh process found into the checks for the record, or the error."""
     for kind, keys in report["keys"].items():
         if keys:
@@ -102,7 +133,7 @@ def judge(report: Mapping[str, Any], logits: torch.Tensor | None, job: Job) -> d
         raise VerificationError(what, "check the source for NaN, or lower the learning rate of the recovery")
     if job.reference is None or logits is None:
         return {"described_by": f"transformers.{job.auto_class}", "logits": "not compared", "all_finite": True}
-    difference = relative_difference(logits, job.reference.logits)
+    difference = job.reference.difference(logits)
     if not difference <= LOGITS_TOLERANCE:
         raise VerificationError(
             f"the written model's logits differ from the graph's by {difference:.3g} of their scale "
@@ -164,7 +195,14 @@ def _decodes(job: Job) -> bool:
 
 
 def _request(job: Job, scratch: Path) -> dict[str, Any]:
-    request = {"folder": str(job.folder), "auto": job.auto_class, "trust": job.trust, "inputs": "", "logits": ""}
+    request: dict[str, Any] = {
+        "folder": str(job.folder),
+        "auto": job.auto_class,
+        "trust": job.trust,
+        "inputs": "",
+        "logits": "",
+    }
+    request["outputs"] = list(job.reference.outputs) if job.reference else []
     if job.reference is None:
         return request
     scratch.mkdir()

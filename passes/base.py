@@ -70,7 +70,8 @@ class State:
         data: text for recovery training, None when the user gave none.
         example: the keyword arguments of ``forward`` that the graph was traced with.
         repairs: the module attributes that pruning passes changed so far.
-        execute: runs a graph with the weights of the model and returns its first output, and the model's own on the
+        outputs: keys of what counts among the things that the model returns; all of it when empty.
+        execute: runs a graph with the weights of the model and returns its output, and the model's own on the
             same inputs; None where there are no weights to run.
         rebuild: makes a module of a rewritten graph, its tensors by name and the reason, for a model whose own forward
             does not hold at the smaller widths; None where only the model itself will do.
@@ -94,6 +95,7 @@ class State:
     data: Corpus | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
     repairs: Repairs = field(default_factory=Repairs)
+    outputs: Sequence[str] = ()
     execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
     rebuild: Callable[[Graph, Mapping[str, torch.Tensor], str], torch.nn.Module] | None = None
     weights: Weights | None = None

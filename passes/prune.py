@@ -140,8 +140,9 @@ def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
     whole = tensors_by_name(state.model) if state.rebuild is not None else {}
     try:
         repairs = shrink_module(
-            state.model, plan, extents_by_module(before, after), state.example, accept=_acceptance(state, after)
-        )
+            state.model, plan, extents_by_module(before, after), state.example,
+            outputs=state.outputs, accept=_acceptance(state, after),
+        )  # fmt: skip
     except FxpruneError as stuck:
         if state.rebuild is None:
             raise

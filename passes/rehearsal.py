@@ -8,7 +8,7 @@ holds memory, so that a large geometry can be tried several times.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,7 @@ class Performance:
     """What one run showed.
 
     Attributes:
-        shapes: of every tensor that the model returned.
+        shapes: of every tensor that the model returned and that counts.
         calls: paths of the modules that ran, in order.
     """
 
@@ -95,12 +95,14 @@ class Rehearsal:
     Args:
         model: the module to imitate; it is only read.
         example: keyword arguments of its forward; tensors among them.
+        outputs: keys of what counts among the things that it returns, whose shapes must stay; all when empty.
 
     Raises:
         FxpruneError: when the model as it is does not run on ``example``.
     """
 
-    def __init__(self, model: nn.Module, example: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, example: Mapping[str, Any], outputs: Sequence[str] = ()) -> None:
+        self.outputs = outputs
         self.original: Performance | None = None
         failures: list[Failure] = []
         for mode in MODES:
@@ -154,7 +156,7 @@ class Rehearsal:
                     self.model(input_ids=self.example["input_ids"][:, -1:], past_key_values=cache)
             except Exception as error:
                 return Failure(stack[-1], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        return Performance(_shapes(output), tuple(calls))
+        return Performance(_shapes(output, self.outputs), tuple(calls))
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -196,10 +198,11 @@ def _moved(value: Any, device: str) -> Any:
     return torch.zeros_like(value, device=device) if value.device.type == "meta" else value.to(device)
 
 
-def _shapes(output: Any) -> tuple[tuple[int, ...], ...]:
+def _shapes(output: Any, keys: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     if isinstance(output, torch.Tensor):
         return (tuple(output.shape),)
-    values = output.values() if isinstance(output, Mapping) else output
+    counted = [key for key in output if not keys or key in keys] if isinstance(output, Mapping) else []
+    values = [output[key] for key in counted] if isinstance(output, Mapping) else output
     return tuple(tuple(value.shape) for value in values if isinstance(value, torch.Tensor))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ def shrink_module(
     extents: Extents,
     example: Mapping[str, Any],
     *,
+    outputs: Sequence[str] = (),
     accept: Callable[[], bool] | None = None,
 ) -> Repairs:
     """Replace every tensor that ``plan`` slices and repair the integer attributes that the forward reads.
@@ -39,6 +40,7 @@ def shrink_module(
         extents: module path ("" for the root) -> (old, new) of every extent and integer shape argument in the operators
             that run inside the module and its children; unchanged pairs included.
         example: keyword arguments of the forward, tensors of a batch of at least one and several positions.
+        outputs: keys of what counts among the things that the model returns, whose shapes must stay; all when empty.
         accept: asked after each repair that runs, with ``model`` shrunk and repaired; the first that it accepts stays.
             It tells repairs apart that only numbers can, by logits. Without it the first stays.
 
@@ -51,7 +53,7 @@ def shrink_module(
             are sliced by then).
     """
     shapes = smaller_shapes(model, plan)
-    rehearsal = Rehearsal(model, example)
+    rehearsal = Rehearsal(model, example, outputs)
     candidates = find_repairs(model, rehearsal, shapes, extents)
     first = next(candidates)
     slice_tensors(model, plan)

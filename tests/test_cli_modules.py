@@ -264,8 +264,8 @@ TARGET = " --example float32[2,3,8,8]"
 RANDOM = " --pass random --ratio 0.5"
 BAD_REQUESTS: list[tuple[str, str, str]] = [
     ("trace NETS:net", "NETS:net names a module, and nothing says what it takes", "--example 'float32[2,3,224,224]'"),
-    ("trace demo --example float32[2]", "--example is for modules, and 'demo' names none", "package.module:callable"),
-    ("trace . --example float32[2]", "--example is for modules, and '.' names none", "package.module:callable"),
+    ("trace demo --example float32[2]", "and 'llama' is a causal language model", "leave it out: it is called with"),
+    ("trace . --example float32[2]", "has no config.json", "Hugging Face model directory"),
     (f"trace NETS:net{TARGET} --trust-remote-code", "only for Hugging Face models: --trust-remote-code", "leave that"),
     ("trace NETS:net --example float32(2)", "cannot be read from 'float32(2)' on", "float32[2,3,224,224]"),
     ("trace NETS:net --example real[2]", "'real' is no data type of torch", "float32[2,3,224,224]"),
@@ -292,7 +292,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     (f"apply NETS:net{TARGET}{RANDOM} --loss f --out out", "'f' names no attribute of a module", "package.module:"),
     (f"apply NETS:net{TARGET}{RANDOM} --loss NETS:number --out out", "NETS:number cannot be called: it is int", "func"),
     (f"apply NETS:net{TARGET} --pass taylor --loss NETS:vector --out out", "no scalar tensor but of shape", ""),
-    ("apply demo --pass taylor --loss NETS:loss --dry-run", "--loss is for modules, and 'demo' names none", "leave it"),
+    ("apply demo --pass taylor --loss NETS:loss --dry-run", "a loss is for other models, and 'llama' is a", "--calib"),
     *(
         (f"apply NETS:net{TARGET}{RANDOM} --out out {option}", f"Face models: {option.split()[0]}; NETS:net names", "")
         for option in (

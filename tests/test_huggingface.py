@@ -296,10 +296,10 @@ FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generat
 def test_what_a_fresh_process_finds(report: dict[str, Any], got: float, message: str, hint: str) -> None:
     job = Job(Path("out"), Reference({}, torch.ones(3)), "AutoModel", False)
     with pytest.raises(VerificationError, match=message) as caught:
-        judge({**FINE, **report}, torch.full((3,), got), job)
+        judge({**FINE, **report}, [torch.full((3,), got)], job)
     assert hint in caught.value.hint
     tie = {**FINE, "generate": {"cached": [1], "uncached": [2], "gap": LOGITS_TOLERANCE / 2}}
-    assert judge(tie, torch.ones(3), job)["cached_generate_equals_uncached"]
+    assert judge(tie, [torch.ones(3)], job)["cached_generate_equals_uncached"]
 
 
 def test_a_fresh_process_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,13 @@ class Traced:
         graph: the lowered program.
         constants: name of a nameless constant -> its tensor.
         example: the inputs it was traced with, on the meta device.
+        outputs: keys of what counts among the things that the model returns; empty when it was not asked.
     """
 
     graph: Graph
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     example: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
 
 
 def trace_model(
@@ -47,6 +49,7 @@ def trace_model(
     extents: Mapping[str, int] | None = None,
     name: str = "",
     output: str = "",
+    beside: Collection[str] = (),
 ) -> Traced:
     """Trace a module by ``torch.export`` (non-strict) and lower the program to a graph.
 
@@ -56,6 +59,7 @@ def trace_model(
         extents: named extents of the example (``b``, ``s``), for the text form.
         name: of the graph; the class name when empty.
         output: the only output that counts, by its key, where the model returns several; all when empty.
+        beside: keys of outputs that do not count where there are others.
 
     Raises:
         FxpruneError: when ``torch.export`` cannot trace the model, with its reason.
@@ -73,7 +77,8 @@ def trace_model(
             "rewrite that place so that no value of a tensor decides what runs, or trace a part; --debug shows more",
         ) from error
     try:
-        graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model), output)
+        outputs = _counting(program, output, beside)
+        graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model), outputs)
     except GuardOnDataDependentSymNode as error:
         raise FxpruneError(
             f"{type(model).__name__} has tensors whose extents depend on values, which no static graph can hold",
@@ -86,7 +91,16 @@ def trace_model(
             "call eval() on it, or take the noise out of its forward",
         )
     constants = {key: value for key, value in program.constants.items() if isinstance(value, torch.Tensor)}
-    return Traced(graph, constants, dict(example))
+    return Traced(graph, constants, dict(example), outputs)
+
+
+def _counting(program: ExportedProgram, output: str, beside: Collection[str]) -> tuple[str, ...]:
+    """Keys of the outputs that count, all where none is left; none when the model returns no keys."""
+    spec = program.call_spec.out_spec
+    returned = spec.unflatten(range(spec.num_leaves)) if spec is not None and (output or beside) else None
+    if not isinstance(returned, Mapping):
+        return ()
+    return tuple(key for key in returned if (key == output if output else key not in beside)) or tuple(returned)
 
 
 def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
@@ -98,8 +112,8 @@ def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
         model: a transformers model whose ``forward`` takes ``input_ids`` and ``use_cache``.
         inputs: further keyword arguments of ``forward``.
     """
-    taken = {extent for p in model.parameters() for extent in p.shape} | set(_integers(vars(model.config)))
-    batch, length = (p for p, _ in zip(_free_primes(taken), range(2), strict=False))
+    taken = {extent for p in model.parameters() for extent in p.shape} | set(integers(vars(model.config)))
+    batch, length = (p for p, _ in zip(free_primes(taken), range(2), strict=False))
     device = next(model.parameters()).device
     rows = batch * _rows_per_sample(model.config)
     ids = torch.zeros(rows, length, dtype=torch.long, device=device)
@@ -113,20 +127,22 @@ def _rows_per_sample(config: Any) -> int:
     ``calls.json`` names the field of the configuration that says so.
     """
     calls = json.loads((Path(__file__).parent / "calls.json").read_text(encoding="utf-8"))
-    field = calls.get(config.model_type, {}).get("rows_per_sample")
+    field = calls["rows_per_sample"].get(config.model_type)
     return int(getattr(config, field)) if field else 1
 
 
-def _free_primes(taken: set[int]) -> Iterator[int]:
+def free_primes(taken: set[int]) -> Iterator[int]:
+    """Small primes that are no dimension, smallest first."""
     return (p for p in _PRIMES if p not in taken)
 
 
-def _integers(config: Any) -> Iterator[int]:
+def integers(config: Any) -> Iterator[int]:
+    """Every integer in the data of a configuration, however deep."""
     for value in config.values() if isinstance(config, dict) else config if isinstance(config, list | tuple) else ():
         if isinstance(value, int) and not isinstance(value, bool):
             yield value
         elif isinstance(value, dict | list | tuple):
-            yield from _integers(value)
+            yield from integers(value)
 
 
 def _aliases(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:

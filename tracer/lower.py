@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
 
 from ..ir.graph import Arg, DType, Graph, Op, Parameter, Source, Value
 
@@ -41,7 +42,7 @@ def lower(
     name: str,
     extents: Mapping[str, int],
     aliases: Mapping[str, tuple[str, ...]],
-    output: str = "",
+    outputs: Collection[str] = (),
 ) -> Graph:
     """Lower an exported program.
 
@@ -53,13 +54,12 @@ def lower(
         name: of the graph.
         extents: named extents of the example inputs.
         aliases: parameter name -> its further names; every name of a tied tensor maps to one value.
-        output: the only output that counts, by its key in what the model returns; all of them when empty or when the
-            model returns no such key.
+        outputs: those that count, by their keys in what the model returns; all of them when empty.
 
     Returns:
         The graph, dead operators removed.
     """
-    return _Lowering(program, Graph(name, extents=dict(extents)), aliases).run(output)
+    return _Lowering(program, Graph(name, extents=dict(extents)), aliases).run(outputs)
 
 
 class _Lowering:
@@ -71,7 +71,7 @@ class _Lowering:
         self.constant: set[Value] = set()
         self.sources: dict[tuple[str, str], Source] = {}
 
-    def run(self, output: str) -> Graph:
+    def run(self, keys: Collection[str]) -> Graph:
         module = self.program.graph_module
         environment: dict[fx.Node, Any] = {}
         specs = iter(self.program.graph_signature.input_specs)
@@ -81,17 +81,19 @@ class _Lowering:
         outputs = self._emit(module, environment)
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         made = tuple(out for out, kind in zip(outputs, kinds, strict=True) if kind == OutputKind.USER_OUTPUT)
-        returned = self._named(made, output)  # a buffer or a parameter that is written to is no output
+        returned = self._named(made, keys)  # a buffer or a parameter that is written to is no output
         self.graph.outputs = [value for value in _flat(returned) if isinstance(value, Value)]
         _drop_dead(self.graph)
         _separate_uses(self.graph)
         return self.graph
 
-    def _named(self, outputs: Any, key: str) -> Any:
-        """What the model returns under a key, or everything."""
+    def _named(self, outputs: Any, keys: Collection[str]) -> Any:
+        """What the model returns under some keys, or everything."""
         spec = self.program.call_spec.out_spec
-        returned = spec.unflatten(outputs) if key and spec is not None and spec.num_leaves == len(outputs) else None
-        return returned[key] if isinstance(returned, Mapping) and key in returned else outputs
+        if not keys or spec is None or spec.num_leaves != len(outputs):
+            return outputs
+        returned = spec.unflatten(outputs)
+        return [value for key in keys for value in pytree.tree_leaves(returned[key])]
 
     def _leaf(self, node: fx.Node, spec: Any) -> Any:
         if not isinstance(node.meta.get("val"), torch.Tensor):

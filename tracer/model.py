@@ -105,8 +105,8 @@ def load_config(source: Source) -> Any:
     """The model's ``PreTrainedConfig``.
 
     Raises:
-        RequestError: the JSON is broken, the architecture is unknown or no causal language model, needs code that the
-            user has not allowed to run, or is quantised; or a value in the config contradicts another.
+        RequestError: the JSON is broken, the architecture is unknown or not named, needs code that the user has not
+            allowed to run, or is quantised; or a value in the config contradicts another.
     """
     file = source.directory / "config.json"
     try:
@@ -131,7 +131,7 @@ def _check_architecture(source: Source, raw: dict[str, Any]) -> None:
             f"{source.name!r} is quantised ({raw['quantization_config'].get('quant_method', 'unknown method')})",
             "prune the original weights and quantise the result",
         )
-    if source.trust_remote_code and CAUSAL_LM in own_code:
+    if source.trust_remote_code and any(name.startswith("AutoModel") for name in own_code):
         return
     if model_type not in CONFIG_MAPPING:
         if own_code:
@@ -141,22 +141,40 @@ def _check_architecture(source: Source, raw: dict[str, Any]) -> None:
             )
         raise RequestError(
             f"transformers {transformers.__version__} knows no model type {model_type!r}",
-            "give a causal language model of a type it knows",
+            "give a model of a type it knows",
         )
     if _class_of(CONFIG_MAPPING[model_type], raw.get("architectures")) is None:
         raise RequestError(
-            f"model type {model_type!r} is no causal language model", "give a model that predicts the next token"
+            f"{source.name!r} is a {model_type!r} model, and its config names no class of transformers for it: "
+            f"{', '.join(raw.get('architectures') or ['none'])}",
+            "set 'architectures' in config.json to the class that was trained",
         )
 
 
 def _class_of(config_class: type, architectures: Sequence[str] | None) -> Any:
-    """What builds and loads the model: the Auto class, or for the text part of a larger model its own class; None for
-    what is no causal language model."""
-    if config_class in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForCausalLM
+    """What builds and loads the model: the Auto class of causal language models, or the class that the configuration
+    names; None where it names none that fits."""
     name = (architectures or [""])[0]
-    found = getattr(transformers, name) if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() else None
-    return found if getattr(found, "config_class", None) is config_class else None
+    named = getattr(transformers, name, None)
+    fits = isinstance(named, type) and getattr(named, "config_class", None) is config_class
+    if config_class in MODEL_FOR_CAUSAL_LM_MAPPING:
+        mapped = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+        return AutoModelForCausalLM if named is mapped or not fits else named
+    return named if fits else None
+
+
+def _builder(config: Any) -> Any:
+    """The class of transformers, Auto or not, that builds and loads what a configuration describes."""
+    own = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
+    if own:
+        return getattr(transformers, CAUSAL_LM if CAUSAL_LM in own else own[0])
+    return _class_of(type(config), config.architectures) or AutoModelForCausalLM
+
+
+def predicts_next_token(config: Any) -> bool:
+    """Whether a configuration is of a causal language model, from :func:`load_config`."""
+    found = _builder(config)
+    return found is AutoModelForCausalLM or found.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = False) -> Any:
@@ -178,8 +196,8 @@ def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = 
         # Initialising what is thrown away at once would take minutes.
         with _without_values() if buffers else torch.device("meta"):
             # transformers writes the dtype into the config it is given.
-            found = _class_of(type(config), config.architectures) or AutoModelForCausalLM
-            if found is AutoModelForCausalLM:
+            found = _builder(config)
+            if hasattr(found, "from_config"):  # an Auto class
                 model = found.from_config(
                     copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
                 )
@@ -213,7 +231,7 @@ def load_model(source: Source, *, dtype: torch.dtype = torch.float32) -> Any:
         FxpruneError: the checkpoint does not fit the model: keys missing, left over or of another shape.
     """
     config = load_config(source)
-    found = _class_of(type(config), config.architectures) or AutoModelForCausalLM
+    found = _builder(config)
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)
     model, info = _guarded(
         lambda: found.from_pretrained(
@@ -242,7 +260,7 @@ def _check_keys(source: Source, config: Any, info: dict[str, Any]) -> None:
     found = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in wrong.items() if keys)
     if not found:
         return
-    own_code = CAUSAL_LM in (getattr(config, "auto_map", None) or {})
+    own_code = bool(getattr(config, "auto_map", None))
     hint = "the weights do not belong to this config"
     if own_code and not source.trust_remote_code:
         hint = f"this model brings its own code: read it in {source.directory}, then pass --trust-remote-code"
