@@ -15,7 +15,7 @@ from ..ir.errors import RequestError
 from ..passes.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
-from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, load_tokenizer, resolve
+from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, resolve
 from .progress import Progress, silent
 from .texts import refuse_overlap, text_of
 
@@ -107,7 +107,7 @@ def evaluate(
     read = []
     for source in sources:
         progress(f"{source.name}: reading the text")
-        found = text_of(None if text is None else str(text), "evaluation", load_tokenizer(source))
+        found = text_of(None if text is None else str(text), "evaluation", source)
         read.append(found.windows(window, windows))
         if not allow_overlap:
             refuse_overlap(source, read[-1], found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from ..backends.artifact import RECORD, read_record
 from ..ir.errors import RequestError
 from ..tracer.fingerprints import Fingerprint, Noted, overlap
-from ..tracer.model import DEMO, Source, load_tokenizer
+from ..tracer.model import DEMO, Source, load_config, load_tokenizer
 from ..tracer.text import Text, from_string, load_text
 
 TEXTS = "texts"
@@ -35,16 +36,18 @@ def noted(spec: str | Path | None, part: str, source: Source) -> Noted | None:
     """
     if spec is None and source.name != DEMO:
         return None
-    return Noted(text_of(None if spec is None else str(spec), part, load_tokenizer(source)))
+    return Noted(text_of(None if spec is None else str(spec), part, source))
 
 
-def text_of(spec: str | None, part: str, tokenizer: Any) -> Text:
-    """A text that the user named, or a part of the built-in one."""
+def text_of(spec: str | None, part: str, source: Source) -> Text:
+    """A text that the user named, or a part of the built-in one, in tokens that a model knows."""
+    tokenizer = load_tokenizer(source)
+    vocabulary = getattr(load_config(source).get_text_config(), "vocab_size", None)
     if spec is not None:
-        return load_text(spec, tokenizer)
+        return replace(load_text(spec, tokenizer), vocabulary=vocabulary)
     from ..demo import text as built_in
 
-    return from_string(f"built-in {part} text", built_in(part), tokenizer)
+    return replace(from_string(f"built-in {part} text", built_in(part), tokenizer), vocabulary=vocabulary)
 
 
 def read_so_far(texts: Mapping[str, Noted | None], *records: Mapping[str, Any]) -> Entries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -61,6 +62,14 @@ def test_a_text_file_is_cut_into_windows_and_its_tail_is_dropped(
 def test_windows_carry_no_special_tokens() -> None:
     text = from_string("t", "abcd", byte_tokenizer(bos=True))
     assert text.windows(4).tolist() == [encode("abcd")]
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    known = replace(from_string("t", "abcd", tokenizer), vocabulary=max(encode("abcd")) + 1)
+    assert known.windows(2).tolist() == [encode("ab"), encode("cd")]
+    with pytest.raises(RequestError, match="and the model knows 7 tokens") as caught:
+        replace(known, vocabulary=7).windows(2)
+    assert "tokenizer that the model was trained with" in caught.value.hint
 
 
 def test_a_seed_draws_windows_at_random_without_repetition(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -26,6 +26,7 @@ class Text:
         tokenizer: what cuts it into tokens.
         whole: whether ``rows`` is one running text rather than examples that stand for themselves.
         complete: whether each row is a finished answer, after which an end-of-text token belongs.
+        vocabulary: how many tokens the model knows; not checked when None.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Text:
     tokenizer: PreTrainedTokenizerBase
     whole: bool = True
     complete: bool = False
+    vocabulary: int | None = None
 
     @cached_property
     def ids(self) -> torch.Tensor:
@@ -98,6 +100,12 @@ class Text:
     def _encode(self, text: str, *, special: bool) -> list[int]:
         # verbose=False: the advice that a text is longer than the model's context is not meant for texts to be cut.
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
+        unknown = max(ids, default=-1)
+        if self.vocabulary is not None and unknown >= self.vocabulary:
+            raise RequestError(
+                f"the tokenizer makes token {unknown} of '{self.name}', and the model knows {self.vocabulary} tokens",
+                "put the tokenizer that the model was trained with beside its config.json",
+            )
         return ids
 
 
