@@ -11,6 +11,7 @@ import torch
 
 from ..backends.artifact import RECORD, read_record
 from ..ir.errors import RequestError
+from ..tracer.export import rows_per_sample
 from ..tracer.fingerprints import Fingerprint, Noted, overlap
 from ..tracer.model import DEMO, Source, load_config, load_tokenizer
 from ..tracer.text import Text, from_string, load_text
@@ -40,9 +41,19 @@ def noted(spec: str | Path | None, part: str, source: Source) -> Noted | None:
 
 
 def text_of(spec: str | None, part: str, source: Source) -> Text:
-    """A text that the user named, or a part of the built-in one, in tokens that a model knows."""
+    """A text that the user named, or a part of the built-in one, in tokens that a model knows.
+
+    Raises:
+        RequestError: as :func:`~fxprune.tracer.text.load_text`, or the model reads something else.
+    """
+    config = load_config(source)
+    if (rows := rows_per_sample(config)) != 1:
+        raise RequestError(
+            f"a {config.model_type} reads {rows} rows of codes at a time, no text",
+            "use passes that read none: magnitude, random",
+        )
     tokenizer = load_tokenizer(source)
-    vocabulary = getattr(load_config(source).get_text_config(), "vocab_size", None)
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     if spec is not None:
         return replace(load_text(spec, tokenizer), vocabulary=vocabulary)
     from ..demo import text as built_in

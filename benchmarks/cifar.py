@@ -294,7 +294,9 @@ def _measured(method: Callable[[Task], Smaller], task: Task, sets: Sets, epochs:
     dense = cost(task.model)
     try:
         small = method(task)
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "torch_pruning":
+            raise
         return "| | | not installed | |"
     except Exception as error:  # that a peer fails on this network is a result
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""

@@ -115,13 +115,13 @@ def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
     taken = {extent for p in model.parameters() for extent in p.shape} | set(integers(vars(model.config)))
     batch, length = (p for p, _ in zip(free_primes(taken), range(2), strict=False))
     device = next(model.parameters()).device
-    rows = batch * _rows_per_sample(model.config)
+    rows = batch * rows_per_sample(model.config)
     ids = torch.zeros(rows, length, dtype=torch.long, device=device)
     example = {"input_ids": ids, "use_cache": False, **inputs}
     return trace_model(model, example, extents={"b": batch, "s": length}, output="logits")
 
 
-def _rows_per_sample(config: Any) -> int:
+def rows_per_sample(config: Any) -> int:
     """How many rows of token ids make one sample: the parallel codes of an audio model, one for the others.
 
     ``calls.json`` names the field of the configuration that says so.
