@@ -161,6 +161,18 @@ def test_taking_inputs_out_costs_what_least_squares_says_and_leaves_its_weights(
     assert not surgeon.weight[:, out].any()
 
 
+def test_what_errors_count_follows_the_weights_as_units_go() -> None:
+    torch.manual_seed(0)
+    moments = Moments.empty(9, 4)
+    moments.add(torch.randn(40, 9), torch.randn(40, 4))
+    metric, columns = torch.randn(4, 4, dtype=torch.float64), list(torch.arange(9).split(3))
+    surgeon = Surgeon.of(moments, torch.randn(4, 9), 0.1, columns, metric)
+    for unit in (1, 0):
+        surgeon.remove([unit])
+        torch.testing.assert_close(surgeon.felt, metric @ surgeon.weight, rtol=0, atol=1e-12)
+        assert surgeon.costs()[unit] == 0
+
+
 def test_heads_go_by_the_error_that_the_rest_cannot_make_up_for() -> None:
     """One by one: the first is the best single one, the second the best beside it."""
     model = make()
