@@ -79,6 +79,8 @@ class State:
             that are asked for by their first names, one at a time, cut as ``plan`` says and in the dtype of the file.
         recorded: the slices of a plan that another run wrote, for the pass that replays them.
         original: a copy of the model as it was before the first pruning pass, where a later pass compares with it.
+        dense: a copy of the model as it was before the first pass that removed anything, where a later pass learns from
+            it; may be the same object as ``original``.
         consumers: (tensor, dimension) of everything that takes in units which were cut.
         retrace: traces the model anew, for a pass that changes more than widths.
         renamed: where tensors changed their names, present name -> name in the source.
@@ -101,6 +103,7 @@ class State:
     weights: Weights | None = None
     recorded: Mapping[tuple[str, int], Indices] | None = None
     original: torch.nn.Module | None = None
+    dense: torch.nn.Module | None = None
     consumers: list[tuple[str, int]] = field(default_factory=list)
     retrace: Callable[[torch.nn.Module], Graph] | None = None
     renamed: dict[str, str] = field(default_factory=dict)
@@ -130,6 +133,11 @@ class Pass:
     needs_weights: ClassVar[bool] = True
     needs_original: ClassVar[bool] = False
     streams: ClassVar[bool] = False
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether, with its options, it learns from the model as it was before anything was removed."""
+        return False
 
     def check(self) -> None:
         """Refuse option values that make no sense, before anything runs.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,11 +15,11 @@ from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from ..ir.errors import FxpruneError, RequestError
-from .base import Pass, State, option
+from .base import State, option
 from .measure import logits_of
-from .training import Example, Recipe, examples_of, preserved_randomness, train
-
-HALF = (torch.float16, torch.bfloat16)
+from .recovery import Recovery, reported, require_finite
+from .teacher import Teacher
+from .training import Example, train
 
 
 @dataclass(frozen=True)
@@ -37,95 +36,56 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora(Pass):
+class Lora(Recovery):
     """Recovery training as LLM-Pruner does it (arXiv 2305.11627, section 3.3), with PEFT and the transformers Trainer.
 
-    ``state.report["lora"]`` receives the loss of every step, steps, tokens, seconds, the projections adapted, and the
-    worst logit difference between adapter and merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``.
+    ``state.report["lora"]`` receives besides the projections adapted, and the worst logit difference between adapter
+    and merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``. When training fails the model is as it was
+    before; when the merge does, it is not.
     """
 
     name: ClassVar[str] = "lora"
-    kind: ClassVar[str] = "recover"
 
     r: int = option(8, "rank of the adapters")
     alpha: int = option(16, "scale of the adapters; they are multiplied by alpha / r")
     dropout: float = option(0.05, "dropout in front of the adapters")
-    epochs: int = option(2, "passes over the data, when steps is 0")
-    lr: float = option(1e-4, "peak learning rate, falling linearly to 0")
-    batch: int = option(64, "examples in an optimizer step")
-    micro_batch: int = option(4, "examples in one forward pass on one device; the rest is gradient accumulation")
-    length: int = option(256, "tokens in an example, at most")
-    steps: int = option(0, "optimizer steps; 0 means by epochs")
-    warmup: int = option(100, "steps of linear warm-up, at most a tenth of all")
-    seed: int = option(42, "seed of the adapters, of dropout and of the order of the data")
     keep_adapter: bool = option(False, "keep the adapter beside the merged model")
-    dtype: str = option(
-        "float32",
-        "arithmetic: float32 (half weights are widened for the time), or bfloat16 autocast",
-        ("float32", "bfloat16"),
-    )
+
+    at_least: ClassVar[Mapping[str, int]] = {"r": 1, "alpha": 1, **Recovery.at_least}
 
     def check(self) -> None:
-        for name, low in _AT_LEAST.items():
-            if getattr(self, name) < low:
-                raise RequestError(
-                    f"lora: {name}={getattr(self, name)} is below {low}", f"give {name} of {low} or more"
-                )
-        if not 0 <= self.seed < 2**32:
-            raise RequestError(f"lora: seed={self.seed} is outside [0, 2^32)", "give another seed")
+        """Also refuse adapters that make no sense."""
+        super().check()
         if not 0 <= self.dropout < 1:
             raise RequestError(f"lora: dropout={self.dropout} is outside [0, 1)", "the paper uses 0.05")
-        if not 0 < self.lr < float("inf"):
-            raise RequestError(f"lora: lr={self.lr} is not a positive number", "the paper uses 1e-4")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise RequestError(f"lora: dtype={self.dtype} is not known", "choose float32 or bfloat16")
-        if self.batch % min(self.micro_batch, self.batch):
-            raise RequestError(
-                f"lora: batch={self.batch} is no multiple of micro_batch={self.micro_batch}",
-                "change one of them so that a batch is a whole number of micro-batches",
-            )
 
-    def run(self, state: State) -> None:
-        """Train and merge; ``state.model`` stays the same object with the same parameters, in eval mode.
+    def require(self, state: State, model: PreTrainedModel) -> None:
+        """Refuse a model without projections."""
+        del state
+        if not projection_modules(model):
+            raise RequestError(f"{type(model).__name__} has no projection that lora could adapt", "leave lora out")
+
+    def recover(
+        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+    ) -> dict[str, Any]:
+        """Train and merge.
 
         Raises:
-            RequestError: no data, or too little of it; a model that is not a transformers causal language model, or
-                has no projection to adapt.
-            FxpruneError: a loss that is not finite, or a merged model that differs from the one that was trained. The
-                model is then as it was before, except after the latter.
+            FxpruneError: a loss that is not finite, or a merged model that differs from the one that was trained.
         """
-        if state.data is None:
-            raise RequestError("lora has no text to train on", "give one with `--data FILE`")
-        model = state.model
-        if not isinstance(model, PreTrainedModel):
-            raise RequestError(f"lora cannot train a {type(model).__name__}", "give a transformers causal-LM model")
+        del state
         targets = projection_modules(model)
-        if not targets:
-            raise RequestError(f"{type(model).__name__} has no projection that lora could adapt", "leave lora out")
-        examples = examples_of(state.data, self.length)
-        precision = _full_precision(model) if self.dtype == "float32" else nullcontext()
-        with preserved_randomness(), precision, _restored(model):
-            state.report[self.name] = self._recover(model, targets, examples)
-
-    def _recover(self, model: PreTrainedModel, targets: list[str], examples: list[Example]) -> dict[str, Any]:
         set_seed(self.seed)
         adapted = _adapt(model, self._config(model, targets))
         try:
-            training = train(adapted, examples, self._recipe())
-            _require_finite(adapted)
+            training = train(adapted, examples, self.recipe, teacher)
+            require_finite(adapted, "nothing was merged")
         except BaseException:
             adapted.unload()
             raise
         adapter = _adapter(adapted) if self.keep_adapter else None
         difference = _merge(adapted, torch.tensor([examples[0]["input_ids"]]))
-        report: dict[str, Any] = {
-            "loss": training.losses,
-            "steps": len(training.losses),
-            "tokens": training.tokens,
-            "seconds": training.seconds,
-            "projections": targets,
-            "merge_difference": difference,
-        }
+        report = reported(training) | {"projections": targets, "merge_difference": difference}
         return report | ({"adapter": adapter} if adapter else {})
 
     def _config(self, model: PreTrainedModel, targets: list[str]) -> LoraConfig:
@@ -139,21 +99,6 @@ class Lora(Pass):
             # PEFT corrects this for each module by its type; set right, it has nothing to warn of.
             fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
         )
-
-    def _recipe(self) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            steps=self.steps,
-            lr=self.lr,
-            warmup=self.warmup,
-            batch=self.batch,
-            micro_batch=self.micro_batch,
-            bfloat16=self.dtype == "bfloat16",
-            seed=self.seed,
-        )
-
-
-_AT_LEAST = {"r": 1, "alpha": 1, "epochs": 1, "batch": 1, "micro_batch": 1, "length": 2, "steps": 0, "warmup": 0}
 
 
 def projection_modules(model: torch.nn.Module) -> list[str]:
@@ -199,15 +144,6 @@ def _targets(model: PreTrainedModel, names: list[str]) -> list[str] | str:
     return names
 
 
-def _require_finite(adapted: PeftModel) -> None:
-    for name, parameter in adapted.named_parameters():
-        if parameter.requires_grad and not parameter.isfinite().all():
-            raise FxpruneError(
-                f"recovery training broke down: '{name}' is not finite after the last step",
-                "lower lr or raise warmup; nothing was merged",
-            )
-
-
 def _adapter(adapted: PeftModel) -> Adapter:
     config = adapted.peft_config["default"].to_dict()
     targets = config["target_modules"]
@@ -233,29 +169,3 @@ def _merge(adapted: PeftModel, probe: torch.Tensor) -> float:
             "this is a fault of fxprune or PEFT; please report it with the model's config",
         )
     return difference
-
-
-@contextmanager
-def _full_precision(model: PreTrainedModel) -> Iterator[None]:
-    """Hold half-precision tensors in float32 for the time: in half precision small updates are lost."""
-    half = [(tensor, tensor.dtype) for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in HALF]
-    for tensor, _ in half:
-        tensor.data = tensor.data.float()
-    try:
-        yield
-    finally:
-        for tensor, dtype in half:
-            tensor.data = tensor.data.to(dtype)
-
-
-@contextmanager
-def _restored(model: PreTrainedModel) -> Iterator[None]:
-    """Put back which parameters require a gradient, leave eval mode on, and take off what PEFT hung on the model."""
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
-        model.eval()
-        vars(model).pop("peft_config", None)

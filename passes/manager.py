@@ -113,8 +113,8 @@ def run_pipeline(
         for name in step.needs:
             if getattr(state, known[name].part) is None:
                 record(_analyse(known[name], state))
-        if step.kind == "score" and state.original is None and any(s.needs_original for s in pipeline[number:]):
-            state.original = copy.deepcopy(state.model)
+        if step.kind == "score":
+            _keep_dense(state, pipeline[number:])
         started = time.perf_counter()
         step.run(state)
         seconds = time.perf_counter() - started
@@ -123,6 +123,15 @@ def run_pipeline(
         record(Step(step.name, print_pass(step), seconds))
         _verify_after(step, state, verify)
     return tuple(steps)
+
+
+def _keep_dense(state: State, rest: Sequence[Pass]) -> None:
+    """Copy the model before it is pruned, once, if later passes look back at it."""
+    fresh = state.dense is None and any(step.needs_dense for step in rest)
+    if fresh:
+        state.dense = copy.deepcopy(state.model)
+    if state.original is None and any(step.needs_original for step in rest):
+        state.original = state.dense if fresh else copy.deepcopy(state.model)
 
 
 def _analyse(analysis: Analysis, state: State) -> Step:

@@ -6,7 +6,9 @@ from .activation import Activation
 from .base import Pass
 from .compensate import Compensate
 from .couple import couple
+from .distill import Distill
 from .drop import Drop
+from .finetune import Finetune
 from .fisher import Fisher
 from .flap import Flap
 from .generate import Generate
@@ -20,6 +22,7 @@ from .wanda import Wanda
 
 PASSES: tuple[type[Pass], ...] = (
     Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
+    Finetune, Distill,
 )  # fmt: skip
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)

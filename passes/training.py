@@ -17,9 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from ..ir.errors import FxpruneError, RequestError
 from .base import Corpus
-
-IGNORED = -100
-"""The label that transformers' causal-LM loss leaves out."""
+from .teacher import IGNORED, Teacher
 
 Example = dict[str, list[int]]
 
@@ -83,11 +81,13 @@ def examples_of(data: Corpus, length: int) -> list[Example]:
     return [{"input_ids": ids, "labels": list(ids)} for ids in data.windows(length).tolist()]
 
 
-def train(model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe) -> Training:
-    """Train the parameters of ``model`` that require a gradient, with AdamW and a causal-LM loss.
+def train(
+    model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe, teacher: Teacher | None = None
+) -> Training:
+    """Train the parameters of ``model`` that require a gradient, with AdamW and a causal-LM loss or a teacher's.
 
-    Nothing is written outside a temporary directory or printed. The model's device, ``config.use_cache`` and the random
-    state of the process are afterwards what they were; its dtype is never touched.
+    Nothing is written outside a temporary directory or printed. The devices of model and teacher, ``config.use_cache``
+    and the random state of the process are afterwards what they were; dtypes are never touched.
 
     Raises:
         RequestError: when ``batch`` is no multiple of what one forward pass on every device takes.
@@ -98,7 +98,8 @@ def train(model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe) -
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fxprune-") as scratch, preserved_randomness(), _cache_setting(model):
         arguments = _arguments(recipe, len(examples), scratch)
-        trainer = Trainer(
+        trainer = _Taught(
+            teacher,
             model=model,
             args=arguments,
             train_dataset=list(examples),
@@ -110,6 +111,8 @@ def train(model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe) -
             trainer.train()
         finally:
             model.to(home)
+            if teacher is not None:
+                teacher.model.to(home)
     return Training(log.losses, int(trainer.state.num_input_tokens_seen), time.perf_counter() - start)
 
 
@@ -185,6 +188,22 @@ def _cache_setting(model: torch.nn.Module) -> Iterator[None]:
     finally:
         if config is not None and before is not None:
             config.use_cache = before
+
+
+class _Taught(Trainer):
+    """Shows every batch to the teacher, if there is one, whose loss then takes the place of the model's own."""
+
+    def __init__(self, teacher: Teacher | None, **given: Any) -> None:
+        super().__init__(compute_loss_func=None if teacher is None else teacher.loss, **given)
+        self._teacher = teacher
+        if teacher is not None:
+            teacher.model.to(self.args.device)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self._teacher is not None:
+            with self.accelerator.autocast():
+                self._teacher.answer(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 class _Log(TrainerCallback):

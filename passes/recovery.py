@@ -1,0 +1,195 @@
+"""What every pass that trains has in common: its options, the text, the teacher, and the state of the model around."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..ir.errors import FxpruneError, RequestError
+from .base import Pass, State, option
+from .teacher import Teacher
+from .training import Example, Recipe, Training, examples_of, preserved_randomness
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery(Pass):
+    """Trains on text what pruning left of a transformers causal language model.
+
+    ``state.report[name]`` receives the loss of every step, steps, tokens and seconds, and what the pass adds.
+    """
+
+    kind: ClassVar[str] = "recover"
+
+    epochs: int = option(2, "passes over the data, when steps is 0")
+    lr: float = option(1e-4, "peak learning rate, falling linearly to 0")
+    batch: int = option(64, "examples in an optimizer step")
+    micro_batch: int = option(4, "examples in one forward pass on one device; the rest is gradient accumulation")
+    length: int = option(256, "tokens in an example, at most")
+    steps: int = option(0, "optimizer steps; 0 means by epochs")
+    warmup: int = option(100, "steps of linear warm-up, at most a tenth of all")
+    seed: int = option(42, "seed of what is drawn: the order of the data, dropout, adapters")
+    dtype: str = option(
+        "float32",
+        "arithmetic: float32 (half weights are widened for the time), or bfloat16 autocast",
+        ("float32", "bfloat16"),
+    )
+    teacher: float = option(
+        0.0, "share of the loss that is the distance from the dense model's predictions; the rest is the text's"
+    )
+    temperature: float = option(1.0, "at which predictions are compared with the dense model's")
+
+    at_least: ClassVar[Mapping[str, int]] = {
+        "epochs": 1, "batch": 1, "micro_batch": 1, "length": 2, "steps": 0, "warmup": 0,
+    }  # fmt: skip
+    usual_lr: ClassVar[str] = "1e-4"
+
+    @property
+    def needs_dense(self) -> bool:
+        """When it has a teacher."""
+        return self.teacher > 0
+
+    def check(self) -> None:
+        """Refuse option values that make no sense."""
+        for name, low in self.at_least.items():
+            if getattr(self, name) < low:
+                raise self._refusal(name, f"is below {low}", f"give {name} of {low} or more")
+        if not 0 <= self.seed < 2**32:
+            raise self._refusal("seed", "is outside [0, 2^32)", "give another seed")
+        if not 0 < self.lr < float("inf"):
+            raise self._refusal("lr", "is not a positive number", f"usual is {self.usual_lr}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise self._refusal("dtype", "is not known", "choose float32 or bfloat16")
+        if not 0 <= self.teacher <= 1:
+            raise self._refusal("teacher", "is outside [0, 1]", "0 learns from the text alone, 1 from the dense model")
+        if not 0 < self.temperature < float("inf"):
+            raise self._refusal("temperature", "is not a positive number", "1 compares predictions as they are")
+        if self.temperature != 1 and not self.teacher:
+            raise self._refusal("temperature", "means nothing without a teacher", "give teacher=1, or leave it out")
+        if self.batch % min(self.micro_batch, self.batch):
+            raise RequestError(
+                f"{self.name}: batch={self.batch} is no multiple of micro_batch={self.micro_batch}",
+                "change one of them so that a batch is a whole number of micro-batches",
+            )
+
+    def _refusal(self, name: str, why: str, hint: str) -> RequestError:
+        return RequestError(f"{self.name}: {name}={getattr(self, name)} {why}", hint)
+
+    def run(self, state: State) -> None:
+        """Train; ``state.model`` stays the same object with the same parameters, in eval mode.
+
+        Raises:
+            RequestError: no data, or too little of it; a model that is no transformers causal language model, or that
+                this pass finds nothing to train in; a teacher, and no dense model to be it.
+            FxpruneError: a loss that is not finite.
+        """
+        if state.data is None:
+            raise RequestError(f"{self.name} has no text to train on", "give one with `--data FILE`")
+        model = state.model
+        if not isinstance(model, PreTrainedModel):
+            raise RequestError(
+                f"{self.name} cannot train a {type(model).__name__}", "give a transformers causal-LM model"
+            )
+        self.require(state, model)
+        if self.teacher and state.dense is None:
+            raise RequestError(
+                f"{self.name} learns from the dense model, and no pass before it removed anything",
+                f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
+            )
+        examples = examples_of(state.data, self.length)
+        dense = state.dense if self.teacher else None
+        widened = [held for held in (model, dense) if held is not None] if self.dtype == "float32" else []
+        with preserved_randomness(), _full_precision(*widened), _restored(model):
+            teacher = None if dense is None else Teacher(dense, self.teacher, self.temperature)
+            state.report[self.name] = self.recover(state, model, examples, teacher)
+
+    def require(self, state: State, model: PreTrainedModel) -> None:
+        """Refuse a model that this pass cannot train.
+
+        Raises:
+            RequestError: with what is missing.
+        """
+
+    @abstractmethod
+    def recover(
+        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+    ) -> dict[str, Any]:
+        """Train ``model`` in place; what to report."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to train, as the options say."""
+        return Recipe(
+            epochs=self.epochs,
+            steps=self.steps,
+            lr=self.lr,
+            warmup=self.warmup,
+            batch=self.batch,
+            micro_batch=self.micro_batch,
+            bfloat16=self.dtype == "bfloat16",
+            seed=self.seed,
+        )
+
+
+def reported(training: Training) -> dict[str, Any]:
+    """What every recovery reports."""
+    return {
+        "loss": training.losses,
+        "steps": len(training.losses),
+        "tokens": training.tokens,
+        "seconds": training.seconds,
+    }
+
+
+def require_finite(model: nn.Module, consequence: str) -> None:
+    """Refuse a parameter that was trained and is not finite.
+
+    Args:
+        model: after training.
+        consequence: what became of the model, for the hint.
+
+    Raises:
+        FxpruneError: with its name.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise FxpruneError(
+                f"recovery training broke down: '{name}' is not finite after the last step",
+                f"lower lr or raise warmup; {consequence}",
+            )
+
+
+@contextmanager
+def _full_precision(*models: nn.Module) -> Iterator[None]:
+    """Hold half-precision tensors in float32 for the time: in half precision small updates are lost."""
+    tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    half = [(tensor, tensor.dtype) for tensor in tensors if tensor.dtype in HALF]
+    for tensor, _ in half:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in half:
+            tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def _restored(model: PreTrainedModel) -> Iterator[None]:
+    """Put back which parameters require a gradient, leave eval mode on, and take off what PEFT hung on the model."""
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+            parameter.grad = None
+        model.eval()
+        vars(model).pop("peft_config", None)

@@ -1,0 +1,241 @@
+"""Recovery that trains all weights, and recovery that learns from the dense model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from fxprune.ir.errors import FxpruneError, RequestError
+from fxprune.ir.verifier import verify
+from fxprune.passes.base import State
+from fxprune.passes.distill import Distill
+from fxprune.passes.finetune import Finetune
+from fxprune.passes.lora import Lora
+from fxprune.passes.manager import run_pipeline
+from fxprune.passes.pipeline import parse_pipeline
+from fxprune.passes.recovery import Recovery
+from fxprune.passes.registry import ANALYSES, PASSES
+from fxprune.passes.teacher import Teacher
+from fxprune.passes.training import pad
+from fxprune.tracer.export import trace_causal_lm
+
+from .test_lora import VOCABULARY, Unequal, Windows, llama, weights
+
+OPTIONS: dict[str, Any] = {"lr": 0.01, "batch": 4, "micro_batch": 2, "length": 12, "steps": 12}
+
+
+class Drawn(Windows):
+    """A corpus of random tokens, of which the next cannot be known."""
+
+    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
+        del seed
+        return torch.randint(VOCABULARY, (32, length), generator=torch.Generator().manual_seed(0))[:count]
+
+
+def divergence(student: torch.nn.Module, teacher: torch.nn.Module) -> float:
+    """Mean KL(teacher || student) of a next token, in nats, by its definition."""
+    ids = Drawn().windows(12, 8)
+    with torch.no_grad():
+        now, then = (model(ids).logits.double().log_softmax(-1) for model in (student, teacher))
+    return float((then.exp() * (then - now)).sum(-1)[:, :-1].mean())
+
+
+def damaged(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in other.model.layers:
+            layer.mlp.down_proj.weight[:, ::2] = 0
+    return other
+
+
+def recover(step: Recovery, model: torch.nn.Module, dense: torch.nn.Module | None, data: Any = None) -> dict[str, Any]:
+    state = State(graph=None, model=model, data=data or Drawn(), dense=dense)  # type: ignore[arg-type]
+    step.run(state)
+    assert state.model is model
+    report: dict[str, Any] = state.report[step.name]
+    return report
+
+
+@pytest.mark.parametrize("step", [Distill(**OPTIONS), Finetune(**OPTIONS, teacher=1.0), Lora(**OPTIONS, teacher=1.0)])
+def test_a_teacher_brings_the_model_nearer_to_it(step: Recovery) -> None:
+    dense = llama()
+    model = damaged(dense)
+    held, before = weights(dense), divergence(model, dense)
+    report = recover(step, model, dense)
+    assert divergence(model, dense) < 0.7 * before
+    assert report["loss"][0] == pytest.approx(before, rel=0.5)  # another draw of the same text
+    assert all(torch.equal(tensor, held[name]) for name, tensor in dense.state_dict().items())
+    assert not model.training
+    assert all(parameter.grad is None for parameter in (*model.parameters(), *dense.parameters()))
+    assert "peft_config" not in vars(model)
+
+
+def test_a_model_that_is_its_own_teacher_has_nothing_to_learn() -> None:
+    dense = llama()
+    model = copy.deepcopy(dense)
+    report = recover(Distill(**OPTIONS | {"lr": 1e-12, "steps": 2}), model, dense)
+    assert report["loss"] == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_loss_is_the_one_of_the_formula(temperature: float) -> None:
+    dense, student = llama(), damaged(llama())
+    batch = pad([{"input_ids": ids, "labels": ids} for ids in ([1, 2, 3, 4], [5, 6, 7])])
+    teacher = Teacher(dense, 0.25, temperature)
+    teacher.answer(batch)
+    with torch.no_grad():
+        out = student(batch["input_ids"], attention_mask=batch["attention_mask"])
+        found = teacher.loss(out, batch["labels"])
+        logits = {m: m(batch["input_ids"], attention_mask=batch["attention_mask"]).logits for m in (dense, student)}
+    distances, losses = [], []
+    for row, count in ((0, 3), (1, 2)):
+        for at in range(count):
+            then, now = (logits[m][row, at].double() for m in (dense, student))
+            p, q = (torch.softmax(x / temperature, 0) for x in (then, now))
+            distances.append(temperature**2 * float((p * (p / q).log()).sum()))
+            losses.append(-float(torch.log_softmax(now, 0)[batch["labels"][row, at + 1]]))
+    assert found.item() == pytest.approx(0.25 * sum(distances) / 5 + 0.75 * sum(losses) / 5, rel=1e-5)
+    assert teacher.loss(out, batch["labels"], 10).item() == pytest.approx(found.item() / 2)
+
+
+def test_finetune_without_a_teacher_lowers_the_loss_of_the_text_and_trains_everything() -> None:
+    model = llama(tied=True)
+    before = weights(model)
+    report = recover(Finetune(**OPTIONS), model, None, Windows())
+    assert report["loss"][-1] < 0.5 * report["loss"][0]
+    assert report["steps"] == 12
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_accumulation_with_a_teacher_equals_one_large_batch() -> None:
+    results = []
+    for micro_batch in (1, 4):
+        model = damaged(llama())
+        recover(Distill(**OPTIONS | {"micro_batch": micro_batch, "steps": 3}), model, llama(), Unequal())
+        results.append(weights(model))
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        torch.rand(3)  # whatever the process has drawn before
+        model = damaged(llama())
+        recover(Distill(**OPTIONS | {"steps": 3, "seed": seed}), model, llama())
+        runs.append(weights(model))
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not all(torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
+
+
+def test_half_precision_models_learn_in_float32_and_stay_half() -> None:
+    dense = llama().half()
+    model = damaged(dense)
+    before = divergence(copy.deepcopy(model).float(), copy.deepcopy(dense).float())
+    recover(Distill(**OPTIONS), model, dense)
+    assert {t.dtype for m in (model, dense) for t in m.state_dict().values()} == {torch.float16}
+    assert divergence(model.float(), dense.float()) < 0.7 * before
+
+
+def test_bfloat16_arithmetic_reaches_the_teacher_too() -> None:
+    dense = llama()
+    model = damaged(dense)
+    before = divergence(model, dense)
+    recover(Distill(**OPTIONS, dtype="bfloat16"), model, dense)
+    assert divergence(model, dense) < 0.7 * before
+
+
+def pipeline_on(text: str) -> State:
+    model = llama()
+    traced = trace_causal_lm(model)
+    state = State(traced.graph, model, example=traced.example, calibration=Drawn(), data=Drawn())
+    state.retrace = lambda module: trace_causal_lm(module).graph
+    steps = parse_pipeline([text], PASSES)
+    run_pipeline(steps, state, analyses=ANALYSES, verify=verify)
+    return state
+
+
+RECOVER = "{steps=2,batch=2,micro_batch=2,length=12"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"magnitude{{ratio=0.5}},distill{RECOVER}}}",
+        f"drop{{layers=1,samples=4,length=12}},magnitude{{ratio=0.5}},lora{RECOVER},teacher=0.5}}",
+    ],
+)
+def test_the_pipeline_keeps_the_model_as_it_was_before_anything_was_removed(text: str) -> None:
+    state = pipeline_on(text)
+    assert state.dense is not None
+    whole = llama().state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in state.dense.state_dict().items())
+    assert state.dense.state_dict().keys() == whole.keys()
+
+
+def test_one_copy_serves_all_that_look_back_and_none_is_made_for_nobody() -> None:
+    state = pipeline_on(f"magnitude{{ratio=0.5}},compensate{{samples=8,length=12}},distill{RECOVER}}}")
+    assert state.dense is state.original
+    state = pipeline_on(f"magnitude{{ratio=0.5}},lora{RECOVER}}}")
+    assert state.dense is state.original is None
+
+
+def test_a_teacher_that_was_never_pruned_from_is_an_error() -> None:
+    with pytest.raises(RequestError, match="distill learns from the dense model, and no pass before it") as caught:
+        recover(Distill(**OPTIONS), llama(), None)
+    assert "taylor,distill" in caught.value.hint
+
+
+@pytest.mark.parametrize("step", [Distill(), Finetune()])
+def test_no_data_is_an_error(step: Recovery) -> None:
+    with pytest.raises(RequestError, match=f"{step.name} has no text to train on") as caught:
+        step.run(State(graph=None, model=llama()))  # type: ignore[arg-type]
+    assert "--data" in caught.value.hint
+
+
+def test_a_module_that_is_no_causal_lm_is_an_error() -> None:
+    with pytest.raises(RequestError, match="distill cannot train a Linear"):
+        recover(Distill(), torch.nn.Linear(2, 2), None)
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    dense = llama()
+    model = damaged(dense)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
+    with pytest.raises(FxpruneError, match="recovery training broke down: loss is nan at step 1") as caught:
+        recover(Distill(**OPTIONS), model, dense)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Distill(teacher=1.5), "distill: teacher=1.5 is outside [0, 1]"),
+        (Distill(temperature=0.0), "distill: temperature=0.0 is not a positive number"),
+        (Lora(temperature=2.0), "lora: temperature=2.0 means nothing without a teacher"),
+        (Finetune(lr=-1.0), "finetune: lr=-1.0 is not a positive number"),
+        (Distill(batch=6), "distill: batch=6 is no multiple of micro_batch=4"),
+        (Finetune(steps=-1), "finetune: steps=-1 is below 0"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_an_error(step: Recovery, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        step.check()
+    assert caught.value.message == message
+    assert caught.value.hint
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
