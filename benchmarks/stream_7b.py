@@ -3,13 +3,16 @@
     python -m fxprune.benchmarks.stream_7b --layers 8
 
 Writes random bfloat16 weights in shards, copies them, prunes them by magnitude in a process of its own, and deletes
-everything. Time: the copy and the pruning alternate, both after the same reading of the source. Memory: the peak
-resident size of the process, less that of a process that has only imported torch.
+everything. Time: the copy, the pruning and a floor alternate, all after the same reading of the source. The floor is
+what the pruning cannot do without, in two threads: the sha256 of the source in one, and in the other reading as many
+bytes as are left, their sha256, and writing them. Memory: the peak resident size of the process, less that of a process
+that has only imported torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -18,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from io import RawIOBase
 from pathlib import Path
 
 import torch
@@ -28,6 +33,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 MARGIN = 1.15
 """Free disk that is asked for, beside what will be written."""
+
+PIECE = 1 << 20
 
 MEASURE = """
 import sys
@@ -85,6 +92,32 @@ def peak_of(*arguments: str) -> tuple[float, float]:
     return time.perf_counter() - start, int(done.stdout.split()[-1]) * 1024 / 1e9
 
 
+def floor_of(source: Path, out: Path, size: int) -> float:
+    """Seconds, until they are on the disk, to read and hash the source beside reading, hashing and writing ``size``."""
+    files = sorted(source.glob("*.safetensors"))
+    os.sync()
+    start = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool, out.open("wb", buffering=0) as target:
+        work = [pool.submit(_hash, files, None, sum(file.stat().st_size for file in files))]
+        work.append(pool.submit(_hash, files, target, size))
+        for done in work:
+            done.result()
+    os.sync()
+    return time.perf_counter() - start
+
+
+def _hash(files: list[Path], target: RawIOBase | None, size: int) -> str:
+    digest, memory = hashlib.sha256(), memoryview(bytearray(PIECE))
+    for file in files:
+        with file.open("rb", buffering=0) as opened:
+            while size and (count := min(opened.readinto(memory), size)):
+                size -= count
+                digest.update(memory[:count])
+                if target is not None:
+                    target.write(memory[:count])
+    return digest.hexdigest()
+
+
 def measure(folder: Path, layers: int, ratio: float, repeats: int) -> dict[str, object]:
     """Everything, in a folder that is emptied afterwards."""
     source, copy, out = folder / "source", folder / "copy", folder / "out"
@@ -92,19 +125,24 @@ def measure(folder: Path, layers: int, ratio: float, repeats: int) -> dict[str, 
     size = write_model(source, layers)
     _, bare = peak_of()
     command = ["apply", str(source), "--pass", "magnitude", "--ratio", str(ratio), "--out", str(out)]
-    copies, prunings, memory = [], [], 0.0
+    copies, prunings, floors, memory = [], [], [], 0.0
     for _ in range(repeats):
         copies.append(seconds_of(["cp", "-r", str(source), str(copy)]))
         shutil.rmtree(copy)
         took, peak = peak_of(*command)
         prunings.append(took)
         memory = max(memory, peak - bare)
+        written = sum(file.stat().st_size for file in out.glob("model*.safetensors"))
         shutil.rmtree(out)
+        floors.append(floor_of(source, copy, written))
+        copy.unlink()
     return {
         "layers": layers,
         "source_gb": size / 1e9,
         "copy_seconds": copies,
         "apply_seconds": prunings,
+        "floor_seconds": floors,
+        "load": os.getloadavg()[0],
         "times_the_copy": min(prunings) / min(copies),
         "peak_gb_above_torch": memory,
         "date": date.today().isoformat(),

@@ -30,7 +30,7 @@ Contributions = dict[tuple[str, int], npt.NDArray[np.float64]]
 
 Slab = tuple[slice, ...]
 
-SLAB_ELEMENTS = 1 << 16
+SLAB_ELEMENTS = 1 << 17
 """The most elements of a parameter that are looked at in one go."""
 
 
@@ -56,12 +56,18 @@ def magnitude(model: Module, wanted: Wanted, p: int, weights: Weights | None = N
             sums = position_sums(
                 weight,
                 wanted[name],
-                # In place: fresh memory for every step would cost more than the arithmetic.
-                lambda slab, weight=weight: weight[slab].to(torch.float64, copy=True).abs_().pow_(p),  # type: ignore[misc]
+                lambda slab, weight=weight: _power(weight[slab].to(torch.float64, copy=True), p),  # type: ignore[misc]
             )
             require_finite(sums, f"the weights of {name!r} are not finite", "repair or re-download the checkpoint")
             contributions.update(as_contributions(name, sums))
     return contributions
+
+
+def _power(values: Tensor, p: int) -> Tensor:
+    """``|values|**p`` in place: fresh memory, or a pass for each step, would cost more than the arithmetic."""
+    if p == 2:
+        return values.square_()
+    return values.abs_() if p == 1 else values.abs_().pow_(p)
 
 
 def wanted_parameters(model: Module, wanted: Wanted, *, stored: bool = False) -> dict[str, Parameter]:
