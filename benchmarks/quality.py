@@ -235,6 +235,22 @@ def increases_table(rows: dict[str, Row], part: str, seeds: int, columns: Sequen
     return lines
 
 
+def draws(rows: dict[str, Row], seeds: int) -> dict[str, int]:
+    """Model -> how many draws of the calibration windows every one of its cells is a mean of, at least."""
+    found: dict[str, int] = {}
+    for (model, _), columns in grouped(rows, "scores", seeds).items():
+        found[model] = min([found.get(model, seeds), *map(len, columns.values())])
+    return found
+
+
+def dense_perplexities(rows: dict[str, Row], seeds: int) -> str:
+    """Of the model with several evaluation texts."""
+    for (model, _), columns in grouped(rows, "scores", seeds).items():
+        if model == PAPER_MODEL:
+            return " / ".join(f"{math.exp(loss):.2f}" for loss in next(iter(columns.values()))[0]["dense"])
+    return "not measured"
+
+
 def perplexities_table(rows: dict[str, Row], seeds: int) -> list[str]:
     """Of the model with several evaluation texts, text by text."""
     lines = [f"| kept | pipeline | {' | '.join(TEXTS)} |", "|---|---|" + "---|" * len(TEXTS)]
@@ -265,7 +281,9 @@ def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
         "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {date.today()}",
         "COMMAND": "python benchmarks/quality.py --models ../shared/models --text ../shared/text --out docs/quality.md",
         "WINDOWS": str(windows),
-        "SEEDS": str(seeds),
+        "PAPER_WINDOWS": str(PAPER_WINDOWS),
+        "DRAWS": ", ".join(f"{model} {count}" for model, count in draws(rows, seeds).items()),
+        "DENSE": dense_perplexities(rows, seeds),
         "PAPER": "\n".join(paper_table(rows, seeds)),
         "SCORES": "\n".join(increases_table(rows, "scores", seeds, tuple(SCORES))),
         "VERDICT": verdict(rows, seeds),

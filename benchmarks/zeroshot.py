@@ -158,6 +158,9 @@ def main() -> None:
                 f"- {name}: `{p}`, {rows[name]['kept']:.4f} kept" for name, p in PIPELINES.items() if p
             ),
             "VERSION": version("lm-eval"),
+            "COMMAND": "python benchmarks/zeroshot.py --model ../shared/models/llama-7m "
+            "--calib ../shared/text/bookcorpus-calib.txt --tasks ../shared/tasks "
+            f"--documents {options.documents} --out docs/zeroshot.md",
             "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, {date.today()}",
         }
         page = Path(__file__).with_name("zeroshot.md").read_text(encoding="utf-8")

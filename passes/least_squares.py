@@ -57,9 +57,12 @@ def refit(moments: Moments, weight: torch.Tensor, damping: float) -> torch.Tenso
     Raises:
         FxpruneError: for moments that are not finite, or singular without damping (by how many tokens they fall short).
     """
+    return _solved(moments, weight, damping, _factor(moments, damping))
+
+
+def _solved(moments: Moments, weight: torch.Tensor, damping: float, factor: torch.Tensor) -> torch.Tensor:
     ridge = damping * float(moments.inputs.diagonal().mean())
-    wanted = moments.targets + ridge * weight.double().T
-    return torch.cholesky_solve(wanted, _factor(moments, damping)).T
+    return torch.cholesky_solve(moments.targets + ridge * weight.double().T, factor).T
 
 
 def _factor(moments: Moments, damping: float) -> torch.Tensor:
@@ -122,12 +125,13 @@ class Surgeon:
         Raises:
             FxpruneError: as :func:`refit`.
         """
-        best = refit(moments, weight, damping)
+        factor = _factor(moments, damping)
+        best = _solved(moments, weight, damping, factor)
         ridge = damping * float(moments.inputs.diagonal().mean())
         before = weight.double() if metric is None else metric @ weight.double()
         pull = 0.5 * ridge * before.square().sum(0)
         felt = None if metric is None else metric @ best
-        return cls(best, torch.cholesky_inverse(_factor(moments, damping)), columns, pull, felt)
+        return cls(best, torch.cholesky_inverse(factor), columns, pull, felt)
 
     def costs(self) -> torch.Tensor:
         """What the removal of each unit alone would cost, float64 ``[units]``; 0 for one that has no columns left."""

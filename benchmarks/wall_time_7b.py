@@ -1,0 +1,154 @@
+"""How long obs and compensate would take on a model of 7B geometry: one layer's work measured, times 32.
+
+python benchmarks/wall_time_7b.py --json wall_time.json
+
+Weights and inputs are random, the operations those of the passes. Operations that grow with the number of calibration
+tokens are measured on --tokens of them and scaled to 128 windows of 128; rounds of obs are measured once each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+WIDTH, INNER, HEADS, LAYERS, ROUNDS = 4096, 11008, 32, 32, 16
+CALIBRATION = 128 * 128
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Part:
+    """One operation.
+
+    Attributes:
+        name: what it is.
+        seconds: measured.
+        scale: to what one layer needs (tokens, rounds).
+        counts: how often ``obs`` and ``compensate`` do it in a layer.
+    """
+
+    name: str
+    seconds: float
+    scale: float
+    counts: tuple[float, float]
+
+    def of(self, step: int) -> float:
+        return self.seconds * self.scale * self.counts[step]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one core that a piece of work takes, however busy the machine is; and its result."""
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+def layer_parts(tokens: int, scale: float) -> list[Part]:
+    """Forward and backward of a decoder layer, float32.
+
+    Both passes run a layer six times: for each of its two maps in the dense and in the pruned model, and once more in
+    both to hand its outputs on. ``obs`` runs it once more with gradients, for what errors of outputs count.
+    """
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    config = LlamaConfig(
+        hidden_size=WIDTH, intermediate_size=INNER, num_attention_heads=HEADS, num_hidden_layers=1, vocab_size=64
+    )
+    model = LlamaModel(config).eval()
+    ids = torch.randint(64, (tokens // 128, 128), generator=torch.Generator().manual_seed(0))
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+
+    def both() -> None:
+        out = model(input_ids=ids, use_cache=False).last_hidden_state
+        embedded = model.layers[0].mlp.down_proj.weight
+        torch.autograd.grad(out.sum(), [embedded])
+
+    forward()
+    return [
+        Part("forward of a layer", timed(forward)[0], scale, (6, 6)),
+        Part("forward and backward of a layer", timed(both)[0], scale, (1, 0)),
+    ]
+
+
+def metric_parts(tokens: int, scale: float) -> tuple[list[Part], Any]:
+    """What errors of the WIDTH outputs of a map count: their gradients' second moments, and the root of these."""
+    import torch
+
+    from fxprune.passes.obs import _root
+
+    gradients, metric = torch.randn(tokens, WIDTH).double(), torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    counting = timed(lambda: metric.addmm_(gradients.T, gradients))[0]
+    rooting, root = timed(lambda: _root(metric))
+    # Once for either map.
+    parts = [
+        Part("gradients' second moments", counting, scale, (2, 0)),
+        Part("root of these", rooting, 1, (2, 0)),
+    ]
+    return parts, root
+
+
+def map_parts(name: str, inputs: int, unit: int, root: Any, tokens: int) -> list[Part]:
+    """Statistics, rounds of obs and the refit of one linear map with WIDTH outputs, float64 as in the passes."""
+    import torch
+
+    from fxprune.passes.least_squares import Moments, Surgeon, refit
+
+    x, y = torch.randn(tokens, inputs), torch.randn(tokens, WIDTH)
+    moments, weight = Moments.empty(inputs, WIDTH), torch.randn(WIDTH, inputs)
+    adding = timed(lambda: moments.add(x, y))[0]
+    fitting = timed(lambda: refit(moments, weight, 0.01))[0]
+    columns = list(torch.arange(inputs).split(unit))
+    making, surgeon = timed(lambda: Surgeon.of(moments, weight, 0.01, columns, root))
+    rounds = len(columns) - 1 if unit > 1 else ROUNDS
+    at_once = 1 if unit > 1 else -(-(len(columns) - 1) // ROUNDS)
+    costing = timed(surgeon.costs)[0]
+    removing = timed(lambda: surgeon.remove(list(range(at_once))))[0]
+    return [
+        Part(f"{name}: second moments", adding, CALIBRATION / tokens, (1, 1)),
+        Part(f"{name}: optimum and inverse", making, 1, (1, 0)),
+        Part(f"{name}: costs of all units, {rounds} rounds", costing, rounds + 1, (1, 0)),
+        Part(f"{name}: removal, {rounds} rounds", removing, rounds, (1, 0)),
+        Part(f"{name}: refit", fitting, 1, (0, 1)),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tokens", type=int, default=512, help="calibration tokens that are measured")
+    parser.add_argument("--json", type=Path, help="where the measurements are kept")
+    options = parser.parse_args()
+    scale = CALIBRATION / options.tokens
+    parts = layer_parts(options.tokens, scale)
+    found, root = metric_parts(options.tokens, scale)
+    parts += found
+    print(f"a layer: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.2f} GiB at most", flush=True)
+    for name, inputs, unit in (("o_proj", WIDTH, WIDTH // HEADS), ("down_proj", INNER, 1)):
+        parts += map_parts(name, inputs, unit, root, options.tokens)
+        print(f"{name}: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.2f} GiB at most", flush=True)
+    for part in parts:
+        per_layer = [f"{part.of(step):.1f}" for step in (0, 1)]
+        print(f"| {part.name} | {part.seconds:.2f} | {part.scale:g} | {' | '.join(per_layer)} |")
+    sums = [sum(part.of(step) for part in parts) for step in (0, 1)]
+    print(f"| a layer | | | {sums[0]:.0f} | {sums[1]:.0f} |")
+    print(f"| {LAYERS} layers, hours | | | {LAYERS * sums[0] / 3600:.1f} | {LAYERS * sums[1] / 3600:.1f} |")
+    print(f"{platform.machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, {date.today()}")
+    if options.json is not None:
+        options.json.write_text(json.dumps([vars(part) for part in parts], indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
