@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import logging
 import re
@@ -22,9 +23,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 MAX_BUILDS = 96
+MAX_ALONGSIDE = 16
 
 Shapes = Mapping[str, tuple[int, ...]]
-Field = tuple[str, ...]
+Field = tuple[str | int, ...]
+"""The keys that lead to a value in a configuration as data, positions of lists among them."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,10 @@ class Search:
         """
         dense = self.build({})
         effective = [(name, value) for name, value in edits if self.build({name: value}) != dense]
-        yield from self.best_first(effective)
-        if len(effective) < len(edits):
-            yield from self.best_first(edits)
+        for choices in (effective, edits) if len(effective) < len(edits) else (effective,):
+            for chosen in self.best_first(choices):
+                yield chosen
+                yield from self.alongside(chosen, edits)
 
     def best_first(self, edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
         """Sets of edits, those first that leave fewest tensors of another shape."""
@@ -130,6 +134,15 @@ class Search:
                     return
                 seen.add(key)
                 heappush(queue, (self.mismatches(extended, missing), len(extended), next(order), extended))
+
+    def alongside(self, chosen: dict[Field, int], edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
+        """The same set with edits that change no shape: 3 heads of 12 look like 4 heads of 9."""
+        silent = [
+            edit for edit in edits if edit[0] not in chosen and self.mismatches({**chosen, edit[0]: edit[1]}, 1) == 0
+        ]
+        sets = (dict(some) for size in (1, 2, 3) for some in itertools.combinations(silent, size))
+        whole = (some for some in sets if self.build({**chosen, **some}) is not None)
+        yield from ({**chosen, **some} for some in itertools.islice(whole, MAX_ALONGSIDE))
 
     def fewest(self, chosen: dict[Field, int]) -> dict[Field, int]:
         """Without the edits that make no difference to any shape."""
@@ -169,7 +182,7 @@ class Search:
         """The configuration with some fields changed."""
         data = copy.deepcopy(self.data)
         for path, value in edits.items():
-            inner = data
+            inner: Any = data
             for key in path[:-1]:
                 inner = inner[key]
             inner[path[-1]] = value
@@ -288,10 +301,12 @@ def _head_size(data: Mapping[str, Any]) -> list[tuple[Field, int]]:
 
 
 def _fields(data: Mapping[str, Any], path: Field = ()) -> Iterator[tuple[Field, int | None]]:
-    """Integer and empty fields, those of nested configurations too."""
+    """Integer and empty fields, those of nested configurations and the integers of lists too."""
     for name, value in data.items():
         if isinstance(value, dict):
             yield from _fields(value, (*path, name))
+        elif isinstance(value, list) and value and all(type(item) is int for item in value):
+            yield from (((*path, name, position), item) for position, item in enumerate(value))
         elif value is None or (isinstance(value, int) and not isinstance(value, bool)):
             yield (*path, name), value
 
@@ -301,8 +316,8 @@ def _changes(data: Mapping[str, Any], found: Mapping[Field, int]) -> dict[str, t
     for path, new in sorted(found.items()):
         inner: Any = data
         for key in path:
-            inner = inner.get(key) if isinstance(inner, dict) else None
-        changes[".".join(path)] = (inner, new)
+            inner = inner[key] if isinstance(inner, list) else inner.get(key) if isinstance(inner, dict) else None
+        changes[".".join(map(str, path))] = (inner, new)
     return changes
 
 

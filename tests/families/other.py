@@ -51,6 +51,18 @@ WITHOUT: dict[str, set[str]] = {
 }
 """Model type -> what of heads, width and residual channels does not exist or stays frozen."""
 
+NOT_SAVED: dict[str, str] = {}
+"""Model type -> why the smaller model, which its graph describes, is not written as an artifact."""
+
+SAVED_WITH: dict[str, str] = {}
+"""Model type -> options with which it is saved, where its code fixes the residual width."""
+
+HALF = frozenset({"convbert", "eurobert"})
+"""A quarter of their heads is no whole head; half of them is."""
+
+STAYS: dict[str, set[str]] = {}
+"""Model type -> what of heads and width stays whole in its artifact."""
+
 
 def tiny_config(name: str) -> Any:
     """The small configuration of a row, its parts small too."""

@@ -101,7 +101,7 @@ ROWS: dict[str, Row] = {
         PAIR + ",attention_mask=bool[3,5],decoder_attention_mask=bool[3,7]",
         {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
     ),
-    "t5": Row("T5ForConditionalGeneration", PAIR),
+    "t5": Row("T5ForConditionalGeneration", PAIR, {"decoder_start_token_id": 2}),
     "t5gemma": Row(
         "T5GemmaForConditionalGeneration", PAIR, {"encoder": {}, "decoder": {"cross_attention_hidden_size": 48}}
     ),

@@ -1,0 +1,83 @@
+"""Encoders, encoder-decoders, vision, two towers and audio, saved: pruned by the command's own code, reloaded by
+transformers alone in a fresh process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxprune.api.pruning import Applied, apply
+from fxprune.backends import values
+from fxprune.backends.verify import LOGITS_TOLERANCE, Job, verify
+
+from .families.other import HALF, NOT_SAVED, NOT_TRACED, ROWS, SAVED_WITH, STAYS, WITHOUT, tiny_model
+
+PARTS_OF = 16
+"""Parts of the rows under the marker ``slow``."""
+
+FAMILIES = [name for name in ROWS if name not in NOT_TRACED and name not in NOT_SAVED]
+DEFAULT = ["bert", "t5", "vit", "resnet", "clip", "wav2vec2"]
+"""Rows that run by default, one of every kind."""
+PARTS = [
+    pytest.param(DEFAULT, id="sample"),
+    *(
+        pytest.param(FAMILIES[part::PARTS_OF], marks=pytest.mark.slow, id=f"part{part}of{PARTS_OF}")
+        for part in range(PARTS_OF)
+    ),
+]
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Job]]:
+    """What would be reloaded one by one, each in a process of its own; here all at once, at the end."""
+    held: list[Job] = []
+
+    def postpone(job: Job, _source: Path) -> dict[str, Any]:
+        held.append(job)
+        return {}
+
+    monkeypatch.setattr(values, "verify_written", postpone)
+    yield held
+
+
+def saved(name: str, folder: Path) -> Applied:
+    """A quarter of the heads, inner widths and residual width of a row removed, half where a quarter is no whole head,
+    and written to ``out``."""
+    source = folder / name / "source"
+    tiny_model(name).save_pretrained(source)
+    return apply(
+        source,
+        f"random{{{SAVED_WITH.get(name, 'channels=true')}}}",
+        ratio=0.5 if name in HALF else 0.25,
+        seed=1,
+        example=ROWS[name].inputs,
+        out=folder / name / "out",
+    )
+
+
+@pytest.mark.parametrize("families", PARTS)
+def test_pruned_saved_and_reloaded(
+    families: list[str], tmp_path: Path, jobs: list[Job], request: pytest.FixtureRequest
+) -> None:
+    if request.node.get_closest_marker("slow") and "slow" not in (request.config.option.markexpr or ""):
+        pytest.skip("slow: run with -m slow")
+    for name in families:
+        applied = saved(name, tmp_path)
+        found = {"heads" if "heads" in change.kind else change.kind for change in applied.groups}
+        expected = {"heads", "width"} - WITHOUT.get(name, set()) - STAYS.get(name, set())
+        assert expected <= found, f"{name}: {sorted(found)}"
+        assert found & {"heads", "width", "channels"}, name
+        jobs[-1] = replace(jobs[-1], folder=tmp_path / name / "out")
+    for name, checks in zip(families, verify(jobs), strict=True):
+        assert checks["logits_worst_difference"] <= LOGITS_TOLERANCE, name
+        assert checks["cached_generate_equals_uncached"] is not False, name
+
+
+def test_the_tables_name_only_what_there_is_and_leave_enough() -> None:
+    assert {*NOT_SAVED, *SAVED_WITH, *HALF, *STAYS} <= set(ROWS) - set(NOT_TRACED)
+    assert not set(NOT_SAVED) & {*SAVED_WITH, *HALF, *STAYS, *DEFAULT}
+    assert len(FAMILIES) >= 100
