@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,14 @@ from torch.nn import functional
 
 from fxprune.ir import FxpruneError
 from fxprune.tracer.export import trace_model
+
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "noise": lambda x: x + torch.randn_like(x),
+    "shuffle": lambda x: x[:, torch.randperm(4)],
+    "dropout": lambda x: functional.dropout(x, 0.5, training=True),
+    "dropout of nothing": lambda x: functional.dropout(x, 0.0, training=True),
+    "attention": lambda x: functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1),
+}
 
 
 class Inner(nn.Module):
@@ -21,15 +31,7 @@ class Inner(nn.Module):
         x = self.linear(x)
         if self.trouble == "branch" and x.sum() > 0:
             return x
-        if self.trouble == "noise":
-            return x + torch.randn_like(x)
-        if self.trouble == "dropout":
-            return functional.dropout(x, 0.5, training=True)
-        if self.trouble == "attention":
-            return functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1)
-        if self.trouble == "dropout of nothing":
-            return functional.dropout(x, 0.0, training=True)
-        return x.relu()
+        return STEPS[self.trouble](x) if self.trouble in STEPS else x.relu()
 
 
 class Outer(nn.Module):
@@ -47,6 +49,7 @@ class Outer(nn.Module):
     [
         ("branch", r"torch.export cannot trace Outer, at inner \(tests/test_blame.py:\d+\): "),
         ("noise", r"Outer draws random numbers as it runs \(aten.randn_like at inner tests/test_blame.py:\d+\)"),
+        ("shuffle", r"Outer draws random numbers as it runs \(aten.randperm at inner "),
         ("dropout", r"Outer draws random numbers as it runs \(aten.dropout at inner "),
         ("attention", r"Outer draws random numbers as it runs \(aten.scaled_dot_product_attention at inner "),
     ],

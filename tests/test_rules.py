@@ -18,7 +18,9 @@ from fxprune.ir.rules.reduce import NORMALISED
 from fxprune.ir.rules.rule import pattern
 
 from .replay import Example, check_cut, example, show
-from .rule_rows import ROWS, Row
+from .rule_rows import ROWS as COMMON
+from .rule_rows import Row
+from .rule_rows_core import DECOMPOSED, WHOLE
 
 WITHOUT_TAG = """
 alias bernoulli complex contiguous detach detach_ divide dropout empty_like fill floor_divide full_like greater
@@ -29,6 +31,7 @@ conj real imag _to_copy
 """Pointwise by their documentation; torch tags only what its compiler generates code for. They are replayed too."""
 OVERLOADS = {"fill": "Scalar", "full_like": "default", "to": "dtype", "masked_fill": "Scalar"}
 """Where the one that takes most tensors is not the one to try."""
+ROWS = [*COMMON, *DECOMPOSED, *WHOLE]
 RANDOM = {"bernoulli", "empty_like", "rand_like", "randn_like"}
 
 
@@ -126,6 +129,22 @@ def test_pointwise_operators_have_torchs_tag() -> None:
 def test_every_rule_has_a_row() -> None:
     rows = {".".join(row.call.partition("(")[0].split(".")[:2]) for row in ROWS}
     assert rows | set(FAMILIES["pointwise"]) == set(RULES)
+
+
+WITHOUT_RULE = {"arange", "scalar_tensor", "randperm", "_local_scalar_dense"}
+"""Operators of torch's core set that meet no rule: constants, which are folded, and what no trace may hold."""
+
+
+def test_every_core_operator_that_a_forward_runs_has_a_rule() -> None:
+    core = set()
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        overloads = packet.overloads() if hasattr(packet, "overloads") else ()
+        if any(torch.Tag.core in getattr(packet, overload).tags for overload in overloads):
+            core.add(name)
+    forward = {name for name in core if not name.endswith("_backward") and not name.startswith("sym_")}
+    assert len(forward) > 140
+    assert forward - {packet.removeprefix("aten.") for packet in RULES} == WITHOUT_RULE
 
 
 def test_every_rule_is_of_an_operator_that_exists() -> None:

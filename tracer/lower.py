@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from ..ir.graph import Arg, DType, Graph, Op, Parameter, Source, Value
+from .blame import DRAWS
 
 _DTYPES = {
     torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
@@ -33,7 +34,6 @@ _IDENTITIES = frozenset({
 _DROPOUTS = frozenset(f"aten.{kind}dropout" for kind in ("", "feature_", "alpha_", "feature_alpha_"))
 """Identities, but for those that a forward asks to drop whether it is trained or not."""
 _CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.float", "aten.double", "aten.half", "aten.bool"})
-_RANDOM = frozenset({"aten.rand", "aten.randn", "aten.rand_like", "aten.randn_like", "aten.bernoulli", "aten.randint"})
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
 
 
@@ -170,7 +170,7 @@ class _Lowering:
             tuple(results),
             self._source(node),
         )
-        folds = packet not in _RANDOM and all(value in self.constant for value in op.operands)
+        folds = packet not in DRAWS and all(value in self.constant for value in op.operands)
         (self.graph.folded if folds else self.graph.ops).append(op)
         if folds:
             self.constant.update(op.made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import convolution, creation, linear, picking, pointwise, reduce, shape, slicing, writing
+from . import convolution, creation, linear, picking, pointwise, reduce, shape, slicing, whole, writing
 from .picking import follow_positions
 from .rule import Equations, Resized, Rule
 
@@ -18,6 +18,7 @@ FAMILIES: Mapping[str, Mapping[str, Rule]] = {
     "writing": writing.TABLE,
     "convolution": convolution.TABLE,
     "creation": creation.TABLE,
+    "whole": whole.TABLE,
 }
 
 

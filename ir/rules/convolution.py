@@ -134,7 +134,8 @@ _POOLS = {
     2: "avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "
     "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
     "_upsample_nearest_exact2d reflection_pad2d replication_pad2d",
-    3: "avg_pool3d max_pool3d adaptive_avg_pool3d upsample_nearest3d upsample_trilinear3d",
+    3: "avg_pool3d max_pool3d max_pool3d_with_indices adaptive_avg_pool3d _adaptive_avg_pool3d adaptive_max_pool3d "
+    "reflection_pad3d replication_pad3d upsample_nearest3d upsample_trilinear3d",
 }
 
 TABLE = {

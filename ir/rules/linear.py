@@ -98,6 +98,16 @@ def _pin_scale(op: Op, new: Resized) -> Op:
     return with_args(op, {}, {"scale": tensor(op, 0).shape[-1] ** -0.5})
 
 
+def _embedding_bag(eq: Equations, op: Op) -> None:
+    """Rows looked up and summed; its further results say which they were."""
+    table, (bags, *others) = eq.of(tensor(op, 0)), op.made
+    eq.tie(table[1], eq.of(bags)[1])
+    others += list(op.operands)[1:]
+    eq.freeze((table[0], eq.of(bags)[0], *(axis for value in others for axis in eq.of(value))), "addressed by an index")
+
+
+_CDIST = pattern("... p m, ... r m -> ... p r")
+_BAGS = Rule(_embedding_bag, text="v d, ... -> n d, v and n frozen")
 _ADD_MATMUL = Rule(_add_matmul, text="(... m n)?, ... m k, ... k n -> ... m n")
 _ATTENTION = Rule(_attention, _pin_scale, text="... l e, ... s e, ... s v, (... l s)? -> ... l v")
 
@@ -110,6 +120,8 @@ TABLE = {
     "aten.bilinear": pattern("... i, ... j, n i j, n? -> ... n"),
     "aten.outer": pattern("m, n -> m n"),
     "aten.embedding": pattern("v d, ... -> ... d", freeze={"v": "addressed by an index"}),
+    **{f"aten.{name}": _BAGS for name in ("embedding_bag", "_embedding_bag")},
+    **{f"aten.{name}": _CDIST for name in ("cdist", "_cdist_forward")},
     "aten.matmul": Rule(_matmul, text="... m k, ... k n -> ... m n"),
     "aten.einsum": Rule(_einsum, text="the equation it is given"),
     "aten.scaled_dot_product_attention": _ATTENTION,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..graph import Op
-from .rule import Equations, Rule
+from .rule import Equations, Rule, pattern
 
 NAMES = """
 abs acos acosh add addcdiv addcmul alias angle asin asinh atan atan2 atanh bernoulli bitwise_and bitwise_left_shift
@@ -33,3 +33,4 @@ def _couple(eq: Equations, op: Op) -> None:
 
 POINTWISE = Rule(_couple, text="..., ... -> ...")
 TABLE = {f"aten.{name}": POINTWISE for name in NAMES.split()}
+TABLE["aten.native_dropout"] = pattern("... -> ..., ...")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..axes import AxisId
 from ..graph import Op, Value
 from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
@@ -9,6 +11,7 @@ from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
 NORMALISED = "normalised"
 """Mark of atoms that a normalisation divides over: removing their units is not the same as zeroing them."""
 
+GROUPS = "the number of groups of a normalisation"
 
 FOURIER = "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn"
 """Fourier transforms."""
@@ -80,7 +83,7 @@ def _fourier(eq: Equations, op: Op) -> None:
     last two or all, as the operator's name says."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     count = {"2": 2, "n": len(operand)}.get(op.packet[-1], 1)
-    dims = argument(op, 2, "dim")
+    dims = argument(op, 1 if op.packet.startswith("aten._fft") else 2, "dim")
     dims = tuple(range(-count, 0)) if dims is None else dims
     transformed = {d % len(operand) for d in (dims if isinstance(dims, tuple) else (dims,)) if isinstance(d, int)}
     for d, (a, b) in enumerate(zip(operand, result, strict=True)):
@@ -196,8 +199,41 @@ def _group_norm(eq: Equations, op: Op) -> None:
     eq.tie_all(operand, eq.of(op.result))
     for weight in list(op.operands)[1:]:
         eq.tie(eq.of(weight)[0], operand[1])
-    eq.freeze([outer], "the number of groups of a normalisation")
+    eq.freeze([outer], GROUPS)
     eq.mark((inner, *operand[2:]), NORMALISED)
+
+
+def _native_group_norm(eq: Equations, op: Op) -> None:
+    """As a group norm; beside its result it gives one mean and one deviation for every sample and group."""
+    operand, weights = eq.of(tensor(op, 0)), list(op.operands)[1:]
+    groups = integer(op, 6, "group")
+    outer, inner = eq.axes.fresh(groups), eq.axes.fresh(eq.axes.size(operand[1]) // groups)
+    eq.tie(operand[1], eq.axes.product((outer, inner)))
+    for axes, value in zip((operand, operand[:1], operand[:1]), op.made, strict=True):
+        eq.tie_all(axes, eq.of(value)[: len(axes)])
+        eq.freeze(eq.of(value)[len(axes) :], GROUPS)
+    for weight in weights:
+        eq.tie(eq.of(weight)[0], operand[1])
+    eq.freeze([outer], GROUPS)
+    eq.mark((inner, *operand[2:]), NORMALISED)
+
+
+def _extents(op: Op, new: Resized) -> Op:
+    samples, channels, *positions = new.shape(tensor(op, 0))
+    return with_args(op, {3: samples, 4: channels, 5: math.prod(positions)})
+
+
+def _native_batch_norm(eq: Equations, op: Op) -> None:
+    """As a batch norm; beside its result it gives one mean and one deviation for every channel, or nothing."""
+    operand = eq.of(tensor(op, 0))
+    channels = operand[1:2]
+    result, *others = op.made
+    for axes in (eq.of(value) for value in (*list(op.operands)[1:], *others)):
+        if axes and eq.axes.size(axes[0]) == eq.axes.size(channels[0]):
+            eq.tie_all(axes, channels)
+    eq.tie_all(operand, eq.of(result))
+    if next(arg for arg in op.args if isinstance(arg, bool)):
+        eq.mark((operand[0], *operand[2:]), NORMALISED)
 
 
 TABLE = {
@@ -218,6 +254,9 @@ TABLE = {
     "aten._weight_norm": Rule(_weight_norm, text="..., ... -> ..., marks the dimension that keeps its norm normalised"),
     **{f"aten.fft_{name}": Rule(_fourier, text="freezes the transformed dimensions") for name in FOURIER.split()},
     **{
+        f"aten._fft_{name}": Rule(_fourier, text="freezes the transformed dimensions") for name in ("c2c", "c2r", "r2c")
+    },
+    **{
         f"aten.{name}": Rule(_softmax, text="same shape, marks the dimension normalised")
         for name in ("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
     },
@@ -229,6 +268,12 @@ TABLE = {
     "aten.instance_norm": Rule(_instance_norm, text="n c ..., c?, c?, c?, c? -> n c ...; marks ... normalised"),
     "aten.prelu": Rule(_prelu, text="n c ..., c -> n c ..."),
     "aten.group_norm": Rule(_group_norm, text="n (g i) ..., (g i)?, (g i)? -> n (g i) ...; i is normalised, g frozen"),
+    "aten.native_group_norm": Rule(
+        _native_group_norm,
+        _extents,
+        text="n (g i) ..., (g i)?, (g i)? -> n (g i) ..., n g, n g; i is normalised, g frozen",
+    ),
+    "aten._native_batch_norm_legit": Rule(_native_batch_norm, text="n c ..., c?, c?, c?, c? -> n c ..., c, c"),
     **{
         f"aten.{name}": _along("accumulates along the axis", None)
         for name in ("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")

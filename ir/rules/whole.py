@@ -1,0 +1,25 @@
+"""Operators of which no dimension may shrink, each with the reason."""
+
+from __future__ import annotations
+
+from ..graph import Op
+from .rule import Equations, Rule
+
+REASONS = {
+    "addresses memory by strides": "as_strided empty_strided",
+    "pairs the positions of two axes": "diag diag_embed diagonal trace",
+    "counts positions by what they hold": "bincount masked_scatter masked_select nonzero",
+    "compares every row with every other": "_pdist_forward pdist",
+    "solves for all positions at once": "linalg_cholesky_ex linalg_det linalg_eigh linalg_inv linalg_inv_ex linalg_qr "
+    "linalg_slogdet linalg_solve linalg_svd",
+}
+
+
+def _whole(reason: str) -> Rule:
+    def couple(eq: Equations, op: Op) -> None:
+        eq.freeze((axis for value in (*op.operands, *op.made) for axis in eq.of(value)), reason)
+
+    return Rule(couple, text=f"freezes every dimension: {reason}")
+
+
+TABLE = {f"aten.{name}": _whole(reason) for reason, names in REASONS.items() for name in names.split()}
