@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 MAX_BUILDS = 96
-MAX_ALONGSIDE = 16
+MAX_ALONGSIDE = 8
 
 Shapes = Mapping[str, tuple[int, ...]]
 Field = tuple[str | int, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -431,6 +432,6 @@ def test_a_configuration_with_the_right_shapes_can_be_the_wrong_one(tmp_path: Pa
         details["quantities"], accept=lambda _: False,
     )  # fmt: skip
     assert match is None
-    assert why.startswith("the 1 configurations that give these shapes compute something else")
+    assert re.match(r"the \d+ configurations that give these shapes compute something else", why)
     assert isinstance(details["repairs"], Repairs)
     assert not (tmp_path / "out").exists()

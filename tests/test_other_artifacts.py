@@ -3,7 +3,6 @@ transformers alone in a fresh process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ PARTS = [
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Job]]:
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """What would be reloaded one by one, each in a process of its own; here all at once, at the end."""
     held: list[Job] = []
 
@@ -41,7 +40,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Job]]:
         return {}
 
     monkeypatch.setattr(values, "verify_written", postpone)
-    yield held
+    return held
 
 
 def saved(name: str, folder: Path) -> Applied:
