@@ -138,6 +138,9 @@ def _add_apply(commands: Any) -> None:
     _add_example_option(module)
     _add_loss_option(module)
     _add_output(parser, required=False)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on after the last pass that this command had done when it broke off"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would come out; write and train nothing")
     parser.add_argument(
         "--form",
@@ -260,7 +263,9 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 _APPLY = ("out", "ratio", "target", "layers", "seed", "multiple_of", "force", "dry_run")
-_APPLY_MODEL = ("plan", "calib", "data", "form", "trust_remote_code", "allow_pickle", "print_ir_after")
+_APPLY_MODEL = (
+    "plan", "calib", "data", "resume", "form", "trust_remote_code", "allow_pickle", "print_ir_after",
+)  # fmt: skip
 
 
 def _apply(arguments: argparse.Namespace) -> int:

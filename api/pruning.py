@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,92 +36,19 @@ from ..tracer.export import Traced
 from ..tracer.fingerprints import Noted
 from ..tracer.model import Source, build_meta, load_config, load_model, resolve
 from ..tracer.module import resolve_function
+from .applied import Applied, GroupChange
 from .calling import Calling
 from .printing import check_printing, printer
 from .progress import Progress, silent
 from .replay import Recorded, read_recorded
+from .resume import Parts, Stages, identity, pieces_of, restore, state_parts
 from .streams import open_stream, stored
-from .texts import CALIBRATION, RECOVERY, TEXTS, Entries, noted, read_so_far, record_of
+from .texts import CALIBRATION, RECOVERY, Entries, noted, read_so_far, record_of
+
+__all__ = ["Applied", "GroupChange", "apply"]
 
 RECOVER = "recover"
 ADAPTER = "adapter"
-
-
-@dataclass(frozen=True)
-class GroupChange:
-    """A group that lost units.
-
-    Attributes:
-        name, kind, layer: of the group.
-        before, after: its units, over all units of its parent.
-    """
-
-    name: str
-    kind: str
-    layer: int | None
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What a pipeline did.
-
-    Attributes:
-        model: as the user gave it.
-        pipeline: the passes that ran, as text.
-        options: the same with every option, those at their defaults too.
-        skipped: passes that a dry run left out, as text.
-        parameters: elements of all parameters, before and after.
-        groups: those that lost units.
-        steps: passes and analyses with their times.
-        report: what the passes recorded, by pass name.
-        texts: fingerprints of what was read, so that no text is measured on that a model has seen.
-        saved: what was written; None in a dry run.
-    """
-
-    model: str
-    pipeline: str
-    options: str
-    skipped: str
-    parameters: tuple[int, int]
-    groups: tuple[GroupChange, ...]
-    steps: tuple[Step, ...]
-    report: Mapping[str, Any] = field(default_factory=dict)
-    texts: Entries = field(default_factory=list)
-    saved: Saved | None = None
-
-    @property
-    def kept(self) -> float:
-        """Share of the parameters that is left."""
-        return self.parameters[1] / self.parameters[0]
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON data."""
-        data = {
-            **self.record(),
-            "model": self.model,
-            "passes": dict(self.report),
-            "skipped": self.skipped,
-            "steps": [dataclasses.asdict(step) for step in self.steps],
-        }
-        saved = {**dataclasses.asdict(self.saved), "path": str(self.saved.path)} if self.saved else None
-        return data | {"saved": saved}
-
-    def record(self) -> dict[str, Any]:
-        """What ``fxprune.json`` keeps: no times, so that the same run gives the same bytes."""
-        return {
-            # An absolute path would say where it was made, not from what.
-            "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
-            "pipeline": self.options,
-            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
-            "groups": [dataclasses.asdict(change) for change in self.groups],
-            "passes": {
-                name: {key: value for key, value in entry.items() if key != "seconds"}
-                for name, entry in self.report.items()
-            },
-            TEXTS: self.texts,
-        }
 
 
 def apply(
@@ -141,6 +67,7 @@ def apply(
     example: str | None = None,
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None = None,
     force: bool = False,
+    resume: bool = False,
     dry_run: bool = False,
     form: Form = "auto",
     trust_remote_code: bool = False,
@@ -164,6 +91,7 @@ def apply(
         loss: for such a model, what scores are computed from: takes the module and returns a scalar, or is named
             ``package.module:function``.
         force: whether an existing ``out`` is replaced.
+        resume: go on after the last pass that the same call had done when it broke off, and keep every pass.
         dry_run: stop before recovery and writing; a config is enough when no pass reads weights.
         form: ``uniform``, ``free``, or ``auto``, which is uniform where a plain config describes the result.
         trust_remote_code: whether the model's own code may run.
@@ -185,6 +113,8 @@ def apply(
     check_printing(print_ir_after, pipeline)
     if out is None and not dry_run:
         raise RequestError("there is nowhere to write to", "give --out DIR, or --dry-run to write nothing")
+    if resume and dry_run:
+        raise RequestError("a dry run writes nothing that it could resume", "leave out --resume or --dry-run")
     weights = not dry_run or any(step.needs_weights for step in pipeline)
     source = resolve(model, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     if out is not None:
@@ -195,6 +125,10 @@ def apply(
         pipeline = (Replay(sha256=recorded.sha256), *pipeline)
     calling = Calling(load_config(source), example)
     calling.check(asked, loss=loss is not None, texts=calib is not None or data is not None)
+    stages = None
+    if out is not None and not dry_run:
+        run = identity(source, {CALIBRATION: calib, RECOVERY: data}, example=example, loss=loss)
+        stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
     work = _Work(source, pipeline if weights else None, calling, progress)
     work.state.outputs = () if calling.language else work.traced.outputs
     work.state.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
@@ -202,14 +136,17 @@ def apply(
     if work.stream is not None and not dry_run:
         work.stream.identify(recorded.origin if recorded is not None else None)
     work.read_texts(pipeline, calib, data)
-    applied = work.run(pipeline, printer(print_ir_after))
+    applied = work.run(pipeline, printer(print_ir_after), stages)
     applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))
     if out is None or dry_run:
         return applied
     if recorded is not None and not asked:
         recorded.check_result(applied.parameters)
     progress(f"writing {out}")
-    return dataclasses.replace(applied, saved=work.save(Path(out), applied, form=form, force=force))
+    applied = dataclasses.replace(applied, saved=work.save(Path(out), applied, form=form, force=force))
+    if stages is not None:
+        stages.clear()
+    return applied
 
 
 class _Work:
@@ -255,24 +192,55 @@ class _Work:
         replayed = self.recorded.record if self.recorded is not None else {}
         return read_so_far(self.texts, record_of(self.source.directory), replayed)
 
-    def run(self, pipeline: Sequence[Pass], show: Callable[[Step, State], None]) -> Applied:
+    def run(self, pipeline: Sequence[Pass], show: Callable[[Step, State], None], stages: Stages | None) -> Applied:
+        steps: list[Step] = []
+        done = stages.done if stages is not None else 0
+        if stages is not None and done:
+            steps += self._resume(stages.read())
+        resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
+
         def between(step: Step, state: State) -> None:
+            steps.append(step)
             for name, group in state.coupling.groups.items() if state.coupling is not None else ():
                 self.groups.setdefault(name, group)  # as it was before anything was cut
             show(step, state)
 
+        def keep(number: int) -> None:
+            if stages is not None and number:
+                stages.keep(done + number, lambda: self._parts(steps))
+
         def announce(text: str, number: int, count: int) -> None:
-            self.progress(f"{text} ({number} of {count})")
+            keep(number - 1)
+            self.progress(f"{text} ({done + number} of {done + count})")
 
         self.state.recorded = self.recorded.slices if self.recorded is not None else None
         analyses = (Analysis("couple", "coupling", self._couple),)
-        steps = run_pipeline(pipeline, self.state, analyses=analyses, verify=verify, between=between, announce=announce)
+        rest = pipeline[done:]
+        if rest or not done:
+            run_pipeline(rest, self.state, analyses=analyses, verify=verify, between=between, announce=announce)
+        keep(len(rest))
         parameters = (self.before, parameter_count(self.state.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
         report = {name: _plain(entry) for name, entry in self.state.report.items()}
+        changes = self._changes()
         return Applied(
-            self.source.name, text, options, "", parameters, self._changes(), steps, report, texts=self._read()
+            self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed
         )
+
+    def _parts(self, steps: Sequence[Step]) -> Parts:
+        """What is kept between two passes."""
+        own = {"traced": self.traced, "quantities": self.quantities, "groups": self.groups}
+        return {"state": state_parts(self.state), "work": own, "steps": steps, "texts": pieces_of(self.texts)}
+
+    def _resume(self, parts: Parts) -> Sequence[Step]:
+        """Go on from what was kept; returns what had run."""
+        restore(self.state, parts["state"])
+        self.traced, self.quantities, self.groups = parts["work"].values()
+        for part, pieces in parts["texts"].items():
+            if (text := self.texts.get(part)) is not None:
+                text.remember(pieces)
+        steps: Sequence[Step] = parts["steps"]
+        return steps
 
     def _couple(self, graph: Graph) -> Coupling:
         """The coupling of an artifact: units along which its own code computes values are frozen."""

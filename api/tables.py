@@ -72,6 +72,7 @@ def applied(result: Applied) -> list[RenderableType]:
         notes += [f"not uniform: {saved.why_free}"] if saved.why_free else []
         checks = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in saved.checks.items())
         notes.append("checked in a fresh process; " + ", ".join(checks))
+    notes += [f"resumed after {result.resumed}"] if result.resumed else []
     left = _left_whole(result.report)
     return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]
 

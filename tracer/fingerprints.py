@@ -79,6 +79,15 @@ class Noted:
         """The text's."""
         return self.text.name
 
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """What was read, in order, each once."""
+        return tuple(self._pieces)
+
+    def remember(self, pieces: Iterable[bytes]) -> None:
+        """Count :attr:`pieces` of a run that this one goes on from as read."""
+        self._pieces.update(dict.fromkeys(pieces))
+
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
         """As :meth:`Text.windows`."""
         found = self.text.windows(length, count, seed)

@@ -1,0 +1,93 @@
+"""What a pipeline did to a model: for the caller, for JSON, and for the record in the artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..backends.huggingface import Saved
+from ..passes.manager import Step
+from .texts import TEXTS, Entries
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """A group that lost units.
+
+    Attributes:
+        name, kind, layer: of the group.
+        before, after: its units, over all units of its parent.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a pipeline did.
+
+    Attributes:
+        model: as the user gave it.
+        pipeline: the passes that ran, as text.
+        options: the same with every option, those at their defaults too.
+        skipped: passes that a dry run left out, as text.
+        parameters: elements of all parameters, before and after.
+        groups: those that lost units.
+        steps: passes and analyses with their times.
+        report: what the passes recorded, by pass name.
+        texts: fingerprints of what was read, so that no text is measured on that a model has seen.
+        saved: what was written; None in a dry run.
+        resumed: the last pass that had been done by a run which broke off; "" when there was none.
+    """
+
+    model: str
+    pipeline: str
+    options: str
+    skipped: str
+    parameters: tuple[int, int]
+    groups: tuple[GroupChange, ...]
+    steps: tuple[Step, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+    texts: Entries = field(default_factory=list)
+    saved: Saved | None = None
+    resumed: str = ""
+
+    @property
+    def kept(self) -> float:
+        """Share of the parameters that is left."""
+        return self.parameters[1] / self.parameters[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        data = {
+            **self.record(),
+            "model": self.model,
+            "passes": dict(self.report),
+            "skipped": self.skipped,
+            "resumed": self.resumed,
+            "steps": [dataclasses.asdict(step) for step in self.steps],
+        }
+        saved = {**dataclasses.asdict(self.saved), "path": str(self.saved.path)} if self.saved else None
+        return data | {"saved": saved}
+
+    def record(self) -> dict[str, Any]:
+        """What ``fxprune.json`` keeps: no times, so that the same run gives the same bytes."""
+        return {
+            # An absolute path would say where it was made, not from what.
+            "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
+            "pipeline": self.options,
+            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
+            "groups": [dataclasses.asdict(change) for change in self.groups],
+            "passes": {
+                name: {key: value for key, value in entry.items() if key != "seconds"}
+                for name, entry in self.report.items()
+            },
+            TEXTS: self.texts,
+        }
