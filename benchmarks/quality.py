@@ -1,8 +1,8 @@
 """Perplexity after pruning, without any training: models, budgets and pipelines, means over calibration seeds.
 
-python benchmarks/quality.py --models ../shared/models --text ../shared/text --rows quality.json --out docs/quality.md
+python benchmarks/quality.py --models ../shared/models --text ../shared/text --out docs/quality.md
 
-Rows that the JSON file holds are not run again. Calibration reads the ``-calib`` texts, perplexity the ``-eval``
+Rows that quality.json holds are not run again; ``--rows`` names another file, to measure everything anew. Calibration reads the ``-calib`` texts, perplexity the ``-eval``
 ones. ``--part`` runs one of the parts, ``--seeds`` more or fewer draws of the calibration windows.
 """
 
@@ -267,6 +267,8 @@ def verdict(rows: dict[str, Row], seeds: int) -> str:
     for (model, target), found in grouped(rows, "scores", seeds).items():
         means = {column: statistics.mean(increase(row) for row in rows_) for column, rows_ in found.items()}
         peers = [value for column, value in means.items() if column.startswith(PEERS)]
+        if len(means) < len(SCORES):
+            continue
         cells += 1
         if means["obs global"] > min(peers):
             worse.append(f"{model} at {target}")
@@ -299,7 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", required=True, type=Path, help="folder of model directories")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt and NAME-eval.txt")
-    parser.add_argument("--rows", type=Path, default=Path("quality.json"), help="where rows are kept")
+    parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are kept")
     parser.add_argument("--out", type=Path, help="the page to write")
     parser.add_argument("--part", choices=("paper", "scores", "search"), help="run one part only")
     parser.add_argument("--only", default="", help="run models whose name contains this")
@@ -315,7 +317,8 @@ def main() -> None:
             continue
         rows[run.key] = bench.run(run)
         print(f"{run.key}: kept {rows[run.key]['kept']:.4f}, +{increase(rows[run.key]):.4f}", flush=True)
-        options.rows.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
+        options.rows.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     if options.out is not None:
         options.out.write_text(page(rows, options.seeds, options.windows), encoding="utf-8")
 

@@ -89,7 +89,7 @@ def accuracies(model: Any, tokenizer: Any, tasks: Path, documents: int) -> dict[
     from lm_eval.tasks import TaskManager
 
     lines = {name: sum(1 for _ in (tasks / f"{name}.jsonl").open(encoding="utf-8")) for name in TASKS}
-    samples = {name: spread(lines[name], 5 * documents if name == "blimp" else documents) for name in TASKS}
+    samples = {name: spread(lines[name], 10 * documents if name == "blimp" else documents) for name in TASKS}
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, device="cpu"),
         tasks=[configuration(name, tasks) for name in TASKS],
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="a model directory")
     parser.add_argument("--calib", required=True, type=Path, help="calibration text")
     parser.add_argument("--tasks", required=True, type=Path, help="folder of NAME.jsonl")
-    parser.add_argument("--documents", type=int, default=500, help="questions of a task (BLiMP: five times as many)")
+    parser.add_argument("--documents", type=int, default=100, help="questions of a task (BLiMP: ten times as many)")
     parser.add_argument("--rows", type=Path, default=Path("zeroshot.json"), help="where rows are kept")
     parser.add_argument("--out", type=Path, help="the page to write")
     options = parser.parse_args()
