@@ -2,8 +2,9 @@
 
 python benchmarks/quality.py --models ../shared/models --text ../shared/text --out docs/quality.md
 
-Rows that quality.json holds are not run again; ``--rows`` names another file, to measure everything anew. Calibration reads the ``-calib`` texts, perplexity the ``-eval``
-ones. ``--part`` runs one of the parts, ``--seeds`` more or fewer draws of the calibration windows.
+Rows that quality.json holds are not run again; ``--rows`` names another file, to measure everything anew. Calibration
+reads the ``-calib`` texts, perplexity the ``-eval`` ones. ``--part`` runs one of the parts, ``--seeds`` more or fewer
+draws of the calibration windows.
 """
 
 from __future__ import annotations
