@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fxprune import api
-from fxprune.backends import artifact, values
+from fxprune.backends import artifact, streaming, values
 from fxprune.backends.artifact import PARTIAL, REPLACED, atomic_directory, clear_leftovers
 from fxprune.backends.streaming import StreamedWeights
 from fxprune.ir.errors import FxpruneError
@@ -32,7 +32,7 @@ import json, os, signal, sys, threading, time
 import torch
 torch.set_num_threads(1)
 from fxprune.api import pruning
-from fxprune.backends import artifact, values
+from fxprune.backends import artifact, streaming, values
 
 def run(job, pipe):
     count = 0
@@ -252,5 +252,31 @@ def test_a_disk_that_fills_midway_leaves_the_old_artifact(tmp_path: Path, monkey
     with pytest.raises(FxpruneError) as caught:
         api.apply(source, "random", ratio=0.25, out=tmp_path / "out", force=True)
     assert caught.value.message == f"the disk is full: writing {tmp_path / 'out'}"
+    assert contents(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_a_disk_that_fills_within_the_weights_leaves_the_old_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    source = write_checkpoint(tmp_path / "source")
+    api.apply(source, "random", ratio=0.5, out=tmp_path / "out")
+    before = contents(tmp_path / "out")
+    put, left, seen = streaming._put, [5], []
+
+    def full(*arguments: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            seen.extend(path.stat().st_size for path in tmp_path.glob(f".out{PARTIAL}*/*.safetensors"))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(*arguments)
+
+    monkeypatch.setattr(streaming, "_put", full)
+    with pytest.raises(FxpruneError) as caught:
+        api.apply(source, "random", ratio=0.25, out=tmp_path / "out", force=True)
+    assert caught.value.message == f"the disk is full: writing {tmp_path / 'out'}"
+    assert len(seen) == 1
+    assert seen[0] > 0
     assert contents(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]

@@ -283,3 +283,15 @@ def test_products_with_large_stand_ins_are_sampled_alike_and_still_tell_layouts_
         assert torch.equal(torch.nn.functional.linear(x, weight.t().contiguous()), sampled)
         assert torch.equal(torch.nn.functional.linear(x, weight.t(), torch.ones(5)), sampled + 1)
     assert not torch.allclose(sampled, x @ weight)
+
+
+def test_a_width_that_no_value_of_the_config_gives_is_refused_where_a_plain_config_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    # GPT-2 derives the size of its heads from the width: three of four heads in a width of 32 cannot be said.
+    source = write_checkpoint(tmp_path / "source", GPT2)
+    with pytest.raises(FxpruneError, match="no plain configuration describes the smaller model") as caught:
+        api.apply(source, "random", ratio=0.25, out=tmp_path / "out", form="uniform")
+    assert caught.value.exit_code == 2
+    assert "free form" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
