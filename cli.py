@@ -134,6 +134,7 @@ def _add_apply(commands: Any) -> None:
     text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
     text.add_argument("--calib", metavar="TEXT", help="what scores are computed on")
     text.add_argument("--data", metavar="TEXT", help="what recovery passes train on")
+    text.add_argument("--scores", metavar="FILE", help="keep the scores of this run, or use those that are kept there")
     module = parser.add_argument_group("for package.module:callable, and models that are no causal language models")
     _add_example_option(module)
     _add_loss_option(module)
@@ -264,7 +265,7 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 _APPLY = ("out", "ratio", "target", "layers", "seed", "multiple_of", "force", "dry_run")
 _APPLY_MODEL = (
-    "plan", "calib", "data", "resume", "form", "trust_remote_code", "allow_pickle", "print_ir_after",
+    "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "print_ir_after",
 )  # fmt: skip
 
 

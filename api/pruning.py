@@ -42,6 +42,7 @@ from .printing import check_printing, printer
 from .progress import Progress, silent
 from .replay import Recorded, read_recorded
 from .resume import Parts, Stages, identity, pieces_of, restore, state_parts
+from .scores import open_scores, write_scores
 from .streams import open_stream, stored
 from .texts import CALIBRATION, RECOVERY, Entries, noted, read_so_far, record_of
 
@@ -64,6 +65,7 @@ def apply(
     target: str | None = None,
     calib: str | Path | None = None,
     data: str | Path | None = None,
+    scores: str | Path | None = None,
     example: str | None = None,
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None = None,
     force: bool = False,
@@ -86,6 +88,8 @@ def apply(
             ``(start, end)`` or ``"start:end"``, end exclusive; ``target`` as ``"params=0.8"``.
         calib: text that scores are computed on; the built-in one for ``demo`` when None.
         data: text that recovery trains on; the built-in one for ``demo`` when None.
+        scores: a file that keeps the scores of the first pass that has some: written if it does not exist, otherwise
+            used in place of computing them, for any budget.
         example: what a model that is no causal language model is called with, such as
             ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
         loss: for such a model, what scores are computed from: takes the module and returns a scalar, or is named
@@ -115,6 +119,7 @@ def apply(
         raise RequestError("there is nowhere to write to", "give --out DIR, or --dry-run to write nothing")
     if resume and dry_run:
         raise RequestError("a dry run writes nothing that it could resume", "leave out --resume or --dry-run")
+    kept = open_scores(scores, pipeline, texts=loss is None)
     weights = not dry_run or any(step.needs_weights for step in pipeline)
     source = resolve(model, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     if out is not None:
@@ -136,7 +141,9 @@ def apply(
     if work.stream is not None and not dry_run:
         work.stream.identify(recorded.origin if recorded is not None else None)
     work.read_texts(pipeline, calib, data)
+    work.state.saved = kept
     applied = work.run(pipeline, printer(print_ir_after), stages)
+    write_scores(scores, kept)
     applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))
     if out is None or dry_run:
         return applied

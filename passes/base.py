@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..ir import Indices, Plan
     from ..ir.graph import Graph
     from .couple import Coupling
+    from .saved import Saved
 
 
 def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
@@ -85,6 +86,7 @@ class State:
         retrace: traces the model anew, for a pass that changes more than widths.
         renamed: where tensors changed their names, present name -> name in the source.
         whole: the graph before any pass, which shares of the whole model refer to.
+        saved: scores of another run, or a place to keep those of this one; None when they are not wanted.
         report: what passes want recorded in the artifact, by pass name.
     """
 
@@ -108,6 +110,7 @@ class State:
     retrace: Callable[[torch.nn.Module], Graph] | None = None
     renamed: dict[str, str] = field(default_factory=dict)
     whole: Graph | None = None
+    saved: Saved | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
 

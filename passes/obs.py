@@ -102,6 +102,11 @@ class Obs(InputScored):
         return self.metric == "loss"
 
     @property
+    def for_one_budget(self) -> bool:
+        """Unless each group is followed to its last unit."""
+        return not self._open
+
+    @property
     def _open(self) -> bool:
         """Whether it is decided only afterwards how many units go: then each group is followed to its last unit, and
         no layer knows what the layers before it will be."""

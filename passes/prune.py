@@ -94,7 +94,7 @@ class Prune(Pass):
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
         report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
         if self.target is None and self.by == UNIFORM:
-            keep = select(groups, self.scores(groups, state), self.ratio, self.multiple_of)
+            keep = select(groups, self._scored(groups, state), self.ratio, self.multiple_of)
         else:
             keep, report["allocation"] = self._allocated(groups, state, coupling)
         state.report[self.name] = report
@@ -104,7 +104,7 @@ class Prune(Pass):
         self, groups: Sequence[Group], state: State, coupling: Coupling
     ) -> tuple[dict[str, Indices], dict[str, object]]:
         """The best units of every group, as many as the budget leaves it."""
-        scores = self.scores(groups, state)
+        scores = self._scored(groups, state)
         losses = {group.name: self.losses(group, scores[group.name]) for group in groups}
         budget = Budget(
             target=None if self.target is None else Target.parse(self.target), by=self.by, ratio=self.ratio,
@@ -112,6 +112,19 @@ class Prune(Pass):
         )  # fmt: skip
         counts, report = budget.widths(state, coupling, groups, scores, losses, alike=self.compares)
         return {g.name: best_units(g, scores[g.name], counts[g.name]) for g in groups}, report
+
+    def _scored(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+        """The scores, or those that are kept for the first pass of the pipeline that has some."""
+        saved = state.saved
+        if saved is None or saved.done:
+            return self.scores(groups, state)
+        names = [group.name for group in groups]
+        return saved.scores(self, state, names, self.for_one_budget, lambda: self.scores(groups, state))
+
+    @property
+    def for_one_budget(self) -> bool:
+        """Whether scores depend on how much goes, so that another budget cannot use them."""
+        return False
 
     @property
     def compares(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,7 @@ from fxprune.passes.recovery import Recovery
 from fxprune.passes.registry import ANALYSES, PASSES
 from fxprune.passes.teacher import Teacher
 from fxprune.passes.training import pad
-from fxprune.tracer.export import trace_causal_lm
+from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .test_lora import VOCABULARY, Unequal, Windows, llama, weights
 
@@ -152,10 +153,13 @@ def test_bfloat16_arithmetic_reaches_the_teacher_too() -> None:
     assert divergence(model, dense) < 0.7 * before
 
 
+@functools.cache
+def traced() -> Traced:
+    return trace_causal_lm(llama())
+
+
 def pipeline_on(text: str) -> State:
-    model = llama()
-    traced = trace_causal_lm(model)
-    state = State(traced.graph, model, example=traced.example, calibration=Drawn(), data=Drawn())
+    state = State(traced().graph, llama(), example=traced().example, calibration=Drawn(), data=Drawn())
     state.retrace = lambda module: trace_causal_lm(module).graph
     steps = parse_pipeline([text], PASSES)
     run_pipeline(steps, state, analyses=ANALYSES, verify=verify)
