@@ -188,6 +188,7 @@ def _add_export(commands: Any) -> None:
         default="cpu",
         help="fuse for ONNX Runtime on this device, or none: only standard operators (default: cpu)",
     )
+    _add_example_option(parser)
     _add_output(parser, required=True)
     _add_code_option(parser)
 
@@ -302,6 +303,7 @@ def _export(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             layout=arguments.layout,
             optimize=arguments.optimize,
+            example=arguments.example,
             force=arguments.force,
             trust_remote_code=arguments.trust_remote_code,
             progress=progress,

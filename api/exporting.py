@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..backends.onnx import OnnxReport, export_onnx
+from ..backends.onnx_forward import Forward, export_forward
 from ..ir.errors import RequestError
-from ..tracer.model import load_config, resolve
+from ..tracer.example import calls, example_inputs
+from ..tracer.model import load_config, load_model, resolve
+from .calling import Calling
 from .progress import Progress, silent
 
 FORMATS = ("onnx",)
@@ -20,6 +23,7 @@ def export(
     dtype: str = "float32",
     layout: str = "onnxruntime",
     optimize: str = "cpu",
+    example: str | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
@@ -34,6 +38,8 @@ def export(
             own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
         layout: ``onnxruntime``, which onnxruntime-genai runs too, or ``transformers.js``.
         optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
+        example: what a model that is no causal language model is called with, such as
+            ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
         force: whether an existing ``out`` is replaced.
         trust_remote_code: whether the model's own code may run.
         progress: told what is going on.
@@ -45,7 +51,22 @@ def export(
     if format not in FORMATS:
         raise RequestError(f"unknown format {format!r}", f"formats: {', '.join(FORMATS)}")
     source = resolve(model, trust_remote_code=trust_remote_code)
-    load_config(source)
+    config = load_config(source)
+    calling = Calling(config, example)
+    if not calling.language:
+        progress(f"loading {source.name}")
+        module = load_model(source)
+        return export_forward(
+            Forward(module, example_inputs(module, example), calls()["inner"]),
+            source.directory,
+            Path(out),
+            source_dtype=str(getattr(config, "dtype", None) or "float32").removeprefix("torch."),
+            dtype=dtype,
+            layout=layout,
+            optimize=optimize,
+            force=force,
+            progress=progress,
+        )
     return export_onnx(
         source.directory,
         Path(out),

@@ -135,6 +135,8 @@ def exported(report: OnnxReport) -> list[RenderableType]:
             lost.add_row(name, f"{growth:+.3%}")
         parts.append(lost)
     tokens = f"{report.greedy_equal} of {report.greedy_tokens} greedy tokens equal"
+    if not report.greedy_tokens:
+        tokens = f"open: {', '.join(report.open).replace('_', ' ') or 'nothing'}"
     kind = f"{report.dtype}, opset {report.opset}, optimised for {report.optimize}"
     return [Text(f"{report.path}: {size(report.bytes)}, {kind}; {tokens}"), *parts]
 

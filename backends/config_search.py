@@ -316,7 +316,10 @@ def _changes(data: Mapping[str, Any], found: Mapping[Field, int]) -> dict[str, t
     for path, new in sorted(found.items()):
         inner: Any = data
         for key in path:
-            inner = inner[key] if isinstance(inner, list) else inner.get(key) if isinstance(inner, dict) else None
+            if isinstance(inner, list) and isinstance(key, int):
+                inner = inner[key]
+            else:
+                inner = inner.get(key) if isinstance(inner, dict) else None
         changes[".".join(map(str, path))] = (inner, new)
     return changes
 

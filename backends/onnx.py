@@ -35,7 +35,7 @@ from .onnx_trace import load_causal_lm, trace_onnx
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "none": "CPUExecutionProvider"}
 # torch.onnx writes opset 18 at least, whatever is asked; above 25, this onnxruntime reads nothing.
 _OPSETS = range(18, 26)
-_PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 # Config, generation config, tokenizer, chat template and the model's own code; not weights, nor records of pruning.
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
@@ -61,7 +61,9 @@ class OnnxReport:
         growth: by how much rounding makes perplexity grow, relative, by check, see :class:`.onnx_rounding.Loss`; empty
             for float32.
         growth_tolerance: what it was checked against.
-        greedy_tokens, greedy_equal: tokens compared with torch's ``generate``, and those that are the same.
+        greedy_tokens, greedy_equal: tokens compared with torch's ``generate``, and those that are the same; none for a
+            model that writes no text.
+        open: names of the extents of the inputs that may vary, where the model is no causal language model.
         versions: of the packages that made it.
     """
 
@@ -82,6 +84,7 @@ class OnnxReport:
     growth: dict[str, float]
     growth_tolerance: float | None
     tolerance: float = TOLERANCE
+    open: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain JSON values, without the path, which is not a property of the artifact."""
@@ -125,17 +128,17 @@ def export_onnx(
         FxpruneError: the model cannot be exported, differs in ONNX Runtime, or cannot be written.
     """
     say = progress or (lambda _message: None)
-    _check_request(source, out, dtype=dtype, layout=layout, optimize=optimize, opset=opset, force=force)
+    check_request(source, out, dtype=dtype, layout=layout, optimize=optimize, opset=opset, force=force)
     say(f"loading {source}")
     model, source_dtype = load_causal_lm(source, trust_remote_code=trust_remote_code)
     say("tracing and converting to ONNX")
     program = trace_onnx(model, optimize=optimize, opset=opset)
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     place = LAYOUTS[layout]
     with atomic_directory(out, force=force) as staging:
         say("writing the graph and its weights")
-        _write(program, source, model, staging, place=place, dtype=dtype)
-        provider = _available_provider(optimize)
+        write_program(program, source, model, staging, place=place, dtype=dtype)
+        provider = available_provider(optimize)
         decoder = OnnxDecoder(staging, file_name=place.file(dtype), provider=provider)
         agreement = check_onnx(decoder, model, optimize, say)
         growth: dict[str, float] = {}
@@ -170,9 +173,14 @@ def export_onnx(
     return report
 
 
-def _check_request(
+def check_request(
     source: Path, out: Path, *, dtype: str, layout: str, optimize: str, opset: int | None, force: bool
 ) -> None:
+    """Refuse options and directories that make no sense.
+
+    Raises:
+        RequestError: naming the option and what is allowed, or saying what stands in the way of ``out``.
+    """
     if dtype not in DTYPES:
         raise RequestError(f"unknown dtype {dtype!r}", f"choose one of {', '.join(DTYPES)}")
     if layout not in LAYOUTS:
@@ -185,7 +193,8 @@ def _check_request(
     check_target(out, force=force, source=source, needed=needed)
 
 
-def _write(program: ir.Model, source: Path, model: Module, staging: Path, *, place: Layout, dtype: str) -> None:
+def write_program(program: ir.Model, source: Path, model: Module, staging: Path, *, place: Layout, dtype: str) -> None:
+    """Write the graph, its weights and the small files of ``source`` into ``staging``."""
     graph = staging / place.file(dtype)
     graph.parent.mkdir(exist_ok=True)
     save_graph(program, graph, place.data(dtype))
@@ -202,6 +211,7 @@ def _write(program: ir.Model, source: Path, model: Module, staging: Path, *, pla
         generation.to_json_file(staging / "generation_config.json")
 
 
-def _available_provider(optimize: str) -> str:
+def available_provider(optimize: str) -> str:
+    """The execution provider that a graph is verified on."""
     wanted = _PROVIDERS[optimize]
     return wanted if wanted in onnxruntime.get_available_providers() else "CPUExecutionProvider"

@@ -8,7 +8,7 @@ tensor by its path in the Python object instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -76,6 +76,16 @@ def _rename_dimensions(graph: ir.Graph) -> None:
     totals = {f"{before} + {sequence}", f"{sequence} + {before}"}
     if str(mask[1]) not in symbols:
         totals.add(str(mask[1]))
+    rename_symbols(graph, symbols, totals)
+
+
+def rename_symbols(graph: ir.Graph, symbols: Mapping[str, str], totals: Collection[str] = ()) -> None:
+    """Give the dimensions of every value in a graph other names, in place.
+
+    Args:
+        symbols: present name -> new one, also within terms.
+        totals: terms that become :data:`TOTAL`.
+    """
 
     def renamed(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
         if isinstance(dim, int) or dim.value is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,14 @@ _FLOAT32_OPERATORS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal")
 _ANGLES = ("Cos", "Sin")
 
 
-def convert_weights(path: Path, dtype: str, data: str) -> None:
+def convert_weights(path: Path, dtype: str, data: str, *, keep: Sequence[str] = ("logits",)) -> None:
     """Rewrite an exported graph and its external data, in place.
 
     Args:
         path: the ``.onnx`` file, float32.
         dtype: ``float16``, ``int8`` or ``int4``.
         data: name of the external file beside it.
+        keep: names of the inputs and outputs that stay float32 where the arithmetic does not.
 
     Raises:
         FxpruneError: the graph holds nothing to convert, or the tool fails.
@@ -47,7 +48,7 @@ def convert_weights(path: Path, dtype: str, data: str) -> None:
     model = onnx.load(path)  # its external data too
     try:
         with quiet(), _silent_tools():
-            model = _to_float16(model) if dtype == "float16" else _to_integers(model, BITS[dtype])
+            model = _to_float16(model, keep) if dtype == "float16" else _to_integers(model, BITS[dtype])
     except FxpruneError:
         raise
     # The tools raise assertions, ValueError and RuntimeError alike.
@@ -71,7 +72,7 @@ def save_graph(program: ir.Model, path: Path, data: str) -> None:
     ir.save(program, path, external_data=data)
 
 
-def _to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+def _to_float16(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     kept = _kept_float32(model.graph)
@@ -82,7 +83,7 @@ def _to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.value_info.extend(known)
     return convert_float_to_float16(
         model,
-        keep_io_types=["logits"],
+        keep_io_types=list(keep),
         disable_shape_infer=True,
         op_block_list=DEFAULT_OP_BLOCK_LIST,
         node_block_list=sorted(kept),

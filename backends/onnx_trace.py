@@ -80,7 +80,7 @@ def load_causal_lm(source: Path, *, trust_remote_code: bool) -> tuple[torch.nn.M
             )
     # Corrupt weights, unknown model types and errors in a model's own code arrive as any kind of exception.
     except Exception as error:
-        raise FxpruneError(f"cannot load {source}: {_first_line(error)}", "check that transformers loads it") from error
+        raise FxpruneError(f"cannot load {source}: {first_line(error)}", "check that transformers loads it") from error
     if absent := sorted(loaded["missing_keys"]):
         raise FxpruneError(f"{source} lacks weights: {', '.join(absent[:5])}", "the checkpoint is incomplete")
     return model.eval(), str(config.get("dtype") or config.get("torch_dtype") or "float32")
@@ -133,7 +133,7 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
     # torch.export, torch.onnx and onnxscript each have their own exceptions, without a common base.
     except Exception as error:
         raise FxpruneError(
-            f"{type(model).__name__} cannot be exported to ONNX: {_first_line(error)}",
+            f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}",
             "another --opset or --optimize none may do; otherwise transformers does not support this model",
         ) from error
     rename_interface(program)
@@ -179,7 +179,7 @@ def _read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The innermost message, which says more than the exporter's summary of its own steps."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -54,13 +54,16 @@ WITHOUT: dict[str, set[str]] = {
 NOT_SAVED: dict[str, str] = {}
 """Model type -> why the smaller model, which its graph describes, is not written as an artifact."""
 
-SAVED_WITH: dict[str, str] = {}
+SAVED_WITH: dict[str, str] = {
+    **dict.fromkeys(("big_bird", "bros", "canine", "detr", "glpn", "hiera", "marian", "speech_to_text"), "heads=kv"),
+    "pegasus_x": "heads=off",
+}
 """Model type -> options with which it is saved, where its code fixes the residual width."""
 
-HALF = frozenset({"convbert", "eurobert"})
+HALF = frozenset({"convbert", "eurobert", "squeezebert", "t5gemma"})
 """A quarter of their heads is no whole head; half of them is."""
 
-STAYS: dict[str, set[str]] = {}
+STAYS: dict[str, set[str]] = {"pegasus_x": {"heads"}}
 """Model type -> what of heads and width stays whole in its artifact."""
 
 

@@ -59,7 +59,7 @@ ROWS: dict[str, Row] = {
             **dict.fromkeys(("q_groups", "k_groups", "v_groups", "intermediate_groups", "output_groups"), 2),
         },
     ),
-    "xlm": Row("XLMWithLMHeadModel", TEXT, {"emb_dim": 48}),
+    "xlm": Row("XLMForSequenceClassification", TEXT, {"emb_dim": 48}),
     "xlm-roberta": Row("XLMRobertaForMaskedLM", TEXT),
     # encoder-decoders
     "bart": Row("BartForConditionalGeneration", PAIR),

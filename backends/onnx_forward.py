@@ -1,0 +1,307 @@
+"""A model that is no causal language model to ONNX: encoders, encoder-decoders, vision, two towers, audio.
+
+The graph is one forward. The number of samples and the lengths of texts stay open where the model allows it; images and
+sounds keep their size. An encoder-decoder takes the tokens decoded so far and keeps no cache between steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch.utils import _pytree as pytree
+from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+from ..ir.errors import FxpruneError
+from .artifact import RECORD, atomic_directory, read_record, write_json
+from .onnx import PACKAGES, OnnxReport, available_provider, check_request, write_program
+from .onnx_layout import LAYOUTS
+from .onnx_names import BATCH, SEQUENCE, rename_symbols, strip_provenance
+from .onnx_quantize import convert_weights
+from .onnx_trace import first_line, quiet
+from .verify import relative_difference
+
+TOLERANCE = {"float32": 1e-4, "float16": 0.02, "int8": 0.05, "int4": 0.5}
+"""The worst difference of an output, relative to its largest absolute value, that passes. float32 in another order of
+arithmetic stays far below; the others are what rounding weights to so many bits may cost, not what is good."""
+
+OPEN = ("samples and lengths", "samples", "nothing")
+"""What of the inputs stays open, tried in this order."""
+
+Inputs = Mapping[str, torch.Tensor]
+Outputs = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What is exported.
+
+    Attributes:
+        model: of transformers, float32, on the CPU, in evaluation mode.
+        inputs: keyword arguments of its forward with values; the first dimension counts samples, the second of integer
+            tensors positions.
+        beside: keys of outputs that are left out where there are others.
+    """
+
+    model: Any
+    inputs: Inputs
+    beside: Collection[str]
+
+    def outputs(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """Names and values of what the graph returns."""
+        with torch.no_grad():
+            return _flat(self._counting(self.model(**inputs)))
+
+    @contextlib.contextmanager
+    def narrowed(self) -> Iterator[None]:
+        """Inside, the forward returns nothing but the outputs that count."""
+        original = self.model.forward
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._counting(original(*args, **kwargs))
+
+        self.model.forward = forward
+        try:
+            yield
+        finally:
+            del self.model.forward
+
+    def masked(self) -> Forward:
+        """The same with a mask for padding, where the model takes token ids and one."""
+        accepted = inspect.signature(self.model.forward).parameters
+        ids = self.inputs.get("input_ids")
+        if ids is None or "attention_mask" not in accepted or "attention_mask" in self.inputs:
+            return self
+        return replace(self, inputs={**self.inputs, "attention_mask": torch.ones_like(ids)})
+
+    def _counting(self, output: Any) -> dict[str, Any]:
+        named = dict(output) if isinstance(output, Mapping) else {f"output_{i}": v for i, v in enumerate(output)}
+        return {key: value for key, value in named.items() if key not in self.beside} or named
+
+
+def export_forward(
+    forward: Forward,
+    source: Path,
+    out: Path,
+    *,
+    source_dtype: str = "float32",
+    dtype: str = "float32",
+    layout: str = "onnxruntime",
+    optimize: str = "cpu",
+    opset: int | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> OnnxReport:
+    """Export a model to ONNX, verify it in ONNX Runtime at several extents, then move it to ``out``.
+
+    Args:
+        forward: the model and what it is called with.
+        source: the directory that it was loaded from.
+        out, dtype, layout, optimize, opset, force, progress: as for :func:`.onnx.export_onnx`.
+        source_dtype: what the source's files hold.
+
+    Raises:
+        RequestError: options or directories that make no sense, found before any work.
+        FxpruneError: the model cannot be exported, differs in ONNX Runtime, or cannot be written.
+    """
+    say = progress or (lambda _message: None)
+    check_request(source, out, dtype=dtype, layout=layout, optimize=optimize, opset=opset, force=force)
+    forward = forward.masked()
+    place, provider = LAYOUTS[layout], available_provider(optimize)
+    with atomic_directory(out, force=force) as staging:
+        graph = staging / place.file(dtype)
+        for number, free in enumerate(OPEN):
+            say(f"tracing and converting to ONNX, open: {free}")
+            try:
+                program = trace_forward(forward, free=free, optimize=optimize, opset=opset)
+                write_program(program, source, forward.model, staging, place=place, dtype=dtype)
+                say("checking in ONNX Runtime")
+                differences = _check(graph, forward, program, provider, "float32")
+                break
+            except FxpruneError:
+                if number == len(OPEN) - 1:
+                    raise
+        if dtype != "float32":
+            say(f"converting the weights to {dtype}")
+            names = [value.name or "" for value in (*program.graph.inputs, *program.graph.outputs)]
+            convert_weights(graph, dtype, place.data(dtype), keep=names)
+            rounded = _check(graph, forward, program, provider, dtype)
+            differences |= {f"{dtype} {name}": difference for name, difference in rounded.items()}
+        report = OnnxReport(
+            path=out,
+            optimize=optimize,
+            opset=int(program.opset_imports[""]),
+            provider=provider,
+            inputs=tuple(str(value.name) for value in program.graph.inputs),
+            outputs=tuple(str(value.name) for value in program.graph.outputs),
+            bytes=sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")),
+            source_dtype=source_dtype,
+            differences=differences,
+            greedy_tokens=0,
+            greedy_equal=0,
+            versions={name: importlib.metadata.version(name) for name in PACKAGES},
+            dtype=dtype,
+            file=place.file(dtype),
+            growth={},
+            growth_tolerance=None,
+            tolerance=TOLERANCE[dtype],
+            open=_open(program),
+        )
+        texts = read_record(source).get("texts", []) if (source / RECORD).is_file() else []
+        write_json(staging / RECORD, {**report.as_json(), "texts": texts})
+    return report
+
+
+def trace_forward(forward: Forward, *, free: str, optimize: str, opset: int | None) -> ir.Model:
+    """One forward as a graph whose inputs have the names of the forward's arguments.
+
+    Raises:
+        FxpruneError: the exporter fails.
+    """
+    auto = torch.export.Dim.AUTO
+    shapes: dict[str, Any] = {}
+    for name, tensor in forward.inputs.items():
+        texts = free == OPEN[0] and _is_text(tensor)
+        shapes[name] = {} if free == OPEN[-1] else {0: auto, 1: auto} if texts else {0: auto}
+    config = OnnxConfig(
+        dynamic=free != OPEN[-1],
+        dynamic_shapes=shapes if free != OPEN[-1] else None,
+        opset_version=opset,
+        ort_fusions=None if optimize == "none" else optimize,
+    )
+    expected = forward.outputs(forward.inputs)
+    try:
+        with quiet(), forward.narrowed():
+            program: ir.Model = OnnxExporter().export(forward.model, dict(forward.inputs), config).program
+    # torch.export, torch.onnx and onnxscript each have their own exceptions, without a common base.
+    except Exception as error:
+        raise FxpruneError(
+            f"{type(forward.model).__name__} cannot be exported to ONNX: {first_line(error)}",
+            "--optimize none may do; otherwise transformers does not support this model",
+        ) from error
+    if len(program.graph.outputs) != len(expected):
+        raise FxpruneError(
+            f"the exported graph returns {len(program.graph.outputs)} tensors, {type(forward.model).__name__} "
+            f"{len(expected)}", "please report the model",
+        )  # fmt: skip
+    for value, name in zip(program.graph.outputs, expected, strict=True):
+        value.name = name
+    rename_symbols(program.graph, _symbols(program.graph))
+    strip_provenance(program)
+    return program
+
+
+def _symbols(graph: ir.Graph) -> dict[str, str]:
+    """Names for the open dimensions of the inputs: ``batch_size`` and ``sequence_length``. Texts of a decoder have a
+    length of their own, and images beside texts, where they need not be as many, a number."""
+    found: dict[str, str] = {}
+    names = {str(value.name) for value in graph.inputs}
+    for value in graph.inputs:
+        name = str(value.name)
+        beside = "input_ids" in names and not name.endswith(("_ids", "_mask"))
+        length = f"decoder_{SEQUENCE}" if name.startswith("decoder_") else SEQUENCE
+        for dim, known in zip(value.shape or (), (f"{name}_{BATCH}" if beside else BATCH, length), strict=False):
+            if not isinstance(dim, int):
+                found.setdefault(str(dim.value), known)
+    return found
+
+
+def _open(program: ir.Model) -> tuple[str, ...]:
+    dims = [dim for value in program.graph.inputs for dim in value.shape or () if not isinstance(dim, int)]
+    return tuple(dict.fromkeys(str(dim.value) for dim in dims))
+
+
+def _check(file: Path, forward: Forward, program: ir.Model, provider: str, dtype: str) -> dict[str, float]:
+    """Worst relative difference from torch by what was varied.
+
+    Raises:
+        FxpruneError: one above :data:`TOLERANCE`.
+    """
+    session = _session(file, provider)
+    found: dict[str, float] = {}
+    for name, inputs in _varied(forward, program):
+        try:
+            expected = forward.outputs(inputs)
+        except Exception:  # extents that the model itself does not take
+            continue
+        feed = {value.name: inputs[str(value.name)].numpy() for value in program.graph.inputs}
+        try:
+            made = session.run(list(expected), feed)
+        except Exception as error:
+            raise FxpruneError(
+                f"ONNX Runtime cannot run the graph ({name}): {first_line(error)}", "--optimize none may do"
+            ) from error
+        worst = max(_difference(got, wanted) for got, wanted in zip(made, expected.values(), strict=True))
+        found[name] = max(worst, found.get(name, 0.0))
+        if not worst <= TOLERANCE[dtype]:
+            raise FxpruneError(
+                f"the {dtype} ONNX graph is not the model: outputs differ by {worst:.3g} of their scale "
+                f"({name}, at most {TOLERANCE[dtype]:g})",
+                "export with --dtype float32, or with --optimize none"
+                if dtype != "float32"
+                else "--optimize none may do",
+            )
+    return found
+
+
+def _session(file: Path, provider: str) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            str(file), options, providers=list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+        )
+    except Exception as error:
+        raise FxpruneError(f"ONNX Runtime cannot open {file}: {first_line(error)}", "--optimize none may do") from error
+
+
+def _varied(forward: Forward, program: ir.Model) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """The example, and other numbers of samples, lengths and masks where they are open."""
+    inputs = {str(value.name): forward.inputs[str(value.name)] for value in program.graph.inputs}
+    yield "example", inputs
+    shapes = {str(value.name): list(value.shape or ()) for value in program.graph.inputs}
+    batches = {shape[0] for shape in shapes.values()}
+    if all(not isinstance(batch, int) for batch in batches):
+        for more in (1, -1):
+            yield "samples", {name: _resized(tensor, 0, tensor.shape[0] + more) for name, tensor in inputs.items()}
+    texts = [name for name, shape in shapes.items() if _is_text(inputs[name]) and not isinstance(shape[1], int)]
+    if texts:
+        longer = {name: _resized(inputs[name], 1, inputs[name].shape[1] + 2) for name in texts}
+        yield "lengths", inputs | longer
+    if "attention_mask" in inputs and inputs["attention_mask"].shape[1] > 2:
+        mask = inputs["attention_mask"].clone()
+        mask[0, -2:] = 0
+        yield "padded", inputs | {"attention_mask": mask}
+
+
+def _resized(tensor: torch.Tensor, dim: int, extent: int) -> torch.Tensor:
+    """What is there, again and again."""
+    return tensor.index_select(dim, torch.arange(extent) % tensor.shape[dim])
+
+
+def _is_text(tensor: torch.Tensor) -> bool:
+    return tensor.dim() == 2 and not tensor.is_floating_point()
+
+
+def _difference(got: Any, wanted: torch.Tensor) -> float:
+    return relative_difference(torch.from_numpy(np.asarray(got)).to(wanted.dtype), wanted)
+
+
+def _flat(outputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Nested tensors under the name of what holds them, numbered after the first."""
+    found: dict[str, torch.Tensor] = {}
+    for key, value in outputs.items():
+        leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+        found |= {key if number == 0 else f"{key}.{number}": leaf for number, leaf in enumerate(leaves)}
+    return found

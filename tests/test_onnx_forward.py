@@ -1,0 +1,101 @@
+"""ONNX of models that are no causal language models: one forward, checked in ONNX Runtime at several extents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import transformers
+
+from fxprune.api import apply, export
+from fxprune.backends import onnx_forward
+from fxprune.backends.onnx import OnnxReport
+from fxprune.cli import main
+from fxprune.ir.errors import FxpruneError, RequestError
+
+from .families.other import ROWS, tiny_model
+
+
+def pruned(name: str, folder: Path, form: str = "auto") -> Path:
+    source = folder / "source"
+    tiny_model(name).save_pretrained(source)
+    options = "random{channels=true}" if form == "auto" else "random{seed=3}"
+    apply(source, options, ratio=0.25, out=folder / "out", form=form, example=ROWS[name].inputs)  # type: ignore[arg-type]
+    return folder / "out"
+
+
+def exported(name: str, folder: Path, form: str = "auto", dtype: str = "float32") -> OnnxReport:
+    source = pruned(name, folder, form)
+    return export(source, folder / "onnx", dtype=dtype, example=ROWS[name].inputs, trust_remote_code=form == "free")
+
+
+def test_an_encoder_runs_on_any_batch_length_and_padding(tmp_path: Path) -> None:
+    report = exported("bert", tmp_path)
+    assert report.open == ("batch_size", "sequence_length")
+    assert report.inputs == ("input_ids", "attention_mask")
+    assert {"example", "samples", "lengths", "padded"} == set(report.differences)
+    assert max(report.differences.values()) <= 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    ids = np.arange(3, 36, dtype=np.int64).reshape(1, 33)
+    (logits,) = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        expected = model(input_ids=torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    record = json.loads((tmp_path / "onnx" / "fxprune.json").read_text())
+    assert record["open"] == ["batch_size", "sequence_length"]
+
+
+CASES: list[tuple[str, str, str, tuple[str, ...]]] = [
+    ("vit", "auto", "float32", ("batch_size",)),
+    ("resnet", "auto", "float16", ("batch_size",)),
+    ("convnext", "auto", "float32", ("batch_size",)),
+    ("bert", "free", "int8", ("batch_size", "sequence_length")),
+    ("bert", "auto", "float16", ("batch_size", "sequence_length")),
+    ("vit", "free", "float32", ("batch_size",)),
+    ("t5", "auto", "float32", ("batch_size", "sequence_length", "decoder_sequence_length")),
+    ("bart", "free", "float32", ("batch_size", "sequence_length", "decoder_sequence_length")),
+    ("clip", "auto", "float32", ("batch_size", "sequence_length", "pixel_values_batch_size")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "form", "dtype", "free"), CASES, ids=[f"{n}-{f}-{d}" for n, f, d, _ in CASES])
+def test_what_stays_open(name: str, form: str, dtype: str, free: tuple[str, ...], tmp_path: Path) -> None:
+    report = exported(name, tmp_path, form, dtype)
+    assert report.open == free
+    assert report.dtype == dtype
+    plain = {check: worst for check, worst in report.differences.items() if not check.startswith(dtype + " ")}
+    assert max(plain.values()) <= 1e-5
+    assert max(report.differences.values()) <= onnx_forward.TOLERANCE[dtype]
+
+
+def test_a_difference_is_refused_and_nothing_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model("vit").save_pretrained(tmp_path / "source")
+    monkeypatch.setitem(onnx_forward.TOLERANCE, "float32", -1.0)
+    monkeypatch.setattr(onnx_forward, "OPEN", onnx_forward.OPEN[:1])
+    command = ["export", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "the float32 ONNX graph is not the model: outputs differ by" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_exported_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("vit").save_pretrained(tmp_path / "source")
+
+    def fail(*_: object) -> None:
+        raise ValueError("no translation of aten::something")
+
+    monkeypatch.setattr(onnx_forward.OnnxExporter, "export", fail)
+    with pytest.raises(
+        FxpruneError, match="ViTForImageClassification cannot be exported to ONNX: ValueError: no trans"
+    ):
+        export(tmp_path / "source", tmp_path / "out")
+    with pytest.raises(RequestError, match="ViTForImageClassification takes no 'input_ids'"):
+        export(tmp_path / "source", tmp_path / "out", example="input_ids=int64[2,3]")
