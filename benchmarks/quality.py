@@ -263,7 +263,7 @@ def perplexities_table(rows: dict[str, Row], seeds: int) -> list[str]:
 
 
 def verdict(rows: dict[str, Row], seeds: int) -> str:
-    """Whether obs is ever worse than both of its peers, of all ways to share the budget out."""
+    """Whether obs is ever worse than one of its peers, whichever way their budget is shared out."""
     cells, worse = 0, []
     for (model, target), found in grouped(rows, "scores", seeds).items():
         means = {column: statistics.mean(increase(row) for row in rows_) for column, rows_ in found.items()}
@@ -273,8 +273,9 @@ def verdict(rows: dict[str, Row], seeds: int) -> str:
         cells += 1
         if means["obs global"] > min(peers):
             worse.append(f"{model} at {target}")
-    return f"of {cells} models and ratios, obs global is above the best of the four peers' columns in {len(worse)}" + (
-        f": {', '.join(worse)}" if worse else ""
+    return (
+        f"`obs global` is below the best of the four wanda and flap columns in {cells - len(worse)} of {cells} rows"
+        + (f"; above it in {', '.join(worse)}" if worse else "")
     )
 
 
