@@ -1,8 +1,10 @@
-"""What works on every causal language model of transformers: one tiny model each, in a process of its own.
+"""What works on every causal language model of transformers, and on other architectures of every kind: one tiny model
+each, in a process of its own.
 
-python benchmarks/coverage.py --rows rows.json --out docs/coverage.md
+python benchmarks/coverage.py --rows rows.json --other other.json --out docs/coverage.md
 
-Rows that the JSON file holds already are not run again, but for those named with ``--again``.
+Rows that a JSON file holds already are not run again, but for those named with ``--again``. ``--onnx N`` exports the
+artifacts of the next N rows that have not been exported yet; ``--only`` says of which table.
 """
 
 from __future__ import annotations
@@ -12,23 +14,20 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120
-BATCH = 24
+SECONDS = 180
+ONNX_SECONDS = 400
+BATCH = 12
 """Artifacts that are loaded in one process."""
 KINDS = ("heads", "width", "channels", "experts")
-LIMIT = 1e-10
-"""Relative difference between removing and zeroing, float64."""
 
 
 def kind_of(group: Any) -> str:
@@ -37,16 +36,62 @@ def kind_of(group: Any) -> str:
     return "heads" if kind in ("kv_heads", "query_heads") else kind
 
 
-def inspect(name: str, row: dict[str, Any]) -> None:
+class CausalLanguageModels:
+    """Every model type that transformers maps to a causal language model."""
+
+    title = "Causal language models"
+    what = "model types that transformers maps to a causal language model"
+    how_much = "Half of every group went: a quarter of two key-value heads would be none."
+
+    def __init__(self) -> None:
+        from fxprune.tests.families import causal_lm as table
+
+        self.table, self.names, self.not_traced = table, table.names(), table.NOT_TRACED
+        self.ratio = dict.fromkeys(self.names, 0.5)
+        self.example: dict[str, str] = {}
+        self.decodes = set(self.names) - table.DECODES_OTHERWISE
+
+    def options(self, name: str) -> str:
+        return self.table.SAVED_WITH.get(name, "heads=kv,channels=true")
+
+    def trace(self, name: str, model: Any) -> Any:
+        from fxprune.tracer.export import trace_causal_lm
+
+        return trace_causal_lm(model, **self.table.inputs(name))
+
+
+class OtherModels:
+    """Encoders, encoder-decoders, vision, two towers, audio: the rows of the tests' table."""
+
+    title = "Encoders, encoder-decoders, vision, two towers, audio, time series"
+    what = "model types"
+    how_much = "A quarter of every group went, half where a quarter of its heads is no whole head."
+
+    def __init__(self) -> None:
+        from fxprune.tests.families import other as table
+
+        self.table, self.names, self.not_traced = table, list(table.ROWS), table.NOT_TRACED
+        self.ratio = {name: 0.5 if name in table.HALF else 0.25 for name in self.names}
+        self.example = {name: row.inputs for name, row in table.ROWS.items()}
+        self.decodes = set(self.names)
+
+    def options(self, name: str) -> str:
+        return self.table.SAVED_WITH.get(name, "channels=true")
+
+    def trace(self, name: str, model: Any) -> Any:
+        from fxprune.tracer.export import trace_model
+
+        return trace_model(model, self.table.inputs(name), output=self.table.ROWS[name].output)
+
+
+def inspect(name: str, row: dict[str, Any], models: Any) -> None:
     """Fill a row stage by stage: build, trace, couple, then cut one group of every kind and compare with zeroing."""
     from fxprune.passes.couple import couple
-    from fxprune.tests.families.causal_lm import inputs, tiny_model
-    from fxprune.tracer.export import trace_causal_lm
 
-    model = tiny_model(name)
+    model = models.table.tiny_model(name)
     count = sum(p.numel() for p in model.parameters())
     row |= {"built": True, "parameters": count}
-    traced = trace_causal_lm(model, **inputs(name))
+    traced = models.trace(name, model)
     row |= {"traced": True, "operators": len({op.packet for op in traced.graph.ops})}
     coupling = couple(traced.graph)
     row["unknown"] = sorted({op.packet for op in coupling.unknown})
@@ -105,17 +150,16 @@ def differences(traced: Any, coupling: Any, model: Any, free: list[Any]) -> dict
     return found
 
 
-def save(name: str, row: dict[str, Any], folder: Path) -> None:
+def save(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
     """Prune heads, inner widths and the residual width and write the artifact, beside it what it must compute."""
     import torch
 
     from fxprune.api.pruning import apply
     from fxprune.backends import values
     from fxprune.backends.verify import Job
-    from fxprune.tests.families.causal_lm import NOT_SAVED, SAVED_WITH, tiny_model
 
-    if name in NOT_SAVED:
-        row["saved"] = {"error": NOT_SAVED[name]}
+    if name in models.table.NOT_SAVED:
+        row["saved"] = {"error": models.table.NOT_SAVED[name]}
         return
     held: list[Job] = []
 
@@ -125,40 +169,40 @@ def save(name: str, row: dict[str, Any], folder: Path) -> None:
 
     values.verify_written = postpone
     source, out = folder / name / "source", folder / name / "out"
-    options = SAVED_WITH.get(name, "heads=kv,channels=true")
+    options, ratio = models.options(name), models.ratio[name]
     try:
-        tiny_model(name).save_pretrained(source)
-        applied = apply(source, f"random{{{options}}}", ratio=0.5, seed=1, out=out, force=True)
+        models.table.tiny_model(name).save_pretrained(source)
+        example = models.example.get(name)
+        applied = apply(source, f"random{{{options}}}", ratio=ratio, seed=1, out=out, force=True, example=example)
     except Exception as error:
         row["saved"] = {"error": f"{type(error).__name__}: {error}".split("\n")[0][:300]}
         return
     assert applied.saved is not None
     kinds = sorted({"heads" if "heads" in change.kind else change.kind for change in applied.groups})
     row["saved"] = {"form": applied.saved.form, "options": options, "kinds": kinds, "parameters": applied.parameters}
+    row["saved"]["ratio"] = ratio
     job = held[-1]
     assert job.reference is not None
-    torch.save((dict(job.reference.inputs), job.reference.logits, job.auto_class, job.trust), folder / name / "job.pt")
+    torch.save((vars(job.reference), job.auto_class, job.trust), folder / name / "job.pt")
 
 
-def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path) -> None:
+def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path, models: Any) -> None:
     """Load artifacts in one process in which fxprune is not importable, and compare."""
     import torch
 
     from fxprune.backends.verify import Job, Reference, VerificationError, verify
-    from fxprune.tests.families.causal_lm import DECODES_OTHERWISE
 
     jobs = {}
     for name in names:
         if (folder / name / "job.pt").exists():
-            inputs, logits, auto, trust = torch.load(folder / name / "job.pt")
-            reference = Reference(inputs, logits)
-            jobs[name] = Job(folder / name / "out", reference, auto, trust, name not in DECODES_OTHERWISE)
+            reference, auto, trust = torch.load(folder / name / "job.pt")
+            jobs[name] = Job(folder / name / "out", Reference(**reference), auto, trust, name in models.decodes)
     try:
         found = dict(zip(jobs, verify(list(jobs.values())), strict=True))
     except VerificationError as error:
         if len(jobs) > 1:  # one of them is wrong: which?
             for name in jobs:
-                reload([name], rows, folder)
+                reload([name], rows, folder, models)
         else:
             rows[next(iter(jobs))]["saved"]["error"] = error.message[:300]
         return
@@ -167,7 +211,28 @@ def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path) 
         rows[name]["saved"]["decodes"] = checks["cached_generate_equals_uncached"]
 
 
-def child(name: str, sender: Connection, folder: Path) -> None:
+def export(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
+    """The artifact as ONNX, which compares itself with torch."""
+    from fxprune.api import apply
+    from fxprune.api import export as to_onnx
+
+    source, out = folder / name / "source", folder / name / "out"
+    models.table.tiny_model(name).save_pretrained(source)
+    example = models.example.get(name)
+    apply(
+        source, f"random{{{models.options(name)}}}", ratio=models.ratio[name], seed=1, out=out, force=True,
+        example=example,
+    )  # fmt: skip
+    start = time.perf_counter()
+    try:
+        made = to_onnx(out, folder / name / "onnx", example=example, trust_remote_code=True)
+        row["onnx"] = {"difference": max(made.differences.values()), "open": made.open}
+    except Exception as error:
+        row["onnx"] = {"error": f"{type(error).__name__}: {error}".split("\n")[0][:300]}
+    row["onnx"]["seconds"] = round(time.perf_counter() - start, 1)
+
+
+def child(name: str, sender: Connection, folder: Path, models: Any, onnx: bool) -> None:
     """One row in a process of its own; what it found before it failed is kept."""
     import torch
 
@@ -176,23 +241,27 @@ def child(name: str, sender: Connection, folder: Path) -> None:
     row: dict[str, Any] = {}
     start = time.perf_counter()
     try:
-        inspect(name, row)
-        save(name, row, folder)
+        if onnx:
+            export(name, row, folder, models)
+        else:
+            inspect(name, row, models)
+            save(name, row, folder, models)
     except BaseException as error:
         row["error"] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     row["seconds"] = round(time.perf_counter() - start, 1)
     sender.send(row)
 
 
-def run(name: str, folder: Path) -> dict[str, Any]:
+def run(name: str, folder: Path, models: Any, *, onnx: bool = False) -> dict[str, Any]:
     """A row, measured in a fork of this process, which has the libraries loaded."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=child, args=(name, sender, folder))
+    process = multiprocessing.get_context("fork").Process(target=child, args=(name, sender, folder, models, onnx))
     process.start()
     sender.close()
-    row: dict[str, Any] = {"error": f"more than {SECONDS} s"}
+    seconds = ONNX_SECONDS if onnx else SECONDS
+    row: dict[str, Any] = {"error": f"more than {seconds} s"}
     try:
-        if receiver.poll(SECONDS):
+        if receiver.poll(seconds):
             row = receiver.recv()
     except EOFError:
         row = {"error": "the process died"}
@@ -201,93 +270,60 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     return row
 
 
-def is_equal(row: dict[str, Any]) -> bool:
-    """Whether every cut equals zeroing."""
-    return all(isinstance(found, float) and found <= LIMIT for found in row.get("differences", {}).values())
+def measured(models: Any, file: Path | None, again: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The rows of a table, those that are not in the file yet measured now."""
+    rows: dict[str, dict[str, Any]] = {}
+    if file and file.exists():
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    todo = [name for name in models.names if name not in rows or name in again]
+    for batch in range(0, len(todo), BATCH):
+        with tempfile.TemporaryDirectory(prefix="fxprune-coverage-") as folder:
+            for name in todo[batch : batch + BATCH]:
+                known = models.not_traced.get(name)
+                rows[name] = {"error": known} if known else run(name, Path(folder), models)
+                print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
+            reload(todo[batch : batch + BATCH], rows, Path(folder), models)
+        keep(rows, file)
+    return rows
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """Share by kind, or nothing; then the worst difference."""
-    worst = max((f for f in row["differences"].values() if isinstance(f, float)), default=0.0)
-    unknown = " ".join(f"`{op}`" for op in row["unknown"])
-    shares = [f"{row['share'][kind]:.0%}" if row["share"][kind] else "" for kind in (*KINDS[:3], "any")]
-    zeroing = f"{worst:.0e}" if is_equal(row) else "differs"
-    return [str(row["operators"]), unknown, *shares, zeroing, *saved_cells(row.get("saved", {}))]
+def exported(models: Any, rows: dict[str, dict[str, Any]], file: Path | None, count: int) -> None:
+    """Export artifacts that have not been exported yet."""
+    todo = [name for name in models.names if "onnx" not in rows[name] and "difference" in rows[name].get("saved", {})]
+    for name in todo[:count]:
+        with tempfile.TemporaryDirectory(prefix="fxprune-coverage-") as folder:
+            found = run(name, Path(folder), models, onnx=True)
+        rows[name]["onnx"] = found.get("onnx", {"error": found.get("error", "")})
+        print(name, json.dumps(rows[name]["onnx"]), file=sys.stderr, flush=True)
+        keep(rows, file)
 
 
-def saved_cells(saved: dict[str, Any]) -> list[str]:
-    """Form and what was cut in the artifact, its difference after loading, and whether decoding agrees."""
-    if "difference" not in saved:
-        return ["", "", ""]
-    kinds = ", ".join(saved["kinds"]).replace("channels", "residual")
-    return [f"{saved['form']}: {kinds}", f"{saved['difference']:.0e}", "yes" if saved["decodes"] else ""]
-
-
-def page(rows: dict[str, dict[str, Any]], reasons: dict[str, str]) -> str:
-    """The documentation page."""
-    traced = {name: row for name, row in rows.items() if "share" in row}
-    having = {kind: sum(bool(row["share"][kind]) for row in traced.values()) for kind in KINDS}
-    both = sum(bool(row["share"]["heads"] and row["share"]["width"] and is_equal(row)) for row in traced.values())
-    saved = [row["saved"] for row in traced.values() if "difference" in row.get("saved", {})]
-    whole = sum({"heads", "width"} <= set(found["kinds"]) for found in saved)
-    residual = sum("channels" in found["kinds"] for found in saved)
-    lines = [
-        "# Coverage", "",
-        "Generated by `python benchmarks/coverage.py --rows rows.json --out docs/coverage.md`"
-        f" ({platform.machine()}, Python {platform.python_version()}, {date.today()}).", "",
-        f"Of {len(rows)} model types that transformers maps to a causal language model, {len(traced)} are built small"
-        f" and traced. Attention heads are prunable in {having['heads']}, an inner width (feed-forward, expert, mixer)"
-        f" in {having['width']}, the residual width in {having['channels']}; heads and an inner width, and every cut"
-        f" equal to zeroing, in {both}. The columns give the share of parameters in tensors that such a cut makes"
-        " smaller; *any* is that of all of them, head channels left out. *Difference*: the worst one between removing"
-        " and zeroing random units of two groups of every kind that no normalisation crosses, relative, float64.",
-        "",
-        f"{len(saved)} were written as artifacts with half of their units removed at random, {whole} of them without"
-        f" half of their heads and inner widths, {residual} without half of the residual width; each was loaded by"
-        " transformers alone in a process in which fxprune cannot be imported. *Saved*: the form, and what was cut;"
-        " *reloaded*: the worst difference of its logits from those of the rewritten graph, relative to their scale,"
-        " float32 (1e-5 is allowed); *decodes*: greedy tokens with the cache equal those without.",
-        "",
-        "| model type | operators | without a rule | heads | width | residual | any | difference | saved | reloaded"
-        " | decodes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    lines += ["| " + " | ".join([name, *cells(row)]) + " |" for name, row in traced.items()]
-    lines += ["", "## Why a cell is empty", "", "| model type | what | why |", "|---|---|---|"]
-    for name, row in traced.items():
-        for kind, reason in row["frozen"].items():
-            if kind != "experts":
-                lines.append(f"| {name} | {kind.replace('channels', 'residual')} | {reason or 'it has none'} |")
-        why = row.get("saved", {}).get("error")
-        if why:
-            lines.append(f"| {name} | saved | {why} |")
-    lines += ["", "## Not traced", "", "| model type | why |", "|---|---|"]
-    lines += [f"| {n} | {reasons.get(n) or row.get('error')} |" for n, row in rows.items() if n not in traced]
-    return "\n".join(lines) + "\n"
+def keep(rows: dict[str, dict[str, Any]], file: Path | None) -> None:
+    if file:
+        file.write_text(json.dumps(rows, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rows", type=Path, help="JSON file that keeps the rows")
+    parser.add_argument("--rows", type=Path, help="JSON file that keeps the rows of causal language models")
+    parser.add_argument("--other", type=Path, help="JSON file that keeps the rows of other models")
     parser.add_argument("--out", type=Path, help="Markdown page")
     parser.add_argument("--again", nargs="*", default=[], help="model types to run although the JSON file has them")
+    parser.add_argument("--onnx", type=int, default=0, metavar="N", help="export the artifacts of N more rows")
+    parser.add_argument("--only", choices=("rows", "other"), help="work on one table, and write no page")
     options = parser.parse_args()
-    from fxprune.tests.families.causal_lm import NOT_TRACED, names
+    from fxprune.benchmarks.coverage_page import head, page
 
-    rows: dict[str, dict[str, Any]] = {}
-    if options.rows and options.rows.exists():
-        rows = json.loads(options.rows.read_text(encoding="utf-8"))
-    todo = [name for name in names() if name not in rows or name in options.again]
-    for batch in range(0, len(todo), BATCH):
-        with tempfile.TemporaryDirectory(prefix="fxprune-coverage-") as folder:
-            for name in todo[batch : batch + BATCH]:
-                rows[name] = {"error": NOT_TRACED[name]} if name in NOT_TRACED else run(name, Path(folder))
-                print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
-            reload(todo[batch : batch + BATCH], rows, Path(folder))
-        if options.rows:
-            options.rows.write_text(json.dumps(rows, indent=1, sort_keys=True), encoding="utf-8")
-    text = page({name: rows[name] for name in names()}, NOT_TRACED)
-    options.out.write_text(text, encoding="utf-8") if options.out else print(text)
+    tables = {"rows": CausalLanguageModels(), "other": OtherModels()}
+    found = {}
+    for key, models in tables.items():
+        if options.only in (None, key):
+            found[key] = measured(models, getattr(options, key), options.again)
+            exported(models, found[key], getattr(options, key), options.onnx)
+    if options.only is None:
+        pages = [page({n: found[key][n] for n in models.names}, models) for key, models in tables.items()]
+        text = head() + "\n" + "\n".join(pages)
+        options.out.write_text(text, encoding="utf-8") if options.out else print(text)
 
 
 if __name__ == "__main__":
