@@ -83,17 +83,20 @@ class Obs(InputScored):
             readers = list(found)
             group = readers[0].group
             alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
-            surgeons = self._surgeons(pairs, readers, metrics)
-            if alone and group.kind is not Kind.CHANNELS:
-                scores[name] = self._in_rounds(group, [surgeon for _, surgeon in surgeons])
-                if sequential:
-                    for at, surgeon in surgeons:
-                        at.put(surgeon.weight)
-            else:
-                for _, surgeon in surgeons:
-                    scores[name] += surgeon.costs().cpu().numpy()
+            rounds = alone and group.kind is not Kind.CHANNELS
+            scores[name] += self._of_group(group, self._surgeons(pairs, readers, metrics), rounds=rounds)
             seen.add(name)
         require_scores(scores, groups, seen, self.name)
+        return scores
+
+    def _of_group(self, group: Group, surgeons: Sequence[tuple[Map, Surgeon]], *, rounds: bool) -> Scores:
+        """Scores by maps that read one activation; the statistics of no others are in memory then."""
+        if not rounds:
+            return sum((s.costs().cpu().numpy() for _, s in surgeons), np.zeros(group.units))
+        scores = self._in_rounds(group, [surgeon for _, surgeon in surgeons])
+        if self.sequential and not self._open:
+            for at, surgeon in surgeons:
+                at.put(surgeon.weight)
         return scores
 
     @property
@@ -161,7 +164,8 @@ class Obs(InputScored):
                 found[at].add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
         by_tensor = {reader.consumer.tensor: reader for reader in readers}
         surgeons = []
-        for at, moments in found.items():
+        for at in list(found):
+            moments = found.pop(at)
             if not moments.count:
                 continue
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from fxprune.ir import FxpruneError, RequestError
 from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
 from fxprune.passes.couple import couple
-from fxprune.passes.least_squares import Moments, refit
+from fxprune.passes.least_squares import Moments, Surgeon, refit
 from fxprune.passes.magnitude import Magnitude
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.measure import perplexity
+from fxprune.passes.obs import Obs
 from fxprune.passes.random import Random
 from fxprune.passes.registry import ANALYSES
 from fxprune.tracer.export import trace_causal_lm
@@ -108,6 +110,31 @@ def test_damping_keeps_what_the_data_leave_open() -> None:
     found = refit(moments(x, x @ w.T + 3), w, 0.01)
     assert torch.allclose(found[:, 1:], w[:, 1:])
     assert torch.allclose(found[:, 0], w[:, 0] + 3, atol=0.01)
+
+
+@pytest.mark.parametrize("passes", [[Random(ratio=0.5), Compensate(samples=8, length=16)], [Obs(samples=8, length=16)]])
+def test_statistics_of_one_map_are_in_memory_at_a_time(passes: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    references: list[weakref.ref[Any]] = []
+    most = 0
+
+    def watched(kind: Any, maker: str) -> None:
+        make_one = getattr(kind, maker)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal most
+            found = make_one(*args, **kwargs)
+            references.append(weakref.ref(found))
+            most = max(most, sum(reference() is not None for reference in references))
+            return found
+
+        monkeypatch.setattr(kind, maker, counted)
+
+    watched(Moments, "empty")
+    watched(Surgeon, "of")
+    run(state_of(make()), *passes)
+    surgeons = isinstance(passes[0], Obs)
+    # Four maps; a surgeon is made while the moments it is made of are there.
+    assert (len(references), most) == ((8, 2) if surgeons else (4, 1))
 
 
 ADDED_TO = {
