@@ -25,7 +25,7 @@ from typing import Any
 
 SECONDS = 180
 ONNX_SECONDS = 400
-BATCH = 12
+BATCH = 6
 """Artifacts that are loaded in one process."""
 KINDS = ("heads", "width", "channels", "experts")
 
@@ -270,12 +270,15 @@ def run(name: str, folder: Path, models: Any, *, onnx: bool = False) -> dict[str
     return row
 
 
-def measured(models: Any, file: Path | None, again: Iterable[str]) -> dict[str, dict[str, Any]]:
+def measured(
+    models: Any, file: Path | None, again: Iterable[str], only: Iterable[str] = ()
+) -> dict[str, dict[str, Any]]:
     """The rows of a table, those that are not in the file yet measured now."""
     rows: dict[str, dict[str, Any]] = {}
     if file and file.exists():
         rows = json.loads(file.read_text(encoding="utf-8"))
     todo = [name for name in models.names if name not in rows or name in again]
+    todo = [name for name in only or todo if name in todo]
     for batch in range(0, len(todo), BATCH):
         with tempfile.TemporaryDirectory(prefix="fxprune-coverage-") as folder:
             for name in todo[batch : batch + BATCH]:
@@ -289,7 +292,8 @@ def measured(models: Any, file: Path | None, again: Iterable[str]) -> dict[str, 
 
 def exported(models: Any, rows: dict[str, dict[str, Any]], file: Path | None, count: int) -> None:
     """Export artifacts that have not been exported yet."""
-    todo = [name for name in models.names if "onnx" not in rows[name] and "difference" in rows[name].get("saved", {})]
+    todo = [name for name in models.names if "difference" in rows.get(name, {}).get("saved", {})]
+    todo = [name for name in todo if "onnx" not in rows[name]]
     for name in todo[:count]:
         with tempfile.TemporaryDirectory(prefix="fxprune-coverage-") as folder:
             found = run(name, Path(folder), models, onnx=True)
@@ -309,6 +313,7 @@ def main() -> None:
     parser.add_argument("--other", type=Path, help="JSON file that keeps the rows of other models")
     parser.add_argument("--out", type=Path, help="Markdown page")
     parser.add_argument("--again", nargs="*", default=[], help="model types to run although the JSON file has them")
+    parser.add_argument("--names", nargs="*", default=[], help="model types to run now, and no others")
     parser.add_argument("--onnx", type=int, default=0, metavar="N", help="export the artifacts of N more rows")
     parser.add_argument("--only", choices=("rows", "other"), help="work on one table, and write no page")
     options = parser.parse_args()
@@ -318,10 +323,11 @@ def main() -> None:
     found = {}
     for key, models in tables.items():
         if options.only in (None, key):
-            found[key] = measured(models, getattr(options, key), options.again)
+            found[key] = measured(models, getattr(options, key), options.again, options.names)
             exported(models, found[key], getattr(options, key), options.onnx)
     if options.only is None:
-        pages = [page({n: found[key][n] for n in models.names}, models) for key, models in tables.items()]
+        missing = {"error": "not measured yet"}
+        pages = [page({n: found[key].get(n, missing) for n in models.names}, models) for key, models in tables.items()]
         text = head() + "\n" + "\n".join(pages)
         options.out.write_text(text, encoding="utf-8") if options.out else print(text)
 

@@ -30,7 +30,7 @@ def pruned(name: str, folder: Path, form: str = "auto") -> Path:
 
 def exported(name: str, folder: Path, form: str = "auto", dtype: str = "float32") -> OnnxReport:
     source = pruned(name, folder, form)
-    return export(source, folder / "onnx", dtype=dtype, example=ROWS[name].inputs, trust_remote_code=form == "free")
+    return export(source, folder / "onnx", dtype=dtype, example=ROWS[name].inputs, trust_remote_code=True)
 
 
 def test_an_encoder_runs_on_any_batch_length_and_padding(tmp_path: Path) -> None:
