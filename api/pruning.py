@@ -23,7 +23,7 @@ from ..ir.plan import Plan
 from ..ir.verifier import verify
 from ..passes.base import Pass, State
 from ..passes.couple import Coupling, couple
-from ..passes.in_code import freeze_computed
+from ..passes.in_code import freeze_computed, freeze_fixed
 from ..passes.lora import Adapter
 from ..passes.manager import Analysis, Step, run_pipeline
 from ..passes.measure import parameter_count
@@ -252,7 +252,8 @@ class _Work:
     def _couple(self, graph: Graph) -> Coupling:
         """The coupling of an artifact: units along which its own code computes values are frozen."""
         constants = constants_of(graph, tensors_by_name(self.state.model), self.traced.constants)
-        return freeze_computed(couple(graph), constants, self.state.model.state_dict(keep_vars=True).keys())
+        coupling = freeze_fixed(couple(graph), self.state.model)
+        return freeze_computed(coupling, constants, self.state.model.state_dict(keep_vars=True).keys())
 
     def _changes(self) -> tuple[GroupChange, ...]:
         if self.state.plan is None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Set
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from ..ir.axes import atoms_of
 from ..ir.graph import Value
@@ -40,6 +41,19 @@ def freeze_computed(coupling: Coupling, values: Mapping[Value, torch.Tensor], st
             if atoms and bool((data != data.narrow(dim, 0, 1)).any()):
                 where = f" at {sources[value]}" if value in sources else ""
                 reasons |= dict.fromkeys(atoms, f"the model's code computes values along it{where}")
+    return _frozen(coupling, reasons)
+
+
+def freeze_fixed(coupling: Coupling, model: nn.Module) -> Coupling:
+    """Freeze the widths of torch's own attention, which takes all heads together to be as wide as its input."""
+    fixed = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    why = "torch.nn.MultiheadAttention takes all heads together to be as wide as its input"
+    held = {g.atom for g in coupling.groups.values() if any(tensor.startswith(fixed) for tensor in g.tensors)}
+    return _frozen(coupling, dict.fromkeys(held, why)) if fixed else coupling
+
+
+def _frozen(coupling: Coupling, reasons: Mapping[int, str]) -> Coupling:
+    """The same with groups frozen, by atom."""
     groups = {
         name: replace(group, frozen=group.frozen or reasons.get(group.atom)) for name, group in coupling.groups.items()
     }

@@ -12,6 +12,8 @@ import transformers
 from fxprune.api import apply, trace
 from fxprune.cli import main
 from fxprune.ir.errors import RequestError
+from fxprune.passes.couple import couple
+from fxprune.passes.in_code import freeze_fixed
 from fxprune.tracer.example import calls, example_inputs, trace_call
 
 from .families.other import ROWS, tiny_model
@@ -128,3 +130,16 @@ def test_the_table_describes_no_input_twice() -> None:
     }
     assert {"input_ids", "pixel_values"} <= known["inputs"].keys()
     assert set(ROWS) >= {"whisper", "timesformer"}
+
+
+def test_torchs_own_attention_keeps_its_heads() -> None:
+    model = tiny_model("siglip")
+    coupling = couple(trace_call(model, example_inputs(model)).graph)
+    held = {g.name for g in coupling.prunable if any("head.attention.in_proj" in tensor for tensor in g.tensors)}
+    assert held
+    frozen = freeze_fixed(coupling, model)
+    assert {g.name for g in coupling.prunable} - {g.name for g in frozen.prunable} >= held
+    assert all("torch.nn.MultiheadAttention" in (frozen.groups[name].frozen or "") for name in held)
+    vit = tiny_model("vit")
+    whole = couple(trace_call(vit, example_inputs(vit)).graph)
+    assert freeze_fixed(whole, vit) is whole
