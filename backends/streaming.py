@@ -1,4 +1,4 @@
-"""Weights larger than memory: one tensor at a time, from safetensors files to safetensors files."""
+"""Weights larger than memory: some rows of a tensor at a time, from safetensors files to safetensors files."""
 
 from __future__ import annotations
 
@@ -125,10 +125,10 @@ class StreamedWeights:
         """
         chosen = sorted(set(names) & self.stored.keys(), key=lambda name: self._place[self.stored[name]])
         slices = _slices(plan)
-        memory = _Memory(self.stored[name] for name in chosen)
+        memory = _Memory(max((self.stored[name].size for name in chosen), default=0))
         for name in chosen:
             stored = self.stored[name]
-            yield name, torch.from_numpy(memory.load(stored, slices.get(name, {}))).view(DTYPES[stored.dtype])
+            yield name, torch.from_numpy(memory.whole(stored, slices.get(name, {}))).view(DTYPES[stored.dtype])
 
     def size(self, model: PreTrainedModel) -> int:
         """Bytes of the model's tensors in the dtypes of the checkpoint."""
@@ -185,16 +185,17 @@ class StreamedWeights:
         order = sorted(names, key=lambda key: (rank.index(self.stored[names[key]].dtype), key))
         slices = _slices(plan)
         digest = hashlib.sha256()
-        memory = _Memory(self.stored[name] for name in names.values())
+        memory = _Memory(max((_most(self.stored[name]) for name in names.values()), default=0))
         with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as writer:
             header = self._header([(key, self.stored[names[key]].dtype, shapes[names[key]]) for key in order])
             written = writer.submit(_put, file, digest, memoryview(header))
             for key in order:
-                stored = self.stored[names[key]]
-                cut = memory.load(stored, slices.get(names[key], {}))
-                _check(key, torch.from_numpy(cut).view(DTYPES[stored.dtype]), shapes[names[key]])
-                written.result()  # no more than one slice waits while the next is cut
-                written = writer.submit(_put, file, digest, cut.reshape(-1).view(np.uint8).data)
+                stored, cuts = self.stored[names[key]], slices.get(names[key], {})
+                _check_shape(key, stored, cuts, shapes[names[key]])
+                for rows in memory.rows(stored, cuts):
+                    _check_finite(key, torch.from_numpy(rows).view(DTYPES[stored.dtype]))
+                    written.result()  # no more than one piece waits while the next is cut
+                    written = writer.submit(_put, file, digest, rows.reshape(-1).view(np.uint8).data)
             written.result()
         return digest.hexdigest()
 
@@ -210,31 +211,58 @@ class StreamedWeights:
 
 
 class _Memory:
-    """One tensor and two slices, in memory that is used for all: fresh pages take longer to get than to fill."""
+    """Part of a tensor and two slices of it, in memory that is used for all: fresh pages take longer to get than to
+    fill.
 
-    def __init__(self, tensors: Iterable[Stored]) -> None:
-        size = max((stored.size for stored in tensors), default=0)
-        self._whole, *self._cut = (np.empty(size, np.uint8) for _ in range(3))
+    Args:
+        size: bytes of the largest part.
+    """
 
-    def load(self, stored: Stored, slices: Mapping[int, Indices]) -> Bits:
-        """What stays of a tensor, as integers of its element size; until the next but one is loaded."""
-        bits = _BITS[DTYPES[stored.dtype].itemsize]
+    def __init__(self, size: int) -> None:
+        self._part, *self._cut = (np.empty(size, np.uint8) for _ in range(3))
+
+    def whole(self, stored: Stored, slices: Mapping[int, Indices]) -> Bits:
+        """What stays of a tensor, as integers of its element size; until the next but one is asked for."""
         with stored.file.open("rb", buffering=0) as file:
             file.seek(stored.start)
-            rest = self._whole.data[: stored.size]
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise FxpruneError(f"{stored.file} ends within '{stored.name}'", "copy or download the model again")
-                rest = rest[count:]
-        tensor: Bits = self._whole[: stored.size].view(bits).reshape(stored.shape)
+            return self._take(file, stored, stored.shape, slices)
+
+    def rows(self, stored: Stored, slices: Mapping[int, Indices]) -> Iterator[Bits]:
+        """The same, some rows at a time, so few that they stay in the processor's cache until they are written."""
+        shape = stored.shape or (1,)
+        size = stored.size // max(1, shape[0])
+        step = max(1, PIECE // max(1, size))
+        kept = slices.get(0)
+        with stored.file.open("rb", buffering=0) as file:
+            for start in range(0, shape[0], step):
+                count = min(step, shape[0] - start)
+                cuts = dict(slices)
+                if kept is not None:
+                    low, high = np.searchsorted(kept, (start, start + count))
+                    if low == high:
+                        continue
+                    cuts[0] = kept[low:high] - start
+                file.seek(stored.start + start * size)
+                yield self._take(file, stored, (count, *shape[1:]), cuts)
+
+    def _take(self, file: RawIOBase, stored: Stored, shape: tuple[int, ...], slices: Mapping[int, Indices]) -> Bits:
+        """Read a part of this shape from where the file stands, and cut it."""
+        bits = _BITS[DTYPES[stored.dtype].itemsize]
+        part = self._part.data[: prod(shape) * np.dtype(bits).itemsize]
+        rest = part
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise FxpruneError(f"{stored.file} ends within '{stored.name}'", "copy or download the model again")
+            rest = rest[count:]
+        tensor: Bits = np.frombuffer(part, bits).reshape(shape)
         cuts = sorted(slices.items())
         for dim, kept in cuts[:-1]:
             tensor = np.take(tensor, kept, axis=dim)
         dim, chosen = cuts[-1] if cuts else (0, None)
-        shape = tensor.shape if chosen is None else (*tensor.shape[:dim], len(chosen), *tensor.shape[dim + 1 :])
+        left = tensor.shape if chosen is None else (*tensor.shape[:dim], len(chosen), *tensor.shape[dim + 1 :])
         self._cut.reverse()
-        cut: Bits = self._cut[0][: prod(shape) * tensor.itemsize].view(bits).reshape(shape)
+        cut: Bits = self._cut[0][: prod(left) * tensor.itemsize].view(bits).reshape(left)
         if chosen is None:
             np.copyto(cut, tensor)
         else:
@@ -242,6 +270,12 @@ class _Memory:
             # elements where torch's index_select goes column by column.
             np.take(tensor, chosen, axis=dim, out=cut, mode="clip")
         return cut
+
+
+def _most(stored: Stored) -> int:
+    """Bytes that :meth:`_Memory.rows` reads at once."""
+    rows = stored.shape[0] if stored.shape else 1
+    return min(stored.size, max(PIECE, stored.size // max(1, rows)))
 
 
 def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
@@ -277,12 +311,16 @@ def _slices(plan: Plan | None) -> dict[str, dict[int, Indices]]:
     return by_name
 
 
-def _check(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
+def _check_shape(name: str, stored: Stored, slices: Mapping[int, Indices], shape: tuple[int, ...]) -> None:
+    left = [len(slices[dim]) if dim in slices else extent for dim, extent in enumerate(stored.shape)]
+    if left != list(shape):
         raise FxpruneError(
-            f"the plan leaves {list(tensor.shape)} of '{name}', and the model needs {list(shape)}",
+            f"the plan leaves {left} of '{name}', and the model needs {list(shape)}",
             "this is a fault of fxprune: please report the architecture",
         )
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
     # The extremes show a NaN and an infinity alike, in one pass and without a second tensor.
     if tensor.numel() and not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)):
         raise VerificationError(f"'{name}' holds values that are not finite", "repair or re-download the checkpoint")

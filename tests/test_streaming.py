@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,21 +247,55 @@ def test_a_mixture_of_experts_is_loaded_as_a_whole(tmp_path: Path) -> None:
     assert "it holds 0 tensors for model.layers.0.mlp" in obstacle(checkpoint, build_meta(config, buffers=True))
 
 
-def test_memory_is_one_tensor_and_two_slices(tmp_path: Path) -> None:
+def test_memory_is_some_rows_to_write_and_one_tensor_and_two_slices_to_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "PIECE", 1 << 15)
     config = LlamaConfig(**WIDTHS | {"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 6})
     source = write_checkpoint(tmp_path / "source", config)
     model = build_meta(config, buffers=True)
     weights = StreamedWeights(Checkpoint([source / "model.safetensors"]), model)
     largest = max(stored.size for stored in weights.stored.values())
     total = sum(stored.size for stored in weights.stored.values())
-    tracemalloc.start()
-    weights.write(model, Plan(), tmp_path, plain=True, shard_size="1GB")
-    for _ in weights.read(weights.stored, None):
-        pass
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert 3 * largest <= peak < 3.2 * largest < total / 4
+
+    def peak(work: Callable[[], object]) -> int:
+        tracemalloc.start()
+        work()
+        _, found = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return found
+
+    written = peak(lambda: weights.write(model, Plan(), tmp_path, plain=True, shard_size="1GB"))
+    assert 3 * streaming.PIECE <= written < largest / 2
+    scored = peak(lambda: [None for _ in weights.read(weights.stored, None)])
+    assert 3 * largest <= scored < 3.2 * largest < total / 4
     assert contents(tmp_path, "source") == contents(source, "config.json", "generation_config.json")
+
+
+@pytest.mark.parametrize("piece", [1, 100, 200, 1 << 20])
+def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "PIECE", piece)
+    tensors = {"a": torch.randn(7, 5, 3), "b": torch.randn(9), "c": torch.tensor(2.0), "d": torch.zeros(0, 4)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    first, middle, last = np.array([0, 4, 5]), np.array([2]), np.array([1, 2])
+    cuts: list[tuple[str, dict[int, Any]]] = [
+        ("a", {}), ("a", {0: first}), ("a", {1: middle}), ("a", {0: first, 1: middle, 2: last}), ("b", {0: first}),
+        ("b", {}), ("c", {}), ("d", {}), ("d", {1: last}),
+    ]  # fmt: skip
+    for name, slices in cuts:
+        expected = tensors[name]
+        for dim, kept in slices.items():
+            expected = expected.index_select(dim, torch.from_numpy(kept))
+        stored = Checkpoint([tmp_path / "x.safetensors"]).tensors[name]
+        memory = streaming._Memory(max(stored.size, piece))
+        whole = memory.whole(stored, slices).copy()
+        assert np.array_equal(whole, expected.view(torch.int32).numpy())
+        rows = [part.copy() for part in memory.rows(stored, slices)]
+        joined = np.concatenate([part.reshape(-1) for part in rows]) if rows else whole.reshape(-1)[:0]
+        assert np.array_equal(joined, whole.reshape(-1))
+        assert (len(rows) > 1) == (piece <= 200) or name != "a"
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
