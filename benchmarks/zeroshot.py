@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="a model directory")
     parser.add_argument("--calib", required=True, type=Path, help="calibration text")
     parser.add_argument("--tasks", required=True, type=Path, help="folder of NAME.jsonl")
-    parser.add_argument("--documents", type=int, default=100, help="questions of a task (BLiMP: ten times as many)")
+    parser.add_argument("--documents", type=int, default=60, help="questions of a task (BLiMP: ten times as many)")
     parser.add_argument("--rows", type=Path, default=Path("zeroshot.json"), help="where rows are kept")
     parser.add_argument("--out", type=Path, help="the page to write")
     options = parser.parse_args()
@@ -158,9 +158,8 @@ def main() -> None:
                 f"- {name}: `{p}`, {rows[name]['kept']:.4f} kept" for name, p in PIPELINES.items() if p
             ),
             "VERSION": version("lm-eval"),
-            "COMMAND": "python benchmarks/zeroshot.py --model ../shared/models/llama-7m "
-            "--calib ../shared/text/bookcorpus-calib.txt --tasks ../shared/tasks "
-            f"--documents {options.documents} --out docs/zeroshot.md",
+            "COMMAND": "python benchmarks/zeroshot.py --model ../shared/models/llama-7m --tasks ../shared/tasks \\\n"
+            f"        --calib ../shared/text/bookcorpus-calib.txt --documents {options.documents} --out docs/zeroshot.md",
             "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, {date.today()}",
         }
         page = Path(__file__).with_name("zeroshot.md").read_text(encoding="utf-8")
