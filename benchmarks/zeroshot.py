@@ -159,7 +159,8 @@ def main() -> None:
             ),
             "VERSION": version("lm-eval"),
             "COMMAND": "python benchmarks/zeroshot.py --model ../shared/models/llama-7m --tasks ../shared/tasks \\\n"
-            f"        --calib ../shared/text/bookcorpus-calib.txt --documents {options.documents} --out docs/zeroshot.md",
+            "        --calib ../shared/text/bookcorpus-calib.txt "
+            f"--documents {options.documents} --out docs/zeroshot.md",
             "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, {date.today()}",
         }
         page = Path(__file__).with_name("zeroshot.md").read_text(encoding="utf-8")
