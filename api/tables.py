@@ -73,8 +73,24 @@ def applied(result: Applied) -> list[RenderableType]:
         checks = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in saved.checks.items())
         notes.append("checked in a fresh process; " + ", ".join(checks))
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
-    left = _left_whole(result.report)
+    left = [*latencies(result.report), *_left_whole(result.report)]
     return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]
+
+
+def latencies(report: Mapping[str, Any]) -> list[str]:
+    """For every pass with a budget of time what a run took before, was to take after, and takes: a line each."""
+    lines = []
+    for name, entry in report.items():
+        found = entry.get("seconds")
+        if not isinstance(found, Mapping):
+            continue
+        now, then, predicted = (
+            None if seconds is None else f"{seconds * 1000:.3g} ms"
+            for seconds in (found["after"], found["before"], found["predicted"])
+        )
+        measured = f"{then} before, {now} now" if now and then else "not measured, the weights are not in memory"
+        lines.append(f"{name}: a run was to take {predicted}; {measured}")
+    return lines
 
 
 def _left_whole(report: Mapping[str, Any]) -> list[str]:

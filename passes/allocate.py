@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ir import RequestError
-from .costs import MEASURES, Costs
+from .costs import LATENCY, MEASURES, Costs
 
 Losses = npt.NDArray[np.float64]
 Amounts = npt.NDArray[np.int64]
@@ -32,7 +32,7 @@ class Target:
     """What a model may cost.
 
     Attributes:
-        measure: ``params``, ``bytes`` or ``macs``.
+        measure: ``params``, ``bytes``, ``macs`` or ``latency``.
         value: a share of what the model cost before any pass, below 1; or an amount.
     """
 
@@ -57,6 +57,11 @@ class Target:
             raise RequestError(
                 f"target {text!r} is no share between 0 and 1 and no amount above 1",
                 f"{measure}=0.8 keeps four fifths, {measure}=5e9 an amount",
+            )
+        if measure == LATENCY and value > 1:
+            raise RequestError(
+                f"target {text!r} is no share, and times are those of this machine only",
+                "give a share of what the model takes here: latency=0.8",
             )
         if measure == "bytes" and value > 1:
             raise RequestError(

@@ -11,8 +11,9 @@ from ..ir import RequestError
 from ..ir.groups import Group
 from .allocate import UNIFORM, Amounts, Curve, Losses, Target, allocate, even, levels, tied
 from .base import State
-from .costs import Costs, dense_cost
+from .costs import LATENCY, Costs
 from .couple import Coupling
+from .latency import Latency
 from .select import Scores, kept_count, step_of
 from .sensitivity import Gauge, Search, Silencer
 
@@ -50,7 +51,7 @@ class Budget:
         if self.target is None:
             return costs.of({g.name: self._at_ratio(g) for g in groups})
         assert state.whole is not None, "the manager keeps the first graph"
-        amount = self.target.amount(dense_cost(state.whole, self.target.measure))
+        amount = self.target.amount(costs.whole(state.whole))
         if amount >= now:
             raise RequestError(
                 f"target {self.target} is {amount:,}, and the model is at {now:,}: nothing would be removed",
@@ -85,7 +86,8 @@ class Budget:
             RequestError: for a budget that no plan meets, or that removes nothing; what a search refuses.
         """
         measure = self.target.measure if self.target is not None else "params"
-        costs = Costs(coupling, [group.name for group in groups], measure)
+        names = [group.name for group in groups]
+        costs = Latency(coupling, names, state) if measure == LATENCY else Costs(coupling, names, measure)
         amount = self.amount(state, groups, costs)
         if not alike:
             losses = comparable(losses, groups, costs)
@@ -102,6 +104,8 @@ class Budget:
             counts, report["distance"] = self._searched(search, curves, costs, amount)
         else:
             counts = allocate(curves, costs, amount)
+        if isinstance(costs, Latency):
+            report["seconds"] = {"before": costs.seconds, "predicted": costs.of(counts) / 1e9}
         return counts, report | {"reached": costs.of(counts)}
 
     def _curve(self, group: Group, losses: Losses, costs: Costs) -> Curve:

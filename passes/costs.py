@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.axes import Atom, Axis, Concat, atoms_of
 from ..ir.cost import MACS, macs
 from ..ir.graph import Arg, Graph, Op, Value
-from .couple import Coupling
+from .couple import Coupling, couple
 
 Counts = Mapping[str, int]
 """Group name -> units that stay, of each parent unit where the group is nested."""
 
-MEASURES = ("params", "bytes", "macs")
+LATENCY = "latency"
+MEASURES = ("params", "bytes", "macs", LATENCY)
 
 
 def dense_cost(graph: Graph, measure: str) -> int:
@@ -25,7 +26,7 @@ def dense_cost(graph: Graph, measure: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Term:
+class Term:
     """A tensor or an operator whose cost depends on groups, and the dimensions that do."""
 
     value: Value
@@ -45,11 +46,11 @@ class Costs:
     """
 
     def __init__(self, coupling: Coupling, names: Iterable[str], measure: str) -> None:
-        self._axes = coupling.axes
+        self._coupling, self._graph, self._axes, self._measure = coupling, coupling.graph, coupling.axes, measure
         self._atoms = {name: coupling.groups[name].atom for name in names}
-        cut = set(self._atoms.values())
-        self._terms: list[_Term] = []
-        touched: dict[int, list[_Term]] = {atom: [] for atom in cut}
+        self._cut = cut = set(self._atoms.values())
+        self._terms: list[Term] = []
+        touched: dict[int, list[Term]] = {atom: [] for atom in cut}
         for term in _terms(coupling.graph, measure):
             values = (term.value,) if term.op is None else (*term.op.operands, *term.op.made)
             found = cut & {a.id for v in values for axis in coupling.axes[v] for a in atoms_of(axis)}
@@ -58,7 +59,16 @@ class Costs:
             for atom in found:
                 touched[atom].append(term)
         self._touched = {name: touched[atom] for name, atom in self._atoms.items()}
-        self._fixed = dense_cost(coupling.graph, measure) - sum(self._of(term, {}) for term in self._terms)
+        self._fixed = self.whole(self._graph) - sum(self._of(term, {}) for term in self._terms)
+
+    def whole(self, graph: Graph) -> int:
+        """Of a graph as it is; of another one than the coupling's, which may have been traced on other extents, on the
+        same inputs."""
+        if graph is self._graph or self._measure != "macs":
+            return dense_cost(graph, self._measure)
+        other = couple(graph)
+        shapes = like(other, self._graph)
+        return sum(MACS[op.packet](sized(op, other.axes, shapes)) for op in graph.ops if op.packet in MACS)
 
     def of(self, counts: Counts) -> int:
         """The whole cost when these groups keep so many units and all others everything."""
@@ -70,23 +80,37 @@ class Costs:
         kept = {self._atoms[name]: count}
         return sum(self._of(term, {}) - self._of(term, kept) for term in self._touched[name])
 
-    def _of(self, term: _Term, kept: Mapping[int, int]) -> int:
+    def _of(self, term: Term, kept: Mapping[int, int]) -> int:
         if term.op is None:
             return term.factor * math.prod(extent(axis, kept) for axis in self._axes[term.value])
-        op = term.op
-        resized = replace(
-            op, args=tuple(self._resized(arg, kept) for arg in op.args), kwargs=dict(op.kwargs),
-            results=tuple(None if v is None else self._shape(v, kept) for v in op.results),
-        )  # fmt: skip
-        return MACS[op.packet](resized)
+        return MACS[term.op.packet](sized(term.op, self._axes, kept))
 
-    def _resized(self, arg: Arg, kept: Mapping[int, int]) -> Arg:
+
+def like(coupling: Coupling, graph: Graph) -> dict[int, int]:
+    """Atom id -> extent, with which the inputs of a coupling's graph get the shapes of another graph's."""
+    found = {}
+    for mine, theirs in zip(coupling.graph.inputs, graph.inputs, strict=True):
+        for axis, size in zip(coupling.axes[mine], theirs.shape, strict=True):
+            if isinstance(axis, Atom):
+                found[axis.id] = size
+    return found
+
+
+def sized(op: Op, axes: Mapping[Value, Sequence[Axis]], kept: Mapping[int, int]) -> Op:
+    """An operator whose operands and results have the extents that they get when some atoms keep fewer units."""
+
+    def shape(value: Value) -> Value:
+        return Value(value.name, value.dtype, tuple(extent(axis, kept) for axis in axes[value]))
+
+    def resized(arg: Arg) -> Arg:
         if isinstance(arg, Value):
-            return self._shape(arg, kept)
-        return tuple(self._resized(item, kept) for item in arg) if isinstance(arg, tuple) else arg
+            return shape(arg)
+        return tuple(resized(item) for item in arg) if isinstance(arg, tuple) else arg
 
-    def _shape(self, value: Value, kept: Mapping[int, int]) -> Value:
-        return Value(value.name, value.dtype, tuple(extent(axis, kept) for axis in self._axes[value]))
+    return replace(
+        op, args=tuple(resized(arg) for arg in op.args), kwargs={k: resized(v) for k, v in op.kwargs.items()},
+        results=tuple(None if v is None else shape(v) for v in op.results),
+    )  # fmt: skip
 
 
 def extent(axis: Axis, kept: Mapping[int, int]) -> int:
@@ -110,7 +134,7 @@ def _itemsize(dtype: str) -> int:
     return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
 
 
-def _terms(graph: Graph, measure: str) -> list[_Term]:
+def _terms(graph: Graph, measure: str) -> list[Term]:
     if measure == "macs":
-        return [_Term(op.result, 1, op) for op in graph.ops if op.packet in MACS]
-    return [_Term(value, size) for value, size in _weighed(graph, measure)]
+        return [Term(op.result, 1, op) for op in graph.ops if op.packet in MACS]
+    return [Term(value, size) for value, size in _weighed(graph, measure)]
