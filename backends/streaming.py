@@ -248,27 +248,26 @@ class _Memory:
     def _take(self, file: RawIOBase, stored: Stored, shape: tuple[int, ...], slices: Mapping[int, Indices]) -> Bits:
         """Read a part of this shape from where the file stands, and cut it."""
         bits = _BITS[DTYPES[stored.dtype].itemsize]
-        part = self._part.data[: prod(shape) * np.dtype(bits).itemsize]
-        rest = part
+        cuts = sorted(slices.items())
+        self._cut.reverse()
+        memory = self._part if cuts else self._cut[0]  # what stays whole is read to where it stays
+        rest = memory.data[: prod(shape) * np.dtype(bits).itemsize]
         while rest:
             count = file.readinto(rest)
             if not count:
                 raise FxpruneError(f"{stored.file} ends within '{stored.name}'", "copy or download the model again")
             rest = rest[count:]
-        tensor: Bits = np.frombuffer(part, bits).reshape(shape)
-        cuts = sorted(slices.items())
+        tensor: Bits = memory[: prod(shape) * np.dtype(bits).itemsize].view(bits).reshape(shape)
+        if not cuts:
+            return tensor
         for dim, kept in cuts[:-1]:
             tensor = np.take(tensor, kept, axis=dim)
-        dim, chosen = cuts[-1] if cuts else (0, None)
-        left = tensor.shape if chosen is None else (*tensor.shape[:dim], len(chosen), *tensor.shape[dim + 1 :])
-        self._cut.reverse()
+        dim, chosen = cuts[-1]
+        left = (*tensor.shape[:dim], len(chosen), *tensor.shape[dim + 1 :])
         cut: Bits = self._cut[0][: prod(left) * tensor.itemsize].view(bits).reshape(left)
-        if chosen is None:
-            np.copyto(cut, tensor)
-        else:
-            # "clip" writes straight into its place; the plan's indices have been checked. numpy copies runs of
-            # elements where torch's index_select goes column by column.
-            np.take(tensor, chosen, axis=dim, out=cut, mode="clip")
+        # "clip" writes straight into its place; the plan's indices have been checked. numpy copies runs of elements
+        # where torch's index_select goes column by column.
+        np.take(tensor, chosen, axis=dim, out=cut, mode="clip")
         return cut
 
 
