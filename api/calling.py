@@ -10,7 +10,7 @@ import torch
 
 from ..backends.graph_module import raise_graph
 from ..backends.verify import Reference
-from ..ir.errors import RequestError
+from ..ir.errors import FxpruneError, RequestError
 from ..ir.graph import Graph
 from ..passes.base import Pass
 from ..tracer.example import example_inputs, trace_call
@@ -71,8 +71,15 @@ class Calling:
     def run(self, module: torch.nn.Module, traced: Traced) -> list[torch.Tensor]:
         """The outputs of the module that count, in the order of the graph's."""
         caching = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
-        with torch.no_grad():
-            output = module(**self.inputs, **caching)
+        try:
+            with torch.no_grad():
+                output = module(**self.inputs, **caching)
+        except Exception as error:  # whatever a model's own code raises
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            raise FxpruneError(
+                f"{type(module).__name__} does not run: {type(error).__name__}: {reason}",
+                "if it is the smaller one that does not, a width may be remembered by its code; leave its group out",
+            ) from error
         return counted(output, traced.outputs)
 
     def reference(self, graph: Graph, traced: Traced, module: torch.nn.Module) -> Reference:

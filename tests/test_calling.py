@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from fxprune.api import apply, trace
+from fxprune.api.calling import Calling
 from fxprune.cli import main
-from fxprune.ir.errors import RequestError
+from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.couple import couple
 from fxprune.passes.in_code import freeze_fixed
 from fxprune.tracer.example import calls, example_inputs, trace_call
@@ -143,3 +144,13 @@ def test_torchs_own_attention_keeps_its_heads() -> None:
     vit = tiny_model("vit")
     whole = couple(trace_call(vit, example_inputs(vit)).graph)
     assert freeze_fixed(whole, vit) is whole
+
+
+def test_a_model_that_does_not_run_is_said_not_to() -> None:
+    model = tiny_model("vit")
+    model.config.architectures = ["ViTForImageClassification"]
+    calling = Calling(model.config)
+    traced = calling.trace(model)
+    calling.inputs["pixel_values"] = torch.ones(1, 3, 16, 16)
+    with pytest.raises(FxpruneError, match="ViTForImageClassification does not run: ValueError: Input image size"):
+        calling.run(model, traced)

@@ -55,7 +55,9 @@ NOT_SAVED: dict[str, str] = {}
 """Model type -> why the smaller model, which its graph describes, is not written as an artifact."""
 
 SAVED_WITH: dict[str, str] = {
-    **dict.fromkeys(("big_bird", "bros", "canine", "detr", "glpn", "hiera", "marian", "speech_to_text"), "heads=kv"),
+    **dict.fromkeys(("big_bird", "bros", "canine", "hiera", "marian", "speech_to_text"), "heads=kv"),
+    **dict.fromkeys(("detr", "glpn"), "heads=kv,ffn=false"),  # widths of parts of them are one number in their code
+    "levit": "heads=off,channels=true",  # its code remembers the biases of all heads
     "pegasus_x": "heads=off",
 }
 """Model type -> options with which it is saved, where its code fixes the residual width."""
@@ -63,7 +65,7 @@ SAVED_WITH: dict[str, str] = {
 HALF = frozenset({"convbert", "eurobert", "squeezebert", "t5gemma"})
 """A quarter of their heads is no whole head; half of them is."""
 
-STAYS: dict[str, set[str]] = {"pegasus_x": {"heads"}}
+STAYS: dict[str, set[str]] = {"detr": {"width"}, "glpn": {"width"}, "levit": {"heads"}, "pegasus_x": {"heads"}}
 """Model type -> what of heads and width stays whole in its artifact."""
 
 
