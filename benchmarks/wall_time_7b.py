@@ -55,8 +55,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def layer_parts(tokens: int, scale: float) -> list[Part]:
     """Forward and backward of a decoder layer, float32.
 
-    Both passes run a layer six times: for each of its two maps in the dense and in the pruned model, and once more in
-    both to hand its outputs on. ``obs`` runs it once more with gradients, for what errors of outputs count.
+    compensate runs a layer eight times: for each of its two maps in the dense and in the pruned model, once more in
+    both to hand its outputs on, and, over all layers, about once more in both to check on one of 16 batches that
+    nothing else is handed on. obs under a budget runs the dense model alone, and once with gradients of the
+    activations, for what errors of outputs count.
     """
     import torch
     from transformers import LlamaConfig
@@ -72,14 +74,15 @@ def layer_parts(tokens: int, scale: float) -> list[Part]:
         with torch.no_grad():
             model(input_ids=ids, use_cache=False)
 
+    embedded = torch.randn(*ids.shape, WIDTH, requires_grad=True)
+
     def both() -> None:
-        out = model(input_ids=ids, use_cache=False).last_hidden_state
-        embedded = model.layers[0].mlp.down_proj.weight
+        out = model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         torch.autograd.grad(out.sum(), [embedded])
 
     forward()
     return [
-        Part("forward of a layer", timed(forward)[0], scale, (6, 6)),
+        Part("forward of a layer", timed(forward)[0], scale, (4, 8)),
         Part("forward and backward of a layer", timed(both)[0], scale, (1, 0)),
     ]
 
@@ -129,10 +132,14 @@ def map_parts(name: str, inputs: int, unit: int, root: Any, tokens: int) -> list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tokens", type=int, default=512, help="calibration tokens that are measured")
+    parser.add_argument("--layer-only", action="store_true", help="measure the forward and backward of a layer alone")
     parser.add_argument("--json", type=Path, help="where the measurements are kept")
     options = parser.parse_args()
     scale = CALIBRATION / options.tokens
     parts = layer_parts(options.tokens, scale)
+    if options.layer_only:
+        print([(part.name, round(part.seconds, 2)) for part in parts])
+        return
     found, root = metric_parts(options.tokens, scale)
     parts += found
     print(f"a layer: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.2f} GiB at most", flush=True)

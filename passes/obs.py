@@ -124,7 +124,8 @@ class Obs(InputScored):
 
     def _pairs(self, state: State, model: torch.nn.Module, batches: Sequence[Feed], groups: Sequence[Group]) -> Pairs:
         places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, state.graph)]
-        return Pairs.between(state.graph, Stream.of(state.model, batches), Stream.of(model, batches), places)
+        dense = Stream.of(state.model, batches)
+        return Pairs.between(state.graph, dense, dense if model is state.model else Stream.of(model, batches), places)
 
     def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
         """For every map the root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.

@@ -62,7 +62,7 @@ class Pairs:
     """What the two models compute where maps lost inputs.
 
     Attributes:
-        dense, pruned: the models on the calibration batches.
+        dense, pruned: the models on the calibration batches; one and the same where nothing is cut yet.
         plan: what was removed.
         consumers: the maps to refit, in the order in which they run.
         left: tensors that take in what was cut, and that cannot be refitted.
@@ -160,7 +160,12 @@ class Pairs:
             owner = consumers[0].owner
             hook = (owner, lambda _m, args, kwargs, entered=entered: entered.append((args, kwargs)))
             got = self.pruned.calls(batch, tensors, last, hook if routed else None)
-            wanted = self._routed(owner, entered, originals) if routed else self.dense.calls(batch, originals, last)
+            if self.dense is self.pruned:
+                wanted = got
+            elif routed:
+                wanted = self._routed(owner, entered, originals)
+            else:
+                wanted = self.dense.calls(batch, originals, last)
             if [(s.tensor, s.expert, len(s.x)) for s in got] != [(s.tensor, s.expert, len(s.x)) for s in wanted]:
                 raise FxpruneError(
                     f"the dense and the pruned model use {names[0]} differently on the same text",
