@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from .base import option
+from transformers import PreTrainedModel
+
+from ..ir.errors import RequestError
+from .base import State, option
+from .block_distillation import distil_blocks
 from .finetune import Finetune
+from .recovery import Recovery
+from .teacher import Teacher
+from .training import Example
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Finetune):
     """Train what is left to predict what the dense model predicts (Hinton et al., arXiv 1503.02531; for pruned language
-    models Minitron, arXiv 2407.14679).
+    models Minitron, arXiv 2407.14679), with ``blocks`` first every block alone to give what the dense one gives.
 
     The text is only where predictions are compared: it need not be what the dense model was trained on, but should be
     like it.
@@ -25,3 +33,24 @@ class Distill(Finetune):
     teacher: float = option(
         1.0, "share of the loss that is the distance from the dense model's predictions; the rest is the text's"
     )
+    blocks: int = option(0, "optimizer steps of every block alone, in order, before the whole is trained")
+
+    at_least: ClassVar[Mapping[str, int]] = {**Recovery.at_least, "blocks": 0}
+
+    def check(self) -> None:
+        """Also refuse no teacher at all: that is ``finetune``."""
+        super().check()
+        if not self.teacher:
+            raise RequestError("distill: teacher=0 learns nothing from the dense model", "write finetune instead")
+
+    def recover(
+        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+    ) -> dict[str, Any]:
+        """Train the blocks, then all parameters."""
+        assert teacher is not None, "check refuses a share of 0"
+        found: dict[str, Any] = {}
+        if self.blocks:
+            found["blocks"] = distil_blocks(
+                model, teacher.model, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
+            )
+        return super().recover(state, model, examples, teacher) | found

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.verifier import verify
 from fxprune.passes.base import State
+from fxprune.passes.block_distillation import distil_blocks
 from fxprune.passes.distill import Distill
 from fxprune.passes.finetune import Finetune
 from fxprune.passes.lora import Lora
@@ -191,6 +192,50 @@ def test_one_copy_serves_all_that_look_back_and_none_is_made_for_nobody() -> Non
     assert state.dense is state.original is None
 
 
+def test_blocks_alone_come_nearer_to_the_dense_ones() -> None:
+    dense = llama()
+    one, other = damaged(dense), damaged(dense)
+    options = OPTIONS | {"steps": 1, "lr": 0.005}
+    recover(Distill(**options), one, dense)
+    report = recover(Distill(**options, blocks=60), other, dense)
+    assert len(report["blocks"]) == 2
+    assert all(last < 0.5 * first for first, last in report["blocks"])
+    assert divergence(other, dense) < 0.7 * divergence(one, dense)
+    assert all(parameter.grad is None for parameter in other.parameters())
+
+
+def test_padding_is_no_part_of_what_a_block_learns() -> None:
+    dense, model = llama(), damaged(llama())
+    rows = [{"input_ids": ids, "labels": ids} for ids in ([1, 2, 3, 4, 5, 6], [7, 8])]
+    together = distil_blocks(copy.deepcopy(model), dense, rows, steps=1, lr=0.01, batch=2, seed=0)[0][0]
+    alone = [distil_blocks(copy.deepcopy(model), dense, [row], steps=1, lr=0.01, batch=1, seed=0)[0][0] for row in rows]
+    with torch.no_grad():
+        hidden = [dense(torch.tensor([row["input_ids"]]), output_hidden_states=True) for row in rows]
+    sizes = [float(out.hidden_states[1].square().sum()) for out in hidden]
+    assert together == pytest.approx(sum(a * s for a, s in zip(alone, sizes, strict=True)) / sum(sizes), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"drop{{layers=1,samples=4,length=12}},distill{RECOVER},blocks=2}}", "1 of 2 layers are left"),
+        (f"magnitude{{channels=true,ratio=0.25}},distill{RECOVER},blocks=2}}", "12 of 16 residual channels are left"),
+    ],
+)
+def test_blocks_that_do_not_compare_are_an_error(text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=f"block by block nothing can be compared: {message}") as caught:
+        pipeline_on(text)
+    assert "leave blocks out" in caught.value.hint
+
+
+def test_a_block_whose_loss_is_not_finite_is_an_error() -> None:
+    model = damaged(llama())
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
+    with pytest.raises(FxpruneError, match="block 1: the loss is nan at step 1"):
+        recover(Distill(**OPTIONS, blocks=2), model, llama())
+
+
 def test_a_teacher_that_was_never_pruned_from_is_an_error() -> None:
     with pytest.raises(RequestError, match="distill learns from the dense model, and no pass before it") as caught:
         recover(Distill(**OPTIONS), llama(), None)
@@ -227,6 +272,8 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         (Lora(temperature=2.0), "lora: temperature=2.0 means nothing without a teacher"),
         (Finetune(lr=-1.0), "finetune: lr=-1.0 is not a positive number"),
         (Distill(batch=6), "distill: batch=6 is no multiple of micro_batch=4"),
+        (Distill(teacher=0.0), "distill: teacher=0 learns nothing from the dense model"),
+        (Distill(blocks=-1), "distill: blocks=-1 is below 0"),
         (Finetune(steps=-1), "finetune: steps=-1 is below 0"),
     ],
 )
