@@ -1,0 +1,173 @@
+"""Recovery of llama-7m without a fifth of its parameters: how much of the lost log-perplexity comes back, at what cost.
+
+python benchmarks/recovery.py --model ../shared/models/llama-7m --text ../shared/text --out docs/recovery.md
+
+Rows that the JSON file holds are not run again. What chooses, refits or trains reads ``-recover`` and ``-calib`` texts,
+perplexity the ``-eval`` ones: the same 200 windows of 128 tokens of each as in docs/quality.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+COMMAND = "python benchmarks/recovery.py --model ../shared/models/llama-7m --text ../shared/text --out docs/recovery.md"
+
+TEXTS = ("tinystories", "wikitext2", "bookcorpus")
+TRAINING = {"tinystories": ("recover", "calib"), "wikitext2": ("recover",), "bookcorpus": ("calib",)}
+EACH = {"tinystories": 360_000, "wikitext2": 720_000, "bookcorpus": 360_000}
+"""Characters of each text that are trained on."""
+
+WINDOWS, LENGTH = 200, 128
+CUT = "taylor{target=params:0.8}"
+REFIT = f"{CUT},compensate{{samples=128,seed=0}}"
+EQUAL = "steps=40,batch=16,micro_batch=16,length=128,lr=0.001"
+LONG = "steps=STEPS,batch=16,micro_batch=16,length=128,lr=0.001"
+BEST = "fisher{target=params:0.8,by=global,samples=64,seed=0},compensate{samples=128,seed=0}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pipeline, and the table that it is a row of."""
+
+    table: str
+    pipeline: str
+
+
+def runs(steps: int) -> Iterator[Run]:
+    """Everything, the most telling first."""
+    long = LONG.replace("STEPS", str(steps))
+    yield Run("long", CUT)
+    yield Run("long", REFIT)
+    yield Run("long", f"{REFIT},distill{{{long}}}")
+    yield Run("equal", f"{CUT},lora{{{EQUAL}}}")
+    yield Run("equal", f"{CUT},lora{{{EQUAL},teacher=1}}")
+    yield Run("long", BEST)
+    yield Run("equal", f"{CUT},finetune{{{EQUAL}}}")
+    yield Run("equal", f"{CUT},distill{{{EQUAL}}}")
+    yield Run("long", f"{BEST},distill{{{long}}}")
+    yield Run("long", f"{CUT},distill{{{long}}}")
+
+
+class Bench:
+    """The model and its texts, read once."""
+
+    def __init__(self, model: Path, text: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from fxprune.tracer.export import trace_causal_lm
+        from fxprune.tracer.text import from_string, load_text
+
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        self.whole = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
+        self.traced = trace_causal_lm(self.whole)
+        read = {
+            name: "".join((text / f"{name}-{part}.txt").read_text(encoding="utf-8") for part in parts)[: EACH[name]]
+            for name, parts in TRAINING.items()
+        }
+        # The paper's own calibration text comes first, of which taylor reads the first ten windows.
+        self.data = from_string("recovery", "\n".join(read[name] for name in reversed(TEXTS)), tokenizer)
+        self.held = [load_text(str(text / f"{name}-eval.txt"), tokenizer).windows(LENGTH, WINDOWS) for name in TEXTS]
+
+    def losses(self, model: Any) -> list[float]:
+        """Log-perplexity on each evaluation text."""
+        from fxprune.passes.measure import perplexity
+
+        return [perplexity(model, windows).nll for windows in self.held]
+
+    def run(self, pipeline: str) -> Row:
+        """Run a pipeline on a copy of the model; seconds of this process, and by the clock."""
+        from fxprune.ir.verifier import verify
+        from fxprune.passes.base import State
+        from fxprune.passes.manager import run_pipeline
+        from fxprune.passes.measure import parameter_count
+        from fxprune.passes.pipeline import parse_pipeline
+        from fxprune.passes.registry import ANALYSES, PASSES
+
+        state = State(
+            self.traced.graph, copy.deepcopy(self.whole), example=self.traced.example, calibration=self.data,
+            data=self.data,
+        )  # fmt: skip
+        clock, cpu = time.perf_counter(), time.process_time()
+        run_pipeline(parse_pipeline([pipeline], PASSES), state, analyses=ANALYSES, verify=verify)
+        clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+        kept = parameter_count(state.model) / parameter_count(self.whole)
+        return {"kept": kept, "losses": self.losses(state.model), "cpu": cpu, "clock": clock}
+
+
+def closed(row: Row, cut: Row, dense: Sequence[float]) -> list[float]:
+    """Of what the paper's cut lost in log-perplexity, the share that came back: text by text, and of the sum."""
+    texts = list(zip(row["losses"], cut["losses"], dense, strict=True))
+    both = [sum(was - now for now, was, _ in texts), sum(was - whole for _, was, whole in texts)]
+    return [*((was - now) / (was - whole) for now, was, whole in texts), both[0] / both[1]]
+
+
+def table(rows: dict[str, Any], wanted: Sequence[Run]) -> list[str]:
+    lines = ["| kept | pipeline | perplexity | gap closed | of all | CPU s |", "|---|---|---|---|---|---|"]
+    for run in wanted:
+        row = rows.get(run.pipeline)
+        if row is None:
+            continue
+        shown = " / ".join(f"{math.exp(loss):.2f}" for loss in row["losses"])
+        *shares, whole = closed(row, rows[CUT], rows["dense"]["losses"])
+        texts = " / ".join(f"{share:.0%}" for share in shares)
+        lines.append(f"| {row['kept']:.4f} | `{run.pipeline}` | {shown} | {texts} | {whole:.0%} | {row['cpu']:.0f} |")
+    return lines
+
+
+def page(rows: dict[str, Any], steps: int) -> str:
+    found = list(runs(steps))
+    equal = [Run("equal", CUT), *(run for run in found if run.table == "equal")]
+    facts = {
+        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {date.today()}",
+        "DENSE": " / ".join(f"{math.exp(loss):.2f}" for loss in rows["dense"]["losses"]),
+        "LONG": "\n".join(table(rows, [run for run in found if run.table == "long"])),
+        "EQUAL": "\n".join(table(rows, equal)),
+        "COMMAND": COMMAND,
+        "EACH": ", ".join(f"{count:,} of {name}" for name, count in EACH.items()),
+    }
+    text = Path(__file__).with_name("recovery.md").read_text(encoding="utf-8")
+    for name, value in facts.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", required=True, type=Path, help="directory of llama-7m")
+    parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt, -recover.txt and -eval.txt")
+    parser.add_argument("--rows", type=Path, default=Path("recovery.json"), help="where rows are kept")
+    parser.add_argument("--out", type=Path, help="the page to write")
+    parser.add_argument("--steps", type=int, default=240, help="of the long run")
+    parser.add_argument("--no-run", action="store_true", help="write the page from the rows that there are")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    rows: dict[str, Any] = json.loads(options.rows.read_text(encoding="utf-8")) if options.rows.exists() else {}
+    bench = None
+    for run in (Run("dense", "dense"), *runs(options.steps)):
+        if run.pipeline in rows or options.no_run:
+            continue
+        bench = bench or Bench(options.model, options.text)
+        rows[run.pipeline] = {"losses": bench.losses(bench.whole)} if run.table == "dense" else bench.run(run.pipeline)
+        print(run.pipeline, rows[run.pipeline], flush=True)
+        options.rows.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if options.out is not None:
+        options.out.write_text(page(rows, options.steps), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
