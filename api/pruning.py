@@ -132,7 +132,8 @@ def apply(
     calling.check(asked, loss=loss is not None, texts=calib is not None or data is not None)
     stages = None
     if out is not None and not dry_run:
-        run = identity(source, {CALIBRATION: calib, RECOVERY: data}, example=example, loss=loss)
+        place = None if scores is None else str(scores)
+        run = identity(source, {CALIBRATION: calib, RECOVERY: data}, example=example, loss=loss, scores=place)
         stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
     work = _Work(source, pipeline if weights else None, calling, progress)
     work.state.outputs = () if calling.language else work.traced.outputs
@@ -143,7 +144,7 @@ def apply(
     work.read_texts(pipeline, calib, data)
     work.state.saved = kept
     applied = work.run(pipeline, printer(print_ir_after), stages)
-    write_scores(scores, kept)
+    write_scores(scores, work.state.saved)
     applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))
     if out is None or dry_run:
         return applied

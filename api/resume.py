@@ -37,9 +37,7 @@ ROOM = 3
 
 SUFFIX, STATE = ".stages", "stage.pt"
 
-LIVE = frozenset(
-    {"calibration", "losses", "data", "execute", "rebuild", "weights", "recorded", "retrace", "coupling", "saved"}
-)
+LIVE = frozenset({"calibration", "losses", "data", "execute", "rebuild", "weights", "recorded", "retrace", "coupling"})
 """Parts of the state that every run makes for itself; the analysis is repeated when a pass needs it."""
 
 Parts = dict[str, Any]

@@ -319,3 +319,22 @@ def test_a_failed_pass_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(FxpruneError, match="no"):
         again(tmp_path, "random,magnitude")
     assert json.loads((tmp_path / ".out.stages" / RECORD).read_text())["done"] == 1
+
+
+def test_scores_of_a_pass_that_does_not_run_again_are_written(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    write_source(tmp_path / "source")
+
+    def run(**options: Any) -> api.Applied:
+        return again(tmp_path, f"{TAYLOR},random", calib=text, **options)
+
+    run(scores=tmp_path / "whole.safetensors", out=tmp_path / "whole", resume=False)
+    broken(Random, "scores", lambda: run(scores=tmp_path / "scores.safetensors"))
+    assert not (tmp_path / "scores.safetensors").exists()
+    with pytest.raises(RequestError, match="is of another one: scores"):
+        run()
+    run(scores=tmp_path / "scores.safetensors")
+    assert (tmp_path / "scores.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
