@@ -57,6 +57,7 @@ NOT_SAVED: dict[str, str] = {}
 SAVED_WITH: dict[str, str] = {
     **dict.fromkeys(("big_bird", "bros", "canine", "hiera", "marian", "speech_to_text"), "heads=kv"),
     **dict.fromkeys(("detr", "glpn"), "heads=kv,ffn=false"),  # widths of parts of them are one number in their code
+    "squeezebert": "heads=query",  # its convolutions have as many groups as it was built with
     "levit": "heads=off,channels=true",  # its code remembers the biases of all heads
     "pegasus_x": "heads=off",
 }
