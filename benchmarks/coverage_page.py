@@ -10,6 +10,7 @@ from typing import Any
 KINDS = ("heads", "width", "channels", "experts")
 PLAIN = ("heads=kv,channels=true", "channels=true")
 """Options that leave nothing out."""
+WAITING = "not measured yet"
 LIMIT = 1e-10
 """Relative difference between removing and zeroing, float64."""
 
@@ -76,13 +77,15 @@ def page(rows: dict[str, dict[str, Any]], models: Any) -> str:
     whole = sum({"heads", "width"} <= set(found["kinds"]) for found in saved)
     residual = sum("channels" in found["kinds"] for found in saved)
     plain = sum(found["form"] == "uniform" for found in saved)
+    waiting = sum(row.get("error") == WAITING for row in rows.values())
+    later = f" {waiting} have not been measured yet." if waiting else ""
     tried = [row["onnx"] for row in traced.values() if "onnx" in row]
     lines = [
         f"## {models.title}", "",
         f"Of {len(rows)} {models.what}, {len(traced)} are built small and traced. Attention heads are prunable in"
         f" {having['heads']}, an inner width (feed-forward, expert, mixer) in {having['width']}, the residual width in"
         f" {having['channels']}; heads and an inner width, and every cut equal to zeroing, in {both}; every cut of"
-        f" whatever there is equal to zeroing in {equal}.",
+        f" whatever there is equal to zeroing in {equal}.{later}",
         "",
         f"{len(saved)} were written as artifacts, {plain} of them uniform, {whole} without a part of their heads and"
         f" inner widths, {residual} without a part of the residual width. {models.how_much}"
