@@ -55,6 +55,7 @@ def runs(steps: int) -> Iterator[Run]:
     yield Run("long", f"{REFIT},distill{{{long}}}")
     yield Run("equal", f"{CUT},lora{{{EQUAL}}}")
     yield Run("equal", f"{CUT},lora{{{EQUAL},teacher=1}}")
+    yield Run("equal", f"{CUT},lora{{{EQUAL},teacher=0.5}}")
     yield Run("long", BEST)
     yield Run("equal", f"{CUT},finetune{{{EQUAL}}}")
     yield Run("equal", f"{CUT},distill{{{EQUAL}}}")
