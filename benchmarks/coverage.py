@@ -42,8 +42,8 @@ class CausalLanguageModels:
     title = "Causal language models"
     what = "model types that transformers maps to a causal language model"
     how_much = (
-        "Half of every group went: a quarter of two key-value heads would be none. These rows are older than the others:"
-        " configurations are found for more of them since, so that more are uniform."
+        "Half of every group went: a quarter of two key-value heads would be none. These rows are older than the"
+        " others; since then configurations are found for more of them, so that more are uniform."
     )
 
     def __init__(self) -> None:
