@@ -36,6 +36,10 @@ class Made:
     out: Path
 
 
+def read_windows(work: Any, *_: Any) -> None:
+    work.state.calibration = Windows()
+
+
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[list[Job]]:
     """What a fresh process would be asked; here the artifacts are loaded in this one."""
@@ -47,7 +51,7 @@ def jobs() -> Iterator[list[Job]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(values, "verify_written", postpone)
-        patch.setattr(pruning._Work, "_text", lambda *_: Windows())
+        patch.setattr(pruning._Work, "read_texts", read_windows)
         yield held
 
 

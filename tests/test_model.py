@@ -177,7 +177,12 @@ REFUSED: list[tuple[Callable[[Path], None], type[FxpruneError], str, str]] = [
     (write("config.json", '{"model_type"'), RequestError, "config.json is not JSON: Expecting", "again"),
     (write("config.json", "[]"), RequestError, "config.json holds no JSON object", "again"),
     (config(model_type="lamma"), RequestError, "knows no model type 'lamma'", "of a type it knows"),
-    (config(model_type="vit"), RequestError, "names no class of transformers for it: LlamaForCausalLM", "architectures"),
+    (
+        config(model_type="vit"),
+        RequestError,
+        "names no class of transformers for it: LlamaForCausalLM",
+        "architectures",
+    ),
     (
         config(model_type="own", auto_map=OWN_CODE),
         RequestError,
