@@ -70,11 +70,16 @@ def applied(result: Applied) -> list[RenderableType]:
         notes.append(f"{saved.path}: {saved.form} form, {saved.model_type}")
         notes += [f"retargeted {saved.retargeted}"] if saved.retargeted else []
         notes += [f"not uniform: {saved.why_free}"] if saved.why_free else []
-        checks = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in saved.checks.items())
-        notes.append("checked in a fresh process; " + ", ".join(checks))
+        notes.append(_checked(saved.checks))
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     left = [*latencies(result.report), *_left_whole(result.report)]
     return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]
+
+
+def _checked(checks: Mapping[str, Any]) -> str:
+    """What was checked; what does not apply to a model is left out."""
+    done = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in checks.items() if value is not None)
+    return "checked in a fresh process; " + ", ".join(done)
 
 
 def latencies(report: Mapping[str, Any]) -> list[str]:
@@ -123,8 +128,7 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
     else:
         batch = "any number of samples" if result.saved.any_batch else "the example's number of samples"
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
-        checks = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in result.saved.checks.items())
-        notes.append("checked in a fresh process; " + ", ".join(checks))
+        notes.append(_checked(result.saved.checks))
     left = _left_whole(made.report)
     return [Text(head), _changes(made.groups), *map(Text, left), Text(_times(made.steps)), *map(Text, notes)]
 
