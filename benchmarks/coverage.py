@@ -41,10 +41,7 @@ class CausalLanguageModels:
 
     title = "Causal language models"
     what = "model types that transformers maps to a causal language model"
-    how_much = (
-        "Half of every group went: a quarter of two key-value heads would be none. These rows are older than the"
-        " others; since then configurations are found for more of them, so that more are uniform."
-    )
+    how_much = "Half of every group went: a quarter of two key-value heads would be none."
 
     def __init__(self) -> None:
         from fxprune.tests.families import causal_lm as table

@@ -56,6 +56,9 @@ def runs(steps: int) -> Iterator[Run]:
     yield Run("equal", f"{CUT},lora{{{EQUAL}}}")
     yield Run("equal", f"{CUT},lora{{{EQUAL},teacher=1}}")
     yield Run("equal", f"{CUT},lora{{{EQUAL},teacher=0.5}}")
+    for seed in (1, 2):
+        for teacher in ("", ",teacher=0.5"):
+            yield Run("equal", f"{CUT},lora{{{EQUAL}{teacher},seed={seed}}}")
     yield Run("long", BEST)
     yield Run("equal", f"{CUT},finetune{{{EQUAL}}}")
     yield Run("equal", f"{CUT},distill{{{EQUAL}}}")
@@ -152,7 +155,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt, -recover.txt and -eval.txt")
     parser.add_argument("--rows", type=Path, default=Path("recovery.json"), help="where rows are kept")
     parser.add_argument("--out", type=Path, help="the page to write")
-    parser.add_argument("--steps", type=int, default=240, help="of the long run")
+    parser.add_argument("--steps", type=int, default=290, help="of the long run")
     parser.add_argument("--no-run", action="store_true", help="write the page from the rows that there are")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
