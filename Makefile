@@ -16,8 +16,9 @@ test: export OMP_NUM_THREADS = 1
 demo: $(VENV)/run.stamp
 	$(BIN)/fxprune demo --out $(OUT) --force
 
+# The root of the tests is their folder: pytest would import the folder above as a package, under whatever name it has.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) $(ARGS)
 
 # mypy and import-linter want the package under its own name, whatever this checkout is called.
 lint: $(VENV)/dev.stamp

@@ -13,12 +13,13 @@ from ..backends.verify import Reference
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.graph import Graph
 from ..passes.base import Pass
+from ..passes.registry import PASSES
 from ..tracer.example import example_inputs, trace_call
 from ..tracer.export import Traced, trace_causal_lm
 from ..tracer.model import predicts_next_token
 
-WITHOUT_TEXT = ("random", "magnitude", "taylor")
-"""Scores of models that read no text alone: from weights, or from the gradients of a loss that the user gives."""
+WITHOUT_TEXT = ", ".join(step.name for step in PASSES if step.kind == "score" and (step.streams or step.takes_loss))
+"""Scores that read no text: from weights, or from the gradients of a loss that the user gives."""
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -105,16 +106,14 @@ class Calling:
         if texts:
             raise RequestError(f"{name} is no causal language model and reads no text", "score it with --loss")
         for step in pipeline:
-            if step.kind == "score" and step.name in WITHOUT_TEXT:
-                if step.name == "taylor" and not loss:
-                    raise RequestError(
-                        "taylor scores need a loss",
-                        "name one with --loss package.module:function, which takes the module and returns a scalar",
-                    )
-            elif step.needs_weights and step.kind != "analysis":
+            if step.takes_loss and not loss:
                 raise RequestError(
-                    f"pass {step.name!r} works on causal language models, and {name} is none",
-                    f"use {', '.join(WITHOUT_TEXT)}",
+                    f"{step.name} scores need a loss",
+                    "name one with --loss package.module:function, which takes the module and returns a scalar",
+                )
+            if step.needs_weights and not (step.streams or step.takes_loss):
+                raise RequestError(
+                    f"pass {step.name!r} works on causal language models, and {name} is none", f"use {WITHOUT_TEXT}"
                 )
 
 

@@ -176,9 +176,9 @@ def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
             raise RequestError(
                 f"pass {step.name!r} works on language models", "use random, magnitude or taylor on a module"
             )
-        if step.name == "taylor" and not losses:
+        if step.takes_loss and not losses:
             raise RequestError(
-                "taylor scores need a loss", "give loss=, a function that takes the module and returns a scalar"
+                f"{step.name} scores need a loss", "give loss=, a function that takes the module and returns a scalar"
             )
 
 

@@ -127,6 +127,8 @@ class Pass:
         needs_original: whether it compares with the model as it was before pruning.
         streams: whether one tensor at a time is enough for it, from ``State.weights``, so that it runs on models that
             are larger than memory.
+        takes_loss: whether it scores by the gradients of a loss, which for models that are no language models the user
+            gives.
     """
 
     name: ClassVar[str]
@@ -136,6 +138,7 @@ class Pass:
     needs_weights: ClassVar[bool] = True
     needs_original: ClassVar[bool] = False
     streams: ClassVar[bool] = False
+    takes_loss: ClassVar[bool] = False
 
     @property
     def needs_dense(self) -> bool:

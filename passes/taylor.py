@@ -22,6 +22,7 @@ class Taylor(Prune):
     """Remove the units with the smallest Taylor importance (LLM-Pruner, arXiv 2305.11627, section 3.2)."""
 
     name: ClassVar[str] = "taylor"
+    takes_loss: ClassVar[bool] = True
 
     variant: str = option(
         "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with g squared", VARIANTS

@@ -1,13 +1,19 @@
-"""What holds for every test: no network, and no failure because a machine was slow."""
+"""What holds for every test: no network, and no failure because a machine was slow; fixtures that several files use."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+if TYPE_CHECKING:
+    from fxprune.backends.verify import Job
+
+# Before anything imports a library that reads it; so do the fixtures import theirs.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # How long an example takes depends on what else the machine does; a hang is caught by pytest-timeout.
@@ -18,3 +24,29 @@ settings.load_profile("fxprune")
 def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) -> str | None:  # noqa: ARG001
     """Functions by their names: pytest would give their addresses, and worker processes must agree on every name."""
     return getattr(val, "__qualname__", None) if callable(val) else None
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """What would be reloaded one by one, each in a process of its own; here all at once, at the end."""
+    from fxprune.backends import values
+
+    held: list[Job] = []
+
+    def postpone(job: Job, _source: Path) -> dict[str, Any]:
+        held.append(job)
+        return {}
+
+    monkeypatch.setattr(values, "verify_written", postpone)
+    return held
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Training that does not depend on how many threads add up a sum."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

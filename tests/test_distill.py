@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +27,8 @@ from fxprune.passes.training import pad
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .test_lora import VOCABULARY, Unequal, Windows, llama, weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 OPTIONS: dict[str, Any] = {"lr": 0.01, "batch": 4, "micro_batch": 2, "length": 12, "steps": 12}
 
@@ -282,11 +283,3 @@ def test_an_option_that_makes_no_sense_is_an_error(step: Recovery, message: str)
         step.check()
     assert caught.value.message == message
     assert caught.value.hint
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fxprune.api.pruning import apply
-from fxprune.backends import values
 from fxprune.backends.verify import LOGITS_TOLERANCE, Job, verify
 
 from .families.causal_lm import (
@@ -32,19 +30,6 @@ PARTS = [
     pytest.param(FAMILIES[part::PARTS_OF], marks=() if part < BY_DEFAULT else pytest.mark.slow, id=f"part{part}")
     for part in range(PARTS_OF)
 ]
-
-
-@pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """What would be reloaded one by one, each in a process of its own; here all at once, at the end."""
-    held: list[Job] = []
-
-    def postpone(job: Job, _source: Path) -> dict[str, Any]:
-        held.append(job)
-        return {}
-
-    monkeypatch.setattr(values, "verify_written", postpone)
-    return held
 
 
 @pytest.mark.parametrize("families", PARTS)

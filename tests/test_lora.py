@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from fxprune.passes import lora as lora_module
 from fxprune.passes.base import State
 from fxprune.passes.lora import Adapter, Lora, projection_modules
 from fxprune.passes.training import pad
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCABULARY = 40
 
@@ -351,11 +352,3 @@ def test_an_option_that_makes_no_sense_is_an_error(options: dict[str, Any], mess
 def test_sensible_options_pass() -> None:
     Lora().check()
     Lora(batch=2).check()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -5,42 +5,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fxprune.api.pruning import Applied, apply
-from fxprune.backends import values
 from fxprune.backends.verify import LOGITS_TOLERANCE, Job, verify
 
-from .families.other import HALF, NOT_SAVED, NOT_TRACED, ROWS, SAVED_WITH, STAYS, WITHOUT, tiny_model
+from .families.other import HALF, NOT_SAVED, NOT_TRACED, ROWS, SAMPLE, SAVED_WITH, STAYS, WITHOUT, tiny_model
 
 PARTS_OF = 16
 """Parts of the rows under the marker ``slow``."""
 
 FAMILIES = [name for name in ROWS if name not in NOT_TRACED and name not in NOT_SAVED]
-DEFAULT = ["bert", "t5", "vit", "resnet", "clip", "wav2vec2"]
-"""Rows that run by default, one of every kind."""
+DEFAULT = [name for name in SAMPLE if name in FAMILIES]
+"""Rows that run by default."""
 PARTS = [
-    pytest.param(DEFAULT, id="sample"),
+    *(pytest.param(DEFAULT[part::4], id=f"sample{part}of4") for part in range(4)),
     *(
         pytest.param(FAMILIES[part::PARTS_OF], marks=pytest.mark.slow, id=f"part{part}of{PARTS_OF}")
         for part in range(PARTS_OF)
     ),
 ]
-
-
-@pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """What would be reloaded one by one, each in a process of its own; here all at once, at the end."""
-    held: list[Job] = []
-
-    def postpone(job: Job, _source: Path) -> dict[str, Any]:
-        held.append(job)
-        return {}
-
-    monkeypatch.setattr(values, "verify_written", postpone)
-    return held
 
 
 def saved(name: str, folder: Path) -> Applied:

@@ -16,27 +16,25 @@ from fxprune.passes.couple import couple
 from fxprune.tracer.export import trace_model
 
 from .equivalence import TOLERANCE, difference, random_units
-from .families.other import NOT_TRACED, ROWS, WITHOUT, inputs, tiny_model
+from .families.other import NOT_TRACED, ROWS, SAMPLE, WITHOUT, inputs, tiny_model
 from .test_families import EXPECTED, cuts
-
-DEFAULT = {
-    "bert", "deberta-v2", "electra", "modernbert", "roberta", "bart", "marian", "t5", "whisper",
-    "beit", "dinov2", "segformer", "swin", "vit", "clip", "siglip", "altclip",
-    "bit", "convnextv2", "efficientnet", "regnet", "resnet", "audio-spectrogram-transformer", "wav2vec2", "patchtst",
-}  # fmt: skip
-"""Rows that run by default, a fifth with some of every kind; the others run under the marker ``slow``."""
 
 NORMALISED = {"bit", "convnextv2"}
 """Rows with a normalisation over every group, so that removing is never zeroing; they are checked as modules."""
 
 TRACED = [
-    pytest.param(name, marks=() if name in DEFAULT else pytest.mark.slow) for name in ROWS if name not in NOT_TRACED
+    pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in ROWS if name not in NOT_TRACED
 ]
 
 
 MODULES = [
     pytest.param(name, marks=() if name in {*NORMALISED, "vit"} else pytest.mark.slow)
-    for name in (*sorted(DEFAULT - {"deberta-v2"}), "dinov2_with_registers", "layoutlm", "wav2vec2-conformer")
+    for name in (
+        *(name for name in SAMPLE if name != "deberta-v2"),
+        "dinov2_with_registers",
+        "layoutlm",
+        "wav2vec2-conformer",
+    )
 ]
 """Rows whose own forward holds at smaller widths: two under normalisations only, one whose head does not read its
 pooler, one with tokens that are no channels, one with features of a constant. DeBERTa-v2 has constants that count
@@ -98,6 +96,6 @@ def test_a_pruned_family_is_saved_and_loaded(name: str, tmp_path: Path, request:
 
 
 def test_the_table_is_of_every_kind_and_names_only_what_there_is() -> None:
-    assert set(NOT_TRACED) | set(WITHOUT) | DEFAULT <= set(ROWS)
-    assert not set(NOT_TRACED) & (set(WITHOUT) | DEFAULT)
+    assert set(NOT_TRACED) | set(WITHOUT) | set(SAMPLE) <= set(ROWS)
+    assert not set(NOT_TRACED) & (set(WITHOUT) | set(SAMPLE))
     assert len(ROWS) - len(NOT_TRACED) >= 105

@@ -51,6 +51,13 @@ WITHOUT: dict[str, set[str]] = {
 }
 """Model type -> what of heads, width and residual channels does not exist or stays frozen."""
 
+SAMPLE = (
+    "bert", "deberta-v2", "electra", "modernbert", "roberta", "bart", "marian", "t5", "whisper",
+    "beit", "dinov2", "segformer", "swin", "vit", "clip", "siglip", "altclip",
+    "bit", "convnextv2", "efficientnet", "regnet", "resnet", "audio-spectrogram-transformer", "wav2vec2", "patchtst",
+)  # fmt: skip
+"""Rows that run by default, a fifth with some of every kind; the others run under the marker ``slow``."""
+
 NOT_SAVED: dict[str, str] = {}
 """Model type -> why the smaller model, which its graph describes, is not written as an artifact."""
 
@@ -63,8 +70,8 @@ SAVED_WITH: dict[str, str] = {
 }
 """Model type -> options with which it is saved, where its code fixes the residual width."""
 
-HALF = frozenset({"convbert", "eurobert", "squeezebert", "t5gemma"})
-"""A quarter of their heads is no whole head; half of them is."""
+HALF = frozenset({"bit", "convbert", "eurobert", "squeezebert", "t5gemma"})
+"""A quarter of their heads, or of the channels in a group of a norm, is no whole unit; half of them is."""
 
 STAYS: dict[str, set[str]] = {"detr": {"width"}, "glpn": {"width"}, "levit": {"heads"}, "pegasus_x": {"heads"}}
 """Model type -> what of heads and width stays whole in its artifact."""
