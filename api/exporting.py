@@ -7,7 +7,8 @@ from pathlib import Path
 from ..backends.onnx import OnnxReport, export_onnx
 from ..backends.onnx_forward import Forward, export_forward
 from ..ir.errors import RequestError
-from ..tracer.example import calls, example_inputs
+from ..tracer.example import example_inputs
+from ..tracer.export import calls
 from ..tracer.model import load_config, load_model, resolve
 from .calling import Calling
 from .progress import Progress, silent

@@ -226,14 +226,16 @@ def _check(file: Path, forward: Forward, program: ir.Model, provider: str, dtype
     """Worst relative difference from torch by what was varied.
 
     Raises:
-        FxpruneError: one above :data:`TOLERANCE`.
+        FxpruneError: one above :data:`TOLERANCE`, or something is open that the model takes in one way only.
     """
     session = _session(file, provider)
     found: dict[str, float] = {}
+    refused: dict[str, str] = {}
     for name, inputs in _varied(forward, program):
         try:
             expected = forward.outputs(inputs)
-        except Exception:  # extents that the model itself does not take
+        except Exception as error:  # whatever a model's own code raises at extents that it does not take
+            refused[name] = first_line(error)
             continue
         feed = {value.name: inputs[str(value.name)].numpy() for value in program.graph.inputs}
         try:
@@ -252,6 +254,11 @@ def _check(file: Path, forward: Forward, program: ir.Model, provider: str, dtype
                 if dtype != "float32"
                 else "--optimize none may do",
             )
+    for name in refused.keys() - found.keys():
+        raise FxpruneError(
+            f"{type(forward.model).__name__} does not run with other {name}: {refused[name]}",
+            "give inputs that it takes with --example",
+        )
     return found
 
 
@@ -277,8 +284,9 @@ def _varied(forward: Forward, program: ir.Model) -> Iterator[tuple[str, dict[str
             yield "samples", {name: _resized(tensor, 0, tensor.shape[0] + more) for name, tensor in inputs.items()}
     texts = [name for name, shape in shapes.items() if _is_text(inputs[name]) and not isinstance(shape[1], int)]
     if texts:
-        longer = {name: _resized(inputs[name], 1, inputs[name].shape[1] + 2) for name in texts}
-        yield "lengths", inputs | longer
+        for more in (2, -1):
+            other = {name: _resized(inputs[name], 1, inputs[name].shape[1] + more) for name in texts}
+            yield "lengths", inputs | other
     if "attention_mask" in inputs and inputs["attention_mask"].shape[1] > 2:
         mask = inputs["attention_mask"].clone()
         mask[0, -2:] = 0

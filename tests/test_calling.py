@@ -15,7 +15,8 @@ from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.couple import couple
 from fxprune.passes.in_code import freeze_fixed
-from fxprune.tracer.example import calls, example_inputs, trace_call
+from fxprune.tracer.example import example_inputs, trace_call
+from fxprune.tracer.export import calls
 
 from .families.other import ROWS, tiny_model
 

@@ -6,19 +6,16 @@ configuration, and which outputs are inner states.
 
 from __future__ import annotations
 
-import functools
 import inspect
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
 from ..ir.errors import RequestError
-from .export import Traced, free_primes, integers, trace_model
+from .export import Traced, calls, free_primes, integers, trace_model
 from .module import parse_example
 
 _FIELD = re.compile(r"(?:(?P<times>\d+)\*)?(?P<name>[A-Za-z_]\w*)")
@@ -27,13 +24,6 @@ _FIRST_TOKEN = 3
 """Below it are tokens with a meaning of their own, padding for one, in most vocabularies."""
 
 Inputs = dict[str, torch.Tensor]
-
-
-@functools.cache
-def calls() -> Mapping[str, Any]:
-    """The contents of ``calls.json``."""
-    found: dict[str, Any] = json.loads((Path(__file__).parent / "calls.json").read_text(encoding="utf-8"))
-    return found
 
 
 def example_inputs(model: Any, text: str | None = None) -> Inputs:

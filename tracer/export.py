@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import warnings
@@ -121,13 +122,19 @@ def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
     return trace_model(model, example, extents={"b": batch, "s": length}, output="logits")
 
 
+@functools.cache
+def calls() -> Mapping[str, Any]:
+    """The contents of ``calls.json``."""
+    found: dict[str, Any] = json.loads((Path(__file__).parent / "calls.json").read_text(encoding="utf-8"))
+    return found
+
+
 def rows_per_sample(config: Any) -> int:
     """How many rows of token ids make one sample: the parallel codes of an audio model, one for the others.
 
     ``calls.json`` names the field of the configuration that says so.
     """
-    calls = json.loads((Path(__file__).parent / "calls.json").read_text(encoding="utf-8"))
-    field = calls["rows_per_sample"].get(config.model_type)
+    field = calls()["rows_per_sample"].get(config.model_type)
     return int(getattr(config, field)) if field else 1
 
 
