@@ -58,22 +58,29 @@ SAMPLE = (
 )  # fmt: skip
 """Rows that run by default, a fifth with some of every kind; the others run under the marker ``slow``."""
 
-NOT_SAVED: dict[str, str] = {}
+NOT_SAVED: dict[str, str] = {
+    "pvt_v2": "its attention reshapes to widths that no attribute of it holds; its graph describes the smaller model",
+}
 """Model type -> why the smaller model, which its graph describes, is not written as an artifact."""
 
 SAVED_WITH: dict[str, str] = {
-    **dict.fromkeys(("big_bird", "bros", "canine", "hiera", "marian", "speech_to_text"), "heads=kv"),
+    **dict.fromkeys(("big_bird", "bros", "canine", "data2vec-audio", "hiera", "marian", "speech_to_text"), "heads=kv"),
     **dict.fromkeys(("detr", "glpn"), "heads=kv,ffn=false"),  # widths of parts of them are one number in their code
     "squeezebert": "heads=query",  # its convolutions have as many groups as it was built with
     "levit": "heads=off,channels=true",  # its code remembers the biases of all heads
-    "pegasus_x": "heads=off",
+    **dict.fromkeys(("mgp-str", "pegasus_x"), "heads=off"),
+    "wavlm": "heads=kv,ffn=false",  # the groups of a convolution are a number in its code
 }
 """Model type -> options with which it is saved, where its code fixes the residual width."""
 
-HALF = frozenset({"bit", "convbert", "eurobert", "squeezebert", "t5gemma"})
+HALF = frozenset({"bit", "convbert", "eurobert", "parakeet_encoder", "squeezebert", "t5gemma"})
 """A quarter of their heads, or of the channels in a group of a norm, is no whole unit; half of them is."""
 
-STAYS: dict[str, set[str]] = {"detr": {"width"}, "glpn": {"width"}, "levit": {"heads"}, "pegasus_x": {"heads"}}
+STAYS: dict[str, set[str]] = {
+    **{name: {"width"} for name in ("detr", "glpn", "wavlm")},
+    **{name: {"heads"} for name in ("levit", "mgp-str", "pegasus_x")},
+    "swin2sr": {"heads"},  # a quarter of two is none, and its code remembers positions for all
+}
 """Model type -> what of heads and width stays whole in its artifact."""
 
 
