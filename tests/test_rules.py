@@ -20,6 +20,7 @@ from fxprune.ir.rules.rule import pattern
 from .replay import Example, check_cut, example, show
 from .rule_rows import ROWS as COMMON
 from .rule_rows import Row
+from .rule_rows_convolution import CONVOLUTION
 from .rule_rows_core import DECOMPOSED, WHOLE
 
 WITHOUT_TAG = """
@@ -31,7 +32,7 @@ conj real imag _to_copy
 """Pointwise by their documentation; torch tags only what its compiler generates code for. They are replayed too."""
 OVERLOADS = {"fill": "Scalar", "full_like": "default", "to": "dtype", "masked_fill": "Scalar"}
 """Where the one that takes most tensors is not the one to try."""
-ROWS = [*COMMON, *DECOMPOSED, *WHOLE]
+ROWS = [*COMMON, *CONVOLUTION, *DECOMPOSED, *WHOLE]
 RANDOM = {"bernoulli", "empty_like", "rand_like", "randn_like"}
 
 
