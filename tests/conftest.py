@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from fxprune.backends.verify import Job
 
+    from .onnx_models import Decoders
+
 # Before anything imports a library that reads it; so do the fixtures import theirs.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -39,6 +41,14 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
     monkeypatch.setattr(values, "verify_written", postpone)
     return held
+
+
+@pytest.fixture(scope="session")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Decoders:
+    """Tiny decoders, and their ONNX directories as tests ask for them."""
+    from .onnx_models import Decoders
+
+    return Decoders(tmp_path_factory.mktemp("decoders"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""ONNX directories as they are deployed: rounded weights, onnxruntime-genai, transformers.js, files of any size."""
+"""ONNX directories as they are deployed: rounded weights, transformers.js, files of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ import transformers
 
 from fxprune.backends import onnx as backend
 from fxprune.backends import onnx_rounding
-from fxprune.backends.genai import write_genai_config
 from fxprune.backends.onnx import OnnxReport, export_onnx
 from fxprune.backends.onnx_layout import LAYOUTS
 from fxprune.backends.onnx_quantize import BITS, DTYPES, convert_weights, save_graph
@@ -30,55 +29,7 @@ from fxprune.backends.onnx_runtime import OnnxDecoder
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
-from .test_onnx import FAMILIES, GROUPED, build, build_free
-
-ROUNDED = ("float16", "int8", "int4")
-# Positions go far beyond what float16 counts exactly; widths that no block of 32 divides.
-TIED = {**GROUPED, "tie_word_embeddings": True, "max_position_embeddings": 8192}
-SHAPES = {"tied": [2, 2], "free": [4, 1]}
-NEW_TOKENS = 64
-
-
-class Models:
-    """Two models, and what was exported from each; the graph of a model is traced once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.made: dict[tuple[str, ...], OnnxReport] = {}
-
-    def source(self, name: str) -> Path:
-        path = self.folder / name
-        if not path.exists():
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setitem(FAMILIES, "tied", ("llama", TIED))
-                patch.setitem(FAMILIES, "llama", ("llama", {**TIED, "tie_word_embeddings": False}))
-                build_free(path) if name == "free" else build(path, name)
-        return path
-
-    def export(self, name: str, dtype: str = "float32", layout: str = "onnxruntime") -> OnnxReport:
-        key = (name, dtype, layout)
-        if key in self.made:
-            return self.made[key]
-        options: dict[str, Any] = {"dtype": dtype, "layout": layout, "trust_remote_code": name == "free"}
-        out = self.folder / "-".join(key)
-        with pytest.MonkeyPatch.context() as patch:
-            if key != (name, "float32", "onnxruntime"):
-                graph = self.export(name).path / "model.onnx"
-                patch.setattr(backend, "trace_onnx", lambda _model, **_options: ir.load(graph))
-            self.made[key] = export_onnx(self.source(name), out, **options)
-        return self.made[key]
-
-    def torch(self, name: str) -> Any:
-        found = transformers.AutoModelForCausalLM.from_pretrained(
-            self.source(name), dtype=torch.float32, trust_remote_code=name == "free"
-        ).eval()
-        found.generation_config = transformers.GenerationConfig(pad_token_id=0)  # without an end token
-        return found
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return Models(tmp_path_factory.mktemp("models"))
+from .onnx_models import BASE, ROUNDED, Decoders
 
 
 def graph_of(report: OnnxReport, *, weights: bool = True) -> onnx.GraphProto:
@@ -93,8 +44,8 @@ def divergence(ours: Any, theirs: Any) -> float:
 
 @pytest.mark.parametrize("dtype", ROUNDED)
 @pytest.mark.parametrize("name", ["tied", pytest.param("free", marks=pytest.mark.slow)])
-def test_a_rounded_graph_predicts_what_the_model_does(models: Models, name: str, dtype: str) -> None:
-    report = models.export(name, dtype)
+def test_a_rounded_graph_predicts_what_the_model_does(decoders: Decoders, name: str, dtype: str) -> None:
+    report = decoders.export(name, dtype)
     assert set(report.growth) == {"text", "decode", "padded"}
     assert all(0 <= growth <= GROWTH[dtype] for growth in report.growth.values())
     assert any(report.growth.values())
@@ -102,7 +53,7 @@ def test_a_rounded_graph_predicts_what_the_model_does(models: Models, name: str,
     assert (report.dtype, report.file, report.greedy_tokens) == (dtype, "model.onnx", 32)
     tokens = np.random.default_rng(7).integers(0, 97, (4, 16))
     with torch.no_grad():
-        expected = models.torch(name)(torch.from_numpy(tokens)).logits.numpy()
+        expected = decoders.torch(name)(torch.from_numpy(tokens)).logits.numpy()
     decoder = OnnxDecoder(report.path)
     assert decoder.logits(tokens).dtype == np.float32
     lost = divergence(decoder.logits(tokens), expected)
@@ -111,8 +62,8 @@ def test_a_rounded_graph_predicts_what_the_model_does(models: Models, name: str,
 
 
 @pytest.mark.parametrize("dtype", BITS)
-def test_integers_replace_every_matrix(models: Models, dtype: str) -> None:
-    graph = graph_of(models.export("tied", dtype))
+def test_integers_replace_every_matrix(decoders: Decoders, dtype: str) -> None:
+    graph = graph_of(decoders.export("tied", dtype))
     matrices = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
     kinds = {tensor.data_type for tensor in matrices if "_scales" not in tensor.name}
     assert kinds == {
@@ -123,14 +74,14 @@ def test_integers_replace_every_matrix(models: Models, dtype: str) -> None:
     linear = [node for node in graph.node if node.op_type == "MatMulNBits"]
     bits = {attribute.i for node in linear for attribute in node.attribute if attribute.name == "bits"}
     assert bits == {BITS[dtype]}
-    dense = [node for node in graph_of(models.export("tied")).node if node.op_type in {"MatMul", "FusedMatMul"}]
+    dense = [node for node in graph_of(decoders.export("tied")).node if node.op_type in {"MatMul", "FusedMatMul"}]
     products = [node for node in graph.node if node.op_type in {"MatMul", "FusedMatMul"}]
-    assert len(products) == 2 * len(SHAPES["tied"])  # scores and weighted values hold no weight
+    assert len(products) == 2 * BASE["num_hidden_layers"]  # scores and weighted values hold no weight
     assert len(linear) == len(dense) - len(products)
 
 
-def test_float16_halves_weights_and_cache(models: Models) -> None:
-    whole, half = models.export("tied"), models.export("tied", "float16")
+def test_float16_halves_weights_and_cache(decoders: Decoders) -> None:
+    whole, half = decoders.export("tied"), decoders.export("tied", "float16")
     session = onnxruntime.InferenceSession(half.path / "model.onnx")
     types = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
     assert types["past_key_values.0.key"] == types["present.1.value"] == "tensor(float16)"
@@ -140,9 +91,9 @@ def test_float16_halves_weights_and_cache(models: Models) -> None:
     assert transformers.AutoConfig.from_pretrained(half.path).dtype == torch.float16
 
 
-def test_angles_of_far_positions_stay_float32(models: Models) -> None:
+def test_angles_of_far_positions_stay_float32(decoders: Decoders) -> None:
     """In float16, position 8000 times frequency 1 is off by 4 radians (no kernel of this CPU would show it)."""
-    graph = graph_of(models.export("tied", "float16"))
+    graph = graph_of(decoders.export("tied", "float16"))
     makers = {output: node for node in graph.node for output in node.output}
     constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
     waiting = [name for node in graph.node if node.op_type in {"Cos", "Sin"} for name in node.input]
@@ -195,20 +146,20 @@ def spoil(path: Path, dtype: str, data: str) -> None:
 
 
 def test_a_graph_that_rounding_spoilt_is_refused(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decoders: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph = models.export("tied").path / "model.onnx"
+    graph = decoders.export("tied").path / "model.onnx"
     monkeypatch.setattr(backend, "trace_onnx", lambda _model, **_options: ir.load(graph))
     monkeypatch.setattr(backend, "convert_weights", spoil)
     with pytest.raises(
         FxpruneError, match=r"int4 graph predicts worse .*: perplexity grows by \S+% \(text, at"
     ) as error:
-        export_onnx(models.source("tied"), tmp_path / "out", dtype="int4")
+        export_onnx(decoders.source("tied"), tmp_path / "out", dtype="int4")
     assert "next larger type" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
-def test_logits_that_are_no_numbers_are_refused(models: Models) -> None:
+def test_logits_that_are_no_numbers_are_refused(decoders: Decoders) -> None:
     class Broken(OnnxDecoder):
         def step(self, input_ids: Any, cache: Any, **options: Any) -> Any:
             logits, cache = super().step(input_ids, cache, **options)
@@ -216,7 +167,7 @@ def test_logits_that_are_no_numbers_are_refused(models: Models) -> None:
 
     with pytest.raises(FxpruneError, match=r"% of what the context tells is lost \(at most 5%\)"):
         onnx_rounding.check_rounded(
-            Broken(models.export("tied").path), models.torch("tied"), "int8", lambda _said: None
+            Broken(decoders.export("tied").path), decoders.torch("tied"), "int8", lambda _said: None
         )
 
 
@@ -258,16 +209,16 @@ def test_a_failing_tool_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("options", "message"),
     [({"dtype": "int3"}, "unknown dtype 'int3'"), ({"layout": "tfjs"}, "unknown layout 'tfjs'")],
 )
-def test_bad_request(models: Models, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_bad_request(decoders: Decoders, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message) as error:
-        export_onnx(models.source("tied"), tmp_path / "out", **options)
+        export_onnx(decoders.source("tied"), tmp_path / "out", **options)
     assert error.value.hint.startswith("choose one of ")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", ROUNDED)
 def test_the_tools_are_silent(
-    models: Models, dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    decoders: Decoders, dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Importing onnxruntime's quantiser hangs a handler on the root logger, and it tells of every node."""
     for module in [name for name in sys.modules if name.startswith("onnxruntime.quantization")]:
@@ -275,7 +226,7 @@ def test_the_tools_are_silent(
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     before = root.level, root.manager.disable
-    for file in models.export("tied").path.glob("model.onnx*"):
+    for file in decoders.export("tied").path.glob("model.onnx*"):
         shutil.copy(file, tmp_path)
     capfd.readouterr()
     convert_weights(tmp_path / "model.onnx", dtype, "model.onnx.data")
@@ -288,9 +239,9 @@ def test_the_tools_are_silent(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_lie_outside_the_graph(models: Models, dtype: str, layout: str) -> None:
+def test_weights_lie_outside_the_graph(decoders: Decoders, dtype: str, layout: str) -> None:
     """Protobuf ends at 2 GB: no weight may lie in the graph, at any size of the model."""
-    report = models.export("tied", dtype, layout)
+    report = decoders.export("tied", dtype, layout)
     graph = graph_of(report, weights=False)
     inside = [tensor for tensor in graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL]
     assert all(len(tensor.raw_data) <= 256 for tensor in inside)
@@ -301,7 +252,7 @@ def test_weights_lie_outside_the_graph(models: Models, dtype: str, layout: str) 
     assert report.bytes == sum(sizes)
     assert {path.name for path in graph_file.parent.glob("*onnx*")} >= {graph_file.name, data}
     if dtype == "float32":
-        parameters = sum(parameter.numel() for parameter in models.torch("tied").parameters())
+        parameters = sum(parameter.numel() for parameter in decoders.torch("tied").parameters())
         assert sizes[1] >= 4 * (parameters - 97)
 
 
@@ -314,8 +265,8 @@ def test_weights_lie_outside_the_graph(models: Models, dtype: str, layout: str) 
         ("int4", "model_q4.onnx", {"dtype": "q4"}),
     ],
 )
-def test_layout_of_transformers_js(models: Models, dtype: str, file: str, told: dict[str, Any]) -> None:
-    report = models.export("tied", dtype, "transformers.js")
+def test_layout_of_transformers_js(decoders: Decoders, dtype: str, file: str, told: dict[str, Any]) -> None:
+    report = decoders.export("tied", dtype, "transformers.js")
     assert report.file == f"onnx/{file}"
     assert sorted(path.name for path in (report.path / "onnx").iterdir()) == [file, f"{file}_data"]
     assert {path.name for path in report.path.iterdir()} >= {"config.json", "tokenizer.json", "fxprune.json", "onnx"}
@@ -326,119 +277,17 @@ def test_layout_of_transformers_js(models: Models, dtype: str, file: str, told: 
     assert (report.path / "onnx").stat().st_mode & 0o111
     prompt = [5, 9, 4]
     here = OnnxDecoder(report.path, file_name=report.file).generate(prompt, 8)
-    assert here == OnnxDecoder(models.export("tied", dtype).path).generate(prompt, 8)
-
-
-# onnxruntime-genai.
-
-
-def genai_tokens(folder: Path, prompt: list[int], count: int) -> list[int]:
-    """Greedy text by onnxruntime-genai; it stops at no end token before ``count``."""
-    genai = pytest.importorskip("onnxruntime_genai", reason="comes with the extra fxprune[genai]")
-    model = genai.Model(str(folder))
-    parameters = genai.GeneratorParams(model)
-    length = len(prompt) + count
-    parameters.set_search_options(max_length=length, min_length=length)
-    generator = genai.Generator(model, parameters)
-    generator.append_tokens(prompt)
-    while not generator.is_done():
-        generator.generate_next_token()
-    return [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
-
-
-def ending_in(folder: Path, target: Path, token: int) -> Path:
-    """A copy with another end token; one that no text here holds, where its end is not what is compared."""
-    shutil.copytree(folder, target)
-    config = json.loads((target / "genai_config.json").read_text())
-    config["model"]["eos_token_id"] = token
-    (target / "genai_config.json").write_text(json.dumps(config))
-    return target
-
-
-def unused(text: list[int]) -> int:
-    return min(set(range(97)) - set(text))
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_genai_writes_what_torch_writes(models: Models, name: str, tmp_path: Path) -> None:
-    for prompt in ([5, 17, 3, 9, 80], [11]):
-        text = models.torch(name).generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
-        expected = text[0, len(prompt) :].tolist()
-        assert len(expected) == NEW_TOKENS
-        folder = ending_in(models.export(name).path, tmp_path / str(len(prompt)), unused(expected))
-        assert genai_tokens(folder, prompt, NEW_TOKENS) == expected
-
-
-@pytest.mark.parametrize("dtype", ROUNDED)
-def test_genai_runs_rounded_graphs(models: Models, dtype: str, tmp_path: Path) -> None:
-    prompt = [5, 17, 3, 9, 80]
-    made = models.export("free", dtype).path
-    expected = OnnxDecoder(made).generate(prompt, 40)
-    assert genai_tokens(ending_in(made, tmp_path / "copy", unused(expected)), prompt, 40) == expected
-
-
-def test_genai_stops_at_the_end_token(models: Models, tmp_path: Path) -> None:
-    made = models.export("tied").path
-    assert json.loads((made / "genai_config.json").read_text())["model"]["eos_token_id"] == 2
-    text = OnnxDecoder(made).generate([5, 17, 3], 40)
-    end = text[10]
-    genai = pytest.importorskip("onnxruntime_genai")
-    model = genai.Model(str(ending_in(made, tmp_path / "copy", end)))
-    parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=43)
-    generator = genai.Generator(model, parameters)
-    generator.append_tokens([5, 17, 3])
-    while not generator.is_done():
-        generator.generate_next_token()
-    assert generator.get_sequence(0)[3:].tolist() == text[: text.index(end)]
-
-
-@pytest.mark.parametrize(
-    ("config", "generation", "names", "optimize", "expected"),
-    [
-        ({"eos_token_id": 3}, {"eos_token_id": [3, 4]}, ("position_ids",), "cpu", {"eos_token_id": [3, 4]}),
-        ({"bos_token_id": None, "pad_token_id": 0}, None, (), "none", {"pad_token_id": 0}),
-        ({"n_positions": 32, "n_head": 4, "n_embd": 16}, None, (), "cuda", {"context_length": 32}),
-        ({"text_config": {"max_position_embeddings": 8, "vocab_size": 9}}, None, (), "cpu", {"context_length": 8}),
-    ],
-)
-def test_genai_config_is_filled_from_the_models(
-    *,
-    tmp_path: Path,
-    config: dict[str, Any],
-    generation: dict[str, Any] | None,
-    names: tuple[str, ...],
-    optimize: str,
-    expected: dict[str, Any],
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 7, **config}))
-    if generation is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    inputs: dict[str, list[int | str]] = {"input_ids": ["b", "s"], "attention_mask": ["b", "t"]}
-    inputs |= {name: ["b", "s"] for name in names}
-    inputs |= {f"past_key_values.{n}.{part}": ["b", 2, "p", 8] for n in range(3) for part in ("key", "value")}
-    write_genai_config(tmp_path, "model.onnx", inputs, optimize)
-    written = json.loads((tmp_path / "genai_config.json").read_text())
-    model, decoder = written["model"], written["model"]["decoder"]
-    assert {name: model[name] for name in expected} == expected
-    assert {name for name in model if name.endswith("_token_id")} == {name for name in expected if "token" in name}
-    assert model["vocab_size"] == config.get("text_config", {"vocab_size": 7})["vocab_size"]
-    assert written["search"]["max_length"] == model["context_length"]
-    assert (decoder["num_hidden_layers"], decoder["num_key_value_heads"], decoder["head_size"]) == (3, 2, 8)
-    assert decoder["num_attention_heads"] == config.get("n_head", 2)
-    assert decoder["hidden_size"] == 16
-    assert ("position_ids" in decoder["inputs"]) == bool(names)
-    assert decoder["session_options"]["provider_options"] == ([{"cuda": {}}] if optimize == "cuda" else [])
+    assert here == OnnxDecoder(decoders.export("tied", dtype).path).generate(prompt, 8)
 
 
 # The command line.
 
 
-def test_command_line(models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    graph = models.export("tied").path / "model.onnx"
+def test_command_line(decoders: Decoders, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = decoders.export("tied").path / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "trace_onnx", lambda _model, **_options: ir.load(graph))
-        words = ["export", str(models.source("tied")), "--dtype", "int8", "--out", str(tmp_path / "out")]
+        words = ["export", str(decoders.source("tied")), "--dtype", "int8", "--out", str(tmp_path / "out")]
         assert main(words) == 0
         assert re.search(
             r"int8, opset \d+, .*\n(.*\n)*check +perplexity of rounded\ntext +\+0\.0", capsys.readouterr().out
@@ -446,18 +295,3 @@ def test_command_line(models: Models, tmp_path: Path, capsys: pytest.CaptureFixt
         assert main([*words, "--layout", "transformers.js", "--force", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["dtype"], report["file"], report["growth_tolerance"]) == ("int8", "onnx/model_int8.onnx", 0.01)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "opt", "qwen3", "gpt-neox", "phi3", "falcon"])
-def test_genai_runs_every_family(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if "slow" not in request.config.option.markexpr:
-        pytest.skip("half a minute each: run with -m slow")
-    found = Models(tmp_path)
-    prompt = [5, 17, 3, 9, 80]
-    expected = found.torch(family).generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)
-    text = expected[0, len(prompt) :].tolist()
-    folder = ending_in(found.export(family).path, tmp_path / "copy", unused(text))
-    assert genai_tokens(folder, prompt, 40) == text
-    for dtype in ROUNDED:
-        assert max(found.export(family, dtype).growth.values()) <= GROWTH[dtype]
