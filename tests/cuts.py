@@ -1,6 +1,7 @@
 """Tiny random models, and plans for them written by hand.
 
 Which rows and columns go with heads, FFN channels or residual channels, and the extents that a trace would report.
+And models shrunk by them, with what a backend is given to write one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch
 import transformers
 from torch import nn
 
+from fxprune.backends.verify import LOGITS_TOLERANCE, Reference, relative_difference
 from fxprune.ir.plan import Plan
+from fxprune.passes.surgery import shrink_module
 
 VOCAB = 40
 COMMON: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -79,6 +82,11 @@ def build(name: str, seed: int = 0, **config: Any) -> nn.Module:
 
 def example(rows: int = 2, length: int = 7) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(3, VOCAB, (rows, length), generator=torch.Generator().manual_seed(1))}
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**example()).logits
 
 
 def split_heads(layer: int, cut: Cut, *, heads: list[int], kv: list[int], total: tuple[int, int], size: int) -> None:
@@ -253,3 +261,15 @@ CUTS: dict[str, Callable[[], Cut]] = {
     function.__name__: function
     for function in (llama_mha, llama_gqa, llama_queries, llama_range, qwen3, gpt2, gpt_neox, opt, phi3)
 } | {"falcon_multi_query": falcon_multi_query, "falcon_grouped": falcon_grouped}
+
+
+def shrunk(make: Callable[[], Cut]) -> tuple[Cut, dict[str, Any]]:
+    """A shrunken model, and what ``save`` needs with it; the reference is the masked original where that is one."""
+    cut = make()
+    extents = cut.extents()
+    masked = None if make is llama_residual else logits(make().masked())
+    accept = None if masked is None else lambda: relative_difference(logits(cut.model), masked) < LOGITS_TOLERANCE
+    repairs = shrink_module(cut.model, cut.plan(), extents, example(), accept=accept)
+    reference = Reference(example(), logits(cut.model) if masked is None else masked)
+    details = {"plan": cut.plan(), "repairs": repairs, "quantities": extents[""], "reference": reference}
+    return cut, {"source": None, "report": {"pipeline": "by hand"}, **details}

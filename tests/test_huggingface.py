@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,22 +18,19 @@ from torch import nn
 
 from fxprune.backends import values
 from fxprune.backends.artifact import read_plan, sha256
-from fxprune.backends.config_search import find_config, model_shapes, retargets
 from fxprune.backends.huggingface import Saved, auto_class_of, load, save
 from fxprune.backends.verify import (
     LOGITS_TOLERANCE,
     Job,
     Reference,
     VerificationError,
-    judge,
     relative_difference,
     verify,
 )
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
-from fxprune.ir.repairs import Repairs
 from fxprune.passes.surgery import shrink_module
-from fxprune.tests.cuts import CUTS, Cut, build, example, gpt2, llama_mha, llama_range, llama_residual, spread
+from fxprune.tests.cuts import CUTS, Cut, example, llama_mha, llama_range, llama_residual, logits, shrunk
 
 FORMS = {
     "llama_mha": ("uniform", "mistral"),
@@ -52,23 +47,6 @@ FORMS = {
     "falcon_multi_query": ("free", "falcon"),
     "falcon_grouped": ("free", "falcon"),
 }
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**example()).logits.float()
-
-
-def shrunk(make: Callable[[], Cut]) -> tuple[Cut, dict[str, Any]]:
-    """A shrunken model, and what ``save`` needs with it; the reference is the masked original where that is one."""
-    cut = make()
-    extents = cut.extents()
-    masked = None if make is llama_residual else logits(make().masked())
-    accept = None if masked is None else lambda: relative_difference(logits(cut.model), masked) < LOGITS_TOLERANCE
-    repairs = shrink_module(cut.model, cut.plan(), extents, example(), accept=accept)
-    reference = Reference(example(), logits(cut.model) if masked is None else masked)
-    details = {"plan": cut.plan(), "repairs": repairs, "quantities": extents[""], "reference": reference}
-    return cut, {"source": None, "report": {"pipeline": "by hand"}, **details}
 
 
 @pytest.fixture
@@ -275,43 +253,6 @@ def test_a_wrong_reference_is_refused_and_the_old_directory_stays(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generate": None}
-
-
-@pytest.mark.parametrize(
-    ("report", "got", "message", "hint"),
-    [
-        ({"keys": {"missing_keys": ["a", "b"]}}, 1.0, "the written model has missing keys: a, b", "configuration"),
-        ({"keys": {"unexpected_keys": ["a"]}}, 1.0, "the written model has unexpected keys: a", "configuration"),
-        ({"not_finite": ["a.weight"]}, 1.0, "'a.weight' holds values that are not finite", "NaN"),
-        ({}, 1.1, "logits differ from the graph's by 0.1 of their scale", "weights changed after"),
-        ({}, float("nan"), "logits differ from the graph's by inf of their scale", "coarser dtype"),
-        (
-            {"generate": {"cached": [1, 2], "uncached": [1, 3], "gap": 0.2}},
-            1.0,
-            r"decoding with a cache gives \[1, 2\], without one \[1, 3\]",
-            "not repaired",
-        ),
-    ],
-)
-def test_what_a_fresh_process_finds(report: dict[str, Any], got: float, message: str, hint: str) -> None:
-    job = Job(Path("out"), Reference({}, torch.ones(3)), "AutoModel", False)
-    with pytest.raises(VerificationError, match=message) as caught:
-        judge({**FINE, **report}, [torch.full((3,), got)], job)
-    assert hint in caught.value.hint
-    tie = {**FINE, "generate": {"cached": [1], "uncached": [2], "gap": LOGITS_TOLERANCE / 2}}
-    assert judge(tie, [torch.ones(3)], job)["cached_generate_equals_uncached"]
-
-
-def test_a_fresh_process_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", "Traceback ...\nValueError: unknown architecture\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(
-        VerificationError, match=r"fresh Python process cannot load .*: ValueError: unknown architecture"
-    ):
-        verify([Job(Path("out"), Reference({}, torch.ones(1)), "AutoModel", False)])
-
-
 @pytest.mark.usefixtures("unverified")
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut, details = shrunk(llama_mha)
@@ -393,45 +334,3 @@ def test_weights_that_do_not_fit_do_not_load(tmp_path: Path) -> None:
     (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(FxpruneError, match="out does not load"):
         load(out)
-
-
-@pytest.mark.parametrize("row", retargets(), ids=lambda row: f"{row.source}-{row.target}")
-def test_a_retarget_is_the_same_function(row: Any) -> None:
-    """Equal logits, for the widths that the source's own configuration accepts as well."""
-    config = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = build(
-        row.source, **config, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-3,
-        **{"attention_bias": True, "mlp_bias": True, **row.when},
-    )  # fmt: skip
-    partner = getattr(transformers, row.classes[type(model).__name__])
-    other = partner(partner.config_class.from_dict(row.apply(model.config))).eval()
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(logits(other), logits(model))
-
-
-def test_an_empty_field_may_hold_the_width() -> None:
-    """GPT-2's inner width defaults to four times the residual width, and its field is empty."""
-    model = build("gpt2", n_embd=64, n_head=4, n_layer=2, n_positions=64)
-    cut = Cut(model)
-    keep = spread([0, 2, 3], 64)
-    for layer in range(2):
-        cut.rows(1, keep, f"transformer.h.{layer}.mlp.c_fc.weight")
-        cut.rows(0, keep, f"transformer.h.{layer}.mlp.c_fc.bias", f"transformer.h.{layer}.mlp.c_proj.weight")
-    extents = cut.extents()
-    shrink_module(model, cut.plan(), extents, example())
-    match, why = find_config(model.config, type(model), model_shapes(model), extents[""])
-    assert why == ""
-    assert match is not None
-    assert match.changes == {"n_inner": (None, 192)}
-
-
-def test_a_configuration_with_the_right_shapes_can_be_the_wrong_one(tmp_path: Path) -> None:
-    cut, details = shrunk(gpt2)
-    match, why = find_config(
-        cut.model.config, type(cut.model), model_shapes(build("gpt2", n_embd=64, n_head=4, n_layer=2, n_positions=64)),
-        details["quantities"], accept=lambda _: False,
-    )  # fmt: skip
-    assert match is None
-    assert re.match(r"the \d+ configurations that give these shapes compute something else", why)
-    assert isinstance(details["repairs"], Repairs)
-    assert not (tmp_path / "out").exists()

@@ -27,17 +27,13 @@ from fxprune.tests.cuts import (
     llama_queries,
     llama_range,
     llama_residual,
+    logits,
     opt,
     phi3,
 )
 
 EXACT = 1e-10
 """Two float64 programs that add the same numbers in another order."""
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**example()).logits
 
 
 def masked_logits(cut: Cut) -> torch.Tensor:
