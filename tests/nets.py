@@ -304,3 +304,8 @@ def build(name: str, seed: int = 0) -> nn.Module:
 def images(batch: int = 2) -> Tensor:
     """``[batch, 3, 16, 16]`` float32."""
     return torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def quadratic(net: nn.Module, batch: Tensor) -> Tensor:
+    """A loss that needs no label."""
+    return net(batch).square().mean()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +15,10 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.api.modules import Pruned, prune_module
-from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.contributions import position_sums
 from fxprune.passes.couple import Coupling, couple
-from fxprune.passes.losses import taylor_of_losses
 from fxprune.passes.shrink import make_plan, rewrite
 from fxprune.tracer.export import Traced
-from fxprune.tracer.module import bind, is_target, parse_example, resolve_module, trace_module
+from fxprune.tracer.module import bind, trace_module
 
 from .equivalence import TOLERANCE, difference, random_units, tensors_of, zeroed
 from .nets import NETS, HardCoded, build, images
@@ -252,157 +247,6 @@ def test_samples_times_something_stay_free() -> None:
     assert not result.in_place
     assert not result.fixed_batch
     assert result.module(torch.randn(5, 3, 16, 16)).shape == (5, 5)
-
-
-def quadratic(net: nn.Module, batch: Tensor) -> Tensor:
-    return net(batch).square().mean()
-
-
-@pytest.mark.parametrize("variant", ["vector", "element1", "second", "element2"])
-def test_scores_of_losses_follow_the_papers_formulas(variant: str) -> None:
-    net = build("plain").double()
-    batches = [images(2).double(), images(3).double()]
-    wanted = {"features.0.0.weight": frozenset({0, 1}), "classifier.0.bias": frozenset({0})}
-    found = taylor_of_losses(net, [lambda m, b=b: quadratic(m, b) for b in batches], wanted, variant)
-    gradients = []
-    for batch in batches:
-        net.zero_grad()
-        quadratic(net, batch).backward()
-        gradients.append({name: p.grad.clone() for name, p in net.named_parameters()})
-    for name, dims in wanted.items():
-        w = net.get_parameter(name).detach()
-        g = (gradients[0][name] + gradients[1][name]) / 2
-        g2 = (gradients[0][name] ** 2 + gradients[1][name] ** 2) / 2
-        saliency = {
-            "vector": w * g, "element1": (w * g).abs(), "second": (w * g2 * w).abs(),
-            "element2": (w * g - 0.5 * w * g2 * w).abs(),
-        }[variant]  # fmt: skip
-        for dim, total in position_sums(w, dims, lambda slab, s=saliency: s[slab]).items():
-            np.testing.assert_allclose(found[name, dim], total.abs().numpy(), rtol=1e-9, atol=1e-15)
-
-
-def test_taylor_keeps_what_the_loss_needs() -> None:
-    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
-    with torch.no_grad():
-        net[2].weight[:, [1, 4]] = 0
-    result = prune_module(net, torch.randn(4, 6), "taylor", ratio=0.25, loss=quadratic, data=[torch.randn(4, 6)])
-    assert result.plan.slices["0.weight", 0].tolist() == [0, 2, 3, 5, 6, 7]
-
-
-class Noisy(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.randn_like(x)
-
-
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x)) if x.sum() > 0 else x
-
-
-class Starred(nn.Module):
-    def forward(self, *x: Tensor) -> Tensor:
-        return x[0]
-
-
-class Silent(nn.Module):
-    def forward(self, x: Tensor) -> int:
-        return x.dim()
-
-
-def linear() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
-
-
-X = torch.ones(2, 6)
-REFUSED: list[tuple[Callable[[], Any], type[FxpruneError], str]] = [
-    (lambda: prune_module(linear(), (X, X), "random"), RequestError, "do not fit Sequential.forward"),
-    (lambda: prune_module(linear(), (), "random"), RequestError, "do not fit Sequential.forward"),
-    (lambda: prune_module(linear(), 3 * (2,), "random"), RequestError, "do not fit Sequential.forward"),
-    (lambda: prune_module(linear(), (2,), "random"), RequestError, "hold no tensor"),
-    (lambda: prune_module(linear(), torch.ones(2, 5), "random"), FxpruneError, "does not run on the example inputs"),
-    (lambda: prune_module(Starred(), X, "random"), RequestError, "takes any number of arguments (*x)"),
-    (lambda: prune_module(Noisy(), X, "random"), FxpruneError, "returns something else every time it runs"),
-    (lambda: prune_module(Silent(), X, "random"), FxpruneError, "returns no tensor"),
-    (
-        lambda: prune_module(Branching(), X, "random"),
-        FxpruneError,
-        "cannot trace Branching, at its root module (tests/",
-    ),
-    (lambda: prune_module(linear(), X, "taylor"), RequestError, "taylor scores need a loss"),
-    (lambda: prune_module(linear(), X, "lora"), RequestError, "pass 'lora' works on language models"),
-    (lambda: prune_module(linear(), X, "random", data=[X]), RequestError, "data without a loss"),
-    (lambda: prune_module(linear(), X, "taylor", loss=quadratic, data=[]), RequestError, "data holds no batch"),
-    (lambda: prune_module(linear(), X, "taylor", loss=lambda m: m(X)), RequestError, "no scalar tensor but of shape"),
-    (lambda: prune_module(linear(), X, "taylor", loss=lambda _: 1.0), RequestError, "no scalar tensor but float"),
-    (
-        lambda: prune_module(linear(), X, "taylor", loss=lambda m: m(X).sum() * float("nan")),
-        FxpruneError,
-        "loss 0 is nan",
-    ),
-    (
-        lambda: prune_module(linear(), X, "taylor", loss=lambda m: m(X).sum().detach()),
-        FxpruneError,
-        "loss 0 depends on no parameter",
-    ),
-    (
-        lambda: prune_module(linear(), X, "taylor", loss=lambda _: torch.ones((), requires_grad=True) * 2),
-        FxpruneError,
-        "the loss depends on none of the 3 parameters",
-    ),
-    (
-        lambda: prune_module(linear(), X, "taylor", loss=lambda m: (m(X) * 0).sum().abs().sqrt()),
-        FxpruneError,
-        "is not finite",
-    ),
-    (lambda: taylor_of_losses(linear(), [], {}, "third"), RequestError, "unknown Taylor variant 'third'"),
-    (lambda: prune_module(nn.Linear(6, 2), X, "random"), RequestError, "the request removes nothing"),
-    (lambda: resolve_module("no colon"), RequestError, "'no colon' names no attribute of a module"),
-    (lambda: resolve_module("fxprune_absent:x"), RequestError, "'fxprune_absent' cannot be imported"),
-    (lambda: resolve_module("math:x"), RequestError, "'math' has no 'x'"),
-    (lambda: resolve_module("math:sqrt"), RequestError, "math:sqrt() fails: TypeError"),
-    (lambda: resolve_module("math:pi"), RequestError, "math:pi is no torch.nn.Module but float"),
-    (lambda: parse_example("float32(2,3)"), RequestError, "cannot be read from 'float32(2,3)' on"),
-    (lambda: parse_example(""), RequestError, "cannot be read from '' on"),
-    (lambda: parse_example("float32[2],x"), RequestError, "cannot be read from 'x' on"),
-    (lambda: parse_example("float33[2]"), RequestError, "'float33' is no data type"),
-    (lambda: parse_example("a=float32[2],int64[3]"), RequestError, "names some inputs and not others"),
-]
-
-
-@pytest.mark.parametrize("row", REFUSED, ids=lambda row: row[2])
-def test_what_is_refused(row: tuple[Callable[[], Any], type[FxpruneError], str]) -> None:
-    call, kind, message = row
-    with pytest.raises(kind) as caught:
-        call()
-    assert message in caught.value.message
-    assert caught.value.hint
-
-
-def test_modules_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "made_here.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 3)\nheld = make()\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    assert isinstance(resolve_module("made_here:make"), nn.Linear)
-    assert isinstance(resolve_module("made_here:held"), nn.Linear)
-    assert is_target("made_here:make")
-    assert not is_target("made_here")
-    assert not is_target("/models/a:b")
-
-
-def test_examples_are_read_from_text() -> None:
-    (x,) = parse_example("float32[2,3,4]")
-    assert (x.dtype, x.shape) == (torch.float32, (2, 3, 4))
-    named = parse_example("ids=int64[2, 5], mask = bool[2,5],s=float64[]")
-    assert isinstance(named, dict)
-    assert {key: (value.dtype, tuple(value.shape)) for key, value in named.items()} == {
-        "ids": (torch.int64, (2, 5)), "mask": (torch.bool, (2, 5)), "s": (torch.float64, ()),
-    }  # fmt: skip
-    assert named["mask"].all()
-    assert torch.equal(x, parse_example("float32[2,3,4]")[0])
 
 
 def test_it_is_a_public_call() -> None:
