@@ -22,15 +22,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from fxprune.benchmarks.recovery_text import EACH, recovery_text
+
 Row = dict[str, Any]
 
 COMMAND = "python benchmarks/recovery.py --model ../shared/models/llama-7m --text ../shared/text --out docs/recovery.md"
 
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
-TRAINING = {"tinystories": ("recover", "calib"), "wikitext2": ("recover",), "bookcorpus": ("calib",)}
-EACH = {"tinystories": 360_000, "wikitext2": 720_000, "bookcorpus": 360_000}
-"""Characters of each text that are trained on."""
-
 WINDOWS, LENGTH = 200, 128
 CUT = "taylor{target=params:0.8}"
 REFIT = f"{CUT},compensate{{samples=128,seed=0}}"
@@ -73,17 +71,13 @@ class Bench:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from fxprune.tracer.export import trace_causal_lm
-        from fxprune.tracer.text import from_string, load_text
+        from fxprune.tracer.text import load_text
 
         tokenizer = AutoTokenizer.from_pretrained(model)
         self.whole = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
         self.traced = trace_causal_lm(self.whole)
-        read = {
-            name: "".join((text / f"{name}-{part}.txt").read_text(encoding="utf-8") for part in parts)[: EACH[name]]
-            for name, parts in TRAINING.items()
-        }
         # The paper's own calibration text comes first, of which taylor reads the first ten windows.
-        self.data = from_string("recovery", "\n".join(read[name] for name in reversed(TEXTS)), tokenizer)
+        self.data = recovery_text(text, reversed(TEXTS), tokenizer)
         self.held = [load_text(str(text / f"{name}-eval.txt"), tokenizer).windows(LENGTH, WINDOWS) for name in TEXTS]
 
     def losses(self, model: Any) -> list[float]:
@@ -153,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True, type=Path, help="directory of llama-7m")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt, -recover.txt and -eval.txt")
-    parser.add_argument("--rows", type=Path, default=Path("recovery.json"), help="where rows are kept")
+    parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are kept")
     parser.add_argument("--out", type=Path, help="the page to write")
     parser.add_argument("--steps", type=int, default=290, help="of the long run")
     parser.add_argument("--no-run", action="store_true", help="write the page from the rows that there are")

@@ -1,0 +1,178 @@
+"""The page that benchmarks/quality.py writes: tables of the rows that were measured."""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+from datetime import date
+from pathlib import Path
+
+from fxprune.benchmarks.quality_runs import (
+    DENSE,
+    PAPER,
+    PAPER_MODEL,
+    PAPER_WINDOWS,
+    PEERS,
+    RECOVER,
+    RECOVERED,
+    SCORES,
+    TEXTS,
+    Row,
+    runs,
+)
+from fxprune.benchmarks.recovery_text import EACH
+
+
+def increase(row: Row) -> float:
+    """Mean over the texts of the increase of the log-perplexity."""
+    return statistics.mean(now - then for now, then in zip(row["losses"], row["dense"], strict=True))
+
+
+def best_of_paper(target: float, text: int) -> float:
+    """The least increase of the log-perplexity that any criterion of LLM-Pruner reaches on one text."""
+    return min(math.log(values[text] / DENSE[text]) for values in PAPER[target].values())
+
+
+def paper_table(rows: dict[str, Row], seeds: int) -> list[str]:
+    lines = ["| kept | pipeline | perplexity | increase, share of the paper's best | CPU s |", "|---|---|---|---|---|"]
+    for target, criteria in PAPER.items():
+        for name, values in criteria.items():
+            shares = [f"{math.log(v / DENSE[i]) / best_of_paper(target, i):.2f}" for i, v in enumerate(values)]
+            shown = " / ".join(f"{v:.2f}" for v in values)
+            lines.append(f"| {target} | LLM-Pruner, {name} | {shown} | {' / '.join(shares)} | |")
+        for run in runs(seeds):
+            if run.part == "paper" and run.target == target and run.key in rows:
+                row = rows[run.key]
+                rises = [now - then for now, then in zip(row["losses"], row["dense"], strict=True)]
+                shares = [f"{rise / best_of_paper(target, i):.2f}" for i, rise in enumerate(rises)]
+                shown = " / ".join(f"{math.exp(loss):.2f}" for loss in row["losses"])
+                lines.append(
+                    f"| {row['kept']:.4f} | `{run.text}` | {shown} | {' / '.join(shares)} | {row['seconds']:.0f} |"
+                )
+    return lines
+
+
+def cell(found: list[float], digits: int = 3) -> str:
+    """Mean and half the range."""
+    spread = f" ± {(max(found) - min(found)) / 2:.{digits}f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.{digits}f}{spread}" if found else ""
+
+
+def grouped(rows: dict[str, Row], part: str, seeds: int) -> dict[tuple[str, float], dict[str, list[Row]]]:
+    """(model, budget) -> column -> rows of the seeds."""
+    found: dict[tuple[str, float], dict[str, list[Row]]] = {}
+    for run in runs(seeds):
+        if run.part == part and run.key in rows:
+            found.setdefault((run.model, run.target), {}).setdefault(run.column, []).append(rows[run.key])
+    return found
+
+
+def increases_table(found: dict[tuple[str, float], dict[str, list[Row]]]) -> list[str]:
+    """Models and budgets down, pipelines across; the least in bold."""
+    columns = list(dict.fromkeys(column for of in found.values() for column in of))
+    lines = [f"| model | kept | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    for (model, target), of_column in found.items():
+        values = {column: [increase(row) for row in of] for column, of in of_column.items() if of}
+        best = min(values, key=lambda column: statistics.mean(values[column]))
+        cells = [f"**{cell(values[c])}**" if c == best else cell(values.get(c, [])) for c in columns]
+        lines.append(f"| {model} | {target} | {' | '.join(cells)} |")
+    return lines
+
+
+def recovery_columns(rows: dict[str, Row], seeds: int) -> dict[tuple[str, float], dict[str, list[Row]]]:
+    """(model, budget) -> column of the table of recovery -> rows; those without recovery are rows of the scores."""
+    without, trained = (grouped(rows, part, seeds) for part in ("scores", "recovery"))
+    return {
+        at: {
+            f"{form}{name}": part[at].get(column, [])
+            for form, column in RECOVERED.items()
+            for name, part in (("", without), (" + recovery", trained))
+        }
+        for at in trained
+    }
+
+
+def recovery_table(rows: dict[str, Row], seeds: int) -> list[str]:
+    """Models and budgets down, without and with recovery across."""
+    return increases_table(recovery_columns(rows, seeds))
+
+
+def recovered_share(rows: dict[str, Row], seeds: int) -> str:
+    """What recovery takes away of the increase, model by model: the least and the most over budgets and forms."""
+    shares: dict[str, list[float]] = {}
+    for (model, _), found in recovery_columns(rows, seeds).items():
+        for form in RECOVERED:
+            was, now = (statistics.mean(map(increase, found[form + name])) for name in ("", " + recovery"))
+            shares.setdefault(model, []).append(1 - now / was)
+    return ", ".join(f"{model} {min(of):.0%} to {max(of):.0%}" for model, of in shares.items())
+
+
+def draws(rows: dict[str, Row], part: str, seeds: int) -> str:
+    """Of how many draws of the calibration windows a cell is the mean, model by model where they differ."""
+    found: dict[str, list[int]] = {}
+    for (model, _), columns in grouped(rows, part, seeds).items():
+        found.setdefault(model, []).extend(map(len, columns.values()))
+    return ", ".join(f"{model} {'to '.join(sorted({str(min(of)), str(max(of))}))}" for model, of in found.items())
+
+
+def dense_perplexities(rows: dict[str, Row], seeds: int) -> str:
+    """Of the model with several evaluation texts."""
+    for (model, _), columns in grouped(rows, "scores", seeds).items():
+        if model == PAPER_MODEL:
+            return " / ".join(f"{math.exp(loss):.2f}" for loss in next(iter(columns.values()))[0]["dense"])
+    return "not measured"
+
+
+def perplexities_table(columns: dict[tuple[str, float], dict[str, list[Row]]]) -> list[str]:
+    """Of the model with several evaluation texts, text by text."""
+    lines = [f"| kept | pipeline | {' | '.join(TEXTS)} |", "|---|---|" + "---|" * len(TEXTS)]
+    for (model, target), found in columns.items():
+        for column, of_seeds in found.items() if model == PAPER_MODEL else ():
+            by_text = zip(*([math.exp(loss) for loss in row["losses"]] for row in of_seeds), strict=True)
+            lines.append(f"| {target} | {column} | {' | '.join(cell(list(v), 2) for v in by_text)} |")
+    return lines
+
+
+def verdict(rows: dict[str, Row], seeds: int) -> str:
+    """Whether obs is ever worse than one of its peers, whichever way their budget is shared out."""
+    cells, worse = 0, []
+    for (model, target), found in grouped(rows, "scores", seeds).items():
+        means = {column: statistics.mean(increase(row) for row in rows_) for column, rows_ in found.items()}
+        peers = [value for column, value in means.items() if column.startswith(PEERS)]
+        if len(means) < len(SCORES):
+            continue
+        cells += 1
+        if means["obs global"] > min(peers):
+            worse.append(f"{model} at {target}")
+    return (
+        f"`obs global` is below the best of the four wanda and flap columns in {cells - len(worse)} of {cells} rows"
+        + (f"; above it in {', '.join(worse)}" if worse else "")
+    )
+
+
+def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
+    scores, search = (grouped(rows, part, seeds) for part in ("scores", "search"))
+    facts = {
+        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {date.today()}",
+        "COMMAND": "python benchmarks/quality.py --models ../shared/models --text ../shared/text --out docs/quality.md",
+        "WINDOWS": str(windows),
+        "PAPER_WINDOWS": str(PAPER_WINDOWS),
+        "DRAWS": draws(rows, "scores", seeds),
+        "DENSE": dense_perplexities(rows, seeds),
+        "PAPER": "\n".join(paper_table(rows, seeds)),
+        "SCORES": "\n".join(increases_table(scores)),
+        "VERDICT": verdict(rows, seeds),
+        "PERPLEXITIES": "\n".join(perplexities_table(scores)),
+        "RECOVER": RECOVER.removeprefix(","),
+        "RECOVERY_DRAWS": draws(rows, "recovery", seeds),
+        "EACH": ", ".join(f"{count:,} of {name}" for name, count in EACH.items()),
+        "RECOVERY": "\n".join(recovery_table(rows, seeds)),
+        "RECOVERED_PERPLEXITIES": "\n".join(perplexities_table(recovery_columns(rows, seeds))),
+        "SHARES": recovered_share(rows, seeds),
+        "SEARCH": "\n".join(increases_table(search)),
+    }
+    text = Path(__file__).with_name("quality.md").read_text(encoding="utf-8")
+    for name, value in facts.items():
+        text = text.replace(f"@{name}@", value)
+    return text

@@ -1,0 +1,121 @@
+"""What benchmarks/quality.py measures: pipelines, budgets, models and draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+Row = dict[str, Any]
+
+TEXTS = ("tinystories", "wikitext2", "bookcorpus")
+DENSE = (23.24, 32.35, 64.91)
+PAPER = {
+    0.839: {"L2": (25.23, 34.84, 69.42), "vector": (26.35, 35.07, 68.74), "element1": (26.40, 34.82, 68.29)},
+    0.634: {"L2": (30.82, 43.62, 88.55), "vector": (33.22, 45.88, 79.95), "element1": (33.14, 44.43, 80.01)},
+}
+"""LLM-Pruner's own code on llama-7m, layers 1:7, ratios 0.25 and 0.6: perplexity on TEXTS."""
+
+PAPER_MODEL = "llama-7m"
+PAPER_WINDOWS = 200
+PAPER_CALIBRATION = "bookcorpus"
+PAPER_PIPELINES = (
+    "taylor{target=params:TARGET}",
+    "fisher{target=params:TARGET,by=global,samples=10}",
+    "fisher{target=params:TARGET,by=search,samples=10},compensate{samples=10,damping=0.3}",
+    "obs{target=params:TARGET,by=global,samples=10},compensate{samples=10,damping=0.3}",
+    "generate{windows=128},fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
+    "generate{windows=128},obs{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
+    "generate{windows=384},fisher{target=params:TARGET,by=global,samples=266},compensate{samples=394}",
+    "generate{windows=128},fisher{target=params:HALFWAY,by=global,samples=138},compensate{samples=138},"
+    "fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
+)
+
+SCORES_MODELS = ("stories260k", "tinystories-656k", "babyllama-1m", "llama-7m")
+SCORES_TARGETS = (0.9, 0.8, 0.7, 0.5)
+SEARCH_TARGETS = (0.8, 0.6)
+BUDGET = "target=params:TARGET,samples=32,seed=SEED"
+REFIT = ",compensate{samples=32,seed=SEED}"
+PAPER_COLUMN = "LLM-Pruner's taylor, as cut"
+SCORES = {
+    PAPER_COLUMN: f"taylor{{{BUDGET}}}",
+    **{
+        f"{score} {way}": f"{score}{{{BUDGET},by={way}}}{REFIT}"
+        for score in ("wanda", "flap", "fisher", "obs")
+        for way in ("uniform", "global")
+    },
+}
+PEERS = ("wanda", "flap")
+RECOVERED = {"uniform": "obs uniform", "free": "obs global"}
+"""Form -> the column of SCORES that is recovered: how its budget is shared out is all that differs."""
+
+RECOVER = ",distill{steps=50,batch=16,micro_batch=16,length=128,lr=0.001,seed=SEED}"
+SEARCH = {
+    f"fisher {way}": f"fisher{{target=params:TARGET,by={way},samples=10,seed=SEED}}" for way in ("uniform", "search")
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pipeline on one model.
+
+    Attributes:
+        part: of the benchmark.
+        model: its folder.
+        calibration: the text that it is calibrated on.
+        texts: that its perplexity is measured on.
+        target: kept parameters.
+        column: of the table, or the pipeline.
+        pipeline: with TARGET, HALFWAY and SEED to be filled in.
+        seed: of the draw of calibration windows, and of training; None where the first windows are read.
+        training: texts that recovery is trained on.
+    """
+
+    part: str
+    model: str
+    calibration: str
+    texts: tuple[str, ...]
+    target: float
+    column: str
+    pipeline: str
+    seed: int | None = None
+    training: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"{self.part}|{self.model}|{self.target}|{self.pipeline}|{self.seed}"
+
+    @property
+    def text(self) -> str:
+        """The pipeline with its budget and seed; halfway is halfway from the whole model."""
+        found = self.pipeline.replace("TARGET", f"{self.target:g}").replace("HALFWAY", f"{(1 + self.target) / 2:g}")
+        return found.replace("SEED", "none" if self.seed is None else str(self.seed))
+
+
+def runs(seeds: int) -> Iterator[Run]:
+    """Everything, the cheapest parts first; a seed is finished before the next one begins."""
+    yield from scores_runs(seeds)
+    for target in PAPER:
+        for pipeline in PAPER_PIPELINES:
+            yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
+    for model in SCORES_MODELS[:3]:
+        for target in SEARCH_TARGETS:
+            for column, pipeline in SEARCH.items():
+                for seed in range(seeds):
+                    yield Run("search", model, TEXTS[0], TEXTS[:1], target, column, pipeline, seed)
+    for run in scores_runs(seeds):
+        if run.column in RECOVERED.values():
+            # The text that calibrates comes first, as in benchmarks/recovery.py.
+            training = tuple(reversed(run.texts))
+            yield replace(run, part="recovery", pipeline=run.pipeline + RECOVER, training=training)
+
+
+def scores_runs(seeds: int) -> Iterator[Run]:
+    """Scores and ways to share a budget out."""
+    for model in SCORES_MODELS:
+        texts = TEXTS if model == PAPER_MODEL else TEXTS[:1]
+        calibration = PAPER_CALIBRATION if model == PAPER_MODEL else TEXTS[0]
+        for seed in range(seeds):
+            for target in SCORES_TARGETS:
+                for column, pipeline in SCORES.items():
+                    yield Run("scores", model, calibration, texts, target, column, pipeline, seed)
