@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..backends.onnx import OnnxReport, export_onnx
+from ..backends.onnx import export_onnx
+from ..backends.onnx_artifact import OnnxReport, Request
 from ..backends.onnx_forward import Forward, export_forward
 from ..ir.errors import RequestError
 from ..tracer.example import example_inputs
@@ -53,28 +54,11 @@ def export(
         raise RequestError(f"unknown format {format!r}", f"formats: {', '.join(FORMATS)}")
     source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
-    calling = Calling(config, example)
-    if not calling.language:
-        progress(f"loading {source.name}")
-        module = load_model(source)
-        return export_forward(
-            Forward(module, example_inputs(module, example), calls()["inner"]),
-            source.directory,
-            Path(out),
-            source_dtype=str(getattr(config, "dtype", None) or "float32").removeprefix("torch."),
-            dtype=dtype,
-            layout=layout,
-            optimize=optimize,
-            force=force,
-            progress=progress,
-        )
-    return export_onnx(
-        source.directory,
-        Path(out),
-        dtype=dtype,
-        layout=layout,
-        optimize=optimize,
-        trust_remote_code=trust_remote_code,
-        force=force,
-        progress=progress,
-    )
+    request = Request(source.directory, Path(out), dtype=dtype, layout=layout, optimize=optimize, force=force)
+    if Calling(config, example).language:
+        return export_onnx(request, trust_remote_code=trust_remote_code, progress=progress)
+    progress(f"loading {source.name}")
+    module = load_model(source)
+    forward = Forward(module, example_inputs(module, example), calls()["inner"])
+    held = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return export_forward(request, forward, source_dtype=held, progress=progress)

@@ -12,7 +12,7 @@ from rich.text import Text
 from ..passes.options import write_value
 
 if TYPE_CHECKING:
-    from ..backends.onnx import OnnxReport
+    from ..backends.onnx_artifact import OnnxReport
     from ..ir.groups import Group
     from ..passes.manager import Step
     from .benchmark import BenchmarkResult

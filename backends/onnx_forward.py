@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,18 +16,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
 from torch.utils import _pytree as pytree
-from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 from ..ir.errors import FxpruneError
-from .artifact import RECORD, atomic_directory, read_record, write_json
-from .onnx import PACKAGES, OnnxReport, available_provider, check_request, write_program
-from .onnx_layout import LAYOUTS
-from .onnx_names import BATCH, SEQUENCE, rename_symbols, strip_provenance
+from .artifact import atomic_directory
+from .onnx_artifact import Checks, OnnxReport, Request, write_program, write_report
+from .onnx_names import BATCH, SEQUENCE, rename_symbols
 from .onnx_quantize import convert_weights
-from .onnx_trace import first_line, quiet
+from .onnx_runtime import open_session
+from .onnx_trace import convert, first_line
 from .verify import relative_difference
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "int8": 0.05, "int4": 0.5}
@@ -91,76 +88,57 @@ class Forward:
 
 
 def export_forward(
+    request: Request,
     forward: Forward,
-    source: Path,
-    out: Path,
     *,
     source_dtype: str = "float32",
-    dtype: str = "float32",
-    layout: str = "onnxruntime",
-    optimize: str = "cpu",
-    opset: int | None = None,
-    force: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> OnnxReport:
-    """Export a model to ONNX, verify it in ONNX Runtime at several extents, then move it to ``out``.
+    """Export a model to ONNX, verify it in ONNX Runtime at several extents, then move it to its place.
 
     Args:
+        request: from where, to where, and how.
         forward: the model and what it is called with.
-        source: the directory that it was loaded from.
-        out, dtype, layout, optimize, opset, force, progress: as for :func:`.onnx.export_onnx`.
         source_dtype: what the source's files hold.
+        progress: called with one line per stage.
 
     Raises:
         RequestError: options or directories that make no sense, found before any work.
         FxpruneError: the model cannot be exported, differs in ONNX Runtime, or cannot be written.
     """
     say = progress or (lambda _message: None)
-    check_request(source, out, dtype=dtype, layout=layout, optimize=optimize, opset=opset, force=force)
+    request.check()
     forward = forward.masked()
-    place, provider = LAYOUTS[layout], available_provider(optimize)
-    with atomic_directory(out, force=force) as staging:
-        graph = staging / place.file(dtype)
-        for number, free in enumerate(OPEN):
-            say(f"tracing and converting to ONNX, open: {free}")
-            try:
-                program = trace_forward(forward, free=free, optimize=optimize, opset=opset)
-                write_program(program, source, forward.model, staging, place=place, dtype=dtype)
-                say("checking in ONNX Runtime")
-                differences = _check(graph, forward, program, provider, "float32")
-                break
-            except FxpruneError:
-                if number == len(OPEN) - 1:
-                    raise
-        if dtype != "float32":
-            say(f"converting the weights to {dtype}")
+    with atomic_directory(request.out, force=request.force) as staging:
+        program, differences = _widest(request, forward, staging, say)
+        if request.dtype != "float32":
+            say(f"converting the weights to {request.dtype}")
             names = [value.name or "" for value in (*program.graph.inputs, *program.graph.outputs)]
-            convert_weights(graph, dtype, place.data(dtype), keep=names)
-            rounded = _check(graph, forward, program, provider, dtype)
-            differences |= {f"{dtype} {name}": difference for name, difference in rounded.items()}
-        report = OnnxReport(
-            path=out,
-            optimize=optimize,
-            opset=int(program.opset_imports[""]),
-            provider=provider,
-            inputs=tuple(str(value.name) for value in program.graph.inputs),
-            outputs=tuple(str(value.name) for value in program.graph.outputs),
-            bytes=sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*")),
-            source_dtype=source_dtype,
-            differences=differences,
-            greedy_tokens=0,
-            greedy_equal=0,
-            versions={name: importlib.metadata.version(name) for name in PACKAGES},
-            dtype=dtype,
-            file=place.file(dtype),
-            growth={},
-            growth_tolerance=None,
-            tolerance=TOLERANCE[dtype],
-            open=_open(program),
-        )
-        texts = read_record(source).get("texts", []) if (source / RECORD).is_file() else []
-        write_json(staging / RECORD, {**report.as_json(), "texts": texts})
-    return report
+            convert_weights(staging / request.file, request.dtype, request.data, keep=names)
+            rounded = _check(request, forward, program, staging, request.dtype)
+            differences |= {f"{request.dtype} {name}": difference for name, difference in rounded.items()}
+        checks = Checks(differences=differences, tolerance=TOLERANCE[request.dtype])
+        return write_report(request, program, staging, checks, source_dtype=source_dtype, open=_open(program))
+
+
+def _widest(
+    request: Request, forward: Forward, staging: Path, say: Callable[[str], None]
+) -> tuple[ir.Model, dict[str, float]]:
+    """The graph that leaves most of its inputs open, written and checked, and what :func:`_check` found.
+
+    Raises:
+        FxpruneError: not even the one that leaves nothing open is the model.
+    """
+    for free in OPEN:
+        say(f"tracing and converting to ONNX, open: {free}")
+        try:
+            program = trace_forward(forward, free=free, optimize=request.optimize, opset=request.opset)
+            write_program(request, program, forward.model, staging)
+            say("checking in ONNX Runtime")
+            return program, _check(request, forward, program, staging, "float32")
+        except FxpruneError as error:
+            refused = error
+    raise refused
 
 
 def trace_forward(forward: Forward, *, free: str, optimize: str, opset: int | None) -> ir.Model:
@@ -170,26 +148,13 @@ def trace_forward(forward: Forward, *, free: str, optimize: str, opset: int | No
         FxpruneError: the exporter fails.
     """
     auto = torch.export.Dim.AUTO
-    shapes: dict[str, Any] = {}
-    for name, tensor in forward.inputs.items():
-        texts = free == OPEN[0] and _is_text(tensor)
-        shapes[name] = {} if free == OPEN[-1] else {0: auto, 1: auto} if texts else {0: auto}
-    config = OnnxConfig(
-        dynamic=free != OPEN[-1],
-        dynamic_shapes=shapes if free != OPEN[-1] else None,
-        opset_version=opset,
-        ort_fusions=None if optimize == "none" else optimize,
-    )
+    shapes: dict[str, Any] | None = None
+    if free != OPEN[-1]:
+        texts = [name for name, tensor in forward.inputs.items() if free == OPEN[0] and _is_text(tensor)]
+        shapes = {name: {0: auto, 1: auto} if name in texts else {0: auto} for name in forward.inputs}
     expected = forward.outputs(forward.inputs)
-    try:
-        with quiet(), forward.narrowed():
-            program: ir.Model = OnnxExporter().export(forward.model, dict(forward.inputs), config).program
-    # torch.export, torch.onnx and onnxscript each have their own exceptions, without a common base.
-    except Exception as error:
-        raise FxpruneError(
-            f"{type(forward.model).__name__} cannot be exported to ONNX: {first_line(error)}",
-            "--optimize none may do; otherwise transformers does not support this model",
-        ) from error
+    with forward.narrowed():
+        program = convert(forward.model, dict(forward.inputs), shapes, optimize=optimize, opset=opset)
     if len(program.graph.outputs) != len(expected):
         raise FxpruneError(
             f"the exported graph returns {len(program.graph.outputs)} tensors, {type(forward.model).__name__} "
@@ -198,7 +163,6 @@ def trace_forward(forward: Forward, *, free: str, optimize: str, opset: int | No
     for value, name in zip(program.graph.outputs, expected, strict=True):
         value.name = name
     rename_symbols(program.graph, _symbols(program.graph))
-    strip_provenance(program)
     return program
 
 
@@ -222,13 +186,13 @@ def _open(program: ir.Model) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(dim.value) for dim in dims))
 
 
-def _check(file: Path, forward: Forward, program: ir.Model, provider: str, dtype: str) -> dict[str, float]:
+def _check(request: Request, forward: Forward, program: ir.Model, staging: Path, dtype: str) -> dict[str, float]:
     """Worst relative difference from torch by what was varied.
 
     Raises:
         FxpruneError: one above :data:`TOLERANCE`, or something is open that the model takes in one way only.
     """
-    session = _session(file, provider)
+    session = open_session(staging / request.file, request.provider)
     found: dict[str, float] = {}
     refused: dict[str, str] = {}
     for name, inputs in _varied(forward, program):
@@ -260,17 +224,6 @@ def _check(file: Path, forward: Forward, program: ir.Model, provider: str, dtype
             "give inputs that it takes with --example",
         )
     return found
-
-
-def _session(file: Path, provider: str) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(
-            str(file), options, providers=list(dict.fromkeys([provider, "CPUExecutionProvider"]))
-        )
-    except Exception as error:
-        raise FxpruneError(f"ONNX Runtime cannot open {file}: {first_line(error)}", "--optimize none may do") from error
 
 
 def _varied(forward: Forward, program: ir.Model) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:

@@ -19,14 +19,39 @@ Cache = dict[str, npt.NDArray[np.floating[Any]]]
 MODEL_FILE = "model.onnx"
 
 
+def open_session(file: Path, provider: str, threads: int | None = None) -> Any:
+    """A graph in ONNX Runtime.
+
+    Args:
+        provider: the execution provider; operators that it lacks run on the CPU.
+        threads: of one operator; ONNX Runtime's own choice (every core of the machine) when None.
+
+    Raises:
+        FxpruneError: ONNX Runtime cannot open it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: the rest would land on stderr between our own messages
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=providers)
+    # onnxruntime has an exception class for each status code, without a common base.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FxpruneError(
+            f"ONNX Runtime cannot open {file}: {reason}",
+            "if it lacks an operator, --optimize none may do, or the machine that the graph was optimised for",
+        ) from error
+
+
 class OnnxDecoder:
     """A causal language model in ONNX Runtime, called with token ids.
 
     Args:
         path: a directory with one graph with key-value cache under the ecosystem's names.
         file_name: of the graph in it.
-        provider: the execution provider; operators that it lacks run on the CPU.
-        threads: of one operator; ONNX Runtime's own choice (every core of the machine) when None.
+        provider, threads: as for :func:`open_session`.
 
     Raises:
         RequestError: no such file there, or one with other inputs.
@@ -44,20 +69,7 @@ class OnnxDecoder:
         file = Path(path) / file_name
         if not file.is_file():
             raise RequestError(f"{path} has no {file_name}", "pass a directory that 'fxprune export' wrote")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only: the rest would land on stderr between our own messages
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
-        try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        # onnxruntime has an exception class for each status code, without a common base.
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise FxpruneError(
-                f"ONNX Runtime cannot open {file}: {reason}",
-                "if it lacks an operator, --optimize none may do, or the machine that the graph was optimised for",
-            ) from error
+        self._session = open_session(file, provider, threads)
         self.inputs: dict[str, list[int | str]] = {item.name: item.shape for item in self._session.get_inputs()}
         self.outputs: list[str] = [item.name for item in self._session.get_outputs()]
         self._past = [name for name in self.inputs if name.startswith("past_key_values.")]

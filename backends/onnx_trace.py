@@ -1,4 +1,5 @@
-"""A causal language model to one ONNX graph, good for prefill and for decoding, by ``transformers.exporters``."""
+"""One call of a model to an ONNX graph, by ``transformers.exporters``; of a causal language model, a call that is as
+good for prefill as for decoding."""
 
 from __future__ import annotations
 
@@ -94,8 +95,7 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
 
     Args:
         model: a transformers causal language model.
-        optimize: ``cpu`` or ``cuda`` for ONNX Runtime's fused operators of that provider, ``none`` for standard ones.
-        opset: version of the ONNX operator set; the exporter's default when None.
+        optimize, opset: as for :func:`convert`.
 
     Returns:
         The graph under the ecosystem's names, see :mod:`.onnx_names`.
@@ -121,8 +121,27 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
         shapes["position_ids"] = tokens
     inputs["past_key_values"] = cache
     shapes["past_key_values"] = [{0: open_dims[BATCH], 2: open_dims[PAST]}] * (2 * len(cache.layers))
+    program = convert(model, inputs, shapes, optimize=optimize, opset=opset)
+    rename_interface(program)
+    return program
+
+
+def convert(
+    model: torch.nn.Module, inputs: dict[str, Any], shapes: dict[str, Any] | None, *, optimize: str, opset: int | None
+) -> ir.Model:
+    """One call of ``model`` as a graph under the exporter's names, without traces of this machine.
+
+    Args:
+        inputs: keyword arguments of its forward, with values.
+        shapes: the extents of the inputs that stay open, as for ``torch.export``; none when None.
+        optimize: ``cpu`` or ``cuda`` for ONNX Runtime's fused operators of that provider, ``none`` for standard ones.
+        opset: version of the ONNX operator set; the exporter's default when None.
+
+    Raises:
+        FxpruneError: the exporter fails.
+    """
     config = OnnxConfig(
-        dynamic=True,
+        dynamic=shapes is not None,
         dynamic_shapes=shapes,
         opset_version=opset,
         ort_fusions=None if optimize == "none" else optimize,
@@ -134,9 +153,8 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
     except Exception as error:
         raise FxpruneError(
             f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}",
-            "another --opset or --optimize none may do; otherwise transformers does not support this model",
+            "--optimize none may do; otherwise transformers does not support this model",
         ) from error
-    rename_interface(program)
     strip_provenance(program)
     return program
 

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
 from fxprune.backends import onnx as backend
-from fxprune.backends.onnx import OnnxReport, export_onnx
+from fxprune.backends.onnx import export_onnx
+from fxprune.backends.onnx_artifact import OnnxReport, Request
 
 BASE: dict[str, Any] = {
     "vocab_size": 97,
@@ -118,13 +119,12 @@ class Decoders:
         key = (name, dtype, layout)
         if key in self.made:
             return self.made[key]
-        options: dict[str, Any] = {"dtype": dtype, "layout": layout, "trust_remote_code": name == "free"}
-        out = self.folder / "-".join(key)
+        request = Request(self.source(name), self.folder / "-".join(key), dtype=dtype, layout=layout)
         with pytest.MonkeyPatch.context() as patch:
             if key != (name, "float32", "onnxruntime"):
                 graph = self.export(name).path / "model.onnx"
                 patch.setattr(backend, "trace_onnx", lambda _model, **_options: ir.load(graph))
-            self.made[key] = export_onnx(self.source(name), out, **options)
+            self.made[key] = export_onnx(request, trust_remote_code=name == "free")
         return self.made[key]
 
     def torch(self, name: str) -> Any:

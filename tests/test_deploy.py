@@ -21,7 +21,8 @@ import transformers
 
 from fxprune.backends import onnx as backend
 from fxprune.backends import onnx_rounding
-from fxprune.backends.onnx import OnnxReport, export_onnx
+from fxprune.backends.onnx import export_onnx
+from fxprune.backends.onnx_artifact import OnnxReport, Request
 from fxprune.backends.onnx_layout import LAYOUTS
 from fxprune.backends.onnx_quantize import BITS, DTYPES, convert_weights, save_graph
 from fxprune.backends.onnx_rounding import GROWTH
@@ -154,7 +155,7 @@ def test_a_graph_that_rounding_spoilt_is_refused(
     with pytest.raises(
         FxpruneError, match=r"int4 graph predicts worse .*: perplexity grows by \S+% \(text, at"
     ) as error:
-        export_onnx(decoders.source("tied"), tmp_path / "out", dtype="int4")
+        export_onnx(Request(decoders.source("tied"), tmp_path / "out", dtype="int4"))
     assert "next larger type" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 
@@ -211,7 +212,7 @@ def test_a_failing_tool_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_bad_request(decoders: Decoders, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message) as error:
-        export_onnx(decoders.source("tied"), tmp_path / "out", **options)
+        export_onnx(Request(decoders.source("tied"), tmp_path / "out", **options))
     assert error.value.hint.startswith("choose one of ")
     assert list(tmp_path.iterdir()) == []
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from fxprune.backends import onnx as backend
 from fxprune.backends import onnx_trace
-from fxprune.backends.onnx import OnnxReport, export_onnx
+from fxprune.backends.onnx import export_onnx
+from fxprune.backends.onnx_artifact import OnnxReport, Request
 from fxprune.backends.onnx_check import TOLERANCE, check_onnx
 from fxprune.backends.onnx_runtime import OnnxDecoder
 from fxprune.ir.errors import FxpruneError, RequestError
@@ -39,10 +41,10 @@ class Exported:
     heads: list[int]
 
 
-def export(source: Path, heads: list[int], **options: Any) -> Exported:
+def export(source: Path, heads: list[int], *, trust_remote_code: bool = False, **options: Any) -> Exported:
     out = source.with_name(f"{source.name}-onnx")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        report = export_onnx(source, out, **options)
+        report = export_onnx(Request(source, out, **options), trust_remote_code=trust_remote_code)
     return Exported(source, out, report, printed.getvalue(), heads)
 
 
@@ -172,7 +174,7 @@ def test_bfloat16_arithmetic_is_refused(
     values = {**BASE, "alibi": True, "multi_query": False, "parallel_attn": False}
     monkeypatch.setitem(FAMILIES, "falcon-alibi", ("falcon", values))
     with pytest.raises(FxpruneError, match=r"ONNX Runtime cannot open .* Could not find an implementation for Mul"):
-        export_onnx(build(tmp_path / "model", "falcon-alibi"), tmp_path / "out")
+        export_onnx(Request(build(tmp_path / "model", "falcon-alibi"), tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -236,7 +238,7 @@ def test_wrong_graph_is_refused(
     with pytest.raises(
         FxpruneError, match=rf"the ONNX graph is not the model: {check} differs by \d\S*, more"
     ) as error:
-        export_onnx(llama.source, tmp_path / "out")
+        export_onnx(Request(llama.source, tmp_path / "out"))
     assert cause in error.value.hint
     assert "--optimize none" in error.value.hint
     assert list(tmp_path.iterdir()) == []
@@ -283,9 +285,9 @@ def test_failure_leaves_what_was_there(
     def fail(*_arguments: object) -> None:
         raise failure
 
-    monkeypatch.setattr(backend.shutil, "copyfile", fail)
+    monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(raised, match=message):
-        export_onnx(llama.source, out, force=force)
+        export_onnx(Request(llama.source, out, force=force))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -296,8 +298,8 @@ def test_force_replaces(llama: Exported, traced: Callable[..., None], tmp_path: 
     (out / "config.json").write_text("{}")
     (out / "stale").touch()
     with pytest.raises(RequestError, match="already exists"):
-        export_onnx(llama.source, out)
-    export_onnx(llama.source, out, force=True, progress=said.append)
+        export_onnx(Request(llama.source, out))
+    export_onnx(Request(llama.source, out, force=True), progress=said.append)
     assert not (out / "stale").exists()
     assert (out / "model.onnx").read_bytes() == (llama.out / "model.onnx").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -350,7 +352,7 @@ def test_bad_request(
 ) -> None:
     source = make(tmp_path / "model")
     with pytest.raises(FxpruneError, match=message) as error:
-        export_onnx(source, tmp_path / "out", **options)
+        export_onnx(Request(source, tmp_path / "out", **options))
     assert type(error.value) is kind
     assert error.value.hint
     assert not (tmp_path / "out").exists()

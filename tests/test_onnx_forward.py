@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from fxprune.api import apply, export
-from fxprune.backends import onnx_forward
-from fxprune.backends.onnx import OnnxReport
+from fxprune.backends import onnx_forward, onnx_trace
+from fxprune.backends.onnx_artifact import OnnxReport
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise ValueError("no translation of aten::something")
 
-    monkeypatch.setattr(onnx_forward.OnnxExporter, "export", fail)
+    monkeypatch.setattr(onnx_trace.OnnxExporter, "export", fail)
     with pytest.raises(
         FxpruneError, match="ViTForImageClassification cannot be exported to ONNX: ValueError: no trans"
     ):

@@ -1,0 +1,208 @@
+"""What every ONNX directory has, whatever its graph computes: what is asked, the files, the report.
+
+``OUT/`` holds ``model.onnx`` (the graph, and tensors too small to matter), ``model.onnx.data`` (every other weight, so
+that no size meets protobuf's limit of 2 GB), the config, generation config and tokenizer files of the source, and
+``fxprune.json`` with the checks that were made. In the layout of transformers.js the graph is ``onnx/model.onnx``,
+named by dtype, and ``config.json`` says how to read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime
+from torch.nn import Module
+
+from ..ir.errors import RequestError
+from .artifact import RECORD, check_target, read_record, write_json
+from .onnx_layout import LAYOUTS, Layout
+from .onnx_quantize import DTYPES, save_graph
+
+# The execution provider that a graph is optimised for, and so verified on where this machine has it.
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "none": "CPUExecutionProvider"}
+# torch.onnx writes opset 18 at least, whatever is asked; above 25, this onnxruntime reads nothing.
+_OPSETS = range(18, 26)
+_PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+# Config, generation config, tokenizer, chat template and the model's own code; not weights, nor records of pruning.
+_COPIED_SUFFIXES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is exported to where, and how.
+
+    Attributes:
+        source: a Hugging Face model directory with safetensors weights.
+        out: the directory to make, complete or absent.
+        dtype: ``float32``, ``float16``, ``int8`` or ``int4``, see :mod:`.onnx_quantize`.
+        layout: ``onnxruntime`` or ``transformers.js``, see :mod:`.onnx_layout`.
+        optimize: ``cpu`` or ``cuda`` fuses into the operators of that ONNX Runtime provider, ``none`` keeps to the ONNX
+            standard. A graph for ``cuda`` is verified on CUDA where this machine has it, otherwise on the CPU, and
+            refused if the CPU cannot run it.
+        opset: version of the ONNX operator set; the exporter's default when None.
+        force: whether an existing ``out`` is replaced, once the new one is complete.
+    """
+
+    source: Path
+    out: Path
+    _: KW_ONLY
+    dtype: str = "float32"
+    layout: str = "onnxruntime"
+    optimize: str = "cpu"
+    opset: int | None = None
+    force: bool = False
+
+    def check(self) -> None:
+        """Refuse options and directories that make no sense.
+
+        Raises:
+            RequestError: naming the option and what is allowed, or saying what stands in the way of ``out``.
+        """
+        if self.dtype not in DTYPES:
+            raise RequestError(f"unknown dtype {self.dtype!r}", f"choose one of {', '.join(DTYPES)}")
+        if self.layout not in LAYOUTS:
+            raise RequestError(f"unknown layout {self.layout!r}", f"choose one of {', '.join(LAYOUTS)}")
+        if self.optimize not in _PROVIDERS:
+            raise RequestError(f"unknown optimisation {self.optimize!r}", f"choose one of {', '.join(_PROVIDERS)}")
+        if self.opset is not None and self.opset not in _OPSETS:
+            raise RequestError(f"opset {self.opset} is not supported", f"choose one from {_OPSETS[0]} to {_OPSETS[-1]}")
+        needed = sum(path.stat().st_size for path in self.source.glob("*.safetensors"))
+        check_target(self.out, force=self.force, source=self.source, needed=needed)
+
+    @property
+    def place(self) -> Layout:
+        """Where the files lie."""
+        return LAYOUTS[self.layout]
+
+    @property
+    def file(self) -> str:
+        """The graph, relative to the directory."""
+        return self.place.file(self.dtype)
+
+    @property
+    def data(self) -> str:
+        """The file of its weights, beside the graph."""
+        return self.place.data(self.dtype)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that the graph is verified on."""
+        wanted = _PROVIDERS[self.optimize]
+        return wanted if wanted in onnxruntime.get_available_providers() else "CPUExecutionProvider"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """How well a graph agrees with torch.
+
+    Attributes:
+        differences: worst difference by check, see :class:`.onnx_check.Agreement` and :mod:`.onnx_forward`.
+        tolerance: what they were checked against.
+        growth: by how much rounding makes perplexity grow, relative, by check, see :class:`.onnx_rounding.Loss`; empty
+            for float32.
+        growth_tolerance: what it was checked against.
+        greedy_tokens, greedy_equal: tokens compared with torch's ``generate``, and those that are the same; none for a
+            model that writes no text.
+    """
+
+    differences: dict[str, float]
+    tolerance: float
+    growth: dict[str, float] = field(default_factory=dict)
+    growth_tolerance: float | None = None
+    greedy_tokens: int = 0
+    greedy_equal: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxReport(Checks):
+    """What was exported and how well it agrees with torch.
+
+    Attributes:
+        path: the directory.
+        file: the graph, relative to ``path``.
+        bytes: of the graph and its external data.
+        dtype: what the graph stores its weights in, see :mod:`.onnx_quantize`.
+        source_dtype: what the source's files hold.
+        optimize: ``cpu``, ``cuda`` or ``none``.
+        opset: version of the ONNX operator set.
+        provider: the execution provider of ONNX Runtime that ran the checks.
+        inputs, outputs: names in the graph. ``position_ids`` is absent where the model has no such argument.
+        open: names of the extents of the inputs that may vary, where the model is no causal language model.
+        versions: of the packages that made it.
+    """
+
+    path: Path
+    file: str
+    bytes: int
+    dtype: str
+    source_dtype: str
+    optimize: str
+    opset: int
+    provider: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    open: tuple[str, ...]
+    versions: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain JSON values, without the path, which is not a property of the artifact."""
+        fields = dataclasses.asdict(self)
+        del fields["path"]
+        return {"format": "onnx", **fields}
+
+
+def write_program(request: Request, program: ir.Model, model: Module, staging: Path) -> None:
+    """Write the graph, its weights and the small files of the source into ``staging``."""
+    graph = staging / request.file
+    graph.parent.mkdir(exist_ok=True)
+    save_graph(program, graph, request.data)
+    for path in sorted(request.source.iterdir()):
+        kept = path.suffix in _COPIED_SUFFIXES and path.name != RECORD and not path.name.endswith(".index.json")
+        if kept and path.is_file():
+            shutil.copyfile(path, staging / path.name)
+    config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)
+    computed = "float16" if request.dtype == "float16" else "float32"
+    write_json(staging / "config.json", config | {"dtype": computed} | request.place.config(request.dtype))
+    generation = getattr(model, "generation_config", None)
+    if generation is not None and not (staging / "generation_config.json").exists():
+        generation.to_json_file(staging / "generation_config.json")
+
+
+def write_report(
+    request: Request,
+    program: ir.Model,
+    staging: Path,
+    checks: Checks,
+    *,
+    source_dtype: str,
+    open: tuple[str, ...] = (),
+) -> OnnxReport:
+    """Write ``fxprune.json`` into a directory that is otherwise complete, and return what it says."""
+    report = OnnxReport(
+        **dataclasses.asdict(checks),
+        path=request.out,
+        file=request.file,
+        bytes=sum(path.stat().st_size for path in staging.glob(f"{request.file}*")),
+        dtype=request.dtype,
+        source_dtype=source_dtype,
+        optimize=request.optimize,
+        opset=int(program.opset_imports[""]),
+        provider=request.provider,
+        inputs=tuple(str(value.name) for value in program.graph.inputs),
+        outputs=tuple(str(value.name) for value in program.graph.outputs),
+        open=open,
+        versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+    )
+    # What the source was calibrated and trained on, the export was too.
+    made = read_record(request.source) if (request.source / RECORD).is_file() else {}
+    write_json(staging / RECORD, {**report.as_json(), **{key: made[key] for key in ("texts",) if key in made}})
+    return report
