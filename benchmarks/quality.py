@@ -66,7 +66,8 @@ class Bench:
         """Stop when a text that the run may read shares a passage with one that it is measured on."""
         for read in (self.corpus(run.model, run.calibration, "calib"), self.training(run)):
             if read is not None:
-                self.once(("apart", run.model, read.name, run.texts), lambda read=read: self._refuse_overlap(run, read))
+                key = ("apart", run.model, read.name, run.texts, self.count(run))
+                self.once(key, lambda read=read: self._refuse_overlap(run, read))
 
     def _refuse_overlap(self, run: Run, read: Any) -> None:
         from fxprune.tracer.fingerprints import Noted, overlap
@@ -129,8 +130,9 @@ class Bench:
 
 
 def write(path: Path, rows: dict[str, Row], wanted: Iterable[Run]) -> None:
-    """Keep the rows, in the order in which they would be run; what is no longer run is left out."""
-    lines = ",\n".join(f"{json.dumps(run.key)}: {json.dumps(rows[run.key])}" for run in wanted if run.key in rows)
+    """Keep the rows, in the order in which they would be run, then those that would not be."""
+    keys = dict.fromkeys([*(run.key for run in wanted if run.key in rows), *rows])
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(rows[key])}" for key in keys)
     path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
