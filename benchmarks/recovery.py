@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fxprune.benchmarks.recovery_text import EACH, recovery_text
+from fxprune.benchmarks.recovery_text import EACH, recovery_text, spare_text
 
 Row = dict[str, Any]
 
@@ -30,10 +30,27 @@ COMMAND = "python benchmarks/recovery.py --model ../shared/models/llama-7m --tex
 
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
 WINDOWS, LENGTH = 200, 128
+SPARE_WINDOWS = 64
 CUT = "taylor{target=params:0.8}"
 REFIT = f"{CUT},compensate{{samples=128,seed=0}}"
+SHORT = "batch=16,micro_batch=16,length=128,lr=0.001"
 EQUAL = "steps=40,batch=16,micro_batch=16,length=128,lr=0.001"
 LONG = "steps=STEPS,batch=16,micro_batch=16,length=128,lr=0.001"
+ADAPT = f"{CUT},lora{{steps=40,batch=16,micro_batch=16,length=128,OPTIONS}}"
+CHOICES = {
+    "the text alone": ("lr=0.001", "lr=0.002", "lr=0.004"),
+    "the teacher too": (
+        "lr=0.001,teacher=0.5",
+        "lr=0.002,teacher=0.5",
+        "lr=0.004,teacher=0.5",
+        "lr=0.002,teacher=0.5,temperature=2",
+        "lr=0.004,teacher=0.25",
+        "lr=0.002,teacher=1",
+        "lr=0.004,teacher=1",
+    ),
+}
+"""What lora learns from -> options that are tried."""
+
 BEST = "fisher{target=params:0.8,by=global,samples=64,seed=0},compensate{samples=128,seed=0}"
 
 
@@ -60,6 +77,12 @@ def runs(steps: int) -> Iterator[Run]:
     yield Run("long", BEST)
     yield Run("equal", f"{CUT},finetune{{{EQUAL}}}")
     yield Run("equal", f"{CUT},distill{{{EQUAL}}}")
+    for blocks in (f"{EQUAL},blocks=20", f"steps=20,{SHORT},blocks=20"):
+        yield Run("equal", f"{CUT},distill{{{blocks}}}")
+    for teacher in (EQUAL, f"steps=20,{SHORT},blocks=20"):
+        yield Run("equal", f"{REFIT},distill{{{teacher}}}")
+    for options in CHOICES.values():
+        yield from (Run("choice", ADAPT.replace("OPTIONS", each)) for each in options)
     yield Run("long", f"{BEST},distill{{{long}}}")
     yield Run("long", f"{CUT},distill{{{long}}}")
 
@@ -79,12 +102,14 @@ class Bench:
         # The paper's own calibration text comes first, of which taylor reads the first ten windows.
         self.data = recovery_text(text, reversed(TEXTS), tokenizer)
         self.held = [load_text(str(text / f"{name}-eval.txt"), tokenizer).windows(LENGTH, WINDOWS) for name in TEXTS]
+        self.spare = [spare_text(text, name, tokenizer).windows(LENGTH, SPARE_WINDOWS) for name in TEXTS]
 
-    def losses(self, model: Any) -> list[float]:
-        """Log-perplexity on each evaluation text."""
+    def losses(self, model: Any) -> Row:
+        """Log-perplexity on each evaluation text, and on each text that options are chosen on."""
         from fxprune.passes.measure import perplexity
 
-        return [perplexity(model, windows).nll for windows in self.held]
+        read = {"losses": self.held, "spare": self.spare}
+        return {name: [perplexity(model, windows).nll for windows in texts] for name, texts in read.items()}
 
     def run(self, pipeline: str) -> Row:
         """Run a pipeline on a copy of the model; seconds of this process, and by the clock."""
@@ -103,7 +128,7 @@ class Bench:
         run_pipeline(parse_pipeline([pipeline], PASSES), state, analyses=ANALYSES, verify=verify)
         clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
         kept = parameter_count(state.model) / parameter_count(self.whole)
-        return {"kept": kept, "losses": self.losses(state.model), "cpu": cpu, "clock": clock}
+        return {"kept": kept, **self.losses(state.model), "cpu": cpu, "clock": clock}
 
 
 def closed(row: Row, cut: Row, dense: Sequence[float]) -> list[float]:
@@ -150,6 +175,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are kept")
     parser.add_argument("--out", type=Path, help="the page to write")
     parser.add_argument("--steps", type=int, default=290, help="of the long run")
+    parser.add_argument("--table", choices=("long", "equal", "choice"), help="run the rows of one table only")
     parser.add_argument("--no-run", action="store_true", help="write the page from the rows that there are")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -157,10 +183,12 @@ def main() -> None:
     rows: dict[str, Any] = json.loads(options.rows.read_text(encoding="utf-8")) if options.rows.exists() else {}
     bench = None
     for run in (Run("dense", "dense"), *runs(options.steps)):
-        if run.pipeline in rows or options.no_run:
+        # Rows of the first version do not hold what options are chosen on.
+        known = run.pipeline in rows and (run.table != "choice" or "spare" in rows[run.pipeline])
+        if known or options.no_run or options.table not in (None, run.table):
             continue
         bench = bench or Bench(options.model, options.text)
-        rows[run.pipeline] = {"losses": bench.losses(bench.whole)} if run.table == "dense" else bench.run(run.pipeline)
+        rows[run.pipeline] = bench.losses(bench.whole) if run.table == "dense" else bench.run(run.pipeline)
         print(run.pipeline, rows[run.pipeline], flush=True)
         options.rows.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if options.out is not None:
