@@ -17,6 +17,7 @@ STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "shuffle": lambda x: x[:, torch.randperm(4)],
     "dropout": lambda x: functional.dropout(x, 0.5, training=True),
     "dropout of nothing": lambda x: functional.dropout(x, 0.0, training=True),
+    "selection": lambda x: x[x[:, 0] > 0],
     "attention": lambda x: functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1),
 }
 
@@ -51,12 +52,14 @@ class Outer(nn.Module):
         ("noise", r"Outer draws random numbers as it runs \(aten.randn_like at inner tests/test_blame.py:\d+\)"),
         ("shuffle", r"Outer draws random numbers as it runs \(aten.randperm at inner "),
         ("dropout", r"Outer draws random numbers as it runs \(aten.dropout at inner "),
+        ("selection", "Outer has tensors whose extents depend on values, which no static graph can hold"),
         ("attention", r"Outer draws random numbers as it runs \(aten.scaled_dot_product_attention at inner "),
     ],
 )
 def test_it_is_refused_where_it_stands(trouble: str, message: str) -> None:
-    with pytest.raises(FxpruneError, match=message):
+    with pytest.raises(FxpruneError, match=message) as caught:
         trace_model(Outer(trouble).eval(), {"x": torch.zeros(3, 4)})
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("harmless", ["", "dropout of nothing"])

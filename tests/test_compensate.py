@@ -329,11 +329,24 @@ def test_experts_without_tokens_stay_and_are_said() -> None:
     assert sum("1 calibration tokens for 8 unknowns of an output, 7 too few" in note for note in notes) == 2
 
 
-def broken() -> State:
-    state = state_of(make())
-    assert state.original is None
-    run(state, Random(), Compensate(samples=2, length=8))
-    state.original.model.layers[0].mlp.down_proj.weight.data.fill_(float("nan"))  # type: ignore[union-attr]
+def with_original(kind: str = "llama") -> tuple[State, Any]:
+    """A model that was pruned, and the one from which it was."""
+    state = state_of(make(kind))
+    run(state, Random(heads="off"), Compensate(samples=2, length=8))
+    return state, state.original
+
+
+def broken(kind: str = "llama") -> State:
+    state, original = with_original(kind)
+    last = original.transformer.h[0].mlp.c_proj if kind == "gpt2" else original.model.layers[0].mlp.down_proj
+    last.weight.data.fill_(float("nan"))
+    return state
+
+
+def otherwise() -> State:
+    """The original does not run a part that the pruned model runs."""
+    state, original = with_original()
+    original.model.layers[0].mlp.forward = lambda x: x
     return state
 
 
@@ -346,6 +359,11 @@ def broken() -> State:
         (lambda: run(state_of(make()), Random(), Compensate(method="bias", samples=2)), "has no bias to correct"),
         (lambda: run(state_of(make()), Random(), Compensate(damping=0, samples=1, length=4)), "4 calibration tokens"),
         (lambda: Compensate(samples=2, length=8).run(broken()), "are not finite"),
+        (lambda: Compensate(method="bias", samples=2, length=8).run(broken("gpt2")), "the mean outputs are not finite"),
+        (
+            lambda: Compensate(samples=2, length=8).run(otherwise()),
+            r"the dense and the pruned model use .*\.down_proj\.weight differently on the same text",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_refused(attempt: Any, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,6 +197,36 @@ def test_what_is_refused(
         call(Places(tmp_path, written[1], rewritten[1]))
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def fails(*_arguments: object, **_options: object) -> None:
+    raise ValueError("no such operator\nand more")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "replacement", "message"),
+    [
+        (torch.export, "export", fails, "torch.export cannot export the smaller module: no such operator"),
+        (
+            subprocess,
+            "run",
+            lambda *_, **__: subprocess.CompletedProcess([], 1, "", "Traceback ...\nRuntimeError: no such kernel\n"),
+            "a fresh Python process cannot run the written program: RuntimeError: no such kernel",
+        ),
+        (exported, "load_file", lambda _path: {}, "the written program returns 0 tensors, the module 1"),
+    ],
+    ids=["export", "run", "outputs"],
+)
+def test_a_program_that_is_not_the_module_is_not_written(
+    place: Any, name: str, replacement: Any, message: str, *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = prune_module(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.randn(2, 4), "magnitude", ratio=0.5)
+    monkeypatch.setattr(place, name, replacement)
+    with pytest.raises(FxpruneError) as caught:
+        result.save(tmp_path / "out")
+    assert caught.value.message == message
+    assert caught.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hugging_face_artifact_is_loaded_by_its_own_backend(tmp_path: Path) -> None:

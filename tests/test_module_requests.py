@@ -43,6 +43,18 @@ class Silent(nn.Module):
         return x.dim()
 
 
+class TwoFaced(nn.Module):
+    """Computes something else where it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.second(self.first(x))
+        return found * 2 if torch.compiler.is_exporting() else found
+
+
 def linear() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 
@@ -56,6 +68,7 @@ REFUSED: list[tuple[Callable[[], Any], type[FxpruneError], str]] = [
     (lambda: prune_module(linear(), torch.ones(2, 5), "random"), FxpruneError, "does not run on the example inputs"),
     (lambda: prune_module(Starred(), X, "random"), RequestError, "takes any number of arguments (*x)"),
     (lambda: prune_module(Noisy(), X, "random"), FxpruneError, "returns something else every time it runs"),
+    (lambda: prune_module(TwoFaced(), X, "random"), FxpruneError, "the traced graph differs from TwoFaced by"),
     (lambda: prune_module(Silent(), X, "random"), FxpruneError, "returns no tensor"),
     (
         lambda: prune_module(Branching(), X, "random"),

@@ -99,3 +99,28 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         export(tmp_path / "source", tmp_path / "out")
     with pytest.raises(RequestError, match="ViTForImageClassification takes no 'input_ids'"):
         export(tmp_path / "source", tmp_path / "out", example="input_ids=int64[2,3]")
+
+
+def test_convolutions_are_not_stored_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model("resnet").save_pretrained(tmp_path / "source")
+    monkeypatch.setattr(onnx_forward, "OPEN", onnx_forward.OPEN[1:2])
+    with pytest.raises(FxpruneError, match="no linear map of the graph can be stored in integers") as caught:
+        export(tmp_path / "source", tmp_path / "out", dtype="int8")
+    assert caught.value.hint == "use --dtype float32 or float16"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_that_does_not_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("no kernel for Conv\nand more")
+
+    tiny_model("vit").save_pretrained(tmp_path / "source")
+    monkeypatch.setattr(onnx_forward, "OPEN", onnx_forward.OPEN[1:2])
+    monkeypatch.setattr(onnx_forward, "open_session", lambda *_: Refusing())
+    with pytest.raises(
+        FxpruneError, match=r"ONNX Runtime cannot run the graph \(example\): RuntimeError: no kernel for Conv$"
+    ) as caught:
+        export(tmp_path / "source", tmp_path / "out")
+    assert "--optimize none" in caught.value.hint
+    assert not (tmp_path / "out").exists()

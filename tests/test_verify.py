@@ -28,6 +28,12 @@ FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generat
             r"decoding with a cache gives \[1, 2\], without one \[1, 3\]",
             "not repaired",
         ),
+        (
+            {"generate": {"error": "IndexError: index 9 is out of range"}},
+            1.0,
+            "the written model does not decode: IndexError: index 9 is out of range",
+            "not repaired",
+        ),
     ],
 )
 def test_what_a_fresh_process_finds(report: dict[str, Any], got: float, message: str, hint: str) -> None:
