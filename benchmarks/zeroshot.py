@@ -1,6 +1,6 @@
 """Zero-shot accuracy before and after pruning: lm-eval's own API on local task files, nothing downloaded.
 
-pip install lm-eval
+pip install -c constraints.txt -e '.[bench]'
 python benchmarks/zeroshot.py --model ../shared/models/llama-7m --calib ../shared/text/bookcorpus-calib.txt \\
     --tasks ../shared/tasks --rows zeroshot.json --out docs/zeroshot.md
 
