@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import logging
 import math
 import os
 import platform
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ COMMAND = "python benchmarks/recovery.py --model ../shared/models/llama-7m --tex
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
 WINDOWS, LENGTH = 200, 128
 SPARE_WINDOWS = 64
+SEEDS = (1, 2)
 CUT = "taylor{target=params:0.8}"
 REFIT = f"{CUT},compensate{{samples=128,seed=0}}"
 SHORT = "batch=16,micro_batch=16,length=128,lr=0.001"
@@ -62,6 +65,11 @@ class Run:
     pipeline: str
 
 
+def adapted(options: str) -> str:
+    """The pipeline of a choice."""
+    return ADAPT.replace("OPTIONS", options)
+
+
 def runs(steps: int) -> Iterator[Run]:
     """Everything, the most telling first."""
     long = LONG.replace("STEPS", str(steps))
@@ -82,7 +90,7 @@ def runs(steps: int) -> Iterator[Run]:
     for teacher in (EQUAL, f"steps=20,{SHORT},blocks=20"):
         yield Run("equal", f"{REFIT},distill{{{teacher}}}")
     for options in CHOICES.values():
-        yield from (Run("choice", ADAPT.replace("OPTIONS", each)) for each in options)
+        yield from (Run("choice", adapted(each)) for each in options)
     yield Run("long", f"{BEST},distill{{{long}}}")
     yield Run("long", f"{CUT},distill{{{long}}}")
 
@@ -144,11 +152,51 @@ def table(rows: dict[str, Any], wanted: Sequence[Run]) -> list[str]:
         row = rows.get(run.pipeline)
         if row is None:
             continue
-        shown = " / ".join(f"{math.exp(loss):.2f}" for loss in row["losses"])
-        *shares, whole = closed(row, rows[CUT], rows["dense"]["losses"])
-        texts = " / ".join(f"{share:.0%}" for share in shares)
-        lines.append(f"| {row['kept']:.4f} | `{run.pipeline}` | {shown} | {texts} | {whole:.0%} | {row['cpu']:.0f} |")
+        lines.append(f"| {row['kept']:.4f} | `{run.pipeline}` | {results(row, rows)} |")
     return lines
+
+
+def chosen(rows: dict[str, Any]) -> dict[str, str]:
+    """What lora learns from -> the options with the least mean log-perplexity on spare text, of those that were run."""
+    measured = {
+        kind: [each for each in options if "spare" in rows.get(adapted(each), {})] for kind, options in CHOICES.items()
+    }
+    return {
+        kind: min(options, key=lambda each: statistics.mean(rows[adapted(each)]["spare"]))
+        for kind, options in measured.items()
+        if options
+    }
+
+
+def further(rows: dict[str, Any]) -> Iterator[Run]:
+    """More seeds of what spare text chooses: to be asked for once all options were run."""
+    for options in chosen(rows).values():
+        yield from (Run("choice", adapted(f"{options},seed={seed}")) for seed in SEEDS)
+
+
+def choice_table(rows: dict[str, Any]) -> list[str]:
+    """Every choice of options, the one that spare text chooses in bold, and its further seeds."""
+    lines = [
+        "| learns from | options | spare text: mean log-perplexity | perplexity | gap closed | of all | CPU s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    best = chosen(rows)
+    for kind, options in CHOICES.items():
+        seeds = [f"{best[kind]},seed={seed}" for seed in SEEDS] if kind in best else []
+        for each in (*options, *seeds):
+            row = rows.get(adapted(each), {})
+            if "spare" in row:
+                shown = f"**`{each}`**" if each == best[kind] else f"`{each}`"
+                lines.append(f"| {kind} | {shown} | {statistics.mean(row['spare']):.4f} | {results(row, rows)} |")
+    return lines
+
+
+def results(row: Row, rows: dict[str, Any]) -> str:
+    """The cells that all tables end in: perplexity, gap closed, of all, seconds."""
+    *shares, whole = closed(row, rows[CUT], rows["dense"]["losses"])
+    shown = " / ".join(f"{math.exp(loss):.2f}" for loss in row["losses"])
+    texts = " / ".join(f"{share:.0%}" for share in shares)
+    return f"{shown} | {texts} | {whole:.0%} | {row['cpu']:.0f}"
 
 
 def page(rows: dict[str, Any], steps: int) -> str:
@@ -160,6 +208,8 @@ def page(rows: dict[str, Any], steps: int) -> str:
         "LONG": "\n".join(table(rows, [run for run in found if run.table == "long"])),
         "EQUAL": "\n".join(table(rows, equal)),
         "COMMAND": COMMAND,
+        "CHOICE": "\n".join(choice_table(rows)),
+        "SPARE": f"{SPARE_WINDOWS} windows of {LENGTH} tokens of each text",
         "EACH": ", ".join(f"{count:,} of {name}" for name, count in EACH.items()),
     }
     text = Path(__file__).with_name("recovery.md").read_text(encoding="utf-8")
@@ -182,7 +232,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     rows: dict[str, Any] = json.loads(options.rows.read_text(encoding="utf-8")) if options.rows.exists() else {}
     bench = None
-    for run in (Run("dense", "dense"), *runs(options.steps)):
+    for run in itertools.chain((Run("dense", "dense"),), runs(options.steps), further(rows)):
         # Rows of the first version do not hold what options are chosen on.
         known = run.pipeline in rows and (run.table != "choice" or "spare" in rows[run.pipeline])
         if known or options.no_run or options.table not in (None, run.table):
