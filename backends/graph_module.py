@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..ir.errors import FxpruneError
 from ..ir.graph import Arg, DType, Graph, Op, Value
 
 DTYPES = {
@@ -16,6 +17,7 @@ DTYPES = {
     "i64": torch.int64, "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8,
     "b8": torch.bool, "c64": torch.complex64, "c128": torch.complex128,
 }  # fmt: skip
+TAKE = "fxprune.take"
 _STRIDED_ONLY = {"aten.view": "aten.reshape", "aten._unsafe_view": "aten.reshape"}
 """Views need a memory layout that lowering forgot; the reshape of the same name does not."""
 
@@ -49,6 +51,7 @@ def raise_graph(
 
     Raises:
         KeyError: when a parameter's data is missing.
+        FxpruneError: when a constant was cut in a way that holds for one number of samples only.
     """
     return _Raising(graph, tensors, constants or {}, dtype, batch).run(inputs, outputs or tuple)
 
@@ -115,9 +118,8 @@ class _Raising:
 
     def _runs_late(self, op: Op) -> bool:
         """Whether a constant depends on the number of samples."""
-        return any(value not in self.known for value in op.operands) or self._counts_samples(
-            (*op.args, *op.kwargs.values())
-        )
+        counts = op.target != TAKE and self._counts_samples((*op.args, *op.kwargs.values()))
+        return counts or any(value not in self.known for value in op.operands)
 
     def _counts_samples(self, arg: Any) -> bool:
         if isinstance(arg, tuple):
@@ -140,10 +142,8 @@ class _Raising:
         """Evaluate an operator whose operands are known."""
         function = function_of(op.target)
         with torch.no_grad():
-            made = function(
-                *(self._argument(arg, self.known.__getitem__) for arg in op.args),
-                **{key: self._argument(arg, self.known.__getitem__) for key, arg in op.kwargs.items()},
-            )
+            args, kwargs = self._arguments(op, self.known.__getitem__)
+            made = function(*args, **kwargs)
         for value, data in zip(op.results, made if _returns_many(function) else (made,), strict=False):
             if value is not None:
                 self.known[value] = data
@@ -175,15 +175,36 @@ class _Raising:
 
     def _emit(self, op: Op) -> None:
         function = function_of(op.target)
-        node = self.fx.call_function(
-            function,
-            tuple(self._argument(arg, self._node) for arg in op.args),
-            {key: self._argument(arg, self._node) for key, arg in op.kwargs.items()},
-        )
+        node = self.fx.call_function(function, *self._arguments(op, self._node))
         several = _returns_many(function)
         for index, value in enumerate(op.results):
             if value is not None:
                 self.nodes[value] = self.fx.call_function(operator.getitem, (node, index)) if several else node
+
+    def _arguments(self, op: Op, find: Callable[[Value], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if op.target == TAKE:  # its integers are positions, none of which counts samples
+            data, dim, indices = op.args
+            return (find(data), dim, *self._positions(data, dim, indices)), {}  # type: ignore[arg-type]
+        args = tuple(self._argument(arg, find) for arg in op.args)
+        return args, {key: self._argument(arg, find) for key, arg in op.kwargs.items()}
+
+    def _positions(self, data: Value, dim: int, indices: tuple[int, ...]) -> tuple[list[int], int]:
+        """What stays of a dimension, and 0; of one that counts samples too, what stays of each, and its extent.
+
+        Raises:
+            FxpruneError: when samples are not the outermost part of the dimension.
+        """
+        extent = data.shape[dim]
+        if not self.batch or data in self.known or extent % self.batch:
+            return list(indices), 0
+        every, own = extent // self.batch, indices[: len(indices) // self.batch]
+        if indices != tuple(start + index for start in range(0, extent, every) for index in own):
+            raise FxpruneError(
+                f"dimension {dim} of the constant {data.name!r} holds samples within units: no part of it can be taken "
+                "for any number of samples",
+                "give an example of a single sample, for which alone the result will then hold",
+            )
+        return list(own), every
 
     def _argument(self, arg: Arg, find: Callable[[Value], Any]) -> Any:
         if isinstance(arg, Value):
@@ -197,9 +218,13 @@ class _Raising:
         return arg
 
 
-def take(data: torch.Tensor, dim: int, indices: list[int]) -> torch.Tensor:
-    """The listed positions of a dimension."""
-    return data.index_select(dim, torch.tensor(indices, device=data.device))
+def take(data: torch.Tensor, dim: int, indices: list[int], every: int = 0) -> torch.Tensor:
+    """The listed positions of a dimension; with ``every``, of each stretch of so many."""
+    chosen = torch.tensor(indices, device=data.device)
+    if every:
+        starts = torch.arange(0, data.shape[dim], every, device=data.device)
+        chosen = (starts[:, None] + chosen).flatten()
+    return data.index_select(dim, chosen)
 
 
 def as_complex(data: torch.Tensor) -> torch.Tensor:
@@ -216,7 +241,7 @@ def _returns_many(function: Callable[..., Any]) -> bool:
 
 def function_of(target: str) -> Callable[..., Any]:
     """The operator of a target such as ``aten.add.Tensor``; without an overload, the default one."""
-    own: dict[str, Callable[..., Any]] = {"fxprune.take": take, "aten.view_as_complex": as_complex}
+    own: dict[str, Callable[..., Any]] = {TAKE: take, "aten.view_as_complex": as_complex}
     if target in own:
         return own[target]
     namespace, name, *overload = _STRIDED_ONLY.get(target, target).split(".")
