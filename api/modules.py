@@ -291,8 +291,7 @@ class _Work:
         """The result against the rewritten graph, on the example and on one more sample where that is promised."""
         worst = 0.0
         for call in [self.call] if self.fixed_batch else [self.call, self.call.resized((self.call.batch or 1) + 1)]:
-            graph = self._graph_module(state.graph, self.traced, _tensors(state.model))
-            expected = run(graph, call)
+            expected = self._run_graph(state.graph, state.model, call)
             worst = max(worst, _worst(state.model, call, expected))
             if not worst <= _same(expected):
                 raise FxpruneError(
@@ -306,8 +305,23 @@ class _Work:
 
     def _execute(self, graph: Graph, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """All outputs of a graph and of a module on the example, each in one vector."""
-        expected = run(self._graph_module(graph, self.traced, _tensors(module)), self.call)
+        expected = self._run_graph(graph, module, self.call)
         return _vector(expected), _vector(run(module, self.call))
+
+    def _run_graph(self, graph: Graph, module: nn.Module, call: Call) -> list[torch.Tensor]:
+        """All outputs of a rewritten graph with the tensors of a module.
+
+        Raises:
+            FxpruneError: when it does not run, such as where as many units are left of a width that its code states as
+                there were samples in the trace: one number then stands for both.
+        """
+        smaller = self._graph_module(graph, self.traced, _tensors(module))
+        try:
+            return run(smaller, call)
+        except FxpruneError as error:
+            raise FxpruneError(
+                f"the graph of the smaller {error.message}", "give an example of a single sample, or another ratio"
+            ) from error
 
     def _rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
         self.rebuilt_because = reason

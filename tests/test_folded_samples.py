@@ -50,6 +50,17 @@ class Wide(nn.Module):
         return self.last(self.first(x) * torch.sin(torch.arange(1100, dtype=x.dtype)))
 
 
+class Stated(nn.Module):
+    """States a width of which a quarter less is the number of samples that modules are traced with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 1345), nn.Linear(1345, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).view(-1, 1345))
+
+
 def example(samples: int) -> Tensor:
     return torch.randn(samples, 5, 6, generator=torch.Generator().manual_seed(samples), dtype=torch.float64)
 
@@ -89,3 +100,12 @@ def test_a_position_is_no_number_of_samples() -> None:
     net, result = pruned(Wide(), 3, "random{ratio=0.05,seed=3}")
     assert 1009 in result.plan.slices["first.weight", 0]
     assert max(differs(net, result, samples) for samples in (1, 3, 8)) <= TOLERANCE
+
+
+def test_as_many_units_as_samples_in_the_trace_are_refused_but_for_one_number_of_samples() -> None:
+    with pytest.raises(FxpruneError, match="the graph of the smaller Stated does not run on the example") as caught:
+        pruned(Stated(), 3, "random{ratio=0.25,seed=0}")
+    assert "a single sample" in caught.value.hint
+    net, result = pruned(Stated(), 1, "random{ratio=0.25,seed=0}")
+    assert result.module.get_parameter("first.weight").shape[0] == 1009
+    assert differs(net, result, 1) <= TOLERANCE
