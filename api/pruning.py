@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from ..backends.artifact import check_target, clear_leftovers, write_json
+from ..backends.digests import begin_source_digests
 from ..backends.graph_module import constants_of
 from ..backends.huggingface import Form, Saved, save
 from ..backends.stand_ins import played
-from ..backends.streaming import DTYPES
+from ..backends.stored import DTYPES
 from ..ir.errors import RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
@@ -125,6 +126,8 @@ def apply(
     if out is not None:
         clear_leftovers(Path(out))
         check_target(Path(out), force=force, source=source.directory)
+    if not dry_run:
+        begin_source_digests(source.directory)
     recorded = None if plan is None else read_recorded(plan, source)
     if recorded is not None:
         pipeline = (Replay(sha256=recorded.sha256), *pipeline)
@@ -139,8 +142,6 @@ def apply(
     work.state.outputs = () if calling.language else work.traced.outputs
     work.state.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
     work.recorded = recorded
-    if work.stream is not None and not dry_run:
-        work.stream.identify(recorded.origin if recorded is not None else None)
     work.read_texts(pipeline, calib, data)
     work.state.saved = kept
     applied = work.run(pipeline, printer(print_ir_after), stages)
@@ -270,9 +271,9 @@ class _Work:
         if self.stream is None:
             self._store_dtype()
             reference = self.calling.reference(self.state.graph, self.traced, self.state.model)
-            values, origin = None, self.recorded.origin if self.recorded else None
+            values = None
         else:
-            reference, origin = None, self.stream.origin()
+            reference = None
             values = self.stream.values(plan, self.calling.inputs, self._graph_logits)
         return save(
             self.state.model,
@@ -286,7 +287,7 @@ class _Work:
             report=applied.record(),
             form=form,
             force=force,
-            origin=origin,
+            origin=self.recorded.origin if self.recorded is not None else None,
             extra=self._keep_adapters,
         )
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..backends.artifact import PLAN, RECORD, read_plan, read_record, sha256, source_digests
+from ..backends.artifact import PLAN, RECORD, read_plan, read_record
+from ..backends.digests import sha256, source_digests
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Indices
 from ..tracer.model import Source

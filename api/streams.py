@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backends.artifact import source_digests
 from ..backends.stand_ins import StandIns
-from ..backends.streaming import Checkpoint, StreamedWeights, obstacle
+from ..backends.stored import Checkpoint
+from ..backends.streaming import StreamedWeights, obstacle
 from ..backends.values import Streamed
 from ..ir.plan import Plan
 from ..passes.base import Pass, State, Weights
@@ -33,23 +32,10 @@ class Stream:
         stand_ins: what the module runs on.
     """
 
-    def __init__(self, source: Source, checkpoint: Checkpoint, module: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, module: Any) -> None:
         self.module = module
         self.weights = StreamedWeights(checkpoint, module)
         self.stand_ins = StandIns(module)
-        self._source = source.directory
-        self._origin: Callable[[], Mapping[str, str]] | None = None
-
-    def identify(self, known: Mapping[str, str] | None = None) -> None:
-        """Begin to compute what the source's files are, unless it is known."""
-        self._origin = _Meanwhile(lambda: source_digests(self._source)) if known is None else lambda: known
-
-    def origin(self) -> Mapping[str, str]:
-        """Sha256 of the source's files; waits for what :meth:`identify` began."""
-        if self._origin is None:
-            self.identify()
-        assert self._origin is not None
-        return self._origin()
 
     def reader(self, state: State) -> Weights:
         """Values as they are after what was removed so far."""
@@ -96,26 +82,4 @@ def open_stream(source: Source, config: Any, checkpoint: Checkpoint | None, pipe
     if checkpoint is None or not all(step.streams for step in pipeline):
         return None
     module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
-    return None if obstacle(checkpoint, module) else Stream(source, checkpoint, module)
-
-
-class _Meanwhile:
-    """Something computed in a thread that does not keep the program from ending; called, its result."""
-
-    def __init__(self, work: Callable[[], dict[str, str]]) -> None:
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._result: dict[str, str] = {}
-        self._error: Exception | None = None
-        self._thread.start()
-
-    def _run(self, work: Callable[[], dict[str, str]]) -> None:
-        try:
-            self._result = work()
-        except Exception as error:  # raised where the result is asked for
-            self._error = error
-
-    def __call__(self) -> dict[str, str]:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._result
+    return None if obstacle(checkpoint, module) else Stream(checkpoint, module)

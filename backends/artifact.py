@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -30,7 +29,6 @@ PLAN = "plan.safetensors"
 RECORD = "fxprune.json"
 MARKS = (RECORD, "config.json")
 PARTIAL, REPLACED = ".partial-", ".replaced-"
-INDEX_SUFFIX = ".safetensors.index.json"
 
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -198,30 +196,6 @@ def _exchange(one: Path, other: Path) -> bool:
     if rename is None:
         return False
     return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
-
-
-def sha256(path: Path) -> str:
-    """Of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digests(folder: Path, *suffixes: str, known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """File name -> sha256 of the files in a directory, of those with one of ``suffixes`` when any is given.
-
-    Args:
-        folder: the directory.
-        suffixes: of the files that count.
-        known: digests that were computed while the files were written.
-    """
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    chosen = [path for path in files if not suffixes or path.name.endswith(suffixes)]
-    return {path.name: (known or {}).get(path.name) or sha256(path) for path in chosen}
-
-
-def source_digests(source: Path) -> dict[str, str]:
-    """Name -> sha256 of the weight files of a model directory and of their index: what a plan was made for."""
-    return digests(source, ".safetensors", INDEX_SUFFIX) if source.is_dir() else {}
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

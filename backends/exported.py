@@ -23,8 +23,9 @@ from torch.utils import _pytree as pytree
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Plan
 from ..ir.repairs import Repairs, repair
-from .artifact import RECORD, atomic_directory, check_target, digests, read_plan, read_record, write_json, write_plan
+from .artifact import RECORD, atomic_directory, check_target, read_plan, read_record, write_json, write_plan
 from .config_search import quiet
+from .digests import digests
 from .verify import LOGITS_TOLERANCE, VerificationError, relative_difference
 
 WEIGHTS = "model.safetensors"

@@ -1,23 +1,31 @@
 """A script, never imported: reload a model directory with transformers alone and report what it computes.
 
-It runs in a Python process of its own in which fxprune cannot be imported. Its argument is a JSON file with a list of
-jobs: ``folder``, ``inputs`` (a safetensors file of the forward's arguments), ``auto`` (the Auto class), ``trust``
-(whether to trust the code in the directory), ``logits`` (the file to write) and ``outputs`` (keys of what to write of
-the things that the model returns; the first of them when there are none). Without inputs it builds the model on
-the meta device and compares names and shapes only. The last line of its output is a JSON list with a report for each.
+It runs in a Python process of its own in which fxprune cannot be imported. From its standard input it reads a JSON list
+of jobs, once transformers has been imported: ``folder``, ``inputs`` (a safetensors file of the forward's arguments),
+``auto`` (the Auto class), ``trust`` (whether to trust the code in the directory), ``logits`` (the file to write) and
+``outputs`` (keys of what to write of the things that the model returns; the first of them when there are none). Without
+inputs it builds the model on the meta device and compares names and shapes only. The last line of its output is a JSON
+list with a report for each.
 """
 
+import atexit
+import gc
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+gc.set_threshold(100_000)  # importing makes many objects, and all of them stay
+atexit.register(gc.freeze)
 sys.modules["fxprune"] = None  # type: ignore[assignment]  # importing it is an error from here on
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+
+for heavy in ("AutoModelForCausalLM", "GenerationMixin"):  # transformers imports what is asked for
+    getattr(transformers, heavy)
 
 NEW_TOKENS = 8
 PROMPT = 8
@@ -101,5 +109,5 @@ def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]
     return {**new, "gap": gap}
 
 
-jobs = json.loads(Path(sys.argv[1]).read_text())
+jobs = json.loads(sys.stdin.read() or "[]")
 print(json.dumps([check(job) if job["inputs"] else check_shapes(job) for job in jobs]))

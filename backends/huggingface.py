@@ -19,11 +19,12 @@ from ..ir.absence import absences
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Plan
 from ..ir.repairs import Repairs
-from .artifact import RECORD, atomic_directory, check_target, digests, source_digests, write_json, write_plan
+from .artifact import RECORD, atomic_directory, check_target, write_json, write_plan
 from .config_search import find_config, model_shapes
+from .digests import digests, source_digests
 from .free_form import ENTRY, MODULE, base_class, free_class, free_config, plain_config, write_code
 from .values import Held, Values
-from .verify import Reference, VerificationError
+from .verify import FreshProcess, Reference, VerificationError
 
 Form = Literal["auto", "uniform", "free"]
 
@@ -117,11 +118,11 @@ def save(
     was_training = model.training
     model.eval()
 
-    def written(design: _Design) -> Saved:
+    def written(design: _Design, fresh: FreshProcess | None = None) -> Saved:
         with atomic_directory(out, force=force) as folder:
             known = _write(model, folder, source, design, values=values, shard_size=shard_size)
             write_plan(folder, plan)
-            checks = values.check(folder, design.auto_class, design.form == "free", source)
+            checks = values.check(folder, design.auto_class, design.form == "free", source, fresh)
             saved = design.saved(out, checks)
             if extra is not None:
                 extra(folder)
@@ -130,15 +131,16 @@ def save(
         return saved
 
     try:
-        design = _design(model, plan, repairs, quantities, values, form=form)
-        try:
-            return written(design)
-        except VerificationError as error:
-            if form != "auto" or design.form == "free":
-                raise
-            # Heads of another size may hide from the search where a model's attention is nearly flat.
-            why = f"the plain configuration that gives these shapes did not pass: {error.message}"
-            return written(replace(_design(model, plan, repairs, quantities, values, form="free"), why_free=why))
+        with FreshProcess() as fresh:  # what it imports takes as long as much of what comes before its turn
+            design = _design(model, plan, repairs, quantities, values, form=form)
+            try:
+                return written(design, fresh)
+            except VerificationError as error:
+                if form != "auto" or design.form == "free":
+                    raise
+                # Heads of another size may hide from the search where a model's attention is nearly flat.
+                why = f"the plain configuration that gives these shapes did not pass: {error.message}"
+                return written(replace(_design(model, plan, repairs, quantities, values, form="free"), why_free=why))
     finally:
         model.train(was_training)
 

@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from .threads import one_thread
+
 SLACK = 8191
 """Where a tensor's view begins depends on its name, modulo this, so that no two tensors of a layer are equal."""
 
@@ -66,13 +68,8 @@ class StandIns:
 @contextmanager
 def played() -> Iterator[None]:
     """Around a run on stand-ins: products with large ones are sampled, the same way in every run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a few tokens are too little to share
-    try:
-        with torch.no_grad(), _Sampling():
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with torch.no_grad(), one_thread(), _Sampling():  # a few tokens are too little to share
+        yield
 
 
 class _Sampling(TorchDispatchMode):
@@ -97,9 +94,11 @@ def _sampled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     rows = weight.shape[0]
     if rows <= BLOCKS * BLOCK:
         return x @ weight
-    starts = torch.arange(BLOCKS) * (rows - BLOCK) // (BLOCKS - 1)
-    chosen = (starts[:, None] + torch.arange(BLOCK)).flatten()
-    return x[:, chosen] @ weight[chosen] * (rows / len(chosen)) ** 0.5
+    out = x.new_zeros(x.shape[0], weight.shape[1])
+    for number in range(BLOCKS):
+        block = slice(start := number * (rows - BLOCK) // (BLOCKS - 1), start + BLOCK)
+        out.addmm_(x[:, block], weight[block])  # from where they lie: to gather the blocks would take most of the time
+    return out * (rows / (BLOCKS * BLOCK)) ** 0.5
 
 
 def hollow(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:

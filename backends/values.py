@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from ..ir.plan import Plan
 from .config_search import Match, quiet
 from .stand_ins import StandIns, hollow
-from .streaming import Checkpoint, StreamedWeights
-from .verify import LOGITS_TOLERANCE, Job, Reference, relative_difference, verify_written
+from .stored import Checkpoint
+from .streaming import StreamedWeights
+from .verify import LOGITS_TOLERANCE, FreshProcess, Job, Reference, relative_difference, verify_written
 
 LOGITS_LIMIT = 1 << 30
 """The most bytes of float32 weights with which a streamed model is loaded again as a whole, to compare logits. Above
@@ -44,8 +45,11 @@ class Values(Protocol):
             File name -> sha256, of the files for which it is known already.
         """
 
-    def check(self, folder: Path, auto_class: str, trust: bool, source: Path | None) -> dict[str, Any]:
-        """Reload ``folder`` in a fresh process and compare; ``source`` is the directory it was made from."""
+    def check(
+        self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
+    ) -> dict[str, Any]:
+        """Reload ``folder`` in a fresh process, ``fresh`` if there is one yet, and compare; ``source`` is the directory
+        it was made from."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,10 @@ class Held:
             model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=plain)
         return {}
 
-    def check(self, folder: Path, auto_class: str, trust: bool, source: Path | None) -> dict[str, Any]:
-        return verify_written(Job(folder, self.reference, auto_class, trust), source)
+    def check(
+        self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
+    ) -> dict[str, Any]:
+        return verify_written(Job(folder, self.reference, auto_class, trust), source, fresh)
 
 
 @dataclass(frozen=True)
@@ -147,11 +153,13 @@ class Streamed:
             model.generation_config.save_pretrained(folder)
         return self.weights.write(model, self.plan, folder, plain=plain, shard_size=shard_size)
 
-    def check(self, folder: Path, auto_class: str, trust: bool, source: Path | None) -> dict[str, Any]:
+    def check(
+        self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
+    ) -> dict[str, Any]:
         files = sorted(folder.glob("model*.safetensors"))
         elements = sum(prod(stored.shape) for stored in Checkpoint(files).tensors.values())
         reference = self._reference(files) if 4 * elements <= LOGITS_LIMIT else None
-        return verify_written(Job(folder, reference, auto_class, trust), source)
+        return verify_written(Job(folder, reference, auto_class, trust), source, fresh)
 
     def _reference(self, files: Iterable[Path]) -> Reference:
         first = {stored.name: name for name, stored in self.weights.stored.items()}

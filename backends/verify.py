@@ -27,6 +27,9 @@ layers accumulates a few dozen such roundings, and a wrong slice differs by more
 """
 
 
+SCRIPT = Path(__file__).parent / "fresh_process.py"
+
+
 @dataclass(frozen=True)
 class Reference:
     """What the artifact must compute.
@@ -99,8 +102,46 @@ class Job:
     decodes: bool = True
 
 
-def verify(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+class FreshProcess:
+    """A Python process in which fxprune cannot be imported; it imports transformers while what it will reload is being
+    written. Used once, or closed without having been used."""
+
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="fxprune-verify-")
+        self.scratch = Path(self._scratch.name)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(self.scratch / "modules")}
+        command = [sys.executable, "-P", str(SCRIPT)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+    def __enter__(self) -> FreshProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            self._process.kill()
+        self._scratch.cleanup()
+
+    def run(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What it finds for each request; :class:`VerificationError` when it fails."""
+        output, complaint = self._process.communicate(json.dumps(requests))
+        if self._process.returncode != 0:
+            lines = [line for line in complaint.strip().splitlines() if line.strip()]
+            why = lines[-1] if lines else self._process.returncode
+            raise VerificationError(
+                f"a fresh Python process cannot load the written model: {why}",
+                "load it by hand for the whole message; the transformers that is installed may differ",
+            )
+        reports: list[dict[str, Any]] = json.loads(output.strip().splitlines()[-1])
+        return reports
+
+
+def verify(jobs: Sequence[Job], fresh: FreshProcess | None = None) -> list[dict[str, Any]]:
     """Reload directories in one fresh process and compare each with its reference.
+
+    Args:
+        jobs: what to reload.
+        fresh: one that was started earlier.
 
     Returns:
         For each the checks made, with the worst difference, for the record.
@@ -109,9 +150,9 @@ def verify(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         VerificationError: when one does not load, a key is missing, unexpected or of the wrong shape, a value is not
             finite, the logits differ, or decoding with a cache gives other tokens than without.
     """
-    with tempfile.TemporaryDirectory(prefix="fxprune-verify-") as scratch:
-        requests = [_request(job, Path(scratch, str(number))) for number, job in enumerate(jobs)]
-        reports = _run(requests, Path(scratch))
+    with fresh or FreshProcess() as process:
+        requests = [_request(job, process.scratch / str(number)) for number, job in enumerate(jobs)]
+        reports = process.run(requests)
         logits = [_outputs(request["logits"]) if request["logits"] else None for request in requests]
     return [judge(report, got, job) for report, got, job in zip(reports, logits, jobs, strict=True)]
 
@@ -162,14 +203,14 @@ def _check_decoding(generate: Mapping[str, Any]) -> None:
         raise DecodingError(what, hint)
 
 
-def verify_written(job: Job, source: Path | None) -> dict[str, Any]:
+def verify_written(job: Job, source: Path | None, fresh: FreshProcess | None = None) -> dict[str, Any]:
     """Reload what was written, as :func:`verify`.
 
     Some models of transformers decode otherwise with a cache than without: where ``source``, from which this one was
     made, does too, it is held to its logits, and the checks say so.
     """
     try:
-        (checks,) = verify([job])
+        (checks,) = verify([job], fresh)
     except DecodingError:
         if source is None or _decodes(replace(job, folder=source, auto_class=_class_in(source) or job.auto_class)):
             raise
@@ -185,8 +226,8 @@ def _class_in(folder: Path) -> str | None:
 
 def _decodes(job: Job) -> bool:
     """Whether a model decodes the same with a cache as without, in a fresh process."""
-    with tempfile.TemporaryDirectory(prefix="fxprune-verify-") as scratch:
-        (report,) = _run([_request(job, Path(scratch, "0"))], Path(scratch))
+    with FreshProcess() as process:
+        (report,) = process.run([_request(job, process.scratch / "0")])
     try:
         _check_decoding(report["generate"] or {"gap": 0.0})
     except DecodingError:
@@ -209,20 +250,3 @@ def _request(job: Job, scratch: Path) -> dict[str, Any]:
     inputs, logits = scratch / "inputs.safetensors", scratch / "logits.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in job.reference.inputs.items()}, inputs)
     return {**request, "inputs": str(inputs), "logits": str(logits)}
-
-
-def _run(requests: list[dict[str, Any]], scratch: Path) -> list[dict[str, Any]]:
-    request = scratch / "request.json"
-    request.write_text(json.dumps(requests), encoding="utf-8")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(scratch / "modules")}
-    script = Path(__file__).parent / "fresh_process.py"
-    command = [sys.executable, "-P", str(script), str(request)]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if run.returncode != 0:
-        lines = [line for line in run.stderr.strip().splitlines() if line.strip()]
-        raise VerificationError(
-            f"a fresh Python process cannot load the written model: {lines[-1] if lines else run.returncode}",
-            "load it by hand for the whole message; the transformers that is installed may differ",
-        )
-    reports: list[dict[str, Any]] = json.loads(run.stdout.strip().splitlines()[-1])
-    return reports

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def save(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
     import torch
 
     from fxprune.api.pruning import apply
-    from fxprune.backends import values
+    from fxprune.backends import huggingface, values
     from fxprune.backends.verify import Job
 
     if name in models.table.NOT_SAVED:
@@ -163,11 +164,12 @@ def save(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
         return
     held: list[Job] = []
 
-    def postpone(job: Job, _source: Path | None) -> dict[str, Any]:
+    def postpone(job: Job, *_: object) -> dict[str, Any]:
         held.append(job)
         return {}
 
     values.verify_written = postpone
+    huggingface.FreshProcess = nullcontext  # type: ignore[assignment,misc]
     source, out = folder / name / "source", folder / name / "out"
     options, ratio = models.options(name), models.ratio[name]
     try:

@@ -5,7 +5,9 @@ Scores are computed once, for all groups, from these vectors; which positions ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING
@@ -33,6 +35,10 @@ Slab = tuple[slice, ...]
 SLAB_ELEMENTS = 1 << 17
 """The most elements of a parameter that are looked at in one go."""
 
+BLOCK_ELEMENTS, POWER_ELEMENTS = 1 << 22, 1 << 19
+"""Of a weight whose powers are summed: what a thread takes at once, and what of it is in float64 at a time, which stays
+in the processor's cache. How many threads there are changes no sum."""
+
 
 def magnitude(model: Module, wanted: Wanted, p: int, weights: Weights | None = None) -> Contributions:
     """Sum of ``|w|**p`` over the other dimensions, without a root (LLM-Pruner's ``MagnitudeImportance``).
@@ -50,24 +56,46 @@ def magnitude(model: Module, wanted: Wanted, p: int, weights: Weights | None = N
     if p < 1:
         raise RequestError(f"magnitude exponent p={p}", "use p=1 (sum of absolute weights) or p=2 (sum of squares)")
     contributions: Contributions = {}
-    with torch.no_grad(), _one_thread():
+    memory = threading.local()
+    with _one_thread() as threads, ThreadPoolExecutor(threads) as pool:
         chosen = wanted_parameters(model, wanted, stored=weights is not None)
         for name, weight in chosen.items() if weights is None else weights(chosen):
-            sums = position_sums(
-                weight,
-                wanted[name],
-                lambda slab, weight=weight: _power(weight[slab].to(torch.float64, copy=True), p),  # type: ignore[misc]
-            )
+            sums = _power_sums(weight.detach(), wanted[name], p, pool, memory)
             require_finite(sums, f"the weights of {name!r} are not finite", "repair or re-download the checkpoint")
             contributions.update(as_contributions(name, sums))
     return contributions
 
 
-def _power(values: Tensor, p: int) -> Tensor:
-    """``|values|**p`` in place: fresh memory, or a pass for each step, would cost more than the arithmetic."""
+def _power_sums(
+    weight: Tensor, dims: frozenset[int], p: int, pool: Executor, memory: threading.local
+) -> dict[int, Tensor]:
+    """Sums of ``|w|**p`` over all other dimensions, float64; blocks of the weight are shared out.
+
+    ``memory`` keeps one buffer a thread: to get fresh pages for every piece would take several times the arithmetic.
+    """
+
+    def summed(block: Slab) -> dict[int, Tensor]:
+        part = weight[block]
+        buffer = vars(memory).setdefault("buffer", torch.empty(0, dtype=torch.float64))
+        if buffer.numel() < min(part.numel(), POWER_ELEMENTS):
+            buffer = vars(memory)["buffer"] = torch.empty(min(part.numel(), POWER_ELEMENTS), dtype=torch.float64)
+        powers = ((piece, _power(part[piece], p, buffer)) for piece in slabs(tuple(part.shape), POWER_ELEMENTS))
+        return _summed(part, dims, powers)
+
+    sums = _summed(weight, dims, ())
+    blocks = list(slabs(tuple(weight.shape), BLOCK_ELEMENTS))
+    for block, parts in zip(blocks, pool.map(summed, blocks), strict=True):
+        for dim, part in parts.items():
+            sums[dim][block[dim]] += part
+    return sums
+
+
+def _power(values: Tensor, p: int, buffer: Tensor) -> Tensor:
+    """``|values|**p`` in a buffer of float64."""
+    powers = buffer[: values.numel()].view(values.shape).copy_(values)
     if p == 2:
-        return values.square_()
-    return values.abs_() if p == 1 else values.abs_().pow_(p)
+        return powers.square_()
+    return powers.abs_() if p == 1 else powers.abs_().pow_(p)
 
 
 def wanted_parameters(model: Module, wanted: Wanted, *, stored: bool = False) -> dict[str, Parameter]:
@@ -135,9 +163,12 @@ def position_sums(tensor: Tensor, dims: frozenset[int], saliency: Callable[[Slab
     Returns:
         dimension -> float64 ``[shape[dimension]]``: the sum over all other dimensions.
     """
+    return _summed(tensor, dims, ((slab, saliency(slab)) for slab in slabs_of(tensor)))
+
+
+def _summed(tensor: Tensor, dims: frozenset[int], parts: Iterable[tuple[Slab, Tensor]]) -> dict[int, Tensor]:
     sums = {dim: torch.zeros(tensor.shape[dim], dtype=torch.float64, device=tensor.device) for dim in sorted(dims)}
-    for slab in slabs_of(tensor):
-        part = saliency(slab)
+    for slab, part in parts:
         for dim, total in sums.items():
             others = [other for other in range(part.dim()) if other != dim]
             total[slab[dim]] += part.sum(dim=others) if others else part
@@ -145,12 +176,13 @@ def position_sums(tensor: Tensor, dims: frozenset[int], saliency: Callable[[Slab
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Slabs are too small to share: threads would wait for one another longer than they work."""
+def _one_thread() -> Iterator[int]:
+    """Slabs are too small to share: the threads of one operation would wait for one another longer than they work.
+    Yields how many there are otherwise."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield before
     finally:
         torch.set_num_threads(before)
 

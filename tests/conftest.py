@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +28,16 @@ def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) ->
     return getattr(val, "__qualname__", None) if callable(val) else None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_head_start() -> Iterator[None]:
+    """The process that checks what was written starts when it is needed: most tests check many at once, or none."""
+    from fxprune.backends import huggingface
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface, "FreshProcess", nullcontext)
+        yield
+
+
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """What would be reloaded one by one, each in a process of its own; here all at once, at the end."""
@@ -35,7 +45,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 
     held: list[Job] = []
 
-    def postpone(job: Job, _source: Path) -> dict[str, Any]:
+    def postpone(job: Job, *_: object) -> dict[str, Any]:
         held.append(job)
         return {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,6 @@ from fxprune.backends import artifact
 from fxprune.backends.artifact import (
     atomic_directory,
     check_target,
-    digests,
     read_plan,
     read_record,
     write_json,
@@ -253,11 +251,3 @@ def test_records_that_are_refused(tmp_path: Path, text: str | None, message: str
         (tmp_path / "fxprune.json").write_text(text)
     with pytest.raises(RequestError, match=f"fxprune.json {message}"):
         read_record(tmp_path)
-
-
-def test_digests(tmp_path: Path) -> None:
-    (tmp_path / "b.safetensors").write_bytes(b"weights")
-    (tmp_path / "a.json").write_bytes(b"{}")
-    (tmp_path / "folder").mkdir()
-    assert list(digests(tmp_path)) == ["a.json", "b.safetensors"]
-    assert digests(tmp_path, ".safetensors") == {"b.safetensors": hashlib.sha256(b"weights").hexdigest()}

@@ -45,7 +45,7 @@ def jobs() -> Iterator[list[Job]]:
     """What a fresh process would be asked; here the artifacts are loaded in this one."""
     held: list[Job] = []
 
-    def postpone(job: Job, _source: Path) -> dict[str, Any]:
+    def postpone(job: Job, *_: object) -> dict[str, Any]:
         held.append(job)
         return {}
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import fxprune
-from fxprune.cli import build_parser
+from fxprune.api.arguments import build_parser
+from fxprune.cli import COMMANDS
 
 ROOT = Path(fxprune.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -187,7 +188,7 @@ def test_commands_in_the_documents_parse(document: str, command: str) -> None:
     words = shlex.split(command, comments=True)[1:]
     words = words[: next((i for i, word in enumerate(words) if word in {"|", ">", "2>", "&&"}), len(words))]
     try:
-        parsed = build_parser().parse_args(words)
+        parsed = build_parser(COMMANDS).parse_args(words)
     except SystemExit as stop:
         assert stop.code == 0, f"{document}: {command}"  # noqa: PT017
     else:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fxprune.backends import values
-from fxprune.backends.artifact import read_plan, sha256
+from fxprune.backends.artifact import read_plan
+from fxprune.backends.digests import sha256
 from fxprune.backends.huggingface import Saved, auto_class_of, load, save
 from fxprune.backends.verify import (
     LOGITS_TOLERANCE,

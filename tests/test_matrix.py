@@ -85,7 +85,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     """All artifacts, and what one fresh process finds in them."""
     jobs: list[Job] = []
 
-    def postpone(job: Job, _source: Path) -> dict[str, Any]:
+    def postpone(job: Job, *_: object) -> dict[str, Any]:
         jobs.append(job)
         return {}
 

@@ -6,6 +6,7 @@ import json
 import os
 import tracemalloc
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from transformers import (
 
 from fxprune import api
 from fxprune.api import pruning, streams
-from fxprune.backends import stand_ins, streaming, values
+from fxprune.backends import stand_ins, stored, values
 from fxprune.backends.stand_ins import StandIns, hollow
-from fxprune.backends.streaming import Checkpoint, StreamedWeights, obstacle
+from fxprune.backends.stored import Checkpoint
+from fxprune.backends.streaming import INDEX, StreamedWeights, obstacle
 from fxprune.ir.errors import FxpruneError
 from fxprune.ir.plan import Plan
 from fxprune.passes.contributions import magnitude
@@ -93,7 +95,7 @@ def test_shards_and_their_index_are_those_of_save_pretrained(plain: bool, tmp_pa
     whole = AutoModelForCausalLM.from_pretrained(source)
     whole.save_pretrained(held, max_shard_size="8kB", save_original_format=plain)
     assert contents(streamed) == contents(held, "config.json", "generation_config.json")
-    assert digests == contents(streamed, streaming.INDEX)
+    assert digests == contents(streamed, INDEX)
     assert len(digests) > 2
 
 
@@ -247,16 +249,13 @@ def test_a_mixture_of_experts_is_loaded_as_a_whole(tmp_path: Path) -> None:
     assert "it holds 0 tensors for model.layers.0.mlp" in obstacle(checkpoint, build_meta(config, buffers=True))
 
 
-def test_memory_is_some_rows_to_write_and_one_tensor_and_two_slices_to_score(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streaming, "PIECE", 1 << 15)
+def test_memory_is_some_rows_to_write_and_nothing_to_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "PIECE", 1 << 15)
     config = LlamaConfig(**WIDTHS | {"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 6})
     source = write_checkpoint(tmp_path / "source", config)
     model = build_meta(config, buffers=True)
     weights = StreamedWeights(Checkpoint([source / "model.safetensors"]), model)
-    largest = max(stored.size for stored in weights.stored.values())
-    total = sum(stored.size for stored in weights.stored.values())
+    largest = max(found.size for found in weights.stored.values())
 
     def peak(work: Callable[[], object]) -> int:
         tracemalloc.start()
@@ -266,9 +265,14 @@ def test_memory_is_some_rows_to_write_and_one_tensor_and_two_slices_to_score(
         return found
 
     written = peak(lambda: weights.write(model, Plan(), tmp_path, plain=True, shard_size="1GB"))
-    assert 3 * streaming.PIECE <= written < largest / 2
+    assert written < largest / 2
     scored = peak(lambda: [None for _ in weights.read(weights.stored, None)])
-    assert 3 * largest <= scored < 3.2 * largest < total / 4
+    assert scored < largest / 10
+    file = str(source / "model.safetensors")
+    if (maps := Path("/proc/self/maps")).is_file():
+        held = [maps.read_text().count(file) for _ in weights.read(weights.stored, None)]
+        assert max(held) <= 2  # the last one goes when the next has come
+        assert file not in maps.read_text()
     assert contents(tmp_path, "source") == contents(source, "config.json", "generation_config.json")
 
 
@@ -276,7 +280,7 @@ def test_memory_is_some_rows_to_write_and_one_tensor_and_two_slices_to_score(
 def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
     piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "PIECE", piece)
+    monkeypatch.setattr(stored, "PIECE", piece)
     tensors = {"a": torch.randn(7, 5, 3), "b": torch.randn(9), "c": torch.tensor(2.0), "d": torch.zeros(0, 4)}
     save_file(tensors, tmp_path / "x.safetensors")
     first, middle, last = np.array([0, 4, 5]), np.array([2]), np.array([1, 2])
@@ -288,14 +292,13 @@ def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
         expected = tensors[name]
         for dim, kept in slices.items():
             expected = expected.index_select(dim, torch.from_numpy(kept))
-        stored = Checkpoint([tmp_path / "x.safetensors"]).tensors[name]
-        memory = streaming._Memory(max(stored.size, piece))
-        whole = memory.whole(stored, slices).copy()
-        assert np.array_equal(whole, expected.view(torch.int32).numpy())
-        rows = [part.copy() for part in memory.rows(stored, slices)]
-        joined = np.concatenate([part.reshape(-1) for part in rows]) if rows else whole.reshape(-1)[:0]
-        assert np.array_equal(joined, whole.reshape(-1))
-        assert (len(rows) > 1) == (piece <= 200) or name != "a"
+        found = Checkpoint([tmp_path / "x.safetensors"]).tensors[name]
+        assert torch.equal(stored.whole(found, slices), expected)
+        rows = [part.copy() for part in stored.Cutter().rows(found, slices)]
+        joined = np.concatenate([part.reshape(-1) for part in rows]) if rows else np.empty(0, np.int32)
+        assert np.array_equal(joined, expected.reshape(-1).view(torch.int32).numpy())
+        if name == "a":  # 60 bytes a row of the source
+            assert len(rows) == ceil(len(expected) / max(1, piece // 60))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:

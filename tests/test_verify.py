@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fxprune.backends.verify import LOGITS_TOLERANCE, Job, Reference, VerificationError, judge, verify
+from fxprune.backends import verify as verify_module
+from fxprune.backends.verify import (
+    LOGITS_TOLERANCE,
+    FreshProcess,
+    Job,
+    Reference,
+    VerificationError,
+    judge,
+    verify,
+)
 
 FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generate": None}
 
@@ -45,10 +55,36 @@ def test_what_a_fresh_process_finds(report: dict[str, Any], got: float, message:
     assert judge(tie, [torch.ones(3)], job)["cached_generate_equals_uncached"]
 
 
-def test_a_fresh_process_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = subprocess.CompletedProcess([], 1, "", "Traceback ...\nValueError: unknown architecture\n")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What runs in place of the fresh process's own script."""
+    monkeypatch.setattr(verify_module, "SCRIPT", tmp_path / "script.py")
+    return verify_module.SCRIPT
+
+
+def test_a_fresh_process_that_fails(script: Path) -> None:
+    script.write_text("raise ValueError('unknown architecture')")
     with pytest.raises(
         VerificationError, match=r"fresh Python process cannot load .*: ValueError: unknown architecture"
     ):
         verify([Job(Path("out"), Reference({}, torch.ones(1)), "AutoModel", False)])
+
+
+def test_a_process_that_was_started_ahead_is_given_the_jobs(script: Path) -> None:
+    report = {**FINE, "keys": {"missing_keys": ["a"]}}
+    script.write_text(f"import json, sys; jobs = json.load(sys.stdin); print('noise'); print(json.dumps([{report}]))")
+    with FreshProcess() as fresh:
+        with pytest.raises(VerificationError, match="missing keys: a"):
+            verify([Job(Path("out"), None, "AutoModel", False)], fresh)
+        assert not fresh.scratch.exists()
+
+
+def test_a_process_that_is_not_needed_ends(script: Path, tmp_path: Path) -> None:
+    noted = tmp_path / "id"
+    script.write_text(f"import os, time; open({str(noted)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    with FreshProcess() as fresh:
+        while not noted.is_file() or not noted.read_text():
+            time.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(noted.read_text()), 0)
+    assert not fresh.scratch.exists()

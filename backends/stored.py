@@ -1,0 +1,147 @@
+"""Tensors of safetensors files: where they are, mapped into memory, and what stays of them some rows at a time."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..ir.errors import FxpruneError
+from ..ir.plan import Indices
+
+PIECE = 1 << 20
+"""Bytes of a tensor that are cut, checked, hashed and written while they are in the processor's cache."""
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""In the order in which safetensors lays them out, which aligns every tensor to its own element size."""
+
+_BITS: dict[int, type[np.signedinteger[Any]]] = {8: np.int64, 4: np.int32, 2: np.int16}
+
+Bits = npt.NDArray[np.signedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor is and what it looks like.
+
+    Attributes:
+        file: the safetensors file.
+        name: in that file.
+        dtype: as safetensors calls it.
+        shape: of the tensor.
+        start: where its data begins in the file.
+    """
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def mapped(self) -> Bits:
+        """The values, as integers of their element size, where the system keeps the file: nothing is read that is not
+        looked at. Resident is what was looked at, until the array goes; the file is never written to."""
+        if not self.size:
+            return np.empty(self.shape, self._bits)
+        before = self.start % mmap.ALLOCATIONGRANULARITY
+        try:
+            with self.file.open("rb") as file:
+                # A private map: torch wants memory that can be written to.
+                memory = mmap.mmap(
+                    file.fileno(), before + self.size, access=mmap.ACCESS_COPY, offset=self.start - before
+                )
+        except ValueError:  # it would reach beyond the end
+            raise FxpruneError(f"{self.file} ends within '{self.name}'", "copy or download the model again") from None
+        values = np.frombuffer(memory, self._bits, prod(self.shape), before).reshape(self.shape)
+        return values if values.flags.aligned else values.copy()
+
+    @property
+    def _bits(self) -> type[np.signedinteger[Any]]:
+        return _BITS[DTYPES[self.dtype].itemsize]
+
+
+class Checkpoint:
+    """The safetensors files of a model, which are known to be whole; their headers are read, their data is not.
+
+    Attributes:
+        tensors: name -> where it is, in the order of the files.
+        metadata: of all files together.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.tensors: dict[str, Stored] = {}
+        self.metadata: dict[str, str] = {}
+        for file in files:
+            with file.open("rb") as opened:
+                length = int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(length))
+            self.metadata.update(header.pop("__metadata__", None) or {})
+            for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
+                start = 8 + length + entry["data_offsets"][0]
+                self.tensors[name] = Stored(file, name, entry["dtype"], tuple(entry["shape"]), start)
+
+    @property
+    def dtypes(self) -> set[str]:
+        """Of all tensors, as safetensors calls them."""
+        return {stored.dtype for stored in self.tensors.values()}
+
+
+def whole(stored: Stored, slices: Mapping[int, Indices]) -> torch.Tensor:
+    """What stays of a tensor, in its own dtype; mapped when that is all of it."""
+    values = stored.mapped()
+    for dim, kept in sorted(slices.items()):
+        values = np.take(values, kept, axis=dim)
+    return torch.from_numpy(values).view(DTYPES[stored.dtype])
+
+
+class Cutter:
+    """What stays of tensors, some rows at a time, in memory that is used again: fresh pages take longer to get than to
+    fill."""
+
+    def __init__(self) -> None:
+        self._memory = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+
+    def rows(self, stored: Stored, slices: Mapping[int, Indices]) -> Iterator[Bits]:
+        """Pieces of about :data:`PIECE` bytes, as integers of their element size; each is good until the next but one
+        is asked for."""
+        values = stored.mapped()
+        values = np.atleast_1d(values)
+        kept, others = slices.get(0), {dim: indices for dim, indices in slices.items() if dim}
+        count = values.shape[0] if kept is None else len(kept)
+        step = max(1, PIECE // max(1, values[:1].nbytes))
+        for start in range(0, count, step):
+            if kept is None:
+                yield self._cut(values[start : start + step], others)
+            else:
+                yield self._cut(values, {0: kept[start : start + step], **others})
+
+    def _cut(self, values: Bits, slices: Mapping[int, Indices]) -> Bits:
+        cuts = sorted(slices.items())
+        if not cuts:
+            return values
+        for dim, kept in cuts[:-1]:
+            values = np.take(values, kept, axis=dim)
+        dim, chosen = cuts[-1]
+        shape = (*values.shape[:dim], len(chosen), *values.shape[dim + 1 :])
+        size = prod(shape) * values.itemsize
+        self._memory.reverse()
+        if self._memory[0].size < size:
+            self._memory[0] = np.empty(max(size, PIECE), np.uint8)
+        cut: Bits = self._memory[0][:size].view(values.dtype).reshape(shape)
+        # "clip" writes straight into its place; the plan's indices have been checked. numpy copies runs of elements
+        # where torch's index_select goes column by column.
+        np.take(values, chosen, axis=dim, out=cut, mode="clip")
+        return cut
