@@ -35,7 +35,7 @@ Slab = tuple[slice, ...]
 SLAB_ELEMENTS = 1 << 17
 """The most elements of a parameter that are looked at in one go."""
 
-BLOCK_ELEMENTS, POWER_ELEMENTS = 1 << 22, 1 << 19
+BLOCK_ELEMENTS, POWER_ELEMENTS = 1 << 22, 1 << 17
 """Of a weight whose powers are summed: what a thread takes at once, and what of it is in float64 at a time, which stays
 in the processor's cache. How many threads there are changes no sum."""
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from .base import State
 from .recovery import Recovery, reported, require_finite
 from .teacher import Teacher
-from .training import Example, train
+from .training import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Finetune(Recovery):
         self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
     ) -> dict[str, Any]:
         """Train all parameters."""
+        from .trainer import train
+
         del state
         model.requires_grad_(True)
         training = train(model, examples, self.recipe, teacher)

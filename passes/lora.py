@@ -7,11 +7,10 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..ir.errors import FxpruneError, RequestError
@@ -19,7 +18,10 @@ from .base import State, option
 from .measure import logits_of
 from .recovery import Recovery, reported, require_finite
 from .teacher import Teacher
-from .training import Example, train
+from .training import Example
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class Lora(Recovery):
         Raises:
             FxpruneError: a loss that is not finite, or a merged model that differs from the one that was trained.
         """
+        from transformers import set_seed
+
+        from .trainer import train
+
         del state
         targets = projection_modules(model)
         set_seed(self.seed)
@@ -89,6 +95,8 @@ class Lora(Recovery):
         return report | ({"adapter": adapter} if adapter else {})
 
     def _config(self, model: PreTrainedModel, targets: list[str]) -> LoraConfig:
+        from peft import LoraConfig
+
         return LoraConfig(
             task_type="CAUSAL_LM",
             r=self.r,
@@ -123,6 +131,8 @@ def projection_modules(model: torch.nn.Module) -> list[str]:
 
 
 def _adapt(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    from peft import PeftModel, get_peft_model
+
     with warnings.catch_warnings():
         # In a model with both kinds of projection PEFT sets fan_in_fan_out by the type of each, and says so each time.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
@@ -145,6 +155,8 @@ def _targets(model: PreTrainedModel, names: list[str]) -> list[str] | str:
 
 
 def _adapter(adapted: PeftModel) -> Adapter:
+    from peft import get_peft_model_state_dict
+
     config = adapted.peft_config["default"].to_dict()
     targets = config["target_modules"]
     config |= {"inference_mode": True, "target_modules": targets if isinstance(targets, str) else sorted(targets)}

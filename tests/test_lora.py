@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes import lora as lora_module
+from fxprune.passes import trainer
 from fxprune.passes.base import State
 from fxprune.passes.lora import Adapter, Lora, projection_modules
 from fxprune.passes.training import pad
@@ -260,7 +261,7 @@ def test_a_last_step_that_breaks_the_adapters_is_an_error(monkeypatch: pytest.Mo
         trainable = next(p for p in adapted.parameters() if p.requires_grad)
         trainable.data[0, 0] = float("inf")
 
-    monkeypatch.setattr(lora_module, "train", sabotage)
+    monkeypatch.setattr(trainer, "train", sabotage)
     with pytest.raises(FxpruneError, match=r"'.*lora_A.*' is not finite after the last step"):
         recover(model)
     assert_untouched(model, before)
@@ -273,7 +274,7 @@ def test_an_interruption_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lora_module, "train", interrupt)
+    monkeypatch.setattr(trainer, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         recover(model)
     assert_untouched(model, before)
