@@ -8,6 +8,7 @@ holds memory, so that a large geometry can be tried several times.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ class Rehearsal:
                 result = self.run()
                 if isinstance(result, Performance):
                     self.original, self.reads = result, reads
-                    self.attentions = tuple(name for name in ATTENTIONS if self._once(name) == result) or (None,)
+                    used = {getattr(config, "_attn_implementation", None) for config in self.configs}
+                    same = (name for name in ATTENTIONS if used == {name} or self._once(name) == result)
+                    self.attentions = tuple(same) or (None,)
                     return
             failures.append(result)
         worst = failures[-1]
@@ -129,9 +132,9 @@ class Rehearsal:
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give the named parameters and buffers new shapes; tied names follow."""
-        tensors = tensors_by_name(self.model)
+        places = Places(self.model)
         for name, shape in shapes.items():
-            replace_tensor(self.model, tensors[name], stand_in(shape, tensors[name].dtype, self.mode.device))
+            places.replace(name, stand_in(shape, places.tensors[name].dtype, self.mode.device))
 
     def run(self) -> Performance | Failure:
         """Run the forward, and once more with the cache that it returned if it did, in every attention implementation.
@@ -164,16 +167,29 @@ def tensors_by_name(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def replace_tensor(model: nn.Module, old: torch.Tensor, new: torch.Tensor) -> None:
-    """Put ``new`` wherever ``old`` stands in ``model``, so that ties are kept. A parameter stays a parameter."""
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    for module in model.modules():
-        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for table in tables:
-            for name, tensor in table.items():
-                if tensor is old:
-                    table[name] = new
+class Places:
+    """Where the tensors of a model stand, so that one can be replaced wherever it does, and ties are kept.
+
+    Attributes:
+        tensors: as :func:`tensors_by_name`, without those that were replaced, which nothing holds on to.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors = tensors_by_name(model)
+        self._tables: dict[int, list[tuple[dict[str, Any], str]]] = defaultdict(list)
+        for module in model.modules():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
+                for name, tensor in table.items():
+                    self._tables[id(tensor)].append((table, name))
+
+    def replace(self, name: str, new: torch.Tensor) -> None:
+        """Put ``new`` wherever the named tensor stands. A parameter stays a parameter."""
+        old = self.tensors.pop(name)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for table, key in self._tables[id(old)]:
+            table[key] = new
 
 
 def _weightless(model: nn.Module, device: str) -> Any:

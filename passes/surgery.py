@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ..ir.errors import FxpruneError
-from ..ir.plan import Plan
+from ..ir.plan import Indices, Plan
 from ..ir.repairs import Repairs
 from .attributes import Extents, find_repairs, put
-from .rehearsal import Rehearsal, replace_tensor, tensors_by_name
+from .rehearsal import Places, Rehearsal, tensors_by_name
 
 
 def shrink_module(
@@ -99,24 +99,30 @@ def smaller_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
 
 def slice_tensors(model: nn.Module, plan: Plan) -> None:
     """Replace every tensor of ``plan.slices`` by its slice, one at a time; ties, dtype and device are kept."""
-    tensors = tensors_by_name(model)
-    for name in sorted({name for name, _ in plan.slices}):
-        replace_tensor(model, tensors[name], _slice(tensors[name], name, plan))
+    places = Places(model)
+    for name, slices in _by_name(plan).items():
+        places.replace(name, _slice(places.tensors[name], slices))
 
 
 def sliced(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
     """The same tensors, those of ``plan.slices`` cut; parameters stay parameters."""
     found = dict(tensors)
-    for name in {name for name, _ in plan.slices}:
-        smaller = _slice(tensors[name], name, plan)
+    for name, slices in _by_name(plan).items():
+        smaller = _slice(tensors[name], slices)
         is_parameter = isinstance(tensors[name], nn.Parameter)
         found[name] = nn.Parameter(smaller, tensors[name].requires_grad) if is_parameter else smaller
     return found
 
 
-def _slice(tensor: torch.Tensor, name: str, plan: Plan) -> torch.Tensor:
+def _by_name(plan: Plan) -> dict[str, dict[int, Indices]]:
+    slices: dict[str, dict[int, Indices]] = {}
+    for (name, dim), kept in sorted(plan.slices.items()):
+        slices.setdefault(name, {})[dim] = kept
+    return slices
+
+
+def _slice(tensor: torch.Tensor, slices: Mapping[int, Indices]) -> torch.Tensor:
     smaller = tensor.detach()
-    for (owner, dim), kept in sorted(plan.slices.items()):
-        if owner == name:
-            smaller = smaller.index_select(dim, torch.tensor(kept, device=smaller.device))
+    for dim, kept in slices.items():
+        smaller = smaller.index_select(dim, torch.tensor(kept, device=smaller.device))
     return smaller.contiguous()

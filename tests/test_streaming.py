@@ -27,7 +27,7 @@ from transformers import (
 
 from fxprune import api
 from fxprune.api import pruning, streams
-from fxprune.backends import stand_ins, stored, values
+from fxprune.backends import stand_ins, stored, streaming, values
 from fxprune.backends.stand_ins import StandIns, hollow
 from fxprune.backends.stored import Checkpoint
 from fxprune.backends.streaming import INDEX, StreamedWeights, obstacle
@@ -196,6 +196,26 @@ def test_the_shape_check_sees_a_config_that_does_not_fit(tmp_path: Path, monkeyp
     with pytest.raises(FxpruneError, match=r"mismatched keys: model\.norm\.weight"):
         apply(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_finite_is_told_from_its_bits(dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    finite = torch.tensor(
+        [[0.0, -0.0, info.max], [info.min, info.smallest_normal, -info.smallest_normal / 2]], dtype=dtype
+    )
+    integers = streaming._INTEGERS[dtype.itemsize]
+    streaming._check_finite("w", finite.view(integers).numpy(), dtype)
+    streaming._check_finite("w", finite[:0].view(integers).numpy(), dtype)
+    nan = torch.tensor(float("nan"), dtype=dtype).view(integers)
+    lowest = torch.tensor(float("inf"), dtype=dtype).view(integers) + 1  # of all numbers that are none
+    odd = [torch.tensor(value, dtype=dtype).view(integers) for value in (float("inf"), float("-inf"))]
+    for bits in (*odd, nan, nan | torch.iinfo(integers).min, lowest, lowest | torch.iinfo(integers).min):
+        values = finite.view(integers).clone()
+        values[1, 2] = bits
+        assert not values.view(dtype).isfinite().all()
+        with pytest.raises(FxpruneError, match="'w' holds values that are not finite"):
+            streaming._check_finite("w", values.numpy(), dtype)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
