@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -72,7 +73,7 @@ def applied(result: Applied) -> list[RenderableType]:
         notes += [f"not uniform: {saved.why_free}"] if saved.why_free else []
         notes.append(_checked(saved.checks))
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
-    left = [*latencies(result.report), *_left_whole(result.report)]
+    left = [*latencies(result.report), *trained(result.report), *_left_whole(result.report)]
     return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]
 
 
@@ -95,6 +96,23 @@ def latencies(report: Mapping[str, Any]) -> list[str]:
         )
         measured = f"{then} before, {now} now" if now and then else "not measured, the weights are not in memory"
         lines.append(f"{name}: a run was to take {predicted}; {measured}")
+    return lines
+
+
+def trained(report: Mapping[str, Any]) -> list[str]:
+    """For every pass that trained its loss at both ends, means over a tenth of all steps: a line each, and a warning
+    where the training has not paid."""
+    lines = []
+    for name, entry in report.items():
+        losses = entry.get("loss")
+        if not losses:
+            continue
+        share = max(1, len(losses) // 10)
+        first, last = fmean(losses[:share]), fmean(losses[-share:])
+        warning = (
+            "" if last < first or len(losses) == 1 else "; no better than it began: try a lower lr, more steps, or none"
+        )
+        lines.append(f"{name}: loss {first:.4g} to {last:.4g} in {len(losses)} steps{warning}")
     return lines
 
 
