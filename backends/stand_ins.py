@@ -22,6 +22,9 @@ from transformers.initialization import no_init_weights
 
 from .threads import one_thread
 
+PERIOD = 1_000_003
+"""After how many random numbers a buffer begins anew: a prime, so that no two rows or columns of a matrix are alike."""
+
 SLACK = 8191
 """Where a tensor's view begins depends on its name, modulo this, so that no two tensors of a layer are equal."""
 
@@ -46,9 +49,9 @@ class StandIns:
         # Uniform in +-sqrt(3/n): n products of them and of unit variance have unit variance again.
         largest = max(matrices, key=torch.Tensor.numel)
         bound = (3 / largest.shape[-1]) ** 0.5
-        self._matrix = torch.empty(largest.numel() + SLACK).uniform_(-bound, bound, generator=generator)
+        self._matrix = _random(largest.numel() + SLACK, -bound, bound, generator)
         size = max((parameter.numel() for parameter in vectors), default=1)
-        self._vector = torch.empty(size + SLACK).uniform_(0.5, 1.5, generator=generator)
+        self._vector = _random(size + SLACK, 0.5, 1.5, generator)
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """First name of every parameter of ``model`` -> its stand-in, float32 of its shape."""
@@ -63,6 +66,15 @@ class StandIns:
         start = zlib.crc32(name.encode()) % SLACK
         buffer = self._matrix if like.dim() > 1 else self._vector
         return buffer[start : start + like.numel()].view(like.shape)
+
+
+def _random(size: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    """``size`` numbers, uniform between two bounds; those after the first :data:`PERIOD` are copies."""
+    numbers = torch.empty(size)
+    first = numbers[:PERIOD].uniform_(low, high, generator=generator)
+    for start in range(PERIOD, size, PERIOD):
+        numbers[start : start + PERIOD] = first[: size - start]
+    return numbers
 
 
 @contextmanager
