@@ -3,11 +3,10 @@
     python -m fxprune.benchmarks.stream_7b --layers 8
 
 Writes random bfloat16 weights in shards, copies them, prunes them by magnitude in a process of its own, and deletes
-everything. Time: the copy, the pruning and a floor alternate, each right after the source was read once, so that what the
-system keeps of it in memory favours none. The floor is
-what the pruning cannot do without, in two threads: the sha256 of the source in one, and in the other reading as many
-bytes as are left, their sha256, and writing them. Memory: the peak resident size of the process, less that of a process
-that has only imported torch.
+everything. Time: the copy, the pruning and a floor alternate, each right after the source was read once, so that what
+the system keeps of it in memory favours none. The floor is what the pruning cannot do without, in two threads: the
+sha256 of the source in one, and in the other reading as many bytes as are left, their sha256, and writing them. Memory:
+the peak resident size of the process, less that of a process that has only imported torch.
 """
 
 from __future__ import annotations
