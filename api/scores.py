@@ -65,8 +65,8 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
 
 
 def write_scores(path: str | Path | None, saved: Saved | None) -> None:
-    """Write what a run has computed; a file is complete or absent. What was read from a file stays as it is."""
-    if path is None or saved is None or saved.loaded or not saved.arrays:
+    """Write what a run has computed; a file is complete or absent. One that the run adds nothing to stays."""
+    if path is None or saved is None or not saved.changed:
         return
     file = Path(path).expanduser()
     beside = file.with_name(f".{file.name}.{os.getpid()}")

@@ -14,6 +14,7 @@ from .base import State
 from .costs import LATENCY, Costs
 from .couple import Coupling
 from .latency import Latency
+from .saved import Saved
 from .select import Scores, kept_count, step_of
 from .sensitivity import Gauge, Search, Silencer
 
@@ -71,6 +72,7 @@ class Budget:
         losses: Mapping[str, Losses],
         *,
         alike: bool,
+        saved: Saved | None = None,
     ) -> tuple[dict[str, int], dict[str, object]]:
         """How many units every group keeps, and what to report of it.
 
@@ -81,6 +83,7 @@ class Budget:
             scores: of their units.
             losses: group name -> what it costs to lose so many units of every parent unit, ``[size + 1]``.
             alike: whether losses of different groups compare.
+            saved: keeps what a search measures of single groups.
 
         Raises:
             RequestError: for a budget that no plan meets, or that removes nothing; what a search refuses.
@@ -100,7 +103,7 @@ class Budget:
         if self.by == "search":
             silencer = Silencer(state.model, coupling.graph, groups)
             gauge = Gauge.of(state, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
-            search = Search(gauge, silencer, {group.name: group for group in groups}, scores)
+            search = Search(gauge, silencer, {group.name: group for group in groups}, scores, saved)
             counts, report["distance"] = self._searched(search, curves, costs, amount)
         else:
             counts = allocate(curves, costs, amount)

@@ -110,13 +110,14 @@ class Prune(Pass):
         self, groups: Sequence[Group], state: State, coupling: Coupling
     ) -> tuple[dict[str, Indices], dict[str, object]]:
         """The best units of every group, as many as the budget leaves it."""
+        saved = state.saved if state.saved is not None and not state.saved.done else None
         scores = self._scored(groups, state)
         losses = {group.name: self.losses(group, scores[group.name]) for group in groups}
         budget = Budget(
             target=None if self.target is None else Target.parse(self.target), by=self.by, ratio=self.ratio,
             multiple_of=self.multiple_of, moves=self.moves, **self._sampling(),
         )  # fmt: skip
-        counts, report = budget.widths(state, coupling, groups, scores, losses, alike=self.compares)
+        counts, report = budget.widths(state, coupling, groups, scores, losses, alike=self.compares, saved=saved)
         return {g.name: best_units(g, scores[g.name], counts[g.name]) for g in groups}, report
 
     def _scored(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:

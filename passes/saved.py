@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of"})
 """Options that say how much goes, not what units are worth."""
 
+CURVE = "search "
+"""Before the name of a group: what a search measured of it, counts and distances ``[2, probes]``."""
+
 AGAIN = "give another file, in which the scores of this run will be kept"
 
 
@@ -33,6 +36,7 @@ class Saved:
         record: ``pass``, ``options`` and ``model`` that they were computed with, and the windows that were ``read``.
         loaded: whether they come from a file, and so must fit.
         done: whether the pass of this run has come.
+        changed: whether it holds what it did not hold at first.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Saved:
     record: dict[str, Any] = field(default_factory=dict)
     loaded: bool = False
     done: bool = False
+    changed: bool = False
 
     def scores(
         self, step: Pass, state: State, names: Sequence[str], fixed: bool, compute: Callable[[], Mapping[str, Scores]]
@@ -73,8 +78,24 @@ class Saved:
         finally:
             state.calibration = before
         self.arrays = {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
+        self.changed = True
         self.record = record | {"read": with_witness.read if with_witness is not None else []}
         return found
+
+    def distances(self, name: str, counts: Sequence[int], compute: Callable[[], Sequence[float]]) -> Sequence[float]:
+        """How far the model is from the dense one when a group keeps so many of its units and all others are whole.
+
+        Args:
+            name: of the group, whose scores are kept here.
+            counts: of units.
+            compute: measures them, where these counts have not been.
+        """
+        known = self.arrays.get(CURVE + name)
+        if known is None or known.shape[1] != len(counts) or not np.array_equal(known[0], counts):
+            known = np.array([counts, compute()], dtype=np.float64)
+            self.arrays[CURVE + name] = known
+            self.changed = True
+        return [float(value) for value in known[1]]
 
     def _require(self, record: Mapping[str, Any], text: Corpus | None, names: Sequence[str], fixed: bool) -> None:
         theirs = self.record

@@ -21,6 +21,7 @@ from .consumers import taking_in
 from .costs import Costs
 from .measure import inference, logits_of
 from .rehearsal import tensors_by_name
+from .saved import Saved
 from .select import Scores, best_units
 
 PROBES = 7
@@ -151,22 +152,30 @@ class Search:
         gauge, silencer: of the model.
         groups: by name.
         scores: which units of a group go first.
+        saved: keeps what was measured of single groups, or has it from another run; None when it is not wanted.
     """
 
     gauge: Gauge
     silencer: Silencer
     groups: Mapping[str, Group]
     scores: Mapping[str, Scores]
+    saved: Saved | None = None
 
     def measured(self, curve: Curve) -> Curve:
         """The curve with measured losses, each of its groups cut alone, straight between the counts measured."""
         probes = np.unique(np.linspace(0, len(curve.counts) - 1, PROBES).round().astype(int))
         losses = np.zeros(len(curve.counts))
         for name in curve.groups:
-            found = [self.distance({name: int(curve.counts[at])}) for at in probes[:-1]]
+            found = self._alone(name, [int(curve.counts[at]) for at in probes[:-1]])
             losses += np.interp(np.arange(len(curve.counts)), probes, [*found, 0.0])
         # Less of a group is never better than more of it, whatever the noise of a measurement says.
         return replace(curve, losses=np.maximum.accumulate(losses[::-1])[::-1])
+
+    def _alone(self, name: str, counts: Sequence[int]) -> Sequence[float]:
+        def measure() -> Sequence[float]:
+            return [self.distance({name: count}) for count in counts]
+
+        return measure() if self.saved is None else self.saved.distances(name, counts, measure)
 
     def distance(self, counts: Mapping[str, int]) -> float:
         """Of the model whose groups keep their best units, so many of them."""

@@ -23,7 +23,7 @@ from fxprune.passes.base import State
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import ANALYSES, PASSES
-from fxprune.passes.saved import Saved
+from fxprune.passes.saved import CURVE, Saved
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .test_lora import VOCABULARY, llama
@@ -117,6 +117,38 @@ def test_other_budgets_read_no_calibration_text_and_plan_the_same(
         assert all(
             torch.equal(tensor, fresh.model.state_dict()[name_]) for name_, tensor in reused.model.state_dict().items()
         )
+
+
+def test_a_search_keeps_what_it_measured_of_single_groups(calibrations: list[int]) -> None:
+    search = f"fisher{{{SAMPLES},by=search,moves=5,ratio="
+    saved = kept(f"{search}0.25}}")
+    assert calibrations
+    calibrations.clear()
+    reused = run(f"{search}0.5}}", again(saved))
+    # The dense model, the two ways to begin, the one that was chosen, at most five moves, the end: six windows each.
+    assert sum(calibrations) <= 6 * (1 + 2 + 1 + 5 + 1)
+    fresh = run(f"{search}0.5}}")
+    assert reused.plan is not None
+    assert fresh.plan is not None
+    assert all(np.array_equal(units, fresh.plan.keep[group]) for group, units in reused.plan.keep.items())
+
+
+def test_scores_without_a_search_are_kept_with_one_once_it_has_run(calibrations: list[int]) -> None:
+    saved = kept(f"fisher{{{SAMPLES},by=global}}")
+    assert not any(name.startswith(CURVE) for name in saved.arrays)
+    search = f"fisher{{{SAMPLES},by=search,moves=0"
+    first = again(saved)
+    run(search + "}", first)
+    assert first.changed
+    second, third = again(first), again(first)
+    calibrations.clear()
+    run(search + "}", second)
+    few = sum(calibrations)
+    assert not second.changed
+    calibrations.clear()
+    run(search + ",multiple_of=4}", third)  # other counts
+    assert third.changed
+    assert sum(calibrations) > few
 
 
 def test_depth_first_is_the_same_model_for_every_width_and_later_passes_score_anew(calibrations: list[int]) -> None:
