@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.benchmarks.quality_page import increase, page
-from fxprune.benchmarks.quality_runs import PAPER_WINDOWS, Row, Run, runs
-from fxprune.benchmarks.recovery_text import recovery_text
+from fxprune.benchmarks.quality_runs import MIXED, PAPER_WINDOWS, TEXTS, Row, Run, runs
+from fxprune.benchmarks.recovery_text import recovery_text, spare_text
+
+SPARE_WINDOWS = 64
 
 
 class Bench:
@@ -46,12 +48,15 @@ class Bench:
         return found
 
     def corpus(self, name: str, text: str, part: str) -> Any:
-        from fxprune.tracer.text import load_text
+        from fxprune.tracer.text import from_string, load_text
 
-        key = (name, text, part)
-        if key not in self._known:
-            self._known[key] = load_text(str(self.text / f"{text}-{part}.txt"), self.of(name)[1])
-        return self._known[key]
+        tokenizer = self.of(name)[1]
+        if text == MIXED:
+            parts = [(self.text / f"{each}-{part}.txt").read_text(encoding="utf-8") for each in TEXTS]
+            length = min(map(len, parts))
+            mixed = "\n".join(each[:length] for each in parts)
+            return self.once((name, text, part), lambda: from_string("three texts", mixed, tokenizer))
+        return self.once((name, text, part), lambda: load_text(str(self.text / f"{text}-{part}.txt"), tokenizer))
 
     def training(self, run: Run) -> Any:
         """Text for recovery, None for a run without it."""
@@ -86,10 +91,14 @@ class Bench:
         return PAPER_WINDOWS if run.part == "paper" else self.windows
 
     def losses(self, run: Run, model: Any) -> list[float]:
-        """Log-perplexity on each evaluation text."""
+        """Log-perplexity on each evaluation text; on what training has left of the texts where a rate is chosen."""
         from fxprune.passes.measure import perplexity
 
-        windows = [self.corpus(run.model, text, "eval").windows(128, self.count(run)) for text in run.texts]
+        if run.part == "rate":
+            tokenizer = self.of(run.model)[1]
+            windows = [spare_text(self.text, text, tokenizer).windows(128, SPARE_WINDOWS) for text in run.texts]
+        else:
+            windows = [self.corpus(run.model, text, "eval").windows(128, self.count(run)) for text in run.texts]
         return [perplexity(model, tokens).nll for tokens in windows]
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
@@ -100,7 +109,7 @@ class Bench:
     def remember_scores(self, run: Run, pipeline: Sequence[Any]) -> None:
         """Scores do not depend on the budget or on how it is shared out: computed for the first of them."""
         first = pipeline[0]
-        if run.part in ("scores", "recovery"):
+        if run.part in ("scores", "recovery", "rate"):
             compute = first.scores
             key = ("scores", run.model, repr(replace(first, target=None, by="uniform")))
             object.__setattr__(first, "scores", lambda groups, state: self.once(key, lambda: compute(groups, state)))
@@ -148,7 +157,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are kept")
     parser.add_argument("--merge", type=Path, nargs="*", default=(), help="further files of rows, the last one holds")
     parser.add_argument("--out", type=Path, help="the page to write")
-    parser.add_argument("--part", choices=("paper", "scores", "search", "recovery"), help="run one part only")
+    parser.add_argument("--part", choices=("paper", "scores", "search", "rate", "recovery"), help="run one part only")
     parser.add_argument("--only", default="", help="run models whose name contains this")
     parser.add_argument("--no-run", action="store_true", help="run nothing: merge, and write the page")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration windows")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fxprune.benchmarks.quality_runs import (
     DENSE,
+    MIXED,
     PAPER,
     PAPER_MODEL,
     PAPER_WINDOWS,
@@ -22,6 +23,9 @@ from fxprune.benchmarks.quality_runs import (
     runs,
 )
 from fxprune.benchmarks.recovery_text import EACH
+
+WORTH_RECOVERING = 0.05
+"""An increase of the log-perplexity below which a share of it says nothing."""
 
 
 def increase(row: Row) -> float:
@@ -47,8 +51,9 @@ def paper_table(rows: dict[str, Row], seeds: int) -> list[str]:
                 rises = [now - then for now, then in zip(row["losses"], row["dense"], strict=True)]
                 shares = [f"{rise / best_of_paper(target, i):.2f}" for i, rise in enumerate(rises)]
                 shown = " / ".join(f"{math.exp(loss):.2f}" for loss in row["losses"])
+                pipeline = f"three texts: `{run.text}`" if run.calibration == MIXED else f"`{run.text}`"
                 lines.append(
-                    f"| {row['kept']:.4f} | `{run.text}` | {shown} | {' / '.join(shares)} | {row['seconds']:.0f} |"
+                    f"| {row['kept']:.4f} | {pipeline} | {shown} | {' / '.join(shares)} | {row['seconds']:.0f} |"
                 )
     return lines
 
@@ -104,8 +109,14 @@ def recovered_share(rows: dict[str, Row], seeds: int) -> str:
     for (model, _), found in recovery_columns(rows, seeds).items():
         for form in RECOVERED:
             was, now = (statistics.mean(map(increase, found[form + name])) for name in ("", " + recovery"))
-            shares.setdefault(model, []).append(1 - now / was)
+            if was >= WORTH_RECOVERING:
+                shares.setdefault(model, []).append(1 - now / was)
     return ", ".join(f"{model} {min(of):.0%} to {max(of):.0%}" for model, of in shares.items())
+
+
+def rates_table(rows: dict[str, Row], seeds: int) -> list[str]:
+    """Increase on spare text by learning rate."""
+    return increases_table(grouped(rows, "rate", seeds))
 
 
 def draws(rows: dict[str, Row], part: str, seeds: int) -> str:
@@ -164,11 +175,12 @@ def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
         "SCORES": "\n".join(increases_table(scores)),
         "VERDICT": verdict(rows, seeds),
         "PERPLEXITIES": "\n".join(perplexities_table(scores)),
-        "RECOVER": RECOVER.removeprefix(","),
+        "RECOVER": RECOVER.removeprefix(",").replace("LR", "RATE"),
         "RECOVERY_DRAWS": draws(rows, "recovery", seeds),
         "EACH": ", ".join(f"{count:,} of {name}" for name, count in EACH.items()),
         "RECOVERY": "\n".join(recovery_table(rows, seeds)),
         "RECOVERED_PERPLEXITIES": "\n".join(perplexities_table(recovery_columns(rows, seeds))),
+        "RATES": "\n".join(rates_table(rows, seeds)),
         "SHARES": recovered_share(rows, seeds),
         "SEARCH": "\n".join(increases_table(search)),
     }

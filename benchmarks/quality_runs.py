@@ -31,6 +31,13 @@ PAPER_PIPELINES = (
     "fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
 )
 
+PAPER_MORE = (
+    "fisher{target=params:TARGET,by=global,samples=128,seed=0},compensate{samples=384,seed=0}",
+    "obs{target=params:TARGET,by=global,samples=128,seed=0},compensate{samples=384,seed=0}",
+)
+MIXED = "+".join(TEXTS)
+"""As many characters of the calibration part of each text, one after the other."""
+
 SCORES_MODELS = ("stories260k", "tinystories-656k", "babyllama-1m", "llama-7m")
 SCORES_TARGETS = (0.9, 0.8, 0.7, 0.5)
 SEARCH_TARGETS = (0.8, 0.6)
@@ -49,7 +56,13 @@ PEERS = ("wanda", "flap")
 RECOVERED = {"uniform": "obs uniform", "free": "obs global"}
 """Form -> the column of SCORES that is recovered: how its budget is shared out is all that differs."""
 
-RECOVER = ",distill{steps=50,batch=16,micro_batch=16,length=128,lr=0.001,seed=SEED}"
+RECOVER = ",distill{steps=50,batch=16,micro_batch=16,length=128,lr=LR,seed=SEED}"
+RATES = ("0.00003", "0.0001", "0.0003", "0.001", "0.003", "0.01", "0.03")
+"""Learning rates that are tried at RATES_TARGET, in the free form, on spare text."""
+RATES_TARGET = 0.7
+CHOSEN = {"stories260k": "0.003", "tinystories-656k": "0.01", "babyllama-1m": "0.0001", "llama-7m": "0.0003"}
+"""Model -> the rate that does best there."""
+
 SEARCH = {
     f"fisher {way}": f"fisher{{target=params:TARGET,by={way},samples=10,seed=SEED}}" for way in ("uniform", "search")
 }
@@ -83,7 +96,8 @@ class Run:
 
     @property
     def key(self) -> str:
-        return f"{self.part}|{self.model}|{self.target}|{self.pipeline}|{self.seed}"
+        read = f"|{self.calibration}" if self.calibration == MIXED else ""
+        return f"{self.part}|{self.model}|{self.target}|{self.pipeline}|{self.seed}{read}"
 
     @property
     def text(self) -> str:
@@ -98,6 +112,8 @@ def runs(seeds: int) -> Iterator[Run]:
     for target in PAPER:
         for pipeline in PAPER_PIPELINES:
             yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
+        for pipeline in PAPER_MORE:
+            yield Run("paper", PAPER_MODEL, MIXED, TEXTS, target, pipeline, pipeline)
     for model in SCORES_MODELS[:3]:
         for target in SEARCH_TARGETS:
             for column, pipeline in SEARCH.items():
@@ -105,9 +121,15 @@ def runs(seeds: int) -> Iterator[Run]:
                     yield Run("search", model, TEXTS[0], TEXTS[:1], target, column, pipeline, seed)
     for run in scores_runs(seeds):
         if run.column in RECOVERED.values():
-            # The text that calibrates comes first, as in benchmarks/recovery.py.
-            training = tuple(reversed(run.texts))
-            yield replace(run, part="recovery", pipeline=run.pipeline + RECOVER, training=training)
+            yield recovering(run, "recovery", CHOSEN[run.model])
+        if run.column == RECOVERED["free"] and run.target == RATES_TARGET and run.seed == 0:
+            yield from (replace(recovering(run, "rate", rate), column=rate) for rate in RATES)
+
+
+def recovering(run: Run, part: str, rate: str) -> Run:
+    """The same with recovery behind it. The text that calibrates comes first, as in benchmarks/recovery.py."""
+    pipeline = run.pipeline + RECOVER.replace("LR", rate)
+    return replace(run, part=part, pipeline=pipeline, training=tuple(reversed(run.texts)))
 
 
 def scores_runs(seeds: int) -> Iterator[Run]:

@@ -41,13 +41,15 @@ EQUAL = "steps=40,batch=16,micro_batch=16,length=128,lr=0.001"
 LONG = "steps=STEPS,batch=16,micro_batch=16,length=128,lr=0.001"
 ADAPT = f"{CUT},lora{{steps=40,batch=16,micro_batch=16,length=128,OPTIONS}}"
 CHOICES = {
-    "the text alone": ("lr=0.001", "lr=0.002", "lr=0.004"),
+    "the text alone": ("lr=0.001", "lr=0.002", "lr=0.004", "lr=0.008"),
     "the teacher too": (
         "lr=0.001,teacher=0.5",
         "lr=0.002,teacher=0.5",
         "lr=0.004,teacher=0.5",
         "lr=0.002,teacher=0.5,temperature=2",
         "lr=0.004,teacher=0.25",
+        "lr=0.008,teacher=0.25",
+        "lr=0.008,teacher=0.5",
         "lr=0.002,teacher=1",
         "lr=0.004,teacher=1",
     ),
