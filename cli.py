@@ -92,6 +92,7 @@ def _export(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             layout=arguments.layout,
             optimize=arguments.optimize,
+            cache=arguments.cache,
             example=arguments.example,
             force=arguments.force,
             trust_remote_code=arguments.trust_remote_code,

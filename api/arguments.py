@@ -189,6 +189,12 @@ def _add_export(commands: Any) -> None:
         default="cpu",
         help="fuse for ONNX Runtime on this device, or none: only standard operators (default: cpu)",
     )
+    parser.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="of a causal language model: whole sequences in, logits out, and no keys and values of earlier tokens",
+    )
     _add_example_option(parser)
     _add_output(parser, required=True)
     _add_code_option(parser)

@@ -25,6 +25,7 @@ def export(
     dtype: str = "float32",
     layout: str = "onnxruntime",
     optimize: str = "cpu",
+    cache: bool = True,
     example: str | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
@@ -40,6 +41,8 @@ def export(
             own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
         layout: ``onnxruntime``, which onnxruntime-genai runs too, or ``transformers.js``.
         optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
+        cache: whether a causal language model takes and returns the keys and values of earlier tokens. Without it whole
+            sequences go in and logits come out, which models can do whose state is something else.
         example: what a model that is no causal language model is called with, such as
             ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
         force: whether an existing ``out`` is replaced.
@@ -55,7 +58,10 @@ def export(
     source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
     request = Request(source.directory, Path(out), dtype=dtype, layout=layout, optimize=optimize, force=force)
-    if Calling(config, example).language:
+    language = Calling(config, example).language
+    if not language and not cache:
+        raise RequestError(f"{source.name} is no causal language model and has no cache", "leave out --no-cache")
+    if language and cache:
         return export_onnx(request, trust_remote_code=trust_remote_code, progress=progress)
     progress(f"loading {source.name}")
     module = load_model(source)

@@ -78,7 +78,7 @@ class OnnxDecoder:
         if not self._past or "input_ids" not in self.inputs or "logits" not in self.outputs:
             raise RequestError(
                 f"{file} takes {', '.join(self.inputs)} and is not a decoder with a key-value cache",
-                "pass a directory that 'fxprune export' wrote",
+                "export a causal language model again, without --no-cache",
             )
 
     def empty_cache(self, batch: int) -> Cache:

@@ -173,12 +173,15 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
         if keys is None or values is None or keys.dim() != 4 or hasattr(layer, "conv_states"):
             raise FxpruneError(
                 f"layer {index} of {type(model).__name__} keeps {type(layer).__name__}, not keys and values",
-                "only models whose cache is keys and values of every layer export",
+                "export it with --no-cache: whole sequences in, logits out; no steps of one token",
             )
         for_key, for_value = (torch.zeros(_BATCH, kept.shape[1], _PAST, kept.shape[3]) for kept in (keys, values))
         cache.update(for_key, for_value, index)
     if not cache.layers:
-        raise FxpruneError(f"{type(model).__name__} returns no key-value cache", "set use_cache in its config")
+        raise FxpruneError(
+            f"{type(model).__name__} returns no key-value cache",
+            "set use_cache in its config, or export it with --no-cache: whole sequences in, logits out",
+        )
     return cache
 
 

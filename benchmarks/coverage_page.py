@@ -43,7 +43,8 @@ def onnx_cell(row: dict[str, Any]) -> str:
     found = row.get("onnx")
     if found is None:
         return "" if "error" in row.get("saved", {}) else "-"
-    return f"{found['difference']:.0e}" if "difference" in found else "no"
+    without = " without cache" if "error" in found else ""
+    return f"{found['difference']:.0e}{without}" if "difference" in found else "no"
 
 
 HEAD = """\
@@ -57,8 +58,9 @@ what was cut in it, and where it says so how much of every group; it was loaded 
 which fxprune cannot be imported. *Reloaded*: the worst difference of its outputs from those of the rewritten graph,
 relative to their scale, float32 (1e-5 is allowed). *Decodes*: greedy tokens with the cache equal those without.
 *ONNX*: the worst difference of the artifact's ONNX graph from torch, of a logit for causal language models (1e-3 is
-allowed), relative for the others (1e-4); *no* where the export failed, with the reason below, and *-* where it has not
-been tried.
+allowed), relative for the others and for causal language models without a cache (1e-4; `export --no-cache`, where keys
+and values of earlier tokens cannot be the state, with the reason below); *no* where both failed, and *-* where it has
+not been tried.
 """
 
 
@@ -80,6 +82,8 @@ def page(rows: dict[str, dict[str, Any]], models: Any) -> str:
     waiting = sum(row.get("error") == WAITING for row in rows.values())
     later = f" {waiting} have not been measured yet." if waiting else ""
     tried = [row["onnx"] for row in traced.values() if "onnx" in row]
+    made = [found for found in tried if "difference" in found]
+    cacheless = sum("error" in found for found in made)
     lines = [
         f"## {models.title}", "",
         f"Of {len(rows)} {models.what}, {len(traced)} are built small and traced. Attention heads are prunable in"
@@ -89,8 +93,9 @@ def page(rows: dict[str, dict[str, Any]], models: Any) -> str:
         "",
         f"{len(saved)} were written as artifacts, {plain} of them uniform, {whole} without a part of their heads and"
         f" inner widths, {residual} without a part of the residual width. {models.how_much}"
-        f" {sum('difference' in found for found in tried)} of {len(tried)} that were tried export to ONNX;"
-        f" {len(saved) - len(tried)} have not been tried.",
+        f" {len(made)} of {len(tried)} that were tried export to ONNX"
+        f"{f', {cacheless} of them without a cache' if cacheless else ''}"
+        f"{f'; {untried} have not been tried' if (untried := len(saved) - len(tried)) else ''}.",
         "",
         "| model type | operators | without a rule | heads | width | residual | any | difference | saved | reloaded"
         " | decodes | ONNX |",

@@ -114,16 +114,22 @@ def runs(seeds: int) -> Iterator[Run]:
             yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
         for pipeline in PAPER_MORE:
             yield Run("paper", PAPER_MODEL, MIXED, TEXTS, target, pipeline, pipeline)
-    for model in SCORES_MODELS[:3]:
+    for model in SCORES_MODELS:
+        calibration, texts = texts_of(model)
         for target in SEARCH_TARGETS:
             for column, pipeline in SEARCH.items():
                 for seed in range(seeds):
-                    yield Run("search", model, TEXTS[0], TEXTS[:1], target, column, pipeline, seed)
+                    yield Run("search", model, calibration, texts, target, column, pipeline, seed)
     for run in scores_runs(seeds):
         if run.column in RECOVERED.values():
             yield recovering(run, "recovery", CHOSEN[run.model])
         if run.column == RECOVERED["free"] and run.target == RATES_TARGET and run.seed == 0:
             yield from (replace(recovering(run, "rate", rate), column=rate) for rate in RATES)
+
+
+def texts_of(model: str) -> tuple[str, tuple[str, ...]]:
+    """What a model is calibrated on, and what its perplexity is measured on."""
+    return (PAPER_CALIBRATION, TEXTS) if model == PAPER_MODEL else (TEXTS[0], TEXTS[:1])
 
 
 def recovering(run: Run, part: str, rate: str) -> Run:
@@ -135,8 +141,7 @@ def recovering(run: Run, part: str, rate: str) -> Run:
 def scores_runs(seeds: int) -> Iterator[Run]:
     """Scores and ways to share a budget out."""
     for model in SCORES_MODELS:
-        texts = TEXTS if model == PAPER_MODEL else TEXTS[:1]
-        calibration = PAPER_CALIBRATION if model == PAPER_MODEL else TEXTS[0]
+        calibration, texts = texts_of(model)
         for seed in range(seeds):
             for target in SCORES_TARGETS:
                 for column, pipeline in SCORES.items():

@@ -17,6 +17,7 @@ from fxprune.backends.onnx_artifact import OnnxReport
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
+from .families import causal_lm
 from .families.other import ROWS, tiny_model
 
 
@@ -48,6 +49,34 @@ def test_an_encoder_runs_on_any_batch_length_and_padding(tmp_path: Path) -> None
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
     record = json.loads((tmp_path / "onnx" / "fxprune.json").read_text())
     assert record["open"] == ["batch_size", "sequence_length"]
+
+
+@pytest.mark.parametrize("name", ["bert", "mamba"])
+def test_a_causal_language_model_whose_state_is_no_keys_and_values(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    causal_lm.tiny_model(name).save_pretrained(source)
+    apply(source, "random{channels=true}", ratio=0.25, out=out)
+    assert main(["export", str(out), "--out", str(tmp_path / "onnx"), "--trust-remote-code"]) == 1
+    assert "--no-cache" in capsys.readouterr().err
+    assert main(["export", str(out), "--out", str(tmp_path / "onnx"), "--no-cache", "--trust-remote-code"]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    length = session.get_inputs()[0].shape[1]  # one that stays fixed where the model's code unrolls it
+    ids = np.arange(3 * (20 if isinstance(length, str) else length)).reshape(3, -1) + 3
+    model = transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True).eval()
+    with torch.no_grad():
+        expected = model(input_ids=torch.from_numpy(ids)).logits.numpy()
+    (logits,) = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    assert not (tmp_path / "onnx" / "genai_config.json").exists()
+
+
+def test_leaving_the_cache_out_is_for_causal_language_models(tmp_path: Path) -> None:
+    tiny_model("vit").save_pretrained(tmp_path / "source")
+    with pytest.raises(RequestError, match="is no causal language model and has no cache") as caught:
+        export(tmp_path / "source", tmp_path / "out", cache=False)
+    assert caught.value.hint == "leave out --no-cache"
 
 
 CASES: list[tuple[str, str, str, tuple[str, ...]]] = [
