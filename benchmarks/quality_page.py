@@ -24,6 +24,9 @@ from fxprune.benchmarks.quality_runs import (
 )
 from fxprune.benchmarks.recovery_text import EACH
 
+BEGUN = "2026-11-24"
+"""When the first of the rows that the JSON file holds was measured."""
+
 WORTH_RECOVERING = 0.05
 """An increase of the log-perplexity below which a share of it says nothing."""
 
@@ -165,7 +168,7 @@ def verdict(rows: dict[str, Row], seeds: int) -> str:
 def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
     scores, search = (grouped(rows, part, seeds) for part in ("scores", "search"))
     facts = {
-        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {date.today()}",
+        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {BEGUN} to {date.today()}",
         "COMMAND": "python benchmarks/quality.py --models ../shared/models --text ../shared/text --out docs/quality.md",
         "WINDOWS": str(windows),
         "PAPER_WINDOWS": str(PAPER_WINDOWS),

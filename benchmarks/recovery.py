@@ -30,6 +30,9 @@ Row = dict[str, Any]
 
 COMMAND = "python benchmarks/recovery.py --model ../shared/models/llama-7m --text ../shared/text --out docs/recovery.md"
 
+BEGUN = "2026-11-24"
+"""When the first of the rows that the JSON file holds was measured."""
+
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
 WINDOWS, LENGTH = 200, 128
 SPARE_WINDOWS = 64
@@ -205,7 +208,7 @@ def page(rows: dict[str, Any], steps: int) -> str:
     found = list(runs(steps))
     equal = [Run("equal", CUT), *(run for run in found if run.table == "equal")]
     facts = {
-        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {date.today()}",
+        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {BEGUN} to {date.today()}",
         "DENSE": " / ".join(f"{math.exp(loss):.2f}" for loss in rows["dense"]["losses"]),
         "LONG": "\n".join(table(rows, [run for run in found if run.table == "long"])),
         "EQUAL": "\n".join(table(rows, equal)),
