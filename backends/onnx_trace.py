@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 from transformers.utils import logging as transformers_logging
@@ -69,9 +70,12 @@ def load_causal_lm(source: Path, *, trust_remote_code: bool) -> tuple[torch.nn.M
         raise RequestError(f"{source} is an encoder-decoder model", "only decoders (causal language models) export")
     if not any(source.glob("*.safetensors")):
         raise RequestError(f"{source} holds no safetensors weights", "save the model with save_pretrained first")
+    # The Auto class lacks some classes, such as the text part of a larger model; it alone knows code beside the weights.
+    named = "" if config.get("auto_map") else (config.get("architectures") or [""])[0]
+    loader = getattr(transformers, named, AutoModelForCausalLM)
     try:
         with quiet():
-            model, loaded = AutoModelForCausalLM.from_pretrained(
+            model, loaded = loader.from_pretrained(
                 source,
                 dtype=torch.float32,
                 trust_remote_code=trust_remote_code,
@@ -153,7 +157,7 @@ def convert(
     except Exception as error:
         raise FxpruneError(
             f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}",
-            "--optimize none may do; otherwise transformers does not support this model",
+            "--optimize none may do, or --no-cache for a causal language model; otherwise no exporter knows it",
         ) from error
     strip_provenance(program)
     return program

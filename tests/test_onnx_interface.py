@@ -16,6 +16,8 @@ from fxprune.backends.onnx_names import rename_interface
 from fxprune.backends.onnx_runtime import OnnxDecoder
 from fxprune.ir.errors import FxpruneError, RequestError
 
+from .families import causal_lm
+
 
 @pytest.mark.parametrize(
     ("output", "message"),
@@ -31,6 +33,12 @@ def test_state_other_than_keys_and_values_is_refused(output: SimpleNamespace, me
 
     with pytest.raises(FxpruneError, match=message):
         onnx_trace.trace_onnx(Stateful(), optimize="cpu", opset=None)
+
+
+def test_a_class_that_no_auto_class_knows_is_loaded_by_its_name(tmp_path: Path) -> None:
+    causal_lm.tiny_model("emu3").save_pretrained(tmp_path)
+    model, _ = onnx_trace.load_causal_lm(tmp_path, trust_remote_code=False)
+    assert type(model).__name__ == "Emu3ForCausalLM"
 
 
 def interface(**shapes: list[Any]) -> ir.Model:
