@@ -70,7 +70,7 @@ def load_causal_lm(source: Path, *, trust_remote_code: bool) -> tuple[torch.nn.M
         raise RequestError(f"{source} is an encoder-decoder model", "only decoders (causal language models) export")
     if not any(source.glob("*.safetensors")):
         raise RequestError(f"{source} holds no safetensors weights", "save the model with save_pretrained first")
-    # The Auto class lacks some classes, such as the text part of a larger model; it alone knows code beside the weights.
+    # The Auto class lacks some classes, the text part of a larger model for one, and alone knows code beside weights.
     named = "" if config.get("auto_map") else (config.get("architectures") or [""])[0]
     loader = getattr(transformers, named, AutoModelForCausalLM)
     try:
