@@ -168,8 +168,14 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
 
     Layers with a sliding window, which may keep fewer tokens, become plain ones: their mask hides what lies outside.
     """
-    with torch.no_grad(), quiet():
-        output = model(input_ids=torch.zeros(_BATCH, _PAST, dtype=torch.int64), use_cache=True)
+    try:
+        with torch.no_grad(), quiet():
+            output = model(input_ids=torch.zeros(_BATCH, _PAST, dtype=torch.int64), use_cache=True)
+    except Exception as error:  # whatever a model's own code raises
+        raise FxpruneError(
+            f"{type(model).__name__} does not run on token ids [{_BATCH}, {_PAST}]: {first_line(error)}",
+            "only models that take token ids and return keys and values export with a cache; see --no-cache",
+        ) from error
     filled = getattr(output, "past_key_values", None)
     cache = DynamicCache()
     for index, layer in enumerate(getattr(filled, "layers", [])):

@@ -35,6 +35,18 @@ def test_state_other_than_keys_and_values_is_refused(output: SimpleNamespace, me
         onnx_trace.trace_onnx(Stateful(), optimize="cpu", opset=None)
 
 
+def test_a_model_that_does_not_run_on_token_ids_is_refused() -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, **_inputs: Any) -> Any:
+            raise RuntimeError("four codebooks, please")
+
+    with pytest.raises(
+        FxpruneError, match=r"Odd does not run on token ids \[2, \d+\]: RuntimeError: four codebooks"
+    ) as caught:
+        onnx_trace.trace_onnx(Odd(), optimize="cpu", opset=None)
+    assert "--no-cache" in caught.value.hint
+
+
 def test_a_class_that_no_auto_class_knows_is_loaded_by_its_name(tmp_path: Path) -> None:
     causal_lm.tiny_model("emu3").save_pretrained(tmp_path)
     model, _ = onnx_trace.load_causal_lm(tmp_path, trust_remote_code=False)
