@@ -8,8 +8,9 @@ import inspect
 import io
 import json
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from .onnx_names import BATCH, PAST, SEQUENCE, rename_interface, strip_provenanc
 
 # Extents of the example that is traced. All differ, and none is 0 or 1, which torch.export would fix for good.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
+
+_BOUND = re.compile(r"^ *(\w+) = Dim\('\1', max=(\d+)\)$", re.MULTILINE)
+"""What torch.export suggests where a model's code bounds an extent."""
 
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
 
@@ -107,10 +111,26 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
     Raises:
         FxpruneError: the model keeps another state than keys and values, or the exporter fails.
     """
-    accepted = inspect.signature(model.forward).parameters
-    open_dims = {name: torch.export.Dim(name) for name in (BATCH, SEQUENCE, PAST)}
-    tokens = {0: open_dims[BATCH], 1: open_dims[SEQUENCE]}
     cache = _example_cache(model)
+    open_dims = {name: torch.export.Dim(name) for name in (BATCH, SEQUENCE, PAST)}
+    try:
+        program = convert(model, *_call(model, cache, open_dims), optimize=optimize, opset=opset)
+    except FxpruneError as error:
+        # A table of positions in the model's code bounds the lengths: they stay open up to there.
+        bounds = dict(_BOUND.findall(str(_innermost(error))))
+        if not bounds or not bounds.keys() <= open_dims.keys():
+            raise
+        open_dims |= {name: torch.export.Dim(name, max=int(most)) for name, most in bounds.items()}
+        program = convert(model, *_call(model, cache, open_dims), optimize=optimize, opset=opset)
+    rename_interface(program)
+    return program
+
+
+def _call(
+    model: torch.nn.Module, cache: DynamicCache, open_dims: Mapping[str, torch.export.Dim]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a step is traced with, and which extents of it stay open."""
+    tokens = {0: open_dims[BATCH], 1: open_dims[SEQUENCE]}
     inputs: dict[str, Any] = {
         "input_ids": torch.zeros(_BATCH, _SEQUENCE, dtype=torch.int64),
         "attention_mask": torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.int64),
@@ -120,14 +140,12 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
         "input_ids": tokens,
         "attention_mask": {0: open_dims[BATCH], 1: torch.export.Dim.DYNAMIC},
     }
-    if "position_ids" in accepted:
+    if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1)
         shapes["position_ids"] = tokens
     inputs["past_key_values"] = cache
     shapes["past_key_values"] = [{0: open_dims[BATCH], 2: open_dims[PAST]}] * (2 * len(cache.layers))
-    program = convert(model, inputs, shapes, optimize=optimize, opset=opset)
-    rename_interface(program)
-    return program
+    return inputs, shapes
 
 
 def convert(
@@ -210,9 +228,14 @@ def _read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def first_line(error: BaseException) -> str:
-    """The innermost message, which says more than the exporter's summary of its own steps."""
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """The innermost message, which says more than the exporter's summary of its own steps."""
+    error = _innermost(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from fxprune.backends import onnx_trace
+from fxprune.backends.onnx import export_onnx
+from fxprune.backends.onnx_artifact import Request
 from fxprune.backends.onnx_names import rename_interface
 from fxprune.backends.onnx_runtime import OnnxDecoder
 from fxprune.ir.errors import FxpruneError, RequestError
@@ -51,6 +53,21 @@ def test_a_class_that_no_auto_class_knows_is_loaded_by_its_name(tmp_path: Path) 
     causal_lm.tiny_model("emu3").save_pretrained(tmp_path)
     model, _ = onnx_trace.load_causal_lm(tmp_path, trust_remote_code=False)
     assert type(model).__name__ == "Emu3ForCausalLM"
+
+
+def test_lengths_that_a_table_in_the_models_code_bounds_stay_open_up_to_there(tmp_path: Path) -> None:
+    model = causal_lm.tiny_model("gpt_neo").eval()
+    model.save_pretrained(tmp_path / "source")
+    export_onnx(Request(tmp_path / "source", tmp_path / "out"))
+    decoder = OnnxDecoder(tmp_path / "out")
+    context = model.config.max_position_embeddings
+    ids = torch.arange(2 * context).reshape(2, context) % causal_lm.VOCAB
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    torch.testing.assert_close(torch.from_numpy(decoder.logits(ids.numpy())), expected, rtol=0, atol=1e-5)
+    _, cache = decoder.step(ids[:, :-1].numpy(), decoder.empty_cache(2))
+    last, _ = decoder.step(ids[:, -1:].numpy(), cache)
+    torch.testing.assert_close(torch.from_numpy(last), expected[:, -1:], rtol=0, atol=1e-5)
 
 
 def interface(**shapes: list[Any]) -> ir.Model:
