@@ -155,3 +155,15 @@ def test_a_model_that_does_not_run_is_said_not_to() -> None:
     calling.inputs["pixel_values"] = torch.ones(1, 3, 16, 16)
     with pytest.raises(FxpruneError, match="ViTForImageClassification does not run: ValueError: Input image size"):
         calling.run(model, traced)
+
+
+def test_code_of_its_own_does_not_make_an_encoder_decoder_a_language_model() -> None:
+    """The free form of a model whose task has no Auto class of its own there is found by another one."""
+    config = tiny_model("whisper").config
+    config.auto_map = {"AutoModelForCausalLM": "modeling_fxprune.Free"}
+    config.architectures = ["WhisperForConditionalGeneration"]
+    assert not Calling(config, None).language
+    config.architectures = ["WhisperForCausalLM"]
+    assert Calling(config, None).language
+    config.architectures = ["SomebodysOwnForCausalLM"]
+    assert Calling(config, None).language

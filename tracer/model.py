@@ -173,8 +173,12 @@ def _builder(config: Any) -> Any:
 
 def predicts_next_token(config: Any) -> bool:
     """Whether a configuration is of a causal language model, from :func:`load_config`."""
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    named = next(iter(config.architectures or ()), "")
+    if getattr(config, "auto_map", None) and hasattr(transformers, named):
+        return named in names  # code of its own around a class whose kind is known, whatever Auto class finds that code
     found = _builder(config)
-    return found is AutoModelForCausalLM or found.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return found is AutoModelForCausalLM or found.__name__ in names
 
 
 def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = False) -> Any:
