@@ -41,8 +41,7 @@ def export(
             own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
         layout: ``onnxruntime``, which onnxruntime-genai runs too, or ``transformers.js``.
         optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
-        cache: whether a causal language model takes and returns the keys and values of earlier tokens. Without it whole
-            sequences go in and logits come out, which models can do whose state is something else.
+        cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
         example: what a model that is no causal language model is called with, such as
             ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
         force: whether an existing ``out`` is replaced.
