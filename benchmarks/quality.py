@@ -88,7 +88,7 @@ class Bench:
 
     def count(self, run: Run) -> int:
         """Evaluation windows of each text."""
-        return PAPER_WINDOWS if run.part == "paper" else self.windows
+        return PAPER_WINDOWS if run.part in ("paper", "criteria") else self.windows
 
     def losses(self, run: Run, model: Any) -> list[float]:
         """Log-perplexity on each evaluation text; on what training has left of the texts where a rate is chosen."""
@@ -157,7 +157,9 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are kept")
     parser.add_argument("--merge", type=Path, nargs="*", default=(), help="further files of rows, the last one holds")
     parser.add_argument("--out", type=Path, help="the page to write")
-    parser.add_argument("--part", choices=("paper", "scores", "search", "rate", "recovery"), help="run one part only")
+    parser.add_argument(
+        "--part", choices=("paper", "criteria", "scores", "search", "rate", "recovery"), help="run one part only"
+    )
     parser.add_argument("--only", default="", help="run models whose name contains this")
     parser.add_argument("--no-run", action="store_true", help="run nothing: merge, and write the page")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration windows")

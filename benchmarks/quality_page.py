@@ -12,28 +12,34 @@ from fxprune.benchmarks.quality_runs import (
     DENSE,
     MIXED,
     PAPER,
+    PAPER_CRITERIA,
     PAPER_MODEL,
     PAPER_WINDOWS,
     PEERS,
+    READ_BY_PAPER,
     RECOVER,
     RECOVERED,
     SCORES,
     TEXTS,
     Row,
+    Run,
+    criteria_runs,
     runs,
 )
 from fxprune.benchmarks.recovery_text import EACH
-
-BEGUN = "2026-11-24"
-"""When the first of the rows that the JSON file holds was measured."""
 
 WORTH_RECOVERING = 0.05
 """An increase of the log-perplexity below which a share of it says nothing."""
 
 
+def rises_of(row: Row) -> list[float]:
+    """Increase of the log-perplexity on each text."""
+    return [now - then for now, then in zip(row["losses"], row["dense"], strict=True)]
+
+
 def increase(row: Row) -> float:
     """Mean over the texts of the increase of the log-perplexity."""
-    return statistics.mean(now - then for now, then in zip(row["losses"], row["dense"], strict=True))
+    return statistics.mean(rises_of(row))
 
 
 def best_of_paper(target: float, text: int) -> float:
@@ -51,14 +57,47 @@ def paper_table(rows: dict[str, Row], seeds: int) -> list[str]:
         for run in runs(seeds):
             if run.part == "paper" and run.target == target and run.key in rows:
                 row = rows[run.key]
-                rises = [now - then for now, then in zip(row["losses"], row["dense"], strict=True)]
-                shares = [f"{rise / best_of_paper(target, i):.2f}" for i, rise in enumerate(rises)]
-                shown = " / ".join(f"{math.exp(loss):.2f}" for loss in row["losses"])
+                shares = " / ".join(f"{rise / best_of_paper(target, i):.2f}" for i, rise in enumerate(rises_of(row)))
                 pipeline = f"three texts: `{run.text}`" if run.calibration == MIXED else f"`{run.text}`"
                 lines.append(
-                    f"| {row['kept']:.4f} | {pipeline} | {shown} | {' / '.join(shares)} | {row['seconds']:.0f} |"
+                    f"| {row['kept']:.4f} | {pipeline} | {perplexities(row)} | {shares} | {row['seconds']:.0f} |"
                 )
     return lines
+
+
+def paper_verdict(rows: dict[str, Row], seeds: int) -> str:
+    """Which pipelines reach half of the paper's best increase on each text, at each size."""
+    reached: dict[str, list[bool]] = {}
+    for run in runs(seeds):
+        if run.part == "paper" and run.key in rows:
+            halves = [rise <= best_of_paper(run.target, i) / 2 for i, rise in enumerate(rises_of(rows[run.key]))]
+            name = f"`{run.pipeline}`" + (" on three texts" if run.calibration == MIXED else "")
+            reached.setdefault(name, []).append(all(halves))
+    names = [name for name, found in reached.items() if len(found) == len(PAPER) and all(found)]
+    return f"Half of the paper's increase or less, on each text and at both sizes: {', '.join(names) or 'none'}."
+
+
+def criteria_table(rows: dict[str, Row]) -> list[str]:
+    """LLM-Pruner's criteria and obs on the same windows; shares are of the best criterion on each text."""
+    names = " | ".join(PAPER_CRITERIA)
+    lines = [f"| kept | windows | {names} | `obs`, refit | increase, share of the best criterion's |"]
+    lines.append("|---|---|" + "---|" * len(PAPER_CRITERIA) + "---|---|")
+    for target in PAPER:
+        found = list(criteria_runs(target))
+        for windows, (_, _, calibration, pipeline) in READ_BY_PAPER.items():
+            mine = Run("paper", PAPER_MODEL, calibration, TEXTS, target, pipeline, pipeline).key
+            theirs = [found.pop(0).key for _ in PAPER_CRITERIA]
+            if not all(key in rows for key in (mine, *theirs)):
+                continue
+            best = [min(rises) for rises in zip(*(rises_of(rows[key]) for key in theirs), strict=True)]
+            shares = " / ".join(f"{rise / of:.2f}" for rise, of in zip(rises_of(rows[mine]), best, strict=True))
+            shown = " | ".join(perplexities(rows[key]) for key in (*theirs, mine))
+            lines.append(f"| {target} | {windows} | {shown} | {shares} |")
+    return lines
+
+
+def perplexities(row: Row) -> str:
+    return " / ".join(f"{math.exp(loss):.2f}" for loss in row["losses"])
 
 
 def cell(found: list[float], digits: int = 3) -> str:
@@ -168,13 +207,15 @@ def verdict(rows: dict[str, Row], seeds: int) -> str:
 def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
     scores, search = (grouped(rows, part, seeds) for part in ("scores", "search"))
     facts = {
-        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {BEGUN} to {date.today()}",
+        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {date.today()}",
         "COMMAND": "python benchmarks/quality.py --models ../shared/models --text ../shared/text --out docs/quality.md",
         "WINDOWS": str(windows),
         "PAPER_WINDOWS": str(PAPER_WINDOWS),
         "DRAWS": draws(rows, "scores", seeds),
         "DENSE": dense_perplexities(rows, seeds),
         "PAPER": "\n".join(paper_table(rows, seeds)),
+        "PAPER_VERDICT": paper_verdict(rows, seeds),
+        "CRITERIA": "\n".join(criteria_table(rows)),
         "SCORES": "\n".join(increases_table(scores)),
         "VERDICT": verdict(rows, seeds),
         "PERPLEXITIES": "\n".join(perplexities_table(scores)),

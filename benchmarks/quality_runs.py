@@ -38,6 +38,23 @@ PAPER_MORE = (
 MIXED = "+".join(TEXTS)
 """As many characters of the calibration part of each text, one after the other."""
 
+READ_BY_PAPER = {
+    "the paper's ten": ("", "samples=10", PAPER_CALIBRATION, PAPER_PIPELINES[3]),
+    "and 128 that the model writes": ("generate{windows=128},", "samples=138", PAPER_CALIBRATION, PAPER_PIPELINES[5]),
+}
+"""Windows -> what precedes a criterion of LLM-Pruner's that reads them, its options, the text, and the pipeline of obs
+that reads the same."""
+
+PAPER_CRITERIA = {
+    "L2": "magnitude{ratio=RATIO,layers=1:7}",
+    **{
+        variant: f"taylor{{variant={variant},ratio=RATIO,layers=1:7,READ}}"
+        for variant in ("vector", "element1", "element2", "second")
+    },
+}
+PAPER_RATIOS = {0.839: "0.25", 0.634: "0.6"}
+"""Kept parameters -> the ratio at which LLM-Pruner's layers and widths keep them."""
+
 SCORES_MODELS = ("stories260k", "tinystories-656k", "babyllama-1m", "llama-7m")
 SCORES_TARGETS = (0.9, 0.8, 0.7, 0.5)
 SEARCH_TARGETS = (0.8, 0.6)
@@ -79,7 +96,7 @@ class Run:
         texts: that its perplexity is measured on.
         target: kept parameters.
         column: of the table, or the pipeline.
-        pipeline: with TARGET, HALFWAY and SEED to be filled in.
+        pipeline: with TARGET, HALFWAY, RATIO and SEED to be filled in.
         seed: of the draw of calibration windows, and of training; None where the first windows are read.
         training: texts that recovery is trained on.
     """
@@ -103,6 +120,7 @@ class Run:
     def text(self) -> str:
         """The pipeline with its budget and seed; halfway is halfway from the whole model."""
         found = self.pipeline.replace("TARGET", f"{self.target:g}").replace("HALFWAY", f"{(1 + self.target) / 2:g}")
+        found = found.replace("RATIO", PAPER_RATIOS.get(self.target, ""))
         return found.replace("SEED", "none" if self.seed is None else str(self.seed))
 
 
@@ -114,6 +132,7 @@ def runs(seeds: int) -> Iterator[Run]:
             yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
         for pipeline in PAPER_MORE:
             yield Run("paper", PAPER_MODEL, MIXED, TEXTS, target, pipeline, pipeline)
+        yield from criteria_runs(target)
     for model in SCORES_MODELS:
         calibration, texts = texts_of(model)
         for target in SEARCH_TARGETS:
@@ -125,6 +144,14 @@ def runs(seeds: int) -> Iterator[Run]:
             yield recovering(run, "recovery", CHOSEN[run.model])
         if run.column == RECOVERED["free"] and run.target == RATES_TARGET and run.seed == 0:
             yield from (replace(recovering(run, "rate", rate), column=rate) for rate in RATES)
+
+
+def criteria_runs(target: float) -> Iterator[Run]:
+    """LLM-Pruner's criteria on the windows that fxprune reads: equal widths in layers 1:7, no refit."""
+    for before, read, calibration, _ in READ_BY_PAPER.values():
+        for name, criterion in PAPER_CRITERIA.items():
+            pipeline = before + criterion.replace("READ", read) if "READ" in criterion else criterion
+            yield Run("criteria", PAPER_MODEL, calibration, TEXTS, target, name, pipeline)
 
 
 def texts_of(model: str) -> tuple[str, tuple[str, ...]]:
