@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ class Bench:
         seconds = time.process_time() - started
         kept = parameter_count(state.model) / parameter_count(whole)
         dense = self.once(("dense", run.part, run.model), lambda: self.losses(run, whole))
-        return {"kept": kept, "losses": self.losses(run, state.model), "dense": dense, "seconds": seconds}
+        losses, today = self.losses(run, state.model), date.today().isoformat()
+        return {"kept": kept, "losses": losses, "dense": dense, "seconds": seconds, "date": today}
 
 
 def write(path: Path, rows: dict[str, Row], wanted: Iterable[Run]) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import platform
 import statistics
-from datetime import date
 from pathlib import Path
 
 from fxprune.benchmarks.quality_runs import (
     DENSE,
     MIXED,
     PAPER,
+    PAPER_CALIBRATION,
     PAPER_CRITERIA,
     PAPER_MODEL,
     PAPER_WINDOWS,
     PEERS,
-    READ_BY_PAPER,
     RECOVER,
     RECOVERED,
+    SAME_WINDOWS,
     SCORES,
     TEXTS,
     Row,
@@ -30,6 +30,11 @@ from fxprune.benchmarks.recovery_text import EACH
 
 WORTH_RECOVERING = 0.05
 """An increase of the log-perplexity below which a share of it says nothing."""
+
+
+def measured(rows: dict[str, Row]) -> str:
+    """The first day and the last one that a row was measured on."""
+    return " to ".join(sorted({min(row["date"] for row in rows.values()), max(row["date"] for row in rows.values())}))
 
 
 def rises_of(row: Row) -> list[float]:
@@ -83,10 +88,9 @@ def criteria_table(rows: dict[str, Row]) -> list[str]:
     lines = [f"| kept | windows | {names} | `obs`, refit | increase, share of the best criterion's |"]
     lines.append("|---|---|" + "---|" * len(PAPER_CRITERIA) + "---|---|")
     for target in PAPER:
-        found = list(criteria_runs(target))
-        for windows, (_, _, calibration, pipeline) in READ_BY_PAPER.items():
-            mine = Run("paper", PAPER_MODEL, calibration, TEXTS, target, pipeline, pipeline).key
-            theirs = [found.pop(0).key for _ in PAPER_CRITERIA]
+        for windows, (_, _, pipeline) in SAME_WINDOWS.items():
+            mine = Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline).key
+            theirs = [run.key for run in criteria_runs(target, windows)]
             if not all(key in rows for key in (mine, *theirs)):
                 continue
             best = [min(rises) for rises in zip(*(rises_of(rows[key]) for key in theirs), strict=True)]
@@ -207,7 +211,7 @@ def verdict(rows: dict[str, Row], seeds: int) -> str:
 def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
     scores, search = (grouped(rows, part, seeds) for part in ("scores", "search"))
     facts = {
-        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {date.today()}",
+        "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {measured(rows)}",
         "COMMAND": "python benchmarks/quality.py --models ../shared/models --text ../shared/text --out docs/quality.md",
         "WINDOWS": str(windows),
         "PAPER_WINDOWS": str(PAPER_WINDOWS),

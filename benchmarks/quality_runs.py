@@ -19,13 +19,15 @@ PAPER = {
 PAPER_MODEL = "llama-7m"
 PAPER_WINDOWS = 200
 PAPER_CALIBRATION = "bookcorpus"
+OBS_OF_TEN = "obs{target=params:TARGET,by=global,samples=10},compensate{samples=10,damping=0.3}"
+OBS_OF_WRITTEN = "generate{windows=128},obs{target=params:TARGET,by=global,samples=138},compensate{samples=138}"
 PAPER_PIPELINES = (
     "taylor{target=params:TARGET}",
     "fisher{target=params:TARGET,by=global,samples=10}",
     "fisher{target=params:TARGET,by=search,samples=10},compensate{samples=10,damping=0.3}",
-    "obs{target=params:TARGET,by=global,samples=10},compensate{samples=10,damping=0.3}",
+    OBS_OF_TEN,
     "generate{windows=128},fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
-    "generate{windows=128},obs{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
+    OBS_OF_WRITTEN,
     "generate{windows=384},fisher{target=params:TARGET,by=global,samples=266},compensate{samples=394}",
     "generate{windows=128},fisher{target=params:HALFWAY,by=global,samples=138},compensate{samples=138},"
     "fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
@@ -38,12 +40,11 @@ PAPER_MORE = (
 MIXED = "+".join(TEXTS)
 """As many characters of the calibration part of each text, one after the other."""
 
-READ_BY_PAPER = {
-    "the paper's ten": ("", "samples=10", PAPER_CALIBRATION, PAPER_PIPELINES[3]),
-    "and 128 that the model writes": ("generate{windows=128},", "samples=138", PAPER_CALIBRATION, PAPER_PIPELINES[5]),
+SAME_WINDOWS = {
+    "the paper's ten": ("", "samples=10", OBS_OF_TEN),
+    "and 128 that the model writes": ("generate{windows=128},", "samples=138", OBS_OF_WRITTEN),
 }
-"""Windows -> what precedes a criterion of LLM-Pruner's that reads them, its options, the text, and the pipeline of obs
-that reads the same."""
+"""Windows -> what precedes a criterion of LLM-Pruner's that reads them, its option, and obs that does."""
 
 PAPER_CRITERIA = {
     "L2": "magnitude{ratio=RATIO,layers=1:7}",
@@ -132,7 +133,8 @@ def runs(seeds: int) -> Iterator[Run]:
             yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
         for pipeline in PAPER_MORE:
             yield Run("paper", PAPER_MODEL, MIXED, TEXTS, target, pipeline, pipeline)
-        yield from criteria_runs(target)
+        for windows in SAME_WINDOWS:
+            yield from criteria_runs(target, windows)
     for model in SCORES_MODELS:
         calibration, texts = texts_of(model)
         for target in SEARCH_TARGETS:
@@ -146,12 +148,12 @@ def runs(seeds: int) -> Iterator[Run]:
             yield from (replace(recovering(run, "rate", rate), column=rate) for rate in RATES)
 
 
-def criteria_runs(target: float) -> Iterator[Run]:
-    """LLM-Pruner's criteria on the windows that fxprune reads: equal widths in layers 1:7, no refit."""
-    for before, read, calibration, _ in READ_BY_PAPER.values():
-        for name, criterion in PAPER_CRITERIA.items():
-            pipeline = before + criterion.replace("READ", read) if "READ" in criterion else criterion
-            yield Run("criteria", PAPER_MODEL, calibration, TEXTS, target, name, pipeline)
+def criteria_runs(target: float, windows: str) -> Iterator[Run]:
+    """LLM-Pruner's criteria on some of SAME_WINDOWS: equal widths in layers 1:7, no refit."""
+    before, read, _ = SAME_WINDOWS[windows]
+    for name, criterion in PAPER_CRITERIA.items():
+        pipeline = before + criterion.replace("READ", read) if "READ" in criterion else criterion
+        yield Run("criteria", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, name, pipeline)
 
 
 def texts_of(model: str) -> tuple[str, tuple[str, ...]]:
