@@ -36,12 +36,16 @@ COMPANIONS = (
 )  # fmt: skip
 """Files of the source that stay true of the smaller model: tokenizer, generation, processing, licence."""
 
-AUTO_CLASSES = (
+USUAL = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText",
     "AutoModelForSequenceClassification", "AutoModelForMaskedLM", "AutoModelForTokenClassification",
     "AutoModelForQuestionAnswering", "AutoModelForImageClassification", "AutoModel",
 )  # fmt: skip
-"""Searched in this order for the one that maps a configuration to the class that was pruned."""
+AUTO_CLASSES = (
+    *USUAL,
+    *(name for name in sorted(dir(transformers)) if name.startswith("AutoModelFor") and name not in USUAL),
+)
+"""Searched in this order for the one that maps a configuration to the class that was pruned: several may."""
 
 
 @dataclass(frozen=True)

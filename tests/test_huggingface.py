@@ -267,6 +267,22 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "auto"),
+    [
+        ("LlamaForCausalLM", "AutoModelForCausalLM"),
+        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+        ("WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq"),
+        ("Wav2Vec2ForCTC", "AutoModelForCTC"),
+        ("DetrForObjectDetection", "AutoModelForObjectDetection"),
+        ("CLIPModel", "AutoModel"),
+        ("GPT2DoubleHeadsModel", "GPT2DoubleHeadsModel"),  # none loads it
+    ],
+)
+def test_the_auto_class_of_a_task(name: str, auto: str) -> None:
+    assert auto_class_of(getattr(transformers, name)) == auto
+
+
 def test_requests_that_are_refused(tmp_path: Path) -> None:
     cut, details = shrunk(llama_range)
     (tmp_path / "there").mkdir()

@@ -3,13 +3,16 @@ transformers alone in a fresh process."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import transformers
 
 from fxprune.api.pruning import Applied, apply
 from fxprune.backends.verify import LOGITS_TOLERANCE, Job, verify
+from fxprune.passes.measure import parameter_count
 
 from .families.other import HALF, NOT_SAVED, NOT_TRACED, ROWS, SAMPLE, SAVED_WITH, STAYS, WITHOUT, tiny_model
 
@@ -59,6 +62,17 @@ def test_pruned_saved_and_reloaded(
     for name, checks in zip(families, verify(jobs), strict=True):
         assert checks["logits_worst_difference"] <= LOGITS_TOLERANCE, name
         assert checks["cached_generate_equals_uncached"] is not False, name
+
+
+def test_a_free_form_is_found_by_the_auto_class_of_its_task(tmp_path: Path) -> None:
+    """Pipelines of transformers ask that class alone, so that another one in its place would leave them without."""
+    source = tmp_path / "source"
+    tiny_model("whisper").save_pretrained(source)
+    applied = apply(source, "random{ratio=0.5,seed=1}", form="free", out=tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert list(config["auto_map"]) == ["AutoModelForSpeechSeq2Seq"]
+    model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert parameter_count(model) == applied.parameters[1]
 
 
 def test_the_tables_name_only_what_there_is_and_leave_enough() -> None:
