@@ -32,6 +32,7 @@ from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import PASSES
 from ..passes.rehearsal import tensors_by_name
 from ..passes.replay import Replay
+from ..passes.saved import Saved as SavedScores
 from ..passes.shrink import extents_by_module
 from ..tracer.export import Traced
 from ..tracer.fingerprints import Noted
@@ -108,18 +109,11 @@ def apply(
         RequestError: anything that is wrong with the request, before any work.
         FxpruneError: a pass failed, or what was written is not what was to be written.
     """
-    if plan is None and not isinstance(passes, str) and not passes:
-        raise RequestError(
-            "there is nothing to do", "give --pass PIPELINE, or --plan FILE to repeat what a run removed"
-        )
     shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target}
-    asked = parse_pipeline(passes, PASSES, shared) if passes or plan is None else _none_of(shared)
+    asked = _asked(passes, plan, shared)
     pipeline = tuple(step for step in asked if not (dry_run and step.kind == RECOVER))
     check_printing(print_ir_after, pipeline)
-    if out is None and not dry_run:
-        raise RequestError("there is nowhere to write to", "give --out DIR, or --dry-run to write nothing")
-    if resume and dry_run:
-        raise RequestError("a dry run writes nothing that it could resume", "leave out --resume or --dry-run")
+    _require_place(out, resume=resume, dry_run=dry_run)
     kept = open_scores(scores, pipeline, texts=loss is None)
     weights = not dry_run or any(step.needs_weights for step in pipeline)
     source = resolve(model, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
@@ -139,11 +133,7 @@ def apply(
         run = identity(source, {CALIBRATION: calib, RECOVERY: data}, example=example, loss=loss, scores=place)
         stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
     work = _Work(source, pipeline if weights else None, calling, progress)
-    work.state.outputs = () if calling.language else work.traced.outputs
-    work.state.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
-    work.recorded = recorded
-    work.read_texts(pipeline, calib, data)
-    work.state.saved = kept
+    work.read(pipeline, calib=calib, data=data, loss=loss, recorded=recorded, scores=kept)
     applied = work.run(pipeline, printer(print_ir_after), stages)
     write_scores(scores, work.state.saved)
     applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))
@@ -156,6 +146,22 @@ def apply(
     if stages is not None:
         stages.clear()
     return applied
+
+
+def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
+    """The passes that were written out; none are needed beside a plan."""
+    if plan is None and not isinstance(passes, str) and not passes:
+        raise RequestError(
+            "there is nothing to do", "give --pass PIPELINE, or --plan FILE to repeat what a run removed"
+        )
+    return parse_pipeline(passes, PASSES, shared) if passes or plan is None else _none_of(shared)
+
+
+def _require_place(out: str | Path | None, *, resume: bool, dry_run: bool) -> None:
+    if out is None and not dry_run:
+        raise RequestError("there is nowhere to write to", "give --out DIR, or --dry-run to write nothing")
+    if resume and dry_run:
+        raise RequestError("a dry run writes nothing that it could resume", "leave out --resume or --dry-run")
 
 
 class _Work:
@@ -189,8 +195,21 @@ class _Work:
         self.recorded: Recorded | None = None
         self.texts: dict[str, Noted | None] = {}
 
-    def read_texts(self, pipeline: Sequence[Pass], calib: str | Path | None, data: str | Path | None) -> None:
-        """Tokenise what the passes will read; nothing when no pass reads weights."""
+    def read(
+        self,
+        pipeline: Sequence[Pass],
+        *,
+        calib: str | Path | None,
+        data: str | Path | None,
+        loss: str | Callable[[torch.nn.Module], torch.Tensor] | None,
+        recorded: Recorded | None,
+        scores: SavedScores | None,
+    ) -> None:
+        """Take in what the passes will read; texts are not tokenised when no pass reads weights."""
+        self.state.outputs = () if self.calling.language else self.traced.outputs
+        self.state.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
+        self.state.saved = scores
+        self.recorded = recorded
         if not self.calling.language or not any(step.needs_weights for step in pipeline):
             return
         self.progress("reading texts")
