@@ -4,8 +4,9 @@ python benchmarks/quality.py --models ../shared/models --text ../shared/text --o
 
 Rows that quality.json holds are not run again; ``--rows`` names another file, to measure everything anew. Calibration
 reads the ``-calib`` texts, recovery also the ``-recover`` ones, perplexity the ``-eval`` ones; that they share nothing
-is checked. ``--part`` runs one of the parts, ``--only`` some models, ``--seeds`` more or fewer draws. Processes that
-run side by side want files of their own: ``--merge FILE ...`` puts their rows into one.
+is checked. LLM-Pruner's own code runs where ``--llm-pruner`` names a checkout of it. ``--part`` runs one of the parts,
+``--only`` some models, ``--seeds`` more or fewer draws. Processes that run side by side want files of their own:
+``--merge FILE ...`` puts their rows into one.
 """
 
 from __future__ import annotations
@@ -22,8 +23,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from fxprune.benchmarks.llm_pruner import LLMPruner
 from fxprune.benchmarks.quality_page import increase, page
-from fxprune.benchmarks.quality_runs import MIXED, PAPER_WINDOWS, TEXTS, Row, Run, runs
+from fxprune.benchmarks.quality_runs import (
+    MIXED,
+    PAPER_FIRST,
+    PAPER_RATIOS,
+    PAPER_WINDOWS,
+    TEXTS,
+    Row,
+    Run,
+    runs,
+)
 from fxprune.benchmarks.recovery_text import recovery_text, spare_text
 
 SPARE_WINDOWS = 64
@@ -32,8 +43,9 @@ SPARE_WINDOWS = 64
 class Bench:
     """Models, tokenisers and texts, each read once."""
 
-    def __init__(self, models: Path, text: Path, windows: int) -> None:
+    def __init__(self, models: Path, text: Path, windows: int, llm_pruner: Path | None = None) -> None:
         self.models, self.text, self.windows = models, text, windows
+        self.llm_pruner = None if llm_pruner is None else LLMPruner(llm_pruner)
         self._known: dict[Any, Any] = {}
 
     def of(self, name: str) -> tuple[Any, Any, Any]:
@@ -116,12 +128,8 @@ class Bench:
             object.__setattr__(first, "scores", lambda groups, state: self.once(key, lambda: compute(groups, state)))
 
     def run(self, run: Run) -> Row:
-        from fxprune.ir.verifier import verify
         from fxprune.passes.base import State
-        from fxprune.passes.manager import run_pipeline
         from fxprune.passes.measure import parameter_count
-        from fxprune.passes.pipeline import parse_pipeline
-        from fxprune.passes.registry import ANALYSES, PASSES
 
         whole, _, traced = self.of(run.model)
         calibration = self.corpus(run.model, run.calibration, "calib")
@@ -129,15 +137,33 @@ class Bench:
         state = State(
             traced.graph, copy.deepcopy(whole), example=traced.example, calibration=calibration, data=self.training(run)
         )
-        pipeline = parse_pipeline([run.text], PASSES)
-        self.remember_scores(run, pipeline)
         started = time.process_time()
-        run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify)
+        (self._own_code if run.part == "criteria" else self._pipeline)(run, state)
         seconds = time.process_time() - started
         kept = parameter_count(state.model) / parameter_count(whole)
         dense = self.once(("dense", run.part, run.model), lambda: self.losses(run, whole))
         losses, today = self.losses(run, state.model), date.today().isoformat()
         return {"kept": kept, "losses": losses, "dense": dense, "seconds": seconds, "date": today}
+
+    def _pipeline(self, run: Run, state: Any) -> None:
+        from fxprune.ir.verifier import verify
+        from fxprune.passes.manager import run_pipeline
+        from fxprune.passes.pipeline import parse_pipeline
+        from fxprune.passes.registry import ANALYSES, PASSES
+
+        pipeline = parse_pipeline([run.text], PASSES)
+        self.remember_scores(run, pipeline)
+        run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify)
+
+    def _own_code(self, run: Run, state: Any) -> None:
+        """Cut by LLM-Pruner, on the windows that a pipeline that begins with ``generate`` reads."""
+        from fxprune.passes.generate import Generate
+
+        assert self.llm_pruner is not None
+        if run.written:
+            Generate(windows=run.written, first=PAPER_FIRST).run(state)
+        windows = state.calibration.windows(128, PAPER_FIRST + run.written)
+        self.llm_pruner.cut(state.model, windows, run.column, PAPER_RATIOS[run.target])
 
 
 def write(path: Path, rows: dict[str, Row], wanted: Iterable[Run]) -> None:
@@ -156,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", required=True, type=Path, help="folder of model directories")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt, -recover.txt and -eval.txt")
+    parser.add_argument("--llm-pruner", type=Path, help="a checkout of github.com/horseee/LLM-Pruner, to run it too")
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are kept")
     parser.add_argument("--merge", type=Path, nargs="*", default=(), help="further files of rows, the last one holds")
     parser.add_argument("--out", type=Path, help="the page to write")
@@ -172,10 +199,11 @@ def main() -> None:
     rows = {key: row for path in (options.rows, *options.merge) for key, row in read(path).items()}
     wanted = list(runs(options.seeds))
     write(options.rows, rows, wanted)
-    bench = Bench(options.models, options.text, options.windows)
+    bench = Bench(options.models, options.text, options.windows, options.llm_pruner)
     for run in wanted:
         skip = options.no_run or options.part not in (None, run.part) or options.only not in run.model
-        if skip or run.key in rows:
+        unable = run.part == "criteria" and bench.llm_pruner is None
+        if skip or unable or run.key in rows:
             continue
         rows[run.key] = bench.run(run)
         print(f"{run.key}: kept {rows[run.key]['kept']:.4f}, +{increase(rows[run.key]):.4f}", flush=True)

@@ -7,13 +7,13 @@ import platform
 import statistics
 from pathlib import Path
 
+from fxprune.benchmarks.llm_pruner import CRITERIA
 from fxprune.benchmarks.quality_runs import (
-    DENSE,
     MIXED,
-    PAPER,
     PAPER_CALIBRATION,
-    PAPER_CRITERIA,
     PAPER_MODEL,
+    PAPER_OWN,
+    PAPER_RATIOS,
     PAPER_WINDOWS,
     PEERS,
     RECOVER,
@@ -47,25 +47,32 @@ def increase(row: Row) -> float:
     return statistics.mean(rises_of(row))
 
 
-def best_of_paper(target: float, text: int) -> float:
-    """The least increase of the log-perplexity that any criterion of LLM-Pruner reaches on one text."""
-    return min(math.log(values[text] / DENSE[text]) for values in PAPER[target].values())
+def best_of_paper(rows: dict[str, Row], target: float, windows: str = PAPER_OWN) -> list[float]:
+    """The least increase of the log-perplexity that any criterion of LLM-Pruner reaches on each text."""
+    found = [rises_of(rows[run.key]) for run in criteria_runs(target, windows) if run.key in rows]
+    if len(found) < len(CRITERIA):
+        raise SystemExit(f"LLM-Pruner at {target} on {windows} was not measured: give --llm-pruner CHECKOUT")
+    return [min(rises) for rises in zip(*found, strict=True)]
+
+
+def shares(row: Row, best: list[float]) -> str:
+    """Its increases in terms of others."""
+    return " / ".join(f"{rise / of:.2f}" for rise, of in zip(rises_of(row), best, strict=True))
 
 
 def paper_table(rows: dict[str, Row], seeds: int) -> list[str]:
     lines = ["| kept | pipeline | perplexity | increase, share of the paper's best | CPU s |", "|---|---|---|---|---|"]
-    for target, criteria in PAPER.items():
-        for name, values in criteria.items():
-            shares = [f"{math.log(v / DENSE[i]) / best_of_paper(target, i):.2f}" for i, v in enumerate(values)]
-            shown = " / ".join(f"{v:.2f}" for v in values)
-            lines.append(f"| {target} | LLM-Pruner, {name} | {shown} | {' / '.join(shares)} | |")
-        for run in runs(seeds):
-            if run.part == "paper" and run.target == target and run.key in rows:
+    for target in PAPER_RATIOS:
+        best = best_of_paper(rows, target)
+        paper = [run for run in runs(seeds) if run.part == "paper" and run.target == target]
+        for run in (*criteria_runs(target, PAPER_OWN), *paper):
+            if run.key in rows:
                 row = rows[run.key]
-                shares = " / ".join(f"{rise / best_of_paper(target, i):.2f}" for i, rise in enumerate(rises_of(row)))
-                pipeline = f"three texts: `{run.text}`" if run.calibration == MIXED else f"`{run.text}`"
+                name = f"`{run.text}`" if run.part == "paper" else f"LLM-Pruner, {run.column}"
+                pipeline = f"three texts: {name}" if run.calibration == MIXED else name
                 lines.append(
-                    f"| {row['kept']:.4f} | {pipeline} | {perplexities(row)} | {shares} | {row['seconds']:.0f} |"
+                    f"| {row['kept']:.4f} | {pipeline} | {perplexities(row)} | {shares(row, best)} "
+                    f"| {row['seconds']:.0f} |"
                 )
     return lines
 
@@ -75,28 +82,44 @@ def paper_verdict(rows: dict[str, Row], seeds: int) -> str:
     reached: dict[str, list[bool]] = {}
     for run in runs(seeds):
         if run.part == "paper" and run.key in rows:
-            halves = [rise <= best_of_paper(run.target, i) / 2 for i, rise in enumerate(rises_of(rows[run.key]))]
+            best = best_of_paper(rows, run.target)
+            halves = [rise <= of / 2 for rise, of in zip(rises_of(rows[run.key]), best, strict=True)]
             name = f"`{run.pipeline}`" + (" on three texts" if run.calibration == MIXED else "")
             reached.setdefault(name, []).append(all(halves))
-    names = [name for name, found in reached.items() if len(found) == len(PAPER) and all(found)]
+    names = [name for name, found in reached.items() if len(found) == len(PAPER_RATIOS) and all(found)]
     return f"Half of the paper's increase or less, on each text and at both sizes: {', '.join(names) or 'none'}."
+
+
+def best_of_ten(rows: dict[str, Row], seeds: int) -> str:
+    """The shares of the pipeline that reads the ten windows alone and is least where it is worst, at each size."""
+    found = []
+    for target in PAPER_RATIOS:
+        best = best_of_paper(rows, target)
+        alone = [
+            rows[run.key]
+            for run in runs(seeds)
+            if run.part == "paper" and run.target == target and run.key in rows
+            if run.calibration != MIXED and "generate" not in run.pipeline
+        ]
+        least = min(alone, key=lambda row: max(rise / of for rise, of in zip(rises_of(row), best, strict=True)))
+        found.append(f"{shares(least, best)} at best at {target}")
+    return ", ".join(found)
 
 
 def criteria_table(rows: dict[str, Row]) -> list[str]:
     """LLM-Pruner's criteria and obs on the same windows; shares are of the best criterion on each text."""
-    names = " | ".join(PAPER_CRITERIA)
+    names = " | ".join(CRITERIA)
     lines = [f"| kept | windows | {names} | `obs`, refit | increase, share of the best criterion's |"]
-    lines.append("|---|---|" + "---|" * len(PAPER_CRITERIA) + "---|---|")
-    for target in PAPER:
-        for windows, (_, _, pipeline) in SAME_WINDOWS.items():
-            mine = Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline).key
-            theirs = [run.key for run in criteria_runs(target, windows)]
-            if not all(key in rows for key in (mine, *theirs)):
-                continue
-            best = [min(rises) for rises in zip(*(rises_of(rows[key]) for key in theirs), strict=True)]
-            shares = " / ".join(f"{rise / of:.2f}" for rise, of in zip(rises_of(rows[mine]), best, strict=True))
-            shown = " | ".join(perplexities(rows[key]) for key in (*theirs, mine))
-            lines.append(f"| {target} | {windows} | {shown} | {shares} |")
+    lines.append("|---|---|" + "---|" * len(CRITERIA) + "---|---|")
+    for target in PAPER_RATIOS:
+        for windows, (_, pipeline) in SAME_WINDOWS.items():
+            mine = rows.get(Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline).key)
+            if mine is not None:
+                theirs = [rows[run.key] for run in criteria_runs(target, windows)]
+                shown = " | ".join(map(perplexities, (*theirs, mine)))
+                lines.append(
+                    f"| {target} | {windows} | {shown} | {shares(mine, best_of_paper(rows, target, windows))} |"
+                )
     return lines
 
 
@@ -212,13 +235,15 @@ def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
     scores, search = (grouped(rows, part, seeds) for part in ("scores", "search"))
     facts = {
         "MACHINE": f"{platform.machine()}, Python {platform.python_version()}, one thread, {measured(rows)}",
-        "COMMAND": "python benchmarks/quality.py --models ../shared/models --text ../shared/text --out docs/quality.md",
+        "COMMAND": "python benchmarks/quality.py --models ../shared/models --text ../shared/text "
+        "--llm-pruner ../LLM-Pruner --out docs/quality.md",
         "WINDOWS": str(windows),
         "PAPER_WINDOWS": str(PAPER_WINDOWS),
         "DRAWS": draws(rows, "scores", seeds),
         "DENSE": dense_perplexities(rows, seeds),
         "PAPER": "\n".join(paper_table(rows, seeds)),
         "PAPER_VERDICT": paper_verdict(rows, seeds),
+        "PAPER_TEN": best_of_ten(rows, seeds),
         "CRITERIA": "\n".join(criteria_table(rows)),
         "SCORES": "\n".join(increases_table(scores)),
         "VERDICT": verdict(rows, seeds),

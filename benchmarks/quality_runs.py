@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fxprune.benchmarks.llm_pruner import CRITERIA
+
 Row = dict[str, Any]
 
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
-DENSE = (23.24, 32.35, 64.91)
-PAPER = {
-    0.839: {"L2": (25.23, 34.84, 69.42), "vector": (26.35, 35.07, 68.74), "element1": (26.40, 34.82, 68.29)},
-    0.634: {"L2": (30.82, 43.62, 88.55), "vector": (33.22, 45.88, 79.95), "element1": (33.14, 44.43, 80.01)},
-}
-"""LLM-Pruner's own code on llama-7m, layers 1:7, ratios 0.25 and 0.6: perplexity on TEXTS."""
+PAPER_RATIOS = {0.839: 0.25, 0.634: 0.6}
+"""Kept parameters -> the ratio at which LLM-Pruner's layers and widths keep them."""
 
 PAPER_MODEL = "llama-7m"
 PAPER_WINDOWS = 200
 PAPER_CALIBRATION = "bookcorpus"
+PAPER_FIRST = 10
+"""Windows that LLM-Pruner's figures and ours are calibrated on."""
 OBS_OF_TEN = "obs{target=params:TARGET,by=global,samples=10},compensate{samples=10,damping=0.3}"
 OBS_OF_WRITTEN = "generate{windows=128},obs{target=params:TARGET,by=global,samples=138},compensate{samples=138}"
 PAPER_PIPELINES = (
@@ -40,21 +40,9 @@ PAPER_MORE = (
 MIXED = "+".join(TEXTS)
 """As many characters of the calibration part of each text, one after the other."""
 
-SAME_WINDOWS = {
-    "the paper's ten": ("", "samples=10", OBS_OF_TEN),
-    "and 128 that the model writes": ("generate{windows=128},", "samples=138", OBS_OF_WRITTEN),
-}
-"""Windows -> what precedes a criterion of LLM-Pruner's that reads them, its option, and obs that does."""
-
-PAPER_CRITERIA = {
-    "L2": "magnitude{ratio=RATIO,layers=1:7}",
-    **{
-        variant: f"taylor{{variant={variant},ratio=RATIO,layers=1:7,READ}}"
-        for variant in ("vector", "element1", "element2", "second")
-    },
-}
-PAPER_RATIOS = {0.839: "0.25", 0.634: "0.6"}
-"""Kept parameters -> the ratio at which LLM-Pruner's layers and widths keep them."""
+SAME_WINDOWS = {"the paper's ten": (0, OBS_OF_TEN), "and 128 that the model writes": (128, OBS_OF_WRITTEN)}
+"""Windows -> how many beside the first ten the dense model writes, and obs that reads them all."""
+PAPER_OWN = "the paper's ten"
 
 SCORES_MODELS = ("stories260k", "tinystories-656k", "babyllama-1m", "llama-7m")
 SCORES_TARGETS = (0.9, 0.8, 0.7, 0.5)
@@ -97,9 +85,10 @@ class Run:
         texts: that its perplexity is measured on.
         target: kept parameters.
         column: of the table, or the pipeline.
-        pipeline: with TARGET, HALFWAY, RATIO and SEED to be filled in.
+        pipeline: with TARGET, HALFWAY and SEED to be filled in; a name where LLM-Pruner's own code runs.
         seed: of the draw of calibration windows, and of training; None where the first windows are read.
         training: texts that recovery is trained on.
+        written: windows that the dense model writes for LLM-Pruner's own code to read beside the first ten.
     """
 
     part: str
@@ -111,6 +100,7 @@ class Run:
     pipeline: str
     seed: int | None = None
     training: tuple[str, ...] = ()
+    written: int = 0
 
     @property
     def key(self) -> str:
@@ -121,14 +111,13 @@ class Run:
     def text(self) -> str:
         """The pipeline with its budget and seed; halfway is halfway from the whole model."""
         found = self.pipeline.replace("TARGET", f"{self.target:g}").replace("HALFWAY", f"{(1 + self.target) / 2:g}")
-        found = found.replace("RATIO", PAPER_RATIOS.get(self.target, ""))
         return found.replace("SEED", "none" if self.seed is None else str(self.seed))
 
 
 def runs(seeds: int) -> Iterator[Run]:
     """Everything, the cheapest parts first; a seed is finished before the next one begins."""
     yield from scores_runs(seeds)
-    for target in PAPER:
+    for target in PAPER_RATIOS:
         for pipeline in PAPER_PIPELINES:
             yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
         for pipeline in PAPER_MORE:
@@ -149,11 +138,12 @@ def runs(seeds: int) -> Iterator[Run]:
 
 
 def criteria_runs(target: float, windows: str) -> Iterator[Run]:
-    """LLM-Pruner's criteria on some of SAME_WINDOWS: equal widths in layers 1:7, no refit."""
-    before, read, _ = SAME_WINDOWS[windows]
-    for name, criterion in PAPER_CRITERIA.items():
-        pipeline = before + criterion.replace("READ", read) if "READ" in criterion else criterion
-        yield Run("criteria", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, name, pipeline)
+    """LLM-Pruner's own code on some of SAME_WINDOWS; weights alone know nothing of them and are cut once."""
+    written = SAME_WINDOWS[windows][0]
+    for name, reads in CRITERIA.items():
+        beside = written if reads else 0
+        pipeline = f"LLM-Pruner, {name}, {PAPER_FIRST + beside} windows"
+        yield Run("criteria", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, name, pipeline, written=beside)
 
 
 def texts_of(model: str) -> tuple[str, tuple[str, ...]]:

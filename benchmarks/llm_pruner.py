@@ -1,0 +1,102 @@
+"""LLM-Pruner's own code at work on a Llama (arXiv 2305.11627), so that it can be measured beside fxprune.
+
+It is driven as its ``hf_prune.py`` drives it block-wise: heads and inner widths of some layers, the same share of each,
+the scores of one group summed. Needs a checkout of https://github.com/horseee/LLM-Pruner, which is no package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CRITERIA: Mapping[str, str | None] = {
+    "L2": None,
+    "vector": "vectorize",
+    "element1": "param_first",
+    "element2": "param_mix",
+    "second": "param_second",
+}
+"""The paper's name -> what ``--taylor`` calls it; None reads weights only."""
+
+LAYERS = (1, 7)
+"""First layer that is cut, and the one after the last."""
+
+SQUARED = ("param_mix", "param_second")
+
+
+@dataclass(frozen=True)
+class LLMPruner:
+    """A checkout.
+
+    Attributes:
+        checkout: the directory that holds the package ``LLMPruner``.
+    """
+
+    checkout: Path
+
+    def __post_init__(self) -> None:
+        if not (self.checkout / "LLMPruner").is_dir():
+            raise SystemExit(f"{self.checkout} holds no LLMPruner: name a checkout of github.com/horseee/LLM-Pruner")
+
+    def cut(self, model: Any, windows: Tensor, criterion: str, ratio: float) -> None:
+        """Cut a Llama in place.
+
+        Args:
+            model: of transformers, in float32.
+            windows: ``[N, L]`` int64, what gradients are of; all in one batch, as its code has it.
+            criterion: one of CRITERIA.
+            ratio: of the heads and of the inner width of each of LAYERS.
+        """
+        if str(self.checkout) not in sys.path:
+            sys.path.insert(0, str(self.checkout))
+        pruning, scores = (
+            importlib.import_module(f"LLMPruner.{name}") for name in ("torch_pruning", "pruner.hf_llama_pruner")
+        )
+        model.set_attn_implementation("eager")
+        model.config.use_cache = False  # its graph is read off the outputs, of which all must be tensors
+        model.requires_grad_(True)
+        taylor = CRITERIA[criterion]
+        importance = (
+            scores.MagnitudeImportance(p=2)
+            if taylor is None
+            else scores.TaylorImportance(group_reduction="sum", taylor=taylor)
+        )
+        layers = list(model.model.layers)
+        cut = layers[slice(*LAYERS)]
+        pruner = pruning.pruner.MetaPruner(
+            model,
+            windows[:2, :8],
+            importance=importance,
+            global_pruning=False,
+            iterative_steps=1,
+            ch_sparsity=ratio,
+            ignored_layers=[],
+            channel_groups={},
+            consecutive_groups={layer.self_attn.q_proj: layer.self_attn.head_dim for layer in layers},
+            customized_pruners={type(model.model.norm): scores.hf_rmsnorm_pruner},
+            root_module_types=None,
+            root_instances=[layer.self_attn.q_proj for layer in cut] + [layer.mlp.gate_proj for layer in cut],
+        )
+        model.zero_grad()
+        if taylor is not None:
+            _differentiate(model, windows, squares=taylor in SQUARED)
+        pruner.step()
+        model.zero_grad()
+
+
+def _differentiate(model: Any, windows: Tensor, *, squares: bool) -> None:
+    """Leave gradients at the parameters: of the mean loss as ``grad``, the mean of their squares as ``acc_grad``."""
+    for window in windows.split(1) if squares else ():
+        model(window, labels=window).loss.backward()
+        for parameter in model.parameters():
+            square = parameter.grad.square() / len(windows)
+            parameter.acc_grad = getattr(parameter, "acc_grad", 0) + square
+        model.zero_grad()
+    model(windows, labels=windows).loss.backward()
