@@ -73,7 +73,8 @@ def applied(result: Applied) -> list[RenderableType]:
         notes += [f"not uniform: {saved.why_free}"] if saved.why_free else []
         notes.append(_checked(saved.checks))
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
-    left = [*latencies(result.report), *trained(result.report), *_left_whole(result.report)]
+    report = result.report
+    left = [*latencies(report), *trained(report), *remarks(report), *_left_whole(report)]
     return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]
 
 
@@ -116,6 +117,16 @@ def trained(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """For every pass the first of what it has to say of single tensors, and how much more there is: a line each."""
+    lines = []
+    for name, entry in report.items():
+        notes = entry.get("notes")
+        if notes:
+            lines.append(f"{name}: {notes[0]}" + (f"; {len(notes) - 1} more, see --json" if len(notes) > 1 else ""))
+    return lines
+
+
 def _left_whole(report: Mapping[str, Any]) -> list[str]:
     """Groups that were asked for and are frozen, a line for each reason, first what holds most of them."""
     names: dict[str, list[str]] = {}
@@ -147,7 +158,7 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
         batch = "any number of samples" if result.saved.any_batch else "the example's number of samples"
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
         notes.append(_checked(result.saved.checks))
-    left = _left_whole(made.report)
+    left = [*remarks(made.report), *_left_whole(made.report)]
     return [Text(head), _changes(made.groups), *map(Text, left), Text(_times(made.steps)), *map(Text, notes)]
 
 

@@ -20,14 +20,17 @@ PAPER_CALIBRATION = "bookcorpus"
 PAPER_FIRST = 10
 """Windows that LLM-Pruner's figures and ours are calibrated on."""
 OBS_OF_TEN = "obs{target=params:TARGET,by=global,samples=10},compensate{samples=10,damping=0.3}"
-OBS_OF_WRITTEN = "generate{windows=128},obs{target=params:TARGET,by=global,samples=138},compensate{samples=138}"
+OBS_OF_WRITTEN = tuple(
+    f"generate{{windows=128{draw}}},obs{{target=params:TARGET,by=global,samples=138}},compensate{{samples=138}}"
+    for draw in ("", ",seed=1", ",seed=2")
+)
 PAPER_PIPELINES = (
     "taylor{target=params:TARGET}",
     "fisher{target=params:TARGET,by=global,samples=10}",
     "fisher{target=params:TARGET,by=search,samples=10},compensate{samples=10,damping=0.3}",
     OBS_OF_TEN,
     "generate{windows=128},fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
-    OBS_OF_WRITTEN,
+    *OBS_OF_WRITTEN,
     "generate{windows=384},fisher{target=params:TARGET,by=global,samples=266},compensate{samples=394}",
     "generate{windows=128},fisher{target=params:HALFWAY,by=global,samples=138},compensate{samples=138},"
     "fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
@@ -40,8 +43,14 @@ PAPER_MORE = (
 MIXED = "+".join(TEXTS)
 """As many characters of the calibration part of each text, one after the other."""
 
-SAME_WINDOWS = {"the paper's ten": (0, OBS_OF_TEN), "and 128 that the model writes": (128, OBS_OF_WRITTEN)}
-"""Windows -> how many beside the first ten the dense model writes, and obs that reads them all."""
+PAPER_WRITTEN = 128
+SAME_WINDOWS = {
+    "the paper's ten": (None, OBS_OF_TEN),
+    "and 128 that the model writes": (0, OBS_OF_WRITTEN[0]),
+    "another draw of these": (1, OBS_OF_WRITTEN[1]),
+    "a third": (2, OBS_OF_WRITTEN[2]),
+}
+"""Windows -> the seed with which the dense model writes some beside the first ten, and obs that reads them all."""
 PAPER_OWN = "the paper's ten"
 
 SCORES_MODELS = ("stories260k", "tinystories-656k", "babyllama-1m", "llama-7m")
@@ -86,9 +95,9 @@ class Run:
         target: kept parameters.
         column: of the table, or the pipeline.
         pipeline: with TARGET, HALFWAY and SEED to be filled in; a name where LLM-Pruner's own code runs.
-        seed: of the draw of calibration windows, and of training; None where the first windows are read.
+        seed: of the draw of calibration windows, and of training; None where the first windows are read. For
+            LLM-Pruner's own code of what the dense model writes beside the first ten, None where it reads those alone.
         training: texts that recovery is trained on.
-        written: windows that the dense model writes for LLM-Pruner's own code to read beside the first ten.
     """
 
     part: str
@@ -100,7 +109,6 @@ class Run:
     pipeline: str
     seed: int | None = None
     training: tuple[str, ...] = ()
-    written: int = 0
 
     @property
     def key(self) -> str:
@@ -139,11 +147,10 @@ def runs(seeds: int) -> Iterator[Run]:
 
 def criteria_runs(target: float, windows: str) -> Iterator[Run]:
     """LLM-Pruner's own code on some of SAME_WINDOWS; weights alone know nothing of them and are cut once."""
-    written = SAME_WINDOWS[windows][0]
     for name, reads in CRITERIA.items():
-        beside = written if reads else 0
-        pipeline = f"LLM-Pruner, {name}, {PAPER_FIRST + beside} windows"
-        yield Run("criteria", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, name, pipeline, written=beside)
+        seed = SAME_WINDOWS[windows][0] if reads else None
+        pipeline = f"LLM-Pruner, {name}, {PAPER_FIRST + (PAPER_WRITTEN if seed is not None else 0)} windows"
+        yield Run("criteria", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, name, pipeline, seed)
 
 
 def texts_of(model: str) -> tuple[str, tuple[str, ...]]:

@@ -91,7 +91,10 @@ class Compensate(Pass):
                 "give more calibration text, or damping above 0, which holds what the text leaves open at its value",
             )
         if notes is not None:
-            notes.append(f"{what}; damping holds the rest at its value")
+            notes.append(
+                f"{what}; damping holds the rest at its value; more calibration data would settle it "
+                "(generate writes some for a language model)"
+            )
 
     def _refit(self, pairs: Pairs, consumers: Sequence[Consumer], notes: list[str]) -> None:
         found: dict[Map, Moments] = {}

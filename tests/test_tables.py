@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.api.tables import trained
+from fxprune.api.tables import remarks, trained
 
 
 def test_a_training_is_a_line_with_its_loss_at_both_ends() -> None:
@@ -16,3 +16,13 @@ def test_a_training_that_has_not_paid_is_said_to_be_that() -> None:
     (line,) = trained({"lora": {"loss": [0.02, 0.3, 0.16]}})
     assert line == "lora: loss 0.02 to 0.16 in 3 steps; no better than it began: try a lower lr, more steps, or none"
     assert trained({"lora": {"loss": [0.5]}}) == ["lora: loss 0.5 to 0.5 in 1 steps"]
+
+
+def test_remarks_are_a_line_for_each_pass_that_has_some() -> None:
+    report = {
+        "taylor": {},
+        "compensate": {"notes": ["a: 5 too few", "b: 6 too few", "c: 7 too few"]},
+        "x": {"notes": []},
+    }
+    assert remarks(report) == ["compensate: a: 5 too few; 2 more, see --json"]
+    assert remarks({"compensate": {"notes": ["a: 5 too few"]}}) == ["compensate: a: 5 too few"]
