@@ -28,6 +28,9 @@ CRITERIA: Mapping[str, str | None] = {
 LAYERS = (1, 7)
 """First layer that is cut, and the one after the last."""
 
+AT_ONCE = 160
+"""Windows whose activations are in memory together; the gradient of the mean is the same."""
+
 SQUARED = ("param_mix", "param_second")
 
 
@@ -50,7 +53,7 @@ class LLMPruner:
 
         Args:
             model: of transformers, in float32.
-            windows: ``[N, L]`` int64, what gradients are of; all in one batch, as its code has it.
+            windows: ``[N, L]`` int64, what gradients are of; its code takes them in one batch, here of AT_ONCE at most.
             criterion: one of CRITERIA.
             ratio: of the heads and of the inner width of each of LAYERS.
         """
@@ -99,4 +102,5 @@ def _differentiate(model: Any, windows: Tensor, *, squares: bool) -> None:
             square = parameter.grad.square() / len(windows)
             parameter.acc_grad = getattr(parameter, "acc_grad", 0) + square
         model.zero_grad()
-    model(windows, labels=windows).loss.backward()
+    for piece in windows.split(AT_ONCE):
+        (model(piece, labels=piece).loss * (len(piece) / len(windows))).backward()

@@ -30,7 +30,6 @@ from fxprune.benchmarks.quality_runs import (
     PAPER_FIRST,
     PAPER_RATIOS,
     PAPER_WINDOWS,
-    PAPER_WRITTEN,
     TEXTS,
     Row,
     Run,
@@ -161,11 +160,9 @@ class Bench:
         from fxprune.passes.generate import Generate
 
         assert self.llm_pruner is not None
-        count = PAPER_FIRST
         if run.seed is not None:
-            Generate(windows=PAPER_WRITTEN, first=PAPER_FIRST, seed=run.seed).run(state)
-            count += PAPER_WRITTEN
-        windows = state.calibration.windows(128, count)
+            Generate(windows=run.written, first=PAPER_FIRST, seed=run.seed).run(state)
+        windows = state.calibration.windows(128, PAPER_FIRST + run.written)
         self.llm_pruner.cut(state.model, windows, run.column, PAPER_RATIOS[run.target])
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import platform
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from fxprune.benchmarks.llm_pruner import CRITERIA
 from fxprune.benchmarks.quality_runs import (
     MIXED,
+    OBS_OF_MORE,
+    OBS_OF_WRITTEN,
     PAPER_CALIBRATION,
     PAPER_MODEL,
     PAPER_OWN,
@@ -24,6 +27,7 @@ from fxprune.benchmarks.quality_runs import (
     Row,
     Run,
     criteria_runs,
+    paper_runs,
     runs,
 )
 from fxprune.benchmarks.recovery_text import EACH
@@ -60,12 +64,11 @@ def shares(row: Row, best: list[float]) -> str:
     return " / ".join(f"{rise / of:.2f}" for rise, of in zip(rises_of(row), best, strict=True))
 
 
-def paper_table(rows: dict[str, Row], seeds: int) -> list[str]:
+def paper_table(rows: dict[str, Row]) -> list[str]:
     lines = ["| kept | pipeline | perplexity | increase, share of the paper's best | CPU s |", "|---|---|---|---|---|"]
     for target in PAPER_RATIOS:
         best = best_of_paper(rows, target)
-        paper = [run for run in runs(seeds) if run.part == "paper" and run.target == target]
-        for run in (*criteria_runs(target, PAPER_OWN), *paper):
+        for run in (*criteria_runs(target, PAPER_OWN), *paper_runs(target)):
             if run.key in rows:
                 row = rows[run.key]
                 name = f"`{run.text}`" if run.part == "paper" else f"LLM-Pruner, {run.column}"
@@ -77,32 +80,43 @@ def paper_table(rows: dict[str, Row], seeds: int) -> list[str]:
     return lines
 
 
-def paper_verdict(rows: dict[str, Row], seeds: int) -> str:
+def paper_verdict(rows: dict[str, Row]) -> str:
     """Which pipelines reach half of the paper's best increase on each text, at each size."""
     reached: dict[str, list[bool]] = {}
-    for run in runs(seeds):
-        if run.part == "paper" and run.key in rows:
-            best = best_of_paper(rows, run.target)
-            halves = [rise <= of / 2 for rise, of in zip(rises_of(rows[run.key]), best, strict=True)]
-            name = f"`{run.pipeline}`" + (" on three texts" if run.calibration == MIXED else "")
-            reached.setdefault(name, []).append(all(halves))
+    for target in PAPER_RATIOS:
+        best = best_of_paper(rows, target)
+        for run in paper_runs(target):
+            if run.key in rows:
+                name = f"`{run.pipeline}`" + (" on three texts" if run.calibration == MIXED else "")
+                halves = (rise <= of / 2 for rise, of in zip(rises_of(rows[run.key]), best, strict=True))
+                reached.setdefault(name, []).append(all(halves))
     names = [name for name, found in reached.items() if len(found) == len(PAPER_RATIOS) and all(found)]
     return f"Half of the paper's increase or less, on each text and at both sizes: {', '.join(names) or 'none'}."
 
 
-def best_of_ten(rows: dict[str, Row], seeds: int) -> str:
+def best_of_ten(rows: dict[str, Row]) -> str:
     """The shares of the pipeline that reads the ten windows alone and is least where it is worst, at each size."""
     found = []
     for target in PAPER_RATIOS:
         best = best_of_paper(rows, target)
         alone = [
             rows[run.key]
-            for run in runs(seeds)
-            if run.part == "paper" and run.target == target and run.key in rows
-            if run.calibration != MIXED and "generate" not in run.pipeline
+            for run in paper_runs(target)
+            if run.key in rows and run.calibration != MIXED and "generate" not in run.pipeline
         ]
         least = min(alone, key=lambda row: max(rise / of for rise, of in zip(rises_of(row), best, strict=True)))
-        found.append(f"{shares(least, best)} at best at {target}")
+        found.append(f"{shares(least, best)} at {target}")
+    return ", ".join(found)
+
+
+def worst_draws(rows: dict[str, Row], pipelines: Sequence[str]) -> str:
+    """The largest share over the draws, at each size and on each text."""
+    found = []
+    for target in PAPER_RATIOS:
+        best = best_of_paper(rows, target)
+        drawn = [rows[run.key] for run in paper_runs(target) if run.pipeline in pipelines and run.key in rows]
+        worst = [max(rises) / of for rises, of in zip(zip(*map(rises_of, drawn), strict=True), best, strict=True)]
+        found.append(f"{' / '.join(f'{share:.2f}' for share in worst)} at {target} ({len(drawn)} draws)")
     return ", ".join(found)
 
 
@@ -112,7 +126,7 @@ def criteria_table(rows: dict[str, Row]) -> list[str]:
     lines = [f"| kept | windows | {names} | `obs`, refit | increase, share of the best criterion's |"]
     lines.append("|---|---|" + "---|" * len(CRITERIA) + "---|---|")
     for target in PAPER_RATIOS:
-        for windows, (_, pipeline) in SAME_WINDOWS.items():
+        for windows, (_, _, pipeline) in SAME_WINDOWS.items():
             mine = rows.get(Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline).key)
             if mine is not None:
                 theirs = [rows[run.key] for run in criteria_runs(target, windows)]
@@ -241,9 +255,11 @@ def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
         "PAPER_WINDOWS": str(PAPER_WINDOWS),
         "DRAWS": draws(rows, "scores", seeds),
         "DENSE": dense_perplexities(rows, seeds),
-        "PAPER": "\n".join(paper_table(rows, seeds)),
-        "PAPER_VERDICT": paper_verdict(rows, seeds),
-        "PAPER_TEN": best_of_ten(rows, seeds),
+        "PAPER": "\n".join(paper_table(rows)),
+        "PAPER_VERDICT": paper_verdict(rows),
+        "WORST_OF_128": worst_draws(rows, OBS_OF_WRITTEN),
+        "WORST_OF_384": worst_draws(rows, OBS_OF_MORE),
+        "PAPER_TEN": best_of_ten(rows),
         "CRITERIA": "\n".join(criteria_table(rows)),
         "SCORES": "\n".join(increases_table(scores)),
         "VERDICT": verdict(rows, seeds),

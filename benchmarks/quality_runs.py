@@ -20,9 +20,14 @@ PAPER_CALIBRATION = "bookcorpus"
 PAPER_FIRST = 10
 """Windows that LLM-Pruner's figures and ours are calibrated on."""
 OBS_OF_TEN = "obs{target=params:TARGET,by=global,samples=10},compensate{samples=10,damping=0.3}"
+DRAWS = ("", ",seed=1", ",seed=2")
 OBS_OF_WRITTEN = tuple(
     f"generate{{windows=128{draw}}},obs{{target=params:TARGET,by=global,samples=138}},compensate{{samples=138}}"
-    for draw in ("", ",seed=1", ",seed=2")
+    for draw in DRAWS
+)
+OBS_OF_MORE = tuple(
+    f"generate{{windows=384{draw}}},obs{{target=params:TARGET,by=global,samples=266}},compensate{{samples=394}}"
+    for draw in DRAWS
 )
 PAPER_PIPELINES = (
     "taylor{target=params:TARGET}",
@@ -31,6 +36,7 @@ PAPER_PIPELINES = (
     OBS_OF_TEN,
     "generate{windows=128},fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
     *OBS_OF_WRITTEN,
+    *OBS_OF_MORE,
     "generate{windows=384},fisher{target=params:TARGET,by=global,samples=266},compensate{samples=394}",
     "generate{windows=128},fisher{target=params:HALFWAY,by=global,samples=138},compensate{samples=138},"
     "fisher{target=params:TARGET,by=global,samples=138},compensate{samples=138}",
@@ -43,14 +49,14 @@ PAPER_MORE = (
 MIXED = "+".join(TEXTS)
 """As many characters of the calibration part of each text, one after the other."""
 
-PAPER_WRITTEN = 128
 SAME_WINDOWS = {
-    "the paper's ten": (None, OBS_OF_TEN),
-    "and 128 that the model writes": (0, OBS_OF_WRITTEN[0]),
-    "another draw of these": (1, OBS_OF_WRITTEN[1]),
-    "a third": (2, OBS_OF_WRITTEN[2]),
+    "the paper's ten": (0, None, OBS_OF_TEN),
+    "and 128 that the model writes": (128, 0, OBS_OF_WRITTEN[0]),
+    "another draw of these": (128, 1, OBS_OF_WRITTEN[1]),
+    "a third": (128, 2, OBS_OF_WRITTEN[2]),
+    "and 384": (384, 0, OBS_OF_MORE[0]),
 }
-"""Windows -> the seed with which the dense model writes some beside the first ten, and obs that reads them all."""
+"""Windows -> how many the dense model writes beside the first ten, with which seed, and obs that reads them all."""
 PAPER_OWN = "the paper's ten"
 
 SCORES_MODELS = ("stories260k", "tinystories-656k", "babyllama-1m", "llama-7m")
@@ -98,6 +104,7 @@ class Run:
         seed: of the draw of calibration windows, and of training; None where the first windows are read. For
             LLM-Pruner's own code of what the dense model writes beside the first ten, None where it reads those alone.
         training: texts that recovery is trained on.
+        written: windows that the dense model writes for LLM-Pruner's own code to read beside the first ten.
     """
 
     part: str
@@ -109,6 +116,7 @@ class Run:
     pipeline: str
     seed: int | None = None
     training: tuple[str, ...] = ()
+    written: int = 0
 
     @property
     def key(self) -> str:
@@ -126,10 +134,7 @@ def runs(seeds: int) -> Iterator[Run]:
     """Everything, the cheapest parts first; a seed is finished before the next one begins."""
     yield from scores_runs(seeds)
     for target in PAPER_RATIOS:
-        for pipeline in PAPER_PIPELINES:
-            yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
-        for pipeline in PAPER_MORE:
-            yield Run("paper", PAPER_MODEL, MIXED, TEXTS, target, pipeline, pipeline)
+        yield from paper_runs(target)
         for windows in SAME_WINDOWS:
             yield from criteria_runs(target, windows)
     for model in SCORES_MODELS:
@@ -145,12 +150,21 @@ def runs(seeds: int) -> Iterator[Run]:
             yield from (replace(recovering(run, "rate", rate), column=rate) for rate in RATES)
 
 
+def paper_runs(target: float) -> Iterator[Run]:
+    """What is measured against LLM-Pruner."""
+    for pipeline in PAPER_PIPELINES:
+        yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
+    for pipeline in PAPER_MORE:
+        yield Run("paper", PAPER_MODEL, MIXED, TEXTS, target, pipeline, pipeline)
+
+
 def criteria_runs(target: float, windows: str) -> Iterator[Run]:
     """LLM-Pruner's own code on some of SAME_WINDOWS; weights alone know nothing of them and are cut once."""
+    count, seed, _ = SAME_WINDOWS[windows]
     for name, reads in CRITERIA.items():
-        seed = SAME_WINDOWS[windows][0] if reads else None
-        pipeline = f"LLM-Pruner, {name}, {PAPER_FIRST + (PAPER_WRITTEN if seed is not None else 0)} windows"
-        yield Run("criteria", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, name, pipeline, seed)
+        written, draw = (count, seed) if reads else (0, None)
+        pipeline = f"LLM-Pruner, {name}, {PAPER_FIRST + written} windows"
+        yield Run("criteria", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, name, pipeline, draw, written=written)
 
 
 def texts_of(model: str) -> tuple[str, tuple[str, ...]]:
