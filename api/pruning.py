@@ -205,11 +205,15 @@ class _Work:
         recorded: Recorded | None,
         scores: SavedScores | None,
     ) -> None:
-        """Take in what the passes will read; texts are not tokenised when no pass reads weights."""
+        """Take in what the passes will read."""
         self.state.outputs = () if self.calling.language else self.traced.outputs
         self.state.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.saved = scores
         self.recorded = recorded
+        self.read_texts(pipeline, calib, data)
+
+    def read_texts(self, pipeline: Sequence[Pass], calib: str | Path | None, data: str | Path | None) -> None:
+        """Tokenise what the passes will read; nothing when no pass reads weights."""
         if not self.calling.language or not any(step.needs_weights for step in pipeline):
             return
         self.progress("reading texts")
