@@ -4,7 +4,7 @@ python benchmarks/quality.py --models ../shared/models --text ../shared/text --o
 
 Rows that quality.json holds are not run again; ``--rows`` names another file, to measure everything anew. Calibration
 reads the ``-calib`` texts, recovery also the ``-recover`` ones, perplexity the ``-eval`` ones; that they share nothing
-is checked. LLM-Pruner's own code runs where ``--llm-pruner`` names a checkout of it. ``--part`` runs one of the parts,
+is checked. LLM-Pruner's own code runs where ``--llm-pruner`` names a checkout of it. ``--part`` runs some of the parts,
 ``--only`` some models, ``--seeds`` more or fewer draws. Processes that run side by side want files of their own:
 ``--merge FILE ...`` puts their rows into one.
 """
@@ -30,6 +30,7 @@ from fxprune.benchmarks.quality_runs import (
     PAPER_FIRST,
     PAPER_RATIOS,
     PAPER_WINDOWS,
+    PARTS,
     TEXTS,
     Row,
     Run,
@@ -82,7 +83,8 @@ class Bench:
 
     def require_apart(self, run: Run) -> None:
         """Stop when a text that the run may read shares a passage with one that it is measured on."""
-        for read in (self.corpus(run.model, run.calibration, "calib"), self.training(run)):
+        refit = self.corpus(run.model, run.refit, "calib") if run.refit else None
+        for read in (self.corpus(run.model, run.calibration, "calib"), refit, self.training(run)):
             if read is not None:
                 key = ("apart", run.model, read.name, run.texts, self.count(run))
                 self.once(key, lambda read=read: self._refuse_overlap(run, read))
@@ -101,7 +103,7 @@ class Bench:
 
     def count(self, run: Run) -> int:
         """Evaluation windows of each text."""
-        return PAPER_WINDOWS if run.part in ("paper", "criteria") else self.windows
+        return PAPER_WINDOWS if run.part in ("paper", "halves", "criteria") else self.windows
 
     def losses(self, run: Run, model: Any) -> list[float]:
         """Log-perplexity on each evaluation text; on what training has left of the texts where a rate is chosen."""
@@ -153,7 +155,12 @@ class Bench:
 
         pipeline = parse_pipeline([run.text], PASSES)
         self.remember_scores(run, pipeline)
-        run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify)
+
+        def read_other(step: Any, state: Any) -> None:
+            if run.refit and step.name == pipeline[0].name:
+                state.calibration = self.corpus(run.model, run.refit, "calib")
+
+        run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify, between=read_other)
 
     def _own_code(self, run: Run, state: Any) -> None:
         """Cut by LLM-Pruner, on the windows that a pipeline that begins with ``generate`` reads."""
@@ -186,9 +193,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are kept")
     parser.add_argument("--merge", type=Path, nargs="*", default=(), help="further files of rows, the last one holds")
     parser.add_argument("--out", type=Path, help="the page to write")
-    parser.add_argument(
-        "--part", choices=("paper", "criteria", "scores", "search", "rate", "recovery"), help="run one part only"
-    )
+    parser.add_argument("--part", choices=PARTS, nargs="*", default=PARTS, help="run these parts only")
     parser.add_argument("--only", default="", help="run models whose name contains this")
     parser.add_argument("--no-run", action="store_true", help="run nothing: merge, and write the page")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration windows")
@@ -201,7 +206,7 @@ def main() -> None:
     write(options.rows, rows, wanted)
     bench = Bench(options.models, options.text, options.windows, options.llm_pruner)
     for run in wanted:
-        skip = options.no_run or options.part not in (None, run.part) or options.only not in run.model
+        skip = options.no_run or run.part not in options.part or options.only not in run.model
         unable = run.part == "criteria" and bench.llm_pruner is None
         if skip or unable or run.key in rows:
             continue

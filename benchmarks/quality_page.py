@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fxprune.benchmarks.llm_pruner import CRITERIA
 from fxprune.benchmarks.quality_runs import (
+    CHOICES,
     MIXED,
+    NO_REFIT,
     OBS_OF_MORE,
     OBS_OF_WRITTEN,
     PAPER_CALIBRATION,
@@ -21,12 +23,14 @@ from fxprune.benchmarks.quality_runs import (
     PEERS,
     RECOVER,
     RECOVERED,
+    REFITS,
     SAME_WINDOWS,
     SCORES,
     TEXTS,
     Row,
     Run,
     criteria_runs,
+    halves_runs,
     paper_runs,
     runs,
 )
@@ -96,15 +100,24 @@ def paper_verdict(rows: dict[str, Row]) -> str:
 
 def best_of_ten(rows: dict[str, Row]) -> str:
     """The shares of the pipeline that reads the ten windows alone and is least where it is worst, at each size."""
+    return least_worst(
+        rows,
+        lambda run: run.part == "paper" and run.calibration != MIXED and "generate" not in run.pipeline,
+    )
+
+
+def best_of_halves(rows: dict[str, Row], chosen: str, refit: str) -> str:
+    """The same of the scores when units are chosen on one text and refitted on another."""
+    return least_worst(rows, lambda run: run.part == "halves" and (run.calibration, run.refit) == (chosen, refit))
+
+
+def least_worst(rows: dict[str, Row], wanted: Callable[[Run], bool]) -> str:
+    """The shares of the row that is least on the text where it is worst, at each size."""
     found = []
     for target in PAPER_RATIOS:
         best = best_of_paper(rows, target)
-        alone = [
-            rows[run.key]
-            for run in paper_runs(target)
-            if run.key in rows and run.calibration != MIXED and "generate" not in run.pipeline
-        ]
-        least = min(alone, key=lambda row: max(rise / of for rise, of in zip(rises_of(row), best, strict=True)))
+        of = [rows[run.key] for run in (*paper_runs(target), *halves_runs(target)) if wanted(run) and run.key in rows]
+        least = min(of, key=lambda row: max(rise / by for rise, by in zip(rises_of(row), best, strict=True)))
         found.append(f"{shares(least, best)} at {target}")
     return ", ".join(found)
 
@@ -129,11 +142,29 @@ def criteria_table(rows: dict[str, Row]) -> list[str]:
         for windows, (_, _, pipeline) in SAME_WINDOWS.items():
             mine = rows.get(Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline).key)
             if mine is not None:
+                best = best_of_paper(rows, target, windows)
                 theirs = [rows[run.key] for run in criteria_runs(target, windows)]
                 shown = " | ".join(map(perplexities, (*theirs, mine)))
-                lines.append(
-                    f"| {target} | {windows} | {shown} | {shares(mine, best_of_paper(rows, target, windows))} |"
-                )
+                lines.append(f"| {target} | {windows} | {shown} | {shares(mine, best)} |")
+    return lines
+
+
+def halves_table(rows: dict[str, Row]) -> list[str]:
+    """Shares of the paper's best by the text that units are chosen on, down, and the one that refits, across."""
+    names = {PAPER_CALIBRATION: "the ten windows", MIXED: "three texts"}
+    across = " | ".join(f"refitted on {names[text]}" if text else "not refitted" for text in REFITS)
+    lines = [f"| kept | score | units chosen on | {across} |", "|---|---|---|" + "---|" * len(REFITS)]
+    for target in PAPER_RATIOS:
+        best = best_of_paper(rows, target)
+        found = {
+            (run.column, run.calibration, run.refit): rows[run.key] for run in halves_runs(target) if run.key in rows
+        }
+        if len(found) < 2 * len(CHOICES) * len(REFITS):
+            raise SystemExit(f"choices and refits at {target} were not all measured: run --part halves")
+        for score in dict.fromkeys(score for score, _, _ in found):
+            for chosen in CHOICES:
+                cells = " | ".join(shares(found[score, chosen, refit], best) for refit in REFITS)
+                lines.append(f"| {target} | `{score}` | {names[chosen]} | {cells} |")
     return lines
 
 
@@ -260,6 +291,10 @@ def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
         "WORST_OF_128": worst_draws(rows, OBS_OF_WRITTEN),
         "WORST_OF_384": worst_draws(rows, OBS_OF_MORE),
         "PAPER_TEN": best_of_ten(rows),
+        "CHOSEN_ON_MORE": best_of_halves(rows, MIXED, PAPER_CALIBRATION),
+        "REFITTED_ON_MORE": best_of_halves(rows, PAPER_CALIBRATION, MIXED),
+        "CHOSEN_ALONE": best_of_halves(rows, MIXED, NO_REFIT),
+        "HALVES": "\n".join(halves_table(rows)),
         "CRITERIA": "\n".join(criteria_table(rows)),
         "SCORES": "\n".join(increases_table(scores)),
         "VERDICT": verdict(rows, seeds),

@@ -10,6 +10,7 @@ from fxprune.benchmarks.llm_pruner import CRITERIA
 
 Row = dict[str, Any]
 
+PARTS = ("scores", "paper", "halves", "criteria", "search", "recovery", "rate")
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
 PAPER_RATIOS = {0.839: 0.25, 0.634: 0.6}
 """Kept parameters -> the ratio at which LLM-Pruner's layers and widths keep them."""
@@ -20,10 +21,10 @@ PAPER_CALIBRATION = "bookcorpus"
 PAPER_FIRST = 10
 """Windows that LLM-Pruner's figures and ours are calibrated on."""
 OBS_OF_TEN = "obs{target=params:TARGET,by=global,samples=10},compensate{samples=10,damping=0.3}"
-DRAWS = ("", ",seed=1", ",seed=2")
+DRAWS = ("", *(f",seed={seed}" for seed in range(1, 6)))
 OBS_OF_WRITTEN = tuple(
     f"generate{{windows=128{draw}}},obs{{target=params:TARGET,by=global,samples=138}},compensate{{samples=138}}"
-    for draw in DRAWS
+    for draw in DRAWS[:3]
 )
 OBS_OF_MORE = tuple(
     f"generate{{windows=384{draw}}},obs{{target=params:TARGET,by=global,samples=266}},compensate{{samples=394}}"
@@ -49,12 +50,24 @@ PAPER_MORE = (
 MIXED = "+".join(TEXTS)
 """As many characters of the calibration part of each text, one after the other."""
 
+NO_REFIT = ""
+REFITS = {
+    NO_REFIT: "",
+    PAPER_CALIBRATION: ",compensate{samples=10,damping=0.3}",
+    MIXED: ",compensate{samples=384,seed=0}",
+}
+"""Text -> the refit that reads it, the ten windows or three texts."""
+CHOICES = {PAPER_CALIBRATION: "samples=10", MIXED: "samples=128,seed=0"}
+"""Text -> the windows of it that a score reads."""
+
 SAME_WINDOWS = {
     "the paper's ten": (0, None, OBS_OF_TEN),
     "and 128 that the model writes": (128, 0, OBS_OF_WRITTEN[0]),
-    "another draw of these": (128, 1, OBS_OF_WRITTEN[1]),
-    "a third": (128, 2, OBS_OF_WRITTEN[2]),
+    "another draw of the 128": (128, 1, OBS_OF_WRITTEN[1]),
+    "a third of the 128": (128, 2, OBS_OF_WRITTEN[2]),
     "and 384": (384, 0, OBS_OF_MORE[0]),
+    "another draw of the 384": (384, 1, OBS_OF_MORE[1]),
+    "a third of the 384": (384, 2, OBS_OF_MORE[2]),
 }
 """Windows -> how many the dense model writes beside the first ten, with which seed, and obs that reads them all."""
 PAPER_OWN = "the paper's ten"
@@ -94,7 +107,7 @@ class Run:
     """One pipeline on one model.
 
     Attributes:
-        part: of the benchmark.
+        part: of the benchmark, one of PARTS.
         model: its folder.
         calibration: the text that it is calibrated on.
         texts: that its perplexity is measured on.
@@ -105,6 +118,7 @@ class Run:
             LLM-Pruner's own code of what the dense model writes beside the first ten, None where it reads those alone.
         training: texts that recovery is trained on.
         written: windows that the dense model writes for LLM-Pruner's own code to read beside the first ten.
+        refit: the text that a refit reads, where it is not what the score reads.
     """
 
     part: str
@@ -117,10 +131,12 @@ class Run:
     seed: int | None = None
     training: tuple[str, ...] = ()
     written: int = 0
+    refit: str | None = None
 
     @property
     def key(self) -> str:
         read = f"|{self.calibration}" if self.calibration == MIXED else ""
+        read += "" if self.refit is None else f"|refitted on {self.refit}"
         return f"{self.part}|{self.model}|{self.target}|{self.pipeline}|{self.seed}{read}"
 
     @property
@@ -135,6 +151,7 @@ def runs(seeds: int) -> Iterator[Run]:
     yield from scores_runs(seeds)
     for target in PAPER_RATIOS:
         yield from paper_runs(target)
+        yield from halves_runs(target)
         for windows in SAME_WINDOWS:
             yield from criteria_runs(target, windows)
     for model in SCORES_MODELS:
@@ -156,6 +173,15 @@ def paper_runs(target: float) -> Iterator[Run]:
         yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
     for pipeline in PAPER_MORE:
         yield Run("paper", PAPER_MODEL, MIXED, TEXTS, target, pipeline, pipeline)
+
+
+def halves_runs(target: float) -> Iterator[Run]:
+    """Units chosen on one text and refitted on another, or not at all: which of the two needs the text."""
+    for chosen, reads in CHOICES.items():
+        for refitted, refit in REFITS.items():
+            for score in ("fisher", "obs"):
+                pipeline = f"{score}{{target=params:TARGET,by=global,{reads}}}{refit}"
+                yield Run("halves", PAPER_MODEL, chosen, TEXTS, target, score, pipeline, refit=refitted)
 
 
 def criteria_runs(target: float, windows: str) -> Iterator[Run]:
