@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ..ir.errors import RequestError
 from ..ir.repairs import Repairs
 
 if TYPE_CHECKING:
@@ -112,6 +113,23 @@ class State:
     whole: Graph | None = None
     saved: Saved | None = None
     report: dict[str, Any] = field(default_factory=dict)
+
+    def text(self, who: str) -> Corpus:
+        """The calibration text.
+
+        Args:
+            who: needs it, with its verb, for the error: ``taylor scores need``.
+
+        Raises:
+            RequestError: when the user gave none.
+        """
+        if self.calibration is None:
+            raise RequestError(
+                f"{who} calibration text",
+                "give --calib FILE, text the model should keep modelling; or let a language model write some, with "
+                "generate before the first pass; for a module in Python, give its loss",
+            )
+        return self.calibration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,9 +69,7 @@ class Drop(Pass):
             raise RequestError(
                 "drop: sub-blocks have gone already, and layers are counted with them", "drop layers first"
             )
-        if state.calibration is None:
-            raise RequestError("drop needs calibration text", "give --calib FILE")
-        tokens = state.calibration.windows(self.length, self.samples, self.seed)
+        tokens = state.text("drop needs").windows(self.length, self.samples, self.seed)
         if layers or not self.sub_blocks:
             self._drop_layers(state, tokens, layers)
         if self.sub_blocks:

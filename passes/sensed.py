@@ -29,14 +29,10 @@ def losses_of(step: InputScored, state: State) -> Iterator[Loss]:
     if state.losses:
         yield from (_counted(loss) for loss in state.losses)
         return
-    if state.calibration is None:
-        raise RequestError(
-            f"{step.name} scores need calibration text",
-            "give --calib FILE, text the model should keep modelling; for a module in Python, give its loss",
-        )
+    text = state.text(f"{step.name} scores need")
     if step.length < 2:
         raise RequestError(f"length {step.length} leaves nothing to predict", "use windows of at least 2 tokens")
-    windows = state.calibration.windows(step.length, step.samples, step.seed)
+    windows = text.windows(step.length, step.samples, step.seed)
     yield from (_next_tokens(batch) for batch in windows.split(step.batch))
 
 

@@ -57,7 +57,7 @@ class Gauge:
         if not state.losses and state.calibration is None:
             raise RequestError(
                 "by=search measures on calibration text",
-                "give --calib FILE, or use by=global, which reads scores alone",
+                "give --calib FILE, write generate first, or use by=global, which reads scores alone",
             )
         if any(parameter.is_meta for parameter in state.model.parameters()):
             raise RequestError(

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..ir import RequestError
-
 if TYPE_CHECKING:
     from .base import State
 
@@ -66,12 +64,7 @@ def calibration_feeds(state: State, who: str, *, samples: int, length: int, seed
     """
     if state.losses:
         return list(state.losses)
-    if state.calibration is None:
-        raise RequestError(
-            f"{who} calibration text",
-            "give --calib FILE, text the model should keep modelling; for a module in Python, give its loss",
-        )
-    return [_feed(window) for window in state.calibration.windows(length, samples, seed).split(batch)]
+    return [_feed(window) for window in state.text(who).windows(length, samples, seed).split(batch)]
 
 
 def _feed(window: Tensor) -> Feed:

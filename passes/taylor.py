@@ -50,11 +50,6 @@ class Taylor(Prune):
         if state.losses:
             found = taylor_of_losses(state.model, state.losses, wanted(groups, state.graph), self.variant)
             return {group.name: unit_scores(group, found, self.reduce) for group in groups}
-        if state.calibration is None:
-            raise RequestError(
-                "taylor scores need calibration text",
-                "give --calib FILE, text the model should keep modelling; for a module in Python, give its loss",
-            )
-        tokens = state.calibration.windows(self.length, self.samples, self.seed)
+        tokens = state.text("taylor scores need").windows(self.length, self.samples, self.seed)
         found = taylor(state.model, tokens, wanted(groups, state.graph), self.variant)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}
