@@ -4,54 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from ..backends.artifact import check_target, clear_leftovers, write_json
+from ..backends.artifact import check_target, clear_leftovers
 from ..backends.digests import begin_source_digests
-from ..backends.graph_module import constants_of
-from ..backends.huggingface import Form, Saved, save
-from ..backends.stand_ins import played
-from ..backends.stored import DTYPES
+from ..backends.huggingface import Form
 from ..ir.errors import RequestError
-from ..ir.graph import Graph
-from ..ir.groups import Group
-from ..ir.plan import Plan
-from ..ir.verifier import verify
-from ..passes.base import Pass, State
-from ..passes.couple import Coupling, couple
-from ..passes.in_code import freeze_computed, freeze_fixed
-from ..passes.lora import Adapter
-from ..passes.manager import Analysis, Step, run_pipeline
-from ..passes.measure import parameter_count
+from ..passes.base import Pass
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import PASSES
-from ..passes.rehearsal import tensors_by_name
 from ..passes.replay import Replay
-from ..passes.saved import Saved as SavedScores
-from ..passes.shrink import extents_by_module
-from ..tracer.export import Traced
-from ..tracer.fingerprints import Noted
-from ..tracer.model import Source, build_meta, load_config, load_model, resolve
-from ..tracer.module import resolve_function
+from ..tracer.model import Source, load_config, resolve
 from .applied import Applied, GroupChange
 from .calling import Calling
 from .printing import check_printing, printer
 from .progress import Progress, silent
-from .replay import Recorded, read_recorded
-from .resume import Parts, Stages, identity, pieces_of, restore, state_parts
+from .replay import read_recorded
+from .resume import Stages, identity
 from .scores import open_scores, write_scores
-from .streams import open_stream, stored
-from .texts import CALIBRATION, RECOVERY, Entries, noted, read_so_far, record_of
+from .texts import CALIBRATION, RECOVERY
+from .work import Work
 
 __all__ = ["Applied", "GroupChange", "apply"]
 
 RECOVER = "recover"
-ADAPTER = "adapter"
 
 
 def apply(
@@ -117,11 +96,7 @@ def apply(
     kept = open_scores(scores, pipeline, texts=loss is None)
     weights = not dry_run or any(step.needs_weights for step in pipeline)
     source = resolve(model, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    if out is not None:
-        clear_leftovers(Path(out))
-        check_target(Path(out), force=force, source=source.directory)
-    if not dry_run:
-        begin_source_digests(source.directory)
+    _claim_place(out, source, force=force, dry_run=dry_run)
     recorded = None if plan is None else read_recorded(plan, source)
     if recorded is not None:
         pipeline = (Replay(sha256=recorded.sha256), *pipeline)
@@ -132,7 +107,7 @@ def apply(
         place = None if scores is None else str(scores)
         run = identity(source, {CALIBRATION: calib, RECOVERY: data}, example=example, loss=loss, scores=place)
         stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
-    work = _Work(source, pipeline if weights else None, calling, progress)
+    work = Work(source, pipeline if weights else None, calling, progress)
     work.read(pipeline, calib=calib, data=data, loss=loss, recorded=recorded, scores=kept)
     applied = work.run(pipeline, printer(print_ir_after), stages)
     write_scores(scores, work.state.saved)
@@ -164,198 +139,13 @@ def _require_place(out: str | Path | None, *, resume: bool, dry_run: bool) -> No
         raise RequestError("a dry run writes nothing that it could resume", "leave out --resume or --dry-run")
 
 
-class _Work:
-    """A model on its way through a pipeline."""
-
-    def __init__(self, source: Source, pipeline: Sequence[Pass] | None, calling: Calling, progress: Progress) -> None:
-        """Args: source: the model. pipeline: what will run on its weights; None when they are not wanted."""
-        self.source, self.calling, self.progress = source, calling, progress
-        progress(f"loading {source.name}")
-        self.config = calling.config
-        self.checkpoint = None if pipeline is None else stored(source)
-        streamed = self.checkpoint if calling.language else None
-        self.stream = open_stream(source, self.config, streamed, pipeline or ())
-        if self.stream is not None:
-            module = self.stream.module
-        elif pipeline is not None:
-            module = load_model(source)
-        else:
-            module = build_meta(self.config, trust_remote_code=source.trust_remote_code)
-        self.before = parameter_count(module)
-        progress(f"tracing {source.name}")
-        with self.stream.played() if self.stream is not None else nullcontext():
-            self.traced: Traced = calling.trace(module)
-        self.state = State(graph=self.traced.graph, model=module, example=self.traced.example, retrace=self.retrace)
-        if self.stream is not None:
-            self.state.weights = self.stream.reader(self.state)
-        self.quantities: frozenset[tuple[int, int]] = frozenset()
-        if pipeline is not None:
-            self.state.execute = self.execute
-        self.groups: dict[str, Group] = {}
-        self.recorded: Recorded | None = None
-        self.texts: dict[str, Noted | None] = {}
-
-    def read(
-        self,
-        pipeline: Sequence[Pass],
-        *,
-        calib: str | Path | None,
-        data: str | Path | None,
-        loss: str | Callable[[torch.nn.Module], torch.Tensor] | None,
-        recorded: Recorded | None,
-        scores: SavedScores | None,
-    ) -> None:
-        """Take in what the passes will read."""
-        self.state.outputs = () if self.calling.language else self.traced.outputs
-        self.state.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
-        self.state.saved = scores
-        self.recorded = recorded
-        self.read_texts(pipeline, calib, data)
-
-    def read_texts(self, pipeline: Sequence[Pass], calib: str | Path | None, data: str | Path | None) -> None:
-        """Tokenise what the passes will read; nothing when no pass reads weights."""
-        if not self.calling.language or not any(step.needs_weights for step in pipeline):
-            return
-        self.progress("reading texts")
-        self.texts = {part: noted(spec, part, self.source) for part, spec in ((CALIBRATION, calib), (RECOVERY, data))}
-        self.state.calibration, self.state.data = self.texts[CALIBRATION], self.texts[RECOVERY]
-
-    def _read(self) -> Entries:
-        replayed = self.recorded.record if self.recorded is not None else {}
-        return read_so_far(self.texts, record_of(self.source.directory), replayed)
-
-    def run(self, pipeline: Sequence[Pass], show: Callable[[Step, State], None], stages: Stages | None) -> Applied:
-        steps: list[Step] = []
-        done = stages.done if stages is not None else 0
-        if stages is not None and done:
-            steps += self._resume(stages.read())
-        resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
-
-        def between(step: Step, state: State) -> None:
-            steps.append(step)
-            for name, group in state.coupling.groups.items() if state.coupling is not None else ():
-                self.groups.setdefault(name, group)  # as it was before anything was cut
-            show(step, state)
-
-        def keep(number: int) -> None:
-            if stages is not None and number:
-                stages.keep(done + number, lambda: self._parts(steps))
-
-        def announce(text: str, number: int, count: int) -> None:
-            keep(number - 1)
-            self.progress(f"{text} ({done + number} of {done + count})")
-
-        self.state.recorded = self.recorded.slices if self.recorded is not None else None
-        analyses = (Analysis("couple", "coupling", self._couple),)
-        rest = pipeline[done:]
-        if rest or not done:
-            run_pipeline(rest, self.state, analyses=analyses, verify=verify, between=between, announce=announce)
-        keep(len(rest))
-        parameters = (self.before, parameter_count(self.state.model))
-        text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
-        report = {name: _plain(entry) for name, entry in self.state.report.items()}
-        changes = self._changes()
-        return Applied(
-            self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed
-        )
-
-    def _parts(self, steps: Sequence[Step]) -> Parts:
-        """What is kept between two passes."""
-        own = {"traced": self.traced, "quantities": self.quantities, "groups": self.groups}
-        return {"state": state_parts(self.state), "work": own, "steps": steps, "texts": pieces_of(self.texts)}
-
-    def _resume(self, parts: Parts) -> Sequence[Step]:
-        """Go on from what was kept; returns what had run."""
-        restore(self.state, parts["state"])
-        self.traced, self.quantities, self.groups = parts["work"].values()
-        for part, pieces in parts["texts"].items():
-            if (text := self.texts.get(part)) is not None:
-                text.remember(pieces)
-        steps: Sequence[Step] = parts["steps"]
-        return steps
-
-    def _couple(self, graph: Graph) -> Coupling:
-        """The coupling of an artifact: units along which its own code computes values are frozen."""
-        constants = constants_of(graph, tensors_by_name(self.state.model), self.traced.constants)
-        coupling = freeze_fixed(couple(graph), self.state.model)
-        return freeze_computed(coupling, constants, self.state.model.state_dict(keep_vars=True).keys())
-
-    def _changes(self) -> tuple[GroupChange, ...]:
-        if self.state.plan is None:
-            return ()
-        groups = [self.groups[name] for name in self.state.plan.keep]
-        return tuple(
-            GroupChange(g.name, g.kind.value, g.layer, g.units, len(self.state.plan.keep[g.name])) for g in groups
-        )
-
-    def save(self, out: Path, applied: Applied, *, form: Form, force: bool) -> Saved:
-        """Lower to a Hugging Face directory, in the dtype of the source."""
-        plan = _on_source(self.state.plan or Plan(), self.state.renamed)
-        if self.stream is None:
-            self._store_dtype()
-            reference = self.calling.reference(self.state.graph, self.traced, self.state.model)
-            values = None
-        else:
-            reference = None
-            values = self.stream.values(plan, self.calling.inputs, self._graph_logits)
-        return save(
-            self.state.model,
-            out,
-            source=self.source.directory,
-            plan=plan,
-            repairs=self.state.repairs,
-            quantities=self.quantities | self._changed_extents(),
-            reference=reference,
-            values=values,
-            report=applied.record(),
-            form=form,
-            force=force,
-            origin=self.recorded.origin if self.recorded is not None else None,
-            extra=self._keep_adapters,
-        )
-
-    def _store_dtype(self) -> None:
-        """Back from float32 to the dtype of the files; where they mix several, to the configuration's."""
-        kinds = self.checkpoint.dtypes if self.checkpoint is not None else set()
-        dtype = DTYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
-        dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
-        # Buffers that are not stored, rotary tables for one, are computed anew when the model is loaded: in float32.
-        for tensor in self.state.model.state_dict(keep_vars=True).values():
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
-
-    def retrace(self, module: torch.nn.Module) -> Graph:
-        """Trace what a pass made of the model; the extents that changed before are remembered."""
-        self.quantities |= self._changed_extents()
-        self.traced = self.calling.trace(module)
-        self.state.example = self.traced.example
-        return self.traced.graph
-
-    def _changed_extents(self) -> frozenset[tuple[int, int]]:
-        return extents_by_module(self.traced.graph, self.state.graph).get("", frozenset())
-
-    def execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs of a graph and of a module that share their weights, on the same inputs, in float32."""
-        if self.stream is not None:
-            stand_ins = self.stream.stand_ins
-            with played():
-                expected = self.calling.run_graph(graph, self.traced, module, stand_ins.tensors(module))
-            return expected[0], stand_ins.logits(module, self.calling.inputs)
-        found = self.calling.run_graph(graph, self.traced, module), self.calling.run(module, self.traced)
-        graphs, modules = (torch.cat([tensor.float().flatten() for tensor in tensors]) for tensors in found)
-        return graphs, modules
-
-    def _graph_logits(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.calling.run_graph(self.state.graph, self.traced, self.state.model, tensors)[0]
-
-    def _keep_adapters(self, folder: Path) -> None:
-        """The low-rank adapter beside the model it was merged into, in PEFT's own files."""
-        for entry in self.state.report.values():
-            adapter = entry.get(ADAPTER)
-            if isinstance(adapter, Adapter):
-                (folder / ADAPTER).mkdir(exist_ok=True)
-                write_json(folder / ADAPTER / "adapter_config.json", adapter.config)
-                save_file(adapter.tensors, folder / ADAPTER / "adapter_model.safetensors")
+def _claim_place(out: str | Path | None, source: Source, *, force: bool, dry_run: bool) -> None:
+    """See that the directory can be made, and begin to hash the source while other work is done."""
+    if out is not None:
+        clear_leftovers(Path(out))
+        check_target(Path(out), force=force, source=source.directory)
+    if not dry_run:
+        begin_source_digests(source.directory)
 
 
 def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
@@ -364,13 +154,3 @@ def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
         if value is not None:
             raise RequestError(f"a plan leaves no room for {name} {value}", "leave it out, or name the pass it is for")
     return ()
-
-
-def _on_source(plan: Plan, renamed: Mapping[str, str]) -> Plan:
-    """The plan under the names that the tensors have in the source."""
-    return Plan(plan.keep, {(renamed.get(name, name), dim): kept for (name, dim), kept in plan.slices.items()})
-
-
-def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pass reported, as JSON data: an adapter is a file, not a report."""
-    return {name: value for name, value in entry.items() if not isinstance(value, Adapter)}

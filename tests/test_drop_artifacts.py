@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from fxprune import api
-from fxprune.api import pruning
+from fxprune.api import work
 from fxprune.backends import values
 from fxprune.backends.huggingface import load
 from fxprune.backends.verify import LOGITS_TOLERANCE, Job, relative_difference
@@ -36,8 +36,8 @@ class Made:
     out: Path
 
 
-def read_windows(work: Any, *_: Any) -> None:
-    work.state.calibration = Windows()
+def read_windows(run: Any, *_: Any) -> None:
+    run.state.calibration = Windows()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def jobs() -> Iterator[list[Job]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(values, "verify_written", postpone)
-        patch.setattr(pruning._Work, "read_texts", read_windows)
+        patch.setattr(work.Work, "read_texts", read_windows)
         yield held
 
 

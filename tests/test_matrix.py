@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from fxprune.api import calling, pruning
+from fxprune.api import calling, work
 from fxprune.api.pruning import Applied, apply
 from fxprune.backends import values
 from fxprune.backends.huggingface import load
@@ -99,13 +99,13 @@ def cells(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
             traces.append(trace_causal_lm(model))
         return traces[0]
 
-    def read_windows(work: Any, *_: Any) -> None:
-        work.state.calibration = Windows()
+    def read_windows(run: Any, *_: Any) -> None:
+        run.state.calibration = Windows()
 
     made: dict[tuple[str, str], tuple[Path, Applied]] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(values, "verify_written", postpone)
-        patch.setattr(pruning._Work, "read_texts", read_windows)
+        patch.setattr(work.Work, "read_texts", read_windows)
         patch.setattr(calling, "trace_causal_lm", trace_once)
         wanted = MODELS if "slow" in (request.config.option.markexpr or "").replace("not slow", "") else DEFAULT
         for number, model in enumerate(wanted):

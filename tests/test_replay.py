@@ -15,7 +15,7 @@ from safetensors.torch import load_file as load_tensors
 from transformers import GPT2Config, LlamaConfig
 
 from fxprune import api
-from fxprune.api import pruning
+from fxprune.api import work
 from fxprune.backends import values
 from fxprune.backends.artifact import PLAN, RECORD
 from fxprune.cli import main
@@ -63,7 +63,7 @@ def test_a_replay_gives_the_bytes_of_the_run(
     source = write_checkpoint(tmp_path / "source", config)
     api.apply(source, passes, out=tmp_path / "out")
     if not streamed:
-        monkeypatch.setattr(pruning, "open_stream", lambda *_: None)
+        monkeypatch.setattr(work, "open_stream", lambda *_: None)
     for name in ("again", "and-again"):
         api.apply(source, plan=tmp_path / "out" / PLAN, out=tmp_path / name)
     assert contents(tmp_path / "again", RECORD) == contents(tmp_path / "out", RECORD)

@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from fxprune import api
-from fxprune.api import pruning, resume
+from fxprune.api import resume, work
 from fxprune.backends import values
 from fxprune.backends.artifact import RECORD
 from fxprune.cli import main
@@ -89,9 +89,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 CASES = [
-    pytest.param((None, "random,magnitude", pruning._Work, "save", []), id="streamed, broken while writing"),
+    pytest.param((None, "random,magnitude", work.Work, "save", []), id="streamed, broken while writing"),
     pytest.param((None, f"{TAYLOR},{COMPENSATE},{LORA}", Lora, "recover", ["lora"]), id="recovery"),
-    pytest.param((None, f"{TAYLOR},{LORA}", pruning._Work, "save", []), id="recovered", marks=pytest.mark.slow),
+    pytest.param((None, f"{TAYLOR},{LORA}", work.Work, "save", []), id="recovered", marks=pytest.mark.slow),
     pytest.param(
         (TIED, f"drop{{layers=1,samples=4,length=8}},{TAYLOR},{LORA}", Taylor, "scores", ["taylor", "lora"]),
         id="layers",
@@ -180,7 +180,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning, "save", full)
+        patch.setattr(work, "save", full)
         with pytest.raises(OSError, match="No space"):
             api.apply(source, "random", ratio=0.5, out=folder / "out", resume=True)
     return folder
@@ -262,7 +262,7 @@ def test_what_it_says(
 def kept_after(folder: Path, **options: Any) -> bool:
     """Whether a run that broke off while it wrote left a stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning._Work, "save", lambda *_, **__: (_ for _ in ()).throw(Broken))
+        patch.setattr(work.Work, "save", lambda *_, **__: (_ for _ in ()).throw(Broken))
         with pytest.raises(Broken):
             again(folder, **options)
     return any(folder.glob(".out.stages*"))
@@ -285,11 +285,11 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 100_000))
-    monkeypatch.setattr(pruning, "open_stream", lambda *_: None)  # a streamed model holds nothing
+    monkeypatch.setattr(work, "open_stream", lambda *_: None)  # a streamed model holds nothing
 
 
 def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "state_parts", lambda _: {"graph": lambda: 0})
+    monkeypatch.setattr(work, "state_parts", lambda _: {"graph": lambda: 0})
 
 
 @pytest.mark.parametrize(

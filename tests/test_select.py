@@ -194,7 +194,8 @@ def test_taylor_without_text_asks_for_it() -> None:
     state.calibration = None
     with pytest.raises(RequestError, match="need calibration text") as caught:
         Taylor().run(state)
-    assert "--calib" in caught.value.hint and "generate" in caught.value.hint
+    assert "--calib" in caught.value.hint
+    assert "generate" in caught.value.hint
 
 
 def test_ratio_zero_changes_not_a_bit() -> None:

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from fxprune import api
-from fxprune.api import pruning, streams
+from fxprune.api import streams, work
 from fxprune.backends import stand_ins, stored, streaming, values
 from fxprune.backends.stand_ins import StandIns, hollow
 from fxprune.backends.stored import Checkpoint
@@ -57,7 +57,7 @@ def streams_opened(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         opened.append(stream is not None)
         return stream
 
-    monkeypatch.setattr(pruning, "open_stream", spy)
+    monkeypatch.setattr(work, "open_stream", spy)
     return opened
 
 
@@ -80,7 +80,7 @@ def test_the_bytes_are_those_of_the_model_in_memory(
     assert len(list(source.glob("*.safetensors"))) > 1
     apply(source, tmp_path / "streamed", passes)
     assert streams_opened == [True]
-    monkeypatch.setattr(pruning, "open_stream", lambda *_: None)
+    monkeypatch.setattr(work, "open_stream", lambda *_: None)
     apply(source, tmp_path / "held", passes)
     assert contents(tmp_path / "streamed") == contents(tmp_path / "held")
 
