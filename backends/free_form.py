@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..ir.absence import Absence, absences
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Plan
 from ..ir.repairs import ConfigView, Repairs, repair
+from ..runtime.absence import Absence, absences
 from .config_search import built_shapes, model_shapes
 
 ENTRY = "fxprune"

@@ -15,10 +15,10 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..ir.absence import absences
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Plan
 from ..ir.repairs import Repairs
+from ..runtime.absence import absences
 from .artifact import RECORD, atomic_directory, check_target, write_json, write_plan
 from .config_search import find_config, model_shapes
 from .digests import digests, source_digests

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..ir import FxpruneError, Plan, RequestError
-from ..ir.absence import absences
 from ..ir.repairs import Repairs
+from ..runtime.absence import absences
 from .base import Pass, State, option
 from .blocks import Blocks, find_blocks, keep_blocks
 from .measure import inference, perplexity

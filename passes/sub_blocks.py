@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..ir import RequestError
-from ..ir.absence import Absence
 from ..ir.graph import Graph, Op, Value
+from ..runtime.absence import Absence
 from .blocks import Blocks
 from .measure import inference
 
@@ -225,7 +225,7 @@ class _Call:
         caching: whether it takes a cache.
         lengths: of the layers of the cache, before it ran.
         returned: last extent of the first tensor that it returns, -1 when it returns something else.
-        outputs: as in :class:`~..ir.absence.Absence`.
+        outputs: as in :class:`~..runtime.absence.Absence`.
         filled: the layer of the cache that it fills.
     """
 

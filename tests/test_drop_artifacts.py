@@ -18,7 +18,7 @@ from fxprune.backends import values
 from fxprune.backends.huggingface import load
 from fxprune.backends.verify import LOGITS_TOLERANCE, Job, relative_difference
 from fxprune.ir import FxpruneError
-from fxprune.ir.absence import absences
+from fxprune.runtime.absence import absences
 
 from .test_drop import IDS, Windows
 

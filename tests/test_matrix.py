@@ -16,7 +16,7 @@ from fxprune.api.pruning import Applied, apply
 from fxprune.backends import values
 from fxprune.backends.huggingface import load
 from fxprune.backends.verify import LOGITS_TOLERANCE, Job, relative_difference, verify
-from fxprune.ir.absence import absences
+from fxprune.runtime.absence import absences
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 VOCAB = 61
