@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .errors import UnsupportedCall
+
 AxisId = int
 ONE: AxisId = 0
 """The axis of every dimension of extent 1: it broadcasts and is equated with nothing."""
@@ -84,8 +86,13 @@ class Axes:
         self._follow: list[tuple[AxisId, AxisId]] = []
 
     def fresh(self, size: int) -> AxisId:
-        """An axis of which nothing is known but its extent."""
-        assert size >= 0, f"an axis of extent {size}"
+        """An axis of which nothing is known but its extent.
+
+        Raises:
+            UnsupportedCall: for a negative extent, which a rule computed from a call that runs past an axis.
+        """
+        if size < 0:
+            raise UnsupportedCall(f"an axis of extent {size}")
         return ONE if size == 1 else self._add(_Node(size, len(self._nodes)))
 
     def product(self, factors: Iterable[AxisId]) -> AxisId:

@@ -19,6 +19,10 @@ class FxpruneError(Exception):
         self.hint = hint
 
 
+class UnsupportedCall(Exception):
+    """A call of an operator that its rule has no words for. The message says why; what the call touches is frozen."""
+
+
 class RequestError(FxpruneError):
     """A request that cannot be carried out as it was made; found before any work is done."""
 

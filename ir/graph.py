@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from .errors import UnsupportedCall
+
 
 @dataclass(frozen=True, slots=True)
 class DType:
@@ -84,9 +86,14 @@ class Op:
 
     @property
     def result(self) -> Value:
-        """The first result."""
-        first = self.results[0]
-        assert first is not None, f"{self.target} makes no tensor"
+        """The first result.
+
+        Raises:
+            UnsupportedCall: where it is no tensor.
+        """
+        first = self.results[0] if self.results else None
+        if first is None:
+            raise UnsupportedCall(f"{self.target} makes no tensor")
         return first
 
     @property

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.axes import Atom, Axis, Concat, atoms_of
-from ..ir.cost import MACS, macs
+from ..ir.cost import macs, macs_of
 from ..ir.graph import Arg, Graph, Op, Value
+from ..ir.rules import contraction_of
 from .couple import Coupling, couple
 
 Counts = Mapping[str, int]
@@ -68,7 +69,7 @@ class Costs:
             return dense_cost(graph, self._measure)
         other = couple(graph)
         shapes = like(other, self._graph)
-        return sum(MACS[op.packet](sized(op, other.axes, shapes)) for op in graph.ops if op.packet in MACS)
+        return sum(macs_of(sized(op, other.axes, shapes)) for op in graph.ops if contraction_of(op) is not None)
 
     def of(self, counts: Counts) -> int:
         """The whole cost when these groups keep so many units and all others everything."""
@@ -83,7 +84,7 @@ class Costs:
     def _of(self, term: Term, kept: Mapping[int, int]) -> int:
         if term.op is None:
             return term.factor * math.prod(extent(axis, kept) for axis in self._axes[term.value])
-        return MACS[term.op.packet](sized(term.op, self._axes, kept))
+        return macs_of(sized(term.op, self._axes, kept))
 
 
 def like(coupling: Coupling, graph: Graph) -> dict[int, int]:
@@ -136,5 +137,5 @@ def _itemsize(dtype: str) -> int:
 
 def _terms(graph: Graph, measure: str) -> list[Term]:
     if measure == "macs":
-        return [Term(op.result, 1, op) for op in graph.ops if op.packet in MACS]
+        return [Term(op.result, 1, op) for op in graph.ops if macs_of(op)]
     return [Term(value, size) for value, size in _weighed(graph, measure)]

@@ -13,9 +13,10 @@ from functools import cached_property
 import networkx as nx
 
 from ..ir.axes import Atom, Axis, Concat, Product, Solution, atoms_of
+from ..ir.errors import UnsupportedCall
 from ..ir.graph import Graph, Op, Parameter, Value
 from ..ir.groups import Group, Kind, Occurrence, Role
-from ..ir.rules import RULES, Equations, follow_positions
+from ..ir.rules import AS_IT_IS, RULES, Equations, contraction_of, follow_positions, picked_from
 from .inner_products import head_channels
 
 Place = tuple[Value, int]
@@ -114,14 +115,17 @@ def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
         rule = RULES.get(op.packet)
         if rule is None:
             unknown.append(op)
-            eq.freeze((axis for value in (*op.operands, *op.made) for axis in eq.of(value)), f"no rule for {op.packet}")
-            follow_positions(eq, op)
+            eq.freeze_call(op, f"no rule for {op.packet}")
             continue
         try:
             rule.couple(eq, op)
             follow_positions(eq, op)
-        except AssertionError as odd:  # a call that the rule has no words for costs coverage, never correctness
-            eq.freeze((axis for value in (*op.operands, *op.made) for axis in eq.of(value)), f"an unusual call: {odd}")
+            if rule.resize is not None:
+                rule.resize(op, AS_IT_IS)
+        except UnsupportedCall as odd:
+            eq.freeze_call(op, f"an unusual call: {odd}")
+        except Exception as odd:  # whatever a rule raises: such a call costs coverage, never correctness
+            eq.freeze_call(op, f"an unusual call: {type(odd).__name__}: {odd}")
     eq.op = None
     for value in graph.outputs:
         eq.freeze(eq.of(value), f"output of the model, %{value.name}")
@@ -188,7 +192,7 @@ def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, 
         for value in leaves:
             contracted = _contracted(op, value)
             for dim, axis in enumerate(axes[value]):
-                makes = dim != contracted and all(atom.id in alive for atom in atoms_of(axis))
+                makes = dim not in contracted and all(atom.id in alive for atom in atoms_of(axis))
                 roles.setdefault((value, dim), Role.OUT if makes else Role.IN)
     return roles
 
@@ -196,27 +200,24 @@ def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, 
 ROW = 8
 """Grouped products of many maps, torch's among them, want rows of 16 bytes: 8 values of the 16-bit types."""
 
-_CONTRACTED = {
-    ("aten.linear", 1): 1, ("aten.addmm", 2): 0, ("aten.mm", 1): 0, ("aten.matmul", 1): -2, ("aten.bmm", 1): -2,
-    **{(f"aten.conv{n}d", 1): 1 for n in (1, 2, 3)},
-}  # fmt: skip
-"""(operator, position of the weight) -> the weight's dimension that is summed over. It takes units in even where they
-live on in the result because a residual adds them again."""
 
+def _contracted(op: Op, weight: Value) -> set[int]:
+    """The dimensions of its weight that an operator sums over; none where the value is not the operator's weight.
 
-def _contracted(op: Op, weight: Value) -> int | None:
-    for position, arg in enumerate(op.args):
-        dim = _CONTRACTED.get((op.packet, position))
-        if arg is weight and dim is not None:
-            return dim % len(weight.shape)
-    return None
+    They take units in even where these live on in the result because a residual adds them again.
+    """
+    contraction = contraction_of(op)
+    if contraction is None or contraction.weight_of(op) is not weight:
+        return set()
+    return contraction.taken_in(op)
 
 
 def _lonely(
     graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], members: Mapping[int, list[Occurrence]]
 ) -> dict[int, str]:
     """Atoms that stand in one dimension of one tensor, though no map makes them, and what they are."""
-    weights = {value for op in graph.ops for value in op.operands if _contracted(op, value) is not None}
+    known = ((op, contraction_of(op)) for op in graph.ops)
+    weights = {contraction.weight_of(op) for op, contraction in known if contraction is not None}
     maps = {parameter.name for parameter in graph.parameters if parameter.value in weights}
     computed = {atom.id for value in _constants(graph) for axis in axes[value] for atom in atoms_of(axis)}
     found: dict[int, str] = {}
@@ -230,9 +231,9 @@ def _lonely(
 
 def _stacked(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> set[int]:
     """Atoms of the sides of maps that stand in one weight, one for each expert, and are picked from it by index."""
-    leaves = {parameter.value for parameter in graph.parameters if len(parameter.value.shape) > 2}
-    picked = [op.args[0] for op in graph.ops if op.packet == "aten.index" and op.args[0] in leaves]
-    held = [axis for value in picked if isinstance(value, Value) for axis in axes[value][1:]]
+    leaves = {parameter.value for parameter in graph.parameters}
+    picked = [value for op in graph.ops if (value := picked_from(op)) is not None and value in leaves]
+    held = [axis for value in picked for axis in axes[value][1:]]
     return {atom.id for axis in held for atom in atoms_of(axis)}
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..ir.axes import Axis, atoms_of
-from ..ir.graph import Graph, Op, Value
-
-PRODUCTS = frozenset({"aten.matmul", "aten.mm", "aten.bmm", "aten.baddbmm"})
+from ..ir.graph import Graph, Value
+from ..ir.rules import contraction_of, picked_from
+from ..ir.rules.contraction import Product
 
 Axes = Mapping[Value, tuple[Axis, ...]]
 
@@ -24,13 +24,20 @@ def head_channels(graph: Graph, axes: Axes) -> set[int]:
     held = {atom for p in graph.parameters for axis in axes[p.value] for atom in _atoms([axis])}
     found: set[int] = set()
     for op in graph.ops:
-        operands = _factors(op)
-        if operands is None or any(value in weights for value in operands):
+        contraction = contraction_of(op)
+        if contraction is None or contraction.weight_of(op) in weights:
             continue
-        summed, stays = _sides(op, *operands, axes)
-        found |= _atoms(summed)
-        if not _atoms(summed) & held and any(axis.size > 1 for axis in summed):
-            found |= _atoms(stays)
+        for product in contraction.products(op):
+            values = [value for value, _ in product.factors]
+            # Attention says itself what its heads are, and an einsum with dots is not read as attention.
+            if not contraction.weight and any(word.startswith(".") for word in product.result[1]):
+                continue
+            if any(value is None or value in weights or len(value.shape) < 2 for value in values) or len(values) != 2:
+                continue
+            summed, stays = _sides(product, axes)
+            found |= _atoms(summed)
+            if not _atoms(summed) & held and any(axis.size > 1 for axis in summed):
+                found |= _atoms(stays)
     return found
 
 
@@ -38,31 +45,18 @@ def _atoms(axes: Iterable[Axis]) -> set[int]:
     return {atom.id for axis in axes for atom in atoms_of(axis)}
 
 
-def _factors(op: Op) -> tuple[Value, Value] | None:
-    """The two tensors that an operator multiplies and sums."""
-    if op.packet == "aten.einsum":
-        values = list(op.operands)
-    elif op.packet in PRODUCTS:
-        values = [arg for arg in op.args[-2:] if isinstance(arg, Value)]
-    else:
-        return None
-    return (values[0], values[1]) if len(values) == 2 and min(len(v.shape) for v in values) > 1 else None
-
-
-def _sides(op: Op, left: Value, right: Value, axes: Axes) -> tuple[list[Axis], list[Axis]]:
-    """Axes that are summed over, and those of one operand only, which stay."""
-    if op.packet in PRODUCTS:
-        return [axes[left][-1]], [axes[left][-2], axes[right][-1]]
-    inputs, _, output = str(op.args[0]).replace(" ", "").partition("->")
-    first, second = (
-        dict(zip(spec, axes[v], strict=False)) for spec, v in zip(inputs.split(","), (left, right), strict=True)
-    )
-    if "." in inputs:
-        return [], []
-    shared = first.keys() & second.keys()
-    alone = first.keys() ^ second.keys()
+def _sides(product: Product, axes: Axes) -> tuple[list[Axis], list[Axis]]:
+    """Axes that both factors are summed over, and those of one factor only, which stay."""
+    places = [
+        {word: axis for word, axis in zip(dims, axes[value], strict=True) if not word.startswith(".")}
+        for value, dims in product.factors
+        if value is not None
+    ]
+    first, second = places
+    result = set(product.result[1])
+    summed, alone = (first.keys() & second.keys()) - result, (first.keys() ^ second.keys()) & result
     both = first | second
-    return [both[name] for name in sorted(shared - set(output))], [both[name] for name in sorted(alone & set(output))]
+    return [both[word] for word in sorted(summed)], [both[word] for word in sorted(alone)]
 
 
 def _weights(graph: Graph) -> set[Value]:
@@ -70,7 +64,6 @@ def _weights(graph: Graph) -> set[Value]:
     found = {*(parameter.value for parameter in graph.parameters), *graph.constants}
     for op in graph.ops:
         operands = list(op.operands)
-        picked = op.packet == "aten.index" and len(operands[0].shape) > 2 and operands[0] in found
-        if picked or (operands and all(value in found for value in operands)):
+        if picked_from(op) in found or (operands and all(value in found for value in operands)):
             found.update(op.made)
     return found

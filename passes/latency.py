@@ -14,8 +14,9 @@ from torch.utils.benchmark.utils.timer import timer as default_timer
 
 from ..ir import FxpruneError
 from ..ir.axes import Atom, atoms_of
-from ..ir.cost import MACS
+from ..ir.cost import macs_of
 from ..ir.graph import Arg, Graph, Op, Value
+from ..ir.rules import contraction_of
 from .base import State
 from .costs import Costs, Term, sized
 from .couple import Coupling, couple
@@ -69,7 +70,7 @@ class Latency(Costs):
         shapes = _shapes(coupling)
         found = 0
         for op in coupling.graph.ops:
-            if op.packet in MACS:
+            if contraction_of(op) is not None:
                 found += self._clock(sized(op, coupling.axes, shapes))
         return found
 
@@ -79,7 +80,7 @@ class Latency(Costs):
         if id(op) not in self._curves:
             self._curves[id(op)] = self._curve(op)
         counted, took = self._curves[id(op)]
-        macs = MACS[op.packet](sized(op, self._axes, {**self._shapes, **kept}))
+        macs = macs_of(sized(op, self._axes, {**self._shapes, **kept}))
         return round(float(np.interp(macs, counted, took)))
 
     def _curve(self, op: Op) -> Curve:
@@ -88,7 +89,7 @@ class Latency(Costs):
         for width in WIDTHS:
             kept = {atom: max(1, round(atoms[atom] * width)) for atom in self._cut & atoms.keys()}
             narrower = sized(op, self._axes, {**self._shapes, **kept})
-            found.setdefault(MACS[op.packet](narrower), self._clock(narrower))
+            found.setdefault(macs_of(narrower), self._clock(narrower))
         counted = np.array(sorted(found), dtype=np.float64)
         # Wider is never quicker, whatever a single timing says.
         took = np.maximum.accumulate([found[int(macs)] for macs in counted])

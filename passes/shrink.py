@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..ir import Indices, Plan, RequestError
+from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.axes import Axis
 from ..ir.graph import Arg, Graph, Op, Value
 from ..ir.groups import Group, kept_positions
-from ..ir.rules import RULES
+from ..ir.rules import RULES, Resized
+from ..ir.rules.rule import Resize
 from .couple import Coupling
 
 Extents = dict[str, frozenset[tuple[int, int]]]
@@ -157,7 +158,7 @@ class _Rewrite:
     def _op(self, op: Op) -> Op:
         rule = RULES.get(op.packet)
         changed = any(self.kept.shape(v) != v.shape for v in (*op.operands, *op.made))
-        source = rule.resize(op, self.kept) if changed and rule is not None and rule.resize is not None else op
+        source = _rewritten(op, rule.resize, self.kept) if changed and rule is not None and rule.resize else op
         results = tuple(None if v is None else self._resized(v) for v in op.results)
         self.new.update(
             (old, new) for old, new in zip(op.results, results, strict=True) if old is not None and new is not None
@@ -170,6 +171,18 @@ class _Rewrite:
         if isinstance(arg, Value):
             return self.new[arg]
         return tuple(self._mapped(item) for item in arg) if isinstance(arg, tuple) else arg
+
+
+def _rewritten(op: Op, resize: Resize, kept: Resized) -> Op:
+    """Raises FxpruneError: where the rule cannot rewrite the arguments, though it could as long as nothing was cut."""
+    try:
+        return resize(op, kept)
+    except Exception as odd:
+        where = f" at {op.source}" if str(op.source) else ""
+        raise FxpruneError(
+            f"the arguments of {op.packet}{where} cannot be rewritten: {odd or type(odd).__name__}",
+            "leave the groups that this operator touches out of the plan",
+        ) from odd
 
 
 def extents_by_module(before: Graph, after: Graph) -> Extents:

@@ -7,7 +7,7 @@ import torch
 
 from fxprune.api.tables import latencies
 from fxprune.ir import FxpruneError, RequestError
-from fxprune.ir.cost import MACS
+from fxprune.ir.cost import macs_of
 from fxprune.ir.graph import DType, Op, Value
 from fxprune.ir.verifier import verify
 from fxprune.passes import latency
@@ -31,7 +31,7 @@ WHOLE = 0.05
 
 
 def nanoseconds(op: Op) -> int:
-    return START + PER_MAC * MACS[op.packet](op)
+    return START + PER_MAC * macs_of(op)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def contractions(state: State) -> int:
     """Of a run on TOKENS tokens, by a trace of that length."""
     ids = torch.zeros(1, TOKENS, dtype=torch.long)
     graph = trace_model(state.model, {"input_ids": ids, "use_cache": False}).graph
-    return sum(nanoseconds(op) for op in graph.ops if op.packet in MACS)
+    return sum(nanoseconds(op) for op in graph.ops if macs_of(op))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from ..graph import Arg, Op, Value
-from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
+from .arguments import argument, integer, tensor, with_args
+from .contraction import Contraction, Product
+from .rule import Equations, Resized, Rule
 
 SPATIAL = "spatial positions"
 
@@ -41,6 +46,32 @@ def _convolution(eq: Equations, op: Op) -> None:
         eq.tie(eq.of(bias)[0], result[channel])
     eq.tie_all(operand[:channel], result[:channel])
     eq.freeze((*operand[channel + 1 :], *result[channel + 1 :], *weight[2:]), SPATIAL)
+
+
+def _products(op: Op) -> tuple[Product, ...]:
+    """``p`` are positions that the weight is applied at, ``w`` those of the weight; the input holds windows of both.
+
+    Transposed, the result holds the windows.
+    """
+    operand, weight, result = tensor(op, 0), tensor(op, 1, "weight"), op.result
+    groups = integer(op, _groups_position(op), "groups", 1)
+    spatial = range(len(weight.shape) - 2)
+    samples = ("n",) * (len(operand.shape) - len(spatial) - 1)
+    places, kernel = tuple(f"p{d}" for d in spatial), tuple(f"w{d}" for d in spatial)
+    windows = tuple(f"p{d} w{d}" for d in spatial)
+    inner, outer = ("g i", "g o") if groups > 1 else ("i", "o")
+    if not _is_transposed(op):
+        factors = (operand, (*samples, inner, *windows)), (weight, (outer, "i", *kernel))
+        return (Product(factors, (result, (*samples, outer, *places))),)
+    rows = "g" if weight.shape[0] == groups else inner  # one channel for each group: the weight's are the groups
+    factors = (operand, (*samples, rows, *places)), (weight, (rows, "o", *kernel))
+    return (Product(factors, (result, (*samples, outer, *windows))),)
+
+
+def _macs(op: Op) -> int:
+    """Every result element takes one window of its group's channels; transposed, every operand element gives one."""
+    elements = tensor(op, 0) if _is_transposed(op) else op.result
+    return math.prod(elements.shape) * math.prod(tensor(op, 1, "weight").shape[1:])
 
 
 def _groups(op: Op, new: Resized) -> Op:
@@ -127,7 +158,38 @@ def _channel_shuffle(eq: Equations, op: Op) -> None:
     eq.tie_all((operand[0], *operand[2:]), (result[0], *result[2:]))
 
 
-_CONV = Rule(_convolution, _groups, text="n (g i) ..., (g o) i ..., (g o)? -> n (g o) ...")
+_PLAIN = Contraction(
+    ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    _products,
+    weight="weight",
+    input="input",
+    bias="bias",
+    summed=1,
+    windows=True,
+    plain={"groups": 1},
+    count=_macs,
+)
+_TRANSPOSED = replace(
+    _PLAIN,
+    arguments=("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    summed=None,  # the first, unless the weight has one channel for each group
+    unrecorded="an output sums over windows that overlap: outputs are no rows of one linear map",
+)
+_GENERIC = replace(
+    _PLAIN,
+    arguments=(
+        "input", "weight", "bias", "stride", "padding", "dilation", "transposed", "output_padding", "groups",
+    ),
+    summed=None,  # the second, or as in the transposed ones
+    unrecorded="modules call the operators for one, two and three dimensions",
+)  # fmt: skip
+
+
+def _rule(contracts: Contraction) -> Rule:
+    text = "n (g i) ..., (g o) i ..., (g o)? -> n (g o) ..."
+    return Rule(_convolution, _groups, text=text, contracts=contracts)
+
+
 _POOLS = {
     1: "avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d "
     "reflection_pad1d replication_pad1d",
@@ -139,8 +201,9 @@ _POOLS = {
 }
 
 TABLE = {
-    **{f"aten.{name}": _CONV for name in ("convolution", "conv1d", "conv2d", "conv3d")},
-    **{f"aten.conv_transpose{n}d": _CONV for n in (1, 2, 3)},
+    "aten.convolution": _rule(_GENERIC),
+    **{f"aten.conv{n}d": _rule(_PLAIN) for n in (1, 2, 3)},
+    **{f"aten.conv_transpose{n}d": _rule(_TRANSPOSED) for n in (1, 2, 3)},
     **{f"aten.{name}": _pool(spatial) for spatial, names in _POOLS.items() for name in names.split()},
     **{
         f"aten.{name}": Rule(_grid_sample, text="n c h w, n y x 2 -> n c y x")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..graph import Op, Value
-from .rule import Equations, Resized, Rule, with_args
+from ..graph import Op
+from .arguments import tensor, with_args
+from .rule import Equations, Resized, Rule
 
 
 def _couple(eq: Equations, op: Op) -> None:
@@ -18,16 +19,14 @@ def _shape(position: int) -> Rule:
 
 
 def _triangle(eq: Equations, op: Op) -> None:
-    operand = next(op.operands)
+    operand = tensor(op, 0)
     eq.freeze((*eq.of(operand)[-2:], *eq.of(op.result)[-2:]), "keeps a triangle of positions")
     eq.tie_all(eq.of(operand), eq.of(op.result))
 
 
 def _one_hot(eq: Equations, op: Op) -> None:
-    operand = op.args[0]
-    assert isinstance(operand, Value)
     result = eq.of(op.result)
-    eq.tie_all(eq.of(operand), result[:-1])
+    eq.tie_all(eq.of(tensor(op, 0)), result[:-1])
     eq.freeze(result[-1:], "one position per class")
 
 

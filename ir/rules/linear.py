@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..axes import AxisId
+from ..errors import UnsupportedCall
 from ..graph import Op, Value
+from .arguments import argument, tensor, with_args
+from .contraction import Contraction, Dims, Product, spread
 from .reduce import NORMALISED
-from .rule import Equations, Resized, Rule, argument, pattern, tensor, with_args
+from .rule import Equations, Resized, Rule, contracting, pattern
 
 
 def _matmul(eq: Equations, op: Op) -> None:
@@ -37,14 +41,24 @@ def _add_matmul(eq: Equations, op: Op) -> None:
     eq.broadcast([left[:-2], right[:-2]], result[:-2])
 
 
-def _einsum(eq: Equations, op: Op) -> None:
-    equation, operands = op.args[0], list(op.operands)
-    assert isinstance(equation, str)
+def _equation(op: Op) -> tuple[list[str], str]:
+    """The dimensions of the operands and of the result, as an einsum has them."""
+    equation = argument(op, 0, "equation")
+    if not isinstance(equation, str):
+        raise UnsupportedCall(f"{op.target} argument equation is no string")
     inputs, arrow, output = equation.replace(" ", "").partition("->")
-    specs = inputs.split(",")
     if not arrow:
         letters = sorted(c for c in set(inputs) if c.isalpha() and inputs.count(c) == 1)
         output = ("..." if "..." in inputs else "") + "".join(letters)
+    specs = inputs.split(",")
+    if len(specs) != len(list(op.operands)):
+        raise UnsupportedCall(f"{equation!r} of {len(list(op.operands))} tensors")
+    return specs, output
+
+
+def _einsum(eq: Equations, op: Op) -> None:
+    specs, output = _equation(op)
+    operands = list(op.operands)
     bound: dict[str, AxisId] = {}
     leading: list[Sequence[AxisId]] = []
     for spec, value in zip([*specs, output], [*operands, op.result], strict=True):
@@ -61,6 +75,17 @@ def _einsum(eq: Equations, op: Op) -> None:
             eq.broadcast(leading, rest)
         elif dots:
             leading.append(rest)
+
+
+def _einsum_products(op: Op) -> tuple[Product, ...]:
+    specs, output = _equation(op)
+
+    def dims(spec: str, value: Value) -> Dims:
+        head, dots, tail = spec.partition("...")
+        return spread((*head, *([dots] if dots else ()), *tail), len(value.shape))
+
+    factors = tuple((value, dims(spec, value)) for spec, value in zip(specs, op.operands, strict=True))
+    return (Product(factors, (op.result, dims(output, op.result))),)
 
 
 def _attention(eq: Equations, op: Op) -> None:
@@ -98,6 +123,24 @@ def _pin_scale(op: Op, new: Resized) -> Op:
     return with_args(op, {}, {"scale": tensor(op, 0).shape[-1] ** -0.5})
 
 
+def _attention_products(op: Op) -> tuple[Product, ...]:
+    """Scores of every query with every key, then the values weighted with them."""
+    query, key, value = (tensor(op, i) for i in range(3))
+    scores = spread(("...", "l", "s"), len(query.shape))
+    compared = (query, spread(("...", "l", "e"), len(query.shape))), (key, spread(("...", "s", "e"), len(key.shape)))
+    mixed = (None, scores), (value, spread(("...", "s", "v"), len(value.shape)))
+    return (
+        Product(compared, (None, scores)),
+        Product(mixed, (op.result, spread(("...", "l", "v"), len(op.result.shape)))),
+    )
+
+
+def _attention_macs(op: Op) -> int:
+    """As the products say, read off at once."""
+    query, key, value = (tensor(op, i).shape for i in range(3))
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
 def _embedding_bag(eq: Equations, op: Op) -> None:
     """Rows looked up and summed; its further results say which they were."""
     table, (bags, *others) = eq.of(tensor(op, 0)), op.made
@@ -109,20 +152,49 @@ def _embedding_bag(eq: Equations, op: Op) -> None:
 _CDIST = pattern("... p m, ... r m -> ... p r")
 _BAGS = Rule(_embedding_bag, text="v d, ... -> n d, v and n frozen")
 _ADD_MATMUL = Rule(_add_matmul, text="(... m n)?, ... m k, ... k n -> ... m n")
-_ATTENTION = Rule(_attention, _pin_scale, text="... l e, ... s e, ... s v, (... l s)? -> ... l v")
+_ATTENTION = Rule(
+    _attention,
+    _pin_scale,
+    text="... l e, ... s e, ... s v, (... l s)? -> ... l v",
+    contracts=Contraction(
+        ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"),
+        _attention_products,
+        unrecorded="no operand is a weight",
+        count=_attention_macs,
+    ),
+)
+_EINSUM = Rule(
+    _einsum,
+    text="the equation it is given",
+    contracts=Contraction(
+        ("equation", "operands"),
+        _einsum_products,
+        unrecorded="which operand is the weight, and which dimension of it is which, differs with the equation",
+    ),
+)
 
 TABLE = {
-    "aten.linear": pattern("... k, n k, n? -> ... n"),
-    "aten.addmm": _ADD_MATMUL,
-    "aten.mm": pattern("m k, k n -> m n"),
-    "aten.bmm": pattern("... m k, ... k n -> ... m n"),
-    "aten.baddbmm": _ADD_MATMUL,
-    "aten.bilinear": pattern("... i, ... j, n i j, n? -> ... n"),
+    "aten.linear": contracting(pattern("... k, n k, n? -> ... n"), "input weight bias", weight="weight"),
+    "aten.addmm": contracting(_ADD_MATMUL, "input mat1 mat2", weight="mat2", plain={"alpha": 1, "beta": 1}),
+    "aten.mm": contracting(pattern("m k, k n -> m n"), "input mat2", weight="mat2"),
+    "aten.bmm": contracting(pattern("... m k, ... k n -> ... m n"), "input mat2", weight="mat2"),
+    "aten.baddbmm": contracting(
+        _ADD_MATMUL,
+        "input batch1 batch2",
+        weight="batch2",
+        unrecorded="what it adds is a matrix for each sample, no bias of a map",
+    ),
+    "aten.bilinear": contracting(
+        pattern("... i, ... j, n i j, n? -> ... n"),
+        "input1 input2 weight bias",
+        weight="weight",
+        unrecorded="the outputs are linear in the product of two inputs, not in one input",
+    ),
     "aten.outer": pattern("m, n -> m n"),
     "aten.embedding": pattern("v d, ... -> ... d", freeze={"v": "addressed by an index"}),
     **{f"aten.{name}": _BAGS for name in ("embedding_bag", "_embedding_bag")},
     **{f"aten.{name}": _CDIST for name in ("cdist", "_cdist_forward")},
-    "aten.matmul": Rule(_matmul, text="... m k, ... k n -> ... m n"),
-    "aten.einsum": Rule(_einsum, text="the equation it is given"),
+    "aten.matmul": contracting(Rule(_matmul, text="... m k, ... k n -> ... m n"), "input other", weight="other"),
+    "aten.einsum": _EINSUM,
     "aten.scaled_dot_product_attention": _ATTENTION,
 }

@@ -7,9 +7,10 @@ and what ``topk`` gives afterwards counts along the smaller axis on both sides.
 
 from __future__ import annotations
 
-from ..graph import Op
+from ..graph import Op, Value
+from .arguments import argument, integer, place, tensor
 from .reduce import NORMALISED
-from .rule import Equations, Rule, integer, tensor
+from .rule import Equations, Rule
 
 _NAMES = """
 _to_copy _unsafe_view alias chunk clone contiguous detach expand expand_as flatten narrow permute repeat reshape select
@@ -24,7 +25,7 @@ READING = frozenset(f"aten.{name}" for name in ("index", "gather", "scatter", "s
 
 def _topk(eq: Equations, op: Op) -> None:
     operand = eq.of(tensor(op, 0))
-    dim = integer(op, 2, "dim", -1) % len(operand)
+    dim = place(op, 2, "dim", len(operand), -1)
     values, indices = op.made
     for result in (values, indices):
         for d, (a, b) in enumerate(zip(operand, eq.of(result), strict=True)):
@@ -45,6 +46,13 @@ def follow_positions(eq: Equations, op: Op) -> None:
             eq.positions |= dict.fromkeys(op.made, eq.positions[value])
         elif op.packet not in READING or value in (op.args[0], *op.args[3:]):
             eq.freeze([eq.positions[value]], "computes with positions of the axis")
+
+
+def picked_from(op: Op) -> Value | None:
+    """The tensor of three or more dimensions of which an operator picks entries of the first by index, as experts'
+    weights are picked from the stack that holds them; None for all other operators."""
+    stack = argument(op, 0, "self") if op.packet == "aten.index" else None
+    return stack if isinstance(stack, Value) and len(stack.shape) > 2 else None
 
 
 TABLE = {"aten.topk": Rule(_topk, text="picks positions of the dimension, never fewer than k of which stay")}

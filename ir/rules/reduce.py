@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from ..axes import AxisId
+from ..errors import UnsupportedCall
 from ..graph import Op, Value
-from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
+from .arguments import argument, integer, integers, place, tensor, with_args, wrapped
+from .rule import Equations, Resized, Rule
 
 NORMALISED = "normalised"
 """Mark of atoms that a normalisation divides over: removing their units is not the same as zeroing them."""
@@ -22,7 +24,7 @@ def _dims(op: Op, rank: int, position: int = 1) -> list[int]:
     if dims is None or dims == () or isinstance(dims, bool):
         return list(range(rank))
     listed = dims if isinstance(dims, tuple) else (dims,)
-    return sorted(d % rank for d in listed if isinstance(d, int))
+    return sorted(wrapped(op, d, "dim", rank) for d in listed if isinstance(d, int))
 
 
 def _reduction(mark: str | None, position: int = 1) -> Rule:
@@ -75,7 +77,7 @@ def _weight_norm(eq: Equations, op: Op) -> None:
     direction, gain, result = eq.of(tensor(op, 0)), eq.of(tensor(op, 1)), eq.of(op.result)
     eq.tie_all(direction, result)
     eq.broadcast([gain], result)
-    eq.mark([direction[integer(op, 2, "dim")]], NORMALISED)
+    eq.mark([direction[place(op, 2, "dim", len(direction))]], NORMALISED)
 
 
 def _fourier(eq: Equations, op: Op) -> None:
@@ -85,7 +87,8 @@ def _fourier(eq: Equations, op: Op) -> None:
     count = {"2": 2, "n": len(operand)}.get(op.packet[-1], 1)
     dims = argument(op, 1 if op.packet.startswith("aten._fft") else 2, "dim")
     dims = tuple(range(-count, 0)) if dims is None else dims
-    transformed = {d % len(operand) for d in (dims if isinstance(dims, tuple) else (dims,)) if isinstance(d, int)}
+    listed = dims if isinstance(dims, tuple) else (dims,)
+    transformed = {wrapped(op, d, "dim", len(operand)) for d in listed if isinstance(d, int)}
     for d, (a, b) in enumerate(zip(operand, result, strict=True)):
         if d in transformed:
             eq.freeze((a, b), "a Fourier transform mixes the positions")
@@ -96,7 +99,7 @@ def _fourier(eq: Equations, op: Op) -> None:
 def _gated(eq: Equations, op: Op) -> None:
     """glu: the first half of the dimension times the sigmoid of the second."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    dim = integer(op, 1, "dim", -1) % len(operand)
+    dim = place(op, 1, "dim", len(operand), -1)
     eq.tie_all(operand[:dim] + operand[dim + 1 :], result[:dim] + result[dim + 1 :])
     eq.tie(operand[dim], eq.axes.concat((result[dim], result[dim])))
 
@@ -106,7 +109,7 @@ def _along(reason: str | None, mark: str | None, position: int = 1, default: int
 
     def couple(eq: Equations, op: Op) -> None:
         operand = eq.of(tensor(op, 0))
-        dim = integer(op, position, "dim", default) % max(len(operand), 1)
+        dim = place(op, position, "dim", len(operand), default)
         for result in op.made:
             for d, (a, b) in enumerate(zip(operand, eq.of(result), strict=True)):
                 if d != dim or result.shape[d] == eq.axes.size(a):
@@ -124,7 +127,7 @@ def _along(reason: str | None, mark: str | None, position: int = 1, default: int
 def _softmax(eq: Equations, op: Op) -> None:
     operand = eq.of(tensor(op, 0))
     eq.tie_all(operand, eq.of(op.result))
-    dim = integer(op, 1, "dim", -1) % len(operand)
+    dim = place(op, 1, "dim", len(operand), -1)
     eq.mark([operand[dim]], NORMALISED)
     if len(operand) > 2 and dim == len(operand) - 1:
         # scores of attention that is written out: batch, heads, perhaps windows, queries, keys; or batch * heads first
@@ -138,8 +141,7 @@ def _norm_over_last(weights: tuple[int, ...]) -> Rule:
         operand = eq.of(tensor(op, 0))
         for result in op.made:  # the second and third are mean and deviation, of extent 1 where the norm goes
             eq.tie_all(operand, eq.of(result))
-        shape = op.args[1]
-        assert isinstance(shape, tuple)
+        shape = integers(op, 1, "normalized_shape")
         for position in weights:
             weight = argument(op, position, "")
             if isinstance(weight, Value):
@@ -147,8 +149,7 @@ def _norm_over_last(weights: tuple[int, ...]) -> Rule:
         eq.mark(operand[len(operand) - len(shape) :], NORMALISED)
 
     def resize(op: Op, new: Resized) -> Op:
-        shape = op.args[1]
-        assert isinstance(shape, tuple)
+        shape = integers(op, 1, "normalized_shape")
         return with_args(op, {1: new.shape(tensor(op, 0))[-len(shape) :]})
 
     return Rule(couple, resize, text="normalises the last dimensions; weights have them too")
@@ -180,7 +181,8 @@ def _prelu(eq: Equations, op: Op) -> None:
     if len(operand.shape) > 1:
         _per_channel(eq, op)
     else:
-        assert slopes.shape in ((), (1,)), f"{slopes.shape[0]} slopes for one dimension"
+        if slopes.shape not in ((), (1,)):
+            raise UnsupportedCall(f"{slopes.shape[0]} slopes for one dimension")
         eq.tie_all(eq.of(operand), eq.of(op.result))
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from ..axes import ONE, Axes, AxisId, ClashError
+from ..errors import UnsupportedCall
 from ..graph import Arg, Op, Value
 from ..plan import Indices
+from .contraction import Contraction, contraction
 
 
 class Equations:
@@ -51,7 +55,8 @@ class Equations:
     def broadcast(self, operands: Sequence[Sequence[AxisId]], result: Sequence[AxisId]) -> None:
         """Equate the axes of operands with a result's, aligned at the last, as broadcasting does."""
         for axes in operands:
-            assert len(axes) <= len(result), f"an operand of {len(axes)} dimensions in a result of {len(result)}"
+            if len(axes) > len(result):
+                raise UnsupportedCall(f"an operand of {len(axes)} dimensions in a result of {len(result)}")
             self.tie_all(axes, result[len(result) - len(axes) :])
 
     def freeze(self, axes: Iterable[AxisId], reason: str) -> None:
@@ -63,6 +68,12 @@ class Equations:
         )
         for axis in axes:
             self.axes.freeze(axis, signed)
+
+    def freeze_call(self, op: Op, reason: str) -> None:
+        """No unit of any axis that a call touches may go, nor of one that a tensor it touches holds positions of."""
+        touched = (*op.operands, *op.made)
+        self.freeze((axis for value in touched for axis in self.of(value)), reason)
+        self.freeze((self.positions[value] for value in touched if value in self.positions), reason)
 
     def address(self, axis: AxisId, index: object) -> None:
         """An axis that is looked up: frozen, but where the index holds positions of an axis it is that axis."""
@@ -92,6 +103,18 @@ class Resized(Protocol):
         """The old indices of a dimension that stay, sorted."""
 
 
+class _AsItIs:
+    """Nothing goes: at this, too, a rule must be able to rewrite the arguments."""
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        return value.shape
+
+    def kept(self, value: Value, dim: int) -> Indices:
+        return np.arange(value.shape[dim])
+
+
+AS_IT_IS: Resized = _AsItIs()
+
 Couple = Callable[[Equations, Op], None]
 Resize = Callable[[Op, Resized], Op]
 
@@ -104,38 +127,26 @@ class Rule:
         couple: states the equations.
         resize: rewrites arguments that depend on extents; None when no argument does.
         text: the declarative form, for the documentation.
+        contracts: what a contraction multiplies and sums over; None for all other operators.
     """
 
     couple: Couple
     resize: Resize | None = None
     text: str = ""
+    contracts: Contraction | None = None
 
 
-def with_args(op: Op, args: Mapping[int, Arg], kwargs: Mapping[str, Arg] | None = None) -> Op:
-    """The same operator with some positional arguments replaced."""
-    positional = list(op.args)
-    for position, arg in args.items():
-        positional[position] = arg
-    return Op(op.target, tuple(positional), {**op.kwargs, **(kwargs or {})}, op.results, op.source)
+def contracting(
+    rule: Rule, arguments: str, *, weight: str = "", plain: Mapping[str, Arg] | None = None, unrecorded: str = ""
+) -> Rule:
+    """The rule of a contraction whose one product is what the rule's text says.
 
-
-def argument(op: Op, position: int, name: str, default: Arg = None) -> Arg:
-    """An argument that may be given by position or by name."""
-    return op.args[position] if position < len(op.args) else op.kwargs.get(name, default)
-
-
-def tensor(op: Op, position: int, name: str = "") -> Value:
-    """An operand that must be a tensor."""
-    value = argument(op, position, name)
-    assert isinstance(value, Value), f"{op.target} argument {position} is no tensor"
-    return value
-
-
-def integer(op: Op, position: int, name: str, default: int = 0) -> int:
-    """An argument that must be an integer."""
-    value = argument(op, position, name, default)
-    assert isinstance(value, int), f"{op.target} argument {name} is no integer"
-    return value
+    Args:
+        rule: its text is in the notation of :func:`pattern`.
+        arguments, weight, plain, unrecorded: as in :func:`.contraction.contraction`.
+    """
+    said = contraction(rule.text, arguments, weight=weight, plain=plain, unrecorded=unrecorded)
+    return replace(rule, contracts=said)
 
 
 def pattern(text: str, *, freeze: Mapping[str, str] | None = None, mark: Mapping[str, str] | None = None) -> Rule:
@@ -157,32 +168,35 @@ def pattern(text: str, *, freeze: Mapping[str, str] | None = None, mark: Mapping
     def couple(eq: Equations, op: Op) -> None:
         bound: dict[str, AxisId] = {}
         leading: list[Sequence[AxisId]] = []
-
-        def bind(letters: list[str], value: Value) -> Sequence[AxisId]:
-            axes = eq.of(value)
-            names = [letter for letter in letters if letter != "..."]
-            assert len(axes) == len(names) or (len(axes) > len(names) and "..." in letters), (
-                f"{op.target}: {' '.join(letters)!r} has {len(names)} dimensions, %{value.name} has {len(axes)}"
-            )
-            lead, tail = axes[: len(axes) - len(names)], axes[len(axes) - len(names) :]
-            for name, axis in zip(names, tail, strict=True):
-                if bound.get(name, ONE) == ONE:
-                    bound[name] = axis
-                eq.tie(axis, bound[name])
-            return lead
-
         for position, (letters, optional) in enumerate(operands):
             value = op.args[position] if position < len(op.args) else None
             if isinstance(value, Value):
-                leading.append(bind(letters, value))
+                leading.append(_bind(eq, op, letters, value, bound))
             elif not optional:
-                raise AssertionError(f"{op.target}: operand {position} of {text!r} is no tensor")
+                raise UnsupportedCall(f"{op.target}: operand {position} of {text!r} is no tensor")
         for letters, value in zip(results, op.results, strict=False):
             if value is not None:
-                eq.broadcast(leading, bind(letters, value)) if "..." in letters else bind(letters, value)
+                rest = _bind(eq, op, letters, value, bound)
+                eq.broadcast(leading if "..." in letters else [], rest)
         for name, reason in (freeze or {}).items():
             eq.freeze([bound[name]], reason)
         for name, note in (mark or {}).items():
             eq.mark([bound[name]], note)
 
     return Rule(couple, text=text)
+
+
+def _bind(eq: Equations, op: Op, letters: Sequence[str], value: Value, bound: dict[str, AxisId]) -> Sequence[AxisId]:
+    """Tie the dimensions of a value to the letters in ``bound``; returns those that ``...`` stands for."""
+    axes = eq.of(value)
+    names = [letter for letter in letters if letter != "..."]
+    if len(axes) < len(names) or (len(axes) > len(names) and "..." not in letters):
+        raise UnsupportedCall(
+            f"{op.target}: {' '.join(letters)!r} has {len(names)} dimensions, %{value.name} has {len(axes)}"
+        )
+    lead, tail = axes[: len(axes) - len(names)], axes[len(axes) - len(names) :]
+    for name, axis in zip(names, tail, strict=True):
+        if bound.get(name, ONE) == ONE:
+            bound[name] = axis
+        eq.tie(axis, bound[name])
+    return lead

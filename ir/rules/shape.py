@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..errors import UnsupportedCall
 from ..graph import Arg, DType, Op, Value
-from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
+from .arguments import argument, integers, place, tensor, with_args, wrapped
+from .rule import Equations, Resized, Rule
 
 
 def blocks(left: Sequence[int], right: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -49,7 +51,8 @@ def _reshape(eq: Equations, op: Op) -> None:
         eq.freeze((*left, *right), "reshapes an empty tensor")
         return
     elements = math.prod(operand.shape), math.prod(result.shape)
-    assert elements[0] == elements[1], f"{elements[0]} elements cannot be {elements[1]}"
+    if elements[0] != elements[1]:
+        raise UnsupportedCall(f"{elements[0]} elements cannot be {elements[1]}")
     for run, other in blocks(operand.shape, result.shape):
         eq.tie(eq.axes.product(left[d] for d in run), eq.axes.product(right[d] for d in other))
 
@@ -80,9 +83,8 @@ def _as_reshape(op: Op, new: Resized) -> Op:
 
 
 def _unflatten_sizes(op: Op, new: Resized) -> Op:
-    dim = integer(op, 1, "dim") % len(tensor(op, 0).shape)
-    sizes = op.args[2]
-    assert isinstance(sizes, tuple)
+    dim = place(op, 1, "dim", len(tensor(op, 0).shape))
+    sizes = integers(op, 2, "sizes")
     return with_args(op, {2: new.shape(op.result)[dim : dim + len(sizes)]})
 
 
@@ -98,14 +100,15 @@ def _permutation(op: Op) -> list[int]:
     if op.packet in ("aten.mT", "aten.adjoint"):
         return [*order[:-2], order[-1], order[-2]]
     if op.packet in ("aten.transpose", "aten.swapaxes", "aten.swapdims"):
-        a, b = integer(op, 1, "dim0") % rank, integer(op, 2, "dim1") % rank
+        a, b = place(op, 1, "dim0", rank), place(op, 2, "dim1", rank)
         order[a], order[b] = order[b], order[a]
         return order
     given = op.args[1]
     if op.packet == "aten.permute":
-        return [d % rank for d in _integers(given)]
+        return [wrapped(op, d, "dims", rank) for d in _integers(given)]
     target = op.args[2]
-    moved = {p % rank: s % rank for s, p in zip(_integers(given), _integers(target), strict=True)}
+    pairs = zip(_integers(given), _integers(target), strict=True)
+    moved = {wrapped(op, p, "destination", rank): wrapped(op, s, "source", rank) for s, p in pairs}
     rest = iter([d for d in order if d not in moved.values()])
     return [moved[d] if d in moved else next(rest) for d in order]
 
@@ -148,14 +151,15 @@ def _interleave(eq: Equations, op: Op) -> None:
     if not isinstance(times, int) or not isinstance(dim, int):
         eq.freeze((*operand, *result), "repeats by a computed count")
         return
+    dim = place(op, 2, "dim", len(operand))
     for d, (axis, made) in enumerate(zip(operand, result, strict=True)):
-        eq.tie(eq.axes.product((axis, eq.axes.fresh(times))) if d == dim % len(operand) else axis, made)
+        eq.tie(eq.axes.product((axis, eq.axes.fresh(times))) if d == dim else axis, made)
 
 
 def _interleave_count(op: Op, new: Resized) -> Op:
     if not isinstance(argument(op, 2, "dim"), int):
         return op
-    dim = integer(op, 2, "dim") % len(tensor(op, 0).shape)
+    dim = place(op, 2, "dim", len(tensor(op, 0).shape))
     extent = new.shape(op.result)[dim]
     total: dict[str, Arg] = {"output_size": extent} if "output_size" in op.kwargs else {}
     return with_args(op, {1: extent // new.shape(tensor(op, 0))[dim]}, total)
@@ -165,7 +169,7 @@ def _reversed(eq: Equations, op: Op) -> None:
     """flip and roll: the dimensions that move are frozen, the others pass."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     dims = op.args[1] if op.packet == "aten.flip" else argument(op, 2, "dims", ())
-    moved = {d % len(operand) for d in dims if isinstance(d, int)} if isinstance(dims, tuple) else set()
+    moved = {wrapped(op, d, "dims", len(operand)) for d in _integers(dims)}
     eq.freeze((operand[d] for d in moved or range(len(operand))), "moves positions of the axis")
     eq.tie_all(operand, result)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..axes import ONE, AxisId
+from ..errors import UnsupportedCall
 from ..graph import Arg, Op, Value
-from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
+from .arguments import argument, integer, integers, place, tensor, with_args
+from .rule import Equations, Resized, Rule
 
 
 def _pass_others(eq: Equations, operand: Sequence[AxisId], result: Sequence[AxisId], dim: int) -> None:
@@ -18,7 +20,7 @@ def _pass_others(eq: Equations, operand: Sequence[AxisId], result: Sequence[Axis
 def _cat(eq: Equations, op: Op) -> None:
     operands = [value for value in op.operands if value.shape != (0,)]
     result = eq.of(op.result)
-    dim = integer(op, 1, "dim") % len(result)
+    dim = place(op, 1, "dim", len(result))
     for value in operands:
         _pass_others(eq, eq.of(value), result, dim)
     eq.tie(eq.axes.concat(eq.of(value)[dim] for value in operands), result[dim])
@@ -26,7 +28,7 @@ def _cat(eq: Equations, op: Op) -> None:
 
 def _stack(eq: Equations, op: Op) -> None:
     result = eq.of(op.result)
-    dim = integer(op, 1, "dim") % len(result)
+    dim = place(op, 1, "dim", len(result))
     operands = list(op.operands)
     for value in operands:
         eq.tie_all(eq.of(value), [axis for d, axis in enumerate(result) if d != dim])
@@ -35,7 +37,7 @@ def _stack(eq: Equations, op: Op) -> None:
 
 def _unbind(eq: Equations, op: Op) -> None:
     operand = eq.of(tensor(op, 0))
-    dim = integer(op, 1, "dim") % len(operand)
+    dim = place(op, 1, "dim", len(operand))
     for value in op.made:
         eq.tie_all([axis for d, axis in enumerate(operand) if d != dim], eq.of(value))
     eq.tie(eq.axes.concat([ONE] * len(op.results)), operand[dim])
@@ -46,13 +48,13 @@ def _split() -> Rule:
 
     def couple(eq: Equations, op: Op) -> None:
         operand = eq.of(tensor(op, 0))
-        dim = integer(op, 2, "dim") % len(operand)
+        dim = place(op, 2, "dim", len(operand))
         for value in op.made:
             _pass_others(eq, operand, eq.of(value), dim)
         eq.tie(operand[dim], eq.axes.concat(eq.of(value)[dim] for value in op.made))
 
     def resize(op: Op, new: Resized) -> Op:
-        dim = integer(op, 2, "dim") % len(tensor(op, 0).shape)
+        dim = place(op, 2, "dim", len(tensor(op, 0).shape))
         sizes = tuple(new.shape(value)[dim] for value in op.made)
         if op.packet == "aten.split_with_sizes":
             return with_args(op, {1: sizes})
@@ -80,7 +82,7 @@ def _cut(eq: Equations, axis: AxisId, start: int, end: int) -> AxisId:
 
 def _slice(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    dim = integer(op, 1, "dim") % len(operand)
+    dim = place(op, 1, "dim", len(operand))
     extent = tensor(op, 0).shape[dim]
     start, end, step = _bounds(op, extent)
     _pass_others(eq, operand, result, dim)
@@ -102,7 +104,7 @@ def _strided(eq: Equations, axis: AxisId, result: AxisId, step: int) -> None:
 
 def _slice_bounds(op: Op, new: Resized) -> Op:
     operand = tensor(op, 0)
-    dim = integer(op, 1, "dim") % len(operand.shape)
+    dim = place(op, 1, "dim", len(operand.shape))
     start, end, step = _bounds(op, operand.shape[dim])
     if step != 1 or new.shape(operand)[dim] == operand.shape[dim]:
         return op
@@ -113,7 +115,7 @@ def _slice_bounds(op: Op, new: Resized) -> Op:
 
 def _narrow(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    dim = integer(op, 1, "dim") % len(operand)
+    dim = place(op, 1, "dim", len(operand))
     start, length = _narrow_start(op, dim), integer(op, 3, "length")
     _pass_others(eq, operand, result, dim)
     eq.tie(_cut(eq, operand[dim], start, start + length), result[dim])
@@ -125,23 +127,23 @@ def _narrow_start(op: Op, dim: int) -> int:
 
 
 def _narrow_bounds(op: Op, new: Resized) -> Op:
-    operand, dim = tensor(op, 0), integer(op, 1, "dim") % len(tensor(op, 0).shape)
+    operand, dim = tensor(op, 0), place(op, 1, "dim", len(tensor(op, 0).shape))
     start = int((new.kept(operand, dim) < _narrow_start(op, dim)).sum())
     return with_args(op, {2: start, 3: new.shape(op.result)[dim]})
 
 
 def _select(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    dim = integer(op, 1, "dim") % len(operand)
-    index = integer(op, 2, "index") % tensor(op, 0).shape[dim]
+    dim = place(op, 1, "dim", len(operand))
+    index = place(op, 2, "index", tensor(op, 0).shape[dim])
     eq.tie_all([axis for d, axis in enumerate(operand) if d != dim], result)
     _cut(eq, operand[dim], index, index + 1)
 
 
 def _select_index(op: Op, new: Resized) -> Op:
     operand = tensor(op, 0)
-    dim = integer(op, 1, "dim") % len(operand.shape)
-    index = integer(op, 2, "index") % operand.shape[dim]
+    dim = place(op, 1, "dim", len(operand.shape))
+    index = place(op, 2, "index", operand.shape[dim])
     return with_args(op, {2: int((new.kept(operand, dim) < index).sum())})
 
 
@@ -149,7 +151,9 @@ def _pad(eq: Equations, op: Op) -> None:
     """Padding stands beside the axis, as parts of which units may go where units of the axis may; a negative one cuts
     it."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    amounts = [n for n in argument(op, 1, "pad") if isinstance(n, int)]  # type: ignore[union-attr]
+    amounts = integers(op, 1, "pad")
+    if len(amounts) > 2 * len(operand):
+        raise UnsupportedCall(f"{len(amounts)} amounts of padding for {len(operand)} dimensions")
     for back in range(len(operand)):
         dim = len(operand) - 1 - back
         before, after = amounts[2 * back : 2 * back + 2] or (0, 0)
@@ -168,7 +172,7 @@ def _pad(eq: Equations, op: Op) -> None:
 
 def _pad_amounts(op: Op, new: Resized) -> Op:
     """As many positions of the padding as are left of it."""
-    operand, amounts = tensor(op, 0), [n for n in argument(op, 1, "pad") if isinstance(n, int)]  # type: ignore[union-attr]
+    operand, amounts = tensor(op, 0), list(integers(op, 1, "pad"))
     for back in range(len(amounts) // 2):
         dim = len(operand.shape) - 1 - back
         before, after = amounts[2 * back : 2 * back + 2]
@@ -187,11 +191,22 @@ def index_layout(indices: Sequence[Arg], rank: int) -> tuple[list[int], int]:
 
     Returns:
         The addressed dimensions and the position of the first dimension that comes from the indices.
+
+    Raises:
+        UnsupportedCall: for more indices than dimensions.
     """
+    if len(indices) > rank:
+        raise UnsupportedCall(f"{len(indices)} indices for {rank} dimensions")
     addressed = [d for d, index in enumerate(indices) if isinstance(index, Value)]
     together = addressed == list(range(addressed[0], addressed[-1] + 1)) if addressed else True
-    assert len(indices) <= rank
     return addressed, addressed[0] if addressed and together else 0
+
+
+def _indices(op: Op) -> tuple[Arg, ...]:
+    indices = argument(op, 1, "indices")
+    if not isinstance(indices, tuple):
+        raise UnsupportedCall(f"{op.target} argument indices is no list")
+    return indices
 
 
 def _has_mask(indices: Sequence[Arg]) -> bool:
@@ -201,8 +216,7 @@ def _has_mask(indices: Sequence[Arg]) -> bool:
 
 def _index(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    indices = op.args[1]
-    assert isinstance(indices, tuple)
+    indices = _indices(op)
     if _has_mask(indices):
         eq.freeze((*operand, *result, *(axis for value in op.operands for axis in eq.of(value))), "selects by a mask")
         return
@@ -217,7 +231,7 @@ def _index(eq: Equations, op: Op) -> None:
 
 def _index_select(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    dim = integer(op, 1, "dim") % len(operand)
+    dim = place(op, 1, "dim", len(operand))
     _pass_others(eq, operand, result, dim)
     eq.tie(eq.of(tensor(op, 2))[0], result[dim])
     eq.address(operand[dim], tensor(op, 2))
@@ -227,7 +241,7 @@ def _index_select(eq: Equations, op: Op) -> None:
 def _gather(eq: Equations, op: Op) -> None:
     """gather and scatter: the dimension is addressed; others pass where the index spans them."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    dim = integer(op, 1, "dim") % len(operand)
+    dim = place(op, 1, "dim", len(operand))
     sides = [result, *(eq.of(value) for value in list(op.operands)[1:])]
     index = tensor(op, 2, "index")
     whole = [operand] if op.packet == "aten.gather" else [operand, result]
@@ -247,15 +261,14 @@ def _gather(eq: Equations, op: Op) -> None:
 def _windows(eq: Equations, op: Op) -> None:
     """unfold: overlapping windows of a dimension, whose positions become the last one."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    dim = integer(op, 1, "dimension") % len(operand)
+    dim = place(op, 1, "dimension", len(operand))
     eq.freeze((operand[dim], result[dim], result[-1]), "overlapping windows of the axis")
     _pass_others(eq, operand, result[:-1], dim)
 
 
 def _index_put(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
-    indices = op.args[1]
-    assert isinstance(indices, tuple)
+    indices = _indices(op)
     eq.tie_all(operand, result)
     values = eq.of(tensor(op, 2))
     written = [axis for index in indices if isinstance(index, Value) for axis in eq.of(index)]

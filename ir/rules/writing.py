@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..graph import Arg, Op
-from .rule import Equations, Resized, Rule, argument, tensor
+from .arguments import argument, tensor
+from .rule import Equations, Resized, Rule
 from .slicing import TABLE as SLICING
 
 
