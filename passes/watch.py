@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..ir import FxpruneError
+from ..ir.rules import RULES, Contraction
 from .statistics import Seen
 
 
@@ -83,8 +84,8 @@ class Watch(TorchFunctionMode):
             found = view(part, out, args[1:], named)
             if found is not None and out is not part.tensor:
                 self._parts[id(out)] = found
-        elif (reader := _READERS.get(func)) is not None:
-            self._keep(reader(_bound(func, args, named)), out)
+        elif (said := RECORDED.get(func)) is not None:
+            self._keep(_read(said, args, named), out)
         elif self._outputs:
             self._follow(func, args, out)
         if self._follows:
@@ -171,34 +172,19 @@ class _Read:
         return self.x if self.raw is None else self.raw
 
 
-def _bound(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(zip(_NAMES[func], args, strict=False)) | dict(kwargs)
-
-
-def _linear(call: Mapping[str, Any]) -> _Read:
-    return _Read(call["input"], call["weight"], call.get("bias"))
-
-
-def _addmm(call: Mapping[str, Any]) -> _Read | None:
-    if call.get("alpha", 1) != 1 or call.get("beta", 1) != 1:
+def _read(said: Contraction, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Read | None:
+    """A call as the linear map that its rule says it is; None where it is none after all."""
+    call = dict(zip(said.arguments, args, strict=False)) | dict(kwargs)
+    if any(call.get(name, value) != value for name, value in said.plain.items()):
         return None
-    return _Read(call["mat1"], call["mat2"], call["input"], rows=False)
-
-
-def _matmul(call: Mapping[str, Any]) -> _Read | None:
-    x, weight = call["input"], call["other"]
-    fits = isinstance(weight, Tensor) and weight.dim() in (2, 3) and x.dim() > 1
-    return _Read(x, weight, rows=False) if fits and (weight.dim() == 2 or x.dim() == 3) else None
-
-
-def _convolution(call: Mapping[str, Any]) -> _Read | None:
-    if call.get("groups", 1) != 1:
+    x, weight, bias = (call.get(name) for name in (said.input, said.weight, said.bias))
+    if not isinstance(x, Tensor) or not isinstance(weight, Tensor):
         return None
-    x, weight = call["input"], call["weight"]
-    ahead = 2 if x.dim() == weight.dim() else 1
-    if ahead == 1:
-        return None
-    return _Read(_patches(x, weight, call), weight, call.get("bias"), conv=True, raw=x)
+    if said.windows:
+        batched = x.dim() == weight.dim()
+        return _Read(_patches(x, weight, call), weight, bias, conv=True, raw=x) if batched else None
+    fits = x.dim() > 1 if weight.dim() == 2 else x.dim() == weight.dim() == 3
+    return _Read(x, weight, bias, rows=said.summed == -1) if fits else None
 
 
 def _patches(x: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
@@ -222,20 +208,22 @@ def _per_axis(value: Any, axes: int) -> list[Any]:
 
 
 _CONV_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
-_CONV_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_NAMES: dict[Any, tuple[str, ...]] = {
-    F.linear: ("input", "weight", "bias"),
-    torch.addmm: ("input", "mat1", "mat2"),
-    torch.Tensor.addmm: ("input", "mat1", "mat2"),
-    **{f: ("input", "other") for f in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)},
-    **{f: ("input", "other") for f in (torch.mm, torch.Tensor.mm, torch.bmm, torch.Tensor.bmm)},
-    **{f: _CONV_NAMES for f in (F.conv1d, F.conv2d, F.conv3d)},
+
+
+def _spellings(packet: str) -> list[Any]:
+    """Torch's own functions for an operator: as a function, as a method and as Python's operator sign."""
+    name = packet.removeprefix("aten.")
+    places = (F, name), (torch, name), (torch.Tensor, name), (torch.Tensor, f"__{name}__")
+    return [getattr(home, spelled) for home, spelled in places if hasattr(home, spelled)]
+
+
+RECORDED: dict[Any, Contraction] = {
+    function: rule.contracts
+    for packet, rule in RULES.items()
+    if rule.contracts is not None and not rule.contracts.unrecorded
+    for function in _spellings(packet)
 }
-_READERS: dict[Any, Callable[[Mapping[str, Any]], _Read | None]] = {
-    f: _linear if f is F.linear else _convolution if names is _CONV_NAMES else _addmm if len(names) == 3 else _matmul
-    for f, names in _NAMES.items()
-}
-"""The calls that are linear maps of their first argument."""
+"""The calls that are linear maps of one argument, and what their rules say of them."""
 
 _ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
 _PASSES_ON = frozenset({
