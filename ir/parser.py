@@ -209,11 +209,14 @@ def _statement(cursor: _Cursor, graph: Graph) -> None:
         cursor.accept(",")
     word = cursor.take("word", "an operator, param, buffer or constant")
     if word in ("param", "buffer"):
+        if len(results) != 1 or results[0] is None:
+            cursor.at = 0
+            raise cursor.error(f"a {word} has one name on the left, %NAME")
         names = [cursor.quoted()]
         while cursor.accept("="):
             names.append(cursor.quoted())
-        value = _typed(cursor, results)[0]
-        assert value is not None
+        cursor.expect(":")
+        value = cursor.define(results[0], *cursor.type())
         graph.parameters.append(Parameter(value, names[0], tuple(names[1:]), word == "buffer"))
     elif word == "constant":
         graph.constants += [value for value in _typed(cursor, results) if value is not None]

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..ir import FxpruneError
 from .measure import inference, perplexity
-from .sub_blocks import SubBlock, taken_out
+from .sub_blocks import ADD, SubBlock, taken_out
 
-SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+SUMS = tuple(getattr(torch.ops.aten, name.removeprefix("aten.")).Tensor for name in ADD)
 
 Chosen = tuple[list[int], list[float]]
 

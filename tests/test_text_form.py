@@ -155,6 +155,8 @@ ERRORS = {
     HEAD + "  %y = aten.relu(%x)": ("line 2: expected ':'", ")^"),
     HEAD + "  %y = 3": ("line 2: expected an operator, param, buffer or constant", "= ^3"),
     HEAD + "  relu(%x) : f32[4]": ("line 2: expected a result", "  ^relu"),
+    HEAD + '  _ = param "w" : _': ("line 2: a param has one name on the left, %NAME", "  ^_"),
+    HEAD + '  %v, %w = buffer "w" : f32[4], f32[4]': ("line 2: a buffer has one name on the left, %NAME", "  ^%v"),
     HEAD + "  %w = param w : f32[4]": ("line 2: expected a name in quotes", "param ^w"),
     HEAD + '  %w = param "\\q" : f32[4]': ('line 2: "\\q" is no JSON string', 'param ^"'),
     HEAD + "  _, %y = aten.max(%x) : f32[4]": ("line 2: expected '_'", ": ^f32"),
