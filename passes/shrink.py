@@ -180,7 +180,7 @@ def _rewritten(op: Op, resize: Resize, kept: Resized) -> Op:
     except Exception as odd:
         where = f" at {op.source}" if str(op.source) else ""
         raise FxpruneError(
-            f"the arguments of {op.packet}{where} cannot be rewritten: {odd or type(odd).__name__}",
+            f"the arguments of {op.packet}{where} cannot be rewritten: {str(odd) or type(odd).__name__}",
             "leave the groups that this operator touches out of the plan",
         ) from odd
 
