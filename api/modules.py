@@ -28,6 +28,7 @@ from ..passes.manager import Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import ANALYSES, PASSES
+from ..runtime.tensors import tensors_by_every_name
 from ..tracer.export import Traced
 from ..tracer.module import Call, Inputs, bind, run, trace_module
 from .progress import Progress, silent
@@ -243,7 +244,8 @@ class _Work:
     ) -> fx.GraphModule:
         return raise_graph(
             graph,
-            {**_tensors(self.model), **(tensors or {})},  # a rewritten graph has no tensors that nothing reads
+            # A rewritten graph has no tensors that nothing reads.
+            tensors_by_every_name(self.model) | dict(tensors or {}),
             traced.constants,
             batch=traced.graph.extents.get("b"),
             inputs=functools.partial(_placeholders, self.call),
@@ -315,7 +317,7 @@ class _Work:
             FxpruneError: when it does not run, such as where as many units are left of a width that its code states as
                 there were samples in the trace: one number then stands for both.
         """
-        smaller = self._graph_module(graph, self.traced, _tensors(module))
+        smaller = self._graph_module(graph, self.traced, tensors_by_every_name(module))
         try:
             return run(smaller, call)
         except FxpruneError as error:
@@ -364,13 +366,6 @@ def _plain(output: Any) -> Any:
     if isinstance(output, tuple | list):
         return tuple(_plain(value) for value in output)
     return output
-
-
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _worst(module: nn.Module, call: Call, expected: Sequence[torch.Tensor]) -> float:

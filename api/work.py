@@ -26,9 +26,9 @@ from ..passes.lora import Adapter
 from ..passes.manager import Analysis, Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import print_pipeline
-from ..passes.rehearsal import tensors_by_name
 from ..passes.saved import Saved as SavedScores
 from ..passes.shrink import extents_by_module
+from ..runtime.tensors import tensors_by_name
 from ..tracer.export import Traced
 from ..tracer.fingerprints import Noted
 from ..tracer.model import Source, build_meta, load_model

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Plan
 from ..ir.repairs import Repairs, repair
+from ..runtime.tensors import slice_tensors, tensors_by_name
 from .artifact import RECORD, atomic_directory, check_target, read_plan, read_record, write_json, write_plan
 from .config_search import quiet
 from .digests import digests
@@ -269,16 +270,15 @@ def _load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.M
             f"{folder} holds a rewritten graph: {record.get('rebuilt_because')}", "load it without a module of your own"
         )
     held = _weights(folder)
-    tensors = {**dict(into.named_parameters()), **dict(into.named_buffers())}
-    for (name, dim), kept in read_plan(folder).items():
+    tensors = tensors_by_name(into)
+    slices = read_plan(folder)
+    for (name, dim), kept in slices.items():
         if name not in tensors or dim >= tensors[name].dim() or kept[-1] >= tensors[name].shape[dim]:
             raise RequestError(
                 f"{type(into).__name__} has no tensor '{name}' that fits the plan of {folder}",
                 "give a module built as the original was",
             )
-        data = tensors[name].detach().index_select(dim, torch.from_numpy(kept).to(tensors[name].device))
-        _replace(into, tensors[name], data)
-        tensors = {**dict(into.named_parameters()), **dict(into.named_buffers())}
+    slice_tensors(into, Plan(slices=slices))
     for path, changes in Repairs.from_json(record.get("repairs") or {}).attributes.items():
         for attribute, (_, new) in changes.items():
             repair(into.get_submodule(path), attribute, new)
@@ -309,13 +309,3 @@ def _shared_names(module: nn.Module) -> dict[str, set[str]]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), set()).add(name)
     return {name: group for group in names.values() for name in group}
-
-
-def _replace(module: nn.Module, old: torch.Tensor, data: torch.Tensor) -> None:
-    new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-    for owner in module.modules():
-        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
-        for table in tables:
-            for name, tensor in table.items():
-                if tensor is old:
-                    table[name] = new

@@ -17,9 +17,9 @@ from transformers.core_model_loading import dot_natural_key
 
 from ..ir.errors import FxpruneError
 from ..ir.plan import Indices, Plan
+from ..runtime.threads import one_thread
 from .output import Output
 from .stored import DTYPES, Bits, Checkpoint, Cutter, Stored, whole
-from .threads import one_thread
 from .verify import VerificationError
 
 WEIGHTS = "model{suffix}.safetensors"
@@ -62,7 +62,7 @@ class StreamedWeights:
             Tensors mapped into memory, or copies where some of them was removed.
         """
         chosen = sorted(set(names) & self.stored.keys(), key=lambda name: self._place[self.stored[name]])
-        slices = _slices(plan)
+        slices = plan.by_tensor() if plan is not None else {}
         for name in chosen:
             yield name, whole(self.stored[name], slices.get(name, {}))
 
@@ -120,7 +120,7 @@ class StreamedWeights:
         """One safetensors file: the length of a JSON header, the header, the data in the order of the header."""
         rank = list(DTYPES)
         order = sorted(names, key=lambda key: (rank.index(self.stored[names[key]].dtype), key))
-        slices = _slices(plan)
+        slices = plan.by_tensor()
         cutter = Cutter()
         header, size = self._header([(key, self.stored[names[key]].dtype, shapes[names[key]]) for key in order])
         with Output(path, len(header) + size) as file:
@@ -169,13 +169,6 @@ def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
         if not any(pattern.search(name) for pattern in ignored):
             return f"{name} is no tensor of the model"
     return ""
-
-
-def _slices(plan: Plan | None) -> dict[str, dict[int, Indices]]:
-    by_name: dict[str, dict[int, Indices]] = {}
-    for (name, dim), kept in plan.slices.items() if plan is not None else ():
-        by_name.setdefault(name, {})[dim] = kept
-    return by_name
 
 
 def _check_shape(name: str, stored: Stored, slices: Mapping[int, Indices], shape: tuple[int, ...]) -> None:

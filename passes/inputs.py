@@ -13,10 +13,10 @@ from torch import Tensor
 from ..ir import FxpruneError, Indices, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group, Occurrence
+from ..runtime.tensors import tensors_by_name
 from .base import State, option
 from .consumers import Consumer, find_consumers, taking_in
 from .prune import Prune
-from .rehearsal import tensors_by_name
 from .select import Scores
 from .statistics import Feed, Seen, Spread, calibration_feeds, matrix
 from .streams import Stream

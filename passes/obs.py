@@ -14,12 +14,12 @@ import torch
 
 from ..ir import FxpruneError, RequestError
 from ..ir.groups import Group, Kind
+from ..runtime.tensors import tensors_by_name
 from .allocate import UNIFORM
 from .base import State, option
 from .inputs import InputScored, Reader, readers_of, require_scores
 from .least_squares import Moments, Surgeon
 from .pairs import Map, Pairs
-from .rehearsal import tensors_by_name
 from .select import Scores, kept_count
 from .sensed import backward, losses_of
 from .statistics import Feed, Seen

@@ -14,16 +14,16 @@ from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.repairs import Repairs
+from ..runtime.tensors import sliced, tensors_by_name
 from .allocate import UNIFORM, WAYS, Target
 from .base import Pass, State, option
 from .budget import Budget
 from .consumers import taking_in
 from .couple import Coupling
 from .latency import forward_seconds
-from .rehearsal import tensors_by_name
 from .select import HEADS, Scope, Scores, best_units, chosen_groups, select, step_of
 from .shrink import extents_by_module, make_plan, rewrite
-from .surgery import shrink_module, sliced
+from .surgery import shrink_module
 
 SAME = 1e-4
 """Largest difference between the logits of the shrunken module and of the rewritten graph, relative to their scale,
@@ -169,7 +169,7 @@ def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
         state.model = state.rebuild(after, sliced(whole, plan), stuck.message)
         state.repairs = Repairs()
     else:
-        state.repairs = join_repairs(state.repairs, repairs)
+        state.repairs = state.repairs.then(repairs)
 
 
 def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:
@@ -207,16 +207,6 @@ def join_plans(first: Plan, second: Plan, coupling: Coupling) -> Plan:
         # What the first plan left of the group stands in order, so that its units are renumbered by rank.
         keep[name] = keep[name][kept] if name in keep and len(keep[name]) == coupling.groups[name].units else kept
     return Plan(keep, slices)
-
-
-def join_repairs(first: Repairs, second: Repairs) -> Repairs:
-    """One set of repairs on the original for two that were made one after the other."""
-    joined = {path: dict(changes) for path, changes in first.attributes.items()}
-    for path, changes in second.attributes.items():
-        known = joined.setdefault(path, {})
-        for name, (old, new) in changes.items():
-            known[name] = (known[name][0] if name in known else old, new)
-    return Repairs(joined)
 
 
 def random_scores(groups: Sequence[Group], seed: int) -> dict[str, Scores]:

@@ -8,7 +8,6 @@ holds memory, so that a large geometry can be tried several times.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
 
 from ..ir.errors import FxpruneError
+from ..runtime.tensors import Places
 
 Reads = dict[str, set[str]]
 
@@ -160,36 +160,6 @@ class Rehearsal:
             except Exception as error:
                 return Failure(stack[-1], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return Performance(_shapes(output, self.outputs), tuple(calls))
-
-
-def tensors_by_name(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by their first name; a tensor that modules share appears once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-class Places:
-    """Where the tensors of a model stand, so that one can be replaced wherever it does, and ties are kept.
-
-    Attributes:
-        tensors: as :func:`tensors_by_name`, without those that were replaced, which nothing holds on to.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.tensors = tensors_by_name(model)
-        self._tables: dict[int, list[tuple[dict[str, Any], str]]] = defaultdict(list)
-        for module in model.modules():
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for table in tables:
-                for name, tensor in table.items():
-                    self._tables[id(tensor)].append((table, name))
-
-    def replace(self, name: str, new: torch.Tensor) -> None:
-        """Put ``new`` wherever the named tensor stands. A parameter stays a parameter."""
-        old = self.tensors.pop(name)
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        for table, key in self._tables[id(old)]:
-            table[key] = new
 
 
 def _weightless(model: nn.Module, device: str) -> Any:

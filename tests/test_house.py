@@ -27,7 +27,7 @@ SETUP = PROJECT["tool"]["setuptools"]
 # Folders of the repository that are no part of the package.
 OUTSIDE = {"tests", "benchmarks", "docs", "build", "dist", "out"}
 
-FLOORS = {"__main__": 6, "cli": 5, "api": 4, "backends": 3, "passes": 3, "tracer": 3, "demo": 1, "ir": 0}
+FLOORS = {"__main__": 6, "cli": 5, "api": 4, "backends": 3, "passes": 3, "tracer": 3, "runtime": 2, "demo": 1, "ir": 0}
 FRAMEWORKS = {"torch", "transformers", "safetensors", "onnx", "onnxruntime", "peft", "huggingface_hub", "datasets"}
 
 
