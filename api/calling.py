@@ -10,7 +10,7 @@ import torch
 
 from ..backends.graph_module import raise_graph
 from ..backends.verify import Reference
-from ..ir.errors import FxpruneError, RequestError
+from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.base import Pass
 from ..passes.registry import PASSES
@@ -77,9 +77,8 @@ class Calling:
             with torch.no_grad():
                 output = module(**self.inputs, **caching)
         except Exception as error:  # whatever a model's own code raises
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise FxpruneError(
-                f"{type(module).__name__} does not run: {type(error).__name__}: {reason}",
+                f"{type(module).__name__} does not run: {class_and_first_line(error)}",
                 "if it is the smaller one that does not, a width may be remembered by its code; leave its group out",
             ) from error
         return counted(output, traced.outputs)

@@ -20,12 +20,12 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ..ir.errors import FxpruneError, RequestError
+from ..ir.errors import FxpruneError, RequestError, first_line, last_line
 from ..ir.plan import Plan
 from ..ir.repairs import Repairs, repair
+from ..runtime.quiet import quiet
 from ..runtime.tensors import slice_tensors, tensors_by_name
 from .artifact import RECORD, atomic_directory, check_target, read_plan, read_record, write_json, write_plan
-from .config_search import quiet
 from .digests import digests
 from .verify import LOGITS_TOLERANCE, VerificationError, relative_difference
 
@@ -119,8 +119,9 @@ def _export(product: Product) -> tuple[ExportedProgram, bool]:
     try:
         return _exported(product, free=False), False
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FxpruneError(f"torch.export cannot export the smaller module: {reason}", "see --debug") from error
+        raise FxpruneError(
+            f"torch.export cannot export the smaller module: {first_line(error)}", "see --debug"
+        ) from error
 
 
 def _exported(product: Product, *, free: bool) -> ExportedProgram:
@@ -201,9 +202,8 @@ def _check(product: Product, folder: Path) -> dict[str, Any]:
         command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps(request)]
         done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
         if done.returncode != 0:
-            lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
             raise VerificationError(
-                f"a fresh Python process cannot run the written program: {lines[-1] if lines else done.returncode}",
+                f"a fresh Python process cannot run the written program: {last_line(done.stderr) or done.returncode}",
                 "load it by hand with torch.export.load for the whole message",
             )
         found = load_file(outputs)

@@ -25,7 +25,7 @@ from .onnx_artifact import Checks, OnnxReport, Request, write_program, write_rep
 from .onnx_names import BATCH, SEQUENCE, rename_symbols
 from .onnx_quantize import convert_weights
 from .onnx_runtime import open_session
-from .onnx_trace import convert, first_line
+from .onnx_trace import convert, innermost_line
 from .verify import relative_difference
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "int8": 0.05, "int4": 0.5}
@@ -199,14 +199,14 @@ def _check(request: Request, forward: Forward, program: ir.Model, staging: Path,
         try:
             expected = forward.outputs(inputs)
         except Exception as error:  # whatever a model's own code raises at extents that it does not take
-            refused[name] = first_line(error)
+            refused[name] = innermost_line(error)
             continue
         feed = {value.name: inputs[str(value.name)].numpy() for value in program.graph.inputs}
         try:
             made = session.run(list(expected), feed)
         except Exception as error:
             raise FxpruneError(
-                f"ONNX Runtime cannot run the graph ({name}): {first_line(error)}", "--optimize none may do"
+                f"ONNX Runtime cannot run the graph ({name}): {innermost_line(error)}", "--optimize none may do"
             ) from error
         worst = max(_difference(got, wanted) for got, wanted in zip(made, expected.values(), strict=True))
         found[name] = max(worst, found.get(name, 0.0))

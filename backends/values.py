@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..ir.plan import Plan
-from .config_search import Match, quiet
+from ..runtime.quiet import quiet
+from .config_search import Match
 from .stand_ins import StandIns, hollow
 from .stored import Checkpoint
 from .streaming import StreamedWeights

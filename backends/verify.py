@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
-from ..ir.errors import FxpruneError
+from ..ir.errors import FxpruneError, last_line
 
 LOGITS_TOLERANCE = 1e-5
 """The worst difference of float32 logits that passes, as a fraction of the largest absolute reference logit.
@@ -126,13 +126,12 @@ class FreshProcess:
         """What it finds for each request; :class:`VerificationError` when it fails."""
         output, complaint = self._process.communicate(json.dumps(requests))
         if self._process.returncode != 0:
-            lines = [line for line in complaint.strip().splitlines() if line.strip()]
-            why = lines[-1] if lines else self._process.returncode
+            why = last_line(complaint) or self._process.returncode
             raise VerificationError(
                 f"a fresh Python process cannot load the written model: {why}",
                 "load it by hand for the whole message; the transformers that is installed may differ",
             )
-        reports: list[dict[str, Any]] = json.loads(output.strip().splitlines()[-1])
+        reports: list[dict[str, Any]] = json.loads(last_line(output))
         return reports
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..ir import RequestError
+from ..runtime.experts import ONE_BY_ONE, experts_as
 from .blocks import find_blocks
 from .measure import inference
-from .statistics import Feed, Seen, experts_one_by_one, padding_mask
+from .statistics import Feed, Seen, padding_mask
 from .watch import Watch
 
 SAME = 1e-5
@@ -84,7 +85,7 @@ class Stream:
         """
         with ExitStack() as stack:
             mask = stack.enter_context(padding_mask(self.model))
-            stack.enter_context(experts_one_by_one(self.model))
+            stack.enter_context(experts_as(ONE_BY_ONE, self.model))
             if hook is not None:
                 module = self.model.get_submodule(hook[0])
                 handle = module.register_forward_pre_hook(hook[1], with_kwargs=True)
