@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,18 +47,10 @@ class Lora(Recovery):
 
     name: ClassVar[str] = "lora"
 
-    r: int = option(8, "rank of the adapters")
-    alpha: int = option(16, "scale of the adapters; they are multiplied by alpha / r")
-    dropout: float = option(0.05, "dropout in front of the adapters")
+    r: int = option(8, "rank of the adapters", at_least=1)
+    alpha: int = option(16, "scale of the adapters; they are multiplied by alpha / r", at_least=1)
+    dropout: float = option(0.05, "dropout in front of the adapters", at_least=0, below=1, hint="the paper uses 0.05")
     keep_adapter: bool = option(False, "keep the adapter beside the merged model")
-
-    at_least: ClassVar[Mapping[str, int]] = {"r": 1, "alpha": 1, **Recovery.at_least}
-
-    def check(self) -> None:
-        """Also refuse adapters that make no sense."""
-        super().check()
-        if not 0 <= self.dropout < 1:
-            raise RequestError(f"lora: dropout={self.dropout} is outside [0, 1)", "the paper uses 0.05")
 
     def require(self, state: State, model: PreTrainedModel) -> None:
         """Refuse a model without projections."""

@@ -38,13 +38,19 @@ class Prune(Pass):
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
 
-    ratio: float = option(0.25, "share of the units of every group to remove, in [0, 1)")
+    ratio: float = option(
+        0.25, "share of the units of every group to remove, in [0, 1)", at_least=0, below=1,
+        hint="a ratio is the share to remove: 0.25 removes a quarter",
+    )  # fmt: skip
     layers: tuple[int, int] | None = option(None, "layers to prune, START:END with END exclusive; all when none")
     heads: str = option("kv", "kv: whole kv heads with their query heads; query: query heads within each; off", HEADS)
     ffn: bool = option(True, "prune inner widths (feed-forward)")
     channels: bool = option(False, "prune the residual width (the paper's channel-wise mode)")
     experts: bool = option(False, "prune whole experts with their router rows, never fewer than a token needs")
-    multiple_of: int = option(1, "round widths other than heads up to a multiple of this")
+    multiple_of: int = option(
+        1, "round widths other than heads up to a multiple of this", at_least=1,
+        hint="use 1 for no constraint, or 8, 64, ...",
+    )  # fmt: skip
     target: str | None = option(
         None,
         "what may be left of the model, instead of a ratio: params:0.8, bytes:.., macs:.., latency:0.8, params:5e9",
@@ -53,27 +59,17 @@ class Prune(Pass):
         "uniform", "uniform: one ratio; kinds: equal widths, heads and widths share by scores; global: any widths, by "
         "scores; search: by what each cut does to the predictions", WAYS
     )  # fmt: skip
-    moves: int = option(64, "how many exchanges of budget between groups by=search tries")
+    moves: int = option(64, "how many exchanges of budget between groups by=search tries", at_least=0)
 
     def check(self) -> None:
-        """Refuse a ratio outside [0, 1), a multiple below 1, no budget, and a scope that holds nothing."""
-        if not 0 <= self.ratio < 1:
-            raise RequestError(
-                f"ratio {self.ratio:g} is not in [0, 1)", "a ratio is the share to remove: 0.25 removes a quarter"
-            )
-        if self.multiple_of < 1:
-            raise RequestError(
-                f"multiple_of {self.multiple_of} is not positive", "use 1 for no constraint, or 8, 64, ..."
-            )
+        """Also refuse a target that cannot be read, and a scope that holds nothing."""
+        super().check()
         if self.heads == "off" and not (self.ffn or self.channels or self.experts):
             raise RequestError(
                 "heads=off, ffn=false, channels=false, experts=false leave nothing to prune", "switch one of them on"
             )
-
         if self.target is not None:
             Target.parse(self.target)
-        if self.moves < 0:
-            raise RequestError(f"moves {self.moves} is negative", "use 0 for none, or 64")
 
     def step(self, group: Group) -> int:
         """What the number of units that a group keeps is rounded up to a multiple of."""
