@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 from ..backends.exported import Product, SavedModule, load, save_module
 from ..backends.graph_module import raise_graph
 from ..backends.training_mode import follow_mode
-from ..backends.verify import relative_difference
 from ..ir.cost import macs
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.graph import Graph
@@ -29,16 +28,13 @@ from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import ANALYSES, PASSES
 from ..runtime.tensors import tensors_by_every_name
+from ..runtime.tolerances import relative_difference, same_function
 from ..tracer.export import Traced
 from ..tracer.module import Call, Inputs, bind, run, trace_module
 from .progress import Progress, silent
 from .pruning import GroupChange
 
 __all__ = ["Pruned", "load", "prune_module"]
-
-SAME = {torch.float64: 1e-10, torch.float32: 1e-4}
-"""The most that two programs for the same function may differ, relative to the scale of the output: some thousand
-roundings of the type. Coarser types are allowed 5%."""
 
 Loss = Callable[..., torch.Tensor]
 
@@ -372,19 +368,11 @@ def _worst(module: nn.Module, call: Call, expected: Sequence[torch.Tensor]) -> f
     got = run(module, call)
     if len(got) != len(expected):
         return float("inf")
-    return max(_difference(a, b) for a, b in zip(got, expected, strict=True))
-
-
-def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
-    if got.shape != expected.shape:
-        return float("inf")
-    if got.numel() == 0 or torch.equal(got, expected):
-        return 0.0
-    return relative_difference(got, expected)
+    return max(relative_difference(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def _same(outputs: Sequence[torch.Tensor]) -> float:
-    return max(SAME.get(tensor.dtype, 0.05) for tensor in outputs)
+    return max(same_function(tensor.dtype) for tensor in outputs)
 
 
 def _vector(outputs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -25,14 +25,14 @@ from ..ir.plan import Plan
 from ..ir.repairs import Repairs, repair
 from ..runtime.quiet import quiet
 from ..runtime.tensors import slice_tensors, tensors_by_name
+from ..runtime.tolerances import relative_difference, same_program
 from .artifact import RECORD, atomic_directory, check_target, read_plan, read_record, write_json, write_plan
 from .digests import digests
-from .verify import LOGITS_TOLERANCE, VerificationError, relative_difference
+from .verify import VerificationError
 
 WEIGHTS = "model.safetensors"
 PROGRAM = "model.pt2"
 KIND = "module"
-TOLERANCE = {torch.float64: 1e-10, torch.float32: LOGITS_TOLERANCE}
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,9 @@ def _check(product: Product, folder: Path) -> dict[str, Any]:
         )
     worst, limit = 0.0, 0.0
     for number, tensor in enumerate(expected):
-        limit = max(limit, TOLERANCE.get(tensor.dtype, 0.05))
+        limit = max(limit, same_program(tensor.dtype))
         got = found[str(number)]
-        worst = max(worst, 0.0 if torch.equal(got, tensor.cpu()) else relative_difference(got, tensor.cpu()))
+        worst = max(worst, relative_difference(got, tensor.cpu()))
     if not worst <= limit:
         raise VerificationError(
             f"the written program's outputs differ from the module's by {worst:.3g} of their scale", "please report it"

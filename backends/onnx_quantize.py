@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from ..ir.errors import FxpruneError, class_and_first_line
 from ..runtime.quiet import quiet
 
-DTYPES = ("float32", "float16", "int8", "int4")
+ONNX_DTYPES = ("float32", "float16", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}
 BLOCK = 32
 

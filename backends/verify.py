@@ -18,14 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
 from ..ir.errors import FxpruneError, last_line
-
-LOGITS_TOLERANCE = 1e-5
-"""The worst difference of float32 logits that passes, as a fraction of the largest absolute reference logit.
-
-Two correct programs differ by the order in which they add: float32 rounds at 6e-8, a network of some ten to a hundred
-layers accumulates a few dozen such roundings, and a wrong slice differs by more than 1e-2.
-"""
-
+from ..runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 
 SCRIPT = Path(__file__).parent / "fresh_process.py"
 
@@ -71,16 +64,6 @@ class VerificationError(FxpruneError):
 
 class DecodingError(VerificationError):
     """The written model decodes otherwise with a cache than without, or not at all."""
-
-
-def relative_difference(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest absolute difference over the largest absolute reference value; infinite where shapes differ."""
-    if logits.shape != reference.shape:
-        return float("inf")
-    if torch.equal(logits, reference):
-        return 0.0
-    difference = (logits.double() - reference.double()).abs().max() / reference.double().abs().max()
-    return float(difference) if torch.isfinite(difference) else float("inf")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..ir.errors import FxpruneError, RequestError
+from ..runtime.tolerances import MERGED_ROUNDINGS, roundings
 from .base import State, option
 from .measure import logits_of
 from .recovery import Recovery, reported, require_finite
@@ -164,8 +165,7 @@ def _merge(adapted: PeftModel, probe: torch.Tensor) -> float:
         adapted.merge_and_unload()
         after = logits_of(plain, probe)
     difference = (before - after).abs().max().item()
-    # A sum is rounded once per weight: some hundred units in the last place of the largest logit, not more.
-    allowed = 1000 * torch.finfo(plain.dtype).eps * max(1.0, before.abs().max().item())
+    allowed = roundings(MERGED_ROUNDINGS, plain.dtype) * max(1.0, before.abs().max().item())
     if not difference <= allowed:
         raise FxpruneError(
             f"the merged model differs from the trained one by {difference:.3g} in its logits (allowed {allowed:.3g})",

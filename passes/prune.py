@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.repairs import Repairs
 from ..runtime.tensors import sliced, tensors_by_name
+from ..runtime.tolerances import FUNCTION_TOLERANCE, relative_difference
 from .allocate import UNIFORM, WAYS, Target
 from .base import Pass, State, option
 from .budget import Budget
@@ -24,10 +24,6 @@ from .latency import forward_seconds
 from .select import HEADS, Scope, Scores, best_units, chosen_groups, select, step_of
 from .shrink import extents_by_module, make_plan, rewrite
 from .surgery import shrink_module
-
-SAME = 1e-4
-"""Largest difference between the logits of the shrunken module and of the rewritten graph, relative to their scale,
-at which they are the same function: float32 roundings stay far below, a wrong repair lies far above."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +177,7 @@ def _acceptance(state: State, after: Any) -> Any:
 
     def accept() -> bool:
         expected, got = execute(after, state.model)
-        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
-        return expected.shape == got.shape and float((expected - got).abs().max() / scale) <= SAME
+        return relative_difference(got, expected) <= FUNCTION_TOLERANCE
 
     return accept
 
