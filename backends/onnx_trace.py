@@ -4,7 +4,6 @@ good for prefill as for decoding."""
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 from ..ir.errors import FxpruneError, RequestError, class_and_first_line
+from ..runtime.json_object import read_json_object
 from ..runtime.quiet import quiet
 from .onnx_names import BATCH, PAST, SEQUENCE, rename_interface, strip_provenance
 
@@ -193,13 +193,7 @@ def _read_config(source: Path) -> dict[str, Any]:
     path = source / "config.json"
     if not path.is_file():
         raise RequestError(f"{source} has no config.json", "pass a Hugging Face model directory")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} is not readable: {error}", "pass a Hugging Face model directory") from error
-    if not isinstance(config, dict):
-        raise RequestError(f"{path} does not hold a JSON object", "pass a Hugging Face model directory")
-    return config
+    return read_json_object(path, "pass a Hugging Face model directory")
 
 
 def innermost_line(error: BaseException) -> str:

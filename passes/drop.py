@@ -16,6 +16,7 @@ from ..ir.absence import absences
 from ..ir.repairs import Repairs
 from .base import Pass, State, option
 from .blocks import Blocks, find_blocks, keep_blocks
+from .greedy import one_after_the_other
 from .measure import inference, perplexity
 from .sub_block_scores import choose
 from .sub_blocks import ATTENTION, MLP, find_sub_blocks, take_out
@@ -188,15 +189,7 @@ def _by_perplexity(
     model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int
 ) -> tuple[list[int], list[float]]:
     """One after the other, each time the layer without which the calibration text is modelled best."""
-    gone: list[int] = []
-    costs: list[float] = []
-    for _ in range(layers):
-        left = [index for index in range(len(blocks.modules)) if index not in gone]
-        values = {index: _without(model, blocks, [*gone, index], tokens) for index in left}
-        best = min(values, key=lambda index: (values[index], index))
-        gone.append(best)
-        costs.append(values[best])
-    return gone, costs
+    return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(model, blocks, gone, tokens))
 
 
 def _without(model: nn.Module, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:

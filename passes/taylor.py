@@ -8,12 +8,10 @@ from typing import ClassVar
 
 from ..ir.groups import Group
 from .base import State, option
-from .gradients import taylor
+from .gradients import VARIANTS, taylor
 from .losses import taylor_of_losses
 from .prune import Prune
 from .select import REDUCTIONS, Scores, unit_scores, wanted
-
-VARIANTS = ("vector", "element1", "second", "element2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +22,7 @@ class Taylor(Prune):
     takes_loss: ClassVar[bool] = True
 
     variant: str = option(
-        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with g squared", VARIANTS
+        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with g squared", tuple(VARIANTS)
     )
     reduce: str = option("sum", "how the tensors of a group are reduced to one score", REDUCTIONS)
     samples: int = option(10, "calibration windows", at_least=1)

@@ -337,8 +337,8 @@ def truncated(folder: Path) -> Path:
     [
         (lambda folder: folder, {}, RequestError, "is not a directory"),
         (without_config, {}, RequestError, "has no config.json"),
-        (lambda folder: with_config(folder, "{"), {}, RequestError, "is not readable"),
-        (lambda folder: with_config(folder, "[]"), {}, RequestError, "does not hold a JSON object"),
+        (lambda folder: with_config(folder, "{"), {}, RequestError, "is damaged: Expecting"),
+        (lambda folder: with_config(folder, "[]"), {}, RequestError, "is damaged: it holds no JSON object"),
         (lambda folder: with_config(folder, "{}"), {}, RequestError, "holds no safetensors weights"),
         (lambda folder: with_config(folder, '{"is_encoder_decoder": true}'), {}, RequestError, "is an encoder-decoder"),
         (build_free, {}, RequestError, "brings its own modelling code: modeling_free.FreeForCausalLM"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..ir.errors import FxpruneError, RequestError, first_line
+from ..runtime.json_object import read_json_object
 from .checkpoint import weight_files
 
 DEMO = "demo"
@@ -109,12 +109,7 @@ def load_config(source: Source) -> Any:
             allowed to run, or is quantised; or a value in the config contradicts another.
     """
     file = source.directory / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RequestError(f"{file} is not JSON: {error}", "copy or download the model again") from None
-    if not isinstance(raw, dict):
-        raise RequestError(f"{file} holds no JSON object", "copy or download the model again")
+    raw = read_json_object(file, "copy or download the model again")
     _check_architecture(source, raw)
     return _guarded(
         lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
