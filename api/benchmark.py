@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..ir.errors import FxpruneError, RequestError
+from ..ir.errors import FxpruneError, RequestError, last_line
 from .bench_process import Job
 from .progress import Progress, silent
 
@@ -224,7 +224,7 @@ class _Worker:
         if not line:
             code = self.process.wait()
             self.said.seek(0)
-            last = self.said.read().strip().rpartition("\n")[2]
+            last = last_line(self.said.read())
             raise FxpruneError(
                 f"the process of {self.job.name!r} ended with {code}{f': {last}' if last else ''}",
                 "if the memory is too small for all models at once, time them two by two",

@@ -10,10 +10,11 @@ import torch
 
 from ..backends.graph_module import raise_graph
 from ..backends.verify import Reference
-from ..ir.errors import FxpruneError, RequestError
+from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.base import Pass
 from ..passes.registry import PASSES
+from ..runtime.tensors import tensors_by_every_name
 from ..tracer.example import example_inputs, trace_call
 from ..tracer.export import Traced, trace_causal_lm
 from ..tracer.model import predicts_next_token
@@ -61,8 +62,8 @@ class Calling:
     ) -> list[torch.Tensor]:
         """The outputs of a graph in float32, with the module's own tensors, or with other ``parameters`` and its
         buffers."""
-        found: dict[str, torch.Tensor] = dict(module.named_buffers(remove_duplicate=False))
-        found |= dict(module.named_parameters(remove_duplicate=False)) if parameters is None else parameters
+        buffers: dict[str, torch.Tensor] = dict(module.named_buffers(remove_duplicate=False))
+        found = tensors_by_every_name(module) if parameters is None else {**buffers, **parameters}
         tensors = {name: t.detach().float() if t.is_floating_point() else t for name, t in found.items()}
         given = [self.inputs[value.name] for value in graph.inputs]
         with torch.no_grad():
@@ -76,9 +77,8 @@ class Calling:
             with torch.no_grad():
                 output = module(**self.inputs, **caching)
         except Exception as error:  # whatever a model's own code raises
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise FxpruneError(
-                f"{type(module).__name__} does not run: {type(error).__name__}: {reason}",
+                f"{type(module).__name__} does not run: {class_and_first_line(error)}",
                 "if it is the smaller one that does not, a width may be remembered by its code; leave its group out",
             ) from error
         return counted(output, traced.outputs)

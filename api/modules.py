@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 from ..backends.exported import Product, SavedModule, load, save_module
 from ..backends.graph_module import raise_graph
 from ..backends.training_mode import follow_mode
-from ..backends.verify import relative_difference
 from ..ir.cost import macs
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.graph import Graph
@@ -28,16 +27,14 @@ from ..passes.manager import Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import ANALYSES, PASSES
+from ..runtime.tensors import tensors_by_every_name
+from ..runtime.tolerances import relative_difference, same_function
 from ..tracer.export import Traced
 from ..tracer.module import Call, Inputs, bind, run, trace_module
 from .progress import Progress, silent
 from .pruning import GroupChange
 
 __all__ = ["Pruned", "load", "prune_module"]
-
-SAME = {torch.float64: 1e-10, torch.float32: 1e-4}
-"""The most that two programs for the same function may differ, relative to the scale of the output: some thousand
-roundings of the type. Coarser types are allowed 5%."""
 
 Loss = Callable[..., torch.Tensor]
 
@@ -243,7 +240,8 @@ class _Work:
     ) -> fx.GraphModule:
         return raise_graph(
             graph,
-            {**_tensors(self.model), **(tensors or {})},  # a rewritten graph has no tensors that nothing reads
+            # A rewritten graph has no tensors that nothing reads.
+            tensors_by_every_name(self.model) | dict(tensors or {}),
             traced.constants,
             batch=traced.graph.extents.get("b"),
             inputs=functools.partial(_placeholders, self.call),
@@ -315,7 +313,7 @@ class _Work:
             FxpruneError: when it does not run, such as where as many units are left of a width that its code states as
                 there were samples in the trace: one number then stands for both.
         """
-        smaller = self._graph_module(graph, self.traced, _tensors(module))
+        smaller = self._graph_module(graph, self.traced, tensors_by_every_name(module))
         try:
             return run(smaller, call)
         except FxpruneError as error:
@@ -366,30 +364,15 @@ def _plain(output: Any) -> Any:
     return output
 
 
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-
-
 def _worst(module: nn.Module, call: Call, expected: Sequence[torch.Tensor]) -> float:
     got = run(module, call)
     if len(got) != len(expected):
         return float("inf")
-    return max(_difference(a, b) for a, b in zip(got, expected, strict=True))
-
-
-def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
-    if got.shape != expected.shape:
-        return float("inf")
-    if got.numel() == 0 or torch.equal(got, expected):
-        return 0.0
-    return relative_difference(got, expected)
+    return max(relative_difference(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def _same(outputs: Sequence[torch.Tensor]) -> float:
-    return max(SAME.get(tensor.dtype, 0.05) for tensor in outputs)
+    return max(same_function(tensor.dtype) for tensor in outputs)
 
 
 def _vector(outputs: Sequence[torch.Tensor]) -> torch.Tensor:

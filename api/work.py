@@ -14,7 +14,7 @@ from ..backends.artifact import write_json
 from ..backends.graph_module import constants_of
 from ..backends.huggingface import Form, Saved, save
 from ..backends.stand_ins import played
-from ..backends.stored import DTYPES
+from ..backends.stored import STORED_DTYPES
 from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.plan import Plan
@@ -26,9 +26,9 @@ from ..passes.lora import Adapter
 from ..passes.manager import Analysis, Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import print_pipeline
-from ..passes.rehearsal import tensors_by_name
 from ..passes.saved import Saved as SavedScores
 from ..passes.shrink import extents_by_module
+from ..runtime.tensors import tensors_by_name
 from ..tracer.export import Traced
 from ..tracer.fingerprints import Noted
 from ..tracer.model import Source, build_meta, load_model
@@ -197,7 +197,7 @@ class Work:
     def _store_dtype(self) -> None:
         """Back from float32 to the dtype of the files; where they mix several, to the configuration's."""
         kinds = self.checkpoint.dtypes if self.checkpoint is not None else set()
-        dtype = DTYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
+        dtype = STORED_DTYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
         dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
         # Buffers that are not stored, rotary tables for one, are computed anew when the model is loaded: in float32.
         for tensor in self.state.model.state_dict(keep_vars=True).values():

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plan import Indices, Plan
+from ..runtime.json_object import read_json_object
 
 try:
     import fcntl
@@ -247,10 +248,4 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         raise RequestError(f"{path} does not exist", "name a directory that fxprune wrote")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise RequestError(f"{path} is damaged: {error}", "write the artifact again") from error
-    if not isinstance(data, dict):
-        raise RequestError(f"{path} is damaged: it holds no JSON object", "write the artifact again")
-    return data
+    return read_json_object(path, "write the artifact again")

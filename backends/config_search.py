@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -21,6 +19,9 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+
+from ..ir.errors import last_line
+from ..runtime.quiet import quiet
 
 MAX_BUILDS = 96
 MAX_ALONGSIDE = 8
@@ -169,7 +170,7 @@ class Search:
                 with quiet():
                     self._built[key] = built_shapes(self.model_class, self.configured(edits))
             except Exception as error:  # whatever a config or a constructor raises is its way to refuse
-                self.refusals.append((str(error).strip().splitlines() or [type(error).__name__])[-1].strip())
+                self.refusals.append(last_line(str(error)) or type(error).__name__)
                 self._built[key] = None
         return self._built[key]
 
@@ -322,18 +323,3 @@ def _changes(data: Mapping[str, Any], found: Mapping[Field, int]) -> dict[str, t
                 inner = inner.get(key) if isinstance(inner, dict) else None
         changes[".".join(map(str, path))] = (inner, new)
     return changes
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the messages and progress bars of transformers."""
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()

@@ -20,18 +20,19 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ..ir.errors import FxpruneError, RequestError
+from ..ir.errors import FxpruneError, RequestError, first_line, last_line
 from ..ir.plan import Plan
 from ..ir.repairs import Repairs, repair
+from ..runtime.quiet import quiet
+from ..runtime.tensors import slice_tensors, tensors_by_name
+from ..runtime.tolerances import relative_difference, same_program
 from .artifact import RECORD, atomic_directory, check_target, read_plan, read_record, write_json, write_plan
-from .config_search import quiet
 from .digests import digests
-from .verify import LOGITS_TOLERANCE, VerificationError, relative_difference
+from .verify import VerificationError
 
 WEIGHTS = "model.safetensors"
 PROGRAM = "model.pt2"
 KIND = "module"
-TOLERANCE = {torch.float64: 1e-10, torch.float32: LOGITS_TOLERANCE}
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,9 @@ def _export(product: Product) -> tuple[ExportedProgram, bool]:
     try:
         return _exported(product, free=False), False
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FxpruneError(f"torch.export cannot export the smaller module: {reason}", "see --debug") from error
+        raise FxpruneError(
+            f"torch.export cannot export the smaller module: {first_line(error)}", "see --debug"
+        ) from error
 
 
 def _exported(product: Product, *, free: bool) -> ExportedProgram:
@@ -200,9 +202,8 @@ def _check(product: Product, folder: Path) -> dict[str, Any]:
         command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps(request)]
         done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
         if done.returncode != 0:
-            lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
             raise VerificationError(
-                f"a fresh Python process cannot run the written program: {lines[-1] if lines else done.returncode}",
+                f"a fresh Python process cannot run the written program: {last_line(done.stderr) or done.returncode}",
                 "load it by hand with torch.export.load for the whole message",
             )
         found = load_file(outputs)
@@ -215,9 +216,9 @@ def _check(product: Product, folder: Path) -> dict[str, Any]:
         )
     worst, limit = 0.0, 0.0
     for number, tensor in enumerate(expected):
-        limit = max(limit, TOLERANCE.get(tensor.dtype, 0.05))
+        limit = max(limit, same_program(tensor.dtype))
         got = found[str(number)]
-        worst = max(worst, 0.0 if torch.equal(got, tensor.cpu()) else relative_difference(got, tensor.cpu()))
+        worst = max(worst, relative_difference(got, tensor.cpu()))
     if not worst <= limit:
         raise VerificationError(
             f"the written program's outputs differ from the module's by {worst:.3g} of their scale", "please report it"
@@ -269,16 +270,15 @@ def _load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.M
             f"{folder} holds a rewritten graph: {record.get('rebuilt_because')}", "load it without a module of your own"
         )
     held = _weights(folder)
-    tensors = {**dict(into.named_parameters()), **dict(into.named_buffers())}
-    for (name, dim), kept in read_plan(folder).items():
+    tensors = tensors_by_name(into)
+    slices = read_plan(folder)
+    for (name, dim), kept in slices.items():
         if name not in tensors or dim >= tensors[name].dim() or kept[-1] >= tensors[name].shape[dim]:
             raise RequestError(
                 f"{type(into).__name__} has no tensor '{name}' that fits the plan of {folder}",
                 "give a module built as the original was",
             )
-        data = tensors[name].detach().index_select(dim, torch.from_numpy(kept).to(tensors[name].device))
-        _replace(into, tensors[name], data)
-        tensors = {**dict(into.named_parameters()), **dict(into.named_buffers())}
+    slice_tensors(into, Plan(slices=slices))
     for path, changes in Repairs.from_json(record.get("repairs") or {}).attributes.items():
         for attribute, (_, new) in changes.items():
             repair(into.get_submodule(path), attribute, new)
@@ -309,13 +309,3 @@ def _shared_names(module: nn.Module) -> dict[str, set[str]]:
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), set()).add(name)
     return {name: group for group in names.values() for name in group}
-
-
-def _replace(module: nn.Module, old: torch.Tensor, data: torch.Tensor) -> None:
-    new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-    for owner in module.modules():
-        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
-        for table in tables:
-            for name, tensor in table.items():
-                if tensor is old:
-                    table[name] = new

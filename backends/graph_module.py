@@ -11,12 +11,8 @@ from torch import fx
 
 from ..ir.errors import FxpruneError
 from ..ir.graph import Arg, DType, Graph, Op, Value
+from ..runtime.dtypes import DTYPES
 
-DTYPES = {
-    "f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16,
-    "i64": torch.int64, "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8,
-    "b8": torch.bool, "c64": torch.complex64, "c128": torch.complex128,
-}  # fmt: skip
 TAKE = "fxprune.take"
 _STRIDED_ONLY = {"aten.view": "aten.reshape", "aten._unsafe_view": "aten.reshape"}
 """Views need a memory layout that lowering forgot; the reshape of the same name does not."""

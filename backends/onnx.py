@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from ..runtime.tolerances import ONNX_LOGITS_TOLERANCE
 from .artifact import atomic_directory
 from .genai import write_genai_config
 from .onnx_artifact import Checks, OnnxReport, Request, write_program, write_report
-from .onnx_check import TOLERANCE, check_onnx
+from .onnx_check import check_onnx
 from .onnx_quantize import convert_weights
 from .onnx_rounding import GROWTH, check_rounded
 from .onnx_runtime import OnnxDecoder
@@ -47,7 +48,7 @@ def export_onnx(
         write_program(request, program, model, staging)
         decoder = OnnxDecoder(staging, file_name=request.file, provider=request.provider)
         agreement = check_onnx(decoder, model, request.optimize, say)
-        checks = Checks(**dataclasses.asdict(agreement), tolerance=TOLERANCE)
+        checks = Checks(**dataclasses.asdict(agreement), tolerance=ONNX_LOGITS_TOLERANCE)
         if request.dtype != "float32":
             say(f"converting the weights to {request.dtype}")
             convert_weights(staging / request.file, request.dtype, request.data)

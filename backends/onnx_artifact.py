@@ -23,7 +23,7 @@ from torch.nn import Module
 from ..ir.errors import RequestError
 from .artifact import RECORD, check_target, read_record, write_json
 from .onnx_layout import LAYOUTS, Layout
-from .onnx_quantize import DTYPES, save_graph
+from .onnx_quantize import ONNX_DTYPES, save_graph
 
 # The execution provider that a graph is optimised for, and so verified on where this machine has it.
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "none": "CPUExecutionProvider"}
@@ -66,8 +66,8 @@ class Request:
         Raises:
             RequestError: naming the option and what is allowed, or saying what stands in the way of ``out``.
         """
-        if self.dtype not in DTYPES:
-            raise RequestError(f"unknown dtype {self.dtype!r}", f"choose one of {', '.join(DTYPES)}")
+        if self.dtype not in ONNX_DTYPES:
+            raise RequestError(f"unknown dtype {self.dtype!r}", f"choose one of {', '.join(ONNX_DTYPES)}")
         if self.layout not in LAYOUTS:
             raise RequestError(f"unknown layout {self.layout!r}", f"choose one of {', '.join(LAYOUTS)}")
         if self.optimize not in _PROVIDERS:

@@ -12,11 +12,8 @@ import torch
 from transformers import GenerationConfig
 
 from ..ir.errors import FxpruneError
+from ..runtime.tolerances import ONNX_LOGITS_TOLERANCE
 from .onnx_runtime import Floats, OnnxDecoder, Tokens, token_positions
-
-# Largest difference of a logit, absolute, that float32 arithmetic in another order may cause in a model of any size
-# here; a wrong mask, position or cache moves logits by far more.
-TOLERANCE = 1e-3
 
 GREEDY_TOKENS = 32
 _PROMPT = 8
@@ -57,7 +54,7 @@ def check_onnx(
     """Compare the graph with ``model`` (float32, CPU) at shapes that the export has not seen.
 
     Raises:
-        FxpruneError: a difference above :data:`TOLERANCE`, with its size and likely cause.
+        FxpruneError: a difference above :data:`ONNX_LOGITS_TOLERANCE`, with its size and likely cause.
     """
     reference = Reference(model)
     checks = {"prefill": _prefill, "decode": decode_pairs, "padded": padded_pairs}
@@ -173,11 +170,12 @@ def _distance(ours: Floats, theirs: Floats) -> float:
 
 
 def _require(name: str, difference: float, optimize: str) -> None:
-    if difference <= TOLERANCE:
+    if difference <= ONNX_LOGITS_TOLERANCE:
         return
     hint = f"likely cause: {_CAUSES[name]}"
     if optimize != "none":
         hint += "; --optimize none exports without ONNX Runtime's fused operators"
     raise FxpruneError(
-        f"the ONNX graph is not the model: {name} differs by {difference:.3g}, more than {TOLERANCE:g}", hint
+        f"the ONNX graph is not the model: {name} differs by {difference:.3g}, more than {ONNX_LOGITS_TOLERANCE:g}",
+        hint,
     )

@@ -20,17 +20,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..ir.errors import FxpruneError
+from ..runtime.tolerances import ONNX_OUTPUT_TOLERANCE, relative_difference
 from .artifact import atomic_directory
 from .onnx_artifact import Checks, OnnxReport, Request, write_program, write_report
 from .onnx_names import BATCH, SEQUENCE, rename_symbols
 from .onnx_quantize import convert_weights
 from .onnx_runtime import open_session
-from .onnx_trace import convert, first_line
-from .verify import relative_difference
-
-TOLERANCE = {"float32": 1e-4, "float16": 0.02, "int8": 0.05, "int4": 0.5}
-"""The worst difference of an output, relative to its largest absolute value, that passes. float32 in another order of
-arithmetic stays far below; the others are what rounding weights to so many bits may cost, not what is good."""
+from .onnx_trace import convert, innermost_line
 
 OPEN = ("samples and lengths", "samples", "nothing")
 """What of the inputs stays open, tried in this order."""
@@ -117,7 +113,7 @@ def export_forward(
             convert_weights(staging / request.file, request.dtype, request.data, keep=names)
             rounded = _check(request, forward, program, staging, request.dtype)
             differences |= {f"{request.dtype} {name}": difference for name, difference in rounded.items()}
-        checks = Checks(differences=differences, tolerance=TOLERANCE[request.dtype])
+        checks = Checks(differences=differences, tolerance=ONNX_OUTPUT_TOLERANCE[request.dtype])
         return write_report(request, program, staging, checks, source_dtype=source_dtype, open=_open(program))
 
 
@@ -190,7 +186,8 @@ def _check(request: Request, forward: Forward, program: ir.Model, staging: Path,
     """Worst relative difference from torch by what was varied.
 
     Raises:
-        FxpruneError: one above :data:`TOLERANCE`, or something is open that the model takes in one way only.
+        FxpruneError: one above :data:`ONNX_OUTPUT_TOLERANCE`, or something is open that the model takes in one way
+            only.
     """
     session = open_session(staging / request.file, request.provider)
     found: dict[str, float] = {}
@@ -199,21 +196,21 @@ def _check(request: Request, forward: Forward, program: ir.Model, staging: Path,
         try:
             expected = forward.outputs(inputs)
         except Exception as error:  # whatever a model's own code raises at extents that it does not take
-            refused[name] = first_line(error)
+            refused[name] = innermost_line(error)
             continue
         feed = {value.name: inputs[str(value.name)].numpy() for value in program.graph.inputs}
         try:
             made = session.run(list(expected), feed)
         except Exception as error:
             raise FxpruneError(
-                f"ONNX Runtime cannot run the graph ({name}): {first_line(error)}", "--optimize none may do"
+                f"ONNX Runtime cannot run the graph ({name}): {innermost_line(error)}", "--optimize none may do"
             ) from error
         worst = max(_difference(got, wanted) for got, wanted in zip(made, expected.values(), strict=True))
         found[name] = max(worst, found.get(name, 0.0))
-        if not worst <= TOLERANCE[dtype]:
+        if not worst <= ONNX_OUTPUT_TOLERANCE[dtype]:
             raise FxpruneError(
                 f"the {dtype} ONNX graph is not the model: outputs differ by {worst:.3g} of their scale "
-                f"({name}, at most {TOLERANCE[dtype]:g})",
+                f"({name}, at most {ONNX_OUTPUT_TOLERANCE[dtype]:g})",
                 "export with --dtype float32, or with --optimize none"
                 if dtype != "float32"
                 else "--optimize none may do",

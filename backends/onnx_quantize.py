@@ -20,10 +20,10 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from ..ir.errors import FxpruneError
-from .onnx_trace import quiet
+from ..ir.errors import FxpruneError, class_and_first_line
+from ..runtime.quiet import quiet
 
-DTYPES = ("float32", "float16", "int8", "int4")
+ONNX_DTYPES = ("float32", "float16", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}
 BLOCK = 32
 
@@ -53,9 +53,8 @@ def convert_weights(path: Path, dtype: str, data: str, *, keep: Sequence[str] = 
         raise
     # The tools raise assertions, ValueError and RuntimeError alike.
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise FxpruneError(
-            f"ONNX Runtime's tools cannot convert the graph to {dtype}: {type(error).__name__}: {reason}",
+            f"ONNX Runtime's tools cannot convert the graph to {dtype}: {class_and_first_line(error)}",
             "--optimize none gives them standard operators only; --dtype float32 needs no conversion",
         ) from error
     program = ir.from_proto(model)

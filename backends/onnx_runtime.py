@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from ..ir.errors import FxpruneError, RequestError
+from ..ir.errors import FxpruneError, RequestError, first_line
 
 Tokens = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -38,9 +38,8 @@ def open_session(file: Path, provider: str, threads: int | None = None) -> Any:
         return onnxruntime.InferenceSession(str(file), options, providers=providers)
     # onnxruntime has an exception class for each status code, without a common base.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
         raise FxpruneError(
-            f"ONNX Runtime cannot open {file}: {reason}",
+            f"ONNX Runtime cannot open {file}: {first_line(error)}",
             "if it lacks an operator, --optimize none may do, or the machine that the graph was optimised for",
         ) from error
 

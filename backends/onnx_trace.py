@@ -3,14 +3,9 @@ good for prefill as for decoding."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import io
-import json
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
-from transformers.utils import logging as transformers_logging
 
-from ..ir.errors import FxpruneError, RequestError
+from ..ir.errors import FxpruneError, RequestError, class_and_first_line
+from ..runtime.json_object import read_json_object
+from ..runtime.quiet import quiet
 from .onnx_names import BATCH, PAST, SEQUENCE, rename_interface, strip_provenance
 
 # Extents of the example that is traced. All differ, and none is 0 or 1, which torch.export would fix for good.
@@ -29,30 +25,6 @@ _BATCH, _SEQUENCE, _PAST = 2, 3, 5
 
 _BOUND = re.compile(r"^ *(\w+) = Dim\('\1', max=(\d+)\)$", re.MULTILINE)
 """What torch.export suggests where a model's code bounds an extent."""
-
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' chatter off stdout and stderr: torch.onnx prints its stages, and warns about each operator
-    library that is not installed."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    had_bar = transformers_logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            # torch's own pytree code, met while the exporter copies the signature.
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if had_bar:
-            transformers_logging.enable_progress_bar()
 
 
 def load_causal_lm(source: Path, *, trust_remote_code: bool) -> tuple[torch.nn.Module, str]:
@@ -89,7 +61,9 @@ def load_causal_lm(source: Path, *, trust_remote_code: bool) -> tuple[torch.nn.M
             )
     # Corrupt weights, unknown model types and errors in a model's own code arrive as any kind of exception.
     except Exception as error:
-        raise FxpruneError(f"cannot load {source}: {first_line(error)}", "check that transformers loads it") from error
+        raise FxpruneError(
+            f"cannot load {source}: {innermost_line(error)}", "check that transformers loads it"
+        ) from error
     if absent := sorted(loaded["missing_keys"]):
         raise FxpruneError(f"{source} lacks weights: {', '.join(absent[:5])}", "the checkpoint is incomplete")
     return model.eval(), str(config.get("dtype") or config.get("torch_dtype") or "float32")
@@ -174,7 +148,7 @@ def convert(
     # torch.export, torch.onnx and onnxscript each have their own exceptions, without a common base.
     except Exception as error:
         raise FxpruneError(
-            f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}",
+            f"{type(model).__name__} cannot be exported to ONNX: {innermost_line(error)}",
             "--optimize none may do, or --no-cache for a causal language model; otherwise no exporter knows it",
         ) from error
     strip_provenance(program)
@@ -191,7 +165,7 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
             output = model(input_ids=torch.zeros(_BATCH, _PAST, dtype=torch.int64), use_cache=True)
     except Exception as error:  # whatever a model's own code raises
         raise FxpruneError(
-            f"{type(model).__name__} does not run on token ids [{_BATCH}, {_PAST}]: {first_line(error)}",
+            f"{type(model).__name__} does not run on token ids [{_BATCH}, {_PAST}]: {innermost_line(error)}",
             "only models that take token ids and return keys and values export with a cache; see --no-cache",
         ) from error
     filled = getattr(output, "past_key_values", None)
@@ -219,23 +193,15 @@ def _read_config(source: Path) -> dict[str, Any]:
     path = source / "config.json"
     if not path.is_file():
         raise RequestError(f"{source} has no config.json", "pass a Hugging Face model directory")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} is not readable: {error}", "pass a Hugging Face model directory") from error
-    if not isinstance(config, dict):
-        raise RequestError(f"{path} does not hold a JSON object", "pass a Hugging Face model directory")
-    return config
+    return read_json_object(path, "pass a Hugging Face model directory")
+
+
+def innermost_line(error: BaseException) -> str:
+    """What the innermost error says, which is more than the exporter's summary of its own steps."""
+    return class_and_first_line(_innermost(error))
 
 
 def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def first_line(error: BaseException) -> str:
-    """The innermost message, which says more than the exporter's summary of its own steps."""
-    error = _innermost(error)
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from .threads import one_thread
+from ..runtime.threads import one_thread
 
 PERIOD = 1_000_003
 """After how many random numbers a buffer begins anew: a prime, so that no two rows or columns of a matrix are alike."""

@@ -20,7 +20,7 @@ from ..ir.plan import Indices
 PIECE = 1 << 20
 """Bytes of a tensor that are cut, checked, hashed and written while they are in the processor's cache."""
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """In the order in which safetensors lays them out, which aligns every tensor to its own element size."""
 
 _BITS: dict[int, type[np.signedinteger[Any]]] = {8: np.int64, 4: np.int32, 2: np.int16}
@@ -49,7 +49,7 @@ class Stored:
     @property
     def size(self) -> int:
         """Bytes."""
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
+        return prod(self.shape) * STORED_DTYPES[self.dtype].itemsize
 
     def mapped(self) -> Bits:
         """The values, as integers of their element size, where the system keeps the file: nothing is read that is not
@@ -70,7 +70,7 @@ class Stored:
 
     @property
     def _bits(self) -> type[np.signedinteger[Any]]:
-        return _BITS[DTYPES[self.dtype].itemsize]
+        return _BITS[STORED_DTYPES[self.dtype].itemsize]
 
 
 class Checkpoint:
@@ -104,7 +104,7 @@ def whole(stored: Stored, slices: Mapping[int, Indices]) -> torch.Tensor:
     values = stored.mapped()
     for dim, kept in sorted(slices.items()):
         values = np.take(values, kept, axis=dim)
-    return torch.from_numpy(values).view(DTYPES[stored.dtype])
+    return torch.from_numpy(values).view(STORED_DTYPES[stored.dtype])
 
 
 class Cutter:

@@ -17,9 +17,9 @@ from transformers.core_model_loading import dot_natural_key
 
 from ..ir.errors import FxpruneError
 from ..ir.plan import Indices, Plan
+from ..runtime.threads import one_thread
 from .output import Output
-from .stored import DTYPES, Bits, Checkpoint, Cutter, Stored, whole
-from .threads import one_thread
+from .stored import STORED_DTYPES, Bits, Checkpoint, Cutter, Stored, whole
 from .verify import VerificationError
 
 WEIGHTS = "model{suffix}.safetensors"
@@ -49,7 +49,7 @@ class StreamedWeights:
     @property
     def dtype(self) -> torch.dtype:
         """Of the first tensor; what the configuration calls the model's."""
-        return DTYPES[next(iter(self.stored.values())).dtype]
+        return STORED_DTYPES[next(iter(self.stored.values())).dtype]
 
     def read(self, names: Iterable[str], plan: Plan | None) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and value of some tensors, cut by ``plan``, one at a time and in the order of the files.
@@ -62,14 +62,14 @@ class StreamedWeights:
             Tensors mapped into memory, or copies where some of them was removed.
         """
         chosen = sorted(set(names) & self.stored.keys(), key=lambda name: self._place[self.stored[name]])
-        slices = _slices(plan)
+        slices = plan.by_tensor() if plan is not None else {}
         for name in chosen:
             yield name, whole(self.stored[name], slices.get(name, {}))
 
     def size(self, model: PreTrainedModel) -> int:
         """Bytes of the model's tensors in the dtypes of the checkpoint."""
         tensors = model.state_dict(keep_vars=True)
-        return sum(tensors[name].numel() * DTYPES[stored.dtype].itemsize for name, stored in self.stored.items())
+        return sum(tensors[name].numel() * STORED_DTYPES[stored.dtype].itemsize for name, stored in self.stored.items())
 
     def write(
         self, model: PreTrainedModel, plan: Plan, folder: Path, *, plain: bool, shard_size: int | str
@@ -96,7 +96,8 @@ class StreamedWeights:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
         by_stored = {stored.name: name for name, stored in self.stored.items()}
         sizes = {
-            stored: prod(shapes[name]) * DTYPES[self.stored[name].dtype].itemsize for stored, name in by_stored.items()
+            stored: prod(shapes[name]) * STORED_DTYPES[self.stored[name].dtype].itemsize
+            for stored, name in by_stored.items()
         }
         if plain:
             sizes = dict(sorted(sizes.items(), key=lambda item: dot_natural_key(item[0])))
@@ -118,9 +119,9 @@ class StreamedWeights:
         self, path: Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], plan: Plan
     ) -> str:
         """One safetensors file: the length of a JSON header, the header, the data in the order of the header."""
-        rank = list(DTYPES)
+        rank = list(STORED_DTYPES)
         order = sorted(names, key=lambda key: (rank.index(self.stored[names[key]].dtype), key))
-        slices = _slices(plan)
+        slices = plan.by_tensor()
         cutter = Cutter()
         header, size = self._header([(key, self.stored[names[key]].dtype, shapes[names[key]]) for key in order])
         with Output(path, len(header) + size) as file:
@@ -129,7 +130,7 @@ class StreamedWeights:
                 stored, cuts = self.stored[names[key]], slices.get(names[key], {})
                 _check_shape(key, stored, cuts, shapes[names[key]])
                 for rows in cutter.rows(stored, cuts):
-                    _check_finite(key, rows, DTYPES[stored.dtype])
+                    _check_finite(key, rows, STORED_DTYPES[stored.dtype])
                     file.write(rows.reshape(-1).view(np.uint8))
         return file.sha256()
 
@@ -138,7 +139,7 @@ class StreamedWeights:
         header: dict[str, object] = {"__metadata__": dict(sorted(self.metadata.items()))}
         end = 0
         for name, dtype, shape in entries:
-            start, end = end, end + prod(shape) * DTYPES[dtype].itemsize
+            start, end = end, end + prod(shape) * STORED_DTYPES[dtype].itemsize
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
@@ -151,7 +152,7 @@ def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
     transformers renames, splits and merges tensors of some architectures while it loads them; then the model must be
     loaded by it, as a whole.
     """
-    odd = sorted(checkpoint.dtypes - DTYPES.keys())
+    odd = sorted(checkpoint.dtypes - STORED_DTYPES.keys())
     if odd:
         return f"it holds {odd[0]}"
     names: dict[int, list[str]] = {}
@@ -169,13 +170,6 @@ def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
         if not any(pattern.search(name) for pattern in ignored):
             return f"{name} is no tensor of the model"
     return ""
-
-
-def _slices(plan: Plan | None) -> dict[str, dict[int, Indices]]:
-    by_name: dict[str, dict[int, Indices]] = {}
-    for (name, dim), kept in plan.slices.items() if plan is not None else ():
-        by_name.setdefault(name, {})[dim] = kept
-    return by_name
 
 
 def _check_shape(name: str, stored: Stored, slices: Mapping[int, Indices], shape: tuple[int, ...]) -> None:

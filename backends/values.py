@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ..ir.plan import Plan
-from .config_search import Match, quiet
+from ..runtime.quiet import quiet
+from ..runtime.tolerances import LOGITS_TOLERANCE, STORED_ROUNDINGS, relative_difference, roundings
+from .config_search import Match
 from .stand_ins import StandIns, hollow
 from .stored import Checkpoint
 from .streaming import StreamedWeights
-from .verify import LOGITS_TOLERANCE, FreshProcess, Job, Reference, relative_difference, verify_written
+from .verify import FreshProcess, Job, Reference, verify_written
 
 LOGITS_LIMIT = 1 << 30
 """The most bytes of float32 weights with which a streamed model is loaded again as a whole, to compare logits. Above
@@ -75,7 +77,9 @@ class Held:
     def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
         """In the dtype of ``model``; the bound is the coarser of the artifact's own and what the dtype resolves, since
         the fresh process checks in float32."""
-        tolerance = max(LOGITS_TOLERANCE, 16 * torch.finfo(model.dtype).eps if model.dtype != torch.float32 else 0.0)
+        tolerance = LOGITS_TOLERANCE
+        if model.dtype != torch.float32:
+            tolerance = max(tolerance, roundings(STORED_ROUNDINGS, model.dtype))
         reference = self.reference
 
         def accept(match: Match) -> bool:

@@ -17,15 +17,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
-from ..ir.errors import FxpruneError
-
-LOGITS_TOLERANCE = 1e-5
-"""The worst difference of float32 logits that passes, as a fraction of the largest absolute reference logit.
-
-Two correct programs differ by the order in which they add: float32 rounds at 6e-8, a network of some ten to a hundred
-layers accumulates a few dozen such roundings, and a wrong slice differs by more than 1e-2.
-"""
-
+from ..ir.errors import FxpruneError, last_line
+from ..runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 
 SCRIPT = Path(__file__).parent / "fresh_process.py"
 
@@ -73,16 +66,6 @@ class DecodingError(VerificationError):
     """The written model decodes otherwise with a cache than without, or not at all."""
 
 
-def relative_difference(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest absolute difference over the largest absolute reference value; infinite where shapes differ."""
-    if logits.shape != reference.shape:
-        return float("inf")
-    if torch.equal(logits, reference):
-        return 0.0
-    difference = (logits.double() - reference.double()).abs().max() / reference.double().abs().max()
-    return float(difference) if torch.isfinite(difference) else float("inf")
-
-
 @dataclass(frozen=True)
 class Job:
     """One directory to reload.
@@ -126,13 +109,12 @@ class FreshProcess:
         """What it finds for each request; :class:`VerificationError` when it fails."""
         output, complaint = self._process.communicate(json.dumps(requests))
         if self._process.returncode != 0:
-            lines = [line for line in complaint.strip().splitlines() if line.strip()]
-            why = lines[-1] if lines else self._process.returncode
+            why = last_line(complaint) or self._process.returncode
             raise VerificationError(
                 f"a fresh Python process cannot load the written model: {why}",
                 "load it by hand for the whole message; the transformers that is installed may differ",
             )
-        reports: list[dict[str, Any]] = json.loads(output.strip().splitlines()[-1])
+        reports: list[dict[str, Any]] = json.loads(last_line(output))
         return reports
 
 

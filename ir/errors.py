@@ -27,3 +27,22 @@ class RequestError(FxpruneError):
     """A request that cannot be carried out as it was made; found before any work is done."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, with the second where the first only announces it by a colon; the name of
+    its class where it has no message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def class_and_first_line(error: BaseException) -> str:
+    """``ValueError: the first line of its message``; the name of the class alone where it has no message."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+def last_line(text: str) -> str:
+    """The last line that says something: of what Python writes about an error, the error itself. Empty when none."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""

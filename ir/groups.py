@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from .axes import Atom, Axis, Concat, Product
+from .axes import Atom, Axis, Concat, Product, atoms_of
 from .plan import Indices
 
 Mask = npt.NDArray[np.bool_]
@@ -143,7 +143,7 @@ def kept_positions(axis: Axis, groups: Mapping[int, Group], keep: Mapping[str, I
     Returns:
         Sorted int64 indices, or None when the plan does not touch the axis.
     """
-    cut = [groups[atom] for atom in dict.fromkeys(_ids(axis)) if atom in groups]
+    cut = [groups[atom.id] for atom in dict.fromkeys(atoms_of(axis)) if atom.id in groups]
     if not cut:
         return None
     alive = {group.atom: np.isin(np.arange(group.units), keep[group.name]) for group in cut}
@@ -171,10 +171,3 @@ def _alive(axis: Axis, alive: Mapping[int, Mask]) -> Mask:
     for factor in axis.factors:
         stays = np.logical_and.outer(stays, _alive(factor, alive)).ravel()
     return stays
-
-
-def _ids(axis: Axis) -> list[int]:
-    if isinstance(axis, Atom):
-        return [axis.id]
-    children = axis.factors if isinstance(axis, Product) else axis.parts
-    return [atom for child in children for atom in _ids(child)]

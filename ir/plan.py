@@ -29,3 +29,10 @@ class Plan:
     @property
     def removes_nothing(self) -> bool:
         return not self.slices
+
+    def by_tensor(self) -> dict[str, dict[int, Indices]]:
+        """Tensor name -> dimension -> the indices that stay, both in ascending order."""
+        found: dict[str, dict[int, Indices]] = {}
+        for (name, dim), kept in sorted(self.slices.items()):
+            found.setdefault(name, {})[dim] = kept
+        return found

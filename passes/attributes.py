@@ -18,7 +18,8 @@ from torch import nn
 
 from ..ir.errors import FxpruneError
 from ..ir.repairs import Number, Repairs, repair
-from .rehearsal import Failure, Rehearsal, is_integral, tensors_by_name
+from ..runtime.tensors import tensors_by_every_name, tensors_by_name
+from .rehearsal import Failure, Rehearsal, is_integral
 
 Extents = Mapping[str, frozenset[tuple[int, int]]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -101,10 +102,10 @@ class Survey:
         self.modules = dict(model.named_modules())
         self.reads = reads
         self.extents = extents
-        self.before = {name: tuple(tensor.shape) for name, tensor in _all_tensors(model).items()}
+        self.before = {name: tuple(tensor.shape) for name, tensor in tensors_by_every_name(model).items()}
         self.after = dict(self.before)
         first = {id(tensor): name for name, tensor in tensors_by_name(model).items()}
-        for name, tensor in _all_tensors(model).items():
+        for name, tensor in tensors_by_every_name(model).items():
             self.after[name] = shapes.get(first[id(tensor)], self.before[name])
         self.instances: dict[type, list[str]] = defaultdict(list)
         for path, module in self.modules.items():
@@ -268,10 +269,3 @@ def _value(module: nn.Module, attribute: str) -> Number | None:
     owner, _, name = attribute.rpartition(".")
     value = getattr(vars(module).get(owner), name, None) if owner else vars(module).get(name)
     return value if is_integral(value) else None
-
-
-def _all_tensors(model: nn.Module) -> dict[str, Any]:
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..ir.errors import RequestError
 from ..ir.repairs import Repairs
+from .bounds import Bounds, check_options
 
 if TYPE_CHECKING:
     import torch
@@ -18,15 +19,22 @@ if TYPE_CHECKING:
     from .saved import Saved
 
 
-def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
+def option(default: Any, help: str, choices: Sequence[Any] | None = None, **bounds: Any) -> Any:
     """A field of a pass that is one of its options.
 
     Args:
         default: the value when the pipeline text does not name the option.
         help: one line for ``fxprune passes``.
         choices: the values that are allowed, when they can be listed.
+        bounds: the numbers that are allowed, ``at_least``, ``above``, ``at_most``, ``below``, and a ``hint`` for who
+            gives another one: the fields of :class:`.bounds.Bounds`.
     """
-    return field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
+    metadata = {
+        "help": help,
+        "choices": tuple(choices) if choices else None,
+        "bounds": Bounds(**bounds) if bounds else None,
+    }
+    return field(default=default, metadata=metadata)
 
 
 class Corpus(Protocol):
@@ -164,11 +172,12 @@ class Pass:
         return False
 
     def check(self) -> None:
-        """Refuse option values that make no sense, before anything runs.
+        """Refuse option values that make no sense, before anything runs: here those outside their bounds or choices.
 
         Raises:
             RequestError: naming the option, its value, and what is allowed.
         """
+        check_options(self.name, self)
 
     def run(self, state: State) -> None:
         """Do the work on ``state``."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
+from ..runtime.tolerances import REORDERED_ROUNDINGS, half_the_digits, roundings
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -66,8 +68,7 @@ class Call:
         plain = fingerprint(self.gradient).reshape(self.samples, -1)
         expected = plain * factors.to(plain)[:, None]
         error = (self.scaled_print.reshape(self.samples, -1) - expected).abs().amax(dim=1)
-        # Powers of two scale floating-point numbers exactly; what is left is a sum that a kernel reorders.
-        tolerance = min(256 * torch.finfo(self.gradient.dtype).eps, 2**-6)
+        tolerance = min(roundings(REORDERED_ROUNDINGS, self.gradient.dtype), 2**-6)
         return bool((error <= tolerance * expected.abs().amax(dim=1)).all())
 
     def done_with_one(self) -> None:
@@ -139,8 +140,7 @@ def _replayed(call: Call, operand: Tensor, sample: int) -> Tensor | None:
 def _check_output(call: Call, output: Any, sample: int) -> None:
     expected = call.piece(call.output_print, sample)
     found = fingerprint(output)
-    # Matrix products of other shapes round differently: half the digits must agree.
-    tolerance = torch.finfo(output.dtype).eps ** 0.5 * float(expected.abs().amax())
+    tolerance = half_the_digits(output.dtype) * float(expected.abs().amax())
     if found.shape != expected.shape or not bool(((found - expected).abs() <= tolerance).all()):
         raise NotSplittableError
 

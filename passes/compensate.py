@@ -34,22 +34,17 @@ class Compensate(Pass):
     needs_original: ClassVar[bool] = True
 
     method: str = option("lstsq", "lstsq: refit the kept weights; bias: correct the mean", METHODS)
-    damping: float = option(0.01, "pull towards the weights as they are, relative to the mean second moment")
-    samples: int = option(64, "calibration windows")
-    length: int = option(128, "tokens in a calibration window")
+    damping: float = option(
+        0.01, "pull towards the weights as they are, relative to the mean second moment", at_least=0,
+        hint="use 0.01, or 0 for none",
+    )  # fmt: skip
+    samples: int = option(64, "calibration windows", at_least=1)
+    length: int = option(128, "tokens in a calibration window", at_least=1)
     seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
-    batch: int = option(8, "windows in one forward pass")
+    batch: int = option(8, "windows in one forward pass", at_least=1)
     residual: bool = option(
         True, "fit to what the dense model's residual stream becomes, so that errors made before are corrected too"
     )
-
-    def check(self) -> None:
-        """Refuse values that make no sense."""
-        if not 0 <= self.damping < float("inf"):
-            raise RequestError(f"compensate: damping {self.damping} is negative", "use 0.01, or 0 for none")
-        for name, low in (("samples", 1), ("length", 1), ("batch", 1)):
-            if getattr(self, name) < low:
-                raise RequestError(f"compensate: {name} {getattr(self, name)} is below {low}", f"use {low} or more")
 
     def run(self, state: State) -> None:
         """Refit in place.

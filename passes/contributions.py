@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ..ir.errors import FxpruneError, RequestError
+from ..runtime.threads import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def magnitude(model: Module, wanted: Wanted, p: int, weights: Weights | None = N
         raise RequestError(f"magnitude exponent p={p}", "use p=1 (sum of absolute weights) or p=2 (sum of squares)")
     contributions: Contributions = {}
     memory = threading.local()
-    with _one_thread() as threads, ThreadPoolExecutor(threads) as pool:
+    with one_thread() as threads, ThreadPoolExecutor(threads) as pool:
         chosen = wanted_parameters(model, wanted, stored=weights is not None)
         for name, weight in chosen.items() if weights is None else weights(chosen):
             sums = _power_sums(weight.detach(), wanted[name], p, pool, memory)
@@ -173,18 +173,6 @@ def _summed(tensor: Tensor, dims: frozenset[int], parts: Iterable[tuple[Slab, Te
             others = [other for other in range(part.dim()) if other != dim]
             total[slab[dim]] += part.sum(dim=others) if others else part
     return sums
-
-
-@contextmanager
-def _one_thread() -> Iterator[int]:
-    """Slabs are too small to share: the threads of one operation would wait for one another longer than they work.
-    Yields how many there are otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield before
-    finally:
-        torch.set_num_threads(before)
 
 
 def require_finite(sums: Mapping[int, Tensor], message: str, hint: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +11,6 @@ from ..ir.errors import RequestError
 from .base import State, option
 from .block_distillation import distil_blocks
 from .finetune import Finetune
-from .recovery import Recovery
 from .teacher import Teacher
 from .training import Example
 
@@ -28,14 +26,13 @@ class Distill(Finetune):
 
     name: ClassVar[str] = "distill"
 
-    lr: float = option(1e-3, "peak learning rate, falling linearly to 0")
-    batch: int = option(16, "examples in an optimizer step")
+    lr: float = option(1e-3, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-3")
+    batch: int = option(16, "examples in an optimizer step", at_least=1)
     teacher: float = option(
-        1.0, "share of the loss that is the distance from the dense model's predictions; the rest is the text's"
-    )
-    blocks: int = option(0, "optimizer steps of every block alone, in order, before the whole is trained")
-
-    at_least: ClassVar[Mapping[str, int]] = {**Recovery.at_least, "blocks": 0}
+        1.0, "share of the loss that is the distance from the dense model's predictions; the rest is the text's",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    blocks: int = option(0, "optimizer steps of every block alone, in order, before the whole is trained", at_least=0)
 
     def check(self) -> None:
         """Also refuse no teacher at all: that is ``finetune``."""

@@ -16,6 +16,7 @@ from ..ir.repairs import Repairs
 from ..runtime.absence import absences
 from .base import Pass, State, option
 from .blocks import Blocks, find_blocks, keep_blocks
+from .greedy import one_after_the_other
 from .measure import inference, perplexity
 from .sub_block_scores import choose
 from .sub_blocks import ATTENTION, MLP, find_sub_blocks, take_out
@@ -33,26 +34,21 @@ class Drop(Pass):
     kind: ClassVar[str] = "score"
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
 
-    layers: int | None = option(None, "how many layers go; 1 when sub_blocks is none too")
-    sub_blocks: int | None = option(None, "how many attention or MLP parts of layers go, after the layers")
+    layers: int | None = option(None, "how many layers go; 1 when sub_blocks is none too", at_least=0)
+    sub_blocks: int | None = option(None, "how many attention or MLP parts of layers go, after the layers", at_least=0)
     of: str = option(ANY, "which sub-blocks may go", (ANY, ATTENTION, MLP))
     by: str = option("influence", "influence: one forward; perplexity: greedy, by what each removal costs", CRITERIA)
-    samples: int = option(10, "calibration windows")
-    length: int = option(128, "tokens in a calibration window")
+    samples: int = option(10, "calibration windows", at_least=1)
+    length: int = option(
+        128, "tokens in a calibration window", at_least=2, hint="a window of one token holds nothing to predict"
+    )
     seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
 
     def check(self) -> None:
-        """Refuse counts that make no sense."""
-        for name, many, count in (("layers", "layers", self.layers), ("sub_blocks", "sub-blocks", self.sub_blocks)):
-            if count is not None and count < 0:
-                raise RequestError(f"drop: {name} {count} is negative", f"say how many {many} go, 0 or more")
+        """Also refuse a choice among sub-blocks of which none go."""
+        super().check()
         if self.of != ANY and not self.sub_blocks:
             raise RequestError(f"drop: of={self.of} chooses among sub-blocks, and none go", "give sub_blocks=N")
-        if self.samples < 1 or self.length < 2:
-            raise RequestError(
-                f"drop: {self.samples} windows of {self.length} tokens hold nothing to predict",
-                "use at least one window of at least 2 tokens",
-            )
 
     def run(self, state: State) -> None:
         """Choose, take out, retrace.
@@ -193,15 +189,7 @@ def _by_perplexity(
     model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int
 ) -> tuple[list[int], list[float]]:
     """One after the other, each time the layer without which the calibration text is modelled best."""
-    gone: list[int] = []
-    costs: list[float] = []
-    for _ in range(layers):
-        left = [index for index in range(len(blocks.modules)) if index not in gone]
-        values = {index: _without(model, blocks, [*gone, index], tokens) for index in left}
-        best = min(values, key=lambda index: (values[index], index))
-        gone.append(best)
-        costs.append(values[best])
-    return gone, costs
+    return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(model, blocks, gone, tokens))
 
 
 def _without(model: nn.Module, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:

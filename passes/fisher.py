@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ir.groups import Group
+from ..runtime.tensors import tensors_by_name
 from .base import State
 from .inputs import InputScored, Reader, readers_of, require_scores
-from .rehearsal import tensors_by_name
 from .select import Scores
 from .sensed import Loss, backward, losses_of
 from .statistics import Seen

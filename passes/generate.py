@@ -25,17 +25,11 @@ class Generate(Pass):
     name: ClassVar[str] = "generate"
     kind: ClassVar[str] = "analysis"
 
-    windows: int = option(256, "how many windows the model writes")
-    length: int = option(128, "tokens in a window")
-    first: int = option(10, "windows of the calibration text that come before them, where there is one")
+    windows: int = option(256, "how many windows the model writes", at_least=1)
+    length: int = option(128, "tokens in a window", at_least=2)
+    first: int = option(10, "windows of the calibration text that come before them, where there is one", at_least=0)
     seed: int = option(0, "seed of the draws")
-    batch: int = option(64, "windows that are written at once")
-
-    def check(self) -> None:
-        """Refuse counts that write nothing."""
-        for name, low in (("windows", 1), ("length", 2), ("first", 0), ("batch", 1)):
-            if getattr(self, name) < low:
-                raise RequestError(f"generate: {name} {getattr(self, name)} is below {low}", f"use {low} or more")
+    batch: int = option(64, "windows that are written at once", at_least=1)
 
     def run(self, state: State) -> None:
         """Write, and put the corpus of both in the place of the calibration text.

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..ir import FxpruneError, Indices, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group, Occurrence
+from ..runtime.tensors import tensors_by_name
 from .base import State, option
 from .consumers import Consumer, find_consumers, taking_in
 from .prune import Prune
-from .rehearsal import tensors_by_name
 from .select import Scores
 from .statistics import Feed, Seen, Spread, calibration_feeds, matrix
 from .streams import Stream
@@ -49,17 +49,10 @@ class Reader:
 class InputScored(Prune):
     """A pruning pass whose scores come from the inputs of what reads the units."""
 
-    samples: int = option(64, "calibration windows")
-    length: int = option(128, "tokens in a calibration window")
+    samples: int = option(64, "calibration windows", at_least=1)
+    length: int = option(128, "tokens in a calibration window", at_least=1)
     seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
-    batch: int = option(8, "windows in one forward pass")
-
-    def check(self) -> None:
-        """Also refuse an empty calibration."""
-        super().check()
-        for name in ("samples", "length", "batch"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{self.name}: {name} {getattr(self, name)} is below 1", "use 1 or more")
+    batch: int = option(8, "windows in one forward pass", at_least=1)
 
     def feeds(self, state: State) -> list[Feed]:
         """The calibration batches; those of :func:`~.statistics.calibration_feeds`."""

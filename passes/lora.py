@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..ir.errors import FxpruneError, RequestError
+from ..runtime.tolerances import MERGED_ROUNDINGS, roundings
 from .base import State, option
 from .measure import logits_of
 from .recovery import Recovery, reported, require_finite
@@ -48,18 +48,10 @@ class Lora(Recovery):
 
     name: ClassVar[str] = "lora"
 
-    r: int = option(8, "rank of the adapters")
-    alpha: int = option(16, "scale of the adapters; they are multiplied by alpha / r")
-    dropout: float = option(0.05, "dropout in front of the adapters")
+    r: int = option(8, "rank of the adapters", at_least=1)
+    alpha: int = option(16, "scale of the adapters; they are multiplied by alpha / r", at_least=1)
+    dropout: float = option(0.05, "dropout in front of the adapters", at_least=0, below=1, hint="the paper uses 0.05")
     keep_adapter: bool = option(False, "keep the adapter beside the merged model")
-
-    at_least: ClassVar[Mapping[str, int]] = {"r": 1, "alpha": 1, **Recovery.at_least}
-
-    def check(self) -> None:
-        """Also refuse adapters that make no sense."""
-        super().check()
-        if not 0 <= self.dropout < 1:
-            raise RequestError(f"lora: dropout={self.dropout} is outside [0, 1)", "the paper uses 0.05")
 
     def require(self, state: State, model: PreTrainedModel) -> None:
         """Refuse a model without projections."""
@@ -173,8 +165,7 @@ def _merge(adapted: PeftModel, probe: torch.Tensor) -> float:
         adapted.merge_and_unload()
         after = logits_of(plain, probe)
     difference = (before - after).abs().max().item()
-    # A sum is rounded once per weight: some hundred units in the last place of the largest logit, not more.
-    allowed = 1000 * torch.finfo(plain.dtype).eps * max(1.0, before.abs().max().item())
+    allowed = roundings(MERGED_ROUNDINGS, plain.dtype) * max(1.0, before.abs().max().item())
     if not difference <= allowed:
         raise FxpruneError(
             f"the merged model differs from the trained one by {difference:.3g} in its logits (allowed {allowed:.3g})",

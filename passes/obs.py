@@ -12,14 +12,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ..ir import FxpruneError, RequestError
+from ..ir import FxpruneError
 from ..ir.groups import Group, Kind
+from ..runtime.tensors import tensors_by_name
 from .allocate import UNIFORM
 from .base import State, option
 from .inputs import InputScored, Reader, readers_of, require_scores
 from .least_squares import Moments, Surgeon
 from .pairs import Map, Pairs
-from .rehearsal import tensors_by_name
 from .select import Scores, kept_count
 from .sensed import backward, losses_of
 from .statistics import Feed, Seen
@@ -47,22 +47,20 @@ class Obs(InputScored):
 
     name: ClassVar[str] = "obs"
 
-    rounds: int = option(16, "how often scores of units other than heads are computed anew")
-    damping: float = option(0.01, "pull towards the weights as they are, relative to the mean second moment")
+    rounds: int = option(
+        16, "how often scores of units other than heads are computed anew", at_least=1,
+        hint="use 1 to score once, or 16",
+    )  # fmt: skip
+    damping: float = option(
+        0.01, "pull towards the weights as they are, relative to the mean second moment", at_least=0,
+        hint="use 0.01, or 0 for none",
+    )  # fmt: skip
     metric: str = option(
         "loss", "loss: errors of a map's outputs count as the loss feels them; outputs: all alike", METRICS
     )
     sequential: bool = option(
         True, "layers see what the layers before them became; false: statistics of the dense model"
     )
-
-    def check(self) -> None:
-        """Also refuse a number of rounds or a damping that make no sense."""
-        super().check()
-        if self.rounds < 1:
-            raise RequestError(f"obs: rounds {self.rounds} is below 1", "use 1 to score once, or 16")
-        if not 0 <= self.damping < float("inf"):
-            raise RequestError(f"obs: damping {self.damping} is negative", "use 0.01, or 0 for none")
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """For every unit the error that has been reached when it goes.

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..ir import FxpruneError, Plan
 from ..ir.graph import Graph
+from ..runtime.experts import ONE_BY_ONE, experts_as
+from ..runtime.tensors import tensors_by_name
 from .base import State
 from .consumers import Consumer, find_consumers
 from .measure import inference
-from .rehearsal import tensors_by_name
-from .statistics import Feed, Seen, experts_one_by_one, matrix
+from .statistics import Feed, Seen, matrix
 from .streams import Stream
 from .watch import Watch
 
@@ -180,7 +181,7 @@ class Pairs:
     def _routed(self, owner: str, entered: Sequence[Any], originals: dict[str, Tensor]) -> list[Seen]:
         model = self.dense.model
         module, watch = model.get_submodule(owner), Watch(originals)
-        with inference(model), experts_one_by_one(model), watch:
+        with inference(model), experts_as(ONE_BY_ONE, model), watch:
             for args, kwargs in entered:
                 module(*args, **kwargs)
         return watch.seen

@@ -27,6 +27,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..runtime.tolerances import LOSS_ROUNDINGS, roundings
 from .calls import Call, NotSplittableError, fingerprint, is_activation, sample_gradient, tensors_of
 from .contributions import Contributions, as_contributions, slabs_of
 
@@ -179,7 +180,7 @@ class _Recorder(TorchFunctionMode):
                 for scores, labels in zip(logits, tokens, strict=True)
             ]
             difference = (torch.stack(losses).double().mean() - output.loss.double()).abs()
-        if not bool(difference <= 64 * torch.finfo(output.loss.dtype).eps * output.loss.abs().double()):
+        if not bool(difference <= roundings(LOSS_ROUNDINGS, output.loss.dtype) * output.loss.abs().double()):
             return False
 
         def scale(gradient: Tensor) -> Tensor | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..ir.errors import RequestError
 from .base import Pass
+from .bounds import OptionError
 from .options import BARE, Option, options_of, write_value
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -195,7 +196,9 @@ def _bind(call: Call, by_name: Mapping[str, type[Pass]], shared: Mapping[str, An
     try:
         step.check()
     except RequestError as error:
-        raise call.span.error(error.message, error.hint) from None
+        places = {key.value: word.span for key, word in call.settings}
+        at = places.get(error.option, call.span) if isinstance(error, OptionError) else call.span
+        raise at.error(error.message, error.hint) from None
     return step
 
 

@@ -8,26 +8,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.repairs import Repairs
+from ..runtime.tensors import sliced, tensors_by_name
+from ..runtime.tolerances import FUNCTION_TOLERANCE, relative_difference
 from .allocate import UNIFORM, WAYS, Target
 from .base import Pass, State, option
 from .budget import Budget
 from .consumers import taking_in
 from .couple import Coupling
 from .latency import forward_seconds
-from .rehearsal import tensors_by_name
 from .select import HEADS, Scope, Scores, best_units, chosen_groups, select, step_of
 from .shrink import extents_by_module, make_plan, rewrite
-from .surgery import shrink_module, sliced
-
-SAME = 1e-4
-"""Largest difference between the logits of the shrunken module and of the rewritten graph, relative to their scale,
-at which they are the same function: float32 roundings stay far below, a wrong repair lies far above."""
+from .surgery import shrink_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +34,19 @@ class Prune(Pass):
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
 
-    ratio: float = option(0.25, "share of the units of every group to remove, in [0, 1)")
+    ratio: float = option(
+        0.25, "share of the units of every group to remove, in [0, 1)", at_least=0, below=1,
+        hint="a ratio is the share to remove: 0.25 removes a quarter",
+    )  # fmt: skip
     layers: tuple[int, int] | None = option(None, "layers to prune, START:END with END exclusive; all when none")
     heads: str = option("kv", "kv: whole kv heads with their query heads; query: query heads within each; off", HEADS)
     ffn: bool = option(True, "prune inner widths (feed-forward)")
     channels: bool = option(False, "prune the residual width (the paper's channel-wise mode)")
     experts: bool = option(False, "prune whole experts with their router rows, never fewer than a token needs")
-    multiple_of: int = option(1, "round widths other than heads up to a multiple of this")
+    multiple_of: int = option(
+        1, "round widths other than heads up to a multiple of this", at_least=1,
+        hint="use 1 for no constraint, or 8, 64, ...",
+    )  # fmt: skip
     target: str | None = option(
         None,
         "what may be left of the model, instead of a ratio: params:0.8, bytes:.., macs:.., latency:0.8, params:5e9",
@@ -53,27 +55,17 @@ class Prune(Pass):
         "uniform", "uniform: one ratio; kinds: equal widths, heads and widths share by scores; global: any widths, by "
         "scores; search: by what each cut does to the predictions", WAYS
     )  # fmt: skip
-    moves: int = option(64, "how many exchanges of budget between groups by=search tries")
+    moves: int = option(64, "how many exchanges of budget between groups by=search tries", at_least=0)
 
     def check(self) -> None:
-        """Refuse a ratio outside [0, 1), a multiple below 1, no budget, and a scope that holds nothing."""
-        if not 0 <= self.ratio < 1:
-            raise RequestError(
-                f"ratio {self.ratio:g} is not in [0, 1)", "a ratio is the share to remove: 0.25 removes a quarter"
-            )
-        if self.multiple_of < 1:
-            raise RequestError(
-                f"multiple_of {self.multiple_of} is not positive", "use 1 for no constraint, or 8, 64, ..."
-            )
+        """Also refuse a target that cannot be read, and a scope that holds nothing."""
+        super().check()
         if self.heads == "off" and not (self.ffn or self.channels or self.experts):
             raise RequestError(
                 "heads=off, ffn=false, channels=false, experts=false leave nothing to prune", "switch one of them on"
             )
-
         if self.target is not None:
             Target.parse(self.target)
-        if self.moves < 0:
-            raise RequestError(f"moves {self.moves} is negative", "use 0 for none, or 64")
 
     def step(self, group: Group) -> int:
         """What the number of units that a group keeps is rounded up to a multiple of."""
@@ -169,7 +161,7 @@ def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
         state.model = state.rebuild(after, sliced(whole, plan), stuck.message)
         state.repairs = Repairs()
     else:
-        state.repairs = join_repairs(state.repairs, repairs)
+        state.repairs = state.repairs.then(repairs)
 
 
 def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:
@@ -185,8 +177,7 @@ def _acceptance(state: State, after: Any) -> Any:
 
     def accept() -> bool:
         expected, got = execute(after, state.model)
-        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
-        return expected.shape == got.shape and float((expected - got).abs().max() / scale) <= SAME
+        return relative_difference(got, expected) <= FUNCTION_TOLERANCE
 
     return accept
 
@@ -207,16 +198,6 @@ def join_plans(first: Plan, second: Plan, coupling: Coupling) -> Plan:
         # What the first plan left of the group stands in order, so that its units are renumbered by rank.
         keep[name] = keep[name][kept] if name in keep and len(keep[name]) == coupling.groups[name].units else kept
     return Plan(keep, slices)
-
-
-def join_repairs(first: Repairs, second: Repairs) -> Repairs:
-    """One set of repairs on the original for two that were made one after the other."""
-    joined = {path: dict(changes) for path, changes in first.attributes.items()}
-    for path, changes in second.attributes.items():
-        known = joined.setdefault(path, {})
-        for name, (old, new) in changes.items():
-            known[name] = (known[name][0] if name in known else old, new)
-    return Repairs(joined)
 
 
 def random_scores(groups: Sequence[Group], seed: int) -> dict[str, Scores]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,28 +29,29 @@ class Recovery(Pass):
 
     kind: ClassVar[str] = "recover"
 
-    epochs: int = option(2, "passes over the data, when steps is 0")
-    lr: float = option(1e-4, "peak learning rate, falling linearly to 0")
-    batch: int = option(64, "examples in an optimizer step")
-    micro_batch: int = option(4, "examples in one forward pass on one device; the rest is gradient accumulation")
-    length: int = option(256, "tokens in an example, at most")
-    steps: int = option(0, "optimizer steps; 0 means by epochs")
-    warmup: int = option(100, "steps of linear warm-up, at most a tenth of all")
-    seed: int = option(42, "seed of what is drawn: the order of the data, dropout, adapters")
+    epochs: int = option(2, "passes over the data, when steps is 0", at_least=1)
+    lr: float = option(1e-4, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-4")
+    batch: int = option(64, "examples in an optimizer step", at_least=1)
+    micro_batch: int = option(
+        4, "examples in one forward pass on one device; the rest is gradient accumulation", at_least=1
+    )
+    length: int = option(256, "tokens in an example, at most", at_least=2)
+    steps: int = option(0, "optimizer steps; 0 means by epochs", at_least=0)
+    warmup: int = option(100, "steps of linear warm-up, at most a tenth of all", at_least=0)
+    seed: int = option(42, "seed of what is drawn: the order of the data, dropout, adapters", at_least=0, below=2**32)
     dtype: str = option(
         "float32",
         "arithmetic: float32 (half weights are widened for the time), or bfloat16 autocast",
         ("float32", "bfloat16"),
     )
     teacher: float = option(
-        0.0, "share of the loss that is the distance from the dense model's predictions; the rest is the text's"
-    )
-    temperature: float = option(1.0, "at which predictions are compared with the dense model's")
-
-    at_least: ClassVar[Mapping[str, int]] = {
-        "epochs": 1, "batch": 1, "micro_batch": 1, "length": 2, "steps": 0, "warmup": 0,
-    }  # fmt: skip
-    usual_lr: ClassVar[str] = "1e-4"
+        0.0, "share of the loss that is the distance from the dense model's predictions; the rest is the text's",
+        at_least=0, at_most=1, hint="0 learns from the text alone, 1 from the dense model",
+    )  # fmt: skip
+    temperature: float = option(
+        1.0, "at which predictions are compared with the dense model's", above=0,
+        hint="1 compares predictions as they are",
+    )  # fmt: skip
 
     @property
     def needs_dense(self) -> bool:
@@ -58,30 +59,18 @@ class Recovery(Pass):
         return self.teacher > 0
 
     def check(self) -> None:
-        """Refuse option values that make no sense."""
-        for name, low in self.at_least.items():
-            if getattr(self, name) < low:
-                raise self._refusal(name, f"is below {low}", f"give {name} of {low} or more")
-        if not 0 <= self.seed < 2**32:
-            raise self._refusal("seed", "is outside [0, 2^32)", "give another seed")
-        if not 0 < self.lr < float("inf"):
-            raise self._refusal("lr", "is not a positive number", f"usual is {self.usual_lr}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise self._refusal("dtype", "is not known", "choose float32 or bfloat16")
-        if not 0 <= self.teacher <= 1:
-            raise self._refusal("teacher", "is outside [0, 1]", "0 learns from the text alone, 1 from the dense model")
-        if not 0 < self.temperature < float("inf"):
-            raise self._refusal("temperature", "is not a positive number", "1 compares predictions as they are")
+        """Also refuse a temperature for no teacher, and a batch that is no whole number of micro-batches."""
+        super().check()
         if self.temperature != 1 and not self.teacher:
-            raise self._refusal("temperature", "means nothing without a teacher", "give teacher=1, or leave it out")
+            raise RequestError(
+                f"{self.name}: temperature={self.temperature:g} means nothing without a teacher",
+                "give teacher=1, or leave it out",
+            )
         if self.batch % min(self.micro_batch, self.batch):
             raise RequestError(
                 f"{self.name}: batch={self.batch} is no multiple of micro_batch={self.micro_batch}",
                 "change one of them so that a batch is a whole number of micro-batches",
             )
-
-    def _refusal(self, name: str, why: str, hint: str) -> RequestError:
-        return RequestError(f"{self.name}: {name}={getattr(self, name)} {why}", hint)
 
     def run(self, state: State) -> None:
         """Train; ``state.model`` stays the same object with the same parameters, in eval mode.

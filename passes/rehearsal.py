@@ -8,7 +8,6 @@ holds memory, so that a large geometry can be tried several times.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig
 
-from ..ir.errors import FxpruneError
+from ..ir.errors import FxpruneError, class_and_first_line
+from ..runtime.experts import BATCHED, configs_of, set_experts
+from ..runtime.tensors import Places
 
 Reads = dict[str, set[str]]
 
@@ -56,8 +57,6 @@ class Mode:
 _COSTLY = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::linear"})
 
 ATTENTIONS = ("sdpa", "eager")
-EXPERTS = "batched_mm"
-"""The implementation of experts whose shapes do not depend on values."""
 MODES = (Mode("meta", True), Mode("meta", False), Mode("cpu", True), Mode("cpu", False))
 
 
@@ -109,10 +108,8 @@ class Rehearsal:
         for mode in MODES:
             self.mode = mode
             self.model = _weightless(model, mode.device)
-            self.configs = {id(c): c for m in self.model.modules() for c in vars(m).values() if _is_config(c)}.values()
-            for config in self.configs:
-                if getattr(config, "_experts_implementation", None) is not None:
-                    config._experts_implementation = EXPERTS
+            self.configs = configs_of(self.model)
+            set_experts(self.configs, BATCHED)
             self.example = {k: _moved(v, mode.device) for k, v in example.items()}
             self.attentions: tuple[str | None, ...] = (None,)
             with _reading(self.model) as reads:
@@ -158,38 +155,8 @@ class Rehearsal:
                 if self.mode.decode and cache is not None and "input_ids" in self.example:
                     self.model(input_ids=self.example["input_ids"][:, -1:], past_key_values=cache)
             except Exception as error:
-                return Failure(stack[-1], f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                return Failure(stack[-1], class_and_first_line(error))
         return Performance(_shapes(output, self.outputs), tuple(calls))
-
-
-def tensors_by_name(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by their first name; a tensor that modules share appears once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-class Places:
-    """Where the tensors of a model stand, so that one can be replaced wherever it does, and ties are kept.
-
-    Attributes:
-        tensors: as :func:`tensors_by_name`, without those that were replaced, which nothing holds on to.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.tensors = tensors_by_name(model)
-        self._tables: dict[int, list[tuple[dict[str, Any], str]]] = defaultdict(list)
-        for module in model.modules():
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for table in tables:
-                for name, tensor in table.items():
-                    self._tables[id(tensor)].append((table, name))
-
-    def replace(self, name: str, new: torch.Tensor) -> None:
-        """Put ``new`` wherever the named tensor stands. A parameter stays a parameter."""
-        old = self.tensors.pop(name)
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        for table, key in self._tables[id(old)]:
-            table[key] = new
 
 
 def _weightless(model: nn.Module, device: str) -> Any:

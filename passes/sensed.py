@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..ir import FxpruneError, RequestError
+from ..runtime.experts import ONE_BY_ONE, experts_as
 from .base import State
 from .gradients import as_it_was
 from .inputs import InputScored
 from .measure import logits_of
-from .statistics import Seen, experts_one_by_one
+from .statistics import Seen
 from .watch import Watch
 
 Loss = Callable[[nn.Module], tuple[Tensor, int]]
@@ -74,7 +75,7 @@ def backward(
     Raises:
         FxpruneError: for a loss that is not finite.
     """
-    with as_it_was(model), torch.enable_grad(), experts_one_by_one(model):
+    with as_it_was(model), torch.enable_grad(), experts_as(ONE_BY_ONE, model):
         # Activations need a history; autograd follows it to them alone.
         model.requires_grad_(True)
         with Watch(watched, receive=receive):

@@ -15,12 +15,12 @@ from torch.nn import functional
 from ..ir import FxpruneError, Indices, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group, Kind
+from ..runtime.tensors import tensors_by_name
 from .allocate import Curve, counts_of, fill
 from .base import State
 from .consumers import taking_in
 from .costs import Costs
 from .measure import inference, logits_of
-from .rehearsal import tensors_by_name
 from .saved import Saved
 from .select import Scores, best_units
 

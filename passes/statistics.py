@@ -99,22 +99,6 @@ def padding_mask(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
         handle.remove()
 
 
-@contextmanager
-def experts_one_by_one(*models: nn.Module) -> Iterator[None]:
-    """Inside, transformers' mixtures of experts loop over their experts, so that each one's calls can be told apart."""
-    before = []
-    for model in models:
-        change: Any = getattr(model, "set_experts_implementation", None)
-        if change is not None and getattr(model, "_can_set_experts_implementation", lambda: False)():
-            before.append((change, model.config._experts_implementation))  # type: ignore[union-attr]
-            change("eager")
-    try:
-        yield
-    finally:
-        for change, implementation in before:
-            change(implementation)
-
-
 @dataclass
 class Spread:
     """Means and variances of the inputs of a map, column by column, merged batch by batch (Chan, Golub, LeVeque 1979).
@@ -156,4 +140,4 @@ class Spread:
         return self.variance + self.mean.square()
 
 
-__all__ = ["Feed", "Seen", "Spread", "calibration_feeds", "experts_one_by_one", "matrix", "padding_mask"]
+__all__ = ["Feed", "Seen", "Spread", "calibration_feeds", "matrix", "padding_mask"]

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..ir import RequestError
+from ..runtime.experts import ONE_BY_ONE, experts_as
+from ..runtime.tolerances import BLOCK_TOLERANCE, relative_difference
 from .blocks import find_blocks
 from .measure import inference
-from .statistics import Feed, Seen, experts_one_by_one, padding_mask
+from .statistics import Feed, Seen, padding_mask
 from .watch import Watch
-
-SAME = 1e-5
-"""Largest relative difference between what a block gives after kept and after computed predecessors."""
 
 
 class _Reached(Exception):
@@ -84,7 +83,7 @@ class Stream:
         """
         with ExitStack() as stack:
             mask = stack.enter_context(padding_mask(self.model))
-            stack.enter_context(experts_one_by_one(self.model))
+            stack.enter_context(experts_as(ONE_BY_ONE, self.model))
             if hook is not None:
                 module = self.model.get_submodule(hook[0])
                 handle = module.register_forward_pre_hook(hook[1], with_kwargs=True)
@@ -157,8 +156,7 @@ def _same(first: Any, second: Any) -> bool:
     if len(a) != len(b):
         return False
     return all(
-        not isinstance(x, torch.Tensor)
-        or (x.shape == y.shape and bool((x - y).abs().max() <= SAME * x.abs().max().clamp(min=1e-30)))
+        not isinstance(x, torch.Tensor) or relative_difference(y, x) <= BLOCK_TOLERANCE
         for x, y in zip(a, b, strict=True)
     )
 

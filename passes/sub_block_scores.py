@@ -12,12 +12,11 @@ from torch.nn.functional import cosine_similarity
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..ir import FxpruneError
+from .greedy import Chosen, one_after_the_other
 from .measure import inference, perplexity
 from .sub_blocks import ADD, SubBlock, taken_out
 
 SUMS = tuple(getattr(torch.ops.aten, name.removeprefix("aten.")).Tensor for name in ADD)
-
-Chosen = tuple[list[int], list[float]]
 
 
 def choose(by: str, model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor, count: int) -> Chosen:
@@ -37,17 +36,12 @@ def choose(by: str, model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor,
     if by == "influence":
         scores = sub_block_influence(model, parts, tokens)
         return sorted(range(len(parts)), key=lambda index: (scores[index], index))[:count], scores
-    gone: list[int] = []
-    costs: list[float] = []
-    for _ in range(count):
-        values = {}
-        for index in (i for i in range(len(parts)) if i not in gone):
-            with taken_out(model, [parts[i] for i in (*gone, index)]):
-                values[index] = perplexity(model, tokens).value
-        best = min(values, key=lambda index: (values[index], index))
-        gone.append(best)
-        costs.append(values[best])
-    return gone, costs
+
+    def cost(gone: Sequence[int]) -> float:
+        with taken_out(model, [parts[index] for index in gone]):
+            return perplexity(model, tokens).value
+
+    return one_after_the_other(len(parts), count, cost)
 
 
 def sub_block_influence(model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor) -> list[float]:

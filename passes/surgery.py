@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from ..ir.errors import FxpruneError
-from ..ir.plan import Indices, Plan
+from ..ir.plan import Plan
 from ..ir.repairs import Repairs
+from ..runtime.tensors import slice_tensors, tensors_by_name
 from .attributes import Extents, find_repairs, put
-from .rehearsal import Places, Rehearsal, tensors_by_name
+from .rehearsal import Rehearsal
 
 
 def shrink_module(
@@ -95,34 +95,3 @@ def smaller_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
             )
         shapes.setdefault(name, list(shape))[dim] = len(kept)
     return {name: tuple(shape) for name, shape in shapes.items()}
-
-
-def slice_tensors(model: nn.Module, plan: Plan) -> None:
-    """Replace every tensor of ``plan.slices`` by its slice, one at a time; ties, dtype and device are kept."""
-    places = Places(model)
-    for name, slices in _by_name(plan).items():
-        places.replace(name, _slice(places.tensors[name], slices))
-
-
-def sliced(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
-    """The same tensors, those of ``plan.slices`` cut; parameters stay parameters."""
-    found = dict(tensors)
-    for name, slices in _by_name(plan).items():
-        smaller = _slice(tensors[name], slices)
-        is_parameter = isinstance(tensors[name], nn.Parameter)
-        found[name] = nn.Parameter(smaller, tensors[name].requires_grad) if is_parameter else smaller
-    return found
-
-
-def _by_name(plan: Plan) -> dict[str, dict[int, Indices]]:
-    slices: dict[str, dict[int, Indices]] = {}
-    for (name, dim), kept in sorted(plan.slices.items()):
-        slices.setdefault(name, {})[dim] = kept
-    return slices
-
-
-def _slice(tensor: torch.Tensor, slices: Mapping[int, Indices]) -> torch.Tensor:
-    smaller = tensor.detach()
-    for dim, kept in slices.items():
-        smaller = smaller.index_select(dim, torch.tensor(kept, device=smaller.device))
-    return smaller.contiguous()

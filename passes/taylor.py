@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..ir import RequestError
 from ..ir.groups import Group
 from .base import State, option
-from .gradients import taylor
+from .gradients import VARIANTS, taylor
 from .losses import taylor_of_losses
 from .prune import Prune
 from .select import REDUCTIONS, Scores, unit_scores, wanted
-
-VARIANTS = ("vector", "element1", "second", "element2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +22,14 @@ class Taylor(Prune):
     takes_loss: ClassVar[bool] = True
 
     variant: str = option(
-        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with g squared", VARIANTS
+        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with g squared", tuple(VARIANTS)
     )
     reduce: str = option("sum", "how the tensors of a group are reduced to one score", REDUCTIONS)
-    samples: int = option(10, "calibration windows")
-    length: int = option(128, "tokens in a calibration window")
+    samples: int = option(10, "calibration windows", at_least=1)
+    length: int = option(
+        128, "tokens in a calibration window", at_least=2, hint="a window of one token holds nothing to predict"
+    )
     seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
-
-    def check(self) -> None:
-        """Also refuse an empty or unpredictable calibration."""
-        super().check()
-        if self.samples < 1:
-            raise RequestError(f"samples {self.samples} is not positive", "use at least one calibration window")
-        if self.length < 2:
-            raise RequestError(f"length {self.length} leaves nothing to predict", "use windows of at least 2 tokens")
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """Importance from one pass over the calibration windows, for all groups at once.

@@ -15,9 +15,10 @@ import torch
 import transformers
 from torch import nn
 
-from fxprune.backends.verify import LOGITS_TOLERANCE, Reference, relative_difference
+from fxprune.backends.verify import Reference
 from fxprune.ir.plan import Plan
 from fxprune.passes.surgery import shrink_module
+from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 
 VOCAB = 40
 COMMON: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

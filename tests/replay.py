@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.backends.graph_module import DTYPES, function_of
+from fxprune.backends.graph_module import function_of
 from fxprune.ir import Indices
 from fxprune.ir.axes import Atom, Axis, Product, Solution, atoms_of
 from fxprune.ir.graph import Arg, DType, Op, Value
@@ -20,6 +20,7 @@ from fxprune.ir.groups import positions
 from fxprune.ir.parser import parse_graph
 from fxprune.ir.rules import RULES, Equations
 from fxprune.ir.rules.reduce import NORMALISED
+from fxprune.runtime.dtypes import DTYPES, SHORT_NAMES
 
 RTOL = 1e-12
 """float64: ten thousand roundings of 1e-16."""
@@ -71,9 +72,8 @@ def example(operands: str, call: str, draw: Callable[[Value, torch.Generator], t
     generator = torch.Generator().manual_seed(0)
     data = {value: draw(value, generator) for value in graph.inputs}
     (op,) = graph.ops
-    names = {dtype: name for name, dtype in DTYPES.items()}
     made = run(op, data)
-    results = tuple(Value(f"made{i}", DType(names[t.dtype]), tuple(t.shape)) for i, t in enumerate(made))
+    results = tuple(Value(f"made{i}", DType(SHORT_NAMES[t.dtype]), tuple(t.shape)) for i, t in enumerate(made))
     return Example(Op(op.target, op.args, op.kwargs, results), data)
 
 

@@ -367,10 +367,10 @@ def scored(score: Any, state: State) -> Any:
         (lambda: scored(Fisher(), with_nan()), "the loss on batch 0 is nan"),
         (lambda: scored(Fisher(length=1), state_of(make())), "length 1 leaves nothing to predict"),
         (unread, "wanda cannot score .*: no linear map or convolution is seen to read it"),
-        (lambda: Wanda(samples=0).check(), "wanda: samples 0 is below 1"),
-        (lambda: Flap(batch=0).check(), "flap: batch 0 is below 1"),
-        (lambda: Obs(rounds=0).check(), "obs: rounds 0 is below 1"),
-        (lambda: Obs(damping=-0.5).check(), "obs: damping -0.5 is negative"),
+        (lambda: Wanda(samples=0).check(), "wanda: samples=0 is below 1"),
+        (lambda: Flap(batch=0).check(), "flap: batch=0 is below 1"),
+        (lambda: Obs(rounds=0).check(), "obs: rounds=0 is below 1"),
+        (lambda: Obs(damping=-0.5).check(), "obs: damping=-0.5 is below 0"),
     ],
 )
 def test_what_is_refused(attempt: Any, message: str) -> None:

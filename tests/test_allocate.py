@@ -297,7 +297,7 @@ def coarse() -> Any:
         (lambda: Magnitude(target="params:1").check(), "target 'params:1' is no share"),
         (lambda: Magnitude(target="params:-3").check(), "target 'params:-3' is no share"),
         (lambda: Magnitude(target="bytes:1000").check(), "target 'bytes:1000' is an amount"),
-        (lambda: Magnitude(moves=-1).check(), "moves -1 is negative"),
+        (lambda: Magnitude(moves=-1).check(), "magnitude: moves=-1 is below 0"),
         (refusal(target="params:1e6"), r"target params=1e\+06 is 1,000,000, and the model is at .*: nothing would be"),
         (refusal(target="params:0.01"), r"no plan meets a budget of \d\d\d within 0.5%: the nearest costs [\d,]+, 0.0"),
         (coarse, r"no plan meets a budget of [\d,]+ within 0.5%: the nearest costs [\d,]+, 0.9"),

@@ -285,7 +285,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     (f"apply NETS:net{TARGET}{RANDOM} --out . --force", "holds files but no model", "--force replaces models only"),
     (f"apply NETS:net{TARGET} --pass randem --out out", "unknown pass 'randem'", "did you mean 'random'"),
     (f"apply NETS:net{TARGET} --pass magnitude --seed 1 --out out", "has an option 'seed'", ""),
-    (f"apply NETS:net{TARGET} --pass random --ratio 2 --out out", "ratio 2 is not in [0, 1)", "a quarter"),
+    (f"apply NETS:net{TARGET} --pass random --ratio 2 --out out", "random: ratio=2 is outside [0, 1)", "a quarter"),
     (f"apply NETS:net{TARGET} --pass lora --out out", "pass 'lora' works on language models", "random, magnitude or"),
     (f"apply NETS:net{TARGET} --pass taylor --out out", "taylor scores need a loss", "--loss package.module:function"),
     (f"apply NETS:net{TARGET} --pass wanda --out out", "wanda scores need a loss", "--loss package.module:function"),

@@ -354,8 +354,8 @@ def otherwise() -> State:
     ("attempt", "message"),
     [
         (lambda: run(state_of(make()), Compensate()), "nothing to make up for"),
-        (lambda: Compensate(damping=-1.0).check(), "damping -1.0 is negative"),
-        (lambda: Compensate(samples=0).check(), "samples 0 is below 1"),
+        (lambda: Compensate(damping=-1.0).check(), "compensate: damping=-1 is below 0"),
+        (lambda: Compensate(samples=0).check(), "compensate: samples=0 is below 1"),
         (lambda: run(state_of(make()), Random(), Compensate(method="bias", samples=2)), "has no bias to correct"),
         (lambda: run(state_of(make()), Random(), Compensate(damping=0, samples=1, length=4)), "4 calibration tokens"),
         (lambda: Compensate(samples=2, length=8).run(broken()), "are not finite"),

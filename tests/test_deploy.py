@@ -24,7 +24,7 @@ from fxprune.backends import onnx_rounding
 from fxprune.backends.onnx import export_onnx
 from fxprune.backends.onnx_artifact import OnnxReport, Request
 from fxprune.backends.onnx_layout import LAYOUTS
-from fxprune.backends.onnx_quantize import BITS, DTYPES, convert_weights, save_graph
+from fxprune.backends.onnx_quantize import BITS, ONNX_DTYPES, convert_weights, save_graph
 from fxprune.backends.onnx_rounding import GROWTH
 from fxprune.backends.onnx_runtime import OnnxDecoder
 from fxprune.cli import main
@@ -239,7 +239,7 @@ def test_the_tools_are_silent(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ONNX_DTYPES)
 def test_weights_lie_outside_the_graph(decoders: Decoders, dtype: str, layout: str) -> None:
     """Protobuf ends at 2 GB: no weight may lie in the graph, at any size of the model."""
     report = decoders.export("tied", dtype, layout)

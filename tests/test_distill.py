@@ -269,9 +269,9 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     ("step", "message"),
     [
         (Distill(teacher=1.5), "distill: teacher=1.5 is outside [0, 1]"),
-        (Distill(temperature=0.0), "distill: temperature=0.0 is not a positive number"),
-        (Lora(temperature=2.0), "lora: temperature=2.0 means nothing without a teacher"),
-        (Finetune(lr=-1.0), "finetune: lr=-1.0 is not a positive number"),
+        (Distill(temperature=0.0), "distill: temperature=0 is not above 0"),
+        (Lora(temperature=2.0), "lora: temperature=2 means nothing without a teacher"),
+        (Finetune(lr=-1.0), "finetune: lr=-1 is not above 0"),
         (Distill(batch=6), "distill: batch=6 is no multiple of micro_batch=4"),
         (Distill(teacher=0.0), "distill: teacher=0 learns nothing from the dense model"),
         (Distill(blocks=-1), "distill: blocks=-1 is below 0"),

@@ -155,8 +155,8 @@ def broken() -> State:
     ("attempt", "message"),
     [
         (lambda: Drop(layers=4, samples=1, length=4).run(state_of(make("llama"))), "4 of 4 layers leave none"),
-        (lambda: Drop(layers=-1).check(), "layers -1 is negative"),
-        (lambda: Drop(length=1).check(), "hold nothing to predict"),
+        (lambda: Drop(layers=-1).check(), "drop: layers=-1 is below 0"),
+        (lambda: Drop(length=1).check(), "drop: length=1 is below 2"),
         (lambda: Drop(samples=1, length=4).run(broken()), "block influences are not finite"),
         (lambda: find_blocks(torch.nn.Linear(2, 2)), "Linear has no sequence of layers"),
     ],

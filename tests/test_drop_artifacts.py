@@ -16,9 +16,10 @@ from fxprune import api
 from fxprune.api import work
 from fxprune.backends import values
 from fxprune.backends.huggingface import load
-from fxprune.backends.verify import LOGITS_TOLERANCE, Job, relative_difference
+from fxprune.backends.verify import Job
 from fxprune.ir import FxpruneError
 from fxprune.runtime.absence import absences
+from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 
 from .test_drop import IDS, Windows
 

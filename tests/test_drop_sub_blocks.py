@@ -286,7 +286,7 @@ def unseen(model: Any) -> None:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: Drop(sub_blocks=-1).check(), "sub_blocks -1 is negative"),
+        (lambda: Drop(sub_blocks=-1).check(), "drop: sub_blocks=-1 is below 0"),
         (lambda: Drop(of="mlp").check(), "of=mlp chooses among sub-blocks, and none go"),
         (lambda: Drop(sub_blocks=6, samples=1, length=4).run(state_of(make("llama"))), "6 sub-blocks of 6 sub-blocks"),
         (

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fxprune.api.pruning import apply
-from fxprune.backends.verify import LOGITS_TOLERANCE, Job, verify
+from fxprune.backends.verify import Job, verify
+from fxprune.runtime.tolerances import LOGITS_TOLERANCE
 
 from .families.causal_lm import (
     DECODES_OTHERWISE,

@@ -117,10 +117,10 @@ def broken() -> None:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: Generate(windows=0).check(), "generate: windows 0 is below 1"),
-        (lambda: Generate(length=1).check(), "generate: length 1 is below 2"),
-        (lambda: Generate(first=-1).check(), "generate: first -1 is below 0"),
-        (lambda: Generate(batch=0).check(), "generate: batch 0 is below 1"),
+        (lambda: Generate(windows=0).check(), "generate: windows=0 is below 1"),
+        (lambda: Generate(length=1).check(), "generate: length=1 is below 2"),
+        (lambda: Generate(first=-1).check(), "generate: first=-1 is below 0"),
+        (lambda: Generate(batch=0).check(), "generate: batch=0 is below 1"),
         (after_pruning, "generate after a pruning pass would write the pruned model's text"),
         (no_language_model, "generate needs a causal language model, and this is a Linear"),
         (lambda: Joined(None, 0, torch.zeros(3, 8)).windows(9), "windows of 9 tokens, and the generated ones have 8"),

@@ -20,17 +20,11 @@ from fxprune.backends import values
 from fxprune.backends.artifact import read_plan
 from fxprune.backends.digests import sha256
 from fxprune.backends.huggingface import Saved, auto_class_of, load, save
-from fxprune.backends.verify import (
-    LOGITS_TOLERANCE,
-    Job,
-    Reference,
-    VerificationError,
-    relative_difference,
-    verify,
-)
+from fxprune.backends.verify import Job, Reference, VerificationError, verify
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
 from fxprune.passes.surgery import shrink_module
+from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 from fxprune.tests.cuts import CUTS, Cut, example, llama_mha, llama_range, llama_residual, logits, shrunk
 
 FORMS = {

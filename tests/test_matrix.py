@@ -15,8 +15,9 @@ from fxprune.api import calling, work
 from fxprune.api.pruning import Applied, apply
 from fxprune.backends import values
 from fxprune.backends.huggingface import load
-from fxprune.backends.verify import LOGITS_TOLERANCE, Job, relative_difference, verify
+from fxprune.backends.verify import Job, verify
 from fxprune.runtime.absence import absences
+from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 VOCAB = 61

@@ -174,8 +174,8 @@ REFUSED: list[tuple[Callable[[Path], None], type[FxpruneError], str, str]] = [
     (empty, RequestError, r"is truncated or corrupt: .* \(0 bytes on disk\)", "download the model again"),
     (write("model.safetensors.index.json", "[]"), RequestError, "is not an index of safetensors", "again"),
     (as_pickle, RequestError, "pytorch_model.bin is a pickle", "--allow-pickle"),
-    (write("config.json", '{"model_type"'), RequestError, "config.json is not JSON: Expecting", "again"),
-    (write("config.json", "[]"), RequestError, "config.json holds no JSON object", "again"),
+    (write("config.json", '{"model_type"'), RequestError, "config.json is damaged: Expecting", "again"),
+    (write("config.json", "[]"), RequestError, "config.json is damaged: it holds no JSON object", "again"),
     (config(model_type="lamma"), RequestError, "knows no model type 'lamma'", "of a type it knows"),
     (
         config(model_type="vit"),

@@ -100,14 +100,14 @@ def test_what_stays_open(name: str, form: str, dtype: str, free: tuple[str, ...]
     assert report.dtype == dtype
     plain = {check: worst for check, worst in report.differences.items() if not check.startswith(dtype + " ")}
     assert max(plain.values()) <= 1e-5
-    assert max(report.differences.values()) <= onnx_forward.TOLERANCE[dtype]
+    assert max(report.differences.values()) <= onnx_forward.ONNX_OUTPUT_TOLERANCE[dtype]
 
 
 def test_a_difference_is_refused_and_nothing_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_model("vit").save_pretrained(tmp_path / "source")
-    monkeypatch.setitem(onnx_forward.TOLERANCE, "float32", -1.0)
+    monkeypatch.setitem(onnx_forward.ONNX_OUTPUT_TOLERANCE, "float32", -1.0)
     monkeypatch.setattr(onnx_forward, "OPEN", onnx_forward.OPEN[:1])
     command = ["export", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
     assert main(command) == 1

@@ -11,8 +11,9 @@ import pytest
 import transformers
 
 from fxprune.api.pruning import Applied, apply
-from fxprune.backends.verify import LOGITS_TOLERANCE, Job, verify
+from fxprune.backends.verify import Job, verify
 from fxprune.passes.measure import parameter_count
+from fxprune.runtime.tolerances import LOGITS_TOLERANCE
 
 from .families.other import HALF, NOT_SAVED, NOT_TRACED, ROWS, SAMPLE, SAVED_WITH, STAYS, WITHOUT, tiny_model
 

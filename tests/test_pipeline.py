@@ -20,14 +20,10 @@ class Score(Pass):
     name: ClassVar[str] = "score"
     kind: ClassVar[str] = "score"
     variant: str = option("vector", "which formula", choices=("vector", "element1", "element2"))
-    ratio: float = option(0.5, "share of units to remove")
+    ratio: float = option(0.5, "share of units to remove", at_least=0, below=1, hint="give a ratio such as 0.25")
     layers: tuple[int, int] | None = option(None, "which layers")
     heads: bool = option(True, "whether heads go")
     seed: int = option(0, "of the draw")
-
-    def check(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise RequestError(f"ratio {self.ratio} is outside [0, 1)", "give a ratio such as 0.25")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +154,8 @@ MISTAKES = [
     ('train{keep="\\q"}', "this is not a string", "\n             ^^^^", "quote as JSON does"),
     (
         "plain,score{ratio=1.5}",
-        "ratio 1.5 is outside [0, 1)",
-        "\n        ^^^^^^^^^^^^^^^^",
+        "score: ratio=1.5 is outside [0, 1)",
+        "\n                    ^^^",
         "give a ratio such as 0.25",
     ),
 ]
@@ -183,6 +179,7 @@ SHARED_MISTAKES = [
         "two values for one option: ratio=0.3 in the pipeline, ratio=0.25",
         "one of the two",
     ),
+    ("plain,score", {"ratio": 2}, "score: ratio=2 is outside [0, 1)\n  plain,score\n        ^^^^^", "such as 0.25"),
     ("score", {"ratio": "x"}, "option 'ratio' cannot be 'x'\n  ratio=x\n        ^", "ratio is: number"),
 ]
 
@@ -195,6 +192,63 @@ def test_shared_option_mistakes(text: str, shared: dict[str, object], message: s
         parse_pipeline(text, PASSES, shared)
     assert caught.value.message.startswith(message)
     assert hint in caught.value.hint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picky(Pass):
+    name: ClassVar[str] = "picky"
+    kind: ClassVar[str] = "recover"
+    steps: int = option(1, "how many", at_least=1)
+    rate: float = option(1.0, "how fast", above=0)
+    share: float = option(0.5, "of the loss", above=0, at_most=1)
+    most: int = option(0, "at most", at_most=3)
+    less: float | None = option(None, "less than", below=3)
+    warm: int = option(0, "steps of warm-up")
+
+    def check(self) -> None:
+        super().check()
+        if self.warm > self.steps:
+            raise RequestError(f"warm={self.warm} is more than steps={self.steps}", "change one of them")
+
+
+@pytest.mark.parametrize(
+    ("option", "message", "hint"),
+    [
+        ("steps=0", "is below 1", "give 1 or more"),
+        ("rate=0", "is not above 0", "give a number above 0"),
+        ("share=0", "is outside (0, 1]", "give a number in (0, 1]"),
+        ("share=1.5", "is outside (0, 1]", "give a number in (0, 1]"),
+        ("most=4", "is above 3", "give 3 or less"),
+        ("less=3", "is not below 3", "give a number below 3"),
+    ],
+)
+def test_a_value_outside_the_bounds_of_its_option_is_pointed_at(option: str, message: str, hint: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_pipeline(f"picky{{{option}}}", (Picky,))
+    start = len("picky{" + option.partition("=")[0] + "=")
+    caret = " " * start + "^" * (len(option) + len("picky{") - start)
+    assert caught.value.message == f"picky: {option} {message}\n  picky{{{option}}}\n  {caret}"
+    assert caught.value.hint == hint
+
+
+def test_values_at_their_bounds_pass_and_none_is_no_value() -> None:
+    (step,) = parse_pipeline("picky{steps=1,rate=1e-9,share=1,most=3,less=2.9}", (Picky,))
+    assert step == Picky(steps=1, rate=1e-9, share=1.0, most=3, less=2.9)
+    Picky(less=None).check()
+
+
+def test_a_value_of_python_is_checked_as_that_of_text_is() -> None:
+    with pytest.raises(RequestError, match=r"picky: rate=inf is not finite"):
+        Picky(rate=float("inf")).check()
+    with pytest.raises(RequestError, match=r"score: variant=vektor is not known") as caught:
+        Score(variant="vektor").check()
+    assert caught.value.hint == "choose one of vector, element1, element2"
+
+
+def test_a_mistake_of_several_options_is_pointed_at_as_a_whole() -> None:
+    with pytest.raises(RequestError, match="warm=2 is more than steps=1") as caught:
+        parse_pipeline("picky{warm=2}", (Picky,))
+    assert caught.value.message.endswith("\n  picky{warm=2}\n  ^^^^^^^^^^^^^")
 
 
 def test_options_are_described_for_the_listing() -> None:

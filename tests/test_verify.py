@@ -11,15 +11,8 @@ import pytest
 import torch
 
 from fxprune.backends import verify as verify_module
-from fxprune.backends.verify import (
-    LOGITS_TOLERANCE,
-    FreshProcess,
-    Job,
-    Reference,
-    VerificationError,
-    judge,
-    verify,
-)
+from fxprune.backends.verify import FreshProcess, Job, Reference, VerificationError, judge, verify
+from fxprune.runtime.tolerances import LOGITS_TOLERANCE
 
 FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generate": None}
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import json
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +14,11 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
-from ..ir import FxpruneError
+from ..ir.errors import FxpruneError, first_line
 from ..ir.graph import Graph
+from ..runtime.experts import BATCHED, experts_as
+from ..runtime.quiet import quiet
 from .blame import blamed, drawing
-from .experts import traceable_experts
 from .lower import lower
 
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107)
@@ -66,15 +64,14 @@ def trace_model(
         FxpruneError: when ``torch.export`` cannot trace the model, with its reason.
     """
     try:
-        with _quiet(), torch.no_grad(), _ListsAsSlices(), traceable_experts(model):
+        with quiet(warn=False), torch.no_grad(), _ListsAsSlices(), experts_as(BATCHED, model):
             program = torch.export.export(model, (), dict(example), strict=False)
             if _mutates(program):
                 program = program.run_decompositions({})
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = blamed(error, model)
         raise FxpruneError(
-            f"torch.export cannot trace {type(model).__name__}{f', at {where}' if where else ''}: {reason}",
+            f"torch.export cannot trace {type(model).__name__}{f', at {where}' if where else ''}: {first_line(error)}",
             "rewrite that place so that no value of a tensor decides what runs, or trace a part; --debug shows more",
         ) from error
     try:
@@ -190,11 +187,3 @@ def _as_slice(part: Any) -> Any:
     if isinstance(part, list) and len(part) == 1 and type(part[0]) is int:
         return slice(part[0], part[0] + 1 or None)
     return part
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Third-party chatter of a trace stays off the user's screen."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield

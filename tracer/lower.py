@@ -15,14 +15,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from ..ir.graph import Arg, DType, Graph, Op, Parameter, Source, Value
+from ..runtime.dtypes import SHORT_NAMES
 from .blame import DRAWS
-
-_DTYPES = {
-    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
-    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8",
-    torch.bool: "b8", torch.complex64: "c64", torch.complex128: "c128",
-}  # fmt: skip
-TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 _PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy"})
 """Arguments that say where a tensor lies, not what it is."""
@@ -117,7 +111,7 @@ class _Lowering:
         return value
 
     def _value(self, name: str, tensor: torch.Tensor) -> Value:
-        return Value(name, DType(_DTYPES[tensor.dtype]), tuple(int(extent) for extent in tensor.shape))
+        return Value(name, DType(SHORT_NAMES[tensor.dtype]), tuple(int(extent) for extent in tensor.shape))
 
     def _emit(self, module: fx.GraphModule, environment: dict[fx.Node, Any], prefix: str = "") -> Any:
         """Lower one graph module; returns what its output node names."""
@@ -153,7 +147,7 @@ class _Lowering:
         if identity and isinstance(args[0], Value):
             return args[0]
         if packet in _CASTS:
-            dtype = DType(_DTYPES[made.dtype])
+            dtype = DType(SHORT_NAMES[made.dtype])
             if args[0].dtype == dtype:
                 return args[0]
             target, args, kwargs = "aten.to.dtype", [args[0], dtype], {}
@@ -214,7 +208,7 @@ def _below_root(file: str) -> str:
 
 def _argument(arg: Any) -> Arg:
     if isinstance(arg, torch.dtype):
-        return DType(_DTYPES[arg])
+        return DType(SHORT_NAMES[arg])
     if isinstance(arg, list | tuple):
         return tuple(_argument(item) for item in arg)
     if isinstance(arg, Value | DType | bool | int | float | str) or arg is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..ir.errors import FxpruneError, RequestError
+from ..ir.errors import FxpruneError, RequestError, first_line
+from ..runtime.json_object import read_json_object
 from .checkpoint import weight_files
 
 DEMO = "demo"
@@ -91,7 +91,7 @@ def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError) as error:
         raise RequestError(
-            f"{name!r} is neither a directory here nor a model on the Hub: {_reason(error)}",
+            f"{name!r} is neither a directory here nor a model on the Hub: {first_line(error)}",
             "check the spelling; a gated model needs `hf auth login`",
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
@@ -109,12 +109,7 @@ def load_config(source: Source) -> Any:
             allowed to run, or is quantised; or a value in the config contradicts another.
     """
     file = source.directory / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RequestError(f"{file} is not JSON: {error}", "copy or download the model again") from None
-    if not isinstance(raw, dict):
-        raise RequestError(f"{file} holds no JSON object", "copy or download the model again")
+    raw = read_json_object(file, "copy or download the model again")
     _check_architecture(source, raw)
     return _guarded(
         lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
@@ -298,10 +293,4 @@ def _guarded(work: Callable[[], T], error_class: type[FxpruneError], message: st
     except FxpruneError:
         raise
     except Exception as error:
-        raise error_class(f"{message}: {_reason(error)}", hint) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's text, and the second where the first only announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+        raise error_class(f"{message}: {first_line(error)}", hint) from error

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..ir.errors import FxpruneError, RequestError
+from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from .export import Traced, trace_model
 
 Inputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
@@ -159,7 +159,8 @@ def resolve_module(text: str) -> nn.Module:
             found = found()
         except Exception as error:
             raise RequestError(
-                f"{text}() fails: {_said(error)}", "name a callable that needs no arguments and returns the module"
+                f"{text}() fails: {class_and_first_line(error)}",
+                "name a callable that needs no arguments and returns the module",
             ) from error
     if not isinstance(found, nn.Module):
         raise RequestError(f"{text} is no torch.nn.Module but {type(found).__name__}", "name what builds the module")
@@ -190,7 +191,8 @@ def _named(text: str) -> Any:
         found: Any = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever the user's code does while it is imported
         raise RequestError(
-            f"{name!r} cannot be imported: {_said(error)}", "run it from the directory that holds the package"
+            f"{name!r} cannot be imported: {class_and_first_line(error)}",
+            "run it from the directory that holds the package",
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -232,10 +234,6 @@ def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[s
     return tuple(tensor for _, tensor in found)
 
 
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" if str(error).strip() else repr(error)
-
-
 def run(module: nn.Module, call: Call) -> list[torch.Tensor]:
     """The tensors that a module returns, nested ones too.
 
@@ -247,7 +245,7 @@ def run(module: nn.Module, call: Call) -> list[torch.Tensor]:
             output = module(*call.args, **call.kwargs)
     except Exception as error:
         raise FxpruneError(
-            f"{type(module).__name__} does not run on the example inputs: {_said(error)}",
+            f"{type(module).__name__} does not run on the example inputs: {class_and_first_line(error)}",
             "give example inputs that the module's forward accepts",
         ) from error
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..ir.errors import RequestError
+from ..ir.errors import RequestError, first_line
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 FIELDS_HINT = (
@@ -90,9 +90,8 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
         rows = datasets.load_dataset(name, config, split=split)
     except Exception as error:
         # The library raises anything from ConnectionError to ValueError here, depending on where it gave up.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RequestError(
-            f"'{spec}' is no file here, and no data set could be loaded from it: {reason}",
+            f"'{spec}' is no file here, and no data set could be loaded from it: {first_line(error)}",
             "check the path, or the id, configuration and split (`id:config:split`) and the network",
         ) from error
     finally:

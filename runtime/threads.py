@@ -10,7 +10,8 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """One, for work that is too little to share or is shared out otherwise; yields how many there are elsewhere."""
+    """One, for work that is too little to share or is shared out otherwise: threads would wait for one another longer
+    than they work. Yields how many there are elsewhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,0 +1,74 @@
+"""The tensors of a module, parameters and buffers alike: by name, where they stand, cut by a plan."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..ir.plan import Indices, Plan
+
+
+def tensors_by_name(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by their first name; a tensor that modules share appears once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def tensors_by_every_name(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by all their names; a tensor that modules share appears once for each of them."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+class Places:
+    """Where the tensors of a model stand, so that one can be replaced wherever it does, and ties are kept.
+
+    Attributes:
+        tensors: as :func:`tensors_by_name`, without those that were replaced, which nothing holds on to.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors = tensors_by_name(model)
+        self._tables: dict[int, list[tuple[dict[str, Any], str]]] = defaultdict(list)
+        for module in model.modules():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
+                for name, tensor in table.items():
+                    self._tables[id(tensor)].append((table, name))
+
+    def replace(self, name: str, new: torch.Tensor) -> None:
+        """Put ``new`` wherever the named tensor stands. A parameter stays a parameter."""
+        old = self.tensors.pop(name)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for table, key in self._tables[id(old)]:
+            table[key] = new
+
+
+def slice_tensors(model: nn.Module, plan: Plan) -> None:
+    """Replace every tensor of ``plan.slices`` by its slice, one at a time; ties, dtype and device are kept."""
+    places = Places(model)
+    for name, slices in plan.by_tensor().items():
+        places.replace(name, _slice(places.tensors[name], slices))
+
+
+def sliced(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
+    """The same tensors, those of ``plan.slices`` cut; parameters stay parameters."""
+    found = dict(tensors)
+    for name, slices in plan.by_tensor().items():
+        smaller = _slice(tensors[name], slices)
+        is_parameter = isinstance(tensors[name], nn.Parameter)
+        found[name] = nn.Parameter(smaller, tensors[name].requires_grad) if is_parameter else smaller
+    return found
+
+
+def _slice(tensor: torch.Tensor, slices: Mapping[int, Indices]) -> torch.Tensor:
+    smaller = tensor.detach()
+    for dim, kept in slices.items():
+        smaller = smaller.index_select(dim, torch.tensor(kept, device=smaller.device))
+    return smaller.contiguous()
