@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..ir.options import Option, options_of, write_value
 from ..passes.base import Pass
-from ..passes.options import Option, options_of, write_value
 from ..passes.registry import PASSES
 
 

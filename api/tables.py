@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..passes.options import write_value
+from ..ir.options import write_value
 
 if TYPE_CHECKING:
     from ..backends.onnx_artifact import OnnxReport
