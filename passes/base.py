@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from .saved import Saved
 
 
-def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
-    """A field of a pass that is one of its options.
-
-    Args:
-        default: the value when the pipeline text does not name the option.
-        help: one line for ``fxprune passes``.
-        choices: the values that are allowed, when they can be listed.
-    """
-    return field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
-
-
 class Corpus(Protocol):
     """Text that has been tokenised: what calibration and recovery read."""
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from ..ir import FxpruneError, Plan, RequestError
 from ..ir.absence import absences
+from ..ir.options import option
 from ..ir.repairs import Repairs
-from .base import Pass, State, option
+from .base import Pass, State
 from .blocks import Blocks, find_blocks, keep_blocks
 from .measure import inference, perplexity
 from .sub_block_scores import choose

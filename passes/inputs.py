@@ -13,7 +13,8 @@ from torch import Tensor
 from ..ir import FxpruneError, Indices, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group, Occurrence
-from .base import State, option
+from ..ir.options import option
+from .base import State
 from .consumers import Consumer, find_consumers, taking_in
 from .prune import Prune
 from .rehearsal import tensors_by_name

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..ir.errors import FxpruneError, RequestError
-from .base import State, option
+from ..ir.options import option
+from .base import State
 from .measure import logits_of
 from .recovery import Recovery, reported, require_finite
 from .teacher import Teacher

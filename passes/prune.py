@@ -13,9 +13,10 @@ import torch
 from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
+from ..ir.options import option
 from ..ir.repairs import Repairs
 from .allocate import UNIFORM, WAYS, Target
-from .base import Pass, State, option
+from .base import Pass, State
 from .budget import Budget
 from .consumers import taking_in
 from .couple import Coupling

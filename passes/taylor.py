@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from ..ir import RequestError
 from ..ir.groups import Group
-from .base import State, option
+from ..ir.options import option
+from .base import State
 from .gradients import taylor
 from .losses import taylor_of_losses
 from .prune import Prune
