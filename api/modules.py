@@ -27,7 +27,7 @@ from ..passes.base import Pass, State
 from ..passes.manager import Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
-from ..passes.registry import ANALYSES, PASSES
+from ..passes.registry import ANALYSES, all_passes
 from ..tracer.export import Traced
 from ..tracer.module import Call, Inputs, bind, run, trace_module
 from .progress import Progress, silent
@@ -141,8 +141,8 @@ def prune_module(
     """
     shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target}
     losses = _losses(loss, data)
-    _check_passes(parse_pipeline(passes, PASSES, shared), losses)
-    pipeline = parse_pipeline(passes, PASSES, shared | _channels(passes, channels))
+    _check_passes(parse_pipeline(passes, all_passes(), shared), losses)
+    pipeline = parse_pipeline(passes, all_passes(), shared | _channels(passes, channels))
     call = bind(module, example_inputs)
     work = _Work(module, call, progress)
     return work.run(pipeline, losses)

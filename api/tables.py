@@ -233,7 +233,8 @@ def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
     """Every pass with its options."""
     parts: list[RenderableType] = []
     for row in rows:
-        parts.append(Text.assemble((row.name, "bold"), f"  {row.kind}  {row.help}"))
+        origin = f"  (from {row.origin})" if row.origin else ""
+        parts.append(Text.assemble((row.name, "bold"), f"  {row.kind}  {row.help}{origin}"))
         table = _table("option", "value", "default", "")
         for option in row.options:
             table.add_row(option.name, option.wants, write_value(option.default), option.help)

@@ -21,6 +21,11 @@ _SPACE = re.compile(r"\s*")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
+def is_name(text: object) -> bool:
+    """Whether something can be the name of a call."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
 class Checked(Protocol):
     """A frozen dataclass whose fields are options."""
 

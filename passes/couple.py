@@ -15,7 +15,7 @@ import networkx as nx
 from ..ir.axes import Atom, Axis, Concat, Product, Solution, atoms_of
 from ..ir.graph import Graph, Op, Parameter, Value
 from ..ir.groups import Group, Kind, Occurrence, Role
-from ..ir.rules import RULES, Equations, follow_positions
+from ..ir.rules import Equations, follow_positions, rule_table
 from .inner_products import head_channels
 
 Place = tuple[Value, int]
@@ -111,7 +111,7 @@ def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
         eq.freeze(eq.of(value), f"input of the model, %{value.name}")
     for op in graph.ops:
         eq.op = op
-        rule = RULES.get(op.packet)
+        rule = rule_table().get(op.packet)
         if rule is None:
             unknown.append(op)
             eq.freeze((axis for value in (*op.operands, *op.made) for axis in eq.of(value)), f"no rule for {op.packet}")

@@ -12,7 +12,7 @@ from ..ir import Indices, Plan, RequestError
 from ..ir.axes import Axis
 from ..ir.graph import Arg, Graph, Op, Value
 from ..ir.groups import Group, kept_positions
-from ..ir.rules import RULES
+from ..ir.rules import rule_table
 from .couple import Coupling
 
 Extents = dict[str, frozenset[tuple[int, int]]]
@@ -155,7 +155,7 @@ class _Rewrite:
         return current
 
     def _op(self, op: Op) -> Op:
-        rule = RULES.get(op.packet)
+        rule = rule_table().get(op.packet)
         changed = any(self.kept.shape(v) != v.shape for v in (*op.operands, *op.made))
         source = rule.resize(op, self.kept) if changed and rule is not None and rule.resize is not None else op
         results = tuple(None if v is None else self._resized(v) for v in op.results)
