@@ -13,7 +13,7 @@ from rich.text import Text
 from ..ir.options import write_value
 
 if TYPE_CHECKING:
-    from ..backends.onnx_artifact import OnnxReport
+    from ..backends.exporter import ExportReport
     from ..ir.groups import Group
     from ..passes.manager import Step
     from .benchmark import BenchmarkResult
@@ -171,23 +171,15 @@ def demo(shown: Demo) -> list[RenderableType]:
     return [table, Text(f"artifacts in {shown.path}; {shown.seconds:.0f} s")]
 
 
-def exported(report: OnnxReport) -> list[RenderableType]:
+def exported(report: ExportReport) -> list[RenderableType]:
     """What was written and how well it agrees."""
-    table = _table("check", "worst logit difference", right=("worst logit difference",))
-    for name, difference in report.differences.items():
-        table.add_row(name.replace("_", " "), f"{difference:.2g}")
-    parts: list[RenderableType] = [table]
-    if report.growth:
-        grown = "perplexity of rounded"
-        lost = _table("check", grown, right=(grown,))
-        for name, growth in report.growth.items():
-            lost.add_row(name, f"{growth:+.3%}")
-        parts.append(lost)
-    tokens = f"{report.greedy_equal} of {report.greedy_tokens} greedy tokens equal"
-    if not report.greedy_tokens:
-        tokens = f"open: {', '.join(report.open).replace('_', ' ') or 'nothing'}"
-    kind = f"{report.dtype}, opset {report.opset}, optimised for {report.optimize}"
-    return [Text(f"{report.path}: {size(report.bytes)}, {kind}; {tokens}"), *parts]
+    parts: list[RenderableType] = []
+    for title, values in report.measured.items():
+        table = _table("check", title, right=(title,))
+        for name, value in values.items():
+            table.add_row(name, value)
+        parts.append(table)
+    return [Text(f"{report.path}: {', '.join(filter(None, (size(report.bytes), report.summary)))}"), *parts]
 
 
 def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
