@@ -35,6 +35,12 @@ _PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxrunt
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
 
 
+def check_opset(opset: int | None) -> None:
+    """Refuse a version of the operator set that cannot be written or read; None is the exporter's own choice."""
+    if opset is not None and opset not in _OPSETS:
+        raise RequestError(f"opset {opset} is not supported", f"choose one from {_OPSETS[0]} to {_OPSETS[-1]}")
+
+
 @dataclass(frozen=True)
 class Request:
     """What is exported to where, and how.
@@ -72,8 +78,7 @@ class Request:
             raise RequestError(f"unknown layout {self.layout!r}", f"choose one of {', '.join(LAYOUTS)}")
         if self.optimize not in PROVIDERS:
             raise RequestError(f"unknown optimisation {self.optimize!r}", f"choose one of {', '.join(PROVIDERS)}")
-        if self.opset is not None and self.opset not in _OPSETS:
-            raise RequestError(f"opset {self.opset} is not supported", f"choose one from {_OPSETS[0]} to {_OPSETS[-1]}")
+        check_opset(self.opset)
         needed = sum(path.stat().st_size for path in self.source.glob("*.safetensors"))
         check_target(self.out, force=self.force, source=self.source, needed=needed)
 

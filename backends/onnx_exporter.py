@@ -9,7 +9,7 @@ from ..ir.errors import RequestError
 from ..ir.options import option
 from .exporter import ExportRequest
 from .onnx import export_onnx
-from .onnx_artifact import PROVIDERS, OnnxReport, Request
+from .onnx_artifact import PROVIDERS, OnnxReport, Request, check_opset
 from .onnx_forward import Forward, export_forward
 from .onnx_layout import LAYOUTS
 from .onnx_quantize import DTYPES
@@ -30,7 +30,8 @@ class Onnx:
     cache: bool = option(True, "whether a causal language model takes and returns keys and values")
 
     def check(self) -> None:
-        """Its options have a list of choices each; the opset is checked with the request."""
+        """Refuse an opset that the tools cannot write or read; every other option has a list of choices."""
+        check_opset(self.opset)
 
     def export(self, request: ExportRequest) -> OnnxReport:
         """Write an ONNX directory."""

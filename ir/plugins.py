@@ -79,7 +79,7 @@ def joined(kind: str, group: str, own: Mapping[str, T], read: Callable[[Any], Ma
             brought = read(point.load())
         except (Exception, SystemExit) as error:  # whatever somebody else's module raises
             reason = str(error).strip().partition("\n")[0]
-            message = f"left out a {kind} plug-in, {origin}: {type(error).__name__}: {reason}"
+            message = f"left out a plug-in of {group}, {origin}: {type(error).__name__}: {reason}"
             warnings.warn(message, PluginWarning, stacklevel=2)
             continue
         for name, entry in brought.items():
