@@ -42,7 +42,7 @@ def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_demo):
+    for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_demo):
         add(subparsers)
     for name, run in commands.items():
         subparsers.choices[name].set_defaults(run=run)
@@ -174,7 +174,8 @@ def _add_export(commands: Any) -> None:
         "--format",
         default="onnx",
         metavar="FORMAT",
-        help="what to write, with its options if you like: 'onnx{dtype=int8,layout=transformers.js}' (default: onnx)",
+        help="what to write, with its options if you like: 'onnx{dtype=int8,layout=transformers.js}' (default: onnx); "
+        "see `fxprune formats`",
     )
     shared = parser.add_argument_group("options of the format, if it has them; the values are those of onnx")
     shared.add_argument(
@@ -237,6 +238,10 @@ def _add_bench(commands: Any) -> None:
 
 def _add_passes(commands: Any) -> None:
     _command(commands, "passes", "List every pass with its options, their types and defaults.")
+
+
+def _add_formats(commands: Any) -> None:
+    _command(commands, "formats", "List every format of export with its options, their types and defaults.")
 
 
 def _add_demo(commands: Any) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .benchmark import BenchmarkResult
     from .demo import Demo
     from .evaluation import Measurement
-    from .listing import PassInfo
+    from .listing import FormatInfo, PassInfo
     from .pruning import Applied, GroupChange
     from .targets import PrunedTarget
     from .tracing import Hop, Trace
@@ -223,15 +223,20 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
 
 def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
     """Every pass with its options."""
-    parts: list[RenderableType] = []
-    for row in rows:
-        origin = f"  (from {row.origin})" if row.origin else ""
-        parts.append(Text.assemble((row.name, "bold"), f"  {row.kind}  {row.help}{origin}"))
-        table = _table("option", "value", "default", "")
-        for option in row.options:
-            table.add_row(option.name, option.wants, write_value(option.default), option.help)
-        parts += [table, Text("")]
-    return parts
+    return [part for row in rows for part in _with_options(row, f"{row.kind}  {row.help}")]
+
+
+def formats(rows: Sequence[FormatInfo]) -> list[RenderableType]:
+    """Every format with its options."""
+    return [part for row in rows for part in _with_options(row, row.help)]
+
+
+def _with_options(row: PassInfo | FormatInfo, help: str) -> list[RenderableType]:
+    origin = f"  (from {row.origin})" if row.origin else ""
+    table = _table("option", "value", "default", "")
+    for option in row.options:
+        table.add_row(option.name, option.wants, write_value(option.default), option.help)
+    return [Text.assemble((row.name, "bold"), f"  {help}{origin}"), table, Text("")]
 
 
 def size(count: int) -> str:

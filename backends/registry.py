@@ -17,7 +17,11 @@ EXPORTERS: tuple[type[Exporter], ...] = (Onnx,)
 """fxprune's own exporters."""
 
 FORMAT = Kind(
-    "format", "formats", "a format is name{option=value}, such as onnx{dtype=int8}", "in the format", "beside it"
+    "format",
+    "formats",
+    "a format is name{option=value}, such as onnx{dtype=int8}; see `fxprune formats`",
+    "in the format",
+    "beside it",
 )
 
 
