@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .ir.errors import FxpruneError, RequestError
 
 if TYPE_CHECKING:
-    from .api import apply, bench, evaluate, export, list_passes, load, prune_module, trace
+    from .api import apply, bench, evaluate, export, list_formats, list_passes, load, prune_module, trace
 
 __all__ = [
     "FxpruneError",
@@ -23,6 +23,7 @@ __all__ = [
     "bench",
     "evaluate",
     "export",
+    "list_formats",
     "list_passes",
     "load",
     "prune_module",

@@ -150,6 +150,16 @@ def _passes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _formats(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api import tables
+
+    with screen.working(debug=arguments.debug):
+        listed = api.list_formats()
+    _emit(arguments, {"formats": [row.to_json() for row in listed]}, lambda: tables.formats(listed))
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from . import api
     from .api import tables
@@ -171,6 +181,7 @@ COMMANDS = {
     "eval": _eval,
     "bench": _bench,
     "passes": _passes,
+    "formats": _formats,
     "demo": _demo,
 }
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .demo import Demo, run_demo
     from .evaluation import Measurement, evaluate
     from .exporting import export
-    from .listing import PassInfo, list_passes
+    from .listing import FormatInfo, PassInfo, list_formats, list_passes
     from .modules import Pruned, load, prune_module
     from .pruning import Applied, GroupChange, apply
     from .targets import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
@@ -24,6 +24,7 @@ __all__ = [
     "Benchmark",
     "BenchmarkResult",
     "Demo",
+    "FormatInfo",
     "GroupChange",
     "Hop",
     "Measurement",
@@ -36,6 +37,7 @@ __all__ = [
     "evaluate",
     "export",
     "is_named_module",
+    "list_formats",
     "list_passes",
     "load",
     "prune_module",
@@ -51,7 +53,7 @@ _MODULES = {
     "demo": ("Demo", "run_demo"),
     "evaluation": ("Measurement", "evaluate"),
     "exporting": ("export",),
-    "listing": ("PassInfo", "list_passes"),
+    "listing": ("FormatInfo", "PassInfo", "list_formats", "list_passes"),
     "modules": ("Pruned", "load", "prune_module"),
     "pruning": ("Applied", "GroupChange", "apply"),
     "targets": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),

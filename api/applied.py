@@ -45,6 +45,7 @@ class Applied:
         texts: fingerprints of what was read, so that no text is measured on that a model has seen.
         saved: what was written; None in a dry run.
         resumed: the last pass that had been done by a run which broke off; "" when there was none.
+        plugins: the passes that installed packages bring -> package and version.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Applied:
     texts: Entries = field(default_factory=list)
     saved: Saved | None = None
     resumed: str = ""
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kept(self) -> float:
@@ -90,4 +92,5 @@ class Applied:
                 for name, entry in self.report.items()
             },
             TEXTS: self.texts,
+            **({"plugins": dict(self.plugins)} if self.plugins else {}),
         }

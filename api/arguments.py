@@ -42,7 +42,7 @@ def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_demo):
+    for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_demo):
         add(subparsers)
     for name, run in commands.items():
         subparsers.choices[name].set_defaults(run=run)
@@ -170,29 +170,35 @@ def _add_output(parser: argparse.ArgumentParser, *, required: bool) -> None:
 def _add_export(commands: Any) -> None:
     parser = _command(commands, "export", "Lower a model to another format, checked against the original.")
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP + "; usually the OUT of apply")
-    parser.add_argument("--format", choices=("onnx",), default="onnx", help="what to write (default: onnx)")
     parser.add_argument(
+        "--format",
+        default="onnx",
+        metavar="FORMAT",
+        help="what to write, with its options if you like: 'onnx{dtype=int8,layout=transformers.js}' (default: onnx); "
+        "see `fxprune formats`",
+    )
+    shared = parser.add_argument_group("options of the format, if it has them; the values are those of onnx")
+    shared.add_argument(
         "--dtype",
-        choices=("float32", "float16", "int8", "int4"),
-        default="float32",
-        help="of the weights; int8 and int4 are weight-only (default: float32)",
+        metavar="TYPE",
+        help="of the weights: float32 (default), float16, or weight-only int8 or int4",
     )
-    parser.add_argument(
+    shared.add_argument(
         "--layout",
-        choices=("onnxruntime", "transformers.js"),
-        default="onnxruntime",
-        help="names and places of the files (default: onnxruntime, which onnxruntime-genai runs too)",
+        metavar="NAME",
+        help="names and places of the files: onnxruntime (default), which onnxruntime-genai runs too, or "
+        "transformers.js",
     )
-    parser.add_argument(
+    shared.add_argument(
         "--optimize",
-        choices=("cpu", "cuda", "none"),
-        default="cpu",
-        help="fuse for ONNX Runtime on this device, or none: only standard operators (default: cpu)",
+        metavar="DEVICE",
+        help="fuse for ONNX Runtime on cpu (default) or cuda, or none: only standard operators",
     )
-    parser.add_argument(
+    shared.add_argument(
         "--no-cache",
         dest="cache",
-        action="store_false",
+        action="store_const",
+        const=False,
         help="of a causal language model: whole sequences in, logits out, and no keys and values of earlier tokens",
     )
     _add_example_option(parser)
@@ -232,6 +238,10 @@ def _add_bench(commands: Any) -> None:
 
 def _add_passes(commands: Any) -> None:
     _command(commands, "passes", "List every pass with its options, their types and defaults.")
+
+
+def _add_formats(commands: Any) -> None:
+    _command(commands, "formats", "List every format of export with its options, their types and defaults.")
 
 
 def _add_demo(commands: Any) -> None:

@@ -13,14 +13,11 @@ from ..backends.verify import Reference
 from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.base import Pass
-from ..passes.registry import PASSES
+from ..passes.registry import all_passes
 from ..runtime.tensors import tensors_by_every_name
 from ..tracer.example import example_inputs, trace_call
 from ..tracer.export import Traced, trace_causal_lm
 from ..tracer.model import predicts_next_token
-
-WITHOUT_TEXT = ", ".join(step.name for step in PASSES if step.kind == "score" and (step.streams or step.takes_loss))
-"""Scores that read no text: from weights, or from the gradients of a loss that the user gives."""
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -113,7 +110,7 @@ class Calling:
                 )
             if step.needs_weights and not (step.streams or step.takes_loss):
                 raise RequestError(
-                    f"pass {step.name!r} works on causal language models, and {name} is none", f"use {WITHOUT_TEXT}"
+                    f"pass {step.name!r} works on causal language models, and {name} is none", f"use {_without_text()}"
                 )
 
 
@@ -121,3 +118,8 @@ def counted(output: Any, keys: Sequence[str]) -> list[torch.Tensor]:
     """The tensors in what a model returned, nested ones too; under some keys only, where there are any."""
     leaves = torch.utils._pytree.tree_leaves([output[key] for key in keys] if keys else output)
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _without_text() -> str:
+    """Scores that read no text: from weights, or from the gradients of a loss that the user gives."""
+    return ", ".join(step.name for step in all_passes() if step.kind == "score" and (step.streams or step.takes_loss))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..backends.onnx import export_onnx
-from ..backends.onnx_artifact import OnnxReport, Request
-from ..backends.onnx_forward import Forward, export_forward
-from ..ir.errors import RequestError
+import torch
+
+from ..backends.exporter import ExportReport, ExportRequest
+from ..backends.registry import parse_format
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
 from ..tracer.model import load_config, load_model, resolve
 from .calling import Calling
 from .progress import Progress, silent
-
-FORMATS = ("onnx",)
 
 
 def export(
@@ -22,23 +20,24 @@ def export(
     out: str | Path,
     *,
     format: str = "onnx",
-    dtype: str = "float32",
-    layout: str = "onnxruntime",
-    optimize: str = "cpu",
-    cache: bool = True,
+    dtype: str | None = None,
+    layout: str | None = None,
+    optimize: str | None = None,
+    cache: bool | None = None,
     example: str | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
-) -> OnnxReport:
+) -> ExportReport:
     """Write a model in another format; what is written has been compared with the original.
 
     Args:
         model: a Hugging Face model directory, a Hub id, or ``demo``; usually what :func:`fxprune.apply` wrote.
         out: the directory to make, complete or absent.
-        format: ``onnx``.
-        dtype: of the weights: ``float32``, ``float16``, or weight-only ``int8`` and ``int4``, rounded by ONNX Runtime's
-            own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
+        format: ``onnx``, or what an installed package brings; its options may stand with it: ``onnx{dtype=int8}``.
+        dtype, layout, optimize, cache: options of the format beside its text. Of ``onnx``:
+        dtype: of the weights: ``float32`` (its default), ``float16``, or weight-only ``int8`` and ``int4``, rounded by
+            ONNX Runtime's own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
         layout: ``onnxruntime``, which onnxruntime-genai runs too, or ``transformers.js``.
         optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
         cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
@@ -52,18 +51,27 @@ def export(
         RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
         FxpruneError: the model cannot be exported, or the result differs from it.
     """
-    if format not in FORMATS:
-        raise RequestError(f"unknown format {format!r}", f"formats: {', '.join(FORMATS)}")
+    shared = {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache}
+    exporter = parse_format(format, shared)
     source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
-    request = Request(source.directory, Path(out), dtype=dtype, layout=layout, optimize=optimize, force=force)
-    language = Calling(config, example).language
-    if not language and not cache:
-        raise RequestError(f"{source.name} is no causal language model and has no cache", "leave out --no-cache")
-    if language and cache:
-        return export_onnx(request, trust_remote_code=trust_remote_code, progress=progress)
-    progress(f"loading {source.name}")
-    module = load_model(source)
-    forward = Forward(module, example_inputs(module, example), calls()["inner"])
-    held = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return export_forward(request, forward, source_dtype=held, progress=progress)
+
+    def load() -> torch.nn.Module:
+        progress(f"loading {source.name}")
+        return load_model(source)
+
+    return exporter.export(
+        ExportRequest(
+            name=source.name,
+            source=source.directory,
+            out=Path(out),
+            config=config,
+            causal_lm=Calling(config, example).language,
+            load=load,
+            inputs=lambda module: example_inputs(module, example),
+            inner=calls()["inner"],
+            force=force,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    )

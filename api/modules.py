@@ -26,7 +26,7 @@ from ..passes.base import Pass, State
 from ..passes.manager import Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
-from ..passes.registry import ANALYSES, PASSES
+from ..passes.registry import ANALYSES, all_passes
 from ..runtime.tensors import tensors_by_every_name
 from ..runtime.tolerances import relative_difference, same_function
 from ..tracer.export import Traced
@@ -138,8 +138,8 @@ def prune_module(
     """
     shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target}
     losses = _losses(loss, data)
-    _check_passes(parse_pipeline(passes, PASSES, shared), losses)
-    pipeline = parse_pipeline(passes, PASSES, shared | _channels(passes, channels))
+    _check_passes(parse_pipeline(passes, all_passes(), shared), losses)
+    pipeline = parse_pipeline(passes, all_passes(), shared | _channels(passes, channels))
     call = bind(module, example_inputs)
     work = _Work(module, call, progress)
     return work.run(pipeline, losses)

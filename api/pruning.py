@@ -15,7 +15,7 @@ from ..backends.huggingface import Form
 from ..ir.errors import RequestError
 from ..passes.base import Pass
 from ..passes.pipeline import parse_pipeline, print_pipeline
-from ..passes.registry import PASSES
+from ..passes.registry import all_passes
 from ..passes.replay import Replay
 from ..tracer.model import Source, load_config, resolve
 from .applied import Applied, GroupChange
@@ -129,7 +129,7 @@ def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping
         raise RequestError(
             "there is nothing to do", "give --pass PIPELINE, or --plan FILE to repeat what a run removed"
         )
-    return parse_pipeline(passes, PASSES, shared) if passes or plan is None else _none_of(shared)
+    return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
 
 
 def _require_place(out: str | Path | None, *, resume: bool, dry_run: bool) -> None:

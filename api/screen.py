@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..ir.errors import FxpruneError
+from ..ir.plugins import PluginWarning
 from .progress import Progress
 
 # Read by the libraries underneath when they are imported: their bars and advice are not this program's output.
@@ -48,6 +49,8 @@ def working(*, debug: bool) -> Iterator[Progress]:
     console = Console(stderr=True)
     with warnings.catch_warnings(), _no_stdout(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("always", PluginWarning)
+        warnings.showwarning = _warn
         _no_bars()
         logging.disable(logging.WARNING)
         stack.callback(logging.disable, logging.NOTSET)
@@ -55,6 +58,11 @@ def working(*, debug: bool) -> Iterator[Progress]:
             yield stack.enter_context(console.status("starting")).update
         else:
             yield lambda _: None
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Say on stderr what was left out."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _no_bars() -> None:

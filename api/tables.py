@@ -10,16 +10,16 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..passes.options import write_value
+from ..ir.options import write_value
 
 if TYPE_CHECKING:
-    from ..backends.onnx_artifact import OnnxReport
+    from ..backends.exporter import ExportReport
     from ..ir.groups import Group
     from ..passes.manager import Step
     from .benchmark import BenchmarkResult
     from .demo import Demo
     from .evaluation import Measurement
-    from .listing import PassInfo
+    from .listing import FormatInfo, PassInfo
     from .pruning import Applied, GroupChange
     from .targets import PrunedTarget
     from .tracing import Hop, Trace
@@ -171,23 +171,15 @@ def demo(shown: Demo) -> list[RenderableType]:
     return [table, Text(f"artifacts in {shown.path}; {shown.seconds:.0f} s")]
 
 
-def exported(report: OnnxReport) -> list[RenderableType]:
+def exported(report: ExportReport) -> list[RenderableType]:
     """What was written and how well it agrees."""
-    table = _table("check", "worst logit difference", right=("worst logit difference",))
-    for name, difference in report.differences.items():
-        table.add_row(name.replace("_", " "), f"{difference:.2g}")
-    parts: list[RenderableType] = [table]
-    if report.growth:
-        grown = "perplexity of rounded"
-        lost = _table("check", grown, right=(grown,))
-        for name, growth in report.growth.items():
-            lost.add_row(name, f"{growth:+.3%}")
-        parts.append(lost)
-    tokens = f"{report.greedy_equal} of {report.greedy_tokens} greedy tokens equal"
-    if not report.greedy_tokens:
-        tokens = f"open: {', '.join(report.open).replace('_', ' ') or 'nothing'}"
-    kind = f"{report.dtype}, opset {report.opset}, optimised for {report.optimize}"
-    return [Text(f"{report.path}: {size(report.bytes)}, {kind}; {tokens}"), *parts]
+    parts: list[RenderableType] = []
+    for title, values in report.measured.items():
+        table = _table("check", title, right=(title,))
+        for name, value in values.items():
+            table.add_row(name, value)
+        parts.append(table)
+    return [Text(f"{report.path}: {', '.join(filter(None, (size(report.bytes), report.summary)))}"), *parts]
 
 
 def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
@@ -231,14 +223,20 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
 
 def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
     """Every pass with its options."""
-    parts: list[RenderableType] = []
-    for row in rows:
-        parts.append(Text.assemble((row.name, "bold"), f"  {row.kind}  {row.help}"))
-        table = _table("option", "value", "default", "")
-        for option in row.options:
-            table.add_row(option.name, option.wants, write_value(option.default), option.help)
-        parts += [table, Text("")]
-    return parts
+    return [part for row in rows for part in _with_options(row, f"{row.kind}  {row.help}")]
+
+
+def formats(rows: Sequence[FormatInfo]) -> list[RenderableType]:
+    """Every format with its options."""
+    return [part for row in rows for part in _with_options(row, row.help)]
+
+
+def _with_options(row: PassInfo | FormatInfo, help: str) -> list[RenderableType]:
+    origin = f"  (from {row.origin})" if row.origin else ""
+    table = _table("option", "value", "default", "")
+    for option in row.options:
+        table.add_row(option.name, option.wants, write_value(option.default), option.help)
+    return [Text.assemble((row.name, "bold"), f"  {help}{origin}"), table, Text("")]
 
 
 def size(count: int) -> str:

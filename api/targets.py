@@ -17,7 +17,7 @@ from ..ir.errors import FxpruneError, RequestError
 from ..passes.couple import couple
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
-from ..passes.registry import PASSES
+from ..passes.registry import all_passes
 from ..tracer import module as modules
 from ..tracer.export import Traced
 from .modules import Pruned, prune_module
@@ -46,7 +46,7 @@ class PrunedTarget:
     @property
     def pipeline(self) -> str:
         """The passes that ran, with the options that are not at their defaults."""
-        return print_pipeline(parse_pipeline(self.pruned.pipeline, PASSES))
+        return print_pipeline(parse_pipeline(self.pruned.pipeline, all_passes()))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -152,7 +152,7 @@ def prune_target(
     """
     if not passes:
         raise RequestError("there is nothing to do", "give --pass PIPELINE, such as --pass magnitude")
-    pipeline = parse_pipeline(passes, PASSES, shared)
+    pipeline = parse_pipeline(passes, all_passes(), shared)
     blind = [step.name for step in pipeline if step.kind == "score" and step.name not in WITHOUT_LOSS]
     if loss is None and blind:
         raise RequestError(f"{blind[0]} scores need a loss", LOSS)

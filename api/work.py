@@ -26,6 +26,7 @@ from ..passes.lora import Adapter
 from ..passes.manager import Analysis, Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import print_pipeline
+from ..passes.registry import brought
 from ..passes.saved import Saved as SavedScores
 from ..passes.shrink import extents_by_module
 from ..runtime.tensors import tensors_by_name
@@ -136,8 +137,9 @@ class Work:
         report = {name: _plain(entry) for name, entry in self.state.report.items()}
         changes = self._changes()
         return Applied(
-            self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed
-        )
+            self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed,
+            brought(pipeline),
+        )  # fmt: skip
 
     def _parts(self, steps: Sequence[Step]) -> Parts:
         """What is kept between two passes."""

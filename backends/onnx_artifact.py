@@ -26,13 +26,19 @@ from .onnx_layout import LAYOUTS, Layout
 from .onnx_quantize import ONNX_DTYPES, save_graph
 
 # The execution provider that a graph is optimised for, and so verified on where this machine has it.
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "none": "CPUExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "none": "CPUExecutionProvider"}
 # torch.onnx writes opset 18 at least, whatever is asked; above 25, this onnxruntime reads nothing.
 _OPSETS = range(18, 26)
 _PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 # Config, generation config, tokenizer, chat template and the model's own code; not weights, nor records of pruning.
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
+
+
+def check_opset(opset: int | None) -> None:
+    """Refuse a version of the operator set that cannot be written or read; None is the exporter's own choice."""
+    if opset is not None and opset not in _OPSETS:
+        raise RequestError(f"opset {opset} is not supported", f"choose one from {_OPSETS[0]} to {_OPSETS[-1]}")
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,9 @@ class Request:
             raise RequestError(f"unknown dtype {self.dtype!r}", f"choose one of {', '.join(ONNX_DTYPES)}")
         if self.layout not in LAYOUTS:
             raise RequestError(f"unknown layout {self.layout!r}", f"choose one of {', '.join(LAYOUTS)}")
-        if self.optimize not in _PROVIDERS:
-            raise RequestError(f"unknown optimisation {self.optimize!r}", f"choose one of {', '.join(_PROVIDERS)}")
-        if self.opset is not None and self.opset not in _OPSETS:
-            raise RequestError(f"opset {self.opset} is not supported", f"choose one from {_OPSETS[0]} to {_OPSETS[-1]}")
+        if self.optimize not in PROVIDERS:
+            raise RequestError(f"unknown optimisation {self.optimize!r}", f"choose one of {', '.join(PROVIDERS)}")
+        check_opset(self.opset)
         needed = sum(path.stat().st_size for path in self.source.glob("*.safetensors"))
         check_target(self.out, force=self.force, source=self.source, needed=needed)
 
@@ -95,7 +100,7 @@ class Request:
     @property
     def provider(self) -> str:
         """The execution provider that the graph is verified on."""
-        wanted = _PROVIDERS[self.optimize]
+        wanted = PROVIDERS[self.optimize]
         return wanted if wanted in onnxruntime.get_available_providers() else "CPUExecutionProvider"
 
 
@@ -151,6 +156,21 @@ class OnnxReport(Checks):
     outputs: tuple[str, ...]
     open: tuple[str, ...]
     versions: dict[str, str]
+
+    @property
+    def summary(self) -> str:
+        """What the graph is, and what of it was compared or may vary."""
+        tokens = f"{self.greedy_equal} of {self.greedy_tokens} greedy tokens equal"
+        if not self.greedy_tokens:
+            tokens = f"open: {', '.join(self.open).replace('_', ' ') or 'nothing'}"
+        return f"{self.dtype}, opset {self.opset}, optimised for {self.optimize}; {tokens}"
+
+    @property
+    def measured(self) -> dict[str, dict[str, str]]:
+        """Differences from torch and what rounding costs, as text."""
+        differences = {name.replace("_", " "): f"{worst:.2g}" for name, worst in self.differences.items()}
+        growth = {name: f"{grown:+.3%}" for name, grown in self.growth.items()}
+        return {"worst logit difference": differences} | ({"perplexity of rounded": growth} if growth else {})
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain JSON values, without the path, which is not a property of the artifact."""

@@ -8,7 +8,7 @@ from .axes import AxisId
 from .errors import FxpruneError
 from .graph import Graph, Op, Value
 from .plan import Indices
-from .rules import RULES, Equations
+from .rules import Equations, rule_table
 from .text import print_arg, print_graph
 
 
@@ -57,7 +57,7 @@ def _define(graph: Graph, op: Op | None, value: Value, defined: set[Value], name
 
 
 def _check_shapes(graph: Graph, op: Op, shapes: _Shapes) -> None:
-    rule = RULES.get(op.packet)
+    rule = rule_table().get(op.packet)
     if rule is None:
         return
     shapes.op = op

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ..ir.bounds import check_options
 from ..ir.errors import RequestError
 from ..ir.repairs import Repairs
-from .bounds import Bounds, check_options
 
 if TYPE_CHECKING:
     import torch
@@ -17,24 +17,6 @@ if TYPE_CHECKING:
     from ..ir.graph import Graph
     from .couple import Coupling
     from .saved import Saved
-
-
-def option(default: Any, help: str, choices: Sequence[Any] | None = None, **bounds: Any) -> Any:
-    """A field of a pass that is one of its options.
-
-    Args:
-        default: the value when the pipeline text does not name the option.
-        help: one line for ``fxprune passes``.
-        choices: the values that are allowed, when they can be listed.
-        bounds: the numbers that are allowed, ``at_least``, ``above``, ``at_most``, ``below``, and a ``hint`` for who
-            gives another one: the fields of :class:`.bounds.Bounds`.
-    """
-    metadata = {
-        "help": help,
-        "choices": tuple(choices) if choices else None,
-        "bounds": Bounds(**bounds) if bounds else None,
-    }
-    return field(default=default, metadata=metadata)
 
 
 class Corpus(Protocol):

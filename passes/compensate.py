@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..ir import FxpruneError, RequestError
-from .base import Pass, State, option
+from ..ir.options import option
+from .base import Pass, State
 from .consumers import Consumer
 from .least_squares import Moments, refit
 from .pairs import Map, Pairs

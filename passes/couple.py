@@ -16,7 +16,7 @@ from ..ir.axes import Atom, Axis, Concat, Product, Solution, atoms_of
 from ..ir.errors import UnsupportedCall
 from ..ir.graph import Graph, Op, Parameter, Value
 from ..ir.groups import Group, Kind, Occurrence, Role
-from ..ir.rules import AS_IT_IS, RULES, Equations, contraction_of, follow_positions, picked_from
+from ..ir.rules import AS_IT_IS, Equations, contraction_of, follow_positions, picked_from, rule_table
 from .inner_products import head_channels
 
 Place = tuple[Value, int]
@@ -112,7 +112,7 @@ def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
         eq.freeze(eq.of(value), f"input of the model, %{value.name}")
     for op in graph.ops:
         eq.op = op
-        rule = RULES.get(op.packet)
+        rule = rule_table().get(op.packet)
         if rule is None:
             unknown.append(op)
             eq.freeze_call(op, f"no rule for {op.packet}")

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from ..ir.errors import RequestError
-from .base import State, option
+from ..ir.options import option
+from .base import State
 from .block_distillation import distil_blocks
 from .finetune import Finetune
 from .teacher import Teacher

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from ..ir import FxpruneError, Plan, RequestError
+from ..ir.options import option
 from ..ir.repairs import Repairs
 from ..runtime.absence import absences
-from .base import Pass, State, option
+from .base import Pass, State
 from .blocks import Blocks, find_blocks, keep_blocks
 from .greedy import one_after_the_other
 from .measure import inference, perplexity

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ir import FxpruneError, RequestError
-from .base import Corpus, Pass, State, option
+from ..ir.options import option
+from .base import Corpus, Pass, State
 from .measure import inference
 
 

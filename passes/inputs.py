@@ -13,6 +13,7 @@ from torch import Tensor
 from ..ir import FxpruneError, Indices, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group, Occurrence
+from ..ir.options import option
 from ..runtime.tensors import tensors_by_name
 from .base import State, option
 from .consumers import Consumer, find_consumers, taking_in

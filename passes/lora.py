@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..ir.errors import FxpruneError, RequestError
+from ..ir.options import option
 from ..runtime.tolerances import MERGED_ROUNDINGS, roundings
 from .base import State, option
 from .measure import logits_of

@@ -14,9 +14,10 @@ import torch
 
 from ..ir import FxpruneError
 from ..ir.groups import Group, Kind
+from ..ir.options import option
 from ..runtime.tensors import tensors_by_name
 from .allocate import UNIFORM
-from .base import State, option
+from .base import State
 from .inputs import InputScored, Reader, readers_of, require_scores
 from .least_squares import Moments, Surgeon
 from .pairs import Map, Pairs

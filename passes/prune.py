@@ -12,11 +12,12 @@ import numpy as np
 from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
+from ..ir.options import option
 from ..ir.repairs import Repairs
 from ..runtime.tensors import sliced, tensors_by_name
 from ..runtime.tolerances import FUNCTION_TOLERANCE, relative_difference
 from .allocate import UNIFORM, WAYS, Target
-from .base import Pass, State, option
+from .base import Pass, State
 from .budget import Budget
 from .consumers import taking_in
 from .couple import Coupling

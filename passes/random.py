@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ir.groups import Group
-from .base import State, option
+from ..ir.options import option
+from .base import State
 from .prune import Prune, random_scores
 from .select import Scores
 

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..ir.errors import FxpruneError, RequestError
-from .base import Pass, State, option
+from ..ir.options import option
+from .base import Pass, State
 from .teacher import Teacher
 from .training import Example, Recipe, Training, examples_of, preserved_randomness
 

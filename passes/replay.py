@@ -10,7 +10,8 @@ import numpy as np
 
 from ..ir import Indices, RequestError
 from ..ir.groups import Group
-from .base import Pass, State, option
+from ..ir.options import option
+from .base import Pass, State
 from .couple import Coupling
 from .prune import cut
 from .shrink import make_plan

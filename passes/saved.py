@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..ir.errors import RequestError
-from .options import options_of, write_value
+from ..ir.options import options_of, write_value
 
 if TYPE_CHECKING:
     from .base import Corpus, Pass, State

@@ -12,7 +12,7 @@ from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.axes import Axis
 from ..ir.graph import Arg, Graph, Op, Value
 from ..ir.groups import Group, kept_positions
-from ..ir.rules import RULES, Resized
+from ..ir.rules import Resized, rule_table
 from ..ir.rules.rule import Resize
 from .couple import Coupling
 
@@ -156,7 +156,7 @@ class _Rewrite:
         return current
 
     def _op(self, op: Op) -> Op:
-        rule = RULES.get(op.packet)
+        rule = rule_table().get(op.packet)
         changed = any(self.kept.shape(v) != v.shape for v in (*op.operands, *op.made))
         source = _rewritten(op, rule.resize, self.kept) if changed and rule is not None and rule.resize else op
         results = tuple(None if v is None else self._resized(v) for v in op.results)

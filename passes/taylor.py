@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ir.groups import Group
+from ..ir.options import option
 from .base import State, option
 from .gradients import VARIANTS, taylor
 from .losses import taylor_of_losses

@@ -181,6 +181,16 @@ def test_passes_are_listed_with_options_types_and_defaults(capsys: pytest.Captur
     assert all(name in out and row["help"] in out for name, row in listed.items())
 
 
+def test_formats_are_listed_with_options_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    (onnx,) = result(capsys, "formats")["formats"]
+    options = {option["name"]: (option["type"], option["default"]) for option in onnx["options"]}
+    assert options["dtype"] == ("float32 | float16 | int8 | int4", "float32")
+    assert options["layout"] == ("onnxruntime | transformers.js", "onnxruntime")
+    code, out, _ = run(capsys, "formats")
+    assert code == 0
+    assert out.startswith(f"onnx  {onnx['help']}\n")
+
+
 def test_apply_writes_a_model_that_transformers_loads(
     capsys: pytest.CaptureFixture[str], model_dir: Path, text: Path, tmp_path: Path
 ) -> None:

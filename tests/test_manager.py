@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.base import Pass, State, option
+from fxprune.ir.options import option
+from fxprune.passes.base import Pass, State
 from fxprune.passes.manager import Analysis, Step, run_pipeline
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 from ..graph import Op
+from ..plugins import Table, joined
 from . import convolution, creation, linear, picking, pointwise, reduce, shape, slicing, whole, writing
 from .contraction import Contraction
 from .picking import follow_positions, picked_from
-from .rule import AS_IT_IS, Equations, Resized, Rule
+from .rule import AS_IT_IS, Equations, Resized, Rule, pattern
 
 FAMILIES: Mapping[str, Mapping[str, Rule]] = {
     "pointwise": pointwise.TABLE,
@@ -40,12 +43,35 @@ def _merge(families: Mapping[str, Mapping[str, Rule]]) -> dict[str, Rule]:
     return table
 
 
-RULES = _merge(FAMILIES)
+RULES: Mapping[str, Rule] = _merge(FAMILIES)
+"""fxprune's own rules."""
+
+
+@functools.cache
+def rule_table() -> Table[Rule]:
+    """Every operator rule: fxprune's own, and the tables that installed packages bring as ``fxprune.rules``.
+
+    Raises:
+        FxpruneError: two rules for one operator.
+    """
+    return joined("rule", "fxprune.rules", RULES, _read)
+
+
+def _read(found: Any) -> Mapping[str, Rule]:
+    """The rules in what an entry point stands for: a table such as ``TABLE`` in every file of this folder."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f"expected a mapping of operator names to rules, got {type(found).__name__}")
+    for packet, rule in found.items():
+        if not isinstance(packet, str) or packet.count(".") != 1:
+            raise ValueError(f"an operator is named namespace.name, without its overload, not {packet!r}")
+        if not isinstance(rule, Rule):
+            raise TypeError(f"{packet} has no Rule but {type(rule).__name__}")
+    return found
 
 
 def contraction_of(op: Op) -> Contraction | None:
     """What an operator contracts; None for one that contracts nothing, or has no rule."""
-    rule = RULES.get(op.packet)
+    rule = rule_table().get(op.packet)
     return None if rule is None else rule.contracts
 
 
@@ -59,5 +85,7 @@ __all__ = [
     "Rule",
     "contraction_of",
     "follow_positions",
+    "pattern",
     "picked_from",
+    "rule_table",
 ]

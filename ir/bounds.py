@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..ir.errors import RequestError
+from .errors import RequestError
 
 
 class OptionError(RequestError):

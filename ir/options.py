@@ -1,4 +1,4 @@
-"""The options of a pass: their types, and how a value is read from text and written back."""
+"""Options: the fields of a frozen dataclass, their types, and how a value is read from text and written back."""
 
 from __future__ import annotations
 
@@ -8,22 +8,40 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Pass
+from .bounds import Bounds
 
 BARE = re.compile(r"[A-Za-z0-9_.:+/-]+")
 NONE = "none"
 
 
+def option(default: Any, help: str, choices: Sequence[Any] | None = None, **bounds: Any) -> Any:
+    """A field of a pass or an exporter that is one of its options.
+
+    Args:
+        default: the value when the text does not name the option.
+        help: one line for the user.
+        choices: the values that are allowed, when they can be listed.
+        bounds: the numbers that are allowed, ``at_least``, ``above``, ``at_most``, ``below``, and a ``hint`` for who
+            gives another one: the fields of :class:`.bounds.Bounds`.
+    """
+    metadata = {
+        "help": help,
+        "choices": tuple(choices) if choices else None,
+        "bounds": Bounds(**bounds) if bounds else None,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class Option:
-    """One option of a pass, as declared by a field of its dataclass.
+    """One option of a pass or an exporter, as declared by a field of its dataclass.
 
     Attributes:
-        name: as written in pipeline text.
+        name: as written in the text.
         type: ``int``, ``float``, ``bool``, ``str``, or ``tuple[int, int]`` for a range ``START:END``, end exclusive.
         optional: whether ``none`` is a value.
         default: the value when the text is silent.
@@ -79,22 +97,22 @@ def write_value(value: Any) -> str:
     return text
 
 
-def options_of(pass_class: type[Pass]) -> tuple[Option, ...]:
-    """The options of a pass in the order of its fields.
+def options_of(options_class: type[Any]) -> tuple[Option, ...]:
+    """The options that a dataclass declares, in the order of its fields.
 
     Raises:
-        TypeError: when a field has a type that pipeline text cannot express; a mistake of the pass, not of a user.
+        TypeError: when a field has a type that text cannot express; a mistake of the class, not of a user.
     """
-    hints = typing.get_type_hints(pass_class)
+    hints = typing.get_type_hints(options_class)
     return tuple(
-        _option(pass_class, field, hints[field.name]) for field in dataclasses.fields(pass_class) if field.init
+        _option(options_class, field, hints[field.name]) for field in dataclasses.fields(options_class) if field.init
     )
 
 
-def _option(pass_class: type[Pass], field: dataclasses.Field[Any], hint: Any) -> Option:
+def _option(options_class: type[Any], field: dataclasses.Field[Any], hint: Any) -> Option:
     type_, optional, choices = _simplify(hint)
     if type_ not in _READERS:
-        raise TypeError(f"{pass_class.__name__}.{field.name}: pipeline text has no form for {hint}")
+        raise TypeError(f"{options_class.__name__}.{field.name}: pipeline text has no form for {hint}")
     choices = field.metadata.get("choices") or choices
     return Option(field.name, type_, optional, field.default, choices, field.metadata.get("help", ""))
 

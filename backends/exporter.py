@@ -1,0 +1,119 @@
+"""What an exporter is: a format to write a model in, with its options, and what it is given and gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+
+def _say_nothing(message: str) -> None:
+    del message
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What is exported, and to where.
+
+    Attributes:
+        name: the model as the user named it.
+        source: a Hugging Face model directory with safetensors weights.
+        out: the directory to make, complete or absent.
+        config: the model's ``PreTrainedConfig``.
+        causal_lm: whether it takes token ids and predicts the next one.
+        load: makes the module with its weights: float32, on the CPU, in evaluation mode.
+        inputs: what to call such a module with: keyword arguments of its forward, with values.
+        inner: keys of outputs that are inner states, which do not count where there are others.
+        force: whether an existing ``out`` is replaced, once the new one is complete.
+        trust_remote_code: whether the model's own code may run.
+        progress: told in a few words what is going on.
+    """
+
+    name: str
+    source: Path
+    out: Path
+    config: Any
+    causal_lm: bool
+    load: Callable[[], torch.nn.Module]
+    inputs: Callable[[torch.nn.Module], Mapping[str, torch.Tensor]]
+    inner: Collection[str] = ()
+    force: bool = False
+    trust_remote_code: bool = False
+    progress: Callable[[str], None] = _say_nothing
+
+
+class ExportReport(Protocol):
+    """What was written and how well it agrees with the model."""
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the model's files."""
+
+    @property
+    def summary(self) -> str:
+        """In a few words, what was made."""
+
+    @property
+    def measured(self) -> Mapping[str, Mapping[str, str]]:
+        """Title of a column -> what was checked -> the value."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesReport:
+    """The report of an exporter that has nothing of its own to add.
+
+    Attributes:
+        format: the exporter's name.
+        path: the directory.
+        bytes: of the model's files.
+        summary: in a few words, what was made.
+        measured: title of a column -> what was checked -> the value.
+    """
+
+    format: str
+    path: Path
+    bytes: int
+    summary: str = ""
+    measured: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON data, without the path, which is not a property of the artifact."""
+        fields = dataclasses.asdict(self)
+        del fields["path"]
+        return fields
+
+
+class Exporter(Protocol):
+    """A format. Its class is a frozen dataclass whose fields are its options; its name is what ``--format`` calls it.
+
+    Attributes:
+        name: as written in ``name{option=value}``.
+    """
+
+    name: ClassVar[str]
+
+    def check(self) -> None:
+        """Refuse option values that make no sense, before anything runs.
+
+        Raises:
+            RequestError: naming the option, its value, and what is allowed.
+        """
+
+    def export(self, request: ExportRequest) -> ExportReport:
+        """Write the model, verify it with the program that will load it, and only then move it to its place.
+
+        Raises:
+            RequestError: a model or a directory that it cannot take, found before any work.
+            FxpruneError: the result cannot be written, or differs from the model.
+        """

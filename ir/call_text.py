@@ -1,0 +1,243 @@
+"""Text that calls something with options: ``name{option=value,option=value}``, as pipelines and formats are written.
+
+call  ::= name [ "{" [ name "=" value ("," name "=" value)* ] "}" ]
+value ::= bare word | quoted string as in JSON
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from .bounds import OptionError
+from .errors import RequestError
+from .options import BARE, Option, options_of, write_value
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_SPACE = re.compile(r"\s*")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+def is_name(text: object) -> bool:
+    """Whether something can be the name of a call."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+class Checked(Protocol):
+    """A frozen dataclass whose fields are options."""
+
+    def check(self) -> None:
+        """Refuse option values that make no sense, with a ``RequestError``."""
+
+
+C = TypeVar("C", bound=Checked)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a text calls, in the words of an error.
+
+    Attributes:
+        one, many: ``pass``, ``passes``.
+        usage: how the text is written, as a hint.
+        inside, beside: where an option value may stand: in the text, or with the values for all calls.
+    """
+
+    one: str
+    many: str
+    usage: str
+    inside: str
+    beside: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of text, so that an error can point at it."""
+
+    text: str
+    start: int
+    end: int
+
+    def error(self, message: str, hint: str) -> RequestError:
+        """``message`` with the text below it and carets under this stretch."""
+        line = re.sub(r"\s", " ", self.text)
+        carets = " " * self.start + "^" * max(1, self.end - self.start)
+        return RequestError(f"{message}\n  {line}\n  {carets}", hint)
+
+
+@dataclass(frozen=True)
+class Word:
+    """A name or a value and where it stands."""
+
+    value: str
+    span: Span
+    quoted: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call as written: its name and settings, not yet checked against anything."""
+
+    name: Word
+    settings: tuple[tuple[Word, Word], ...]
+    span: Span
+
+
+class Scanner:
+    """Reads text from left to right.
+
+    Args:
+        text: the whole of it.
+        kind: what it calls.
+    """
+
+    def __init__(self, text: str, kind: Kind) -> None:
+        self.text = text
+        self.kind = kind
+        self.at = 0
+
+    def call(self) -> Call:
+        """The call that comes next, up to its closing brace."""
+        self._skip_space()
+        start = self.at
+        name = self._word(_NAME, f"the name of a {self.kind.one}", self.kind.usage)
+        settings: list[tuple[Word, Word]] = []
+        if self.take("{") and not self.take("}"):
+            settings.append(self._setting())
+            while self.take(","):
+                settings.append(self._setting())
+            if not self.take("}"):
+                raise self._here().error("expected ',' or '}'", "options are written {name=value,name=value}")
+        return Call(name, tuple(settings), Span(self.text, start, self.at))
+
+    def take(self, char: str) -> bool:
+        """Step over ``char`` and the blanks before it, if it comes next."""
+        self._skip_space()
+        found = self.text.startswith(char, self.at)
+        self.at += found
+        return found
+
+    def end(self, expected: str, hint: str) -> None:
+        """Refuse what is left of the text."""
+        self._skip_space()
+        if self.at < len(self.text):
+            raise self._here().error(f"expected {expected}, found {self.text[self.at]!r}", hint)
+
+    def _setting(self) -> tuple[Word, Word]:
+        key = self._word(_NAME, "the name of an option", "options are written {name=value,name=value}")
+        if not self.take("="):
+            raise self._here().error(f"expected '=' after option {key.value!r}", f"write {key.value}=VALUE")
+        return key, self._value(key.value)
+
+    def _value(self, key: str) -> Word:
+        self._skip_space()
+        quoted = _QUOTED.match(self.text, self.at)
+        if not quoted:
+            return self._word(BARE, f"a value for {key!r}", 'a value with other characters goes in quotes: "a, b"')
+        span = Span(self.text, self.at, quoted.end())
+        try:
+            value: str = json.loads(quoted.group())
+        except ValueError:
+            raise span.error("this is not a string", 'quote as JSON does: \\" and \\\\ for " and \\') from None
+        self.at = quoted.end()
+        return Word(value, span, quoted=True)
+
+    def _word(self, pattern: re.Pattern[str], expected: str, hint: str) -> Word:
+        self._skip_space()
+        match = pattern.match(self.text, self.at)
+        if not match:
+            raise self._here().error(f"expected {expected}", hint)
+        self.at = match.end()
+        return Word(match.group(), Span(self.text, match.start(), match.end()))
+
+    def _skip_space(self) -> None:
+        match = _SPACE.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+
+    def _here(self) -> Span:
+        return Span(self.text, self.at, self.at + 1)
+
+
+def bind(call: Call, by_name: Mapping[str, type[C]], shared: Mapping[str, Any], kind: Kind) -> C:
+    """What ``call`` names, with its options typed and checked.
+
+    Args:
+        call: as written.
+        by_name: what there is.
+        shared: values for the options of these names, where the class has them.
+        kind: what is called.
+
+    Raises:
+        RequestError: an unknown name or option, a value that an option cannot have or that contradicts ``shared``.
+    """
+    found = by_name.get(call.name.value)
+    if found is None:
+        raise call.name.span.error(
+            f"unknown {kind.one} {call.name.value!r}",
+            _near(call.name.value, by_name) + f"{kind.many}: {', '.join(by_name)}",
+        )
+    options = {option.name: option for option in options_of(found)}
+    values = _shared_values(shared, options)
+    seen: set[str] = set()
+    for key, word in call.settings:
+        if key.value not in options:
+            raise key.span.error(
+                f"{kind.one} {call.name.value!r} has no option {key.value!r}", _options_hint(key, options)
+            )
+        if key.value in seen:
+            raise key.span.error(f"option {key.value!r} is given twice", "give it once")
+        seen.add(key.value)
+        value = _read(options[key.value], word)
+        if values.get(key.value, value) != value:
+            both = f"{key.value}={word.value} {kind.inside}, {key.value}={write_value(values[key.value])} {kind.beside}"
+            raise word.span.error(f"two values for one option: {both}", "give one of the two")
+        values[key.value] = value
+    bound = found(**values)
+    try:
+        bound.check()
+    except RequestError as error:
+        places = {key.value: word.span for key, word in call.settings}
+        at = places.get(error.option, call.span) if isinstance(error, OptionError) else call.span
+        raise at.error(error.message, error.hint) from None
+    return bound
+
+
+def having(name: str, by_name: Mapping[str, type[C]]) -> list[str]:
+    """The names of what has an option of this name."""
+    return [key for key, cls in by_name.items() if name in (option.name for option in options_of(cls))]
+
+
+def _shared_values(shared: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    """The shared options that are among ``options``, typed."""
+    values = {}
+    for name, value in shared.items():
+        if name in options:
+            text = value if isinstance(value, str) else write_value(value)
+            source = f"{name}={text}"
+            values[name] = _read(options[name], Word(text, Span(source, len(name) + 1, len(source))))
+    return values
+
+
+def _read(option: Option, word: Word) -> Any:
+    try:
+        return option.read(word.value, quoted=word.quoted)
+    except ValueError:
+        near = _near(word.value, map(write_value, option.choices)) if option.choices else ""
+        raise word.span.error(
+            f"option {option.name!r} cannot be {word.value!r}", f"{near}{option.name} is: {option.wants}"
+        ) from None
+
+
+def _options_hint(key: Word, options: Mapping[str, Option]) -> str:
+    if not options:
+        return "it has no options"
+    return _near(key.value, options) + "options: " + ", ".join(options)
+
+
+def _near(name: str, candidates: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(candidates), n=2)
+    return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
