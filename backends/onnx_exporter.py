@@ -12,7 +12,7 @@ from .onnx import export_onnx
 from .onnx_artifact import PROVIDERS, OnnxReport, Request, check_opset
 from .onnx_forward import Forward, export_forward
 from .onnx_layout import LAYOUTS
-from .onnx_quantize import DTYPES
+from .onnx_quantize import ONNX_DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Onnx:
 
     name: ClassVar[str] = "onnx"
 
-    dtype: str = option("float32", "of the weights; int8 and int4 are weight-only", DTYPES)
+    dtype: str = option("float32", "of the weights; int8 and int4 are weight-only", ONNX_DTYPES)
     layout: str = option("onnxruntime", "names and places of the files", tuple(LAYOUTS))
     optimize: str = option(
         "cpu", "fuse for ONNX Runtime on this device, or none: only standard operators", tuple(PROVIDERS)

@@ -15,7 +15,7 @@ from ..ir.graph import Graph
 from ..ir.groups import Group, Occurrence
 from ..ir.options import option
 from ..runtime.tensors import tensors_by_name
-from .base import State, option
+from .base import State
 from .consumers import Consumer, find_consumers, taking_in
 from .prune import Prune
 from .select import Scores

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.options import option
 from ..runtime.tolerances import MERGED_ROUNDINGS, roundings
-from .base import State, option
+from .base import State
 from .measure import logits_of
 from .recovery import Recovery, reported, require_finite
 from .teacher import Teacher

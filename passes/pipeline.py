@@ -12,7 +12,6 @@ from ..ir.call_text import Call, Kind, Scanner, bind, having
 from ..ir.errors import RequestError
 from ..ir.options import options_of, write_value
 from .base import Pass
-from .options import options_of, write_value
 
 PASS = Kind(
     "pass",

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..ir.groups import Group
 from ..ir.options import option
-from .base import State, option
+from .base import State
 from .gradients import VARIANTS, taylor
 from .losses import taylor_of_losses
 from .prune import Prune

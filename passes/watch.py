@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..ir import FxpruneError
-from ..ir.rules import RULES, Contraction
+from ..ir.rules import Contraction, rule_table
 from .statistics import Seen
 
 
@@ -219,7 +219,7 @@ def _spellings(packet: str) -> list[Any]:
 
 RECORDED: dict[Any, Contraction] = {
     function: rule.contracts
-    for packet, rule in RULES.items()
+    for packet, rule in rule_table().items()
     if rule.contracts is not None and not rule.contracts.unrecorded
     for function in _spellings(packet)
 }
