@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
     from fxprune.backends.verify import Job
 
     from .onnx_models import Decoders
+
+# What tests share holds assertions too; rewritten, they run under ``python -O`` and say what they compared. Pytest
+# imports it as part of a package that is called as the checkout's folder is.
+TESTS = Path(__file__).parent
+SHARED = [path.relative_to(TESTS).with_suffix("") for path in sorted(TESTS.rglob("*.py"))]
+pytest.register_assert_rewrite(
+    *(
+        ".".join((package, *module.parts))
+        for module in SHARED
+        if not module.name.startswith(("test_", "conftest", "__init__"))
+        for package in {str(__package__), "fxprune.tests"}
+    )
+)
 
 # Before anything imports a library that reads it; so do the fixtures import theirs.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 
 import pytest
@@ -17,6 +18,7 @@ from fxprune.passes.watch import RECORDED
 
 from .replay import Example, example, run
 from .rule_rows import Row
+from .test_house import ROOT, python_files
 from .test_rules import ROWS, draw
 
 CONTRACTIONS: dict[str, Contraction] = {
@@ -87,6 +89,20 @@ def test_a_contraction_lacks_no_part(name: str) -> None:
         assert isinstance(contraction.weight_of(op), Value)
         assert contraction.taken_in(op)
     assert bool(contraction.unrecorded) != (contraction in RECORDED.values())
+
+
+NAMED_ELSEWHERE = {"passes/sub_blocks.py": {"aten.scaled_dot_product_attention"}}
+"""By which a part of a layer is told to attend; that is no fact about its product."""
+
+
+def test_no_other_file_knows_contractions_by_name() -> None:
+    found = {}
+    for path in python_files():
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} & set(CONTRACTIONS)
+        if named and path.parts[:2] != ("ir", "rules"):
+            found[path.as_posix()] = named
+    assert found == NAMED_ELSEWHERE
 
 
 def test_what_calibration_records_has_a_weight_and_an_input() -> None:
