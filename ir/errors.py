@@ -23,6 +23,10 @@ class UnsupportedCall(Exception):
     """A call of an operator that its rule has no words for. The message says why; what the call touches is frozen."""
 
 
+class MalformedCall(UnsupportedCall):
+    """A call that cannot have run: its arguments and shapes contradict one another. A graph that holds one is not valid."""
+
+
 class RequestError(FxpruneError):
     """A request that cannot be carried out as it was made; found before any work is done."""
 
