@@ -57,7 +57,11 @@ class Call:
 
 
 def parse_pipeline(
-    text: str | Sequence[str], passes: Sequence[type[Pass]], shared: Mapping[str, Any] | None = None
+    text: str | Sequence[str],
+    passes: Sequence[type[Pass]],
+    shared: Mapping[str, Any] | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Pass, ...]:
     """The passes that pipeline text stands for, with their options checked.
 
@@ -66,16 +70,18 @@ def parse_pipeline(
         passes: the passes there are.
         shared: option values that go to every pass that has an option of that name; None stands for "not given". Each
             must reach at least one pass.
+        defaults: what an option is where neither the text nor ``shared`` says anything, in place of the pass's own
+            default. Unlike a shared value it need reach no pass, and contradicts nothing.
 
     Raises:
         RequestError: a mistake in the text, an unknown pass or option, a value that an option cannot have, a shared
-            option that no pass takes or that contradicts the text.
+            option that no pass takes or that contradicts the text; or no text at all.
     """
-    whole = text if isinstance(text, str) else ",".join(text)
+    whole = _text(text)
     by_name = {cls.name: cls for cls in passes}
     given = {name: value for name, value in (shared or {}).items() if value is not None}
     calls = _Scanner(whole).pipeline()
-    bound = tuple(_bind(call, by_name, given) for call in calls)
+    bound = tuple(_bind(call, by_name, given, defaults or {}) for call in calls)
     _every_shared_option_lands(given, bound, passes)
     return bound
 
@@ -168,7 +174,20 @@ class _Scanner:
         return Span(self.text, self.at, self.at + 1)
 
 
-def _bind(call: Call, by_name: Mapping[str, type[Pass]], shared: Mapping[str, Any]) -> Pass:
+def _text(text: str | Sequence[str]) -> str:
+    """One text of what may be several."""
+    parts = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
+    for part in parts:
+        if not isinstance(part, str):
+            raise RequestError(
+                f"a pipeline is text, not {type(part).__name__}", "write 'taylor{ratio=0.25},lora', or a list of such"
+            )
+    return ",".join(parts)
+
+
+def _bind(
+    call: Call, by_name: Mapping[str, type[Pass]], shared: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Pass:
     """The pass that ``call`` names, with its options typed."""
     pass_class = by_name.get(call.name.value)
     if pass_class is None:
@@ -191,7 +210,7 @@ def _bind(call: Call, by_name: Mapping[str, type[Pass]], shared: Mapping[str, An
             )
             raise word.span.error(f"two values for one option: {both}", "give one of the two")
         values[key.value] = value
-    step = pass_class(**values)
+    step = pass_class(**_shared_values(defaults, options) | values)
     try:
         step.check()
     except RequestError as error:
