@@ -98,7 +98,7 @@ def _export(arguments: argparse.Namespace) -> int:
             trust_remote_code=arguments.trust_remote_code,
             progress=progress,
         )
-    _emit(arguments, exported.as_json(), lambda: tables.exported(exported))
+    _emit(arguments, exported.to_json(), lambda: tables.exported(exported))
     return 0
 
 

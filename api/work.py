@@ -187,7 +187,7 @@ class Work:
             quantities=self.quantities | self._changed_extents(),
             reference=reference,
             values=values,
-            report=applied.record(),
+            report=applied.to_record(),
             form=form,
             force=force,
             origin=self.recorded.origin if self.recorded is not None else None,

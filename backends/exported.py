@@ -68,6 +68,10 @@ class SavedModule:
     any_batch: bool
     checks: Mapping[str, Any]
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {"path": str(self.path), "any_batch": self.any_batch, "checks": dict(self.checks)}
+
 
 def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force: bool) -> SavedModule:
     """Write a module: ``model.safetensors``, ``model.pt2``, ``plan.safetensors``, ``fxprune.json``.
