@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..backends.onnx import export_onnx
 from ..backends.onnx_artifact import OnnxReport, Request
@@ -10,17 +11,23 @@ from ..backends.onnx_forward import Forward, export_forward
 from ..ir.errors import RequestError
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
-from ..tracer.model import load_config, load_model, resolve
+from ..tracer.model import load_config, load_model
 from .calling import Calling
+from .given import Model, check_example, check_model, check_paths
 from .progress import Progress, silent
+from .sources import open_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FORMATS = ("onnx",)
 
 
 def export(
-    model: str | Path,
+    model: Model,
     out: str | Path,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     format: str = "onnx",
     dtype: str = "float32",
     layout: str = "onnxruntime",
@@ -34,8 +41,10 @@ def export(
     """Write a model in another format; what is written has been compared with the original.
 
     Args:
-        model: a Hugging Face model directory, a Hub id, or ``demo``; usually what :func:`fxprune.apply` wrote.
+        model: a Hugging Face model directory, a Hub id, or ``demo``, usually what :func:`fxprune.apply` wrote; or a
+            loaded model of transformers, which is written to the temporary directory first.
         out: the directory to make, complete or absent.
+        tokenizer: of a loaded model; its files are written beside the graph.
         format: ``onnx``.
         dtype: of the weights: ``float32``, ``float16``, or weight-only ``int8`` and ``int4``, rounded by ONNX Runtime's
             own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
@@ -54,16 +63,19 @@ def export(
     """
     if format not in FORMATS:
         raise RequestError(f"unknown format {format!r}", f"formats: {', '.join(FORMATS)}")
-    source = resolve(model, trust_remote_code=trust_remote_code)
-    config = load_config(source)
-    request = Request(source.directory, Path(out), dtype=dtype, layout=layout, optimize=optimize, force=force)
-    language = Calling(config, example).language
-    if not language and not cache:
-        raise RequestError(f"{source.name} is no causal language model and has no cache", "leave out --no-cache")
-    if language and cache:
-        return export_onnx(request, trust_remote_code=trust_remote_code, progress=progress)
-    progress(f"loading {source.name}")
-    module = load_model(source)
-    forward = Forward(module, example_inputs(module, example), calls()["inner"])
-    held = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return export_forward(request, forward, source_dtype=held, progress=progress)
+    check_model(model, tokenizer)
+    check_paths(out=out)
+    check_example(example)
+    with open_source(model, tokenizer, trust_remote_code=trust_remote_code) as source:
+        config = load_config(source)
+        request = Request(source.directory, Path(out), dtype=dtype, layout=layout, optimize=optimize, force=force)
+        language = Calling(config, example).language
+        if not language and not cache:
+            raise RequestError(f"{source.name} is no causal language model and has no cache", "leave out --no-cache")
+        if language and cache:
+            return export_onnx(request, trust_remote_code=trust_remote_code, progress=progress)
+        progress(f"loading {source.name}")
+        module = load_model(source)
+        forward = Forward(module, example_inputs(module, example), calls()["inner"])
+        held = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        return export_forward(request, forward, source_dtype=held, progress=progress)

@@ -23,6 +23,7 @@ Model: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 GivenText: TypeAlias = "str | os.PathLike[str] | Sequence[str]"
 """A text file, a file of rows, a ``datasets`` id, or the rows themselves: a list of strings."""
 
+MODEL_HINT = "give a model directory, a Hub id, 'demo', or a loaded model of transformers"
 TEXT_HINT = "give the path of a text file, a `datasets` id, or a list of strings"
 
 
@@ -49,6 +50,14 @@ def is_path(value: object) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
+def exists(path: str) -> bool | None:
+    """Whether something is at a path; None where no path can be called so."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # too long for a name, or the home of a user whom the system does not know
+        return None
+
+
 def check_model(model: object, tokenizer: object = None) -> None:
     """Refuse what is no model of a call that takes Hugging Face models.
 
@@ -59,17 +68,22 @@ def check_model(model: object, tokenizer: object = None) -> None:
         raise RequestError("tokenizer= belongs to a loaded model", f"leave it out: {model} brings its own")
     if tokenizer is not None and not _is(tokenizer, "transformers.tokenization_utils_base", "PreTrainedTokenizerBase"):
         raise RequestError(
-            f"tokenizer= is no tokenizer of transformers but {_kind(tokenizer)}",
+            f"tokenizer is {_kind(tokenizer)}, not a tokenizer of transformers",
             "give what AutoTokenizer.from_pretrained returns",
         )
-    if is_path(model) or is_loaded(model):
+    if is_path(model):
+        name = os.fspath(model)  # type: ignore[call-overload]
+        if exists(name) is None:
+            raise RequestError(f"no model can have this name: {name[:60]!r}...", MODEL_HINT)
         return
-    hint = "give a model directory, a Hub id, 'demo', or a loaded model of transformers"
+    if is_loaded(model):
+        return
+    hint = MODEL_HINT
     if hasattr(model, "merge_and_unload"):
         hint = "merge its adapters into it first: model.merge_and_unload()"
     elif _is(model, "torch.nn", "Module"):
         hint = "prune it with fxprune.prune_module(module, example_inputs, passes)"
-    raise RequestError(f"this is no Hugging Face model but {_kind(model)}", hint)
+    raise RequestError(f"{_kind(model)} is not a Hugging Face model", hint)
 
 
 def list_models(models: object, tokenizer: object = None) -> list[Any]:
@@ -110,21 +124,17 @@ def read_text(text: object, name: str) -> str | Rows | None:
     rows = tuple(text)
     for index, row in enumerate(rows):
         if not isinstance(row, str):
-            raise RequestError(f"{name}[{index}] is no string but {_kind(row)}", TEXT_HINT)
+            raise RequestError(f"{name}[{index}] is {_kind(row)}, not a string", TEXT_HINT)
     if not any(row.strip() for row in rows):
         raise RequestError(f"{name} is a list without any text", "give at least one string with text in it")
     return Rows(name, rows)
 
 
 def _path_of_text(text: str, name: str) -> str:
-    try:
-        there = Path(text).expanduser().exists()
-    except OSError:  # too long for a path
-        there = False
-        text = text if "\n" in text else text + "\n"
-    if not there and "\n" in text:
+    there = exists(text)
+    if there is None or (not there and "\n" in text):
         raise RequestError(
-            f"{name} is a text of {len(text.strip()):,} characters, where a path or an id belongs",
+            f"{name} is a text of {len(text):,} characters, where a path or an id belongs",
             f"give the text itself as a list: {name}=[text]",
         )
     return text
@@ -138,7 +148,7 @@ def check_paths(**paths: object) -> None:
     """
     for name, path in paths.items():
         if path is not None and not is_path(path):
-            raise RequestError(f"{name} is no path but {_kind(path)}", "give a string or a pathlib.Path")
+            raise RequestError(f"{name} is {_kind(path)}, not a path", "give a string or a pathlib.Path")
 
 
 def check_example(example: object) -> None:
@@ -149,7 +159,7 @@ def check_example(example: object) -> None:
     """
     if example is not None and not isinstance(example, str):
         raise RequestError(
-            f"example is no text but {_kind(example)}",
+            f"example is {_kind(example)}, not text",
             "write the inputs of the model as 'pixel_values=float32[2,3,224,224]'",
         )
 
@@ -166,7 +176,7 @@ def check_loss(loss: object, *, named: bool) -> None:
     """
     if loss is not None and not callable(loss) and not (named and isinstance(loss, str)):
         raise RequestError(
-            f"loss cannot be called: it is {_kind(loss)}", "give a function that takes the module and returns a scalar"
+            f"loss is {_kind(loss)}, not a function", "give a function that takes the module and returns a scalar"
         )
 
 
@@ -180,7 +190,7 @@ def check_module(module: object) -> None:
         hint = "give an instance of a torch.nn.Module"
         if is_path(module):
             hint = "a Hugging Face model is pruned with fxprune.apply(model, passes, out=...)"
-        raise RequestError(f"this is no torch.nn.Module but {_kind(module)}", hint)
+        raise RequestError(f"{_kind(module)} is not a torch.nn.Module", hint)
 
 
 def list_batches(batches: object, name: str) -> list[Any]:
@@ -190,7 +200,7 @@ def list_batches(batches: object, name: str) -> list[Any]:
         RequestError: none at all, or something that holds no batches.
     """
     if not isinstance(batches, Iterable) or is_path(batches):
-        raise RequestError(f"{name} holds no batches: it is {_kind(batches)}", "give a list of batches for the loss")
+        raise RequestError(f"{name} is {_kind(batches)}, not a list of batches", "give a list of batches for the loss")
     found = list(batches)
     if not found:
         raise RequestError(f"{name} holds no batch", "give at least one batch")
@@ -200,7 +210,7 @@ def list_batches(batches: object, name: str) -> list[Any]:
 def _kind(value: object) -> str:
     """What a value is, in words: ``the class Linear``, ``None``, ``an int``."""
     if isinstance(value, type):
-        return f"the class {value.__name__}, not an instance"
+        return f"the class {value.__name__}"
     if value is None:
         return "None"
     if isinstance(value, str):

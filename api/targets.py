@@ -139,7 +139,8 @@ def prune_target(
         force: whether an existing ``out`` is replaced.
         dry_run: write nothing.
         progress: told what is going on.
-        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target``, ``channels``, for every pass that has such an option.
+        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target``, ``channels``, for every pass that has such
+            an option.
 
     Raises:
         RequestError: a mistake in the request.

@@ -241,8 +241,10 @@ def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
     Raises:
         RequestError: ``path`` holds no artifact, or a damaged one; or ``into`` is another module.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise RequestError(f"path is of type {type(path).__name__}", "name a directory that fxprune wrote")
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir it has no error for a name that is too long
         raise RequestError(f"{folder} does not exist", "name a directory that fxprune wrote")
     if (folder / "config.json").is_file() and not (folder / PROGRAM).is_file():
         from .huggingface import load as load_huggingface
