@@ -62,7 +62,7 @@ def apply(
     form: Form = "auto",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
-    print_ir_after: Sequence[str] = (),
+    print_ir_after: str | Sequence[str] = (),
     progress: Progress = silent,
 ) -> Applied:
     """Run a pipeline on a model and write what comes out.
@@ -110,7 +110,8 @@ def apply(
     texts = {CALIBRATION: read_text(calib, "calib"), RECOVERY: read_text(data, "data")}
     asked = _asked(passes, plan, shared)
     pipeline = tuple(step for step in asked if not (dry_run and step.kind == RECOVER))
-    check_printing(print_ir_after, pipeline)
+    shown = [print_ir_after] if isinstance(print_ir_after, str) else print_ir_after
+    check_printing(shown, pipeline)
     _require_place(out, resume=resume, dry_run=dry_run)
     kept = open_scores(scores, pipeline, texts=loss is None)
     weights = not dry_run or any(step.needs_weights for step in pipeline)
@@ -129,7 +130,7 @@ def apply(
             stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
         work = Work(source, pipeline if weights else None, calling, progress)
         work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
-        applied = work.run(pipeline, printer(print_ir_after), stages)
+        applied = work.run(pipeline, printer(shown), stages)
         write_scores(scores, work.state.saved)
         left = print_pipeline(step for step in asked if step not in pipeline)
         applied = dataclasses.replace(applied, skipped=left)

@@ -79,7 +79,11 @@ REFUSED: list[tuple[Callable[[], Any], type[FxpruneError], str]] = [
     (lambda: prune_module(linear(), X, "lora"), RequestError, "pass 'lora' works on language models"),
     (lambda: prune_module(linear(), X, "random", calib=[X]), RequestError, "calib without a loss"),
     (lambda: prune_module(linear(), X, "taylor", loss=quadratic, calib=[]), RequestError, "calib holds no batch"),
-    (lambda: prune_module(linear(), X, "taylor", loss=quadratic, calib="x"), RequestError, "calib is 'x', not a list of batches"),
+    (
+        lambda: prune_module(linear(), X, "taylor", loss=quadratic, calib="x"),
+        RequestError,
+        "calib is 'x', not a list of batches",
+    ),
     (lambda: prune_module(linear(), X, "taylor", loss=quadratic, calib=3), RequestError, "calib is an int"),
     (lambda: prune_module(linear(), X, "taylor", loss="m:f"), RequestError, "loss is 'm:f', not a function"),
     (lambda: prune_module(linear(), X, 3), RequestError, "a pipeline is text, not int"),
