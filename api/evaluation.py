@@ -173,7 +173,7 @@ def _macs(module: torch.nn.Module, window: int) -> int:
     return macs(trace_model(module, {"input_ids": ids, "use_cache": False}).graph)
 
 
-def _is_onnx(directory: str | Path) -> bool:
+def _is_onnx(directory: str | os.PathLike[str]) -> bool:
     return (Path(directory) / MODEL_FILE).is_file()
 
 

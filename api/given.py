@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from ..ir.errors import RequestError
 
@@ -45,7 +45,7 @@ def is_loaded(model: object) -> bool:
     return _is(model, "transformers.modeling_utils", "PreTrainedModel")
 
 
-def is_path(value: object) -> bool:
+def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether it is text or a path."""
     return isinstance(value, str | os.PathLike)
 
@@ -72,7 +72,7 @@ def check_model(model: object, tokenizer: object = None) -> None:
             "give what AutoTokenizer.from_pretrained returns",
         )
     if is_path(model):
-        name = os.fspath(model)  # type: ignore[call-overload]
+        name = os.fspath(model)
         if exists(name) is None:
             raise RequestError(f"no model can have this name: {name[:60]!r}...", MODEL_HINT)
         return
@@ -118,7 +118,7 @@ def read_text(text: object, name: str) -> str | Rows | None:
     if text is None:
         return None
     if is_path(text):
-        return _path_of_text(os.fspath(text), name)  # type: ignore[arg-type]
+        return _path_of_text(os.fspath(text), name)
     if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
         raise RequestError(f"{name} cannot be {_kind(text)}", TEXT_HINT)
     rows = tuple(text)
