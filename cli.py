@@ -51,7 +51,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_APPLY = ("out", "ratio", "target", "layers", "seed", "multiple_of", "force", "dry_run")
+_APPLY = ("out", "ratio", "target", "layers", "seed", "multiple_of", "channels", "force", "dry_run")
 _APPLY_MODEL = (
     "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "print_ir_after",
 )  # fmt: skip
@@ -98,7 +98,7 @@ def _export(arguments: argparse.Namespace) -> int:
             trust_remote_code=arguments.trust_remote_code,
             progress=progress,
         )
-    _emit(arguments, exported.as_json(), lambda: tables.exported(exported))
+    _emit(arguments, exported.to_json(), lambda: tables.exported(exported))
     return 0
 
 

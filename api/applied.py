@@ -28,6 +28,10 @@ class GroupChange:
     before: int
     after: int
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return dataclasses.asdict(self)
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -67,26 +71,26 @@ class Applied:
         return self.parameters[1] / self.parameters[0]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data."""
-        data = {
-            **self.record(),
+        """As JSON data: what ``fxprune.json`` keeps, with the model as the user gave it, the times and what was
+        written."""
+        return {
+            **self.to_record(),
             "model": self.model,
             "passes": dict(self.report),
             "skipped": self.skipped,
             "resumed": self.resumed,
-            "steps": [dataclasses.asdict(step) for step in self.steps],
+            "steps": [step.to_json() for step in self.steps],
+            "saved": self.saved.to_json() if self.saved else None,
         }
-        saved = {**dataclasses.asdict(self.saved), "path": str(self.saved.path)} if self.saved else None
-        return data | {"saved": saved}
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """What ``fxprune.json`` keeps: no times, so that the same run gives the same bytes."""
         return {
             # An absolute path would say where it was made, not from what.
             "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
             "pipeline": self.options,
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
-            "groups": [dataclasses.asdict(change) for change in self.groups],
+            "groups": [change.to_json() for change in self.groups],
             "passes": {
                 name: {key: value for key, value in entry.items() if key != "seconds"}
                 for name, entry in self.report.items()

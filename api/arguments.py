@@ -108,6 +108,11 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
     shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
     shared.add_argument("--seed", metavar="N", help="of every random choice")
+    shared.add_argument(
+        "--channels",
+        choices=("true", "false"),
+        help="prune the residual width; left out: false for Hugging Face models, true for package.module:callable",
+    )
 
 
 def _add_apply(commands: Any) -> None:

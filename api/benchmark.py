@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from ..ir.errors import FxpruneError, RequestError, last_line
 from .bench_process import Job
+from .given import Model, is_path, list_models
 from .progress import Progress, silent
 
 BATCHES = (1, 8)
@@ -114,7 +115,7 @@ class BenchmarkResult:
 
 
 def bench(
-    models: Sequence[str | Path] | str | Path,
+    models: Sequence[Model] | Model,
     *,
     onnx: bool = False,
     prompt: int = 128,
@@ -128,8 +129,9 @@ def bench(
     """Time models side by side, fairly: alternating, warmed up, with their spread.
 
     Args:
-        models: Hugging Face model directories, Hub ids, ``demo``, or what :func:`fxprune.export` wrote. The first is
-            what the others are compared with.
+        models: Hugging Face model directories, Hub ids, ``demo``, what :func:`fxprune.export` wrote, or loaded models
+            of transformers, which are written to the temporary directory first. The first is what the others are
+            compared with.
         onnx: whether each that is no ONNX directory is exported too (float32, to a temporary directory) and timed in
             ONNX Runtime.
         prompt, new: tokens read and tokens written, random ones.
@@ -143,18 +145,18 @@ def bench(
         RequestError: a model that cannot be found, one too short for ``prompt + new``, or a count below one.
         FxpruneError: a model that cannot be loaded, exported or run.
     """
-    names = [str(name) for name in ([models] if isinstance(models, str | Path) else models)]
-    if not names or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
+    found = list_models(models)
+    if not found or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
         raise RequestError(
-            f"nothing to time: {len(names)} models, prompt {prompt}, new {new}, rounds {rounds}, batches "
+            f"nothing to time: {len(found)} models, prompt {prompt}, new {new}, rounds {rounds}, batches "
             f"{', '.join(map(str, batches))}, threads {threads}",
             "give at least 1 of each",
         )
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
-        jobs = [Job(name, name, trust_remote_code) for name in names]
+        jobs = [Job(*_place(model, stack, trust_remote_code), trust_remote_code) for model in found]
         if onnx:
-            jobs += _exported(names, Path(folder), trust_remote_code, progress)
+            jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
         workers = [stack.enter_context(_worker(job, conditions, progress)) for job in jobs]
         for worker in workers:
             worker.ready()
@@ -177,15 +179,25 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _exported(names: Sequence[str], folder: Path, trust_remote_code: bool, progress: Progress) -> list[Job]:
+def _place(model: Any, stack: ExitStack, trust_remote_code: bool) -> tuple[str, str]:
+    """What a model is called and where it lies; a loaded one is written for as long as ``stack`` lasts."""
+    if is_path(model):
+        return os.fspath(model), os.fspath(model)
+    from .sources import open_source
+
+    source = stack.enter_context(open_source(model, trust_remote_code=trust_remote_code))
+    return source.name, str(source.directory)
+
+
+def _exported(torch_jobs: Sequence[Job], folder: Path, trust_remote_code: bool, progress: Progress) -> list[Job]:
     from .exporting import export
 
     jobs = []
-    for index, name in enumerate(names):
-        if not (Path(name) / "model.onnx").is_file():
+    for index, job in enumerate(torch_jobs):
+        if not (Path(job.path) / "model.onnx").is_file():
             out = folder / str(index)
-            export(name, out, trust_remote_code=trust_remote_code, progress=progress)
-            jobs.append(Job(name, str(out), trust_remote_code))
+            export(job.path, out, trust_remote_code=trust_remote_code, progress=progress)
+            jobs.append(Job(job.name, str(out), trust_remote_code))
     return jobs
 
 

@@ -69,7 +69,7 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
         "dense": {},
         "pruned": _checks(pruned),
         "recovered": _checks(recovered),
-        "ONNX": {name.replace("_", " "): value for name, value in report.as_json()["differences"].items()},
+        "ONNX": {name.replace("_", " "): value for name, value in report.to_json()["differences"].items()},
     }
     models: list[str | Path] = [DEMO, *(root / name for name in ("pruned", "recovered", "onnx"))]
     measured = evaluate(models, windows=WINDOWS, progress=progress)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,9 +17,14 @@ from ..ir.errors import RequestError
 from ..passes.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
-from ..tracer.model import DEMO, Source, build_meta, load_config, load_model, resolve
+from ..tracer.model import DEMO, Source, build_meta, load_config, load_model
+from .given import GivenText, Model, is_loaded, is_path, list_models, read_text
 from .progress import Progress, silent
+from .sources import open_source
 from .texts import refuse_overlap, text_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MODEL_FILE = "model.onnx"
 DECODED = 32
@@ -65,9 +72,10 @@ class _Runnable:
 
 
 def evaluate(
-    models: Sequence[str | Path] | str | Path,
-    text: str | Path | None = None,
+    models: Sequence[Model] | Model,
+    text: GivenText | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     window: int = 128,
     windows: int | None = None,
     trust_remote_code: bool = False,
@@ -80,8 +88,11 @@ def evaluate(
     Perplexities of models with different tokenizers do not compare.
 
     Args:
-        models: Hugging Face model directories, Hub ids, ``demo``, or what :func:`fxprune.export` wrote.
-        text: held-out text; may be left out when ``demo`` is among the models, which brings its own.
+        models: Hugging Face model directories, Hub ids, ``demo``, what :func:`fxprune.export` wrote, or loaded models
+            of transformers, which are written to the temporary directory first.
+        text: held-out text: a file, a ``datasets`` id or a list of strings; may be left out when ``demo`` is among the
+            models, which brings its own.
+        tokenizer: of the loaded models.
         window: tokens in a window (128 as in LLM-Pruner, arXiv 2305.11627).
         windows: how many; all that the text holds when None.
         trust_remote_code: whether a model's own code may run.
@@ -94,24 +105,36 @@ def evaluate(
             than a model's context, or text that a model has seen.
         FxpruneError: a perplexity that is not finite.
     """
-    names = [models] if isinstance(models, str | Path) else list(models)
-    if text is None and DEMO not in names:
+    found = list_models(models, tokenizer)
+    given = read_text(text, "text")
+    if not found:
+        raise RequestError("there is no model to measure", "give one, or several")
+    if given is None and DEMO not in [os.fspath(model) for model in found if is_path(model)]:
         raise RequestError("there is no text to measure on", "give one with --text FILE")
     if window < 2:
         raise RequestError(f"a window of {window} tokens holds nothing to predict", "give --window of 2 or more")
-    sources = [
-        resolve(name, weights=not _is_onnx(name), trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-        for name in names
-    ]
-    contexts = [_context(source, window) for source in sources]
-    read = []
-    for source in sources:
-        progress(f"{source.name}: reading the text")
-        found = text_of(None if text is None else str(text), "evaluation", source)
-        read.append(found.windows(window, windows))
-        if not allow_overlap:
-            refuse_overlap(source, read[-1], found)
-    return [_measure(*each, progress) for each in zip(sources, read, contexts, strict=True)]
+    with ExitStack() as stack:
+        sources = [
+            stack.enter_context(
+                open_source(
+                    model,
+                    tokenizer if is_loaded(model) else None,
+                    weights=not (is_path(model) and _is_onnx(model)),
+                    trust_remote_code=trust_remote_code,
+                    allow_pickle=allow_pickle,
+                )
+            )
+            for model in found
+        ]
+        contexts = [_context(source, window) for source in sources]
+        read = []
+        for source in sources:
+            progress(f"{source.name}: reading the text")
+            own = text_of(given, "evaluation", source)
+            read.append(own.windows(window, windows))
+            if not allow_overlap:
+                refuse_overlap(source, read[-1], own)
+        return [_measure(*each, progress) for each in zip(sources, read, contexts, strict=True)]
 
 
 def _context(source: Source, window: int) -> int:
@@ -150,7 +173,7 @@ def _macs(module: torch.nn.Module, window: int) -> int:
     return macs(trace_model(module, {"input_ids": ids, "use_cache": False}).graph)
 
 
-def _is_onnx(directory: str | Path) -> bool:
+def _is_onnx(directory: str | os.PathLike[str]) -> bool:
     return (Path(directory) / MODEL_FILE).is_file()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,15 +11,21 @@ from ..backends.exporter import ExportReport, ExportRequest
 from ..backends.registry import parse_format
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
-from ..tracer.model import load_config, load_model, resolve
+from ..tracer.model import load_config, load_model
 from .calling import Calling
+from .given import Model, check_example, check_model, check_paths
 from .progress import Progress, silent
+from .sources import open_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def export(
-    model: str | Path,
+    model: Model,
     out: str | Path,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     format: str = "onnx",
     dtype: str | None = None,
     layout: str | None = None,
@@ -32,8 +39,10 @@ def export(
     """Write a model in another format; what is written has been compared with the original.
 
     Args:
-        model: a Hugging Face model directory, a Hub id, or ``demo``; usually what :func:`fxprune.apply` wrote.
+        model: a Hugging Face model directory, a Hub id, or ``demo``, usually what :func:`fxprune.apply` wrote; or a
+            loaded model of transformers, which is written to the temporary directory first.
         out: the directory to make, complete or absent.
+        tokenizer: of a loaded model; its files are written beside the graph.
         format: ``onnx``, or what an installed package brings; its options may stand with it: ``onnx{dtype=int8}``.
         dtype, layout, optimize, cache: options of the format beside its text. Of ``onnx``:
         dtype: of the weights: ``float32`` (its default), ``float16``, or weight-only ``int8`` and ``int4``, rounded by
@@ -53,25 +62,28 @@ def export(
     """
     shared = {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache}
     exporter = parse_format(format, shared)
-    source = resolve(model, trust_remote_code=trust_remote_code)
-    config = load_config(source)
+    check_model(model, tokenizer)
+    check_paths(out=out)
+    check_example(example)
+    with open_source(model, tokenizer, trust_remote_code=trust_remote_code) as source:
+        config = load_config(source)
 
-    def load() -> torch.nn.Module:
-        progress(f"loading {source.name}")
-        return load_model(source)
+        def load() -> torch.nn.Module:
+            progress(f"loading {source.name}")
+            return load_model(source)
 
-    return exporter.export(
-        ExportRequest(
-            name=source.name,
-            source=source.directory,
-            out=Path(out),
-            config=config,
-            causal_lm=Calling(config, example).language,
-            load=load,
-            inputs=lambda module: example_inputs(module, example),
-            inner=calls()["inner"],
-            force=force,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
+        return exporter.export(
+            ExportRequest(
+                name=source.name,
+                source=source.directory,
+                out=Path(out),
+                config=config,
+                causal_lm=Calling(config, example).language,
+                load=load,
+                inputs=lambda module: example_inputs(module, example),
+                inner=calls()["inner"],
+                force=force,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
         )
-    )

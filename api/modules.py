@@ -6,15 +6,13 @@ import copy
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ..backends.exported import Product, SavedModule, load, save_module
+from ..backends.exported import Product, load
 from ..backends.graph_module import raise_graph
 from ..backends.training_mode import follow_mode
 from ..ir.cost import macs
@@ -31,72 +29,18 @@ from ..runtime.tensors import tensors_by_every_name
 from ..runtime.tolerances import relative_difference, same_function
 from ..tracer.export import Traced
 from ..tracer.module import Call, Inputs, bind, run, trace_module
+from .applied import GroupChange
+from .given import check_loss, check_module, list_batches
 from .progress import Progress, silent
-from .pruning import GroupChange
+from .pruned import Pruned
 
 __all__ = ["Pruned", "load", "prune_module"]
 
+DEFAULTS: Mapping[str, Any] = {"channels": True}
+"""Options that are another thing for a module than for a language model, where neither the pipeline text nor the call
+says anything: the widths that shortcuts carry go too."""
+
 Loss = Callable[..., torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A smaller module.
-
-    Attributes:
-        module: the result, in the training mode of the original.
-        in_place: whether it is the original's own class, repaired; otherwise it is a ``torch.fx.GraphModule``.
-        rebuilt_because: why the original's forward does not hold at the smaller widths; empty when it does.
-        fixed_batch: why it runs at the number of samples of the example only; empty when any number will do.
-        pipeline: the passes that ran, with all options, as text.
-        parameters: elements of all parameters, before and after.
-        macs: multiply-accumulates of one run on the example inputs, before and after.
-        groups: those that lost units.
-        plan: what was removed.
-        worst_difference: of the module's outputs from those of the rewritten graph, relative to their scale.
-        steps: passes and analyses with their times.
-        report: what the passes recorded, by pass name.
-        product: what :meth:`save` writes.
-    """
-
-    module: nn.Module
-    in_place: bool
-    rebuilt_because: str
-    fixed_batch: str
-    pipeline: str
-    parameters: tuple[int, int]
-    macs: tuple[int, int]
-    groups: tuple[GroupChange, ...]
-    plan: Plan
-    worst_difference: float
-    steps: tuple[Step, ...]
-    report: Mapping[str, Any] = field(default_factory=dict)
-    product: Product | None = field(default=None, repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON data, without times."""
-        return {
-            "pipeline": self.pipeline,
-            "form": "module" if self.in_place else "graph",
-            "rebuilt_because": self.rebuilt_because,
-            "fixed_batch": self.fixed_batch,
-            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
-            "macs": {"before": self.macs[0], "after": self.macs[1]},
-            "groups": [vars(change) for change in self.groups],
-            "worst_difference": self.worst_difference,
-            "passes": dict(self.report),
-        }
-
-    def save(self, out: str | Path, *, force: bool = False) -> SavedModule:
-        """Write ``model.safetensors``, ``model.pt2``, ``plan.safetensors`` and ``fxprune.json``, and check them in a
-        fresh process. The present weights are written, training since included.
-
-        Raises:
-            RequestError: ``out`` cannot be written.
-            FxpruneError: the module does not export, or what was written computes something else.
-        """
-        assert self.product is not None
-        return save_module(self.product, Path(out), report=self.to_json(), force=force)
 
 
 def prune_module(
@@ -105,13 +49,14 @@ def prune_module(
     passes: str | Sequence[str],
     *,
     loss: Loss | None = None,
+    calib: Iterable[Any] | None = None,
     data: Iterable[Any] | None = None,
     ratio: float | str | None = None,
     layers: tuple[int, int] | str | None = None,
     seed: int | str | None = None,
     multiple_of: int | str | None = None,
     target: str | None = None,
-    channels: bool | str | None = True,
+    channels: bool | str | None = None,
     progress: Progress = silent,
 ) -> Pruned:
     """Make a module smaller.
@@ -126,45 +71,50 @@ def prune_module(
         example_inputs: one tensor, a sequence of the forward's positional arguments, or a mapping of its keyword
             arguments. The first dimension of every tensor counts samples, if it is the same; two samples or more.
         passes: pipeline text, such as ``"taylor{variant=element1}"``; several run one after the other.
-        loss: for scores that need one: takes the module and returns a scalar; with ``data`` it takes a batch too.
-        data: batches for ``loss``; the scores are of the mean of all losses.
-        ratio, layers, seed, multiple_of, target: for every pass that has an option of that name.
-        channels: whether widths that several blocks share go too; None leaves that to the pipeline text.
+        loss: for scores that need one: takes the module and returns a scalar; with ``calib`` it takes a batch too.
+        calib: what scores are computed on: batches for ``loss``; the scores are of the mean of all losses.
+        data: what recovery trains on. No pass for modules trains, so this is refused.
+        ratio, layers, seed, multiple_of, target, channels: for every pass that has an option of that name.
+            ``channels``, the widths that several blocks share, is true for a pass that is told nothing
+            (:data:`DEFAULTS`).
         progress: told what is going on.
 
     Raises:
         RequestError: a mistake in the request, before any work.
         FxpruneError: the module cannot be traced, or a pass failed.
     """
-    shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target}
-    losses = _losses(loss, data)
-    _check_passes(parse_pipeline(passes, all_passes(), shared), losses)
-    pipeline = parse_pipeline(passes, all_passes(), shared | _channels(passes, channels))
-    call = bind(module, example_inputs)
-    work = _Work(module, call, progress)
+    check_module(module)
+    losses = _losses(loss, calib, data)
+    shared = {
+        "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
+        "channels": channels,
+    }  # fmt: skip
+    pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
+    _check_passes(pipeline, losses)
+    work = _Work(module, bind(module, example_inputs), progress)
     return work.run(pipeline, losses)
 
 
-def _channels(passes: str | Sequence[str], channels: bool | str | None) -> dict[str, Any]:
-    text = passes if isinstance(passes, str) else ",".join(passes)
-    return {} if channels is None or "channels=" in text.replace(" ", "") else {"channels": channels}
-
-
-def _losses(loss: Loss | None, data: Iterable[Any] | None) -> list[Callable[[nn.Module], torch.Tensor]]:
+def _losses(
+    loss: Loss | None, calib: Iterable[Any] | None, data: Iterable[Any] | None
+) -> list[Callable[[nn.Module], torch.Tensor]]:
+    check_loss(loss, named=False)
+    if data is not None:
+        raise RequestError(
+            "data is what recovery trains on, and no pass for modules trains",
+            "give the batches that scores are computed on as calib=",
+        )
     if loss is None:
-        if data is not None:
-            raise RequestError("data without a loss", "give loss=, a function of the module and a batch")
+        if calib is not None:
+            raise RequestError("calib without a loss", "give loss=, a function of the module and a batch")
         return []
-    if data is None:
+    if calib is None:
         return [loss]
-    batches = list(data)
-    if not batches:
-        raise RequestError("data holds no batch", "give at least one batch")
 
     def on(module: nn.Module, batch: Any) -> torch.Tensor:
         return loss(module, batch)
 
-    return [functools.partial(on, batch=batch) for batch in batches]
+    return [functools.partial(on, batch=batch) for batch in list_batches(calib, "calib")]
 
 
 def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
@@ -268,13 +218,13 @@ class _Work:
         worst = self._check(state)
         changes = [groups[name] for name in plan.keep]
         result = state.model.train(self.original.training)
-        text = print_pipeline(pipeline, defaults=True)
         return Pruned(
             module=result,
             in_place=not self.rebuilt_because,
             rebuilt_because=self.rebuilt_because,
             fixed_batch=self.fixed_batch,
-            pipeline=text,
+            pipeline=print_pipeline(pipeline),
+            options=print_pipeline(pipeline, defaults=True),
             parameters=(before, parameter_count(result)),
             macs=(self._macs(self.traced.graph), self._macs(state.graph)),
             groups=tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, len(plan.keep[g.name])) for g in changes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,16 +17,21 @@ from ..passes.base import Pass
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import all_passes
 from ..passes.replay import Replay
-from ..tracer.model import Source, load_config, resolve
+from ..tracer.model import Source, load_config
 from .applied import Applied, GroupChange
 from .calling import Calling
+from .given import GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
 from .printing import check_printing, printer
 from .progress import Progress, silent
 from .replay import read_recorded
 from .resume import Stages, identity
 from .scores import open_scores, write_scores
+from .sources import open_source
 from .texts import CALIBRATION, RECOVERY
 from .work import Work
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Applied", "GroupChange", "apply"]
 
@@ -34,7 +39,7 @@ RECOVER = "recover"
 
 
 def apply(
-    model: str | Path,
+    model: Model,
     passes: str | Sequence[str] = (),
     *,
     plan: str | Path | None = None,
@@ -44,8 +49,10 @@ def apply(
     seed: int | str | None = None,
     multiple_of: int | str | None = None,
     target: str | None = None,
-    calib: str | Path | None = None,
-    data: str | Path | None = None,
+    channels: bool | str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    calib: GivenText | None = None,
+    data: GivenText | None = None,
     scores: str | Path | None = None,
     example: str | None = None,
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None = None,
@@ -55,20 +62,24 @@ def apply(
     form: Form = "auto",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
-    print_ir_after: Sequence[str] = (),
+    print_ir_after: str | Sequence[str] = (),
     progress: Progress = silent,
 ) -> Applied:
     """Run a pipeline on a model and write what comes out.
 
     Args:
-        model: a Hugging Face model directory, a Hub id, or ``demo``.
+        model: a Hugging Face model directory, a Hub id, ``demo``, or a loaded model of transformers. A loaded one stays
+            as it is: its files are written to the temporary directory and pruned from there, so that both that copy
+            and, in memory, the model that is being pruned are there beside it while the call runs.
         passes: pipeline text, or several that run one after the other; may be left out with ``plan``.
         plan: a ``plan.safetensors`` that another run wrote; carried out before the passes.
         out: the directory to make, complete or absent; may be left out in a dry run.
-        ratio, layers, seed, multiple_of, target: for every pass that has an option of that name; ``layers`` as
-            ``(start, end)`` or ``"start:end"``, end exclusive; ``target`` as ``"params=0.8"``.
-        calib: text that scores are computed on; the built-in one for ``demo`` when None.
-        data: text that recovery trains on; the built-in one for ``demo`` when None.
+        ratio, layers, seed, multiple_of, target, channels: for every pass that has an option of that name; ``layers``
+            as ``(start, end)`` or ``"start:end"``, end exclusive; ``target`` as ``"params=0.8"``.
+        tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
+        calib: text that scores are computed on: a file, a ``datasets`` id or a list of strings; the built-in one for
+            ``demo`` when None.
+        data: text that recovery trains on, likewise.
         scores: a file that keeps the scores of the first pass that has some: written if it does not exist, otherwise
             used in place of computing them, for any budget.
         example: what a model that is no causal language model is called with, such as
@@ -88,36 +99,47 @@ def apply(
         RequestError: anything that is wrong with the request, before any work.
         FxpruneError: a pass failed, or what was written is not what was to be written.
     """
-    shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target}
+    shared = {
+        "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
+        "channels": channels,
+    }  # fmt: skip
+    check_model(model, tokenizer)
+    check_paths(plan=plan, out=out, scores=scores)
+    check_example(example)
+    check_loss(loss, named=True)
+    texts = {CALIBRATION: read_text(calib, "calib"), RECOVERY: read_text(data, "data")}
     asked = _asked(passes, plan, shared)
     pipeline = tuple(step for step in asked if not (dry_run and step.kind == RECOVER))
-    check_printing(print_ir_after, pipeline)
+    shown = [print_ir_after] if isinstance(print_ir_after, str) else print_ir_after
+    check_printing(shown, pipeline)
     _require_place(out, resume=resume, dry_run=dry_run)
     kept = open_scores(scores, pipeline, texts=loss is None)
     weights = not dry_run or any(step.needs_weights for step in pipeline)
-    source = resolve(model, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    _claim_place(out, source, force=force, dry_run=dry_run)
-    recorded = None if plan is None else read_recorded(plan, source)
-    if recorded is not None:
-        pipeline = (Replay(sha256=recorded.sha256), *pipeline)
-    calling = Calling(load_config(source), example)
-    calling.check(asked, loss=loss is not None, texts=calib is not None or data is not None)
-    stages = None
-    if out is not None and not dry_run:
-        place = None if scores is None else str(scores)
-        run = identity(source, {CALIBRATION: calib, RECOVERY: data}, example=example, loss=loss, scores=place)
-        stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
-    work = Work(source, pipeline if weights else None, calling, progress)
-    work.read(pipeline, calib=calib, data=data, loss=loss, recorded=recorded, scores=kept)
-    applied = work.run(pipeline, printer(print_ir_after), stages)
-    write_scores(scores, work.state.saved)
-    applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))
-    if out is None or dry_run:
-        return applied
-    if recorded is not None and not asked:
-        recorded.check_result(applied.parameters)
-    progress(f"writing {out}")
-    applied = dataclasses.replace(applied, saved=work.save(Path(out), applied, form=form, force=force))
+    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    with open_source(model, tokenizer, weights=weights, **allowed) as source:
+        _claim_place(out, source, force=force, dry_run=dry_run)
+        recorded = None if plan is None else read_recorded(plan, source)
+        if recorded is not None:
+            pipeline = (Replay(sha256=recorded.sha256), *pipeline)
+        calling = Calling(load_config(source), example)
+        calling.check(asked, loss=loss is not None, texts=any(text is not None for text in texts.values()))
+        stages = None
+        if out is not None and not dry_run:
+            place = None if scores is None else str(scores)
+            run = identity(source, texts, example=example, loss=loss, scores=place)
+            stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
+        work = Work(source, pipeline if weights else None, calling, progress)
+        work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
+        applied = work.run(pipeline, printer(shown), stages)
+        write_scores(scores, work.state.saved)
+        left = print_pipeline(step for step in asked if step not in pipeline)
+        applied = dataclasses.replace(applied, skipped=left)
+        if out is None or dry_run:
+            return applied
+        if recorded is not None and not asked:
+            recorded.check_result(applied.parameters)
+        progress(f"writing {out}")
+        applied = dataclasses.replace(applied, saved=work.save(Path(out), applied, form=form, force=force))
     if stages is not None:
         stages.clear()
     return applied

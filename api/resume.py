@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import pickle
 import random
@@ -22,11 +23,13 @@ import numpy as np
 import torch
 
 from ..backends.artifact import RECORD, atomic_directory, read_record, write_json
+from ..backends.digests import sha256
 from ..ir.errors import FxpruneError, RequestError
 from ..passes.base import Pass, State
 from ..passes.pipeline import print_pipeline
 from ..tracer.fingerprints import Noted
 from ..tracer.model import Source
+from .given import Rows
 from .progress import Progress
 
 WORTH = 60.0
@@ -130,17 +133,18 @@ class Stages:
 _HINT = "repeat the command that broke off, or run without --resume to begin anew"
 
 
-def identity(source: Source, texts: Mapping[str, str | Path | None], **options: Any) -> dict[str, Any]:
-    """What a result depends on beside the pipeline. Files of the model count by size and time, texts by their bytes.
+def identity(source: Source, texts: Mapping[str, str | Rows | None], **options: Any) -> dict[str, Any]:
+    """What a result depends on beside the pipeline. Files of the model count by size and time, those of a loaded model,
+    which are written anew by every call, by their bytes; texts by their bytes.
 
     Args:
         source: the model.
-        texts: part -> file, where one was named.
+        texts: part -> file or rows, where some were given.
         options: further ones; a function counts by its name.
     """
     files = sorted(path for path in source.directory.iterdir() if path.is_file())
     return {
-        "source": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files},
+        "source": {path.name: _stamp(path, source.loaded) for path in files},
         **{part: _text(spec) for part, spec in texts.items()},
         **{name: getattr(value, "__qualname__", value) for name, value in options.items()},
         "versions": {name: version(name) for name in ("fxprune", "torch", "transformers", "peft")},
@@ -164,7 +168,13 @@ def pieces_of(texts: Mapping[str, Noted | None]) -> Parts:
     return {part: text.pieces for part, text in texts.items() if text is not None}
 
 
-def _text(spec: str | Path | None) -> str | None:
+def _stamp(path: Path, loaded: bool) -> list[Any]:
+    return [path.stat().st_size, sha256(path) if loaded else path.stat().st_mtime_ns]
+
+
+def _text(spec: str | Rows | None) -> str | None:
+    if isinstance(spec, Rows):
+        return hashlib.sha256(json.dumps(spec.rows).encode()).hexdigest()
     if spec is None or not Path(spec).is_file():
         return None if spec is None else str(spec)
     return hashlib.sha256(Path(spec).read_bytes()).hexdigest()

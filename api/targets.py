@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from ..backends.exported import SavedModule, save_module
 from ..ir.errors import FxpruneError, RequestError
 from ..passes.couple import couple
 from ..passes.measure import parameter_count
-from ..passes.pipeline import parse_pipeline, print_pipeline
+from ..passes.pipeline import parse_pipeline
 from ..passes.registry import all_passes
 from ..tracer import module as modules
 from ..tracer.export import Traced
-from .modules import Pruned, prune_module
+from .modules import DEFAULTS, Pruned, prune_module
 from .progress import Progress, silent
 from .tracing import Trace
 
@@ -46,16 +45,12 @@ class PrunedTarget:
     @property
     def pipeline(self) -> str:
         """The passes that ran, with the options that are not at their defaults."""
-        return print_pipeline(parse_pipeline(self.pruned.pipeline, all_passes()))
+        return self.pruned.pipeline
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
-        saved = None
-        if self.saved is not None:
-            checks = dict(self.saved.checks)
-            saved = {"path": str(self.saved.path), "any_batch": self.saved.any_batch, "checks": checks}
-        steps = [dataclasses.asdict(step) for step in self.pruned.steps]
-        return {"model": self.model, **self.pruned.to_json(), "steps": steps, "saved": saved}
+        saved = self.saved.to_json() if self.saved is not None else None
+        return {"model": self.model, **self.pruned.to_json(), "saved": saved}
 
 
 def is_named_module(model: str, example: str | None) -> bool:
@@ -144,7 +139,8 @@ def prune_target(
         force: whether an existing ``out`` is replaced.
         dry_run: write nothing.
         progress: told what is going on.
-        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target``, for every pass that has such an option.
+        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target``, ``channels``, for every pass that has such
+            an option.
 
     Raises:
         RequestError: a mistake in the request.
@@ -152,7 +148,7 @@ def prune_target(
     """
     if not passes:
         raise RequestError("there is nothing to do", "give --pass PIPELINE, such as --pass magnitude")
-    pipeline = parse_pipeline(passes, all_passes(), shared)
+    pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     blind = [step.name for step in pipeline if step.kind == "score" and step.name not in WITHOUT_LOSS]
     if loss is None and blind:
         raise RequestError(f"{blind[0]} scores need a loss", LOSS)
@@ -170,5 +166,5 @@ def prune_target(
         return PrunedTarget(model, pruned, None)
     progress(f"writing {out}")
     assert pruned.product is not None
-    report = {"model": model, **pruned.to_json()}
+    report = {"model": model, **pruned.to_record()}
     return PrunedTarget(model, pruned, save_module(pruned.product, Path(out), report=report, force=force))

@@ -14,7 +14,8 @@ from ..ir.errors import RequestError
 from ..tracer.export import rows_per_sample
 from ..tracer.fingerprints import Fingerprint, Noted, overlap
 from ..tracer.model import DEMO, Source, load_config, load_tokenizer
-from ..tracer.text import Text, from_string, load_text
+from ..tracer.text import Text, from_rows, from_string, load_text
+from .given import Rows
 
 TEXTS = "texts"
 """The entry of ``fxprune.json`` that says what was read."""
@@ -24,11 +25,11 @@ CALIBRATION, RECOVERY = "calibration", "recovery"
 Entries = list[dict[str, Any]]
 
 
-def noted(spec: str | Path | None, part: str, source: Source) -> Noted | None:
+def noted(spec: str | Rows | None, part: str, source: Source) -> Noted | None:
     """A text under a model's tokenizer, which remembers what is read of it.
 
     Args:
-        spec: as :func:`~fxprune.tracer.text.load_text` reads it; for ``demo`` its own text when None.
+        spec: as :func:`~fxprune.tracer.text.load_text` reads it, or rows; for ``demo`` its own text when None.
         part: ``calibration`` or ``recovery``.
         source: the model.
 
@@ -37,10 +38,10 @@ def noted(spec: str | Path | None, part: str, source: Source) -> Noted | None:
     """
     if spec is None and source.name != DEMO:
         return None
-    return Noted(text_of(None if spec is None else str(spec), part, source))
+    return Noted(text_of(spec, part, source))
 
 
-def text_of(spec: str | None, part: str, source: Source) -> Text:
+def text_of(spec: str | Rows | None, part: str, source: Source) -> Text:
     """A text that the user named, or a part of the built-in one, in tokens that a model knows.
 
     Raises:
@@ -54,6 +55,8 @@ def text_of(spec: str | None, part: str, source: Source) -> Text:
         )
     tokenizer = load_tokenizer(source)
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    if isinstance(spec, Rows):
+        return replace(from_rows(spec.name, spec.rows, tokenizer), vocabulary=vocabulary)
     if spec is not None:
         return replace(load_text(spec, tokenizer), vocabulary=vocabulary)
     from ..demo import text as built_in

@@ -16,9 +16,11 @@ from ..ir.text import print_graph
 from ..passes.couple import VALUES, Coupling, couple
 from ..passes.couple import why as shortest_paths
 from ..tracer.export import Traced
-from ..tracer.model import build_meta, load_config, resolve
+from ..tracer.model import build_meta, load_config
 from .calling import Calling
+from .given import Model, check_example, check_paths
 from .progress import Progress, silent
+from .sources import open_source
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Trace:
         Raises:
             FxpruneError: the file cannot be written.
         """
+        check_paths(file=file)
         try:
             Path(file).write_text(self.dot(), encoding="utf-8")
         except OSError as error:
@@ -154,12 +157,13 @@ class Trace:
 
 
 def trace(
-    model: str | Path, *, example: str | None = None, trust_remote_code: bool = False, progress: Progress = silent
+    model: Model, *, example: str | None = None, trust_remote_code: bool = False, progress: Progress = silent
 ) -> Trace:
     """Trace a model from its config alone and find its coupled groups.
 
     Args:
-        model: a Hugging Face model directory, a Hub id, or ``demo``.
+        model: a Hugging Face model directory, a Hub id, ``demo``, or a loaded model of transformers, of which only the
+            configuration is read.
         example: what a model that is no causal language model is called with, such as
             ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
         trust_remote_code: whether the model's own code may run.
@@ -169,11 +173,12 @@ def trace(
         RequestError: the model cannot be found, or is none that can be traced.
         FxpruneError: ``torch.export`` fails on it.
     """
-    source = resolve(model, weights=False, trust_remote_code=trust_remote_code)
-    progress(f"building {source.name} without weights")
-    config = load_config(source)
-    calling = Calling(config, example)
-    module = build_meta(config, trust_remote_code=trust_remote_code)
+    check_example(example)
+    with open_source(model, weights=False, trust_remote_code=trust_remote_code) as source:
+        progress(f"building {source.name} without weights")
+        config = load_config(source)
+        calling = Calling(config, example)
+        module = build_meta(config, trust_remote_code=trust_remote_code)
     progress(f"tracing {source.name}")
     traced = calling.trace(module)
     progress("coupling")

@@ -36,6 +36,7 @@ from ..tracer.model import Source, build_meta, load_model
 from ..tracer.module import resolve_function
 from .applied import Applied, GroupChange
 from .calling import Calling
+from .given import Rows
 from .progress import Progress
 from .replay import Recorded
 from .resume import Parts, Stages, pieces_of, restore, state_parts
@@ -79,9 +80,8 @@ class Work:
     def read(
         self,
         pipeline: Sequence[Pass],
+        texts: Mapping[str, str | Rows | None],
         *,
-        calib: str | Path | None,
-        data: str | Path | None,
         loss: str | Callable[[torch.nn.Module], torch.Tensor] | None,
         recorded: Recorded | None,
         scores: SavedScores | None,
@@ -91,14 +91,14 @@ class Work:
         self.state.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.saved = scores
         self.recorded = recorded
-        self.read_texts(pipeline, calib, data)
+        self.read_texts(pipeline, texts)
 
-    def read_texts(self, pipeline: Sequence[Pass], calib: str | Path | None, data: str | Path | None) -> None:
+    def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, str | Rows | None]) -> None:
         """Tokenise what the passes will read; nothing when no pass reads weights."""
         if not self.calling.language or not any(step.needs_weights for step in pipeline):
             return
         self.progress("reading texts")
-        self.texts = {part: noted(spec, part, self.source) for part, spec in ((CALIBRATION, calib), (RECOVERY, data))}
+        self.texts = {part: noted(spec, part, self.source) for part, spec in texts.items()}
         self.state.calibration, self.state.data = self.texts[CALIBRATION], self.texts[RECOVERY]
 
     def _read(self) -> Entries:
@@ -189,7 +189,7 @@ class Work:
             quantities=self.quantities | self._changed_extents(),
             reference=reference,
             values=values,
-            report=applied.record(),
+            report=applied.to_record(),
             form=form,
             force=force,
             origin=self.recorded.origin if self.recorded is not None else None,

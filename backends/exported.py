@@ -69,6 +69,10 @@ class SavedModule:
     any_batch: bool
     checks: Mapping[str, Any]
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {"path": str(self.path), "any_batch": self.any_batch, "checks": dict(self.checks)}
+
 
 def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force: bool) -> SavedModule:
     """Write a module: ``model.safetensors``, ``model.pt2``, ``plan.safetensors``, ``fxprune.json``.
@@ -238,8 +242,10 @@ def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
     Raises:
         RequestError: ``path`` holds no artifact, or a damaged one; or ``into`` is another module.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise RequestError(f"path is of type {type(path).__name__}", "name a directory that fxprune wrote")
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir it has no error for a name that is too long
         raise RequestError(f"{folder} does not exist", "name a directory that fxprune wrote")
     if (folder / "config.json").is_file() and not (folder / PROGRAM).is_file():
         from .huggingface import load as load_huggingface

@@ -65,7 +65,7 @@ class ExportReport(Protocol):
     def measured(self) -> Mapping[str, Mapping[str, str]]:
         """Title of a column -> what was checked -> the value."""
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON data."""
 
 
@@ -87,7 +87,7 @@ class FilesReport:
     summary: str = ""
     measured: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON data, without the path, which is not a property of the artifact."""
         fields = dataclasses.asdict(self)
         del fields["path"]

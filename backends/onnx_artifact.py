@@ -172,8 +172,12 @@ class OnnxReport(Checks):
         growth = {name: f"{grown:+.3%}" for name, grown in self.growth.items()}
         return {"worst logit difference": differences} | ({"perplexity of rounded": growth} if growth else {})
 
-    def as_json(self) -> dict[str, Any]:
-        """The report as plain JSON values, without the path, which is not a property of the artifact."""
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data: what ``fxprune.json`` keeps, and where it was written."""
+        return {"path": str(self.path), **self.to_record()}
+
+    def to_record(self) -> dict[str, Any]:
+        """What ``fxprune.json`` keeps: no path, which is no property of the artifact."""
         fields = dataclasses.asdict(self)
         del fields["path"]
         return {"format": "onnx", **fields}
@@ -224,5 +228,5 @@ def write_report(
     )
     # What the source was calibrated and trained on, the export was too.
     made = read_record(request.source) if (request.source / RECORD).is_file() else {}
-    write_json(staging / RECORD, {**report.as_json(), **{key: made[key] for key in ("texts",) if key in made}})
+    write_json(staging / RECORD, {**report.to_record(), **{key: made[key] for key in ("texts",) if key in made}})
     return report

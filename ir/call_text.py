@@ -162,7 +162,13 @@ class Scanner:
         return Span(self.text, self.at, self.at + 1)
 
 
-def bind(call: Call, by_name: Mapping[str, type[C]], shared: Mapping[str, Any], kind: Kind) -> C:
+def bind(
+    call: Call,
+    by_name: Mapping[str, type[C]],
+    shared: Mapping[str, Any],
+    kind: Kind,
+    defaults: Mapping[str, Any] | None = None,
+) -> C:
     """What ``call`` names, with its options typed and checked.
 
     Args:
@@ -170,6 +176,7 @@ def bind(call: Call, by_name: Mapping[str, type[C]], shared: Mapping[str, Any], 
         by_name: what there is.
         shared: values for the options of these names, where the class has them.
         kind: what is called.
+        defaults: values for options of these names that neither the text nor ``shared`` gives.
 
     Raises:
         RequestError: an unknown name or option, a value that an option cannot have or that contradicts ``shared``.
@@ -196,7 +203,7 @@ def bind(call: Call, by_name: Mapping[str, type[C]], shared: Mapping[str, Any], 
             both = f"{key.value}={word.value} {kind.inside}, {key.value}={write_value(values[key.value])} {kind.beside}"
             raise word.span.error(f"two values for one option: {both}", "give one of the two")
         values[key.value] = value
-    bound = found(**values)
+    bound = found(**_shared_values(defaults or {}, options) | values)
     try:
         bound.check()
     except RequestError as error:

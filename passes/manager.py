@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import FxpruneError, RequestError
 from .base import Pass, State
@@ -46,6 +47,10 @@ class Step:
     text: str
     seconds: float
     is_analysis: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return dataclasses.asdict(self)
 
 
 Verify = Callable[["Graph"], None]

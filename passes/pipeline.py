@@ -23,7 +23,11 @@ PASS = Kind(
 
 
 def parse_pipeline(
-    text: str | Sequence[str], passes: Sequence[type[Pass]], shared: Mapping[str, Any] | None = None
+    text: str | Sequence[str],
+    passes: Sequence[type[Pass]],
+    shared: Mapping[str, Any] | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Pass, ...]:
     """The passes that pipeline text stands for, with their options checked.
 
@@ -32,15 +36,17 @@ def parse_pipeline(
         passes: the passes there are.
         shared: option values that go to every pass that has an option of that name; None stands for "not given". Each
             must reach at least one pass.
+        defaults: what an option is where neither the text nor ``shared`` says anything, in place of the pass's own
+            default. Unlike a shared value it need reach no pass, and contradicts nothing.
 
     Raises:
         RequestError: a mistake in the text, an unknown pass or option, a value that an option cannot have, a shared
-            option that no pass takes or that contradicts the text.
+            option that no pass takes or that contradicts the text; or no text at all.
     """
-    whole = text if isinstance(text, str) else ",".join(text)
+    whole = _text(text)
     by_name = {cls.name: cls for cls in passes}
     given = {name: value for name, value in (shared or {}).items() if value is not None}
-    bound = tuple(bind(call, by_name, given, PASS) for call in _calls(whole))
+    bound = tuple(bind(call, by_name, given, PASS, defaults or {}) for call in _calls(whole))
     _every_shared_option_lands(given, bound, by_name)
     return bound
 
@@ -67,6 +73,17 @@ def _calls(text: str) -> list[Call]:
         calls.append(scanner.call())
     scanner.end("',' or the end of the pipeline", "passes are separated by commas: taylor{ratio=0.25},lora")
     return calls
+
+
+def _text(text: str | Sequence[str]) -> str:
+    """One text of what may be several."""
+    parts = list(text) if isinstance(text, Sequence) and not isinstance(text, str) else [text]
+    for part in parts:
+        if not isinstance(part, str):
+            raise RequestError(
+                f"a pipeline is text, not {type(part).__name__}", "write 'taylor{ratio=0.25},lora', or a list of such"
+            )
+    return ",".join(parts)
 
 
 def _every_shared_option_lands(

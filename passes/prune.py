@@ -42,7 +42,9 @@ class Prune(Pass):
     layers: tuple[int, int] | None = option(None, "layers to prune, START:END with END exclusive; all when none")
     heads: str = option("kv", "kv: whole kv heads with their query heads; query: query heads within each; off", HEADS)
     ffn: bool = option(True, "prune inner widths (feed-forward)")
-    channels: bool = option(False, "prune the residual width (the paper's channel-wise mode)")
+    channels: bool = option(
+        False, "prune the residual width (the paper's channel-wise mode); true for package.module:callable"
+    )
     experts: bool = option(False, "prune whole experts with their router rows, never fewer than a token needs")
     multiple_of: int = option(
         1, "round widths other than heads up to a multiple of this", at_least=1,

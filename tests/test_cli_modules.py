@@ -231,7 +231,7 @@ def test_scores_of_a_loss_are_those_of_the_call_in_python(
         capsys, "apply", *NET, "--pass", "taylor", "--loss", f"{PACKAGE}:loss", "--ratio", "0.5", "--out", "out"
     )
     same = prune_module(package.net(), torch.zeros(2, 3, 8, 8), "taylor", ratio=0.5, loss=package.loss)
-    assert data["pipeline"] == same.pipeline
+    assert data["pipeline"] == same.options
     held = load_file("out/model.safetensors")
     assert all(torch.equal(held[name], tensor) for name, tensor in same.module.state_dict().items())
 

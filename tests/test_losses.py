@@ -41,5 +41,5 @@ def test_taylor_keeps_what_the_loss_needs() -> None:
     net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     with torch.no_grad():
         net[2].weight[:, [1, 4]] = 0
-    result = prune_module(net, torch.randn(4, 6), "taylor", ratio=0.25, loss=quadratic, data=[torch.randn(4, 6)])
+    result = prune_module(net, torch.randn(4, 6), "taylor", ratio=0.25, loss=quadratic, calib=[torch.randn(4, 6)])
     assert result.plan.slices["0.weight", 0].tolist() == [0, 2, 3, 5, 6, 7]

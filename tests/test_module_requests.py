@@ -77,8 +77,19 @@ REFUSED: list[tuple[Callable[[], Any], type[FxpruneError], str]] = [
     ),
     (lambda: prune_module(linear(), X, "taylor"), RequestError, "taylor scores need a loss"),
     (lambda: prune_module(linear(), X, "lora"), RequestError, "pass 'lora' works on language models"),
-    (lambda: prune_module(linear(), X, "random", data=[X]), RequestError, "data without a loss"),
-    (lambda: prune_module(linear(), X, "taylor", loss=quadratic, data=[]), RequestError, "data holds no batch"),
+    (lambda: prune_module(linear(), X, "random", calib=[X]), RequestError, "calib without a loss"),
+    (lambda: prune_module(linear(), X, "taylor", loss=quadratic, calib=[]), RequestError, "calib holds no batch"),
+    (
+        lambda: prune_module(linear(), X, "taylor", loss=quadratic, calib="x"),
+        RequestError,
+        "calib is 'x', not a list of batches",
+    ),
+    (lambda: prune_module(linear(), X, "taylor", loss=quadratic, calib=3), RequestError, "calib is an int"),
+    (lambda: prune_module(linear(), X, "taylor", loss="m:f"), RequestError, "loss is 'm:f', not a function"),
+    (lambda: prune_module(linear(), X, 3), RequestError, "a pipeline is text, not int"),
+    (lambda: prune_module("demo", X, "random"), RequestError, "'demo' is not a torch.nn.Module"),
+    (lambda: prune_module(nn.Linear, X, "random"), RequestError, "the class Linear is not a torch.nn.Module"),
+    (lambda: prune_module(linear(), X, "random").save(3), RequestError, "out is an int, not a path"),
     (lambda: prune_module(linear(), X, "taylor", loss=lambda m: m(X)), RequestError, "no scalar tensor but of shape"),
     (lambda: prune_module(linear(), X, "taylor", loss=lambda _: 1.0), RequestError, "no scalar tensor but float"),
     (
@@ -123,6 +134,12 @@ def test_what_is_refused(row: tuple[Callable[[], Any], type[FxpruneError], str])
         call()
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_data_is_what_recovery_trains_on() -> None:
+    with pytest.raises(RequestError, match="no pass for modules trains") as caught:
+        prune_module(linear(), X, "taylor", loss=quadratic, data=[X])
+    assert "as calib=" in caught.value.hint
 
 
 def test_modules_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

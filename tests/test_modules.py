@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.api.modules import Pruned, prune_module
+from fxprune.ir.errors import RequestError
 from fxprune.passes.couple import Coupling, couple
 from fxprune.passes.shrink import make_plan, rewrite
 from fxprune.tracer.export import Traced
@@ -139,6 +141,28 @@ def test_channels_can_be_left_alone() -> None:
     assert {change.name for change in result.groups} == {
         "blocks.0:width", "blocks.0:width.1", "blocks.1:width", "blocks.1:width.1",
     }  # fmt: skip
+
+
+def test_each_pass_that_says_nothing_about_channels_prunes_them() -> None:
+    """What one pass says is for itself, what the call says is for all, and two answers are refused."""
+
+    def told(passes: str, channels: bool | None = None) -> str:
+        return prune_module(build("depthwise"), images(), passes, ratio=0.25, channels=channels).options
+
+    two = told("magnitude{channels=false},random")
+    assert [part.partition("channels=")[2].partition(",")[0] for part in two.split("},")] == ["false", "true"]
+    assert "channels=true" in told("magnitude")
+    assert "channels=false" in told("magnitude", channels=False)
+    with pytest.raises(RequestError, match="two values for one option: channels=false in the pipeline, channels=true"):
+        told("magnitude{channels=false}", channels=True)
+
+
+def test_the_result_as_json_holds_times_and_its_record_holds_none() -> None:
+    result = prune_module(build("plain"), images(), "magnitude", ratio=0.5)
+    data, record = json.loads(json.dumps(result.to_json())), result.to_record()
+    assert set(data) - set(record) == {"steps"}
+    assert [step["name"] for step in data["steps"]] == [step.name for step in result.steps]
+    assert record["pipeline"] == result.options != result.pipeline
 
 
 def test_passes_follow_one_another_on_a_rewritten_graph() -> None:

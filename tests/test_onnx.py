@@ -120,7 +120,7 @@ def test_report_says_what_was_made_and_checked(exported: Exported) -> None:
     assert report.opset == onnx.load(exported.out / "model.onnx", load_external_data=False).opset_import[0].version
     assert report.provider == "CPUExecutionProvider"
     assert report.versions["torch"] == version("torch")  # torch.__version__ also says which build it is
-    assert json.loads((exported.out / "fxprune.json").read_text()) == json.loads(json.dumps(report.as_json()))
+    assert json.loads((exported.out / "fxprune.json").read_text()) == json.loads(json.dumps(report.to_record()))
 
 
 def test_directory_is_runnable_and_holds_no_traces_of_this_machine(exported: Exported) -> None:

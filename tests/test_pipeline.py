@@ -109,6 +109,29 @@ def test_a_shared_option_may_repeat_what_the_text_says() -> None:
     assert parse_pipeline("score{ratio=0.25}", PASSES, {"ratio": "0.250"}) == (Score(ratio=0.25),)
 
 
+def test_a_default_is_for_the_passes_that_say_nothing() -> None:
+    """One that is told by name keeps what it was told, and the others still get the default."""
+    found = parse_pipeline("score{heads=true},score,train", PASSES, defaults={"heads": False, "ratio": 0.1})
+    assert found == (Score(heads=True, ratio=0.1), Score(heads=False, ratio=0.1), Train())
+
+
+def test_what_is_given_for_all_passes_goes_before_a_default() -> None:
+    found = parse_pipeline("score,train", PASSES, {"seed": 7, "heads": None}, defaults={"seed": 3, "heads": "false"})
+    assert found == (Score(seed=7, heads=False), Train(seed=7))
+
+
+def test_a_default_need_not_reach_any_pass_and_is_printed_as_text_that_holds_alone() -> None:
+    assert parse_pipeline("plain", PASSES, defaults={"heads": False}) == (Plain(),)
+    found = parse_pipeline("score", PASSES, defaults={"heads": False})
+    assert print_pipeline(found) == "score{heads=false}"
+
+
+@pytest.mark.parametrize("text", [3, None, [Plain()], ["plain", 3], b"plain"], ids=repr)
+def test_a_pipeline_is_text(text: object) -> None:
+    with pytest.raises(RequestError, match="a pipeline is text, not"):
+        parse_pipeline(text, PASSES)  # type: ignore[arg-type]
+
+
 MISTAKES = [
     ("", "expected the name of a pass", "\n  \n  ^", "fxprune passes"),
     ("score,,train", "expected the name of a pass", "\n  score,,train\n        ^", "fxprune passes"),

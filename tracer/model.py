@@ -43,12 +43,14 @@ class Source:
         directory: where its files are.
         trust_remote_code: whether code in it may run.
         allow_pickle: whether weights may be read from a pickle.
+        loaded: whether the directory was written from a model in memory, and lasts as long as the call.
     """
 
     name: str
     directory: Path
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    loaded: bool = False
 
 
 def resolve(
@@ -270,8 +272,10 @@ def load_tokenizer(source: Source) -> Any:
     """The model's tokenizer.
 
     Raises:
-        RequestError: the directory has none, or it cannot be read.
+        RequestError: the directory has none, or it cannot be read; a loaded model came without one.
     """
+    if source.loaded and not (source.directory / "tokenizer_config.json").is_file():
+        raise RequestError(f"{source.name} came without a tokenizer, and text is to be read", "give it as tokenizer=")
     return _guarded(
         lambda: AutoTokenizer.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
         RequestError,

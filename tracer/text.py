@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +145,17 @@ def from_string(name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> Tex
     if not text.strip():
         raise RequestError(f"the text '{name}' is empty", "give some text")
     return Text(name, (text,), tokenizer)
+
+
+def from_rows(name: str, rows: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Text:
+    """Rows that are already in memory: each stands for itself, as those of a ``.jsonl`` file do.
+
+    Raises:
+        RequestError: when none holds any text.
+    """
+    if not any(row.strip() for row in rows):
+        raise RequestError(f"the text '{name}' is empty", "give some text")
+    return Text(name, tuple(rows), tokenizer, whole=False)
 
 
 def _looks_like_file(path: Path) -> bool:

@@ -1,0 +1,225 @@
+"""What a call was given, checked before any work: models, texts, paths and functions of the kinds that a call takes.
+
+Nothing heavy is imported here: an object of torch or transformers can be there only when its library is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+from ..ir.errors import RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Model: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
+"""A Hugging Face model directory, a Hub id, ``demo``, or a model of transformers that is loaded already."""
+
+GivenText: TypeAlias = "str | os.PathLike[str] | Sequence[str]"
+"""A text file, a file of rows, a ``datasets`` id, or the rows themselves: a list of strings."""
+
+MODEL_HINT = "give a model directory, a Hub id, 'demo', or a loaded model of transformers"
+TEXT_HINT = "give the path of a text file, a `datasets` id, or a list of strings"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A text that was given as a list of strings.
+
+    Attributes:
+        name: of the argument, which stands for the text in reports and messages.
+        rows: the strings; each stands for itself, as the rows of a ``.jsonl`` file do.
+    """
+
+    name: str
+    rows: tuple[str, ...]
+
+
+def is_loaded(model: object) -> bool:
+    """Whether it is a model of transformers that is in memory."""
+    return _is(model, "transformers.modeling_utils", "PreTrainedModel")
+
+
+def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether it is text or a path."""
+    return isinstance(value, str | os.PathLike)
+
+
+def exists(path: str) -> bool | None:
+    """Whether something is at a path; None where no path can be called so."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # too long for a name, or the home of a user whom the system does not know
+        return None
+
+
+def check_model(model: object, tokenizer: object = None) -> None:
+    """Refuse what is no model of a call that takes Hugging Face models.
+
+    Raises:
+        RequestError: naming what it is, and what to do with that.
+    """
+    if is_path(model) and tokenizer is not None:
+        raise RequestError("tokenizer= belongs to a loaded model", f"leave it out: {model} brings its own")
+    if tokenizer is not None and not _is(tokenizer, "transformers.tokenization_utils_base", "PreTrainedTokenizerBase"):
+        raise RequestError(
+            f"tokenizer is {_kind(tokenizer)}, not a tokenizer of transformers",
+            "give what AutoTokenizer.from_pretrained returns",
+        )
+    if is_path(model):
+        name = os.fspath(model)
+        if exists(name) is None:
+            raise RequestError(f"no model can have this name: {name[:60]!r}...", MODEL_HINT)
+        return
+    if is_loaded(model):
+        return
+    hint = MODEL_HINT
+    if hasattr(model, "merge_and_unload"):
+        hint = "merge its adapters into it first: model.merge_and_unload()"
+    elif _is(model, "torch.nn", "Module"):
+        hint = "prune it with fxprune.prune_module(module, example_inputs, passes)"
+    raise RequestError(f"{_kind(model)} is not a Hugging Face model", hint)
+
+
+def list_models(models: object, tokenizer: object = None) -> list[Any]:
+    """One model or several, each checked.
+
+    Args:
+        models: as the user gave them.
+        tokenizer: of the loaded ones among them.
+
+    Raises:
+        RequestError: what is no model, or a tokenizer without a loaded model.
+    """
+    several = isinstance(models, list | tuple)
+    found: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
+    loaded = any(map(is_loaded, found))
+    for model in found:
+        check_model(model, tokenizer if is_loaded(model) or not (several and loaded) else None)
+    return found
+
+
+def read_text(text: object, name: str) -> str | Rows | None:
+    """A text as it was given: the path or id of it, or its rows.
+
+    Args:
+        text: a path, an id, a sequence of strings, or None.
+        name: of the argument.
+
+    Raises:
+        RequestError: anything else, a list without strings or with something else in it, or a text where a path
+            belongs.
+    """
+    if text is None:
+        return None
+    if is_path(text):
+        return _path_of_text(os.fspath(text), name)
+    if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
+        raise RequestError(f"{name} cannot be {_kind(text)}", TEXT_HINT)
+    rows = tuple(text)
+    for index, row in enumerate(rows):
+        if not isinstance(row, str):
+            raise RequestError(f"{name}[{index}] is {_kind(row)}, not a string", TEXT_HINT)
+    if not any(row.strip() for row in rows):
+        raise RequestError(f"{name} is a list without any text", "give at least one string with text in it")
+    return Rows(name, rows)
+
+
+def _path_of_text(text: str, name: str) -> str:
+    there = exists(text)
+    if there is None or (not there and "\n" in text):
+        raise RequestError(
+            f"{name} is a text of {len(text):,} characters, where a path or an id belongs",
+            f"give the text itself as a list: {name}=[text]",
+        )
+    return text
+
+
+def check_paths(**paths: object) -> None:
+    """Refuse what is no path; None stands for none.
+
+    Raises:
+        RequestError: naming the argument.
+    """
+    for name, path in paths.items():
+        if path is not None and not is_path(path):
+            raise RequestError(f"{name} is {_kind(path)}, not a path", "give a string or a pathlib.Path")
+
+
+def check_example(example: object) -> None:
+    """Refuse inputs that are no text.
+
+    Raises:
+        RequestError: with the form that is read.
+    """
+    if example is not None and not isinstance(example, str):
+        raise RequestError(
+            f"example is {_kind(example)}, not text",
+            "write the inputs of the model as 'pixel_values=float32[2,3,224,224]'",
+        )
+
+
+def check_loss(loss: object, *, named: bool) -> None:
+    """Refuse a loss that cannot be called.
+
+    Args:
+        loss: as it was given; None for none.
+        named: whether a name of a function will do.
+
+    Raises:
+        RequestError: for anything else.
+    """
+    if loss is not None and not callable(loss) and not (named and isinstance(loss, str)):
+        raise RequestError(
+            f"loss is {_kind(loss)}, not a function", "give a function that takes the module and returns a scalar"
+        )
+
+
+def check_module(module: object) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        RequestError: naming what it is.
+    """
+    if not _is(module, "torch.nn", "Module"):
+        hint = "give an instance of a torch.nn.Module"
+        if is_path(module):
+            hint = "a Hugging Face model is pruned with fxprune.apply(model, passes, out=...)"
+        raise RequestError(f"{_kind(module)} is not a torch.nn.Module", hint)
+
+
+def list_batches(batches: object, name: str) -> list[Any]:
+    """The batches that a loss is computed on.
+
+    Raises:
+        RequestError: none at all, or something that holds no batches.
+    """
+    if not isinstance(batches, Iterable) or is_path(batches):
+        raise RequestError(f"{name} is {_kind(batches)}, not a list of batches", "give a list of batches for the loss")
+    found = list(batches)
+    if not found:
+        raise RequestError(f"{name} holds no batch", "give at least one batch")
+    return found
+
+
+def _kind(value: object) -> str:
+    """What a value is, in words: ``the class Linear``, ``None``, ``an int``."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None:
+        return "None"
+    if isinstance(value, str):
+        return repr(value) if len(value) < 80 else "a text"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
+
+
+def _is(value: object, module: str, name: str) -> bool:
+    """Whether it is an instance of a class of a library, without importing the library."""
+    found = sys.modules.get(module)
+    return found is not None and isinstance(value, getattr(found, name))
