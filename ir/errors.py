@@ -23,6 +23,10 @@ class UnsupportedCall(Exception):
     """A call of an operator that its rule has no words for. The message says why; what the call touches is frozen."""
 
 
+class ShapeError(UnsupportedCall):
+    """A call whose shapes do not fit together, which no framework would run: a graph that holds it is not valid."""
+
+
 class RequestError(FxpruneError):
     """A request that cannot be carried out as it was made; found before any work is done."""
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ..axes import ONE, Axes, AxisId, ClashError
-from ..errors import UnsupportedCall
+from ..errors import ShapeError, UnsupportedCall
 from ..graph import Arg, Op, Value
 from ..plan import Indices
 from .contraction import Contraction, contraction
@@ -56,7 +56,7 @@ class Equations:
         """Equate the axes of operands with a result's, aligned at the last, as broadcasting does."""
         for axes in operands:
             if len(axes) > len(result):
-                raise UnsupportedCall(f"an operand of {len(axes)} dimensions in a result of {len(result)}")
+                raise ShapeError(f"an operand of {len(axes)} dimensions in a result of {len(result)}")
             self.tie_all(axes, result[len(result) - len(axes) :])
 
     def freeze(self, axes: Iterable[AxisId], reason: str) -> None:
