@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import MalformedCall
+from .errors import ShapeError
 
 AxisId = int
 ONE: AxisId = 0
@@ -89,10 +89,10 @@ class Axes:
         """An axis of which nothing is known but its extent.
 
         Raises:
-            MalformedCall: for a negative extent, which a rule computed from a call that runs past an axis.
+            ShapeError: for a negative extent, which a rule computed from a call that runs past an axis.
         """
         if size < 0:
-            raise MalformedCall(f"an axis of extent {size}")
+            raise ShapeError(f"an axis of extent {size}")
         return ONE if size == 1 else self._add(_Node(size, len(self._nodes)))
 
     def product(self, factors: Iterable[AxisId]) -> AxisId:

@@ -23,8 +23,8 @@ class UnsupportedCall(Exception):
     """A call of an operator that its rule has no words for. The message says why; what the call touches is frozen."""
 
 
-class MalformedCall(UnsupportedCall):
-    """A call that cannot have run: its arguments and shapes contradict one another. A graph that holds one is not valid."""
+class ShapeError(UnsupportedCall):
+    """A call whose shapes do not fit together, which no framework would run: a graph that holds it is not valid."""
 
 
 class RequestError(FxpruneError):

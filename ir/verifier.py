@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from .axes import AxisId
-from .errors import FxpruneError, MalformedCall
+from .errors import FxpruneError, ShapeError
 from .graph import Graph, Op, Value
-from .plan import Indices
-from .rules import Equations, rule_table
+from .rules import AS_IT_IS, Equations, rule_table
 from .text import print_arg, print_graph
 
 
@@ -64,21 +61,11 @@ def _check_shapes(graph: Graph, op: Op, shapes: _Shapes) -> None:
     try:
         rule.couple(shapes, op)
         if rule.resize is not None:
-            _check_arguments(op, rule.resize(op, _AsItIs()))
-    except (_Mismatch, MalformedCall) as error:
+            _check_arguments(op, rule.resize(op, AS_IT_IS))
+    except (_Mismatch, ShapeError) as error:
         raise _error(graph, op, str(error)) from error
-    except Exception:  # a call that its rule has no words for: coupling froze what it touches, so that nothing changed
+    except Exception:  # a call that the rule has no words for is frozen, and not judged: as one without a rule
         return
-
-
-class _AsItIs:
-    """Nothing is resized: a rule that rewrites arguments must find them as they are."""
-
-    def shape(self, value: Value) -> tuple[int, ...]:
-        return value.shape
-
-    def kept(self, value: Value, dim: int) -> Indices:
-        return np.arange(value.shape[dim])
 
 
 def _check_arguments(op: Op, right: Op) -> None:

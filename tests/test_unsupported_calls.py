@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
 
+from fxprune.api.modules import prune_module
 from fxprune.ir import FxpruneError
 from fxprune.ir.cost import macs
 from fxprune.ir.graph import Op
@@ -185,3 +189,23 @@ def test_the_check_finds_a_call_that_is_not_frozen(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Equations, "freeze_call", lambda *_: None)
     monkeypatch.setattr("fxprune.passes.couple._lonely", lambda *_: {})
     assert "is not frozen" in (fault(without_weight) or "")
+
+
+class Unusual(nn.Module):
+    """Its gate is a softmax of a single number, and its last layer has a weight without a dimension of outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
+        self.gate, self.last = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.up(x)) * torch.softmax(self.gate, 0)
+        return F.linear(self.down(hidden), self.last)
+
+
+def test_a_model_with_unsupported_calls_is_cut_elsewhere() -> None:
+    torch.manual_seed(0)
+    result = prune_module(Unusual(), torch.randn(3, 6), "random", ratio=0.5, seed=0)
+    assert result.module.up.weight.shape == (6, 6)
+    assert result.module.last.shape == (6,)

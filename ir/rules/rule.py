@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from ..axes import ONE, Axes, AxisId, ClashError
-from ..errors import MalformedCall, UnsupportedCall
+from ..errors import ShapeError, UnsupportedCall
 from ..graph import Arg, Op, Value
 from ..plan import Indices
 from .contraction import Contraction, contraction
@@ -56,7 +56,7 @@ class Equations:
         """Equate the axes of operands with a result's, aligned at the last, as broadcasting does."""
         for axes in operands:
             if len(axes) > len(result):
-                raise MalformedCall(f"an operand of {len(axes)} dimensions in a result of {len(result)}")
+                raise ShapeError(f"an operand of {len(axes)} dimensions in a result of {len(result)}")
             self.tie_all(axes, result[len(result) - len(axes) :])
 
     def freeze(self, axes: Iterable[AxisId], reason: str) -> None:
@@ -173,7 +173,7 @@ def pattern(text: str, *, freeze: Mapping[str, str] | None = None, mark: Mapping
             if isinstance(value, Value):
                 leading.append(_bind(eq, op, letters, value, bound))
             elif not optional:
-                raise MalformedCall(f"{op.target}: operand {position} of {text!r} is no tensor")
+                raise UnsupportedCall(f"{op.target}: operand {position} of {text!r} is no tensor")
         for letters, value in zip(results, op.results, strict=False):
             if value is not None:
                 rest = _bind(eq, op, letters, value, bound)

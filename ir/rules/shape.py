@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..errors import MalformedCall
+from ..errors import ShapeError
 from ..graph import Arg, DType, Op, Value
 from .arguments import argument, integers, place, tensor, with_args, wrapped
 from .rule import Equations, Resized, Rule
@@ -52,7 +52,7 @@ def _reshape(eq: Equations, op: Op) -> None:
         return
     elements = math.prod(operand.shape), math.prod(result.shape)
     if elements[0] != elements[1]:
-        raise MalformedCall(f"{elements[0]} elements cannot be {elements[1]}")
+        raise ShapeError(f"{elements[0]} elements cannot be {elements[1]}")
     for run, other in blocks(operand.shape, result.shape):
         eq.tie(eq.axes.product(left[d] for d in run), eq.axes.product(right[d] for d in other))
 
