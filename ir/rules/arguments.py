@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import MalformedCall, UnsupportedCall
+from ..errors import UnsupportedCall
 from ..graph import Arg, Op, Value
 
 
@@ -25,11 +25,11 @@ def tensor(op: Op, position: int, name: str = "") -> Value:
     """An operand that must be a tensor.
 
     Raises:
-        MalformedCall: when it is none.
+        UnsupportedCall: when it is none.
     """
     value = argument(op, position, name)
     if not isinstance(value, Value):
-        raise MalformedCall(f"{op.target} argument {name or position} is no tensor")
+        raise UnsupportedCall(f"{op.target} argument {name or position} is no tensor")
     return value
 
 
@@ -37,11 +37,11 @@ def integer(op: Op, position: int, name: str, default: int = 0) -> int:
     """An argument that must be an integer.
 
     Raises:
-        MalformedCall: when it is none.
+        UnsupportedCall: when it is none.
     """
     value = argument(op, position, name, default)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise MalformedCall(f"{op.target} argument {name} is no integer")
+        raise UnsupportedCall(f"{op.target} argument {name} is no integer")
     return value
 
 
@@ -49,12 +49,12 @@ def integers(op: Op, position: int, name: str) -> tuple[int, ...]:
     """An argument that must be a list of integers.
 
     Raises:
-        MalformedCall: when it is none.
+        UnsupportedCall: when it is none.
     """
     value = argument(op, position, name)
     found = tuple(item for item in value if isinstance(item, int)) if isinstance(value, tuple) else ()
     if not isinstance(value, tuple) or len(found) < len(value):
-        raise MalformedCall(f"{op.target} argument {name} is no list of integers")
+        raise UnsupportedCall(f"{op.target} argument {name} is no list of integers")
     return found
 
 
