@@ -18,6 +18,7 @@ from fxprune.passes.couple import Coupling, couple
 from fxprune.passes.shrink import make_plan, rewrite
 from fxprune.tracer.export import Traced, trace_causal_lm
 
+from .decoders import random_decoder
 from .equivalence import TOLERANCE, difference, random_units, sliced, tensors_of
 
 VOCAB = 61
@@ -52,11 +53,7 @@ FAMILIES: dict[str, tuple[type[transformers.PreTrainedConfig], dict[str, Any]]] 
 @cache
 def subject(family: str) -> tuple[torch.nn.Module, Traced, Coupling]:
     config_class, options = FAMILIES[family]
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config_class(**options), dtype=torch.float32).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
+    model = random_decoder(config_class(**options), 0.3, torch.float32)
     traced = trace_causal_lm(model)
     return model, traced, couple(traced.graph)
 

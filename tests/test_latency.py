@@ -21,7 +21,8 @@ from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import ANALYSES, PASSES
 from fxprune.tracer.export import trace_causal_lm, trace_model
 
-from .test_allocate import Windows, make
+from .states import decoder_state
+from .test_allocate import make
 
 START, PER_MAC = 500, 3
 """Nanoseconds of the made-up machine: to start an operator, and of every multiply-accumulate."""
@@ -52,9 +53,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[Op]:
 def state_of(kind: str = "llama") -> State:
     model = make(kind).float()
     traced = trace_causal_lm(model)
-    state = State(traced.graph, model, example=traced.example, calibration=Windows(), whole=traced.graph)
-    state.retrace = lambda module: trace_causal_lm(module).graph
-    return state
+    return decoder_state(model, traced, whole=traced.graph)
 
 
 def contractions(state: State) -> int:
