@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.backends.graph_module import raise_graph
@@ -19,6 +19,7 @@ from fxprune.passes.shrink import make_plan, rewrite
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .decoders import random_decoder
+from .draws import draws
 from .equivalence import TOLERANCE, difference, random_units, sliced, tensors_of
 
 VOCAB = 61
@@ -79,7 +80,7 @@ def test_every_block_has_heads_and_a_width_and_all_share_the_residual_width(fami
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@draws(3)
 @given(data=st.data())
 def test_removing_equals_zeroing(family: str, data: st.DataObject) -> None:
     """Any plan over any groups that no normalisation crosses, head channels included."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.backends.graph_module import raise_graph
@@ -18,6 +18,7 @@ from fxprune.passes.couple import Coupling, couple
 from fxprune.passes.shrink import extents_by_module, make_plan, rewrite
 
 from . import random_models
+from .draws import draws
 from .equivalence import TOLERANCE, difference, random_units, tensors_of
 from .test_golden import sections
 
@@ -248,7 +249,7 @@ def draw_plan(coupling: Coupling, data: st.DataObject) -> dict[str, Any]:
     return keep
 
 
-@settings(max_examples=15)
+@draws(15)
 @given(data=st.data())
 def test_a_random_plan_on_a_random_model_equals_zeroing(data: st.DataObject) -> None:
     model = data.draw(random_models.models())
