@@ -171,7 +171,9 @@ def test_a_ratio_of_zero_changes_not_a_bit() -> None:
     model = make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     run(decoder_state(model), Magnitude(ratio=0.0), Compensate(samples=2, length=8))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_the_bias_makes_the_mean_output_the_dense_one() -> None:
@@ -179,7 +181,9 @@ def test_the_bias_makes_the_mean_output_the_dense_one() -> None:
     state = run(decoder_state(model), Random(ratio=0.5, heads="off"), Compensate(method="bias", samples=6, length=16))
     assert state.original is not None
     tokens = TEXT.windows(16, 6)
-    for path in state.report["compensate"]["refitted"]:
+    refitted = state.report["compensate"]["refitted"]
+    assert refitted
+    for path in refitted:
         module = path.removesuffix(".weight")
         assert torch.allclose(
             observe(model, module, tokens)[1].mean(0), observe(state.original, module, tokens)[1].mean(0)

@@ -312,6 +312,27 @@ def test_an_option_that_makes_no_sense_is_an_error(options: dict[str, Any], mess
     assert caught.value.hint
 
 
-def test_sensible_options_pass() -> None:
-    Lora().check()
-    Lora(batch=2).check()
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("r", 0, 1), ("alpha", 0, 1), ("epochs", 0, 1), ("batch", 0, 1), ("micro_batch", 0, 1), ("length", 1, 2),
+        ("steps", -1, 0), ("warmup", -1, 0), ("seed", -1, 0), ("seed", 2**32, 2**32 - 1), ("dropout", -0.01, 0.0),
+        ("dropout", 1.0, 0.99), ("lr", 0.0, 5e-324), ("lr", float("inf"), 1e308), ("dtype", "float16", "bfloat16"),
+        ("batch", 6, 8),
+    ],
+)  # fmt: skip
+def test_the_next_sensible_value_is_taken(name: str, wrong: Any, right: Any) -> None:
+    assert (refuses(**{name: wrong}), refuses(**{name: right}), refuses()) == (True, False, False)
+
+
+def refuses(**options: Any) -> bool:
+    try:
+        Lora(**options).check()
+    except RequestError:
+        return True
+    return False
+
+
+def test_a_batch_below_a_micro_batch_is_read_at_once() -> None:
+    report = recover(llama(), batch=2, micro_batch=4, steps=3)
+    assert report["tokens"] == 3 * 2 * 12

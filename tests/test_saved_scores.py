@@ -119,6 +119,7 @@ def test_a_search_keeps_what_it_measured_of_single_groups(calibrations: list[int
     fresh = run(f"{search}0.5}}")
     assert reused.plan is not None
     assert fresh.plan is not None
+    assert reused.plan.keep.keys() == fresh.plan.keep.keys() != set()
     assert all(np.array_equal(units, fresh.plan.keep[group]) for group, units in reused.plan.keep.items())
 
 
@@ -157,6 +158,7 @@ def test_depth_first_is_the_same_model_for_every_width_and_later_passes_score_an
     plan = run(twice).plan
     assert state.plan is not None
     assert plan is not None
+    assert state.plan.keep.keys() == plan.keep.keys() != set()
     assert all(np.array_equal(units, plan.keep[group]) for group, units in state.plan.keep.items())
 
 
