@@ -12,7 +12,6 @@ import pytest
 HERE = Path(__file__).parent
 FILES = sorted(HERE.rglob("*.py"))
 RAISES = {"pytest.raises", "pytest.warns", "pytest.fail"}
-LITERALS = (ast.Tuple, ast.List, ast.Set)
 SAME_LENGTH = {"enumerate", "sorted", "reversed", "list", "tuple", "set", "zip", "product"}
 """Functions of which the result is not empty where no argument is."""
 
@@ -53,20 +52,21 @@ def is_check(path: Path, node: ast.AST, passed: tuple[str, ...] = ()) -> bool:
 
 def is_never_empty(node: ast.expr, known: dict[str, ast.expr]) -> bool:
     """Whether there is at least one element, as far as the text says."""
-    if isinstance(node, LITERALS):
-        return any(not isinstance(e, ast.Starred) or is_never_empty(e.value, known) for e in node.elts)
-    if isinstance(node, ast.Dict):
-        return bool(node.keys)
-    if isinstance(node, ast.Constant):
-        return bool(node.value)
-    if isinstance(node, ast.Name):
-        return node.id.isupper() or (node.id in known and is_never_empty(known[node.id], {}))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not node.args:
-        return node.func.attr in ("items", "keys", "values") and is_never_empty(node.func.value, known)
-    if isinstance(node, ast.Call):
-        name = ast.unparse(node.func).rpartition(".")[2]
-        return name == "range" or (name in SAME_LENGTH and all(is_never_empty(a, known) for a in node.args))
-    return False
+    match node:
+        case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
+            found = any(not isinstance(e, ast.Starred) or is_never_empty(e.value, known) for e in elements)
+        case ast.Dict(keys=content) | ast.Constant(value=content):
+            found = bool(content)
+        case ast.Name(id=name):
+            found = name.isupper() or (name in known and is_never_empty(known[name], {}))
+        case ast.Call(func=ast.Attribute(value=mapping, attr="items" | "keys" | "values"), args=[]):
+            found = is_never_empty(mapping, known)
+        case ast.Call(func=function, args=arguments):
+            name = ast.unparse(function).rpartition(".")[2]
+            found = name == "range" or (name in SAME_LENGTH and all(is_never_empty(a, known) for a in arguments))
+        case _:
+            found = False
+    return found
 
 
 def sure_checks(path: Path, node: ast.AST, known: dict[str, ast.expr]) -> Iterator[ast.AST]:
@@ -104,9 +104,8 @@ def unsure(path: Path) -> list[str]:
     """Tests of a file that may end without having checked anything."""
     found = []
     for node in ast.walk(tree(path)):
-        if isinstance(node, Function) and node.name.startswith("test_"):
-            if not is_sure(path, node):
-                found.append(f"{path.relative_to(HERE).as_posix()}:{node.lineno} {node.name}")
+        if isinstance(node, Function) and node.name.startswith("test_") and not is_sure(path, node):
+            found.append(f"{path.relative_to(HERE).as_posix()}:{node.lineno} {node.name}")
     return found
 
 

@@ -66,7 +66,7 @@ def test_a_teacher_brings_the_model_nearer_to_it(step: Recovery) -> None:
     dense = llama()
     model = damaged(dense)
     held, before = weights(dense), divergence(model, dense)
-    report = recover(step, model, dense)
+    recover(step, model, dense)
     assert divergence(model, dense) < 0.7 * before
     assert all(torch.equal(tensor, held[name]) for name, tensor in dense.state_dict().items())
     assert not model.training
