@@ -1,10 +1,23 @@
-"""Texts that no tokenizer made: what passes read in tests for calibration and recovery."""
+"""What passes read in tests for calibration and recovery: tokens that no tokenizer made, and a tokenizer of words."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A token for every word, numbered in their order; the first one stands for all others."""
+    vocabulary = {word: number for number, word in enumerate(words)}
+    made = Tokenizer(WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
+    made.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made)
 
 
 @dataclass(frozen=True)

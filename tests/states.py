@@ -7,8 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.ir.graph import Graph
-from fxprune.passes.base import State
+from fxprune.ir.verifier import verify
+from fxprune.passes.base import Pass, State
 from fxprune.passes.couple import couple
+from fxprune.passes.manager import run_pipeline
+from fxprune.passes.pipeline import parse_pipeline
+from fxprune.passes.registry import ANALYSES, PASSES
 from fxprune.tracer.export import Traced, trace_causal_lm
 from fxprune.tracer.module import bind, trace_module
 
@@ -42,6 +46,15 @@ def decoder_state(model: Any, traced: Traced | None = None, **parts: Any) -> Sta
         "retrace": lambda module: trace_causal_lm(module).graph,
     }
     return state_of(traced.graph, model, **{**given, **parts})
+
+
+def run_passes(state: State, *steps: Pass | str) -> State:
+    """A state after passes, or after pipeline text, the graph verified after each."""
+    passes: list[Pass] = []
+    for step in steps:
+        passes += parse_pipeline([step], PASSES) if isinstance(step, str) else [step]
+    run_pipeline(passes, state, analyses=ANALYSES, verify=verify)
+    return state
 
 
 def module_state(model: nn.Module, x: Tensor, **parts: Any) -> State:

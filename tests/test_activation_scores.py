@@ -19,16 +19,14 @@ from fxprune.passes.compensate import Compensate
 from fxprune.passes.fisher import Fisher
 from fxprune.passes.flap import Flap
 from fxprune.passes.least_squares import Moments, Surgeon, refit
-from fxprune.passes.manager import run_pipeline
 from fxprune.passes.obs import Obs
-from fxprune.passes.registry import ANALYSES
 from fxprune.passes.select import select
 from fxprune.passes.wanda import Wanda
 
 from .corpora import RandomTokens
 from .decoders import random_decoder, special_tokens
 from .nets import Plain
-from .states import decoder_state, module_state
+from .states import decoder_state, module_state, run_passes
 
 VOCAB = 37
 TEXT = RandomTokens(VOCAB)
@@ -260,7 +258,7 @@ def test_they_prune_and_compensate_a_model(score: Any, channels: bool) -> None:
     model = make()
     state = decoder_state(model)
     chosen = score(ratio=0.5, samples=4, length=8, channels=channels)
-    run_pipeline([chosen, Compensate(samples=8, length=16)], state, analyses=ANALYSES, verify=lambda _graph: None)
+    run_passes(state, chosen, Compensate(samples=8, length=16))
     assert model.model.layers[0].mlp.down_proj.weight.shape == (8 if channels else 16, 6)
     assert model(input_ids=TEXT.windows(8, 2)).logits.isfinite().all()
 

@@ -15,16 +15,13 @@ from fxprune.ir import RequestError
 from fxprune.ir.cost import macs
 from fxprune.ir.groups import Kind
 from fxprune.passes.allocate import Curve, Knapsack, Target, even, levels, tied
-from fxprune.passes.base import State
 from fxprune.passes.costs import Costs, dense_cost
 from fxprune.passes.couple import Coupling, couple
 from fxprune.passes.fisher import Fisher
 from fxprune.passes.magnitude import Magnitude
-from fxprune.passes.manager import run_pipeline
 from fxprune.passes.measure import byte_count, parameter_count
 from fxprune.passes.obs import Obs
 from fxprune.passes.random import Random
-from fxprune.passes.registry import ANALYSES
 from fxprune.passes.select import best_units
 from fxprune.passes.sensitivity import Gauge, Silencer
 from fxprune.passes.shrink import make_plan, rewrite
@@ -34,7 +31,7 @@ from fxprune.tracer.export import trace_causal_lm
 
 from .corpora import RandomTokens
 from .decoders import random_decoder, special_tokens
-from .states import decoder_state, state_of
+from .states import decoder_state, run_passes, state_of
 
 VOCAB = 61
 TEXT = RandomTokens(VOCAB)
@@ -55,11 +52,6 @@ BUDGETS = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96)
 
 def make(kind: str = "llama") -> Any:
     return random_decoder(CONFIGS[kind](), 0.2)
-
-
-def run(state: State, *passes: Any) -> State:
-    run_pipeline(passes, state, analyses=ANALYSES, verify=lambda _graph: None)
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +144,7 @@ def test_what_is_asked_of_the_model_is_what_comes_out(target: str) -> None:
     model = make()
     state = decoder_state(model)
     dense = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.graph)}
-    run(state, Magnitude(target=target, by="global"))
+    run_passes(state, Magnitude(target=target, by="global"))
     asked = Target.parse(target)
     measured = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.graph)}
     assert measured[asked.measure] == pytest.approx(asked.amount(dense[asked.measure]), rel=0.005)
@@ -162,7 +154,7 @@ def test_what_is_asked_of_the_model_is_what_comes_out(target: str) -> None:
 def test_a_share_is_of_the_model_before_any_pass() -> None:
     model = make()
     before = parameter_count(model)
-    run(
+    run_passes(
         decoder_state(model),
         Magnitude(target="params:0.8"),
         Fisher(target="params:0.6", by="global", samples=4, length=8),
@@ -174,7 +166,7 @@ def test_without_a_target_the_budget_is_what_the_ratio_leaves() -> None:
     reached = []
     for by in ("uniform", "global"):
         model = make()
-        run(decoder_state(model), Magnitude(ratio=0.25, by=by))
+        run_passes(decoder_state(model), Magnitude(ratio=0.25, by=by))
         reached.append(parameter_count(model))
     assert reached[1] == pytest.approx(reached[0], rel=0.005)
 
@@ -212,7 +204,7 @@ def test_a_loss_that_the_scores_see_is_avoided() -> None:
     model = make()
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.zero_()
-    state = run(decoder_state(model), Fisher(target="params:0.8", by="global", heads="off", samples=4, length=8))
+    state = run_passes(decoder_state(model), Fisher(target="params:0.8", by="global", heads="off", samples=4, length=8))
     assert state.plan is not None
     assert list(state.plan.keep) == ["model.layers.1.mlp:width"]
 
@@ -226,7 +218,7 @@ def test_scores_of_their_own_unit_are_set_in_relation(step: Any) -> None:
         with torch.no_grad():
             model.model.layers[1].mlp.up_proj.weight.mul_(factor)
             model.model.layers[1].mlp.down_proj.weight.div_(factor)
-        state = run(decoder_state(model), step(target="params:0.8", by="global", samples=4, length=8))
+        state = run_passes(decoder_state(model), step(target="params:0.8", by="global", samples=4, length=8))
         assert state.plan is not None
         kept.append({name: units.tolist() for name, units in state.plan.keep.items()})
     assert kept[0] == kept[1]
@@ -254,7 +246,7 @@ def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> Non
     scores = {g.name: np.isin(np.arange(g.units), keep[g.name]).astype(float) for g in groups}
     picked = Magnitude(ratio=0.5)
     object.__setattr__(picked, "scores", lambda _groups, _state: scores)
-    run(state, picked)
+    run_passes(state, picked)
     with torch.no_grad():
         pruned = model(input_ids=TEXT.windows(8, 6)).logits.log_softmax(-1)
     expected = float((dense.exp() * (dense - pruned)).sum(-1).mean())
@@ -267,7 +259,7 @@ def test_a_search_ends_nearer_than_where_it_started() -> None:
     for moves in (0, 24):
         model = make()
         options: dict[str, Any] = {"target": "params:0.6", "samples": 4, "length": 8, "moves": moves}
-        state = run(decoder_state(model), Wanda(by="search", **options))
+        state = run_passes(decoder_state(model), Wanda(by="search", **options))
         allocation = state.report["wanda"]["allocation"]
         distances.append(allocation["distance"])
         assert parameter_count(model) == allocation["reached"] <= allocation["budget"]
@@ -275,11 +267,13 @@ def test_a_search_ends_nearer_than_where_it_started() -> None:
 
 
 def refusal(**options: Any) -> Any:
-    return lambda: run(decoder_state(make()), Magnitude(**options))
+    return lambda: run_passes(decoder_state(make()), Magnitude(**options))
 
 
 def coarse() -> Any:
-    return run(decoder_state(make("qwen3")), Magnitude(target="params:0.99", by="global", ffn=False, layers=(1, 2)))
+    return run_passes(
+        decoder_state(make("qwen3")), Magnitude(target="params:0.99", by="global", ffn=False, layers=(1, 2))
+    )
 
 
 @pytest.mark.parametrize(
@@ -309,13 +303,13 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 def test_a_search_needs_text() -> None:
     state = decoder_state(make(), calibration=None)
     with pytest.raises(RequestError, match="by=search measures on calibration text"):
-        run(state, Magnitude(target="params:0.8", by="search"))
+        run_passes(state, Magnitude(target="params:0.8", by="search"))
 
 
 def test_a_search_needs_weights() -> None:
     state = decoder_state(make().to("meta"))
     with pytest.raises(RequestError, match="by=search runs the model, whose weights are not in memory"):
-        run(state, Random(target="params:0.8", by="search"))
+        run_passes(state, Random(target="params:0.8", by="search"))
 
 
 def test_a_distance_that_is_not_finite_is_a_failure() -> None:

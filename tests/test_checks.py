@@ -11,7 +11,7 @@ import pytest
 
 HERE = Path(__file__).parent
 FILES = sorted(HERE.rglob("*.py"))
-RAISES = {"pytest.raises", "pytest.warns", "pytest.fail"}
+RAISES = {"raises", "warns", "fail"}
 SAME_LENGTH = {"enumerate", "sorted", "reversed", "list", "tuple", "set", "zip", "product"}
 """Functions of which the result is not empty where no argument is."""
 
@@ -35,19 +35,28 @@ def functions(path: Path) -> dict[str, tuple[Path, Function]]:
     return found | {node.name: (path, node) for node in ast.walk(tree(path)) if isinstance(node, Function)}
 
 
-def is_check(path: Path, node: ast.AST, passed: tuple[str, ...] = ()) -> bool:
+def name_of(function: ast.expr) -> str:
+    """Of what is called, without what it belongs to."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def is_check(path: Path, node: ast.AST, passed: frozenset[str] = frozenset()) -> bool:
     """Whether a statement or a call can fail a test: itself, or by a function of the tests that it calls."""
     if isinstance(node, ast.Assert):
         return not isinstance(node.test, ast.Constant)
     if not isinstance(node, ast.Call):
         return False
-    called, name = ast.unparse(node.func), ast.unparse(node.func).rpartition(".")[2]
-    if called in RAISES or name.startswith("assert_"):
+    name = name_of(node.func)
+    if name.startswith("assert_") or (name in RAISES and ast.unparse(node.func) == f"pytest.{name}"):
         return True
-    if name not in functions(path) or name in passed:
-        return False
+    return name in functions(path) and name not in passed and is_checking(path, name, passed)
+
+
+@cache
+def is_checking(path: Path, name: str, passed: frozenset[str]) -> bool:
+    """Whether a function of the tests makes a check; those in ``passed`` are being looked through."""
     where, function = functions(path)[name]
-    return any(is_check(where, inner, (*passed, name)) for inner in ast.walk(function))
+    return any(is_check(where, inner, passed | {name}) for inner in ast.walk(function))
 
 
 def is_never_empty(node: ast.expr, known: dict[str, ast.expr]) -> bool:
@@ -62,7 +71,7 @@ def is_never_empty(node: ast.expr, known: dict[str, ast.expr]) -> bool:
         case ast.Call(func=ast.Attribute(value=mapping, attr="items" | "keys" | "values"), args=[]):
             found = is_never_empty(mapping, known)
         case ast.Call(func=function, args=arguments):
-            name = ast.unparse(function).rpartition(".")[2]
+            name = name_of(function)
             found = name == "range" or (name in SAME_LENGTH and all(is_never_empty(a, known) for a in arguments))
         case _:
             found = False
@@ -120,7 +129,7 @@ def test_no_test_is_content_with_any_error() -> None:
         for path in FILES
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call)
-        and ast.unparse(node.func) == "pytest.raises"
+        and name_of(node.func) == "raises"
         and any(isinstance(name, ast.Name) and name.id in broad for name in ast.walk(node.args[0]))
     ] == []
 

@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import fxprune
 from fxprune import api
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
+
+from .corpora import word_tokenizer
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 OUTPUT = "model.layers.0.self_attn.o_proj.weight"
@@ -44,9 +43,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
-    words = Tokenizer(WordLevel(VOCABULARY, unk_token="a"))
-    words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+    word_tokenizer(VOCABULARY).save_pretrained(directory)
     return directory
 
 

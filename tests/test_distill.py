@@ -12,23 +12,19 @@ import torch
 from transformers import LlamaForCausalLM
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.ir.verifier import verify
 from fxprune.passes.base import State
 from fxprune.passes.block_distillation import distil_blocks
 from fxprune.passes.distill import Distill
 from fxprune.passes.finetune import Finetune
 from fxprune.passes.lora import Lora
-from fxprune.passes.manager import run_pipeline
-from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.recovery import Recovery
-from fxprune.passes.registry import ANALYSES, PASSES
 from fxprune.passes.teacher import Teacher
 from fxprune.passes.training import pad
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .corpora import RepeatedTokens, RunningTokens, UnequalRows
 from .decoders import VOCABULARY, llama
-from .states import decoder_state, state_of
+from .states import decoder_state, run_passes, state_of
 from .test_lora import weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -166,10 +162,7 @@ def traced() -> Traced:
 
 
 def pipeline_on(text: str) -> State:
-    state = decoder_state(llama(), traced(), calibration=TEXT, data=TEXT)
-    steps = parse_pipeline([text], PASSES)
-    run_pipeline(steps, state, analyses=ANALYSES, verify=verify)
-    return state
+    return run_passes(decoder_state(llama(), traced(), calibration=TEXT, data=TEXT), text)
 
 
 RECOVER = "{steps=2,batch=2,micro_batch=2,length=12"

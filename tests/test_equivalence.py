@@ -20,7 +20,7 @@ from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .decoders import random_decoder
 from .draws import draws
-from .equivalence import TOLERANCE, difference, random_units, sliced, tensors_of
+from .equivalence import TOLERANCE, difference, draw_plan, random_units, sliced, tensors_of
 
 VOCAB = 61
 IDS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -85,14 +85,7 @@ def test_every_block_has_heads_and_a_width_and_all_share_the_residual_width(fami
 def test_removing_equals_zeroing(family: str, data: st.DataObject) -> None:
     """Any plan over any groups that no normalisation crosses, head channels included."""
     model, traced, coupling = subject(family)
-    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    free = [group for group in coupling.prunable if not group.normalised and group.size > 1]
-    chosen = data.draw(st.lists(st.sampled_from(free), min_size=1, unique_by=lambda group: group.name))
-    keep: dict[str, Any] = {}
-    for group in sorted(chosen, key=lambda group: group.parent is not None):
-        parents = keep.get(group.parent.name) if group.parent else None
-        keep[group.name] = random_units(group, generator, parents)
-    assert difference(traced, coupling, model, keep) <= TOLERANCE
+    assert difference(traced, coupling, model, draw_plan(coupling, data)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)

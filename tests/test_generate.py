@@ -12,12 +12,10 @@ from fxprune.ir import FxpruneError, Plan, RequestError
 from fxprune.passes.base import State
 from fxprune.passes.fisher import Fisher
 from fxprune.passes.generate import Generate, Joined, written_by
-from fxprune.passes.manager import run_pipeline
-from fxprune.passes.registry import ANALYSES
 
 from .corpora import OneToken
 from .decoders import random_decoder, special_tokens
-from .states import decoder_state
+from .states import decoder_state, run_passes
 
 VOCAB = 11
 
@@ -78,10 +76,7 @@ def test_the_users_windows_come_first() -> None:
 
 def test_scores_are_computed_on_it() -> None:
     state = state_of(make())
-    run_pipeline(
-        [Generate(windows=4, length=8), Fisher(ratio=0.5, samples=4, length=8)], state, analyses=ANALYSES,
-        verify=lambda _graph: None,
-    )  # fmt: skip
+    run_passes(state, Generate(windows=4, length=8), Fisher(ratio=0.5, samples=4, length=8))
     assert state.report["generate"] == {"windows": 4, "length": 8}
     assert state.model.model.layers[0].mlp.down_proj.in_features == 12  # type: ignore[union-attr, index]
 

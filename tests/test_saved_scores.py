@@ -18,17 +18,15 @@ from transformers import LlamaForCausalLM
 import fxprune
 from fxprune.api.scores import ENTRY, open_scores
 from fxprune.ir.errors import RequestError
-from fxprune.ir.verifier import verify
 from fxprune.passes.base import State
-from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
-from fxprune.passes.registry import ANALYSES, PASSES
+from fxprune.passes.registry import PASSES
 from fxprune.passes.saved import CURVE, Saved
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .corpora import RunningTokens
 from .decoders import VOCABULARY, llama
-from .states import decoder_state
+from .states import decoder_state, run_passes
 
 LENGTH = 19
 """Of a calibration window, so that a forward pass on calibration text can be told from all others."""
@@ -61,9 +59,7 @@ def traced() -> Traced:
 
 
 def run(text: str, saved: Saved | None = None, model: Any = None, corpus: Any = None) -> State:
-    state = decoder_state(model or llama(), traced(), calibration=corpus or drawn(), saved=saved)
-    run_pipeline(parse_pipeline([text], PASSES), state, analyses=ANALYSES, verify=verify)
-    return state
+    return run_passes(decoder_state(model or llama(), traced(), calibration=corpus or drawn(), saved=saved), text)
 
 
 def kept(text: str) -> Saved:
@@ -200,7 +196,7 @@ def test_scores_of_text_need_the_text_and_all_groups() -> None:
     saved = kept(TAYLOR)
     state = decoder_state(llama(), traced(), calibration=None, saved=again(saved))
     with pytest.raises(RequestError, match="scores that were computed on text") as caught:
-        run_pipeline(parse_pipeline([TAYLOR], PASSES), state, analyses=ANALYSES, verify=verify)
+        run_passes(state, TAYLOR)
     assert "--calib" in caught.value.hint
     fewer = again(saved)
     fewer.arrays = dict(list(saved.arrays.items())[1:])

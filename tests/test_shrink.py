@@ -19,7 +19,7 @@ from fxprune.passes.shrink import extents_by_module, make_plan, rewrite
 
 from . import random_models
 from .draws import draws
-from .equivalence import TOLERANCE, difference, random_units, tensors_of
+from .equivalence import TOLERANCE, difference, draw_plan, tensors_of
 from .test_golden import sections
 
 
@@ -235,18 +235,6 @@ graph @g(%x: f32[3, 5]) -> %y
     small = raise_graph(after, {"a": a[[0, 3]]}, dtype=torch.float64)(x)[0]
     h = x @ a[[0, 3]].T
     torch.testing.assert_close(small, (h[:, :, None] * h[:, None]).relu().sum((1, 2)), rtol=1e-12, atol=1e-12)
-
-
-def draw_plan(coupling: Coupling, data: st.DataObject) -> dict[str, Any]:
-    """Units of some groups that no normalisation crosses; every parent keeps its own, equally many."""
-    free = [group for group in coupling.prunable if not group.normalised and group.size > 1]
-    chosen = data.draw(st.lists(st.sampled_from(free), min_size=1, unique_by=lambda group: group.name))
-    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    keep: dict[str, Any] = {}
-    for group in sorted(chosen, key=lambda group: group.parent is not None):
-        parents = keep.get(group.parent.name) if group.parent else None
-        keep[group.name] = random_units(group, generator, parents)
-    return keep
 
 
 @draws(15)
