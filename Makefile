@@ -9,9 +9,9 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 OUT    ?= out/demo
 # Processes that run tests, with one thread each: on small models torch's threads mostly wait for one another.
 WORKERS ?= 2
-test: export OMP_NUM_THREADS = 1
+test nightly: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test lint format clean
+.PHONY: demo test nightly lint format clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/fxprune demo --out $(OUT) --force
@@ -19,6 +19,10 @@ demo: $(VENV)/run.stamp
 # The root of the tests is their folder: pytest would import the folder above as a package, under whatever name it has.
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) $(ARGS)
+
+# The property tests alone, on new draws every time; what fails is kept in .hypothesis and tried first the next time.
+nightly: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) -m hypothesis --hypothesis-profile=nightly --timeout=3600 $(ARGS)
 
 # mypy and import-linter want the package under its own name, whatever this checkout is called.
 lint: $(VENV)/dev.stamp

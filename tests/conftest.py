@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+
+from . import draws
 
 if TYPE_CHECKING:
     from fxprune.backends.verify import Job
@@ -32,9 +33,7 @@ pytest.register_assert_rewrite(
 # Before anything imports a library that reads it; so do the fixtures import theirs.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# How long an example takes depends on what else the machine does; a hang is caught by pytest-timeout.
-settings.register_profile("fxprune", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("fxprune")
+draws.register()
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) -> str | None:  # noqa: ARG001

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 from fxprune.backends.graph_module import raise_graph
 from fxprune.ir import Indices, Plan
@@ -36,6 +37,18 @@ def random_units(group: Group, generator: np.random.Generator, parents: Indices 
         for parent in (np.arange(group.parent.size) if parents is None else parents)
     ]
     return np.concatenate(chosen)
+
+
+def draw_plan(coupling: Coupling, data: st.DataObject) -> dict[str, Any]:
+    """Units of some groups that no normalisation crosses; every parent keeps its own, equally many."""
+    free = [group for group in coupling.prunable if not group.normalised and group.size > 1]
+    chosen = data.draw(st.lists(st.sampled_from(free), min_size=1, unique_by=lambda group: group.name))
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    keep: dict[str, Any] = {}
+    for group in sorted(chosen, key=lambda group: group.parent is not None):
+        parents = keep.get(group.parent.name) if group.parent else None
+        keep[group.name] = random_units(group, generator, parents)
+    return keep
 
 
 def zeroed(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,34 +16,25 @@ from fxprune.ir.groups import Kind
 from fxprune.passes.activation import Activation
 from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
-from fxprune.passes.couple import couple
 from fxprune.passes.fisher import Fisher
 from fxprune.passes.flap import Flap
 from fxprune.passes.least_squares import Moments, Surgeon, refit
-from fxprune.passes.manager import run_pipeline
 from fxprune.passes.obs import Obs
-from fxprune.passes.registry import ANALYSES
 from fxprune.passes.select import select
 from fxprune.passes.wanda import Wanda
-from fxprune.tracer.export import trace_causal_lm
-from fxprune.tracer.module import bind, trace_module
 
+from .corpora import RandomTokens
+from .decoders import random_decoder, special_tokens
 from .nets import Plain
+from .states import decoder_state, module_state, run_passes
 
 VOCAB = 37
-SHARED: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TEXT = RandomTokens(VOCAB)
+SHARED = special_tokens(VOCAB)
 PASSES = (Wanda, Flap, Activation, Obs, Fisher)
 
 
-class Windows:
-    name = "random"
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        return torch.randint(VOCAB, (count or 4, length), generator=torch.Generator().manual_seed(seed or 0))
-
-
 def make(kind: str = "llama") -> Any:
-    torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 8}
     config: Any = transformers.LlamaConfig(**sizes, num_key_value_heads=4, head_dim=4, **SHARED)
     if kind == "gpt2":
@@ -52,18 +43,10 @@ def make(kind: str = "llama") -> Any:
         config = transformers.MixtralConfig(
             **sizes, num_key_value_heads=4, head_dim=4, num_local_experts=4, num_experts_per_tok=2, **SHARED
         )
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    model = random_decoder(config, 0.4)
     if kind == "experts":
         model.set_experts_implementation("batched_mm")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.4)
     return model
-
-
-def state_of(model: Any) -> State:
-    traced = trace_causal_lm(model)
-    return State(traced.graph, model, coupling=couple(traced.graph), calibration=Windows(), example=traced.example)
 
 
 def group_of(state: State, name: str) -> Any:
@@ -91,9 +74,9 @@ READ = {
 @pytest.mark.parametrize("name", READ)
 def test_scores_equal_their_formulas(name: str) -> None:
     model = make()
-    state, (path, width) = state_of(model), READ[name]
+    state, (path, width) = decoder_state(model), READ[name]
     group = group_of(state, name)
-    x = inputs_of(model, path, Windows().windows(8, 5))
+    x = inputs_of(model, path, TEXT.windows(8, 5))
     flat, w = x.reshape(-1, x.shape[-1]), model.get_submodule(path).weight.detach().numpy()
     wanda = np.abs(w).sum(0) * np.sqrt((flat**2).sum(0))
     flap = len(flat) * flat.var(0) * (w**2).sum(0)
@@ -110,8 +93,8 @@ def test_scores_equal_their_formulas(name: str) -> None:
 
 def test_fisher_is_half_the_mean_squared_derivative_by_a_switch() -> None:
     """Switches as a tensor of ones, one for every token and unit, and autograd."""
-    model, ids = make(), Windows().windows(8, 5)
-    state = state_of(model)
+    model, ids = make(), TEXT.windows(8, 5)
+    state = decoder_state(model)
     for name, (path, width) in READ.items():
         size = model.get_submodule(path).in_features
         switches = torch.ones(5, 8, size // width, dtype=torch.float64, requires_grad=True)
@@ -176,10 +159,10 @@ def test_what_errors_count_follows_the_weights_as_units_go() -> None:
 def test_heads_go_by_the_error_that_the_rest_cannot_make_up_for() -> None:
     """One by one: the first is the best single one, the second the best beside it."""
     model = make()
-    state, name = state_of(model), "model.layers.0.self_attn:kv_heads"
+    state, name = decoder_state(model), "model.layers.0.self_attn:kv_heads"
     tight = Obs(ratio=0.5, samples=12, length=16, damping=0.0, metric="outputs")
     scores = tight.scores([group_of(state, name)], state)[name]
-    x = inputs_of(model, "model.layers.0.self_attn.o_proj", Windows().windows(16, 12)).reshape(-1, 32)
+    x = inputs_of(model, "model.layers.0.self_attn.o_proj", TEXT.windows(16, 12)).reshape(-1, 32)
     w = model.model.layers[0].self_attn.o_proj.weight.detach().numpy()
     columns = [list(range(8 * head, 8 * head + 8)) for head in range(4)]
     gone: list[int] = []
@@ -196,8 +179,8 @@ def test_heads_go_by_the_error_that_the_rest_cannot_make_up_for() -> None:
 
 def test_errors_count_as_the_loss_feels_them() -> None:
     """The first unit that goes: its error without it, by numpy, in the metric of the gradients, by autograd."""
-    model, ids = make(), Windows().windows(16, 12)
-    state, name = state_of(model), "model.layers.1.mlp:width"
+    model, ids = make(), TEXT.windows(16, 12)
+    state, name = decoder_state(model), "model.layers.1.mlp:width"
     scores = Obs(samples=12, length=16, damping=0.0, rounds=1000).scores([group_of(state, name)], state)[name]
     path = "model.layers.1.mlp.down_proj"
     x = inputs_of(model, path, ids).reshape(-1, 12)
@@ -219,7 +202,7 @@ def test_errors_count_as_the_loss_feels_them() -> None:
 
 
 def test_each_key_value_head_loses_equally_many_query_heads() -> None:
-    state, name = state_of(make()), "model.layers.0.self_attn:query_heads"
+    state, name = decoder_state(make()), "model.layers.0.self_attn:query_heads"
     group = group_of(state, name)
     keep = select([group], Obs(ratio=0.5, samples=6, length=8).scores([group], state), 0.5)[name]
     assert np.bincount(keep // 2, minlength=4).tolist() == [1, 1, 1, 1]
@@ -227,7 +210,7 @@ def test_each_key_value_head_loses_equally_many_query_heads() -> None:
 
 def test_sequential_scores_see_what_the_layers_before_became() -> None:
     model = make()
-    state = state_of(model)
+    state = decoder_state(model)
     assert state.coupling is not None
     groups = [group for group in state.coupling.groups.values() if group.kind in (Kind.KV_HEADS, Kind.WIDTH)]
     groups = [group for group in groups if group.frozen is None]
@@ -257,7 +240,7 @@ def silence(model: Any, kind: str, unit: int) -> None:
 def test_a_unit_that_gives_nothing_goes_first(score: Any, kind: str) -> None:
     model = make(kind)
     silence(model, kind, 7)
-    state = state_of(model)
+    state = decoder_state(model)
     options = {} if score is not Obs else {"rounds": 3}
     name = {
         "llama": "model.layers.0.mlp:width", "gpt2": "transformer.h.0.mlp:width",
@@ -273,11 +256,11 @@ def test_a_unit_that_gives_nothing_goes_first(score: Any, kind: str) -> None:
 @pytest.mark.parametrize("channels", [False, True])
 def test_they_prune_and_compensate_a_model(score: Any, channels: bool) -> None:
     model = make()
-    state = state_of(model)
+    state = decoder_state(model)
     chosen = score(ratio=0.5, samples=4, length=8, channels=channels)
-    run_pipeline([chosen, Compensate(samples=8, length=16)], state, analyses=ANALYSES, verify=lambda _graph: None)
+    run_passes(state, chosen, Compensate(samples=8, length=16))
     assert model.model.layers[0].mlp.down_proj.weight.shape == (8 if channels else 16, 6)
-    assert model(input_ids=Windows().windows(8, 2)).logits.isfinite().all()
+    assert model(input_ids=TEXT.windows(8, 2)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("score", PASSES)
@@ -291,7 +274,7 @@ def test_permuting_the_units_permutes_the_scores(score: Any) -> None:
             mlp.gate_proj.weight.data = mlp.gate_proj.weight.data[order]
             mlp.up_proj.weight.data = mlp.up_proj.weight.data[order]
             mlp.down_proj.weight.data = mlp.down_proj.weight.data[:, order]
-        state = state_of(model)
+        state = decoder_state(model)
         name = "model.layers.0.mlp:width"
         found.append(score(samples=6, length=8).scores([group_of(state, name)], state)[name])
     np.testing.assert_allclose(found[1], found[0][order.numpy()], rtol=1e-6)
@@ -307,8 +290,7 @@ def test_convolutions_are_scored_on_the_data_of_a_loss(score: Any) -> None:
         model.features[0][1].bias[4] = 0
         model.features[3][1].weight[9] = 0
         model.features[3][1].bias[9] = 0
-    traced = trace_module(model, bind(model, x), batch=True)
-    state = State(traced.graph, model, coupling=couple(traced.graph), losses=[lambda m: m(x).sum()])
+    state = module_state(model, x, losses=[lambda m: m(x).sum()])
     assert state.coupling is not None
     groups = {g.size: g for g in state.coupling.groups.values() if g.frozen is None}
     found = score().scores([groups[10], groups[14]], state)
@@ -317,13 +299,11 @@ def test_convolutions_are_scored_on_the_data_of_a_loss(score: Any) -> None:
 
 
 def without_text() -> State:
-    state = state_of(make())
-    state.calibration = None
-    return state
+    return decoder_state(make(), calibration=None)
 
 
 def with_nan() -> State:
-    state = state_of(make())
+    state = decoder_state(make())
     state.model.get_submodule("model.layers.0.mlp.up_proj").weight.data.fill_(float("nan"))  # type: ignore[operator, union-attr]
     return state
 
@@ -343,8 +323,7 @@ class Halved(nn.Module):
 def unread() -> Any:
     model = Halved().eval()
     x = torch.randn(4, 5)
-    traced = trace_module(model, bind(model, x), batch=True)
-    state = State(traced.graph, model, coupling=couple(traced.graph), losses=[lambda m: m(x).sum()])
+    state = module_state(model, x, losses=[lambda m: m(x).sum()])
     assert state.coupling is not None
     return Wanda().scores([g for g in state.coupling.groups.values() if g.size == 8], state)
 
@@ -361,11 +340,11 @@ def scored(score: Any, state: State) -> Any:
         (lambda: scored(Flap(), with_nan()), "the flap scores of model.layers.0.mlp:width are not finite"),
         (lambda: scored(Activation(), with_nan()), "the activation scores of .* are not finite"),
         (lambda: scored(Obs(metric="outputs"), with_nan()), "down_proj.weight: the second moments .* are not finite"),
-        (lambda: scored(Obs(samples=1, length=4, damping=0.0), state_of(make())), "are singular; 4 tokens for 12"),
+        (lambda: scored(Obs(samples=1, length=4, damping=0.0), decoder_state(make())), "are singular; 4 tokens for 12"),
         (lambda: scored(Obs(), with_nan()), "the loss on batch 0 is nan"),
         (lambda: scored(Fisher(), without_text()), "fisher scores need calibration text"),
         (lambda: scored(Fisher(), with_nan()), "the loss on batch 0 is nan"),
-        (lambda: scored(Fisher(length=1), state_of(make())), "length 1 leaves nothing to predict"),
+        (lambda: scored(Fisher(length=1), decoder_state(make())), "length 1 leaves nothing to predict"),
         (unread, "wanda cannot score .*: no linear map or convolution is seen to read it"),
         (lambda: Wanda(samples=0).check(), "wanda: samples=0 is below 1"),
         (lambda: Flap(batch=0).check(), "flap: batch=0 is below 1"),

@@ -15,16 +15,13 @@ from fxprune.ir import RequestError
 from fxprune.ir.cost import macs
 from fxprune.ir.groups import Kind
 from fxprune.passes.allocate import Curve, Knapsack, Target, even, levels, tied
-from fxprune.passes.base import State
 from fxprune.passes.costs import Costs, dense_cost
 from fxprune.passes.couple import Coupling, couple
 from fxprune.passes.fisher import Fisher
 from fxprune.passes.magnitude import Magnitude
-from fxprune.passes.manager import run_pipeline
 from fxprune.passes.measure import byte_count, parameter_count
 from fxprune.passes.obs import Obs
 from fxprune.passes.random import Random
-from fxprune.passes.registry import ANALYSES
 from fxprune.passes.select import best_units
 from fxprune.passes.sensitivity import Gauge, Silencer
 from fxprune.passes.shrink import make_plan, rewrite
@@ -32,8 +29,13 @@ from fxprune.passes.taylor import Taylor
 from fxprune.passes.wanda import Wanda
 from fxprune.tracer.export import trace_causal_lm
 
+from .corpora import RandomTokens
+from .decoders import random_decoder, special_tokens
+from .states import decoder_state, run_passes, state_of
+
 VOCAB = 61
-SHARED: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TEXT = RandomTokens(VOCAB)
+SHARED = special_tokens(VOCAB)
 LLAMA: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 8, "head_dim": 4,
     "tie_word_embeddings": True, **SHARED,
@@ -48,30 +50,8 @@ CONFIGS: dict[str, Any] = {
 BUDGETS = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96)
 
 
-class Windows:
-    name = "random"
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        return torch.randint(VOCAB, (count or 4, length), generator=torch.Generator().manual_seed(seed or 0))
-
-
 def make(kind: str = "llama") -> Any:
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float64).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.2)
-    return model
-
-
-def state_of(model: Any) -> State:
-    traced = trace_causal_lm(model)
-    return State(traced.graph, model, calibration=Windows(), example=traced.example)
-
-
-def run(state: State, *passes: Any) -> State:
-    run_pipeline(passes, state, analyses=ANALYSES, verify=lambda _graph: None)
-    return state
+    return random_decoder(CONFIGS[kind](), 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +117,7 @@ def test_a_cost_is_what_the_rewritten_graph_costs(couplings: dict[str, Coupling]
 
 
 def test_the_dense_costs_are_those_of_the_model() -> None:
-    state = state_of(make("gpt2"))
+    state = decoder_state(make("gpt2"))
     assert dense_cost(state.graph, "params") == parameter_count(state.model)
     assert dense_cost(state.graph, "bytes") == byte_count(state.model)
     assert dense_cost(state.graph, "macs") == macs(state.graph)
@@ -149,7 +129,7 @@ def test_ten_budgets_are_met(couplings: dict[str, Coupling], kind: str, by: str)
     coupling = couplings[kind]
     for share in BUDGETS:
         step = Random(target=f"params:{share}", by=by)
-        state = State(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
+        state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
         groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.KV_HEADS, Kind.WIDTH)]
         keep, report = step._allocated(groups, state, coupling)
         kept = dense_cost(rewrite(coupling, make_plan(coupling, keep)), "params")
@@ -162,19 +142,23 @@ def test_ten_budgets_are_met(couplings: dict[str, Coupling], kind: str, by: str)
 @pytest.mark.parametrize("target", ["macs:0.7", "bytes:0.7", "params:20000"])
 def test_what_is_asked_of_the_model_is_what_comes_out(target: str) -> None:
     model = make()
-    state = state_of(model)
+    state = decoder_state(model)
     dense = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.graph)}
-    run(state, Magnitude(target=target, by="global"))
+    run_passes(state, Magnitude(target=target, by="global"))
     asked = Target.parse(target)
     measured = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.graph)}
     assert measured[asked.measure] == pytest.approx(asked.amount(dense[asked.measure]), rel=0.005)
-    assert model(input_ids=Windows().windows(8, 2)).logits.isfinite().all()
+    assert model(input_ids=TEXT.windows(8, 2)).logits.isfinite().all()
 
 
 def test_a_share_is_of_the_model_before_any_pass() -> None:
     model = make()
     before = parameter_count(model)
-    run(state_of(model), Magnitude(target="params:0.8"), Fisher(target="params:0.6", by="global", samples=4, length=8))
+    run_passes(
+        decoder_state(model),
+        Magnitude(target="params:0.8"),
+        Fisher(target="params:0.6", by="global", samples=4, length=8),
+    )
     assert parameter_count(model) == pytest.approx(0.6 * before, rel=0.005)
 
 
@@ -182,7 +166,7 @@ def test_without_a_target_the_budget_is_what_the_ratio_leaves() -> None:
     reached = []
     for by in ("uniform", "global"):
         model = make()
-        run(state_of(model), Magnitude(ratio=0.25, by=by))
+        run_passes(decoder_state(model), Magnitude(ratio=0.25, by=by))
         reached.append(parameter_count(model))
     assert reached[1] == pytest.approx(reached[0], rel=0.005)
 
@@ -190,7 +174,7 @@ def test_without_a_target_the_budget_is_what_the_ratio_leaves() -> None:
 def test_uniform_is_one_ratio_as_near_as_units_allow(couplings: dict[str, Coupling]) -> None:
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
-    state = State(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
+    state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
     keep, _ = Random(target="params:0.7")._allocated(groups, state, coupling)
     ratios = [1 - len(keep[g.name]) / g.size for g in groups]
     assert max(ratios) - min(ratios) <= 1 / 8
@@ -199,7 +183,7 @@ def test_uniform_is_one_ratio_as_near_as_units_allow(couplings: dict[str, Coupli
 def test_widths_are_multiples(couplings: dict[str, Coupling]) -> None:
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind is Kind.WIDTH]
-    state = State(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
+    state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
     keep, _ = Random(target="params:0.8", by="global", multiple_of=2)._allocated(groups, state, coupling)
     assert all(len(keep[g.name]) % 2 == 0 for g in groups)
     assert levels(100, 8, 17).tolist() == [24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100]
@@ -220,7 +204,7 @@ def test_a_loss_that_the_scores_see_is_avoided() -> None:
     model = make()
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.zero_()
-    state = run(state_of(model), Fisher(target="params:0.8", by="global", heads="off", samples=4, length=8))
+    state = run_passes(decoder_state(model), Fisher(target="params:0.8", by="global", heads="off", samples=4, length=8))
     assert state.plan is not None
     assert list(state.plan.keep) == ["model.layers.1.mlp:width"]
 
@@ -234,7 +218,7 @@ def test_scores_of_their_own_unit_are_set_in_relation(step: Any) -> None:
         with torch.no_grad():
             model.model.layers[1].mlp.up_proj.weight.mul_(factor)
             model.model.layers[1].mlp.down_proj.weight.div_(factor)
-        state = run(state_of(model), step(target="params:0.8", by="global", samples=4, length=8))
+        state = run_passes(decoder_state(model), step(target="params:0.8", by="global", samples=4, length=8))
         assert state.plan is not None
         kept.append({name: units.tolist() for name, units in state.plan.keep.items()})
     assert kept[0] == kept[1]
@@ -248,8 +232,9 @@ def distance_of(gauge: Gauge, silencer: Silencer, keep: Any) -> float:
 
 def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> None:
     model = make("gpt2")
-    state = state_of(model)
-    state.coupling = coupling = couple(state.graph)
+    state = decoder_state(model)
+    coupling = state.coupling
+    assert coupling is not None
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
     gauge = Gauge.of(state, samples=6, length=8, seed=None, batch=4)
     keep = {g.name: best_units(g, np.random.default_rng(0).random(g.units), g.size // 2) for g in groups}
@@ -257,13 +242,13 @@ def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> Non
     silenced = distance_of(gauge, Silencer(model, coupling.graph, groups), keep)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
-        dense = model(input_ids=Windows().windows(8, 6)).logits.log_softmax(-1)
+        dense = model(input_ids=TEXT.windows(8, 6)).logits.log_softmax(-1)
     scores = {g.name: np.isin(np.arange(g.units), keep[g.name]).astype(float) for g in groups}
     picked = Magnitude(ratio=0.5)
     object.__setattr__(picked, "scores", lambda _groups, _state: scores)
-    run(state, picked)
+    run_passes(state, picked)
     with torch.no_grad():
-        pruned = model(input_ids=Windows().windows(8, 6)).logits.log_softmax(-1)
+        pruned = model(input_ids=TEXT.windows(8, 6)).logits.log_softmax(-1)
     expected = float((dense.exp() * (dense - pruned)).sum(-1).mean())
     assert silenced == pytest.approx(expected, rel=1e-5)
     assert silenced > 1e-3
@@ -274,7 +259,7 @@ def test_a_search_ends_nearer_than_where_it_started() -> None:
     for moves in (0, 24):
         model = make()
         options: dict[str, Any] = {"target": "params:0.6", "samples": 4, "length": 8, "moves": moves}
-        state = run(state_of(model), Wanda(by="search", **options))
+        state = run_passes(decoder_state(model), Wanda(by="search", **options))
         allocation = state.report["wanda"]["allocation"]
         distances.append(allocation["distance"])
         assert parameter_count(model) == allocation["reached"] <= allocation["budget"]
@@ -282,11 +267,13 @@ def test_a_search_ends_nearer_than_where_it_started() -> None:
 
 
 def refusal(**options: Any) -> Any:
-    return lambda: run(state_of(make()), Magnitude(**options))
+    return lambda: run_passes(decoder_state(make()), Magnitude(**options))
 
 
 def coarse() -> Any:
-    return run(state_of(make("qwen3")), Magnitude(target="params:0.99", by="global", ffn=False, layers=(1, 2)))
+    return run_passes(
+        decoder_state(make("qwen3")), Magnitude(target="params:0.99", by="global", ffn=False, layers=(1, 2))
+    )
 
 
 @pytest.mark.parametrize(
@@ -314,23 +301,22 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 
 
 def test_a_search_needs_text() -> None:
-    state = state_of(make())
-    state.calibration = None
+    state = decoder_state(make(), calibration=None)
     with pytest.raises(RequestError, match="by=search measures on calibration text"):
-        run(state, Magnitude(target="params:0.8", by="search"))
+        run_passes(state, Magnitude(target="params:0.8", by="search"))
 
 
 def test_a_search_needs_weights() -> None:
-    state = state_of(make().to("meta"))
+    state = decoder_state(make().to("meta"))
     with pytest.raises(RequestError, match="by=search runs the model, whose weights are not in memory"):
-        run(state, Random(target="params:0.8", by="search"))
+        run_passes(state, Random(target="params:0.8", by="search"))
 
 
 def test_a_distance_that_is_not_finite_is_a_failure() -> None:
     from fxprune.ir import FxpruneError
 
     model = make()
-    gauge = Gauge.of(state_of(model), samples=2, length=4, seed=None, batch=2)
+    gauge = Gauge.of(decoder_state(model), samples=2, length=4, seed=None, batch=2)
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(FxpruneError, match="the model's distance from the dense one is nan"):
         gauge.read()

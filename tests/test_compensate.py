@@ -16,54 +16,31 @@ from fxprune.demo import MODEL_DIR, text
 from fxprune.ir import FxpruneError, RequestError
 from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
-from fxprune.passes.couple import couple
 from fxprune.passes.least_squares import Moments, Surgeon, refit
 from fxprune.passes.magnitude import Magnitude
-from fxprune.passes.manager import run_pipeline
 from fxprune.passes.measure import perplexity
 from fxprune.passes.obs import Obs
 from fxprune.passes.random import Random
-from fxprune.passes.registry import ANALYSES
-from fxprune.tracer.export import trace_causal_lm
-from fxprune.tracer.module import bind, trace_module
 from fxprune.tracer.text import from_string
 
+from .corpora import RandomTokens
+from .decoders import random_decoder, special_tokens
 from .nets import Plain
+from .states import decoder_state, module_state, run_passes
 
 VOCAB = 53
-
-
-class Windows:
-    name = "random"
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        return torch.randint(VOCAB, (count or 4, length), generator=torch.Generator().manual_seed(seed or 0))
+TEXT = RandomTokens(VOCAB)
 
 
 def make(kind: str = "llama") -> Any:
-    torch.manual_seed(0)
-    shared: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    shared = special_tokens(VOCAB)
     config: Any = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=64, **shared)
     if kind == "llama":
         config = transformers.LlamaConfig(
             hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
             **shared,
         )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
-    return model
-
-
-def state_of(model: Any) -> State:
-    traced = trace_causal_lm(model)
-    return State(traced.graph, model, calibration=Windows(), example=traced.example)
-
-
-def run(state: State, *passes: Any) -> State:
-    run_pipeline(passes, state, analyses=ANALYSES, verify=lambda _graph: None)
-    return state
+    return random_decoder(config, 0.3)
 
 
 def observe(model: Any, path: str, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,7 +108,7 @@ def test_statistics_of_one_map_are_in_memory_at_a_time(passes: list[Any], monkey
 
     watched(Moments, "empty")
     watched(Surgeon, "of")
-    run(state_of(make()), *passes)
+    run_passes(decoder_state(make()), *passes)
     surgeons = isinstance(passes[0], Obs)
     # Four maps; a surgeon is made while the moments it is made of are there.
     assert (len(references), most) == ((8, 2) if surgeons else (4, 1))
@@ -161,10 +138,10 @@ def test_every_refitted_map_is_the_optimum_given_all_before_it(kind: str, channe
     # What a layer norm with a bias puts out lies in a plane: with a constant beside it the moments are singular.
     damping = 1e-11 if kind == "gpt2" and channels else 0.0
     refit_all = Compensate(samples=12, length=16, damping=damping, residual=residual)
-    state = run(state_of(model), Random(ratio=0.5, channels=channels), refit_all)
+    state = run_passes(decoder_state(model), Random(ratio=0.5, channels=channels), refit_all)
     assert state.plan is not None
     assert state.original is not None
-    tokens = Windows().windows(16, 12)
+    tokens = TEXT.windows(16, 12)
     refitted = state.report["compensate"]["refitted"]
     assert len(refitted) >= 4
     for tensor in refitted:
@@ -186,16 +163,22 @@ def test_every_refitted_map_is_the_optimum_given_all_before_it(kind: str, channe
 def test_a_ratio_of_zero_changes_not_a_bit() -> None:
     model = make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    run(state_of(model), Magnitude(ratio=0.0), Compensate(samples=2, length=8))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    run_passes(decoder_state(model), Magnitude(ratio=0.0), Compensate(samples=2, length=8))
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_the_bias_makes_the_mean_output_the_dense_one() -> None:
     model = make("gpt2")
-    state = run(state_of(model), Random(ratio=0.5, heads="off"), Compensate(method="bias", samples=6, length=16))
+    state = run_passes(
+        decoder_state(model), Random(ratio=0.5, heads="off"), Compensate(method="bias", samples=6, length=16)
+    )
     assert state.original is not None
-    tokens = Windows().windows(16, 6)
-    for path in state.report["compensate"]["refitted"]:
+    tokens = TEXT.windows(16, 6)
+    refitted = state.report["compensate"]["refitted"]
+    assert refitted
+    for path in refitted:
         module = path.removesuffix(".weight")
         assert torch.allclose(
             observe(model, module, tokens)[1].mean(0), observe(state.original, module, tokens)[1].mean(0)
@@ -222,9 +205,8 @@ def test_it_helps_a_trained_model_and_one_map_after_the_other_is_better_than_all
     for way in ("cut", "one-shot", "sequential"):
         model = transformers.AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
         original = copy.deepcopy(model)
-        state = state_of(model)
-        state.calibration = recovery
-        run(state, Magnitude(ratio=0.4), *([Compensate(samples=48)] if way == "sequential" else []))
+        state = decoder_state(model, calibration=recovery)
+        run_passes(state, Magnitude(ratio=0.4), *([Compensate(samples=48)] if way == "sequential" else []))
         if way == "one-shot":
             one_shot(model, original, state, recovery.windows(128, 48))
         values[way] = perplexity(model, held_out).value
@@ -232,23 +214,21 @@ def test_it_helps_a_trained_model_and_one_map_after_the_other_is_better_than_all
 
 
 def mixture() -> Any:
-    torch.manual_seed(0)
     config = transformers.MixtralConfig(
         hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        num_local_experts=4, num_experts_per_tok=2, vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        num_local_experts=4, num_experts_per_tok=2, **special_tokens(VOCAB),
     )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    model = random_decoder(config, 0.3)
     model.set_experts_implementation("batched_mm")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
     return model
 
 
 def test_every_expert_is_refitted_on_the_tokens_that_it_is_given() -> None:
     """Given what the pruned model routes to it, no down projection comes closer to the dense expert."""
     model = mixture()
-    state = run(state_of(model), Random(ratio=0.5, heads="off"), Compensate(samples=16, length=16, damping=0.0))
+    state = run_passes(
+        decoder_state(model), Random(ratio=0.5, heads="off"), Compensate(samples=16, length=16, damping=0.0)
+    )
     assert state.original is not None
     tensor = "model.layers.1.mlp.experts.down_proj"
     assert tensor in state.report["compensate"]["refitted"]
@@ -258,7 +238,7 @@ def test_every_expert_is_refitted_on_the_tokens_that_it_is_given() -> None:
     experts, dense = (m.get_submodule("model.layers.1.mlp.experts") for m in (model, state.original))
     experts.register_forward_pre_hook(lambda _m, args: entered.append(args))
     with torch.no_grad():
-        model(input_ids=Windows().windows(16, 16), use_cache=False)
+        model(input_ids=TEXT.windows(16, 16), use_cache=False)
     hidden, chosen, _ = entered[0]
 
     def inner(module: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
@@ -276,10 +256,9 @@ def test_convolutions_and_what_follows_a_flatten_are_refitted() -> None:
     torch.manual_seed(0)
     model = Plain().double().eval()
     x = torch.randn(40, 3, 16, 16, dtype=torch.float64)
-    traced = trace_module(model, bind(model, x), batch=True)
-    state = State(traced.graph, model, losses=[lambda m: m(x[:20]), lambda m: m(x[20:])], example={"x": x})
+    state = module_state(model, x, losses=[lambda m: m(x[:20]), lambda m: m(x[20:])])
     dense = copy.deepcopy(model)
-    run(state, Random(ratio=0.5, channels=True), Compensate(damping=1e-9))
+    run_passes(state, Random(ratio=0.5, channels=True), Compensate(damping=1e-9))
     refitted = state.report["compensate"]["refitted"]
     assert refitted == ["features.3.0.weight", "classifier.0.weight", "classifier.3.weight"]
     with torch.no_grad():
@@ -302,14 +281,14 @@ def test_padding_has_no_say() -> None:
     found = []
     for fill in (None, 3, 9):
         model = make()
-        state = state_of(model)
-        ids = Windows().windows(12, 6)
+        state = decoder_state(model)
+        ids = TEXT.windows(12, 6)
         mask = torch.ones_like(ids)
         if fill is not None:
             ids = torch.cat([ids, torch.full((6, 5), fill)], 1)
             mask = torch.cat([mask, torch.zeros(6, 5, dtype=mask.dtype)], 1)
         state.losses = [lambda m, ids=ids, mask=mask: m(input_ids=ids, attention_mask=mask, use_cache=False).logits]
-        run(state, Random(ratio=0.5), Compensate())
+        run_passes(state, Random(ratio=0.5), Compensate())
         found.append(model.model.layers[1].mlp.down_proj.weight.detach().clone())
     assert torch.allclose(found[1], found[0], rtol=0, atol=1e-10)
     assert torch.equal(found[1], found[2])
@@ -317,13 +296,13 @@ def test_padding_has_no_say() -> None:
 
 def test_a_tied_output_layer_is_left_alone_and_said() -> None:
     model = make("gpt2")
-    state = run(state_of(model), Random(ratio=0.5, channels=True), Compensate(samples=8, length=16))
+    state = run_passes(decoder_state(model), Random(ratio=0.5, channels=True), Compensate(samples=8, length=16))
     assert model.lm_head.weight is model.transformer.wte.weight
     assert "transformer.wte.weight" not in state.report["compensate"]["refitted"]
 
 
 def test_experts_without_tokens_stay_and_are_said() -> None:
-    state = run(state_of(mixture()), Random(ratio=0.5, heads="off"), Compensate(samples=1, length=1))
+    state = run_passes(decoder_state(mixture()), Random(ratio=0.5, heads="off"), Compensate(samples=1, length=1))
     notes = [note for note in state.report["compensate"]["notes"] if "layers.1.mlp" in note]
     assert sum(bool(re.search(r"no token reached experts \[\d, \d\]; they stay as they are", n)) for n in notes) == 1
     assert sum("1 calibration tokens for 8 unknowns of an output, 7 too few" in note for note in notes) == 2
@@ -331,8 +310,8 @@ def test_experts_without_tokens_stay_and_are_said() -> None:
 
 def with_original(kind: str = "llama") -> tuple[State, Any]:
     """A model that was pruned, and the one from which it was."""
-    state = state_of(make(kind))
-    run(state, Random(heads="off"), Compensate(samples=2, length=8))
+    state = decoder_state(make(kind))
+    run_passes(state, Random(heads="off"), Compensate(samples=2, length=8))
     return state, state.original
 
 
@@ -353,11 +332,17 @@ def otherwise() -> State:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: run(state_of(make()), Compensate()), "nothing to make up for"),
+        (lambda: run_passes(decoder_state(make()), Compensate()), "nothing to make up for"),
         (lambda: Compensate(damping=-1.0).check(), "compensate: damping=-1 is below 0"),
         (lambda: Compensate(samples=0).check(), "compensate: samples=0 is below 1"),
-        (lambda: run(state_of(make()), Random(), Compensate(method="bias", samples=2)), "has no bias to correct"),
-        (lambda: run(state_of(make()), Random(), Compensate(damping=0, samples=1, length=4)), "4 calibration tokens"),
+        (
+            lambda: run_passes(decoder_state(make()), Random(), Compensate(method="bias", samples=2)),
+            "has no bias to correct",
+        ),
+        (
+            lambda: run_passes(decoder_state(make()), Random(), Compensate(damping=0, samples=1, length=4)),
+            "4 calibration tokens",
+        ),
         (lambda: Compensate(samples=2, length=8).run(broken()), "are not finite"),
         (lambda: Compensate(method="bias", samples=2, length=8).run(broken("gpt2")), "the mean outputs are not finite"),
         (
@@ -373,13 +358,11 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 
 
 def test_too_little_text_is_said() -> None:
-    state = run(state_of(make()), Random(), Compensate(samples=1, length=4))
+    state = run_passes(decoder_state(make()), Random(), Compensate(samples=1, length=4))
     assert "14 too few; damping holds the rest at its value; more" in state.report["compensate"]["notes"][0]
 
 
 def test_without_text_it_is_refused() -> None:
-    state = state_of(make())
-    state.calibration = None
-    state.coupling = couple(state.graph)
+    state = decoder_state(make(), calibration=None)
     with pytest.raises(RequestError, match="compensate needs calibration text"):
-        run(state, Random(), Compensate())
+        run_passes(state, Random(), Compensate())

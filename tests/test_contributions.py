@@ -121,12 +121,16 @@ def test_float32_equals_naive_float32(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bfloat16_is_scored(variant: str) -> None:
+def test_bfloat16_equals_naive_bfloat16(variant: str) -> None:
+    """Gradients are rounded as the model rounds them; all that is made of them is float64.
+
+    ``element2`` alone adds up the gradients of the samples, where the naive computation has that of the whole batch:
+    both are rounded, each to half an epsilon.
+    """
+    model = build("llama-gqa", torch.bfloat16)
     wanted = {"model.layers.1.mlp.down_proj.weight": frozenset({0, 1})}
-    expected = naive(build("llama-gqa"), draw(), wanted, variant)
-    got = taylor(build("llama-gqa", torch.bfloat16), draw(), wanted, variant)
-    for key, vector in expected.items():
-        assert np.corrcoef(got[key], vector)[0, 1] > 0.98
+    relative = torch.finfo(torch.bfloat16).eps if variant == "element2" else 1e-12
+    assert_same(taylor(model, draw(), wanted, variant), naive(model, draw(), wanted, variant), relative)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +301,7 @@ def test_large_tensors_are_reduced_in_pieces() -> None:
     layer.register_parameter("flat", nn.Parameter(torch.rand(700, 513)))
     layer.register_parameter("deep", nn.Parameter(torch.rand(3, 90, 35, 2)))
     got = magnitude(layer, all_dimensions(layer), 1)
+    assert got.keys() == {("flat", 0), ("flat", 1), ("deep", 0), ("deep", 1), ("deep", 2), ("deep", 3)}
     for name, weight in layer.named_parameters():
         assert len(list(parts.slabs_of(weight))) > 3
         for dim in range(weight.dim()):
@@ -327,6 +332,7 @@ def test_only_wanted_parameters_get_gradients(variant: str) -> None:
         lambda module, _args: seen.append({n for n, p in module.named_parameters() if p.requires_grad})
     )
     got = taylor(model, draw(), wanted, variant)
+    assert seen
     assert all(names == set(wanted) for names in seen)
     assert {key: vector.shape for key, vector in got.items()} == {
         ("model.layers.1.mlp.up_proj.weight", 0): (24,),

@@ -8,15 +8,11 @@ import pytest
 import torch
 
 from fxprune.ir.cost import macs
-from fxprune.ir.verifier import verify
-from fxprune.passes.base import State
-from fxprune.passes.manager import run_pipeline
 from fxprune.passes.measure import parameter_count
-from fxprune.passes.pipeline import parse_pipeline
-from fxprune.passes.registry import ANALYSES, PASSES
-from fxprune.tracer.export import trace_causal_lm, trace_model
+from fxprune.tracer.export import trace_model
 
-from .test_allocate import Windows, make
+from .states import decoder_state, run_passes
+from .test_allocate import make
 
 DROP = "samples=2,length=8"
 
@@ -41,10 +37,8 @@ def cost(model: torch.nn.Module, measure: str, shape: tuple[int, ...]) -> int:
 def test_what_is_left_is_the_share_of_the_whole_model(kind: str, depth: str, width: str, share: float) -> None:
     model = make(kind)
     whole = copy.deepcopy(model)
-    traced = trace_causal_lm(model)
-    state = State(traced.graph, model, example=traced.example, calibration=Windows())
-    state.retrace = lambda module: trace_causal_lm(module).graph
-    run_pipeline(parse_pipeline([f"{depth},{width}"], PASSES), state, analyses=ANALYSES, verify=verify)
+    state = decoder_state(model)
+    run_passes(state, f"{depth},{width}")
     measure = "macs" if "macs" in width else "params"
     now, then = (cost(held, measure, state.graph.inputs[0].shape) for held in (state.model, whole))
     assert abs(now / then - share) <= 0.005 * share

@@ -12,38 +12,30 @@ import torch
 from transformers import LlamaForCausalLM
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.ir.verifier import verify
 from fxprune.passes.base import State
 from fxprune.passes.block_distillation import distil_blocks
 from fxprune.passes.distill import Distill
 from fxprune.passes.finetune import Finetune
 from fxprune.passes.lora import Lora
-from fxprune.passes.manager import run_pipeline
-from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.recovery import Recovery
-from fxprune.passes.registry import ANALYSES, PASSES
 from fxprune.passes.teacher import Teacher
 from fxprune.passes.training import pad
 from fxprune.tracer.export import Traced, trace_causal_lm
 
-from .test_lora import VOCABULARY, Unequal, Windows, llama, weights
+from .corpora import RepeatedTokens, RunningTokens, UnequalRows
+from .decoders import VOCABULARY, llama
+from .states import decoder_state, run_passes, state_of
+from .test_lora import weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 OPTIONS: dict[str, Any] = {"lr": 0.01, "batch": 4, "micro_batch": 2, "length": 12, "steps": 12}
+TEXT = RunningTokens(VOCABULARY, 32 * 12)
 
 
-class Drawn(Windows):
-    """A corpus of random tokens, of which the next cannot be known."""
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        del seed
-        return torch.randint(VOCABULARY, (32, length), generator=torch.Generator().manual_seed(0))[:count]
-
-
-def divergence(student: torch.nn.Module, teacher: torch.nn.Module) -> float:
+def divergence(student: torch.nn.Module, teacher: torch.nn.Module, windows: int = 8) -> float:
     """Mean KL(teacher || student) of a next token, in nats, by its definition."""
-    ids = Drawn().windows(12, 8)
+    ids = TEXT.windows(12, windows)
     with torch.no_grad():
         now, then = (model(ids).logits.double().log_softmax(-1) for model in (student, teacher))
     return float((then.exp() * (then - now)).sum(-1)[:, :-1].mean())
@@ -58,7 +50,7 @@ def damaged(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 def recover(step: Recovery, model: torch.nn.Module, dense: torch.nn.Module | None, data: Any = None) -> dict[str, Any]:
-    state = State(graph=None, model=model, data=data or Drawn(), dense=dense)  # type: ignore[arg-type]
+    state = state_of(None, model, data=data or TEXT, dense=dense)
     step.run(state)
     assert state.model is model
     report: dict[str, Any] = state.report[step.name]
@@ -70,13 +62,22 @@ def test_a_teacher_brings_the_model_nearer_to_it(step: Recovery) -> None:
     dense = llama()
     model = damaged(dense)
     held, before = weights(dense), divergence(model, dense)
-    report = recover(step, model, dense)
+    recover(step, model, dense)
     assert divergence(model, dense) < 0.7 * before
-    assert report["loss"][0] == pytest.approx(before, rel=0.5)  # another draw of the same text
     assert all(torch.equal(tensor, held[name]) for name, tensor in dense.state_dict().items())
     assert not model.training
     assert all(parameter.grad is None for parameter in (*model.parameters(), *dense.parameters()))
     assert "peft_config" not in vars(model)
+
+
+@pytest.mark.parametrize("step", [Distill, Finetune, Lora])
+def test_the_first_loss_is_the_distance_from_the_teacher(step: type[Recovery]) -> None:
+    """On all windows at once, before anything is learned; in float32, as the formula below."""
+    dense = llama()
+    model = damaged(dense)
+    before = divergence(model, dense, 32)
+    report = recover(step(**OPTIONS | {"batch": 32, "micro_batch": 8, "steps": 1, "teacher": 1.0}), model, dense)
+    assert report["loss"] == [pytest.approx(before, rel=1e-5)]
 
 
 def test_a_model_that_is_its_own_teacher_has_nothing_to_learn() -> None:
@@ -110,7 +111,7 @@ def test_the_loss_is_the_one_of_the_formula(temperature: float) -> None:
 def test_finetune_without_a_teacher_lowers_the_loss_of_the_text_and_trains_everything() -> None:
     model = llama(tied=True)
     before = weights(model)
-    report = recover(Finetune(**OPTIONS), model, None, Windows())
+    report = recover(Finetune(**OPTIONS), model, None, RepeatedTokens())
     assert report["loss"][-1] < 0.5 * report["loss"][0]
     assert report["steps"] == 12
     assert not any(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -121,7 +122,7 @@ def test_accumulation_with_a_teacher_equals_one_large_batch() -> None:
     results = []
     for micro_batch in (1, 4):
         model = damaged(llama())
-        recover(Distill(**OPTIONS | {"micro_batch": micro_batch, "steps": 3}), model, llama(), Unequal())
+        recover(Distill(**OPTIONS | {"micro_batch": micro_batch, "steps": 3}), model, llama(), UnequalRows())
         results.append(weights(model))
     for name in results[0]:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-5)
@@ -161,11 +162,7 @@ def traced() -> Traced:
 
 
 def pipeline_on(text: str) -> State:
-    state = State(traced().graph, llama(), example=traced().example, calibration=Drawn(), data=Drawn())
-    state.retrace = lambda module: trace_causal_lm(module).graph
-    steps = parse_pipeline([text], PASSES)
-    run_pipeline(steps, state, analyses=ANALYSES, verify=verify)
-    return state
+    return run_passes(decoder_state(llama(), traced(), calibration=TEXT, data=TEXT), text)
 
 
 RECOVER = "{steps=2,batch=2,micro_batch=2,length=12"
@@ -246,7 +243,7 @@ def test_a_teacher_that_was_never_pruned_from_is_an_error() -> None:
 @pytest.mark.parametrize("step", [Distill(), Finetune()])
 def test_no_data_is_an_error(step: Recovery) -> None:
     with pytest.raises(RequestError, match=f"{step.name} has no text to train on") as caught:
-        step.run(State(graph=None, model=llama()))  # type: ignore[arg-type]
+        step.run(state_of(None, llama()))
     assert "--data" in caught.value.hint
 
 

@@ -17,10 +17,14 @@ from fxprune.passes.couple import couple
 from fxprune.passes.drop import Drop, _pass_on, block_influence
 from fxprune.passes.measure import perplexity
 from fxprune.passes.random import Random
-from fxprune.tracer.export import trace_causal_lm
+
+from .corpora import RandomTokens
+from .decoders import random_decoder, special_tokens
+from .states import decoder_state
 
 VOCAB = 47
-IDS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TEXT = RandomTokens(VOCAB)
+IDS = special_tokens(VOCAB)
 MODELS: dict[str, Any] = {
     "llama": transformers.LlamaConfig(
         hidden_size=32, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4, **IDS
@@ -33,28 +37,8 @@ MODELS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Windows:
-    name = "random"
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        return torch.randint(VOCAB, (count or 4, length), generator=torch.Generator().manual_seed(seed or 0))
-
-
 def make(name: str) -> Any:
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(MODELS[name], dtype=torch.float64).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.2)
-    return model
-
-
-def state_of(model: Any) -> State:
-    traced = trace_causal_lm(model)
-    return State(
-        traced.graph, model, couple(traced.graph), calibration=Windows(), example=traced.example,
-        retrace=lambda module: trace_causal_lm(module).graph,
-    )  # fmt: skip
+    return random_decoder(MODELS[name], 0.2)
 
 
 def without(model: Any, gone: list[int], ids: torch.Tensor) -> torch.Tensor:
@@ -73,7 +57,7 @@ def without(model: Any, gone: list[int], ids: torch.Tensor) -> torch.Tensor:
 def test_dropping_equals_passing_on(name: str, gone: list[int]) -> None:
     model = make(name)
     before = dict(model.state_dict())
-    ids = Windows().windows(9, 2)
+    ids = TEXT.windows(9, 2)
     expected = without(model, gone, ids)
     names = keep_blocks(model, find_blocks(model), [i for i in range(4) if i not in gone])
     with torch.no_grad():
@@ -87,7 +71,7 @@ def test_dropping_equals_passing_on(name: str, gone: list[int]) -> None:
 
 def test_influence_is_one_minus_the_mean_cosine() -> None:
     model = make("llama")
-    tokens = Windows().windows(6, 3)
+    tokens = TEXT.windows(6, 3)
     with torch.no_grad():
         states = model.model(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
         last: list[torch.Tensor] = []
@@ -102,13 +86,13 @@ def test_influence_is_one_minus_the_mean_cosine() -> None:
 
 
 def test_perplexity_drops_what_costs_least() -> None:
-    tokens = Windows().windows(8, 2)
+    tokens = TEXT.windows(8, 2)
     costs = []
     for index in range(4):
         shallow = make("llama")
         keep_blocks(shallow, find_blocks(shallow), [i for i in range(4) if i != index])
         costs.append(perplexity(shallow, tokens).value)
-    state = state_of(make("llama"))
+    state = decoder_state(make("llama"))
     Drop(layers=1, by="perplexity", samples=2, length=8).run(state)
     assert state.report["drop"]["dropped"] == [int(np.argmin(costs))]
     assert state.report["drop"]["scores"] == pytest.approx([min(costs)], rel=1e-12)
@@ -120,7 +104,7 @@ def test_a_block_that_does_nothing_has_no_influence() -> None:
     with torch.no_grad():
         idle.self_attn.o_proj.weight.zero_()
         idle.mlp.down_proj.weight.zero_()
-    state = state_of(model)
+    state = decoder_state(model)
     Drop(layers=1, samples=2, length=8).run(state)
     assert state.report["drop"]["dropped"] == [2]
     assert len(model.model.layers) == 3
@@ -128,7 +112,7 @@ def test_a_block_that_does_nothing_has_no_influence() -> None:
 
 
 def test_widths_then_depth_then_widths() -> None:
-    state = state_of(make("llama"))
+    state = decoder_state(make("llama"))
     Random(ratio=0.5, heads="off").run(state)
     Drop(layers=2, samples=2, length=8).run(state)
     assert isinstance(state.plan, Plan)
@@ -139,7 +123,7 @@ def test_widths_then_depth_then_widths() -> None:
 
 
 def test_dropping_nothing_changes_nothing() -> None:
-    state = state_of(make("llama"))
+    state = decoder_state(make("llama"))
     graph = state.graph
     Drop(layers=0, samples=1, length=4).run(state)
     assert state.graph is graph
@@ -148,13 +132,13 @@ def test_dropping_nothing_changes_nothing() -> None:
 def broken() -> State:
     model = make("llama")
     model.model.layers[1].mlp.up_proj.weight.data.fill_(float("nan"))
-    return state_of(model)
+    return decoder_state(model)
 
 
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: Drop(layers=4, samples=1, length=4).run(state_of(make("llama"))), "4 of 4 layers leave none"),
+        (lambda: Drop(layers=4, samples=1, length=4).run(decoder_state(make("llama"))), "4 of 4 layers leave none"),
         (lambda: Drop(layers=-1).check(), "drop: layers=-1 is below 0"),
         (lambda: Drop(length=1).check(), "drop: length=1 is below 2"),
         (lambda: Drop(samples=1, length=4).run(broken()), "block influences are not finite"),
@@ -168,8 +152,7 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 
 
 def test_drop_without_text_asks_for_it() -> None:
-    state = state_of(make("llama"))
-    state.calibration = None
+    state = decoder_state(make("llama"), calibration=None)
     with pytest.raises(RequestError, match="needs calibration text"):
         Drop().run(state)
 

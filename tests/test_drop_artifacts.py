@@ -21,11 +21,12 @@ from fxprune.ir import FxpruneError
 from fxprune.runtime.absence import absences
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 
-from .test_drop import IDS, Windows
+from .corpora import RandomTokens
+from .decoders import special_tokens
 
 CONFIG = transformers.LlamaConfig(
     hidden_size=32, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=64, **IDS,
+    max_position_embeddings=64, **special_tokens(47),
 )  # fmt: skip
 SMALL = "samples=2,length=8"
 
@@ -38,7 +39,7 @@ class Made:
 
 
 def read_windows(run: Any, *_: Any) -> None:
-    run.state.calibration = Windows()
+    run.state.calibration = RandomTokens(CONFIG.vocab_size)
 
 
 @pytest.fixture(scope="module")

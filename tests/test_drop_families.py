@@ -41,6 +41,7 @@ PARTS = [
 def test_without_the_parts_of_the_first_layer(families: list[str]) -> None:
     tokens = torch.randint(3, 130, (2, 6), generator=torch.Generator().manual_seed(0))
     settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(tokens)}
+    assert families
     for name in families:
         model = tiny_model(name)
         graph = trace_causal_lm(model).graph

@@ -23,8 +23,13 @@ from fxprune.passes.sub_blocks import SubBlock, find_sub_blocks, taken_out
 from fxprune.runtime.absence import absences
 from fxprune.tracer.export import trace_causal_lm
 
+from .corpora import RandomTokens
+from .decoders import random_decoder, special_tokens
+from .states import decoder_state
+
 VOCAB = 47
-IDS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+TEXT = RandomTokens(VOCAB)
+IDS = special_tokens(VOCAB)
 SMALL: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 64, **IDS,
@@ -59,34 +64,15 @@ GOES: dict[str, tuple[set[str], set[str]]] = {
 """Children of a layer that go with its attention, and with its MLP."""
 
 
-class Windows:
-    name = "random"
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        return torch.randint(VOCAB, (count or 4, length), generator=torch.Generator().manual_seed(seed or 0))
-
-
 def make(name: str, dtype: torch.dtype = torch.float64) -> Any:
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(MODELS[name], dtype=dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.2)
+    model = random_decoder(MODELS[name], 0.2, dtype)
     if name == "experts":
         model.set_experts_implementation("batched_mm")  # the others know no float64
     return model
 
 
 def parts_of(model: Any) -> tuple[SubBlock, ...]:
-    return find_sub_blocks(model, find_blocks(model), trace_causal_lm(model).graph, Windows().windows(7, 1))
-
-
-def state_of(model: Any) -> State:
-    traced = trace_causal_lm(model)
-    return State(
-        traced.graph, model, couple(traced.graph), calibration=Windows(), example=traced.example,
-        retrace=lambda module: trace_causal_lm(module).graph,
-    )  # fmt: skip
+    return find_sub_blocks(model, find_blocks(model), trace_causal_lm(model).graph, TEXT.windows(7, 1))
 
 
 def zeroed(model: Any, parts: list[SubBlock], ids: torch.Tensor) -> torch.Tensor:
@@ -136,7 +122,7 @@ def test_a_norm_that_the_layer_reads_a_weight_of_stays() -> None:
 def test_dropping_equals_zeroing(found: tuple[str, Any, tuple[SubBlock, ...]], which: str) -> None:
     _, model, parts = found
     gone = [part for part in parts if (part.layer == 0 if which == "first layer" else part.kind == which)]
-    ids = Windows().windows(9, 2)
+    ids = TEXT.windows(9, 2)
     expected = zeroed(model, gone, ids)
     with taken_out(model, gone):
         assert set(absences(model)) == {member for part in gone for member in part.members}
@@ -149,7 +135,7 @@ def test_dropping_equals_zeroing(found: tuple[str, Any, tuple[SubBlock, ...]], w
 def test_the_cache_counts_positions_without_the_first_attention(found: tuple[str, Any, tuple[SubBlock, ...]]) -> None:
     _, model, parts = found
     gone = [part for part in parts if part.layer == 0 or part is parts[-2]]
-    ids = Windows().windows(6, 2)
+    ids = TEXT.windows(6, 2)
     settings = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
     with taken_out(model, gone), torch.no_grad():
         expected = model.generate(ids, use_cache=False, **settings)
@@ -166,7 +152,7 @@ def test_influence_is_one_minus_the_mean_cosine_of_the_stream_with_and_without(
     found: tuple[str, Any, tuple[SubBlock, ...]],
 ) -> None:
     name, model, parts = found
-    tokens = Windows().windows(6, 3)
+    tokens = TEXT.windows(6, 3)
     blocks = find_blocks(model)
     held: dict[str, torch.Tensor] = {}
 
@@ -197,7 +183,7 @@ def test_influence_is_one_minus_the_mean_cosine_of_the_stream_with_and_without(
 
 
 def test_perplexity_takes_what_costs_least_one_by_one() -> None:
-    model, tokens = make("llama"), Windows().windows(8, 2)
+    model, tokens = make("llama"), TEXT.windows(8, 2)
     parts = parts_of(model)
 
     def cost(gone: list[int]) -> float:
@@ -215,7 +201,7 @@ def test_a_part_that_does_nothing_goes_first() -> None:
     model = make("llama")
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight.zero_()
-    state = state_of(model)
+    state = decoder_state(model)
     before = sum(p.numel() for p in model.parameters())
     inner = sum(p.numel() for p in model.model.layers[1].self_attn.parameters())
     Drop(sub_blocks=1, samples=2, length=8).run(state)
@@ -230,14 +216,14 @@ def test_a_part_that_does_nothing_goes_first() -> None:
 @pytest.mark.parametrize("by", ["influence", "perplexity"])
 @pytest.mark.parametrize("of", ["attention", "mlp"])
 def test_only_one_kind_goes(by: str, of: str) -> None:
-    state = state_of(make("gpt2"))
+    state = decoder_state(make("gpt2"))
     Drop(sub_blocks=2, by=by, of=of, samples=2, length=8).run(state)
     assert [part["kind"] for part in state.report["drop"]["sub_blocks"]] == [of, of]
     assert len(state.report["drop"]["sub_block_scores"]["scores"]) == (3 if by == "influence" else 2)
 
 
 def test_layers_go_before_sub_blocks() -> None:
-    state = state_of(make("llama"))
+    state = decoder_state(make("llama"))
     Drop(layers=1, sub_blocks=2, samples=2, length=8).run(state)
     assert len(state.model.model.layers) == 2  # type: ignore[union-attr,arg-type]
     assert len(state.report["drop"]["dropped"]) == 1
@@ -245,7 +231,7 @@ def test_layers_go_before_sub_blocks() -> None:
 
 
 def test_widths_then_sub_blocks_then_widths() -> None:
-    state = state_of(make("llama"))
+    state = decoder_state(make("llama"))
     Random(ratio=0.5, heads="off").run(state)
     Drop(sub_blocks=1, of="mlp", samples=2, length=8).run(state)
     Drop(sub_blocks=1, of="attention", samples=2, length=8).run(state)
@@ -261,7 +247,7 @@ def test_widths_then_sub_blocks_then_widths() -> None:
 
 
 def without_parts() -> State:
-    state = state_of(make("llama"))
+    state = decoder_state(make("llama"))
     Drop(sub_blocks=1, samples=1, length=4).run(state)
     return state
 
@@ -280,7 +266,7 @@ def broken() -> Any:
 def unseen(model: Any) -> None:
     part = parts_of(model)[0]
     stranger = SubBlock(0, "lm_head", ("lm_head",), "mlp", 1, part.absences)
-    sub_block_influence(model, [stranger], Windows().windows(4, 1))
+    sub_block_influence(model, [stranger], TEXT.windows(4, 1))
 
 
 @pytest.mark.parametrize(
@@ -288,14 +274,20 @@ def unseen(model: Any) -> None:
     [
         (lambda: Drop(sub_blocks=-1).check(), "drop: sub_blocks=-1 is below 0"),
         (lambda: Drop(of="mlp").check(), "of=mlp chooses among sub-blocks, and none go"),
-        (lambda: Drop(sub_blocks=6, samples=1, length=4).run(state_of(make("llama"))), "6 sub-blocks of 6 sub-blocks"),
         (
-            lambda: Drop(sub_blocks=4, of="mlp", samples=1, length=4).run(state_of(make("llama"))),
+            lambda: Drop(sub_blocks=6, samples=1, length=4).run(decoder_state(make("llama"))),
+            "6 sub-blocks of 6 sub-blocks",
+        ),
+        (
+            lambda: Drop(sub_blocks=4, of="mlp", samples=1, length=4).run(decoder_state(make("llama"))),
             "4 sub-blocks of 3 mlp sub-blocks cannot go",
         ),
         (lambda: Drop(layers=1, samples=1, length=4).run(without_parts()), "sub-blocks have gone already"),
-        (lambda: Drop(sub_blocks=1, samples=1, length=4).run(state_of(bloom())), "no part of a layer of BloomFor"),
-        (lambda: Drop(sub_blocks=1, samples=1, length=4).run(state_of(broken())), "block influences are not finite"),
+        (lambda: Drop(sub_blocks=1, samples=1, length=4).run(decoder_state(bloom())), "no part of a layer of BloomFor"),
+        (
+            lambda: Drop(sub_blocks=1, samples=1, length=4).run(decoder_state(broken())),
+            "block influences are not finite",
+        ),
         (lambda: unseen(make("llama")), "the sum that lm_head goes into was not seen to run"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.backends.graph_module import raise_graph
@@ -18,7 +18,9 @@ from fxprune.passes.couple import Coupling, couple
 from fxprune.passes.shrink import make_plan, rewrite
 from fxprune.tracer.export import Traced, trace_causal_lm
 
-from .equivalence import TOLERANCE, difference, random_units, sliced, tensors_of
+from .decoders import random_decoder
+from .draws import draws
+from .equivalence import TOLERANCE, difference, draw_plan, random_units, sliced, tensors_of
 
 VOCAB = 61
 IDS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -52,11 +54,7 @@ FAMILIES: dict[str, tuple[type[transformers.PreTrainedConfig], dict[str, Any]]] 
 @cache
 def subject(family: str) -> tuple[torch.nn.Module, Traced, Coupling]:
     config_class, options = FAMILIES[family]
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config_class(**options), dtype=torch.float32).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
+    model = random_decoder(config_class(**options), 0.3, torch.float32)
     traced = trace_causal_lm(model)
     return model, traced, couple(traced.graph)
 
@@ -82,29 +80,23 @@ def test_every_block_has_heads_and_a_width_and_all_share_the_residual_width(fami
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@draws(3)
 @given(data=st.data())
 def test_removing_equals_zeroing(family: str, data: st.DataObject) -> None:
     """Any plan over any groups that no normalisation crosses, head channels included."""
     model, traced, coupling = subject(family)
-    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    free = [group for group in coupling.prunable if not group.normalised and group.size > 1]
-    chosen = data.draw(st.lists(st.sampled_from(free), min_size=1, unique_by=lambda group: group.name))
-    keep: dict[str, Any] = {}
-    for group in sorted(chosen, key=lambda group: group.parent is not None):
-        parents = keep.get(group.parent.name) if group.parent else None
-        keep[group.name] = random_units(group, generator, parents)
-    assert difference(traced, coupling, model, keep) <= TOLERANCE
+    assert difference(traced, coupling, model, draw_plan(coupling, data)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_group_alone_equals_zeroing(family: str) -> None:
     model, traced, coupling = subject(family)
     generator = np.random.default_rng(0)
-    for group in coupling.prunable:
-        if group.layer == 0 and not group.normalised and group.size > 1:
-            keep = {group.name: random_units(group, generator)}
-            assert difference(traced, coupling, model, keep) <= TOLERANCE, group.name
+    groups = [g for g in coupling.prunable if g.layer == 0 and not g.normalised and g.size > 1]
+    assert groups
+    for group in groups:
+        keep = {group.name: random_units(group, generator)}
+        assert difference(traced, coupling, model, keep) <= TOLERANCE, group.name
 
 
 SMALLER: dict[str, dict[str, Any]] = {

@@ -62,6 +62,7 @@ def test_the_directory_is_complete(written: tuple[Pruned, Path]) -> None:
 def test_the_weights_are_the_originals_slices(written: tuple[Pruned, Path]) -> None:
     result, out = written
     source = build("depthwise").state_dict()
+    assert result.plan.slices
     for (name, dim), kept in result.plan.slices.items():
         source[name] = source[name].index_select(dim, torch.from_numpy(kept))
     held = load_file(out / "model.safetensors")

@@ -12,38 +12,26 @@ from fxprune.ir import FxpruneError, Plan, RequestError
 from fxprune.passes.base import State
 from fxprune.passes.fisher import Fisher
 from fxprune.passes.generate import Generate, Joined, written_by
-from fxprune.passes.manager import run_pipeline
-from fxprune.passes.registry import ANALYSES
-from fxprune.tracer.export import trace_causal_lm
+
+from .corpora import OneToken
+from .decoders import random_decoder, special_tokens
+from .states import decoder_state, run_passes
 
 VOCAB = 11
 
 
-class Windows:
-    name = "the user's"
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        return torch.full((count or 4, length), 5 + (seed or 0))
-
-
 def make(kind: str = "llama") -> Any:
-    torch.manual_seed(0)
-    shared: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    shared = special_tokens(VOCAB)
     config: Any = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=64, **shared)
     if kind == "llama":
         config = transformers.LlamaConfig(
             hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, **shared
         )
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
-    return model
+    return random_decoder(config, 0.3, torch.float32)
 
 
 def state_of(model: Any, text: Any = None) -> State:
-    traced = trace_causal_lm(model)
-    return State(traced.graph, model, calibration=text, example=traced.example)
+    return decoder_state(model, calibration=text)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -75,7 +63,7 @@ def run_generate(step: Generate, text: Any = None) -> Any:
 
 
 def test_the_users_windows_come_first() -> None:
-    corpus = run_generate(Generate(windows=5, length=7, first=2), Windows())
+    corpus = run_generate(Generate(windows=5, length=7, first=2), OneToken())
     assert corpus.name == "the user's and generated text"
     whole = corpus.windows(6)
     assert whole.shape == (7, 6)
@@ -88,10 +76,7 @@ def test_the_users_windows_come_first() -> None:
 
 def test_scores_are_computed_on_it() -> None:
     state = state_of(make())
-    run_pipeline(
-        [Generate(windows=4, length=8), Fisher(ratio=0.5, samples=4, length=8)], state, analyses=ANALYSES,
-        verify=lambda _graph: None,
-    )  # fmt: skip
+    run_passes(state, Generate(windows=4, length=8), Fisher(ratio=0.5, samples=4, length=8))
     assert state.report["generate"] == {"windows": 4, "length": 8}
     assert state.model.model.layers[0].mlp.down_proj.in_features == 12  # type: ignore[union-attr, index]
 
@@ -125,7 +110,7 @@ def broken() -> None:
         (no_language_model, "generate needs a causal language model, and this is a Linear"),
         (lambda: Joined(None, 0, torch.zeros(3, 8)).windows(9), "windows of 9 tokens, and the generated ones have 8"),
         (
-            lambda: Joined(Windows(), 2, torch.zeros(3, 8, dtype=torch.int64)).windows(8, 6),
+            lambda: Joined(OneToken(), 2, torch.zeros(3, 8, dtype=torch.int64)).windows(8, 6),
             "6 windows asked for, and there are 5: 2 of the calibration text and 3 generated",
         ),
     ],

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,8 +15,6 @@ from pathlib import Path
 import pytest
 
 import fxprune
-from fxprune.api.arguments import build_parser
-from fxprune.cli import COMMANDS
 
 ROOT = Path(fxprune.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -166,40 +162,3 @@ def test_public_names_can_be_imported() -> None:
         assert callable(getattr(fxprune, name)), name
     with pytest.raises(AttributeError, match="no attribute 'prune'"):
         fxprune.prune  # noqa: B018
-
-
-def documents() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def commands() -> list[tuple[str, str]]:
-    """Every ``fxprune ...`` line in a code block of the documents."""
-    found = []
-    for document in documents():
-        for block in re.findall(r"^```\w*\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                if line.strip().removeprefix("$ ").startswith("fxprune "):
-                    found.append((document.name, line.strip().removeprefix("$ ")))
-    return found
-
-
-@pytest.mark.parametrize(("document", "command"), commands())
-def test_commands_in_the_documents_parse(document: str, command: str) -> None:
-    words = shlex.split(command, comments=True)[1:]
-    words = words[: next((i for i, word in enumerate(words) if word in {"|", ">", "2>", "&&"}), len(words))]
-    try:
-        parsed = build_parser(COMMANDS).parse_args(words)
-    except SystemExit as stop:
-        assert stop.code == 0, f"{document}: {command}"  # noqa: PT017
-    else:
-        assert isinstance(parsed, argparse.Namespace)
-
-
-def test_make_targets_in_the_documents_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    told = {
-        name
-        for document in documents()
-        for name in re.findall(r"\bmake ([a-z]+)\b(?=`|\s+#|$)", document.read_text(encoding="utf-8"), re.MULTILINE)
-    }
-    assert told <= targets

@@ -9,19 +9,16 @@ from fxprune.api.tables import latencies
 from fxprune.ir import FxpruneError, RequestError
 from fxprune.ir.cost import macs_of
 from fxprune.ir.graph import DType, Op, Value
-from fxprune.ir.verifier import verify
 from fxprune.passes import latency
 from fxprune.passes.allocate import Target
 from fxprune.passes.base import State
 from fxprune.passes.couple import couple
 from fxprune.passes.latency import TOKENS, Clock, Latency, forward_seconds
 from fxprune.passes.magnitude import Magnitude
-from fxprune.passes.manager import run_pipeline
-from fxprune.passes.pipeline import parse_pipeline
-from fxprune.passes.registry import ANALYSES, PASSES
 from fxprune.tracer.export import trace_causal_lm, trace_model
 
-from .test_allocate import Windows, make
+from .states import decoder_state, run_passes
+from .test_allocate import make
 
 START, PER_MAC = 500, 3
 """Nanoseconds of the made-up machine: to start an operator, and of every multiply-accumulate."""
@@ -52,9 +49,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[Op]:
 def state_of(kind: str = "llama") -> State:
     model = make(kind).float()
     traced = trace_causal_lm(model)
-    state = State(traced.graph, model, example=traced.example, calibration=Windows(), whole=traced.graph)
-    state.retrace = lambda module: trace_causal_lm(module).graph
-    return state
+    return decoder_state(model, traced, whole=traced.graph)
 
 
 def contractions(state: State) -> int:
@@ -70,9 +65,7 @@ def test_a_prediction_is_what_the_narrower_model_takes_to_contract_and_all_that_
 ) -> None:
     state = state_of(kind)
     before = contractions(state)
-    run_pipeline(
-        parse_pipeline(["magnitude{target=latency:0.8,by=global}"], PASSES), state, analyses=ANALYSES, verify=verify
-    )
+    run_passes(state, "magnitude{target=latency:0.8,by=global}")
     report = state.report["magnitude"]
     found = report["allocation"]
     whole = round(WHOLE * 1e9)
@@ -90,8 +83,7 @@ def test_a_prediction_is_what_the_narrower_model_takes_to_contract_and_all_that_
 def test_the_budget_counts_from_the_model_before_layers_went(machine: list[Op]) -> None:
     del machine
     state = state_of()
-    steps = parse_pipeline(["drop{layers=1,samples=2,length=8},magnitude{target=latency:0.6,by=global}"], PASSES)
-    run_pipeline(steps, state, analyses=ANALYSES, verify=verify)
+    run_passes(state, "drop{layers=1,samples=2,length=8},magnitude{target=latency:0.6,by=global}")
     found = state.report["magnitude"]["allocation"]
     shallow = round(WHOLE * 1e9)
     assert found["budget"] > 0.7 * shallow  # of three layers, where two take WHOLE

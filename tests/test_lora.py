@@ -9,64 +9,26 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes import lora as lora_module
 from fxprune.passes import trainer
-from fxprune.passes.base import State
 from fxprune.passes.lora import Adapter, Lora, projection_modules
 from fxprune.passes.training import pad
 
+from .corpora import RepeatedTokens, UnequalRows
+from .decoders import gpt2, llama
+from .states import state_of
+
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-VOCABULARY = 40
-
-
-def llama(tied: bool = False) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    shape = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    return GPT2LMHeadModel(GPT2Config(**shape, initializer_range=0.2, bos_token_id=None, eos_token_id=None)).eval()
-
-
-class Windows:
-    """A corpus that repeats a few tokens."""
-
-    name = "repeated"
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:  # noqa: ARG002
-        return torch.arange(7).repeat(length).view(-1, length)[:count]
-
-
-class Unequal(Windows):
-    """A corpus with rows of unequal length."""
-
-    def examples(self, length: int) -> list[dict[str, list[int]]]:
-        rows = [list(range(3 + n % 5))[:length] for n in range(8)]
-        return [{"input_ids": row, "labels": row} for row in rows]
-
 
 OPTIONS: dict[str, Any] = {"lr": 0.02, "batch": 4, "micro_batch": 2, "length": 12, "steps": 12}
 
 
-def recover(model: torch.nn.Module, data: Windows | None = None, **options: Any) -> dict[str, Any]:
-    state = State(graph=None, model=model, data=data or Windows())  # type: ignore[arg-type]
+def recover(model: torch.nn.Module, data: Any = None, **options: Any) -> dict[str, Any]:
+    state = state_of(None, model, data=data or RepeatedTokens())
     Lora(**OPTIONS | options).run(state)
     assert state.model is model
     report: dict[str, Any] = state.report["lora"]
@@ -175,9 +137,9 @@ def test_bfloat16_arithmetic_keeps_the_weights_dtype() -> None:
 
 
 def test_rows_of_unequal_length_train_over_epochs() -> None:
-    report = recover(llama(), Unequal(), steps=0, epochs=3, batch=4)
+    report = recover(llama(), UnequalRows(), steps=0, epochs=3, batch=4)
     assert report["steps"] == 3 * 2
-    assert report["tokens"] == 3 * sum(len(row["input_ids"]) for row in Unequal().examples(12))
+    assert report["tokens"] == 3 * sum(len(row["input_ids"]) for row in UnequalRows().examples(12))
 
 
 def test_padding_is_hidden_and_not_learned() -> None:
@@ -195,7 +157,7 @@ def test_accumulation_equals_one_large_batch() -> None:
     results = []
     for micro_batch in (1, 4):
         model = llama()
-        recover(model, Unequal(), steps=4, micro_batch=micro_batch, dropout=0.0)
+        recover(model, UnequalRows(), steps=4, micro_batch=micro_batch, dropout=0.0)
         results.append(weights(model))
     for name in results[0]:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-5)
@@ -308,7 +270,7 @@ def test_what_peft_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_data_is_an_error() -> None:
     with pytest.raises(RequestError, match="lora has no text to train on") as caught:
-        Lora().run(State(graph=None, model=llama()))  # type: ignore[arg-type]
+        Lora().run(state_of(None, llama()))
     assert "--data" in caught.value.hint
 
 
@@ -350,6 +312,27 @@ def test_an_option_that_makes_no_sense_is_an_error(options: dict[str, Any], mess
     assert caught.value.hint
 
 
-def test_sensible_options_pass() -> None:
-    Lora().check()
-    Lora(batch=2).check()
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("r", 0, 1), ("alpha", 0, 1), ("epochs", 0, 1), ("batch", 0, 1), ("micro_batch", 0, 1), ("length", 1, 2),
+        ("steps", -1, 0), ("warmup", -1, 0), ("seed", -1, 0), ("seed", 2**32, 2**32 - 1), ("dropout", -0.01, 0.0),
+        ("dropout", 1.0, 0.99), ("lr", 0.0, 5e-324), ("lr", float("inf"), 1e308), ("dtype", "float16", "bfloat16"),
+        ("batch", 6, 8),
+    ],
+)  # fmt: skip
+def test_the_next_sensible_value_is_taken(name: str, wrong: Any, right: Any) -> None:
+    assert (refuses(**{name: wrong}), refuses(**{name: right}), refuses()) == (True, False, False)
+
+
+def refuses(**options: Any) -> bool:
+    try:
+        Lora(**options).check()
+    except RequestError:
+        return True
+    return False
+
+
+def test_a_batch_below_a_micro_batch_is_read_at_once() -> None:
+    report = recover(llama(), batch=2, micro_batch=4, steps=3)
+    assert report["tokens"] == 3 * 2 * 12

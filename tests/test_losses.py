@@ -25,6 +25,7 @@ def test_scores_of_losses_follow_the_papers_formulas(variant: str) -> None:
         net.zero_grad()
         quadratic(net, batch).backward()
         gradients.append({name: p.grad.clone() for name, p in net.named_parameters()})
+    assert found.keys() == {(name, dim) for name, dims in wanted.items() for dim in dims}
     for name, dims in wanted.items():
         w = net.get_parameter(name).detach()
         g = (gradients[0][name] + gradients[1][name]) / 2

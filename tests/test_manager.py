@@ -13,6 +13,8 @@ from fxprune.ir.options import option
 from fxprune.passes.base import Pass, State
 from fxprune.passes.manager import Analysis, Step, run_pipeline
 
+from .states import state_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Look(Pass):
@@ -48,7 +50,7 @@ class Read(Pass):
 
 
 def a_state(device: str = "cpu") -> State:
-    return State(graph="graph", model=torch.nn.Linear(2, 2, device=device))  # type: ignore[arg-type]
+    return state_of("graph", torch.nn.Linear(2, 2, device=device))  # type: ignore[arg-type]
 
 
 ANALYSES = (Analysis("couple", "coupling", lambda graph: f"coupling of {graph}"),)

@@ -20,6 +20,8 @@ from fxprune.runtime.absence import absences
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 from fxprune.tracer.export import Traced, trace_causal_lm
 
+from .corpora import RandomTokens
+
 VOCAB = 61
 SMALL: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -53,13 +55,6 @@ def marks(model: str) -> Any:
 
 
 CELLS = [pytest.param(model, form, marks=marks(model)) for model in MODELS for form in FORMS]
-
-
-class Windows:
-    name = "random"
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        return torch.randint(VOCAB, (count or 4, length), generator=torch.Generator().manual_seed(seed or 0))
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         return traces[0]
 
     def read_windows(run: Any, *_: Any) -> None:
-        run.state.calibration = Windows()
+        run.state.calibration = RandomTokens(VOCAB)
 
     made: dict[tuple[str, str], tuple[Path, Applied]] = {}
     with pytest.MonkeyPatch.context() as patch:

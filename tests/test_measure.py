@@ -7,26 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.measure import byte_count, parameter_count, perplexity, tokens_per_second
 
-VOCABULARY = 50
-
-
-def llama(**changes: Any) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        **changes,
-    )
-    return LlamaForCausalLM(config)
+from .decoders import VOCABULARY, llama
 
 
 def windows(count: int = 5, length: int = 7) -> torch.Tensor:
@@ -97,7 +83,7 @@ def test_a_perplexity_that_overflows_is_an_error() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_weights_count_once(tied: bool) -> None:
-    model = llama(tie_word_embeddings=tied)
+    model = llama(tied)
     block = 16 * 16 + 2 * 8 * 16 + 16 * 16 + 3 * 16 * 24 + 2 * 16
     expected = 2 * block + 16 + (1 if tied else 2) * VOCABULARY * 16
     assert parameter_count(model) == expected
@@ -145,5 +131,5 @@ def test_cached_decoding_continues_the_prompt(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nothing_to_time_is_an_error() -> None:
-    with pytest.raises(RequestError, match="nothing to time: prompt 0, new 2, repeats 3, vocabulary 50"):
+    with pytest.raises(RequestError, match="nothing to time: prompt 0, new 2, repeats 3, vocabulary 40"):
         tokens_per_second(llama(), VOCABULARY, prompt=0, new=2, repeats=3)

@@ -11,14 +11,13 @@ import pytest
 import torch
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.tracer.checkpoint import weight_files
 from fxprune.tracer.model import Source, build_meta, load_config, load_model, load_tokenizer, resolve
+
+from .corpora import word_tokenizer
 
 CONFIG = LlamaConfig(
     hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=32, dtype="bfloat16"
@@ -31,9 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     LlamaForCausalLM(CONFIG).to(torch.bfloat16).save_pretrained(directory)
-    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(directory)
+    word_tokenizer(("a", "b")).save_pretrained(directory)
     return directory
 
 

@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
 from fxprune.api.texts import read_so_far
@@ -24,6 +21,8 @@ from fxprune.cli import main
 from fxprune.ir.errors import RequestError
 from fxprune.tracer.fingerprints import KEPT, PASSAGE, Fingerprint, Noted, overlap
 from fxprune.tracer.text import Text, from_string, load_text
+
+from .corpora import word_tokenizer
 
 WORDS = [f"{first}{second}nda" for first in "bcdfgklmnp" for second in "aeiou"]
 """Fifty words of five letters: a passage is twenty of them."""
@@ -33,14 +32,8 @@ def words(seed: int, count: int) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=count))
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    made = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token=WORDS[0]))
-    made.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made)
-
-
 def text(content: str, name: str = "calib.txt") -> Text:
-    return from_string(name, content, tokenizer())
+    return from_string(name, content, word_tokenizer(WORDS))
 
 
 def fingerprint(content: str, length: int = 64, count: int | None = None, seed: int | None = None) -> Fingerprint:
@@ -111,7 +104,7 @@ def test_text_that_was_not_read_is_not_remembered() -> None:
 def test_rows_of_recovery_data_are_remembered(tmp_path: Path) -> None:
     rows = [words(seed, 50) for seed in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    noted = Noted(load_text(str(tmp_path / "rows.jsonl"), tokenizer()))
+    noted = Noted(load_text(str(tmp_path / "rows.jsonl"), word_tokenizer(WORDS)))
     assert len(noted.examples(128)) == 4
     found = noted.fingerprint("recovery", "rows.jsonl")
     assert found is not None
@@ -171,7 +164,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         vocab_size=len(WORDS), max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer().save_pretrained(folder / "model")
+    word_tokenizer(WORDS).save_pretrained(folder / "model")
     (folder / "calib.txt").write_text(words(0, 64 * 12))
     (folder / "other.txt").write_text(words(1, 64 * 12))
     result = Made(folder / "model", folder / "out", folder / "calib.txt", folder / "other.txt")

@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from fxprune.ir.graph import Graph
-from fxprune.passes.base import State
-from fxprune.passes.couple import couple
 from fxprune.passes.measure import parameter_count
 from fxprune.passes.random import Random
 from fxprune.tracer.export import trace_causal_lm
+
+from .states import decoder_state
 
 GEOMETRIES: dict[str, tuple[dict[str, Any], tuple[int, int], int, int]] = {
     "LLaMA-7B": (
@@ -49,7 +49,7 @@ def test_the_paper_s_parameter_counts(name: str) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     traced = trace_causal_lm(model)
-    state = State(traced.graph, model, couple(traced.graph), example=traced.example)
+    state = decoder_state(model, traced)
     assert elements(traced.graph) == before
     Random(ratio=0.25, layers=layers).run(state)
     assert elements(state.graph) == after

@@ -16,10 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from transformers import GPT2Config, LlamaConfig
 
 from fxprune import api
 from fxprune.api import resume, work
@@ -36,6 +33,7 @@ from fxprune.passes.random import Random
 from fxprune.passes.taylor import Taylor
 
 from .checkpoints import TIED, WIDTHS, contents, write_checkpoint
+from .corpora import word_tokenizer
 
 VOCABULARY = {word: number for number, word in enumerate("abcdefghijklmnopqrstuvwxyz")}
 GPT2 = GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=26, n_positions=64, bos_token_id=0, eos_token_id=0)
@@ -52,9 +50,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_source(folder: Path, config: Any = None, **options: Any) -> Path:
     source = write_checkpoint(folder, config or LlamaConfig(**WIDTHS | {"num_hidden_layers": 3}), **options)
-    words = Tokenizer(WordLevel(VOCABULARY, unk_token="a"))
-    words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(source)
+    word_tokenizer(VOCABULARY).save_pretrained(source)
     return source
 
 

@@ -18,15 +18,15 @@ from transformers import LlamaForCausalLM
 import fxprune
 from fxprune.api.scores import ENTRY, open_scores
 from fxprune.ir.errors import RequestError
-from fxprune.ir.verifier import verify
 from fxprune.passes.base import State
-from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
-from fxprune.passes.registry import ANALYSES, PASSES
+from fxprune.passes.registry import PASSES
 from fxprune.passes.saved import CURVE, Saved
 from fxprune.tracer.export import Traced, trace_causal_lm
 
-from .test_lora import VOCABULARY, llama
+from .corpora import RunningTokens
+from .decoders import VOCABULARY, llama
+from .states import decoder_state, run_passes
 
 LENGTH = 19
 """Of a calibration window, so that a forward pass on calibration text can be told from all others."""
@@ -34,18 +34,8 @@ LENGTH = 19
 SAMPLES = f"samples=6,length={LENGTH}"
 
 
-class Drawn:
-    """A corpus of random tokens."""
-
-    name = "drawn"
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        del seed
-        tokens = torch.randint(VOCABULARY, (40 * LENGTH,), generator=torch.Generator().manual_seed(self.seed))
-        return tokens[: len(tokens) // length * length].view(-1, length)[:count]
+def drawn(seed: int = 0) -> RunningTokens:
+    return RunningTokens(VOCABULARY, 40 * LENGTH, seed)
 
 
 @pytest.fixture
@@ -69,12 +59,7 @@ def traced() -> Traced:
 
 
 def run(text: str, saved: Saved | None = None, model: Any = None, corpus: Any = None) -> State:
-    state = State(
-        traced().graph, model or llama(), example=traced().example, calibration=corpus or Drawn(), saved=saved
-    )
-    state.retrace = lambda module: trace_causal_lm(module).graph
-    run_pipeline(parse_pipeline([text], PASSES), state, analyses=ANALYSES, verify=verify)
-    return state
+    return run_passes(decoder_state(model or llama(), traced(), calibration=corpus or drawn(), saved=saved), text)
 
 
 def kept(text: str) -> Saved:
@@ -130,6 +115,7 @@ def test_a_search_keeps_what_it_measured_of_single_groups(calibrations: list[int
     fresh = run(f"{search}0.5}}")
     assert reused.plan is not None
     assert fresh.plan is not None
+    assert reused.plan.keep.keys() == fresh.plan.keep.keys() != set()
     assert all(np.array_equal(units, fresh.plan.keep[group]) for group, units in reused.plan.keep.items())
 
 
@@ -168,6 +154,7 @@ def test_depth_first_is_the_same_model_for_every_width_and_later_passes_score_an
     plan = run(twice).plan
     assert state.plan is not None
     assert plan is not None
+    assert state.plan.keep.keys() == plan.keep.keys() != set()
     assert all(np.array_equal(units, plan.keep[group]) for group, units in state.plan.keep.items())
 
 
@@ -185,7 +172,7 @@ OTHER = "give another file"
         (OBS, f"obs{{{SAMPLES},ratio=0.25}}", {}, "with other options: ratio=0.5, now 0.25", "hold for one ratio only"),
         (OBS, f"obs{{{SAMPLES},by=global}}", {}, "with other options: of another kind of budget", "one ratio only"),
         (TAYLOR, TAYLOR, {"model": "other"}, "scores of another model, or of other weights", OTHER),
-        (TAYLOR, TAYLOR, {"corpus": Drawn(1)}, "computed on another text than 'drawn'", OTHER),
+        (TAYLOR, TAYLOR, {"corpus": drawn(1)}, "computed on another text than 'drawn'", OTHER),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(  # noqa: PLR0917
@@ -207,9 +194,9 @@ def test_scores_that_do_not_fit_are_refused(  # noqa: PLR0917
 
 def test_scores_of_text_need_the_text_and_all_groups() -> None:
     saved = kept(TAYLOR)
-    state = State(traced().graph, llama(), example=traced().example, saved=again(saved))
+    state = decoder_state(llama(), traced(), calibration=None, saved=again(saved))
     with pytest.raises(RequestError, match="scores that were computed on text") as caught:
-        run_pipeline(parse_pipeline([TAYLOR], PASSES), state, analyses=ANALYSES, verify=verify)
+        run_passes(state, TAYLOR)
     assert "--calib" in caught.value.hint
     fewer = again(saved)
     fewer.arrays = dict(list(saved.arrays.items())[1:])

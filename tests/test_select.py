@@ -13,7 +13,6 @@ import transformers
 from fxprune.ir import RequestError
 from fxprune.ir.axes import Atom, Concat, Product
 from fxprune.ir.groups import Group, Kind, Occurrence, Role
-from fxprune.passes.base import State
 from fxprune.passes.couple import couple
 from fxprune.passes.magnitude import Magnitude
 from fxprune.passes.prune import join_plans
@@ -22,6 +21,8 @@ from fxprune.passes.select import Scope, best_units, chosen_groups, kept_count, 
 from fxprune.passes.shrink import make_plan, rewrite
 from fxprune.passes.taylor import Taylor
 from fxprune.tracer.export import trace_causal_lm
+
+from .states import decoder_state
 
 VOCAB = 61
 
@@ -33,21 +34,6 @@ def tiny(heads: int = 8, kv_heads: int = 2, layers: int = 2, **overrides: Any) -
         num_key_value_heads=kv_heads, vocab_size=VOCAB, max_position_embeddings=64, **overrides,
     )  # fmt: skip
     return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
-
-
-class Windows:
-    """Random tokens as calibration text."""
-
-    name = "random"
-
-    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        return torch.randint(VOCAB, (count or 4, length), generator=torch.Generator().manual_seed(seed or 0))
-
-
-def state_of(model: torch.nn.Module) -> State:
-    traced = trace_causal_lm(model)
-    coupling = couple(traced.graph)
-    return State(traced.graph, model, coupling, calibration=Windows(), example=traced.example)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +79,7 @@ def test_a_zeroed_kv_head_is_the_one_removed(per_kv: int, position: int, make: A
         for projection, width in ((attention.q_proj, 4 * per_kv), (attention.k_proj, 4), (attention.v_proj, 4)):
             projection.weight[position * width : (position + 1) * width] = 0
         attention.o_proj.weight[:, position * 4 * per_kv : (position + 1) * 4 * per_kv] = 0
-    state = state_of(model)
+    state = decoder_state(model)
     make(ratio=0.25, ffn=False).run(state)
     assert state.plan is not None
     (kept,) = state.plan.keep.values()
@@ -107,7 +93,7 @@ def test_a_zeroed_query_head_of_a_multi_query_model_is_the_one_removed(position:
     with torch.no_grad():
         attention.q_proj.weight[position * 4 : position * 4 + 4] = 0
         attention.o_proj.weight[:, position * 4 : position * 4 + 4] = 0
-    state = state_of(model)
+    state = decoder_state(model)
     Taylor(ratio=0.125, ffn=False).run(state)
     assert state.plan is not None
     (kept,) = state.plan.keep.values()
@@ -121,7 +107,7 @@ def test_each_kv_head_drops_its_own_worst_query_head() -> None:
         for head in (1, 6):  # the second of the first kv head, the third of the second
             attention.q_proj.weight[head * 4 : head * 4 + 4] = 0
             attention.o_proj.weight[:, head * 4 : head * 4 + 4] = 0
-    state = state_of(model)
+    state = decoder_state(model)
     Magnitude(ratio=0.25, heads="query", ffn=False).run(state)
     assert state.plan is not None
     assert next(iter(state.plan.keep.values())).tolist() == [0, 2, 3, 4, 5, 7]
@@ -131,7 +117,7 @@ def test_each_kv_head_drops_its_own_worst_query_head() -> None:
 def test_two_passes_make_one_plan_on_the_original() -> None:
     model = tiny()
     source = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    state = state_of(model)
+    state = decoder_state(model)
     Random(ratio=0.25, heads="off", seed=1).run(state)
     state.coupling = couple(state.graph)
     Random(ratio=0.5, channels=True, seed=2).run(state)
@@ -158,7 +144,7 @@ def test_join_plans_numbers_units_on_the_original() -> None:
 
 
 def test_layers_spare_the_others_and_the_residual_width() -> None:
-    state = state_of(tiny(layers=3))
+    state = decoder_state(tiny(layers=3))
     Random(ratio=0.5, layers=(1, 2)).run(state)
     assert state.plan is not None
     assert {name.split(".")[2] for name, _ in state.plan.slices} == {"1"}
@@ -190,8 +176,7 @@ def test_a_request_that_makes_no_sense_is_refused(attempt: Any, message: str) ->
 
 
 def test_taylor_without_text_asks_for_it() -> None:
-    state = state_of(tiny())
-    state.calibration = None
+    state = decoder_state(tiny(), calibration=None)
     with pytest.raises(RequestError, match="need calibration text") as caught:
         Taylor().run(state)
     assert "--calib" in caught.value.hint
@@ -203,7 +188,7 @@ def test_ratio_zero_changes_not_a_bit() -> None:
     ids = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        state = state_of(model)
+        state = decoder_state(model)
         Magnitude(ratio=0.0).run(state)
         assert torch.equal(model(input_ids=ids).logits, before)
     assert state.plan is not None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.backends.graph_module import raise_graph
@@ -18,7 +18,8 @@ from fxprune.passes.couple import Coupling, couple
 from fxprune.passes.shrink import extents_by_module, make_plan, rewrite
 
 from . import random_models
-from .equivalence import TOLERANCE, difference, random_units, tensors_of
+from .draws import draws
+from .equivalence import TOLERANCE, difference, draw_plan, tensors_of
 from .test_golden import sections
 
 
@@ -236,19 +237,7 @@ graph @g(%x: f32[3, 5]) -> %y
     torch.testing.assert_close(small, (h[:, :, None] * h[:, None]).relu().sum((1, 2)), rtol=1e-12, atol=1e-12)
 
 
-def draw_plan(coupling: Coupling, data: st.DataObject) -> dict[str, Any]:
-    """Units of some groups that no normalisation crosses; every parent keeps its own, equally many."""
-    free = [group for group in coupling.prunable if not group.normalised and group.size > 1]
-    chosen = data.draw(st.lists(st.sampled_from(free), min_size=1, unique_by=lambda group: group.name))
-    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    keep: dict[str, Any] = {}
-    for group in sorted(chosen, key=lambda group: group.parent is not None):
-        parents = keep.get(group.parent.name) if group.parent else None
-        keep[group.name] = random_units(group, generator, parents)
-    return keep
-
-
-@settings(max_examples=15)
+@draws(15)
 @given(data=st.data())
 def test_a_random_plan_on_a_random_model_equals_zeroing(data: st.DataObject) -> None:
     model = data.draw(random_models.models())

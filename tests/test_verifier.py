@@ -12,6 +12,7 @@ from fxprune.ir.axes import atoms_of
 from fxprune.ir.graph import DType, Graph, Op, Value
 from fxprune.ir.parser import parse_graph
 from fxprune.ir.rules import RULES
+from fxprune.ir.text import print_graph
 from fxprune.ir.verifier import verify
 from fxprune.passes.couple import couple
 from fxprune.passes.shrink import make_plan, rewrite
@@ -37,7 +38,9 @@ def refusal(graph: Graph) -> str:
 
 
 def test_a_graph_that_is_well_formed_passes() -> None:
-    verify(parse_graph(MLP))
+    graph = parse_graph(MLP)
+    verify(graph)
+    assert print_graph(graph) == MLP
 
 
 def test_used_before_it_is_defined() -> None:
@@ -144,7 +147,9 @@ def test_a_call_that_the_rule_has_no_words_for_is_not_judged(line: str) -> None:
 
 
 def test_an_operator_without_a_rule_is_not_judged() -> None:
-    verify(parse_graph("graph @g(%x: f32[4, 4]) -> %y\n  %y = custom.thing(%x) : f32[7]"))
+    text = "graph @g(%x: f32[4, 4]) -> %y\n  %y = {}(%x) : f32[7]"
+    verify(parse_graph(text.format("custom.thing")))
+    assert "%y" in refusal(parse_graph(text.format("aten.relu")))
 
 
 def test_a_rewrite_that_forgets_a_shape_argument(monkeypatch: pytest.MonkeyPatch) -> None:
