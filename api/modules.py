@@ -23,11 +23,12 @@ from ..ir.errors import FxpruneError, RequestError
 from ..ir.graph import Graph
 from ..ir.plan import Plan
 from ..ir.verifier import verify
-from ..passes.base import Pass, State
+from ..passes.base import Pass
 from ..passes.manager import Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import ANALYSES, PASSES
+from ..passes.state import State
 from ..tracer.export import Traced
 from ..tracer.module import Call, Inputs, bind, run, trace_module
 from .progress import Progress, silent

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 from ..ir.errors import RequestError
 from ..ir.text import print_graph
-from ..passes.base import Pass, State
+from ..passes.base import Pass
 from ..passes.manager import Step
 from ..passes.registry import ANALYSES
+from ..passes.state import State
 
 ALL = "all"
 """Stands for every pass."""

@@ -23,8 +23,9 @@ import torch
 
 from ..backends.artifact import RECORD, atomic_directory, read_record, write_json
 from ..ir.errors import FxpruneError, RequestError
-from ..passes.base import Pass, State
+from ..passes.base import Pass
 from ..passes.pipeline import print_pipeline
+from ..passes.state import State
 from ..tracer.fingerprints import Noted
 from ..tracer.model import Source
 from .progress import Progress

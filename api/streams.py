@@ -14,7 +14,9 @@ from ..backends.stored import Checkpoint
 from ..backends.streaming import StreamedWeights, obstacle
 from ..backends.values import Streamed
 from ..ir.plan import Plan
-from ..passes.base import Pass, State, Weights
+from ..passes.base import Pass
+from ..passes.data import Weights
+from ..passes.state import State
 from ..tracer.checkpoint import weight_files
 from ..tracer.model import Source, build_meta
 

@@ -19,7 +19,7 @@ from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.plan import Plan
 from ..ir.verifier import verify
-from ..passes.base import Pass, State
+from ..passes.base import Pass
 from ..passes.couple import Coupling, couple
 from ..passes.in_code import freeze_computed, freeze_fixed
 from ..passes.lora import Adapter
@@ -29,6 +29,7 @@ from ..passes.pipeline import print_pipeline
 from ..passes.rehearsal import tensors_by_name
 from ..passes.saved import Saved as SavedScores
 from ..passes.shrink import extents_by_module
+from ..passes.state import State
 from ..tracer.export import Traced
 from ..tracer.fingerprints import Noted
 from ..tracer.model import Source, build_meta, load_model

@@ -130,8 +130,8 @@ class Bench:
             object.__setattr__(first, "scores", lambda groups, state: self.once(key, lambda: compute(groups, state)))
 
     def run(self, run: Run) -> Row:
-        from fxprune.passes.base import State
         from fxprune.passes.measure import parameter_count
+        from fxprune.passes.state import State
 
         whole, _, traced = self.of(run.model)
         calibration = self.corpus(run.model, run.calibration, "calib")

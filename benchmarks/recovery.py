@@ -127,11 +127,11 @@ class Bench:
     def run(self, pipeline: str) -> Row:
         """Run a pipeline on a copy of the model; seconds of this process, and by the clock."""
         from fxprune.ir.verifier import verify
-        from fxprune.passes.base import State
         from fxprune.passes.manager import run_pipeline
         from fxprune.passes.measure import parameter_count
         from fxprune.passes.pipeline import parse_pipeline
         from fxprune.passes.registry import ANALYSES, PASSES
+        from fxprune.passes.state import State
 
         state = State(
             self.traced.graph, copy.deepcopy(self.whole), example=self.traced.example, calibration=self.data,

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import transformers
 
-from fxprune.passes.base import State
 from fxprune.passes.couple import couple
 from fxprune.passes.random import Random
 from fxprune.passes.select import Scope, chosen_groups, select
 from fxprune.passes.shrink import make_plan
+from fxprune.passes.state import State
 from fxprune.tracer.export import trace_causal_lm
 
 LLAMA: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..ir.groups import Group
-from .base import State
+from .data import Scores
 from .inputs import InputScored, Reader, readers_of, require_scores, visit
-from .select import Scores
+from .state import State
 from .statistics import Seen
 from .streams import Stream
 

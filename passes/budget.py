@@ -10,13 +10,14 @@ import numpy as np
 from ..ir import RequestError
 from ..ir.groups import Group
 from .allocate import UNIFORM, Amounts, Curve, Losses, Target, allocate, even, levels, tied
-from .base import State
 from .costs import LATENCY, Costs
 from .couple import Coupling
+from .data import Scores
 from .latency import Latency
 from .saved import Saved
-from .select import Scores, kept_count, step_of
+from .select import kept_count, step_of
 from .sensitivity import Gauge, Search, Silencer
+from .state import State
 
 
 @dataclass(frozen=True, kw_only=True)

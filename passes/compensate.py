@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ..ir import FxpruneError, RequestError
-from .base import Pass, State, option
+from .base import Pass
 from .consumers import Consumer
 from .least_squares import Moments, refit
+from .options import option
 from .pairs import Map, Pairs
+from .state import State
 from .statistics import calibration_feeds
 
 METHODS = ("lstsq", "bias")

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from ..ir.errors import RequestError
-from .base import State, option
 from .block_distillation import distil_blocks
 from .finetune import Finetune
+from .options import option
 from .recovery import Recovery
+from .state import State
 from .teacher import Teacher
 from .training import Example
 

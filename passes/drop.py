@@ -14,9 +14,11 @@ from torch import nn
 from ..ir import FxpruneError, Plan, RequestError
 from ..ir.absence import absences
 from ..ir.repairs import Repairs
-from .base import Pass, State, option
+from .base import Pass
 from .blocks import Blocks, find_blocks, keep_blocks
 from .measure import inference, perplexity
+from .options import option
+from .state import State
 from .sub_block_scores import choose
 from .sub_blocks import ATTENTION, MLP, find_sub_blocks, take_out
 

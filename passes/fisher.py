@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..ir.groups import Group
-from .base import State
+from .data import Scores
 from .inputs import InputScored, Reader, readers_of, require_scores
 from .rehearsal import tensors_by_name
-from .select import Scores
 from .sensed import Loss, backward, losses_of
+from .state import State
 from .statistics import Seen
 
 

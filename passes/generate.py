@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..ir import FxpruneError, RequestError
-from .base import Corpus, Pass, State, option
+from .base import Pass
+from .data import Corpus
 from .measure import inference
+from .options import option
+from .state import State
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,12 @@ from torch import Tensor
 from ..ir import FxpruneError, Indices, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group, Occurrence
-from .base import State, option
 from .consumers import Consumer, find_consumers, taking_in
+from .data import Scores
+from .options import option
 from .prune import Prune
 from .rehearsal import tensors_by_name
-from .select import Scores
+from .state import State
 from .statistics import Feed, Seen, Spread, calibration_feeds, matrix
 from .streams import Stream
 

@@ -16,10 +16,10 @@ from ..ir import FxpruneError
 from ..ir.axes import Atom, atoms_of
 from ..ir.cost import MACS
 from ..ir.graph import Arg, Graph, Op, Value
-from .base import State
 from .costs import Costs, Term, sized
 from .couple import Coupling, couple
 from .measure import inference
+from .state import State
 
 WIDTHS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.25, 0.125)
 """Shares of what an operator's groups hold at which it is timed; between them its time is straight in its MACs."""

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..ir.errors import FxpruneError, RequestError
-from .base import State, option
 from .measure import logits_of
+from .options import option
 from .recovery import Recovery, reported, require_finite
+from .state import State
 from .teacher import Teacher
 from .training import Example
 

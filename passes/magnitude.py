@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ir.groups import Group
-from .base import State, option
 from .contributions import magnitude
+from .data import Scores
+from .options import option
 from .prune import Prune
-from .select import REDUCTIONS, Scores, unit_scores, wanted
+from .select import REDUCTIONS, unit_scores, wanted
+from .state import State
 
 
 @dataclass(frozen=True, kw_only=True)

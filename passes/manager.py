@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..ir.errors import FxpruneError, RequestError
-from .base import Pass, State
+from .base import Pass
 from .pipeline import print_pass
+from .state import State
 
 if TYPE_CHECKING:
     from ..ir.graph import Graph

@@ -15,13 +15,15 @@ import torch
 from ..ir import FxpruneError, RequestError
 from ..ir.groups import Group, Kind
 from .allocate import UNIFORM
-from .base import State, option
+from .data import Scores
 from .inputs import InputScored, Reader, readers_of, require_scores
 from .least_squares import Moments, Surgeon
+from .options import option
 from .pairs import Map, Pairs
 from .rehearsal import tensors_by_name
-from .select import Scores, kept_count
+from .select import kept_count
 from .sensed import backward, losses_of
+from .state import State
 from .statistics import Feed, Seen
 from .streams import Stream
 

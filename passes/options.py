@@ -8,14 +8,23 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-from .base import Pass
 
 BARE = re.compile(r"[A-Za-z0-9_.:+/-]+")
 NONE = "none"
+
+
+def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
+    """A field of a pass that is one of its options.
+
+    Args:
+        default: the value when the pipeline text does not name the option.
+        help: one line for ``fxprune passes``.
+        choices: the values that are allowed, when they can be listed.
+    """
+    return field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
 
 
 @dataclass(frozen=True)
@@ -79,24 +88,22 @@ def write_value(value: Any) -> str:
     return text
 
 
-def options_of(pass_class: type[Pass]) -> tuple[Option, ...]:
-    """The options of a pass in the order of its fields.
+def options_of(pass_class: type[Any]) -> tuple[Option, ...]:
+    """The options of a pass, or of any dataclass that is read from text, in the order of its fields.
 
     Raises:
         TypeError: when a field has a type that pipeline text cannot express; a mistake of the pass, not of a user.
     """
     hints = typing.get_type_hints(pass_class)
-    return tuple(
-        _option(pass_class, field, hints[field.name]) for field in dataclasses.fields(pass_class) if field.init
-    )
+    return tuple(_option(pass_class, part, hints[part.name]) for part in dataclasses.fields(pass_class) if part.init)
 
 
-def _option(pass_class: type[Pass], field: dataclasses.Field[Any], hint: Any) -> Option:
+def _option(pass_class: type[Any], part: dataclasses.Field[Any], hint: Any) -> Option:
     type_, optional, choices = _simplify(hint)
     if type_ not in _READERS:
-        raise TypeError(f"{pass_class.__name__}.{field.name}: pipeline text has no form for {hint}")
-    choices = field.metadata.get("choices") or choices
-    return Option(field.name, type_, optional, field.default, choices, field.metadata.get("help", ""))
+        raise TypeError(f"{pass_class.__name__}.{part.name}: pipeline text has no form for {hint}")
+    choices = part.metadata.get("choices") or choices
+    return Option(part.name, type_, optional, part.default, choices, part.metadata.get("help", ""))
 
 
 def _simplify(hint: Any) -> tuple[Any, bool, tuple[Any, ...] | None]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..ir import FxpruneError, Plan
 from ..ir.graph import Graph
-from .base import State
 from .consumers import Consumer, find_consumers
 from .measure import inference
 from .rehearsal import tensors_by_name
+from .state import State
 from .statistics import Feed, Seen, experts_one_by_one, matrix
 from .streams import Stream
 from .watch import Watch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,19 +15,26 @@ from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.repairs import Repairs
 from .allocate import UNIFORM, WAYS, Target
-from .base import Pass, State, option
+from .base import Pass
 from .budget import Budget
 from .consumers import taking_in
 from .couple import Coupling
+from .data import Corpus, Scores
 from .latency import forward_seconds
+from .options import option, options_of, write_value
 from .rehearsal import tensors_by_name
-from .select import HEADS, Scope, Scores, best_units, chosen_groups, select, step_of
+from .saved import fingerprint
+from .select import HEADS, Scope, best_units, chosen_groups, select, step_of
 from .shrink import extents_by_module, make_plan, rewrite
+from .state import State
 from .surgery import shrink_module, sliced
 
 SAME = 1e-4
 """Largest difference between the logits of the shrunken module and of the rewritten graph, relative to their scale,
 at which they are the same function: float32 roundings stay far below, a wrong repair lies far above."""
+
+BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of"})
+"""Options that say how much goes, not what units are worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +132,17 @@ class Prune(Pass):
         saved = state.saved
         if saved is None or saved.done:
             return self.scores(groups, state)
-        names = [group.name for group in groups]
-        return saved.scores(self, state, names, self.for_one_budget, lambda: self.scores(groups, state))
+
+        def compute(text: Corpus | None) -> Mapping[str, Scores]:
+            return self.scores(groups, replace(state, calibration=text))
+
+        record = {"pass": self.name, "options": self._scoring_options(), "model": fingerprint(state.model)}
+        return saved.scores(record, state.calibration, [group.name for group in groups], compute)
+
+    def _scoring_options(self) -> dict[str, str]:
+        """The options that scores depend on, as text."""
+        names = [o.name for o in options_of(type(self)) if self.for_one_budget or o.name not in BUDGET]
+        return {name: write_value(getattr(self, name)) for name in names}
 
     @property
     def for_one_budget(self) -> bool:

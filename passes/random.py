@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..ir.groups import Group
-from .base import State, option
+from .data import Scores
+from .options import option
 from .prune import Prune, random_scores
-from .select import Scores
+from .state import State
 
 
 @dataclass(frozen=True, kw_only=True)

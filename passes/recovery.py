@@ -13,7 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..ir.errors import FxpruneError, RequestError
-from .base import Pass, State, option
+from .base import Pass
+from .options import option
+from .state import State
 from .teacher import Teacher
 from .training import Example, Recipe, Training, examples_of, preserved_randomness
 

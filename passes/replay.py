@@ -10,10 +10,12 @@ import numpy as np
 
 from ..ir import Indices, RequestError
 from ..ir.groups import Group
-from .base import Pass, State, option
+from .base import Pass
 from .couple import Coupling
+from .options import option
 from .prune import cut
 from .shrink import make_plan
+from .state import State
 
 Slices = Mapping[tuple[str, int], Indices]
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..ir import FxpruneError, RequestError
-from .base import State
-from .gradients import as_it_was
+from .backward import as_it_was
 from .inputs import InputScored
 from .measure import logits_of
+from .state import State
 from .statistics import Seen, experts_one_by_one
 from .watch import Watch
 

@@ -16,13 +16,14 @@ from ..ir import FxpruneError, Indices, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group, Kind
 from .allocate import Curve, counts_of, fill
-from .base import State
 from .consumers import taking_in
 from .costs import Costs
+from .data import Scores
 from .measure import inference, logits_of
 from .rehearsal import tensors_by_name
 from .saved import Saved
-from .select import Scores, best_units
+from .select import best_units
+from .state import State
 
 PROBES = 7
 """How many widths of a group are measured; between them the curve is straight."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .base import State
+    from .state import State
 
 Feed = Callable[[nn.Module], Any]
 """Runs a module on one batch of calibration data."""

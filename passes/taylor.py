@@ -8,11 +8,13 @@ from typing import ClassVar
 
 from ..ir import RequestError
 from ..ir.groups import Group
-from .base import State, option
+from .data import Scores
 from .gradients import taylor
 from .losses import taylor_of_losses
+from .options import option
 from .prune import Prune
-from .select import REDUCTIONS, Scores, unit_scores, wanted
+from .select import REDUCTIONS, unit_scores, wanted
+from .state import State
 
 VARIANTS = ("vector", "element1", "second", "element2")
 

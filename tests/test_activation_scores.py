@@ -14,7 +14,6 @@ from torch import nn
 from fxprune.ir import FxpruneError
 from fxprune.ir.groups import Kind
 from fxprune.passes.activation import Activation
-from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
 from fxprune.passes.couple import couple
 from fxprune.passes.fisher import Fisher
@@ -24,6 +23,7 @@ from fxprune.passes.manager import run_pipeline
 from fxprune.passes.obs import Obs
 from fxprune.passes.registry import ANALYSES
 from fxprune.passes.select import select
+from fxprune.passes.state import State
 from fxprune.passes.wanda import Wanda
 from fxprune.tracer.export import trace_causal_lm
 from fxprune.tracer.module import bind, trace_module

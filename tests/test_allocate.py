@@ -15,7 +15,6 @@ from fxprune.ir import RequestError
 from fxprune.ir.cost import macs
 from fxprune.ir.groups import Kind
 from fxprune.passes.allocate import Curve, Knapsack, Target, even, levels, tied
-from fxprune.passes.base import State
 from fxprune.passes.costs import Costs, dense_cost
 from fxprune.passes.couple import Coupling, couple
 from fxprune.passes.fisher import Fisher
@@ -28,6 +27,7 @@ from fxprune.passes.registry import ANALYSES
 from fxprune.passes.select import best_units
 from fxprune.passes.sensitivity import Gauge, Silencer
 from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.state import State
 from fxprune.passes.taylor import Taylor
 from fxprune.passes.wanda import Wanda
 from fxprune.tracer.export import trace_causal_lm

@@ -14,7 +14,6 @@ import transformers
 
 from fxprune.demo import MODEL_DIR, text
 from fxprune.ir import FxpruneError, RequestError
-from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
 from fxprune.passes.couple import couple
 from fxprune.passes.least_squares import Moments, Surgeon, refit
@@ -24,6 +23,7 @@ from fxprune.passes.measure import perplexity
 from fxprune.passes.obs import Obs
 from fxprune.passes.random import Random
 from fxprune.passes.registry import ANALYSES
+from fxprune.passes.state import State
 from fxprune.tracer.export import trace_causal_lm
 from fxprune.tracer.module import bind, trace_module
 from fxprune.tracer.text import from_string

@@ -9,11 +9,11 @@ import torch
 
 from fxprune.ir.cost import macs
 from fxprune.ir.verifier import verify
-from fxprune.passes.base import State
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.measure import parameter_count
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import ANALYSES, PASSES
+from fxprune.passes.state import State
 from fxprune.tracer.export import trace_causal_lm, trace_model
 
 from .test_allocate import Windows, make

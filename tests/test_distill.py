@@ -13,7 +13,6 @@ from transformers import LlamaForCausalLM
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.verifier import verify
-from fxprune.passes.base import State
 from fxprune.passes.block_distillation import distil_blocks
 from fxprune.passes.distill import Distill
 from fxprune.passes.finetune import Finetune
@@ -22,6 +21,7 @@ from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.recovery import Recovery
 from fxprune.passes.registry import ANALYSES, PASSES
+from fxprune.passes.state import State
 from fxprune.passes.teacher import Teacher
 from fxprune.passes.training import pad
 from fxprune.tracer.export import Traced, trace_causal_lm

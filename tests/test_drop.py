@@ -11,12 +11,12 @@ import torch
 import transformers
 
 from fxprune.ir import FxpruneError, Plan, RequestError
-from fxprune.passes.base import State
 from fxprune.passes.blocks import find_blocks, keep_blocks
 from fxprune.passes.couple import couple
 from fxprune.passes.drop import Drop, _pass_on, block_influence
 from fxprune.passes.measure import perplexity
 from fxprune.passes.random import Random
+from fxprune.passes.state import State
 from fxprune.tracer.export import trace_causal_lm
 
 VOCAB = 47

@@ -9,11 +9,11 @@ import torch
 import transformers
 
 from fxprune.ir import FxpruneError, Plan, RequestError
-from fxprune.passes.base import State
 from fxprune.passes.fisher import Fisher
 from fxprune.passes.generate import Generate, Joined, written_by
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.registry import ANALYSES
+from fxprune.passes.state import State
 from fxprune.tracer.export import trace_causal_lm
 
 VOCAB = 11

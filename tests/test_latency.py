@@ -12,13 +12,13 @@ from fxprune.ir.graph import DType, Op, Value
 from fxprune.ir.verifier import verify
 from fxprune.passes import latency
 from fxprune.passes.allocate import Target
-from fxprune.passes.base import State
 from fxprune.passes.couple import couple
 from fxprune.passes.latency import TOKENS, Clock, Latency, forward_seconds
 from fxprune.passes.magnitude import Magnitude
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import ANALYSES, PASSES
+from fxprune.passes.state import State
 from fxprune.tracer.export import trace_causal_lm, trace_model
 
 from .test_allocate import Windows, make

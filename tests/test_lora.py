@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes import lora as lora_module
 from fxprune.passes import trainer
-from fxprune.passes.base import State
 from fxprune.passes.lora import Adapter, Lora, projection_modules
+from fxprune.passes.state import State
 from fxprune.passes.training import pad
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.base import Pass, State, option
+from fxprune.passes.base import Pass
 from fxprune.passes.manager import Analysis, Step, run_pipeline
+from fxprune.passes.options import option
+from fxprune.passes.state import State
 
 
 @dataclass(frozen=True, kw_only=True)

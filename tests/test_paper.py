@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from fxprune.ir.graph import Graph
-from fxprune.passes.base import State
 from fxprune.passes.couple import couple
 from fxprune.passes.measure import parameter_count
 from fxprune.passes.random import Random
+from fxprune.passes.state import State
 from fxprune.tracer.export import trace_causal_lm
 
 GEOMETRIES: dict[str, tuple[dict[str, Any], tuple[int, int], int, int]] = {

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.ir.errors import RequestError
-from fxprune.passes.base import Pass, option
-from fxprune.passes.options import options_of
+from fxprune.passes.base import Pass
+from fxprune.passes.options import option, options_of
 from fxprune.passes.pipeline import parse_pipeline, print_pipeline
 
 

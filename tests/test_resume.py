@@ -27,12 +27,12 @@ from fxprune.backends import values
 from fxprune.backends.artifact import RECORD
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
 from fxprune.passes.drop import Drop
 from fxprune.passes.lora import Lora
 from fxprune.passes.magnitude import Magnitude
 from fxprune.passes.random import Random
+from fxprune.passes.state import State
 from fxprune.passes.taylor import Taylor
 
 from .checkpoints import TIED, WIDTHS, contents, write_checkpoint

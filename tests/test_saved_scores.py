@@ -19,11 +19,11 @@ import fxprune
 from fxprune.api.scores import ENTRY, open_scores
 from fxprune.ir.errors import RequestError
 from fxprune.ir.verifier import verify
-from fxprune.passes.base import State
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import ANALYSES, PASSES
 from fxprune.passes.saved import CURVE, Saved
+from fxprune.passes.state import State
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .test_lora import VOCABULARY, llama

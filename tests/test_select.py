@@ -13,13 +13,13 @@ import transformers
 from fxprune.ir import RequestError
 from fxprune.ir.axes import Atom, Concat, Product
 from fxprune.ir.groups import Group, Kind, Occurrence, Role
-from fxprune.passes.base import State
 from fxprune.passes.couple import couple
 from fxprune.passes.magnitude import Magnitude
 from fxprune.passes.prune import join_plans
 from fxprune.passes.random import Random
 from fxprune.passes.select import Scope, best_units, chosen_groups, kept_count, select, unit_scores
 from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.state import State
 from fxprune.passes.taylor import Taylor
 from fxprune.tracer.export import trace_causal_lm
 
