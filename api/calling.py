@@ -12,13 +12,15 @@ from ..backends.graph_module import raise_graph
 from ..backends.verify import Reference
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.graph import Graph
-from ..passes.base import Pass
+from ..passes.base import Pass, PassKind
 from ..passes.registry import PASSES
 from ..tracer.example import example_inputs, trace_call
 from ..tracer.export import Traced, trace_causal_lm
 from ..tracer.model import predicts_next_token
 
-WITHOUT_TEXT = ", ".join(step.name for step in PASSES if step.kind == "score" and (step.streams or step.takes_loss))
+WITHOUT_TEXT = ", ".join(
+    step.name for step in PASSES if step.kind == PassKind.SCORE and (step.streams or step.takes_loss)
+)
 """Scores that read no text: from weights, or from the gradients of a loss that the user gives."""
 
 Tensors = Mapping[str, torch.Tensor]

@@ -48,6 +48,5 @@ def list_passes() -> tuple[PassInfo, ...]:
 
 def _info(pass_class: type[Pass]) -> PassInfo:
     text = (pass_class.__doc__ or "").strip().splitlines()
-    return PassInfo(
-        pass_class.name, pass_class.kind, text[0] if text else "", pass_class.needs_weights, options_of(pass_class)
-    )
+    kind, options = str(pass_class.kind), options_of(pass_class)
+    return PassInfo(pass_class.name, kind, text[0] if text else "", pass_class.needs_weights, options)

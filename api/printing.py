@@ -29,6 +29,6 @@ def printer(names: Sequence[str]) -> Callable[[Step, State], None]:
 
     def show(step: Step, state: State) -> None:
         if ALL in names or step.name in names:
-            print(f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.graph)}", file=sys.stderr)
+            print(f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.subject.graph)}", file=sys.stderr)
 
     return show

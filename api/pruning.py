@@ -13,7 +13,7 @@ from ..backends.artifact import check_target, clear_leftovers
 from ..backends.digests import begin_source_digests
 from ..backends.huggingface import Form
 from ..ir.errors import RequestError
-from ..passes.base import Pass
+from ..passes.base import Pass, PassKind
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import PASSES
 from ..passes.replay import Replay
@@ -29,8 +29,6 @@ from .texts import CALIBRATION, RECOVERY
 from .work import Work
 
 __all__ = ["Applied", "GroupChange", "apply"]
-
-RECOVER = "recover"
 
 
 def apply(
@@ -90,7 +88,7 @@ def apply(
     """
     shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target}
     asked = _asked(passes, plan, shared)
-    pipeline = tuple(step for step in asked if not (dry_run and step.kind == RECOVER))
+    pipeline = tuple(step for step in asked if not (dry_run and step.kind == PassKind.RECOVER))
     check_printing(print_ir_after, pipeline)
     _require_place(out, resume=resume, dry_run=dry_run)
     kept = open_scores(scores, pipeline, texts=loss is None)
@@ -110,7 +108,7 @@ def apply(
     work = Work(source, pipeline if weights else None, calling, progress)
     work.read(pipeline, calib=calib, data=data, loss=loss, recorded=recorded, scores=kept)
     applied = work.run(pipeline, printer(print_ir_after), stages)
-    write_scores(scores, work.state.saved)
+    write_scores(scores, work.state.ledger.scores)
     applied = dataclasses.replace(applied, skipped=print_pipeline(step for step in asked if step not in pipeline))
     if out is None or dry_run:
         return applied

@@ -35,7 +35,8 @@ class Activation(InputScored):
             RequestError: without calibration data, or for a group that no linear map reads.
             FxpruneError: for activations that are not finite.
         """
-        stream, readers = Stream.of(state.model, self.feeds(state)), readers_of(groups, state.graph)
+        stream = Stream.of(state.subject.model, self.feeds(state.data))
+        readers = readers_of(groups, state.subject.graph)
         totals: dict[int, Scores] = {}
 
         def receive(reader: Reader, seen: Seen) -> None:

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from enum import StrEnum
+from typing import ClassVar, Literal
 
 from .state import State
+
+
+class PassKind(StrEnum):
+    """What a pass does to a model.
+
+    Attributes:
+        SCORE: removes units or layers, chosen by scores or by a plan. Before it runs, copies of the model are kept for
+            passes that look back.
+        RECOVER: changes the values of weights and removes nothing, to win back what a removal cost. A dry run leaves it
+            out.
+        ANALYSIS: leaves the model as it is, and makes what later passes read.
+    """
+
+    SCORE = "score"
+    RECOVER = "recover"
+    ANALYSIS = "analysis"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,30 +31,28 @@ class Pass:
 
     Attributes:
         name: as written in pipeline text.
-        kind: ``score``, ``recover`` or ``analysis``; for presentation.
+        kind: what it does to a model.
         needs: analyses that must be valid before it runs, by name (``couple``).
         invalidates: analyses that are stale after it ran.
         needs_weights: whether it reads parameter values (a pass that does not can run from a config alone).
-        needs_original: whether it compares with the model as it was before pruning.
-        streams: whether one tensor at a time is enough for it, from ``State.weights``, so that it runs on models that
-            are larger than memory.
+        streams: whether one tensor at a time is enough for it, from ``state.host.weights``, so that it runs on models
+            that are larger than memory.
         takes_loss: whether it scores by the gradients of a loss, which for models that are no language models the user
             gives.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str]
+    kind: ClassVar[PassKind]
     needs: ClassVar[tuple[str, ...]] = ()
     invalidates: ClassVar[tuple[str, ...]] = ()
     needs_weights: ClassVar[bool] = True
-    needs_original: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     takes_loss: ClassVar[bool] = False
 
     @property
-    def needs_dense(self) -> bool:
-        """Whether, with its options, it learns from the model as it was before anything was removed."""
-        return False
+    def looks_back_at(self) -> tuple[Literal["model", "same_layers"], ...]:
+        """The copies of the model as it was, in ``State.before``, that it needs with its options."""
+        return ()
 
     def check(self) -> None:
         """Refuse option values that make no sense, before anything runs.

@@ -18,7 +18,7 @@ from .data import Scores
 from .options import option
 from .prune import Prune
 from .rehearsal import tensors_by_name
-from .state import State
+from .state import Data, State
 from .statistics import Feed, Seen, Spread, calibration_feeds, matrix
 from .streams import Stream
 
@@ -62,10 +62,10 @@ class InputScored(Prune):
             if getattr(self, name) < 1:
                 raise RequestError(f"{self.name}: {name} {getattr(self, name)} is below 1", "use 1 or more")
 
-    def feeds(self, state: State) -> list[Feed]:
+    def feeds(self, data: Data) -> list[Feed]:
         """The calibration batches; those of :func:`~.statistics.calibration_feeds`."""
         who = f"{self.name} scores need"
-        return calibration_feeds(state, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
+        return calibration_feeds(data, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
 
 
 def readers_of(groups: Sequence[Group], graph: Graph) -> list[Reader]:
@@ -122,7 +122,8 @@ class ColumnScored(InputScored):
             RequestError: without calibration data, or for a group that no linear map reads.
             FxpruneError: for inputs that are not finite.
         """
-        stream, readers = Stream.of(state.model, self.feeds(state)), readers_of(groups, state.graph)
+        stream = Stream.of(state.subject.model, self.feeds(state.data))
+        readers = readers_of(groups, state.subject.graph)
         spreads: dict[tuple[int, int | None], tuple[Reader, Seen, Spread]] = {}
 
         def receive(reader: Reader, seen: Seen) -> None:

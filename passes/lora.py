@@ -42,9 +42,9 @@ class Adapter:
 class Lora(Recovery):
     """Recovery training as LLM-Pruner does it (arXiv 2305.11627, section 3.3), with PEFT and the transformers Trainer.
 
-    ``state.report["lora"]`` receives besides the projections adapted, and the worst logit difference between adapter
-    and merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``. When training fails the model is as it was
-    before; when the merge does, it is not.
+    ``state.ledger.report["lora"]`` receives besides the projections adapted, and the worst logit difference between
+    adapter and merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``. When training fails the model is
+    as it was before; when the merge does, it is not.
     """
 
     name: ClassVar[str] = "lora"

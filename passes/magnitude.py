@@ -27,5 +27,5 @@ class Magnitude(Prune):
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """Sums of ``|w|**p`` over everything that goes with a unit."""
-        found = magnitude(state.model, wanted(groups, state.graph), self.p, state.weights)
+        found = magnitude(state.subject.model, wanted(groups, state.subject.graph), self.p, state.host.weights)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

@@ -49,9 +49,10 @@ class Taylor(Prune):
             RequestError: without calibration text or losses, or with too little text.
             FxpruneError: for a loss or gradient that is not finite.
         """
-        if state.losses:
-            found = taylor_of_losses(state.model, state.losses, wanted(groups, state.graph), self.variant)
+        model, places = state.subject.model, wanted(groups, state.subject.graph)
+        if state.data.losses:
+            found = taylor_of_losses(model, state.data.losses, places, self.variant)
             return {group.name: unit_scores(group, found, self.reduce) for group in groups}
-        tokens = state.text("taylor scores need").windows(self.length, self.samples, self.seed)
-        found = taylor(state.model, tokens, wanted(groups, state.graph), self.variant)
+        tokens = state.data.text("taylor scores need").windows(self.length, self.samples, self.seed)
+        found = taylor(model, tokens, places, self.variant)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

@@ -23,7 +23,7 @@ from fxprune.passes.manager import run_pipeline
 from fxprune.passes.obs import Obs
 from fxprune.passes.registry import ANALYSES
 from fxprune.passes.select import select
-from fxprune.passes.state import State
+from fxprune.passes.state import Data, State, Subject
 from fxprune.passes.wanda import Wanda
 from fxprune.tracer.export import trace_causal_lm
 from fxprune.tracer.module import bind, trace_module
@@ -63,12 +63,12 @@ def make(kind: str = "llama") -> Any:
 
 def state_of(model: Any) -> State:
     traced = trace_causal_lm(model)
-    return State(traced.graph, model, coupling=couple(traced.graph), calibration=Windows(), example=traced.example)
+    return State(Subject(traced.graph, model, couple(traced.graph), traced.example), Data(calibration=Windows()))
 
 
 def group_of(state: State, name: str) -> Any:
-    assert state.coupling is not None
-    return state.coupling.groups[name]
+    assert state.subject.coupling is not None
+    return state.subject.coupling.groups[name]
 
 
 def inputs_of(model: Any, path: str, tokens: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -228,8 +228,8 @@ def test_each_key_value_head_loses_equally_many_query_heads() -> None:
 def test_sequential_scores_see_what_the_layers_before_became() -> None:
     model = make()
     state = state_of(model)
-    assert state.coupling is not None
-    groups = [group for group in state.coupling.groups.values() if group.kind in (Kind.KV_HEADS, Kind.WIDTH)]
+    assert state.subject.coupling is not None
+    groups = [group for group in state.subject.coupling.groups.values() if group.kind in (Kind.KV_HEADS, Kind.WIDTH)]
     groups = [group for group in groups if group.frozen is None]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     options: dict[str, Any] = {"ratio": 0.5, "samples": 12, "length": 16}
@@ -308,9 +308,9 @@ def test_convolutions_are_scored_on_the_data_of_a_loss(score: Any) -> None:
         model.features[3][1].weight[9] = 0
         model.features[3][1].bias[9] = 0
     traced = trace_module(model, bind(model, x), batch=True)
-    state = State(traced.graph, model, coupling=couple(traced.graph), losses=[lambda m: m(x).sum()])
-    assert state.coupling is not None
-    groups = {g.size: g for g in state.coupling.groups.values() if g.frozen is None}
+    state = State(Subject(traced.graph, model, couple(traced.graph)), Data(losses=[lambda m: m(x).sum()]))
+    assert state.subject.coupling is not None
+    groups = {g.size: g for g in state.subject.coupling.groups.values() if g.frozen is None}
     found = score().scores([groups[10], groups[14]], state)
     assert int(np.argmin(found[groups[10].name])) == 4
     assert int(np.argmin(found[groups[14].name])) == 9
@@ -318,13 +318,13 @@ def test_convolutions_are_scored_on_the_data_of_a_loss(score: Any) -> None:
 
 def without_text() -> State:
     state = state_of(make())
-    state.calibration = None
+    state.data.calibration = None
     return state
 
 
 def with_nan() -> State:
     state = state_of(make())
-    state.model.get_submodule("model.layers.0.mlp.up_proj").weight.data.fill_(float("nan"))  # type: ignore[operator, union-attr]
+    state.subject.model.get_submodule("model.layers.0.mlp.up_proj").weight.data.fill_(float("nan"))  # type: ignore[operator, union-attr]
     return state
 
 
@@ -344,9 +344,9 @@ def unread() -> Any:
     model = Halved().eval()
     x = torch.randn(4, 5)
     traced = trace_module(model, bind(model, x), batch=True)
-    state = State(traced.graph, model, coupling=couple(traced.graph), losses=[lambda m: m(x).sum()])
-    assert state.coupling is not None
-    return Wanda().scores([g for g in state.coupling.groups.values() if g.size == 8], state)
+    state = State(Subject(traced.graph, model, couple(traced.graph)), Data(losses=[lambda m: m(x).sum()]))
+    assert state.subject.coupling is not None
+    return Wanda().scores([g for g in state.subject.coupling.groups.values() if g.size == 8], state)
 
 
 def scored(score: Any, state: State) -> Any:

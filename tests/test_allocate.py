@@ -27,7 +27,7 @@ from fxprune.passes.registry import ANALYSES
 from fxprune.passes.select import best_units
 from fxprune.passes.sensitivity import Gauge, Silencer
 from fxprune.passes.shrink import make_plan, rewrite
-from fxprune.passes.state import State
+from fxprune.passes.state import Before, Data, State, Subject
 from fxprune.passes.taylor import Taylor
 from fxprune.passes.wanda import Wanda
 from fxprune.tracer.export import trace_causal_lm
@@ -66,7 +66,7 @@ def make(kind: str = "llama") -> Any:
 
 def state_of(model: Any) -> State:
     traced = trace_causal_lm(model)
-    return State(traced.graph, model, calibration=Windows(), example=traced.example)
+    return State(Subject(traced.graph, model, example=traced.example), Data(calibration=Windows()))
 
 
 def run(state: State, *passes: Any) -> State:
@@ -138,9 +138,9 @@ def test_a_cost_is_what_the_rewritten_graph_costs(couplings: dict[str, Coupling]
 
 def test_the_dense_costs_are_those_of_the_model() -> None:
     state = state_of(make("gpt2"))
-    assert dense_cost(state.graph, "params") == parameter_count(state.model)
-    assert dense_cost(state.graph, "bytes") == byte_count(state.model)
-    assert dense_cost(state.graph, "macs") == macs(state.graph)
+    assert dense_cost(state.subject.graph, "params") == parameter_count(state.subject.model)
+    assert dense_cost(state.subject.graph, "bytes") == byte_count(state.subject.model)
+    assert dense_cost(state.subject.graph, "macs") == macs(state.subject.graph)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -149,7 +149,7 @@ def test_ten_budgets_are_met(couplings: dict[str, Coupling], kind: str, by: str)
     coupling = couplings[kind]
     for share in BUDGETS:
         step = Random(target=f"params:{share}", by=by)
-        state = State(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
+        state = State(Subject(coupling.graph, torch.nn.Module(), coupling), before=Before(coupling.graph))
         groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.KV_HEADS, Kind.WIDTH)]
         keep, report = step._allocated(groups, state, coupling)
         kept = dense_cost(rewrite(coupling, make_plan(coupling, keep)), "params")
@@ -163,10 +163,10 @@ def test_ten_budgets_are_met(couplings: dict[str, Coupling], kind: str, by: str)
 def test_what_is_asked_of_the_model_is_what_comes_out(target: str) -> None:
     model = make()
     state = state_of(model)
-    dense = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.graph)}
+    dense = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.subject.graph)}
     run(state, Magnitude(target=target, by="global"))
     asked = Target.parse(target)
-    measured = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.graph)}
+    measured = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.subject.graph)}
     assert measured[asked.measure] == pytest.approx(asked.amount(dense[asked.measure]), rel=0.005)
     assert model(input_ids=Windows().windows(8, 2)).logits.isfinite().all()
 
@@ -190,7 +190,7 @@ def test_without_a_target_the_budget_is_what_the_ratio_leaves() -> None:
 def test_uniform_is_one_ratio_as_near_as_units_allow(couplings: dict[str, Coupling]) -> None:
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
-    state = State(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
+    state = State(Subject(coupling.graph, torch.nn.Module(), coupling), before=Before(coupling.graph))
     keep, _ = Random(target="params:0.7")._allocated(groups, state, coupling)
     ratios = [1 - len(keep[g.name]) / g.size for g in groups]
     assert max(ratios) - min(ratios) <= 1 / 8
@@ -199,7 +199,7 @@ def test_uniform_is_one_ratio_as_near_as_units_allow(couplings: dict[str, Coupli
 def test_widths_are_multiples(couplings: dict[str, Coupling]) -> None:
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind is Kind.WIDTH]
-    state = State(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
+    state = State(Subject(coupling.graph, torch.nn.Module(), coupling), before=Before(coupling.graph))
     keep, _ = Random(target="params:0.8", by="global", multiple_of=2)._allocated(groups, state, coupling)
     assert all(len(keep[g.name]) % 2 == 0 for g in groups)
     assert levels(100, 8, 17).tolist() == [24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100]
@@ -221,8 +221,8 @@ def test_a_loss_that_the_scores_see_is_avoided() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.zero_()
     state = run(state_of(model), Fisher(target="params:0.8", by="global", heads="off", samples=4, length=8))
-    assert state.plan is not None
-    assert list(state.plan.keep) == ["model.layers.1.mlp:width"]
+    assert state.ledger.plan is not None
+    assert list(state.ledger.plan.keep) == ["model.layers.1.mlp:width"]
 
 
 @pytest.mark.parametrize("step", [Wanda, Obs, Taylor])
@@ -235,8 +235,8 @@ def test_scores_of_their_own_unit_are_set_in_relation(step: Any) -> None:
             model.model.layers[1].mlp.up_proj.weight.mul_(factor)
             model.model.layers[1].mlp.down_proj.weight.div_(factor)
         state = run(state_of(model), step(target="params:0.8", by="global", samples=4, length=8))
-        assert state.plan is not None
-        kept.append({name: units.tolist() for name, units in state.plan.keep.items()})
+        assert state.ledger.plan is not None
+        kept.append({name: units.tolist() for name, units in state.ledger.plan.keep.items()})
     assert kept[0] == kept[1]
 
 
@@ -249,7 +249,7 @@ def distance_of(gauge: Gauge, silencer: Silencer, keep: Any) -> float:
 def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> None:
     model = make("gpt2")
     state = state_of(model)
-    state.coupling = coupling = couple(state.graph)
+    state.subject.coupling = coupling = couple(state.subject.graph)
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
     gauge = Gauge.of(state, samples=6, length=8, seed=None, batch=4)
     keep = {g.name: best_units(g, np.random.default_rng(0).random(g.units), g.size // 2) for g in groups}
@@ -275,7 +275,7 @@ def test_a_search_ends_nearer_than_where_it_started() -> None:
         model = make()
         options: dict[str, Any] = {"target": "params:0.6", "samples": 4, "length": 8, "moves": moves}
         state = run(state_of(model), Wanda(by="search", **options))
-        allocation = state.report["wanda"]["allocation"]
+        allocation = state.ledger.report["wanda"]["allocation"]
         distances.append(allocation["distance"])
         assert parameter_count(model) == allocation["reached"] <= allocation["budget"]
     assert distances[1] < distances[0]
@@ -315,7 +315,7 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 
 def test_a_search_needs_text() -> None:
     state = state_of(make())
-    state.calibration = None
+    state.data.calibration = None
     with pytest.raises(RequestError, match="by=search measures on calibration text"):
         run(state, Magnitude(target="params:0.8", by="search"))
 

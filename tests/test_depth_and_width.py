@@ -13,9 +13,10 @@ from fxprune.passes.manager import run_pipeline
 from fxprune.passes.measure import parameter_count
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import ANALYSES, PASSES
-from fxprune.passes.state import State
+from fxprune.passes.state import Data, State, Subject
 from fxprune.tracer.export import trace_causal_lm, trace_model
 
+from .retracing import Retracing
 from .test_allocate import Windows, make
 
 DROP = "samples=2,length=8"
@@ -42,9 +43,9 @@ def test_what_is_left_is_the_share_of_the_whole_model(kind: str, depth: str, wid
     model = make(kind)
     whole = copy.deepcopy(model)
     traced = trace_causal_lm(model)
-    state = State(traced.graph, model, example=traced.example, calibration=Windows())
-    state.retrace = lambda module: trace_causal_lm(module).graph
+    subject = Subject(traced.graph, model, example=traced.example)
+    state = State(subject, Data(calibration=Windows()), Retracing())
     run_pipeline(parse_pipeline([f"{depth},{width}"], PASSES), state, analyses=ANALYSES, verify=verify)
     measure = "macs" if "macs" in width else "params"
-    now, then = (cost(held, measure, state.graph.inputs[0].shape) for held in (state.model, whole))
+    now, then = (cost(held, measure, state.subject.graph.inputs[0].shape) for held in (state.subject.model, whole))
     assert abs(now / then - share) <= 0.005 * share

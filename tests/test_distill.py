@@ -21,11 +21,12 @@ from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.recovery import Recovery
 from fxprune.passes.registry import ANALYSES, PASSES
-from fxprune.passes.state import State
+from fxprune.passes.state import Before, Data, State, Subject
 from fxprune.passes.teacher import Teacher
 from fxprune.passes.training import pad
 from fxprune.tracer.export import Traced, trace_causal_lm
 
+from .retracing import Retracing
 from .test_lora import VOCABULARY, Unequal, Windows, llama, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,10 +59,10 @@ def damaged(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 def recover(step: Recovery, model: torch.nn.Module, dense: torch.nn.Module | None, data: Any = None) -> dict[str, Any]:
-    state = State(graph=None, model=model, data=data or Drawn(), dense=dense)  # type: ignore[arg-type]
+    state = State(Subject(None, model), Data(recovery=data or Drawn()), before=Before(model=dense))  # type: ignore[arg-type]
     step.run(state)
-    assert state.model is model
-    report: dict[str, Any] = state.report[step.name]
+    assert state.subject.model is model
+    report: dict[str, Any] = state.ledger.report[step.name]
     return report
 
 
@@ -161,8 +162,8 @@ def traced() -> Traced:
 
 
 def pipeline_on(text: str) -> State:
-    state = State(traced().graph, llama(), example=traced().example, calibration=Drawn(), data=Drawn())
-    state.retrace = lambda module: trace_causal_lm(module).graph
+    subject = Subject(traced().graph, llama(), example=traced().example)
+    state = State(subject, Data(calibration=Drawn(), recovery=Drawn()), Retracing())
     steps = parse_pipeline([text], PASSES)
     run_pipeline(steps, state, analyses=ANALYSES, verify=verify)
     return state
@@ -180,17 +181,17 @@ RECOVER = "{steps=2,batch=2,micro_batch=2,length=12"
 )
 def test_the_pipeline_keeps_the_model_as_it_was_before_anything_was_removed(text: str) -> None:
     state = pipeline_on(text)
-    assert state.dense is not None
+    assert state.before.model is not None
     whole = llama().state_dict()
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in state.dense.state_dict().items())
-    assert state.dense.state_dict().keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in state.before.model.state_dict().items())
+    assert state.before.model.state_dict().keys() == whole.keys()
 
 
 def test_one_copy_serves_all_that_look_back_and_none_is_made_for_nobody() -> None:
     state = pipeline_on(f"magnitude{{ratio=0.5}},compensate{{samples=8,length=12}},distill{RECOVER}}}")
-    assert state.dense is state.original
+    assert state.before.model is state.before.same_layers
     state = pipeline_on(f"magnitude{{ratio=0.5}},lora{RECOVER}}}")
-    assert state.dense is state.original is None
+    assert state.before.model is state.before.same_layers is None
 
 
 def test_blocks_alone_come_nearer_to_the_dense_ones() -> None:
@@ -246,7 +247,7 @@ def test_a_teacher_that_was_never_pruned_from_is_an_error() -> None:
 @pytest.mark.parametrize("step", [Distill(), Finetune()])
 def test_no_data_is_an_error(step: Recovery) -> None:
     with pytest.raises(RequestError, match=f"{step.name} has no text to train on") as caught:
-        step.run(State(graph=None, model=llama()))  # type: ignore[arg-type]
+        step.run(State(Subject(None, llama())))  # type: ignore[arg-type]
     assert "--data" in caught.value.hint
 
 

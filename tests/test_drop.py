@@ -16,8 +16,10 @@ from fxprune.passes.couple import couple
 from fxprune.passes.drop import Drop, _pass_on, block_influence
 from fxprune.passes.measure import perplexity
 from fxprune.passes.random import Random
-from fxprune.passes.state import State
+from fxprune.passes.state import Data, State, Subject
 from fxprune.tracer.export import trace_causal_lm
+
+from .retracing import Retracing
 
 VOCAB = 47
 IDS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -51,10 +53,8 @@ def make(name: str) -> Any:
 
 def state_of(model: Any) -> State:
     traced = trace_causal_lm(model)
-    return State(
-        traced.graph, model, couple(traced.graph), calibration=Windows(), example=traced.example,
-        retrace=lambda module: trace_causal_lm(module).graph,
-    )  # fmt: skip
+    subject = Subject(traced.graph, model, couple(traced.graph), traced.example)
+    return State(subject, Data(calibration=Windows()), Retracing())
 
 
 def without(model: Any, gone: list[int], ids: torch.Tensor) -> torch.Tensor:
@@ -110,8 +110,8 @@ def test_perplexity_drops_what_costs_least() -> None:
         costs.append(perplexity(shallow, tokens).value)
     state = state_of(make("llama"))
     Drop(layers=1, by="perplexity", samples=2, length=8).run(state)
-    assert state.report["drop"]["dropped"] == [int(np.argmin(costs))]
-    assert state.report["drop"]["scores"] == pytest.approx([min(costs)], rel=1e-12)
+    assert state.ledger.report["drop"]["dropped"] == [int(np.argmin(costs))]
+    assert state.ledger.report["drop"]["scores"] == pytest.approx([min(costs)], rel=1e-12)
 
 
 def test_a_block_that_does_nothing_has_no_influence() -> None:
@@ -122,27 +122,27 @@ def test_a_block_that_does_nothing_has_no_influence() -> None:
         idle.mlp.down_proj.weight.zero_()
     state = state_of(model)
     Drop(layers=1, samples=2, length=8).run(state)
-    assert state.report["drop"]["dropped"] == [2]
+    assert state.ledger.report["drop"]["dropped"] == [2]
     assert len(model.model.layers) == 3
-    assert state.renamed["model.layers.2.mlp.up_proj.weight"] == "model.layers.3.mlp.up_proj.weight"
+    assert state.ledger.renamed["model.layers.2.mlp.up_proj.weight"] == "model.layers.3.mlp.up_proj.weight"
 
 
 def test_widths_then_depth_then_widths() -> None:
     state = state_of(make("llama"))
     Random(ratio=0.5, heads="off").run(state)
     Drop(layers=2, samples=2, length=8).run(state)
-    assert isinstance(state.plan, Plan)
-    assert {name.split(".")[2] for name, _ in state.plan.slices} == {"0", "1"}
-    state.coupling = couple(state.graph)
+    assert isinstance(state.ledger.plan, Plan)
+    assert {name.split(".")[2] for name, _ in state.ledger.plan.slices} == {"0", "1"}
+    state.subject.coupling = couple(state.subject.graph)
     Random(ratio=0.5, heads="off").run(state)
-    assert state.model.model.layers[1].mlp.up_proj.weight.shape == (6, 32)  # type: ignore[union-attr,index]
+    assert state.subject.model.model.layers[1].mlp.up_proj.weight.shape == (6, 32)  # type: ignore[union-attr,index]
 
 
 def test_dropping_nothing_changes_nothing() -> None:
     state = state_of(make("llama"))
-    graph = state.graph
+    graph = state.subject.graph
     Drop(layers=0, samples=1, length=4).run(state)
-    assert state.graph is graph
+    assert state.subject.graph is graph
 
 
 def broken() -> State:
@@ -169,7 +169,7 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 
 def test_drop_without_text_asks_for_it() -> None:
     state = state_of(make("llama"))
-    state.calibration = None
+    state.data.calibration = None
     with pytest.raises(RequestError, match="needs calibration text"):
         Drop().run(state)
 

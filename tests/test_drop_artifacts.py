@@ -37,7 +37,7 @@ class Made:
 
 
 def read_windows(run: Any, *_: Any) -> None:
-    run.state.calibration = Windows()
+    run.state.data.calibration = Windows()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from fxprune.passes.fisher import Fisher
 from fxprune.passes.generate import Generate, Joined, written_by
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.registry import ANALYSES
-from fxprune.passes.state import State
+from fxprune.passes.state import Data, State, Subject
 from fxprune.tracer.export import trace_causal_lm
 
 VOCAB = 11
@@ -43,7 +43,7 @@ def make(kind: str = "llama") -> Any:
 
 def state_of(model: Any, text: Any = None) -> State:
     traced = trace_causal_lm(model)
-    return State(traced.graph, model, calibration=text, example=traced.example)
+    return State(Subject(traced.graph, model, example=traced.example), Data(calibration=text))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -71,7 +71,7 @@ def test_the_same_seed_writes_the_same() -> None:
 def run_generate(step: Generate, text: Any = None) -> Any:
     state = state_of(make(), text)
     step.run(state)
-    return state.calibration
+    return state.data.calibration
 
 
 def test_the_users_windows_come_first() -> None:
@@ -92,25 +92,25 @@ def test_scores_are_computed_on_it() -> None:
         [Generate(windows=4, length=8), Fisher(ratio=0.5, samples=4, length=8)], state, analyses=ANALYSES,
         verify=lambda _graph: None,
     )  # fmt: skip
-    assert state.report["generate"] == {"windows": 4, "length": 8}
-    assert state.model.model.layers[0].mlp.down_proj.in_features == 12  # type: ignore[union-attr, index]
+    assert state.ledger.report["generate"] == {"windows": 4, "length": 8}
+    assert state.subject.model.model.layers[0].mlp.down_proj.in_features == 12  # type: ignore[union-attr, index]
 
 
 def after_pruning() -> None:
     state = state_of(make())
-    state.plan = Plan()
+    state.ledger.plan = Plan()
     Generate().run(state)
 
 
 def no_language_model() -> None:
     state = state_of(make())
-    state.model = torch.nn.Linear(2, 2)
+    state.subject.model = torch.nn.Linear(2, 2)
     Generate().run(state)
 
 
 def broken() -> None:
     state = state_of(make())
-    state.model.model.norm.weight.data.fill_(float("nan"))  # type: ignore[operator, union-attr]
+    state.subject.model.model.norm.weight.data.fill_(float("nan"))  # type: ignore[operator, union-attr]
     Generate(windows=2, length=3).run(state)
 
 

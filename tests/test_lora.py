@@ -16,7 +16,7 @@ from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes import lora as lora_module
 from fxprune.passes import trainer
 from fxprune.passes.lora import Adapter, Lora, projection_modules
-from fxprune.passes.state import State
+from fxprune.passes.state import Data, State, Subject
 from fxprune.passes.training import pad
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,10 +66,10 @@ OPTIONS: dict[str, Any] = {"lr": 0.02, "batch": 4, "micro_batch": 2, "length": 1
 
 
 def recover(model: torch.nn.Module, data: Windows | None = None, **options: Any) -> dict[str, Any]:
-    state = State(graph=None, model=model, data=data or Windows())  # type: ignore[arg-type]
+    state = State(Subject(None, model), Data(recovery=data or Windows()))  # type: ignore[arg-type]
     Lora(**OPTIONS | options).run(state)
-    assert state.model is model
-    report: dict[str, Any] = state.report["lora"]
+    assert state.subject.model is model
+    report: dict[str, Any] = state.ledger.report["lora"]
     return report
 
 
@@ -308,7 +308,7 @@ def test_what_peft_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_data_is_an_error() -> None:
     with pytest.raises(RequestError, match="lora has no text to train on") as caught:
-        Lora().run(State(graph=None, model=llama()))  # type: ignore[arg-type]
+        Lora().run(State(Subject(None, llama())))  # type: ignore[arg-type]
     assert "--data" in caught.value.hint
 
 

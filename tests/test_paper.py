@@ -13,7 +13,7 @@ from fxprune.ir.graph import Graph
 from fxprune.passes.couple import couple
 from fxprune.passes.measure import parameter_count
 from fxprune.passes.random import Random
-from fxprune.passes.state import State
+from fxprune.passes.state import State, Subject
 from fxprune.tracer.export import trace_causal_lm
 
 GEOMETRIES: dict[str, tuple[dict[str, Any], tuple[int, int], int, int]] = {
@@ -49,8 +49,8 @@ def test_the_paper_s_parameter_counts(name: str) -> None:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     traced = trace_causal_lm(model)
-    state = State(traced.graph, model, couple(traced.graph), example=traced.example)
+    state = State(Subject(traced.graph, model, couple(traced.graph), traced.example))
     assert elements(traced.graph) == before
     Random(ratio=0.25, layers=layers).run(state)
-    assert elements(state.graph) == after
-    assert parameter_count(state.model) == after
+    assert elements(state.subject.graph) == after
+    assert parameter_count(state.subject.model) == after

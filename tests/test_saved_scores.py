@@ -23,9 +23,10 @@ from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import ANALYSES, PASSES
 from fxprune.passes.saved import CURVE, Saved
-from fxprune.passes.state import State
+from fxprune.passes.state import Data, Ledger, State, Subject
 from fxprune.tracer.export import Traced, trace_causal_lm
 
+from .retracing import Retracing
 from .test_lora import VOCABULARY, llama
 
 LENGTH = 19
@@ -69,10 +70,8 @@ def traced() -> Traced:
 
 
 def run(text: str, saved: Saved | None = None, model: Any = None, corpus: Any = None) -> State:
-    state = State(
-        traced().graph, model or llama(), example=traced().example, calibration=corpus or Drawn(), saved=saved
-    )
-    state.retrace = lambda module: trace_causal_lm(module).graph
+    subject = Subject(traced().graph, model or llama(), example=traced().example)
+    state = State(subject, Data(calibration=corpus or Drawn()), Retracing(), ledger=Ledger(scores=saved))
     run_pipeline(parse_pipeline([text], PASSES), state, analyses=ANALYSES, verify=verify)
     return state
 
@@ -110,13 +109,12 @@ def test_other_budgets_read_no_calibration_text_and_plan_the_same(
         assert calibrations == []
         fresh = run(f"{name}{{{SAMPLES},{budget}}}")
         assert calibrations
-        assert reused.plan is not None
-        assert fresh.plan is not None
-        assert reused.plan.keep.keys() == fresh.plan.keep.keys()
-        assert all(np.array_equal(units, fresh.plan.keep[group]) for group, units in reused.plan.keep.items())
-        assert all(
-            torch.equal(tensor, fresh.model.state_dict()[name_]) for name_, tensor in reused.model.state_dict().items()
-        )
+        assert reused.ledger.plan is not None
+        assert fresh.ledger.plan is not None
+        assert reused.ledger.plan.keep.keys() == fresh.ledger.plan.keep.keys()
+        keep, tensors = fresh.ledger.plan.keep, fresh.subject.model.state_dict()
+        assert all(np.array_equal(units, keep[group]) for group, units in reused.ledger.plan.keep.items())
+        assert all(torch.equal(tensor, tensors[name_]) for name_, tensor in reused.subject.model.state_dict().items())
 
 
 def test_a_search_keeps_what_it_measured_of_single_groups(calibrations: list[int]) -> None:
@@ -128,9 +126,9 @@ def test_a_search_keeps_what_it_measured_of_single_groups(calibrations: list[int
     # The dense model, the two ways to begin, the one that was chosen, at most five moves, the end: six windows each.
     assert sum(calibrations) <= 6 * (1 + 2 + 1 + 5 + 1)
     fresh = run(f"{search}0.5}}")
-    assert reused.plan is not None
-    assert fresh.plan is not None
-    assert all(np.array_equal(units, fresh.plan.keep[group]) for group, units in reused.plan.keep.items())
+    assert reused.ledger.plan is not None
+    assert fresh.ledger.plan is not None
+    assert all(np.array_equal(units, fresh.ledger.plan.keep[group]) for group, units in reused.ledger.plan.keep.items())
 
 
 def test_scores_without_a_search_are_kept_with_one_once_it_has_run(calibrations: list[int]) -> None:
@@ -165,10 +163,10 @@ def test_depth_first_is_the_same_model_for_every_width_and_later_passes_score_an
     calibrations.clear()
     state = run(twice, again(saved))
     assert sum(calibrations) == 6  # of the second one
-    plan = run(twice).plan
-    assert state.plan is not None
+    plan = run(twice).ledger.plan
+    assert state.ledger.plan is not None
     assert plan is not None
-    assert all(np.array_equal(units, plan.keep[group]) for group, units in state.plan.keep.items())
+    assert all(np.array_equal(units, plan.keep[group]) for group, units in state.ledger.plan.keep.items())
 
 
 TAYLOR = f"taylor{{{SAMPLES}}}"
@@ -207,7 +205,8 @@ def test_scores_that_do_not_fit_are_refused(  # noqa: PLR0917
 
 def test_scores_of_text_need_the_text_and_all_groups() -> None:
     saved = kept(TAYLOR)
-    state = State(traced().graph, llama(), example=traced().example, saved=again(saved))
+    subject = Subject(traced().graph, llama(), example=traced().example)
+    state = State(subject, ledger=Ledger(scores=again(saved)))
     with pytest.raises(RequestError, match="scores that were computed on text") as caught:
         run_pipeline(parse_pipeline([TAYLOR], PASSES), state, analyses=ANALYSES, verify=verify)
     assert "--calib" in caught.value.hint
