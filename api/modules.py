@@ -28,7 +28,7 @@ from ..passes.manager import Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import ANALYSES, PASSES
-from ..passes.state import Data, State, Subject
+from ..passes.state import Data, NoHost, State, Subject
 from ..tracer.export import Traced
 from ..tracer.module import Call, Inputs, bind, run, trace_module
 from .progress import Progress, silent
@@ -183,14 +183,8 @@ def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
             )
 
 
-class _Work:
-    """A module on its way through a pipeline; it is the host of the passes.
-
-    Attributes:
-        weights: the module has its own.
-    """
-
-    weights: None = None
+class _Work(NoHost):
+    """A module on its way through a pipeline; it is the host of the passes, which may cut widths and no more."""
 
     def __init__(self, module: nn.Module, call: Call, progress: Progress) -> None:
         self.original, self.call, self.progress = module, call, progress
@@ -333,12 +327,6 @@ class _Work:
         """A graph module, where the module itself does not run at the smaller widths."""
         self.rebuilt_because = reason
         return follow_mode(self._graph_module(graph, self.traced, tensors))
-
-    def retrace(self, model: nn.Module) -> tuple[Graph, Mapping[str, Any]]:
-        """Refuse: what the result is compared with and reported against is the first trace."""
-        raise FxpruneError(
-            f"only widths of a {type(model).__name__} can be pruned", "take layers out of it before it is pruned"
-        )
 
 
 def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:

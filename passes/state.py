@@ -114,7 +114,7 @@ class NoHost:
             FxpruneError: always.
         """
         raise FxpruneError(
-            f"a {type(model).__name__} cannot be traced anew here", "give the state a host that traces, or prune widths"
+            f"only widths of a {type(model).__name__} can be pruned here", "take layers out of it before it is pruned"
         )
 
 

@@ -251,7 +251,7 @@ def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> Non
     state = state_of(model)
     state.subject.coupling = coupling = couple(state.subject.graph)
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
-    gauge = Gauge.of(state, samples=6, length=8, seed=None, batch=4)
+    gauge = Gauge.of(state.subject.model, state.data, samples=6, length=8, seed=None, batch=4)
     keep = {g.name: best_units(g, np.random.default_rng(0).random(g.units), g.size // 2) for g in groups}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     silenced = distance_of(gauge, Silencer(model, coupling.graph, groups), keep)
@@ -330,7 +330,7 @@ def test_a_distance_that_is_not_finite_is_a_failure() -> None:
     from fxprune.ir import FxpruneError
 
     model = make()
-    gauge = Gauge.of(state_of(model), samples=2, length=4, seed=None, batch=2)
+    gauge = Gauge.of(model, state_of(model).data, samples=2, length=4, seed=None, batch=2)
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(FxpruneError, match="the model's distance from the dense one is nan"):
         gauge.read()

@@ -16,7 +16,7 @@ from fxprune.passes.couple import couple
 from fxprune.passes.drop import Drop, _pass_on, block_influence
 from fxprune.passes.measure import perplexity
 from fxprune.passes.random import Random
-from fxprune.passes.state import Data, State, Subject
+from fxprune.passes.state import Data, NoHost, State, Subject
 from fxprune.tracer.export import trace_causal_lm
 
 from .retracing import Retracing
@@ -179,3 +179,10 @@ def test_a_depth_that_no_number_says() -> None:
     model.config.num_hidden_layers = 7
     with pytest.raises(FxpruneError, match="no number in LlamaConfig says how many layers"):
         keep_blocks(model, find_blocks(model), [0, 1])
+
+
+def test_a_host_that_cannot_trace_lets_no_layer_go() -> None:
+    state = state_of(make("llama"))
+    state.host = NoHost()
+    with pytest.raises(FxpruneError, match="only widths of a LlamaForCausalLM can be pruned here"):
+        Drop(samples=1, length=4).run(state)
