@@ -76,7 +76,7 @@ def list_passes() -> tuple[PassInfo, ...]:
 def _info(pass_class: type[Pass], origin: Origin | None) -> PassInfo:
     return PassInfo(
         pass_class.name,
-        pass_class.kind,
+        str(pass_class.kind),
         _first_line(pass_class),
         pass_class.needs_weights,
         options_of(pass_class),

@@ -20,11 +20,12 @@ from ..ir.errors import FxpruneError, RequestError
 from ..ir.graph import Graph
 from ..ir.plan import Plan
 from ..ir.verifier import verify
-from ..passes.base import Pass, State
+from ..passes.base import Pass, PassKind
 from ..passes.manager import Step, run_pipeline
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import ANALYSES, all_passes
+from ..passes.state import Data, NoHost, State, Subject
 from ..runtime.tensors import tensors_by_every_name
 from ..runtime.tolerances import relative_difference, same_function
 from ..tracer.export import Traced
@@ -119,7 +120,7 @@ def _losses(
 
 def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
     for step in pipeline:
-        if step.kind != "score":
+        if step.kind != PassKind.SCORE:
             raise RequestError(
                 f"pass {step.name!r} works on language models", "use random, magnitude or taylor on a module"
             )
@@ -129,8 +130,8 @@ def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
             )
 
 
-class _Work:
-    """A module on its way through a pipeline."""
+class _Work(NoHost):
+    """A module on its way through a pipeline; it is the host of the passes, which may cut widths and no more."""
 
     def __init__(self, module: nn.Module, call: Call, progress: Progress) -> None:
         self.original, self.call, self.progress = module, call, progress
@@ -200,24 +201,23 @@ class _Work:
 
     def run(self, pipeline: Sequence[Pass], losses: Sequence[Callable[[nn.Module], torch.Tensor]]) -> Pruned:
         before = parameter_count(self.model)
-        state = State(
-            graph=self.traced.graph, model=self.model, example=self.call.bound, losses=losses,
-            execute=self._execute, rebuild=self._rebuild,
-        )  # fmt: skip
+        subject = Subject(self.traced.graph, self.model, example=self.call.bound)
+        state = State(subject, Data(losses=losses), host=self)
         groups: dict[str, Any] = {}
 
         def between(_step: Step, state: State) -> None:
-            for name, group in state.coupling.groups.items() if state.coupling is not None else ():
+            coupling = state.subject.coupling
+            for name, group in coupling.groups.items() if coupling is not None else ():
                 groups.setdefault(name, group)
 
         def announce(text: str, number: int, count: int) -> None:
             self.progress(f"{text} ({number} of {count})")
 
         steps = run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify, between=between, announce=announce)
-        plan = state.plan or Plan()
+        plan = state.ledger.plan or Plan()
         worst = self._check(state)
         changes = [groups[name] for name in plan.keep]
-        result = state.model.train(self.original.training)
+        result = state.subject.model.train(self.original.training)
         return Pruned(
             module=result,
             in_place=not self.rebuilt_because,
@@ -226,21 +226,21 @@ class _Work:
             pipeline=print_pipeline(pipeline),
             options=print_pipeline(pipeline, defaults=True),
             parameters=(before, parameter_count(result)),
-            macs=(self._macs(self.traced.graph), self._macs(state.graph)),
+            macs=(self._macs(self.traced.graph), self._macs(state.subject.graph)),
             groups=tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, len(plan.keep[g.name])) for g in changes),
             plan=plan,
             worst_difference=worst,
             steps=steps,
-            report=dict(state.report),
-            product=Product(result, self.call.args, self.call.kwargs, plan, state.repairs, not self.fixed_batch),
+            report=dict(state.ledger.report),
+            product=Product(result, self.call.args, self.call.kwargs, plan, state.ledger.repairs, not self.fixed_batch),
         )
 
     def _check(self, state: State) -> float:
         """The result against the rewritten graph, on the example and on one more sample where that is promised."""
         worst = 0.0
         for call in [self.call] if self.fixed_batch else [self.call, self.call.resized((self.call.batch or 1) + 1)]:
-            expected = self._run_graph(state.graph, state.model, call)
-            worst = max(worst, _worst(state.model, call, expected))
+            expected = self._run_graph(state.subject.graph, state.subject.model, call)
+            worst = max(worst, _worst(state.subject.model, call, expected))
             if not worst <= _same(expected):
                 raise FxpruneError(
                     f"the smaller module differs from its graph by {worst:.3g}", "please report the module"
@@ -251,7 +251,7 @@ class _Work:
         traced = self.traced.graph.extents.get("b")
         return macs(graph) * (self.call.batch or 1) // traced if traced else macs(graph)
 
-    def _execute(self, graph: Graph, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    def execute(self, graph: Graph, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """All outputs of a graph and of a module on the example, each in one vector."""
         expected = self._run_graph(graph, module, self.call)
         return _vector(expected), _vector(run(module, self.call))
@@ -271,7 +271,8 @@ class _Work:
                 f"the graph of the smaller {error.message}", "give an example of a single sample, or another ratio"
             ) from error
 
-    def _rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
+    def rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
+        """A graph module, where the module itself does not run at the smaller widths."""
         self.rebuilt_because = reason
         return follow_mode(self._graph_module(graph, self.traced, tensors))
 

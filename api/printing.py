@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 from ..ir.errors import RequestError
 from ..ir.text import print_graph
-from ..passes.base import Pass, State
+from ..passes.base import Pass
 from ..passes.manager import Step
 from ..passes.registry import ANALYSES
+from ..passes.state import State
 
 ALL = "all"
 """Stands for every pass."""
@@ -28,6 +29,6 @@ def printer(names: Sequence[str]) -> Callable[[Step, State], None]:
 
     def show(step: Step, state: State) -> None:
         if ALL in names or step.name in names:
-            print(f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.graph)}", file=sys.stderr)
+            print(f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.subject.graph)}", file=sys.stderr)
 
     return show

@@ -13,7 +13,7 @@ from ..backends.artifact import check_target, clear_leftovers
 from ..backends.digests import begin_source_digests
 from ..backends.huggingface import Form
 from ..ir.errors import RequestError
-from ..passes.base import Pass
+from ..passes.base import Pass, PassKind
 from ..passes.pipeline import parse_pipeline, print_pipeline
 from ..passes.registry import all_passes
 from ..passes.replay import Replay
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Applied", "GroupChange", "apply"]
-
-RECOVER = "recover"
 
 
 def apply(
@@ -109,7 +107,7 @@ def apply(
     check_loss(loss, named=True)
     texts = {CALIBRATION: read_text(calib, "calib"), RECOVERY: read_text(data, "data")}
     asked = _asked(passes, plan, shared)
-    pipeline = tuple(step for step in asked if not (dry_run and step.kind == RECOVER))
+    pipeline = tuple(step for step in asked if not (dry_run and step.kind == PassKind.RECOVER))
     shown = [print_ir_after] if isinstance(print_ir_after, str) else print_ir_after
     check_printing(shown, pipeline)
     _require_place(out, resume=resume, dry_run=dry_run)
@@ -131,7 +129,7 @@ def apply(
         work = Work(source, pipeline if weights else None, calling, progress)
         work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
         applied = work.run(pipeline, printer(shown), stages)
-        write_scores(scores, work.state.saved)
+        write_scores(scores, work.state.ledger.scores)
         left = print_pipeline(step for step in asked if step not in pipeline)
         applied = dataclasses.replace(applied, skipped=left)
         if out is None or dry_run:

@@ -25,8 +25,10 @@ import torch
 from ..backends.artifact import RECORD, atomic_directory, read_record, write_json
 from ..backends.digests import sha256
 from ..ir.errors import FxpruneError, RequestError
-from ..passes.base import Pass, State
+from ..passes.base import Pass
+from ..passes.generate import Joined
 from ..passes.pipeline import print_pipeline
+from ..passes.state import KEPT, State
 from ..tracer.fingerprints import Noted
 from ..tracer.model import Source
 from .given import Rows
@@ -39,9 +41,6 @@ ROOM = 3
 """A stage is kept where the disk has room for so many of it: what will be written needs some too."""
 
 SUFFIX, STATE = ".stages", "stage.pt"
-
-LIVE = frozenset({"calibration", "losses", "data", "execute", "rebuild", "weights", "recorded", "retrace", "coupling"})
-"""Parts of the state that every run makes for itself; the analysis is repeated when a pass needs it."""
 
 Parts = dict[str, Any]
 
@@ -153,14 +152,15 @@ def identity(source: Source, texts: Mapping[str, str | Rows | None], **options: 
 
 def state_parts(state: State) -> Parts:
     """What a state holds that a later run cannot make for itself."""
-    return {part.name: getattr(state, part.name) for part in dataclasses.fields(state) if part.name not in LIVE}
+    return {part.name: getattr(state, part.name) for part in dataclasses.fields(state) if part.metadata[KEPT]}
 
 
 def restore(state: State, parts: Parts) -> None:
     """Put back what :func:`state_parts` gave."""
     for name, part in parts.items():
         setattr(state, name, part)
-    state.coupling = None
+    for first, windows in state.ledger.written:
+        state.data.calibration = Joined(state.data.calibration, first, windows)
 
 
 def pieces_of(texts: Mapping[str, Noted | None]) -> Parts:
@@ -182,6 +182,7 @@ def _text(spec: str | Rows | None) -> str | None:
 
 def _size(parts: Parts) -> int:
     """Bytes of the tensors of the models among them."""
-    models = [part for part in parts["state"].values() if isinstance(part, torch.nn.Module)]
+    held = [value for part in parts["state"].values() for value in vars(part).values()]
+    models = [value for value in held if isinstance(value, torch.nn.Module)]
     tensors = {id(t): t for model in models for t in model.state_dict(keep_vars=True).values() if not t.is_meta}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -14,7 +14,9 @@ from ..backends.stored import Checkpoint
 from ..backends.streaming import StreamedWeights, obstacle
 from ..backends.values import Streamed
 from ..ir.plan import Plan
-from ..passes.base import Pass, State, Weights
+from ..passes.base import Pass
+from ..passes.data import Weights
+from ..passes.state import Ledger
 from ..tracer.checkpoint import weight_files
 from ..tracer.model import Source, build_meta
 
@@ -37,11 +39,11 @@ class Stream:
         self.weights = StreamedWeights(checkpoint, module)
         self.stand_ins = StandIns(module)
 
-    def reader(self, state: State) -> Weights:
+    def reader(self, ledger: Ledger) -> Weights:
         """Values as they are after what was removed so far."""
 
         def read(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-            return self.weights.read(names, state.plan)
+            return self.weights.read(names, ledger.plan)
 
         return read
 

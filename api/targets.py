@@ -13,6 +13,7 @@ from torch import nn
 from ..backends.artifact import check_target, clear_leftovers
 from ..backends.exported import SavedModule, save_module
 from ..ir.errors import FxpruneError, RequestError
+from ..passes.base import PassKind
 from ..passes.couple import couple
 from ..passes.measure import parameter_count
 from ..passes.pipeline import parse_pipeline
@@ -149,7 +150,7 @@ def prune_target(
     if not passes:
         raise RequestError("there is nothing to do", "give --pass PIPELINE, such as --pass magnitude")
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
-    blind = [step.name for step in pipeline if step.kind == "score" and step.name not in WITHOUT_LOSS]
+    blind = [step.name for step in pipeline if step.kind == PassKind.SCORE and step.name not in WITHOUT_LOSS]
     if loss is None and blind:
         raise RequestError(f"{blind[0]} scores need a loss", LOSS)
     if out is None and not dry_run:

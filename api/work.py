@@ -19,8 +19,9 @@ from ..ir.graph import Graph
 from ..ir.groups import Group
 from ..ir.plan import Plan
 from ..ir.verifier import verify
-from ..passes.base import Pass, State
+from ..passes.base import Pass
 from ..passes.couple import Coupling, couple
+from ..passes.data import Weights
 from ..passes.in_code import freeze_computed, freeze_fixed
 from ..passes.lora import Adapter
 from ..passes.manager import Analysis, Step, run_pipeline
@@ -29,6 +30,7 @@ from ..passes.pipeline import print_pipeline
 from ..passes.registry import brought
 from ..passes.saved import Saved as SavedScores
 from ..passes.shrink import extents_by_module
+from ..passes.state import State, Subject
 from ..runtime.tensors import tensors_by_name
 from ..tracer.export import Traced
 from ..tracer.fingerprints import Noted
@@ -47,7 +49,13 @@ ADAPTER = "adapter"
 
 
 class Work:
-    """A model on its way through a pipeline."""
+    """A model of transformers on its way through a pipeline; it is the host of the passes.
+
+    Attributes:
+        rebuild: no module but the model itself will do.
+    """
+
+    rebuild: None = None
 
     def __init__(self, source: Source, pipeline: Sequence[Pass] | None, calling: Calling, progress: Progress) -> None:
         """Args: source: the model. pipeline: what will run on its weights; None when they are not wanted."""
@@ -67,12 +75,9 @@ class Work:
         progress(f"tracing {source.name}")
         with self.stream.played() if self.stream is not None else nullcontext():
             self.traced: Traced = calling.trace(module)
-        self.state = State(graph=self.traced.graph, model=module, example=self.traced.example, retrace=self.retrace)
-        if self.stream is not None:
-            self.state.weights = self.stream.reader(self.state)
+        self.state = State(Subject(self.traced.graph, module, example=self.traced.example), host=self)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
-        if pipeline is not None:
-            self.state.execute = self.execute
+        self._runs = pipeline is not None
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
         self.texts: dict[str, Noted | None] = {}
@@ -87,9 +92,9 @@ class Work:
         scores: SavedScores | None,
     ) -> None:
         """Take in what the passes will read."""
-        self.state.outputs = () if self.calling.language else self.traced.outputs
-        self.state.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
-        self.state.saved = scores
+        self.state.subject.outputs = () if self.calling.language else self.traced.outputs
+        self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
+        self.state.ledger.scores = scores
         self.recorded = recorded
         self.read_texts(pipeline, texts)
 
@@ -99,7 +104,7 @@ class Work:
             return
         self.progress("reading texts")
         self.texts = {part: noted(spec, part, self.source) for part, spec in texts.items()}
-        self.state.calibration, self.state.data = self.texts[CALIBRATION], self.texts[RECOVERY]
+        self.state.data.calibration, self.state.data.recovery = self.texts[CALIBRATION], self.texts[RECOVERY]
 
     def _read(self) -> Entries:
         replayed = self.recorded.record if self.recorded is not None else {}
@@ -114,7 +119,8 @@ class Work:
 
         def between(step: Step, state: State) -> None:
             steps.append(step)
-            for name, group in state.coupling.groups.items() if state.coupling is not None else ():
+            coupling = state.subject.coupling
+            for name, group in coupling.groups.items() if coupling is not None else ():
                 self.groups.setdefault(name, group)  # as it was before anything was cut
             show(step, state)
 
@@ -126,15 +132,15 @@ class Work:
             keep(number - 1)
             self.progress(f"{text} ({done + number} of {done + count})")
 
-        self.state.recorded = self.recorded.slices if self.recorded is not None else None
+        self.state.data.recorded = self.recorded.slices if self.recorded is not None else None
         analyses = (Analysis("couple", "coupling", self._couple),)
         rest = pipeline[done:]
         if rest or not done:
             run_pipeline(rest, self.state, analyses=analyses, verify=verify, between=between, announce=announce)
         keep(len(rest))
-        parameters = (self.before, parameter_count(self.state.model))
+        parameters = (self.before, parameter_count(self.state.subject.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
-        report = {name: _plain(entry) for name, entry in self.state.report.items()}
+        report = {name: _plain(entry) for name, entry in self.state.ledger.report.items()}
         changes = self._changes()
         return Applied(
             self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed,
@@ -158,34 +164,33 @@ class Work:
 
     def _couple(self, graph: Graph) -> Coupling:
         """The coupling of an artifact: units along which its own code computes values are frozen."""
-        constants = constants_of(graph, tensors_by_name(self.state.model), self.traced.constants)
-        coupling = freeze_fixed(couple(graph), self.state.model)
-        return freeze_computed(coupling, constants, self.state.model.state_dict(keep_vars=True).keys())
+        model = self.state.subject.model
+        constants = constants_of(graph, tensors_by_name(model), self.traced.constants)
+        coupling = freeze_fixed(couple(graph), model)
+        return freeze_computed(coupling, constants, model.state_dict(keep_vars=True).keys())
 
     def _changes(self) -> tuple[GroupChange, ...]:
-        if self.state.plan is None:
-            return ()
-        groups = [self.groups[name] for name in self.state.plan.keep]
-        return tuple(
-            GroupChange(g.name, g.kind.value, g.layer, g.units, len(self.state.plan.keep[g.name])) for g in groups
-        )
+        keep = (self.state.ledger.plan or Plan()).keep
+        groups = [self.groups[name] for name in keep]
+        return tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, len(keep[g.name])) for g in groups)
 
     def save(self, out: Path, applied: Applied, *, form: Form, force: bool) -> Saved:
         """Lower to a Hugging Face directory, in the dtype of the source."""
-        plan = _on_source(self.state.plan or Plan(), self.state.renamed)
+        subject, ledger = self.state.subject, self.state.ledger
+        plan = _on_source(ledger.plan or Plan(), ledger.renamed)
         if self.stream is None:
             self._store_dtype()
-            reference = self.calling.reference(self.state.graph, self.traced, self.state.model)
+            reference = self.calling.reference(subject.graph, self.traced, subject.model)
             values = None
         else:
             reference = None
             values = self.stream.values(plan, self.calling.inputs, self._graph_logits)
         return save(
-            self.state.model,
+            subject.model,
             out,
             source=self.source.directory,
             plan=plan,
-            repairs=self.state.repairs,
+            repairs=ledger.repairs,
             quantities=self.quantities | self._changed_extents(),
             reference=reference,
             values=values,
@@ -202,21 +207,30 @@ class Work:
         dtype = STORED_DTYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
         dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
         # Buffers that are not stored, rotary tables for one, are computed anew when the model is loaded: in float32.
-        for tensor in self.state.model.state_dict(keep_vars=True).values():
+        for tensor in self.state.subject.model.state_dict(keep_vars=True).values():
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
 
-    def retrace(self, module: torch.nn.Module) -> Graph:
+    @property
+    def weights(self) -> Weights | None:
+        """Of a model that is larger than memory, from its files."""
+        return None if self.stream is None else self.stream.reader(self.state.ledger)
+
+    @property
+    def execute(self) -> Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None:
+        """Runs a graph and a module; None for a configuration alone."""
+        return self._execute if self._runs else None
+
+    def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Trace what a pass made of the model; the extents that changed before are remembered."""
         self.quantities |= self._changed_extents()
-        self.traced = self.calling.trace(module)
-        self.state.example = self.traced.example
-        return self.traced.graph
+        self.traced = self.calling.trace(model)
+        return self.traced.graph, self.traced.example
 
     def _changed_extents(self) -> frozenset[tuple[int, int]]:
-        return extents_by_module(self.traced.graph, self.state.graph).get("", frozenset())
+        return extents_by_module(self.traced.graph, self.state.subject.graph).get("", frozenset())
 
-    def execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    def _execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs of a graph and of a module that share their weights, on the same inputs, in float32."""
         if self.stream is not None:
             stand_ins = self.stream.stand_ins
@@ -228,11 +242,12 @@ class Work:
         return graphs, modules
 
     def _graph_logits(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.calling.run_graph(self.state.graph, self.traced, self.state.model, tensors)[0]
+        subject = self.state.subject
+        return self.calling.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
 
     def _keep_adapters(self, folder: Path) -> None:
         """The low-rank adapter beside the model it was merged into, in PEFT's own files."""
-        for entry in self.state.report.values():
+        for entry in self.state.ledger.report.values():
             adapter = entry.get(ADAPTER)
             if isinstance(adapter, Adapter):
                 (folder / ADAPTER).mkdir(exist_ok=True)

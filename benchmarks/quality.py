@@ -130,21 +130,20 @@ class Bench:
             object.__setattr__(first, "scores", lambda groups, state: self.once(key, lambda: compute(groups, state)))
 
     def run(self, run: Run) -> Row:
-        from fxprune.passes.base import State
         from fxprune.passes.measure import parameter_count
+        from fxprune.passes.state import Data, State, Subject
 
         whole, _, traced = self.of(run.model)
         calibration = self.corpus(run.model, run.calibration, "calib")
         self.require_apart(run)
-        state = State(
-            traced.graph, copy.deepcopy(whole), example=traced.example, calibration=calibration, data=self.training(run)
-        )
+        subject = Subject(traced.graph, copy.deepcopy(whole), example=traced.example)
+        state = State(subject, Data(calibration=calibration, recovery=self.training(run)))
         started = time.process_time()
         (self._own_code if run.part == "criteria" else self._pipeline)(run, state)
         seconds = time.process_time() - started
-        kept = parameter_count(state.model) / parameter_count(whole)
+        kept = parameter_count(state.subject.model) / parameter_count(whole)
         dense = self.once(("dense", run.part, run.model), lambda: self.losses(run, whole))
-        losses, today = self.losses(run, state.model), date.today().isoformat()
+        losses, today = self.losses(run, state.subject.model), date.today().isoformat()
         return {"kept": kept, "losses": losses, "dense": dense, "seconds": seconds, "date": today}
 
     def _pipeline(self, run: Run, state: Any) -> None:
@@ -158,7 +157,7 @@ class Bench:
 
         def read_other(step: Any, state: Any) -> None:
             if run.refit and step.name == pipeline[0].name:
-                state.calibration = self.corpus(run.model, run.refit, "calib")
+                state.data.calibration = self.corpus(run.model, run.refit, "calib")
 
         run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify, between=read_other)
 
@@ -169,8 +168,8 @@ class Bench:
         assert self.llm_pruner is not None
         if run.seed is not None:
             Generate(windows=run.written, first=PAPER_FIRST, seed=run.seed).run(state)
-        windows = state.calibration.windows(128, PAPER_FIRST + run.written)
-        self.llm_pruner.cut(state.model, windows, run.column, PAPER_RATIOS[run.target])
+        windows = state.data.calibration.windows(128, PAPER_FIRST + run.written)
+        self.llm_pruner.cut(state.subject.model, windows, run.column, PAPER_RATIOS[run.target])
 
 
 def write(path: Path, rows: dict[str, Row], wanted: Iterable[Run]) -> None:

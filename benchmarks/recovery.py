@@ -127,21 +127,19 @@ class Bench:
     def run(self, pipeline: str) -> Row:
         """Run a pipeline on a copy of the model; seconds of this process, and by the clock."""
         from fxprune.ir.verifier import verify
-        from fxprune.passes.base import State
         from fxprune.passes.manager import run_pipeline
         from fxprune.passes.measure import parameter_count
         from fxprune.passes.pipeline import parse_pipeline
         from fxprune.passes.registry import ANALYSES, PASSES
+        from fxprune.passes.state import Data, State, Subject
 
-        state = State(
-            self.traced.graph, copy.deepcopy(self.whole), example=self.traced.example, calibration=self.data,
-            data=self.data,
-        )  # fmt: skip
+        subject = Subject(self.traced.graph, copy.deepcopy(self.whole), example=self.traced.example)
+        state = State(subject, Data(calibration=self.data, recovery=self.data))
         clock, cpu = time.perf_counter(), time.process_time()
         run_pipeline(parse_pipeline([pipeline], PASSES), state, analyses=ANALYSES, verify=verify)
         clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-        kept = parameter_count(state.model) / parameter_count(self.whole)
-        return {"kept": kept, **self.losses(state.model), "cpu": cpu, "clock": clock}
+        kept = parameter_count(state.subject.model) / parameter_count(self.whole)
+        return {"kept": kept, **self.losses(state.subject.model), "cpu": cpu, "clock": clock}
 
 
 def closed(row: Row, cut: Row, dense: Sequence[float]) -> list[float]:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import transformers
 
-from fxprune.passes.base import State
 from fxprune.passes.couple import couple
 from fxprune.passes.random import Random
 from fxprune.passes.select import Scope, chosen_groups, select
 from fxprune.passes.shrink import make_plan
+from fxprune.passes.state import State, Subject
 from fxprune.tracer.export import trace_causal_lm
 
 LLAMA: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32}
@@ -61,7 +61,7 @@ def _round(model: torch.nn.Module) -> dict[str, float]:
     traced = timed("trace", lambda: trace_causal_lm(model))
     coupling = timed("couple", lambda: couple(traced.graph))
     groups, _ = chosen_groups(coupling.groups.values(), Scope())
-    scores = Random().scores(groups, State(traced.graph, model, coupling))
+    scores = Random().scores(groups, State(Subject(traced.graph, model, coupling)))
     timed("plan", lambda: make_plan(coupling, select(groups, scores, 0.25)))
     return times
 

@@ -105,16 +105,16 @@ def options_of(options_class: type[Any]) -> tuple[Option, ...]:
     """
     hints = typing.get_type_hints(options_class)
     return tuple(
-        _option(options_class, field, hints[field.name]) for field in dataclasses.fields(options_class) if field.init
+        _option(options_class, part, hints[part.name]) for part in dataclasses.fields(options_class) if part.init
     )
 
 
-def _option(options_class: type[Any], field: dataclasses.Field[Any], hint: Any) -> Option:
+def _option(options_class: type[Any], part: dataclasses.Field[Any], hint: Any) -> Option:
     type_, optional, choices = _simplify(hint)
     if type_ not in _READERS:
-        raise TypeError(f"{options_class.__name__}.{field.name}: pipeline text has no form for {hint}")
-    choices = field.metadata.get("choices") or choices
-    return Option(field.name, type_, optional, field.default, choices, field.metadata.get("help", ""))
+        raise TypeError(f"{options_class.__name__}.{part.name}: pipeline text has no form for {hint}")
+    choices = part.metadata.get("choices") or choices
+    return Option(part.name, type_, optional, part.default, choices, part.metadata.get("help", ""))
 
 
 def _simplify(hint: Any) -> tuple[Any, bool, tuple[Any, ...] | None]:

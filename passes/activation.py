@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..ir.groups import Group
-from .base import State
+from .data import Scores
 from .inputs import InputScored, Reader, readers_of, require_scores, visit
-from .select import Scores
+from .state import State
 from .statistics import Seen
 from .streams import Stream
 
@@ -35,7 +35,8 @@ class Activation(InputScored):
             RequestError: without calibration data, or for a group that no linear map reads.
             FxpruneError: for activations that are not finite.
         """
-        stream, readers = Stream.of(state.model, self.feeds(state)), readers_of(groups, state.graph)
+        stream = Stream.of(state.subject.model, self.feeds(state.data))
+        readers = readers_of(groups, state.subject.graph)
         totals: dict[int, Scores] = {}
 
         def receive(reader: Reader, seen: Seen) -> None:

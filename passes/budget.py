@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..ir import RequestError
 from ..ir.groups import Group
 from .allocate import UNIFORM, Amounts, Curve, Losses, Target, allocate, even, levels, tied
-from .base import State
 from .costs import LATENCY, Costs
 from .couple import Coupling
+from .data import Scores
 from .latency import Latency
 from .saved import Saved
-from .select import Scores, kept_count, step_of
+from .select import kept_count, step_of
 from .sensitivity import Gauge, Search, Silencer
+from .state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +53,17 @@ class Budget:
         now = costs.of({})
         if self.target is None:
             return costs.of({g.name: self._at_ratio(g) for g in groups})
-        assert state.whole is not None, "the manager keeps the first graph"
-        amount = self.target.amount(costs.whole(state.whole))
+        assert state.before.graph is not None, "the manager keeps the first graph"
+        amount = self.target.amount(costs.whole(state.before.graph))
         if amount >= now:
             raise RequestError(
                 f"target {self.target} is {amount:,}, and the model is at {now:,}: nothing would be removed",
                 "ask for less than that",
             )
         return amount
+
+    def _windows(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("samples", "length", "seed", "batch")}
 
     def _at_ratio(self, group: Group) -> int:
         return kept_count(group.size, self.ratio, step_of(group, self.multiple_of), group.minimum)
@@ -90,7 +95,7 @@ class Budget:
         """
         measure = self.target.measure if self.target is not None else "params"
         names = [group.name for group in groups]
-        costs = Latency(coupling, names, state) if measure == LATENCY else Costs(coupling, names, measure)
+        costs = Latency(coupling, names, state.subject) if measure == LATENCY else Costs(coupling, names, measure)
         amount = self.amount(state, groups, costs)
         if not alike:
             losses = comparable(losses, groups, costs)
@@ -101,8 +106,8 @@ class Budget:
             curves = even({group.name: group.size for group in groups}, curves)
         report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
         if self.by == "search":
-            silencer = Silencer(state.model, coupling.graph, groups)
-            gauge = Gauge.of(state, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
+            silencer = Silencer(state.subject.model, coupling.graph, groups)
+            gauge = Gauge.of(state.subject.model, state.data, **self._windows())
             search = Search(gauge, silencer, {group.name: group for group in groups}, scores, saved)
             counts, report["distance"] = self._searched(search, curves, costs, amount)
         else:

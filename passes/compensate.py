@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..ir import FxpruneError, RequestError
 from ..ir.options import option
-from .base import Pass, State
+from .base import Pass, PassKind
 from .consumers import Consumer
 from .least_squares import Moments, refit
 from .pairs import Map, Pairs
+from .state import State
 from .statistics import calibration_feeds
 
 METHODS = ("lstsq", "bias")
@@ -31,8 +32,7 @@ class Compensate(Pass):
     """
 
     name: ClassVar[str] = "compensate"
-    kind: ClassVar[str] = "recover"
-    needs_original: ClassVar[bool] = True
+    kind: ClassVar[PassKind] = PassKind.RECOVER
 
     method: str = option("lstsq", "lstsq: refit the kept weights; bias: correct the mean", METHODS)
     damping: float = option(
@@ -47,6 +47,11 @@ class Compensate(Pass):
         True, "fit to what the dense model's residual stream becomes, so that errors made before are corrected too"
     )
 
+    @property
+    def looks_back_at(self) -> tuple[Literal["same_layers"]]:
+        """It fits to what the same layers gave."""
+        return ("same_layers",)
+
     def run(self, state: State) -> None:
         """Refit in place.
 
@@ -55,23 +60,28 @@ class Compensate(Pass):
                 bias to correct.
             FxpruneError: for statistics that are not finite, or singular without damping.
         """
-        if state.original is None or state.plan is None:
+        if state.before.same_layers is None or state.ledger.plan is None:
             raise RequestError(
                 "compensate has nothing to make up for", "write it after a pruning pass: taylor,compensate"
             )
         batches = calibration_feeds(
-            state, "compensate needs", samples=self.samples, length=self.length, seed=self.seed, batch=self.batch
+            state.data,
+            "compensate needs",
+            samples=self.samples,
+            length=self.length,
+            seed=self.seed,
+            batch=self.batch,
         )
         pairs = Pairs.of(state, batches)
         notes: list[str] = []
         if self.method == "bias":
             _require_biases(pairs)
-        elif not state.losses:
+        elif not state.data.losses:
             for consumer in pairs.consumers:
                 self._require(pairs.probed(consumer), self.samples * self.length, notes=None)
         for consumers in pairs.in_order():
             (self._refit if self.method == "lstsq" else self._shift)(pairs, consumers, notes)
-        state.report[self.name] = {
+        state.ledger.report[self.name] = {
             "method": self.method, "refitted": [c.tensor for c in pairs.consumers], "left": pairs.left, "notes": notes,
         }  # fmt: skip
 

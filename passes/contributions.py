@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-    from .base import Weights
+    from .data import Weights
 
 Wanted = Mapping[str, frozenset[int]]
 """Parameter name (its first one, where modules share it) -> the dimensions whose positions are scored."""

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from ..ir.errors import RequestError
 from ..ir.options import option
-from .base import State
 from .block_distillation import distil_blocks
 from .finetune import Finetune
+from .state import State
 from .teacher import Teacher
 from .training import Example
 

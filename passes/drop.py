@@ -15,10 +15,11 @@ from ..ir import FxpruneError, Plan, RequestError
 from ..ir.options import option
 from ..ir.repairs import Repairs
 from ..runtime.absence import absences
-from .base import Pass, State
+from .base import Pass, PassKind
 from .blocks import Blocks, find_blocks, keep_blocks
 from .greedy import one_after_the_other
 from .measure import inference, perplexity
+from .state import State
 from .sub_block_scores import choose
 from .sub_blocks import ATTENTION, MLP, find_sub_blocks, take_out
 
@@ -32,7 +33,7 @@ class Drop(Pass):
     greedily by perplexity."""
 
     name: ClassVar[str] = "drop"
-    kind: ClassVar[str] = "score"
+    kind: ClassVar[PassKind] = PassKind.SCORE
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
 
     layers: int | None = option(None, "how many layers go; 1 when sub_blocks is none too", at_least=0)
@@ -59,38 +60,40 @@ class Drop(Pass):
             FxpruneError: for scores that are not finite, or a configuration that cannot say the new depth.
         """
         layers = (1 if self.sub_blocks is None else 0) if self.layers is None else self.layers
-        count = len(find_blocks(state.model, state.graph).modules)
+        model = state.subject.model
+        count = len(find_blocks(model, state.subject.graph).modules)
         if layers >= count:
             raise RequestError(f"drop: {layers} of {count} layers leave none", f"drop at most {count - 1}")
-        if layers and absences(state.model):
+        if layers and absences(model):
             raise RequestError(
                 "drop: sub-blocks have gone already, and layers are counted with them", "drop layers first"
             )
-        tokens = state.text("drop needs").windows(self.length, self.samples, self.seed)
+        tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed)
         if layers or not self.sub_blocks:
             self._drop_layers(state, tokens, layers)
         if self.sub_blocks:
             self._drop_sub_blocks(state, tokens, self.sub_blocks)
 
     def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int) -> None:
-        model, blocks = state.model, find_blocks(state.model, state.graph)
+        model, blocks = state.subject.model, find_blocks(state.subject.model, state.subject.graph)
+        ledger = state.ledger
         score: Callable[[nn.Module, Blocks, torch.Tensor, int], tuple[list[int], list[float]]] = {
             "influence": _by_influence, "perplexity": _by_perplexity,
         }[self.by]  # fmt: skip
         gone, scores = score(model, blocks, tokens, layers)
         kept = [index for index in range(len(blocks.modules)) if index not in gone]
-        state.report[self.name] = {"by": self.by, "dropped": sorted(gone), "scores": scores}
+        ledger.report[self.name] = {"by": self.by, "dropped": sorted(gone), "scores": scores}
         if not gone:
             return
         names = keep_blocks(model, blocks, kept)
-        state.repairs = _renumbered(state.repairs, blocks.path, kept)
-        state.renamed = {now: state.renamed.get(before, before) for now, before in names.items()}
-        state.report[self.name]["renamed"] = {now: old for now, old in state.renamed.items() if now != old}
+        ledger.repairs = _renumbered(ledger.repairs, blocks.path, kept)
+        ledger.renamed = {now: ledger.renamed.get(before, before) for now, before in names.items()}
+        ledger.report[self.name]["renamed"] = {now: old for now, old in ledger.renamed.items() if now != old}
         _traced_anew(state, names)
 
     def _drop_sub_blocks(self, state: State, tokens: torch.Tensor, count: int) -> None:
-        model = state.model
-        found = find_sub_blocks(model, find_blocks(model, state.graph), state.graph, tokens)
+        model = state.subject.model
+        found = find_sub_blocks(model, find_blocks(model, state.subject.graph), state.subject.graph, tokens)
         parts = [part for part in found if self.of in (ANY, part.kind)]
         if count >= len(found) or count > len(parts):
             which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"
@@ -99,8 +102,8 @@ class Drop(Pass):
         gone, scores = choose(self.by, model, parts, tokens, count)
         take_out(model, [parts[index] for index in gone])
         scored = range(len(parts)) if self.by == "influence" else gone
-        earlier = state.report.get(self.name, {})
-        state.report[self.name] = {
+        earlier = state.ledger.report.get(self.name, {})
+        state.ledger.report[self.name] = {
             **earlier,
             "sub_blocks": [
                 *earlier.get("sub_blocks", ()),
@@ -116,10 +119,9 @@ class Drop(Pass):
 
 def _traced_anew(state: State, names: dict[str, str]) -> None:
     """The state of a model of which some tensors are left; ``names`` are theirs now -> before."""
-    state.plan = _renamed(state.plan, names)
-    state.original, state.consumers = None, []
-    assert state.retrace is not None, "whoever runs a pipeline gives the state a way to trace"
-    state.graph = state.retrace(state.model)
+    state.ledger.plan = _renamed(state.ledger.plan, names)
+    state.before.same_layers, state.ledger.consumers = None, []
+    state.subject.graph, state.subject.example = state.host.retrace(state.subject.model)
 
 
 def _renumbered(repairs: Repairs, path: str, kept: Sequence[int]) -> Repairs:

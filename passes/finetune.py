@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from .base import State
 from .recovery import Recovery, reported, require_finite
+from .state import State
 from .teacher import Teacher
 from .training import Example
 

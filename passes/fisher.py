@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..ir.groups import Group
 from ..runtime.tensors import tensors_by_name
-from .base import State
+from .data import Scores
 from .inputs import InputScored, Reader, readers_of, require_scores
-from .select import Scores
 from .sensed import Loss, backward, losses_of
+from .state import State
 from .statistics import Seen
 
 
@@ -45,12 +45,12 @@ class Fisher(InputScored):
                 map reads.
             FxpruneError: for a loss that is not finite.
         """
-        readers = readers_of(groups, state.graph)
+        readers = readers_of(groups, state.subject.graph)
         totals = {group.name: np.zeros(group.units) for group in groups}
         reached: set[str] = set()
         predictions = 0
-        for number, loss in enumerate(losses_of(self, state)):
-            found, count = _switches(state.model, loss, readers, number)
+        for number, loss in enumerate(losses_of(self, state.data)):
+            found, count = _switches(state.subject.model, loss, readers, number)
             predictions += count
             for name, squares in found.items():
                 totals[name] += squares

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..ir import Indices
 from ..ir.groups import Group, Kind
+from .data import Scores
 from .inputs import ColumnScored
-from .select import Scores
 from .statistics import Spread
 
 HEADS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})

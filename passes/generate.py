@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ..ir import FxpruneError, RequestError
 from ..ir.options import option
-from .base import Corpus, Pass, State
+from .base import Pass, PassKind
+from .data import Corpus
 from .measure import inference
+from .state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Generate(Pass):
     """
 
     name: ClassVar[str] = "generate"
-    kind: ClassVar[str] = "analysis"
+    kind: ClassVar[PassKind] = PassKind.ANALYSIS
 
     windows: int = option(256, "how many windows the model writes", at_least=1)
     length: int = option(128, "tokens in a window", at_least=2)
@@ -40,20 +42,21 @@ class Generate(Pass):
                 is no causal language model of transformers.
             FxpruneError: for logits that are not finite.
         """
-        if state.plan is not None:
+        if state.ledger.plan is not None:
             raise RequestError(
                 "generate after a pruning pass would write the pruned model's text", "write it first: generate,fisher"
             )
-        if not hasattr(state.model, "get_input_embeddings") or state.losses:
+        if not hasattr(state.subject.model, "get_input_embeddings") or state.data.losses:
             raise RequestError(
-                f"generate needs a causal language model, and this is a {type(state.model).__name__}",
+                f"generate needs a causal language model, and this is a {type(state.subject.model).__name__}",
                 "give calibration data instead",
             )
         generator = torch.Generator().manual_seed(self.seed)
         sizes = [len(part) for part in torch.arange(self.windows).split(self.batch)]
-        written = torch.cat([written_by(state.model, size, self.length, generator) for size in sizes])
-        state.calibration = Joined(state.calibration, self.first, written)
-        state.report[self.name] = {"windows": self.windows, "length": self.length}
+        written = torch.cat([written_by(state.subject.model, size, self.length, generator) for size in sizes])
+        state.data.calibration = Joined(state.data.calibration, self.first, written)
+        state.ledger.written.append((self.first, written))
+        state.ledger.report[self.name] = {"windows": self.windows, "length": self.length}
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from ..ir.graph import Graph
 from ..ir.groups import Group, Occurrence
 from ..ir.options import option
 from ..runtime.tensors import tensors_by_name
-from .base import State
 from .consumers import Consumer, find_consumers, taking_in
+from .data import Scores
 from .prune import Prune
-from .select import Scores
+from .state import Data, State
 from .statistics import Feed, Seen, Spread, calibration_feeds, matrix
 from .streams import Stream
 
@@ -55,10 +55,10 @@ class InputScored(Prune):
     seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
     batch: int = option(8, "windows in one forward pass", at_least=1)
 
-    def feeds(self, state: State) -> list[Feed]:
+    def feeds(self, data: Data) -> list[Feed]:
         """The calibration batches; those of :func:`~.statistics.calibration_feeds`."""
         who = f"{self.name} scores need"
-        return calibration_feeds(state, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
+        return calibration_feeds(data, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
 
 
 def readers_of(groups: Sequence[Group], graph: Graph) -> list[Reader]:
@@ -115,7 +115,8 @@ class ColumnScored(InputScored):
             RequestError: without calibration data, or for a group that no linear map reads.
             FxpruneError: for inputs that are not finite.
         """
-        stream, readers = Stream.of(state.model, self.feeds(state)), readers_of(groups, state.graph)
+        stream = Stream.of(state.subject.model, self.feeds(state.data))
+        readers = readers_of(groups, state.subject.graph)
         spreads: dict[tuple[int, int | None], tuple[Reader, Seen, Spread]] = {}
 
         def receive(reader: Reader, seen: Seen) -> None:

@@ -17,10 +17,10 @@ from ..ir.axes import Atom, atoms_of
 from ..ir.cost import macs_of
 from ..ir.graph import Arg, Graph, Op, Value
 from ..ir.rules import contraction_of
-from .base import State
 from .costs import Costs, Term, sized
 from .couple import Coupling, couple
 from .measure import inference
+from .state import Subject
 
 WIDTHS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.25, 0.125)
 """Shares of what an operator's groups hold at which it is timed; between them its time is straight in its MACs."""
@@ -45,15 +45,15 @@ class Latency(Costs):
     Args:
         coupling: of the graph.
         names: the groups that may be cut.
-        state: with the model, which is run if its weights are in memory.
+        subject: with the model, which is run if its weights are in memory.
     """
 
-    def __init__(self, coupling: Coupling, names: Iterable[str], state: State) -> None:
-        self._clock = Clock(state.model)
+    def __init__(self, coupling: Coupling, names: Iterable[str], subject: Subject) -> None:
+        self._clock = Clock(subject.model)
         self._shapes = _shapes(coupling)
         self._curves: dict[int, Curve] = {}
         contracted = self._contractions(coupling)
-        self.seconds = forward_seconds(state)
+        self.seconds = forward_seconds(subject)
         measured = 0 if self.seconds is None else round(self.seconds * 1e9)
         self._rest = max(0, measured - contracted)
         self._operators = len(coupling.graph.ops)
@@ -140,15 +140,15 @@ class Clock:
         return torch.ones(arg.shape, device=self._device, dtype=torch.bool if arg.dtype.name == "b8" else torch.long)
 
 
-def forward_seconds(state: State) -> float | None:
+def forward_seconds(subject: Subject) -> float | None:
     """The fastest of some runs of the model as it is; None where its weights are not in memory."""
-    model = state.model
+    model = subject.model
     parameter = next(model.parameters())
     if parameter.is_meta:
         return None
-    inputs = dict(state.example)
+    inputs = dict(subject.example)
     ids = inputs.get("input_ids")
-    if _reads_tokens(state.graph) and isinstance(ids, torch.Tensor):
+    if _reads_tokens(subject.graph) and isinstance(ids, torch.Tensor):
         inputs["input_ids"] = ids.new_zeros(1, TOKENS, device=parameter.device)
     with inference(model):
         return fastest(lambda: model(**inputs), str(parameter.device), RUN)

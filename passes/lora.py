@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.options import option
 from ..runtime.tolerances import MERGED_ROUNDINGS, roundings
-from .base import State
 from .measure import logits_of
 from .recovery import Recovery, reported, require_finite
+from .state import State
 from .teacher import Teacher
 from .training import Example
 
@@ -42,9 +42,9 @@ class Adapter:
 class Lora(Recovery):
     """Recovery training as LLM-Pruner does it (arXiv 2305.11627, section 3.3), with PEFT and the transformers Trainer.
 
-    ``state.report["lora"]`` receives besides the projections adapted, and the worst logit difference between adapter
-    and merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``. When training fails the model is as it was
-    before; when the merge does, it is not.
+    ``state.ledger.report["lora"]`` receives besides the projections adapted, and the worst logit difference between
+    adapter and merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``. When training fails the model is
+    as it was before; when the merge does, it is not.
     """
 
     name: ClassVar[str] = "lora"

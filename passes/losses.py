@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..ir.errors import FxpruneError, RequestError
+from .backward import as_it_was
 from .contributions import (
     Contributions,
     Slab,
@@ -17,7 +18,7 @@ from .contributions import (
     require_finite,
     wanted_parameters,
 )
-from .gradients import VARIANTS, as_it_was
+from .gradients import VARIANTS
 
 if TYPE_CHECKING:
     from torch import Tensor

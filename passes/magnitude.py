@@ -8,10 +8,11 @@ from typing import ClassVar
 
 from ..ir.groups import Group
 from ..ir.options import option
-from .base import State
 from .contributions import magnitude
+from .data import Scores
 from .prune import Prune
-from .select import REDUCTIONS, Scores, unit_scores, wanted
+from .select import REDUCTIONS, unit_scores, wanted
+from .state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,5 +27,5 @@ class Magnitude(Prune):
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """Sums of ``|w|**p`` over everything that goes with a unit."""
-        found = magnitude(state.model, wanted(groups, state.graph), self.p, state.weights)
+        found = magnitude(state.subject.model, wanted(groups, state.subject.graph), self.p, state.host.weights)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

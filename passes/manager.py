@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import FxpruneError, RequestError
-from .base import Pass, State
+from .base import Pass, PassKind
 from .pipeline import print_pass
+from .state import State
 
 if TYPE_CHECKING:
     from ..ir.graph import Graph
@@ -23,7 +24,7 @@ class Analysis:
 
     Attributes:
         name: what ``Pass.needs`` and ``Pass.invalidates`` call it.
-        part: the attribute of :class:`State` that holds its result, None while there is none.
+        part: the attribute of :class:`~.state.Subject` that holds its result, None while there is none.
         run: computes the result from the graph.
     """
 
@@ -66,9 +67,9 @@ def check_inputs(pipeline: Sequence[Pass], state: State) -> None:
     """
     if not pipeline:
         raise RequestError("the pipeline is empty", "name at least one pass; see `fxprune passes`")
-    if any(parameter.is_meta for parameter in state.model.parameters()):
+    if any(parameter.is_meta for parameter in state.subject.model.parameters()):
         for step in pipeline:
-            if step.needs_weights and not (step.streams and state.weights is not None):
+            if step.needs_weights and not (step.streams and state.host.weights is not None):
                 raise RequestError(
                     f"pass {step.name!r} reads weights, but the model has none",
                     "give a model with a *.safetensors file, or use a pass that needs no weights, such as random",
@@ -102,8 +103,8 @@ def run_pipeline(
         FxpruneError: a pass failed, or left a malformed graph behind; the message names the pass.
     """
     check_inputs(pipeline, state)
-    verify(state.graph)
-    state.whole = state.whole or state.graph
+    verify(state.subject.graph)
+    state.before.graph = state.before.graph or state.subject.graph
     known = {analysis.name: analysis for analysis in analyses}
     steps: list[Step] = []
 
@@ -116,39 +117,40 @@ def run_pipeline(
         if announce is not None:
             announce(print_pass(step), number, len(pipeline))
         for name in step.needs:
-            if getattr(state, known[name].part) is None:
+            if getattr(state.subject, known[name].part) is None:
                 record(_analyse(known[name], state))
-        if step.kind == "score":
-            _keep_dense(state, pipeline[number:])
+        if step.kind == PassKind.SCORE:
+            _keep_before(state, pipeline[number:])
         started = time.perf_counter()
         step.run(state)
         seconds = time.perf_counter() - started
         for name in step.invalidates:
-            setattr(state, known[name].part, None)
+            setattr(state.subject, known[name].part, None)
         record(Step(step.name, print_pass(step), seconds))
         _verify_after(step, state, verify)
     return tuple(steps)
 
 
-def _keep_dense(state: State, rest: Sequence[Pass]) -> None:
+def _keep_before(state: State, rest: Sequence[Pass]) -> None:
     """Copy the model before it is pruned, once, if later passes look back at it."""
-    fresh = state.dense is None and any(step.needs_dense for step in rest)
+    before, model = state.before, state.subject.model
+    fresh = before.model is None and any("model" in step.looks_back_at for step in rest)
     if fresh:
-        state.dense = copy.deepcopy(state.model)
-    if state.original is None and any(step.needs_original for step in rest):
-        state.original = state.dense if fresh else copy.deepcopy(state.model)
+        before.model = copy.deepcopy(model)
+    if before.same_layers is None and any("same_layers" in step.looks_back_at for step in rest):
+        before.same_layers = before.model if fresh else copy.deepcopy(model)
 
 
 def _analyse(analysis: Analysis, state: State) -> Step:
     started = time.perf_counter()
-    setattr(state, analysis.part, analysis.run(state.graph))
+    setattr(state.subject, analysis.part, analysis.run(state.subject.graph))
     return Step(analysis.name, analysis.name, time.perf_counter() - started, is_analysis=True)
 
 
 def _verify_after(step: Pass, state: State, verify: Verify) -> None:
     """Blame the pass, not the user, for a graph that does not verify."""
     try:
-        verify(state.graph)
+        verify(state.subject.graph)
     except FxpruneError as error:
         raise FxpruneError(
             f"pass {step.name!r} left a malformed graph: {error.message}",

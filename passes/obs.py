@@ -17,12 +17,13 @@ from ..ir.groups import Group, Kind
 from ..ir.options import option
 from ..runtime.tensors import tensors_by_name
 from .allocate import UNIFORM
-from .base import State
+from .data import Scores
 from .inputs import InputScored, Reader, readers_of, require_scores
 from .least_squares import Moments, Surgeon
 from .pairs import Map, Pairs
-from .select import Scores, kept_count
+from .select import kept_count
 from .sensed import backward, losses_of
+from .state import State
 from .statistics import Feed, Seen
 from .streams import Stream
 
@@ -71,10 +72,10 @@ class Obs(InputScored):
             FxpruneError: for second moments that are not finite, or singular without damping.
         """
         sequential = self.sequential and not self._open
-        model = copy.deepcopy(state.model) if sequential else state.model
+        model = copy.deepcopy(state.subject.model) if sequential else state.subject.model
         metrics = self._metrics(state, groups) if self.metric == "loss" else {}
-        pairs = self._pairs(state, model, self.feeds(state), groups)
-        by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.graph)}
+        pairs = self._pairs(state, model, self.feeds(state.data), groups)
+        by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.subject.graph)}
         scores = {group.name: np.zeros(group.units) for group in groups}
         seen: set[str] = set()
         ordered = [by_place[c.tensor, c.dim] for c in pairs.consumers]
@@ -122,9 +123,10 @@ class Obs(InputScored):
         return np.concatenate([np.zeros(1), np.maximum.accumulate(rows.max(0))])
 
     def _pairs(self, state: State, model: torch.nn.Module, batches: Sequence[Feed], groups: Sequence[Group]) -> Pairs:
-        places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, state.graph)]
-        dense = Stream.of(state.model, batches)
-        return Pairs.between(state.graph, dense, dense if model is state.model else Stream.of(model, batches), places)
+        graph = state.subject.graph
+        places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, graph)]
+        dense = Stream.of(state.subject.model, batches)
+        return Pairs.between(graph, dense, dense if model is dense.model else Stream.of(model, batches), places)
 
     def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
         """For every map the root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
@@ -133,14 +135,14 @@ class Obs(InputScored):
         loss by about ``1/2 sum (e^T E[g g^T] e) / T`` nats a token, ``T`` tokens in all (the Kronecker factors of
         Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
         """
-        tensors = tensors_by_name(state.model)
-        watched = {r.consumer.tensor: tensors[r.consumer.tensor] for r in readers_of(groups, state.graph)}
+        tensors = tensors_by_name(state.subject.model)
+        watched = {r.consumer.tensor: tensors[r.consumer.tensor] for r in readers_of(groups, state.subject.graph)}
         sums: dict[tuple[str, int | None], torch.Tensor] = {}
         predictions = 0
-        for number, loss in enumerate(losses_of(self, state)):
+        for number, loss in enumerate(losses_of(self, state.data)):
             calls: list[Seen] = []
             gradients, count = backward(
-                state.model,
+                state.subject.model,
                 loss,
                 watched,
                 calls.append,

@@ -14,9 +14,9 @@ from ..ir import FxpruneError, Plan
 from ..ir.graph import Graph
 from ..runtime.experts import ONE_BY_ONE, experts_as
 from ..runtime.tensors import tensors_by_name
-from .base import State
 from .consumers import Consumer, find_consumers
 from .measure import inference
+from .state import State
 from .statistics import Feed, Seen, matrix
 from .streams import Stream
 from .watch import Watch
@@ -84,14 +84,15 @@ class Pairs:
         """The models before and after the pruning passes, and what reads the places that were cut.
 
         Args:
-            state: after a pruning pass, with the original.
+            state: after a pruning pass, with the model from before it.
             batches: of calibration data.
         """
-        assert state.original is not None
-        assert state.plan is not None
-        places = [place for place in state.consumers if place in state.plan.slices]
-        dense, pruned = Stream.of(state.original, batches), Stream.of(state.model, batches)
-        return cls.between(state.graph, dense, pruned, places, state.plan)
+        before, subject, ledger = state.before, state.subject, state.ledger
+        assert before.same_layers is not None
+        assert ledger.plan is not None
+        places = [place for place in ledger.consumers if place in ledger.plan.slices]
+        dense, pruned = Stream.of(before.same_layers, batches), Stream.of(subject.model, batches)
+        return cls.between(subject.graph, dense, pruned, places, ledger.plan)
 
     @classmethod
     def between(

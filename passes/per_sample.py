@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-    from .gradients import Scoring
+    from .backward import Scoring
 
 LARGEST_EXPONENT = 8
 """Losses are scaled by 2**-8 to 2**8: 17 factors, which no floating-point type of a trained model minds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,26 +12,32 @@ import numpy as np
 from ..ir import FxpruneError, Indices, Plan, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group
-from ..ir.options import option
+from ..ir.options import option, options_of, write_value
 from ..ir.repairs import Repairs
 from ..runtime.tensors import sliced, tensors_by_name
 from ..runtime.tolerances import FUNCTION_TOLERANCE, relative_difference
 from .allocate import UNIFORM, WAYS, Target
-from .base import Pass, State
+from .base import Pass, PassKind
 from .budget import Budget
 from .consumers import taking_in
 from .couple import Coupling
+from .data import Corpus, Scores
 from .latency import forward_seconds
-from .select import HEADS, Scope, Scores, best_units, chosen_groups, select, step_of
+from .saved import fingerprint
+from .select import HEADS, Scope, best_units, chosen_groups, select, step_of
 from .shrink import extents_by_module, make_plan, rewrite
+from .state import State
 from .surgery import shrink_module
+
+BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of"})
+"""Options that say how much goes, not what units are worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Pass):
     """A pass that scores units and removes the least important ones."""
 
-    kind: ClassVar[str] = "score"
+    kind: ClassVar[PassKind] = PassKind.SCORE
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
 
@@ -85,7 +91,7 @@ class Prune(Pass):
 
     def run(self, state: State) -> None:
         """Score, select, rewrite the graph and shrink the module in place."""
-        coupling = state.coupling
+        coupling = state.subject.coupling
         assert coupling is not None, "the manager runs couple first"
         scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts)
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
@@ -94,18 +100,19 @@ class Prune(Pass):
             keep = select(groups, self._scored(groups, state), self.ratio, self.multiple_of)
         else:
             keep, report["allocation"] = self._allocated(groups, state, coupling)
-        state.report[self.name] = report
+        state.ledger.report[self.name] = report
         cut(state, coupling, keep)
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:
             # A time is no property of the result: it is told, and not written into the artifact.
-            report["seconds"] = timed | {"after": forward_seconds(state)}
+            report["seconds"] = timed | {"after": forward_seconds(state.subject)}
 
     def _allocated(
         self, groups: Sequence[Group], state: State, coupling: Coupling
     ) -> tuple[dict[str, Indices], dict[str, object]]:
         """The best units of every group, as many as the budget leaves it."""
-        saved = state.saved if state.saved is not None and not state.saved.done else None
+        saved = state.ledger.scores
+        saved = saved if saved is not None and not saved.done else None
         scores = self._scored(groups, state)
         losses = {group.name: self.losses(group, scores[group.name]) for group in groups}
         budget = Budget(
@@ -117,11 +124,20 @@ class Prune(Pass):
 
     def _scored(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """The scores, or those that are kept for the first pass of the pipeline that has some."""
-        saved = state.saved
+        saved = state.ledger.scores
         if saved is None or saved.done:
             return self.scores(groups, state)
-        names = [group.name for group in groups]
-        return saved.scores(self, state, names, self.for_one_budget, lambda: self.scores(groups, state))
+
+        def compute(text: Corpus | None) -> Mapping[str, Scores]:
+            return self.scores(groups, replace(state, data=replace(state.data, calibration=text)))
+
+        record = {"pass": self.name, "options": self._scoring_options(), "model": fingerprint(state.subject.model)}
+        return saved.scores(record, state.data.calibration, [group.name for group in groups], compute)
+
+    def _scoring_options(self) -> dict[str, str]:
+        """The options that scores depend on, as text."""
+        names = [o.name for o in options_of(type(self)) if self.for_one_budget or o.name not in BUDGET]
+        return {name: write_value(getattr(self, name)) for name in names}
 
     @property
     def for_one_budget(self) -> bool:
@@ -142,29 +158,31 @@ class Prune(Pass):
 def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
     """Carry out a decision: rewrite the graph, shrink the module, join the plan to what was removed before."""
     plan = make_plan(coupling, keep)
-    before, after = state.graph, rewrite(coupling, plan)
+    subject, ledger = state.subject, state.ledger
+    before, after = subject.graph, rewrite(coupling, plan)
     if not plan.removes_nothing:
         _shrink(state, plan, before, after)
-    state.consumers += consumers_of(coupling, plan)
-    state.graph = after
-    state.plan = plan if state.plan is None else join_plans(state.plan, plan, coupling)
+    ledger.consumers += consumers_of(coupling, plan)
+    subject.graph = after
+    ledger.plan = plan if ledger.plan is None else join_plans(ledger.plan, plan, coupling)
 
 
 def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
     """Shrink the module in place; where its own forward does not hold and there is another way, rebuild it."""
-    whole = tensors_by_name(state.model) if state.rebuild is not None else {}
+    subject, ledger, rebuild = state.subject, state.ledger, state.host.rebuild
+    whole = tensors_by_name(subject.model) if rebuild is not None else {}
     try:
         repairs = shrink_module(
-            state.model, plan, extents_by_module(before, after), state.example,
-            outputs=state.outputs, accept=_acceptance(state, after),
+            subject.model, plan, extents_by_module(before, after), subject.example,
+            outputs=subject.outputs, accept=_acceptance(state, after),
         )  # fmt: skip
     except FxpruneError as stuck:
-        if state.rebuild is None:
+        if rebuild is None:
             raise
-        state.model = state.rebuild(after, sliced(whole, plan), stuck.message)
-        state.repairs = Repairs()
+        subject.model = rebuild(after, sliced(whole, plan), stuck.message)
+        ledger.repairs = Repairs()
     else:
-        state.repairs = state.repairs.then(repairs)
+        ledger.repairs = ledger.repairs.then(repairs)
 
 
 def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:
@@ -174,12 +192,12 @@ def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:
 
 
 def _acceptance(state: State, after: Any) -> Any:
-    execute = state.execute
+    execute = state.host.execute
     if execute is None:
         return None
 
     def accept() -> bool:
-        expected, got = execute(after, state.model)
+        expected, got = execute(after, state.subject.model)
         return relative_difference(got, expected) <= FUNCTION_TOLERANCE
 
     return accept

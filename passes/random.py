@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from ..ir.groups import Group
 from ..ir.options import option
-from .base import State
+from .data import Scores
 from .prune import Prune, random_scores
-from .select import Scores
+from .state import State
 
 
 @dataclass(frozen=True, kw_only=True)

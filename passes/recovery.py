@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.options import option
-from .base import Pass, State
+from .base import Pass, PassKind
+from .state import State
 from .teacher import Teacher
 from .training import Example, Recipe, Training, examples_of, preserved_randomness
 
@@ -25,10 +26,10 @@ HALF = (torch.float16, torch.bfloat16)
 class Recovery(Pass):
     """Trains on text what pruning left of a transformers causal language model.
 
-    ``state.report[name]`` receives the loss of every step, steps, tokens and seconds, and what the pass adds.
+    ``state.ledger.report[name]`` receives the loss of every step, steps, tokens and seconds, and what the pass adds.
     """
 
-    kind: ClassVar[str] = "recover"
+    kind: ClassVar[PassKind] = PassKind.RECOVER
 
     epochs: int = option(2, "passes over the data, when steps is 0", at_least=1)
     lr: float = option(1e-4, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-4")
@@ -55,9 +56,9 @@ class Recovery(Pass):
     )  # fmt: skip
 
     @property
-    def needs_dense(self) -> bool:
-        """When it has a teacher."""
-        return self.teacher > 0
+    def looks_back_at(self) -> tuple[Literal["model"], ...]:
+        """A teacher is the model as it was before anything was removed."""
+        return ("model",) if self.teacher else ()
 
     def check(self) -> None:
         """Also refuse a temperature for no teacher, and a batch that is no whole number of micro-batches."""
@@ -74,32 +75,32 @@ class Recovery(Pass):
             )
 
     def run(self, state: State) -> None:
-        """Train; ``state.model`` stays the same object with the same parameters, in eval mode.
+        """Train; ``state.subject.model`` stays the same object with the same parameters, in eval mode.
 
         Raises:
             RequestError: no data, or too little of it; a model that is no transformers causal language model, or that
                 this pass finds nothing to train in; a teacher, and no dense model to be it.
             FxpruneError: a loss that is not finite.
         """
-        if state.data is None:
+        if state.data.recovery is None:
             raise RequestError(f"{self.name} has no text to train on", "give one with `--data FILE`")
-        model = state.model
+        model = state.subject.model
         if not isinstance(model, PreTrainedModel):
             raise RequestError(
                 f"{self.name} cannot train a {type(model).__name__}", "give a transformers causal-LM model"
             )
         self.require(state, model)
-        if self.teacher and state.dense is None:
+        if self.teacher and state.before.model is None:
             raise RequestError(
                 f"{self.name} learns from the dense model, and no pass before it removed anything",
                 f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
             )
-        examples = examples_of(state.data, self.length)
-        dense = state.dense if self.teacher else None
+        examples = examples_of(state.data.recovery, self.length)
+        dense = state.before.model if self.teacher else None
         widened = [held for held in (model, dense) if held is not None] if self.dtype == "float32" else []
         with preserved_randomness(), _full_precision(*widened), _restored(model):
             teacher = None if dense is None else Teacher(dense, self.teacher, self.temperature)
-            state.report[self.name] = self.recover(state, model, examples, teacher)
+            state.ledger.report[self.name] = self.recover(state, model, examples, teacher)
 
     def require(self, state: State, model: PreTrainedModel) -> None:
         """Refuse a model that this pass cannot train.

@@ -11,10 +11,11 @@ import numpy as np
 from ..ir import Indices, RequestError
 from ..ir.groups import Group
 from ..ir.options import option
-from .base import Pass, State
+from .base import Pass, PassKind
 from .couple import Coupling
 from .prune import cut
 from .shrink import make_plan
+from .state import State
 
 Slices = Mapping[tuple[str, int], Indices]
 
@@ -26,7 +27,7 @@ class Replay(Pass):
     """Carry out a plan that another run wrote."""
 
     name: ClassVar[str] = "replay"
-    kind: ClassVar[str] = "score"
+    kind: ClassVar[PassKind] = PassKind.SCORE
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
     needs_weights: ClassVar[bool] = False
@@ -40,11 +41,11 @@ class Replay(Pass):
         Raises:
             RequestError: for slices that are not those of a plan for this model.
         """
-        coupling = state.coupling
+        coupling = state.subject.coupling
         assert coupling is not None, "the manager runs couple first"
-        assert state.recorded is not None, "whoever puts replay into a pipeline gives it a plan"
-        keep = kept_units(coupling, state.recorded)
-        state.report[self.name] = {"groups": len(keep)}
+        assert state.data.recorded is not None, "whoever puts replay into a pipeline gives it a plan"
+        keep = kept_units(coupling, state.data.recorded)
+        state.ledger.report[self.name] = {"groups": len(keep)}
         cut(state, coupling, keep)
 
 

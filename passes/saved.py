@@ -11,11 +11,9 @@ import numpy as np
 import torch
 
 from ..ir.errors import RequestError
-from ..ir.options import options_of, write_value
 
 if TYPE_CHECKING:
-    from .base import Corpus, Pass, State
-    from .select import Scores
+    from .data import Corpus, Scores
 
 BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of"})
 """Options that say how much goes, not what units are worth."""
@@ -47,39 +45,32 @@ class Saved:
     changed: bool = False
 
     def scores(
-        self, step: Pass, state: State, names: Sequence[str], fixed: bool, compute: Callable[[], Mapping[str, Scores]]
+        self,
+        record: Mapping[str, Any],
+        text: Corpus | None,
+        names: Sequence[str],
+        compute: Callable[[Corpus | None], Mapping[str, Scores]],
     ) -> Mapping[str, Scores]:
         """The scores of a pass: those that are kept if there are any, otherwise computed, and kept.
 
         Args:
-            step: the pass.
-            state: before it runs.
+            record: ``pass``, the ``options`` that matter, and ``model``, its :func:`fingerprint`.
+            text: for calibration, None when the user gave none.
             names: of the groups whose scores are wanted.
-            fixed: whether they hold for the budget of ``step`` only.
-            compute: computes them, from the calibration text of the state.
+            compute: computes them from the text that it is given.
 
         Raises:
             RequestError: when those that are kept are of another pass, model or text, or of other options or groups.
         """
         self.done = True
-        record = {
-            "pass": step.name,
-            "options": {o.name: write_value(getattr(step, o.name)) for o in options_of(type(step))
-                        if fixed or o.name not in BUDGET},
-            "model": fingerprint(state.model),
-        }  # fmt: skip
         if self.loaded:
-            self._require(record, state.calibration, names, fixed)
+            self._require(record, text, names)
             return {name: self.arrays[name] for name in names}
-        with_witness = Witness(state.calibration) if state.calibration is not None else None
-        before, state.calibration = state.calibration, with_witness
-        try:
-            found = compute()
-        finally:
-            state.calibration = before
+        witness = Witness(text) if text is not None else None
+        found = compute(witness)
         self.arrays = {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
         self.changed = True
-        self.record = record | {"read": with_witness.read if with_witness is not None else []}
+        self.record = {**record, "read": witness.read if witness is not None else []}
         return found
 
     def distances(self, name: str, counts: Sequence[int], compute: Callable[[], Sequence[float]]) -> Sequence[float]:
@@ -97,7 +88,7 @@ class Saved:
             self.changed = True
         return [float(value) for value in known[1]]
 
-    def _require(self, record: Mapping[str, Any], text: Corpus | None, names: Sequence[str], fixed: bool) -> None:
+    def _require(self, record: Mapping[str, Any], text: Corpus | None, names: Sequence[str]) -> None:
         theirs = self.record
         if theirs["pass"] != record["pass"]:
             raise self._misfit(f"scores of {theirs['pass']!r}, and this run scores with {record['pass']!r}", AGAIN)
@@ -111,7 +102,7 @@ class Saved:
             raise self._misfit(
                 f"scores of {record['pass']!r} with other options: {what}",
                 f"{AGAIN}; scores of {record['pass']} without --target or by=global hold for one ratio only"
-                if fixed or "ratio" in theirs["options"]
+                if "ratio" in record["options"] or "ratio" in theirs["options"]
                 else AGAIN,
             )
         if theirs["model"] != record["model"]:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
 from ..ir import Indices, RequestError
 from ..ir.graph import Graph
 from ..ir.groups import Group, Kind
 from .contributions import Contributions, Wanted
-
-Scores = npt.NDArray[np.float64]
+from .data import Scores
 
 REASONS = 5
 """How many reasons an error lists."""

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from ..ir import FxpruneError, RequestError
 from ..runtime.experts import ONE_BY_ONE, experts_as
-from .base import State
-from .gradients import as_it_was
+from .backward import as_it_was
 from .inputs import InputScored
 from .measure import logits_of
+from .state import Data
 from .statistics import Seen
 from .watch import Watch
 
@@ -21,16 +21,16 @@ Loss = Callable[[nn.Module], tuple[Tensor, int]]
 """Of a module: a loss summed over predictions, and how many they are."""
 
 
-def losses_of(step: InputScored, state: State) -> Iterator[Loss]:
+def losses_of(step: InputScored, data: Data) -> Iterator[Loss]:
     """One for every batch of a pass's calibration text, or those of the module.
 
     Raises:
         RequestError: without calibration data, with too little text, or for windows with nothing to predict.
     """
-    if state.losses:
-        yield from (_counted(loss) for loss in state.losses)
+    if data.losses:
+        yield from (_counted(loss) for loss in data.losses)
         return
-    text = state.text(f"{step.name} scores need")
+    text = data.text(f"{step.name} scores need")
     if step.length < 2:
         raise RequestError(f"length {step.length} leaves nothing to predict", "use windows of at least 2 tokens")
     windows = text.windows(step.length, step.samples, step.seed)

@@ -17,12 +17,13 @@ from ..ir.graph import Graph
 from ..ir.groups import Group, Kind
 from ..runtime.tensors import tensors_by_name
 from .allocate import Curve, counts_of, fill
-from .base import State
 from .consumers import taking_in
 from .costs import Costs
+from .data import Scores
 from .measure import inference, logits_of
 from .saved import Saved
-from .select import Scores, best_units
+from .select import best_units
+from .state import Data
 
 PROBES = 7
 """How many widths of a group are measured; between them the curve is straight."""
@@ -48,23 +49,23 @@ class Gauge:
     dense: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, state: State, *, samples: int, length: int, seed: int | None, batch: int) -> Gauge:
-        """Read the dense model, which is the state's as it is now.
+    def of(cls, model: nn.Module, data: Data, *, samples: int, length: int, seed: int | None, batch: int) -> Gauge:
+        """Read the dense model, which is this one as it is now.
 
         Raises:
             RequestError: without calibration text or losses, with too little text, or without weights to run.
         """
-        if not state.losses and state.calibration is None:
+        if not data.losses and data.calibration is None:
             raise RequestError(
                 "by=search measures on calibration text",
                 "give --calib FILE, write generate first, or use by=global, which reads scores alone",
             )
-        if any(parameter.is_meta for parameter in state.model.parameters()):
+        if any(parameter.is_meta for parameter in model.parameters()):
             raise RequestError(
                 "by=search runs the model, whose weights are not in memory", "use by=global, which reads scores alone"
             )
-        windows = () if state.losses else state.calibration.windows(length, samples, seed).split(batch)  # type: ignore[union-attr]
-        gauge = cls(state.model, windows, state.losses)
+        windows = () if data.losses else data.calibration.windows(length, samples, seed).split(batch)  # type: ignore[union-attr]
+        gauge = cls(model, windows, data.losses)
         gauge.dense = list(gauge._readings())
         return gauge
 

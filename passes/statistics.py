@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .base import State
+    from .state import Data
 
 Feed = Callable[[nn.Module], Any]
 """Runs a module on one batch of calibration data."""
@@ -50,11 +50,11 @@ class Seen:
     beside: Tensor | None = None
 
 
-def calibration_feeds(state: State, who: str, *, samples: int, length: int, seed: int | None, batch: int) -> list[Feed]:
-    """The calibration data of a state as batches that a model is run on: windows of text, or the losses of a module.
+def calibration_feeds(data: Data, who: str, *, samples: int, length: int, seed: int | None, batch: int) -> list[Feed]:
+    """Calibration data as batches that a model is run on: windows of text, or the losses of a module.
 
     Args:
-        state: with text or losses.
+        data: with text or losses.
         who: subject and verb of the error when there is neither.
         samples, length, seed: which windows.
         batch: windows in one forward pass.
@@ -62,9 +62,9 @@ def calibration_feeds(state: State, who: str, *, samples: int, length: int, seed
     Raises:
         RequestError: without calibration text or losses, or with too little text.
     """
-    if state.losses:
-        return list(state.losses)
-    return [_feed(window) for window in state.text(who).windows(length, samples, seed).split(batch)]
+    if data.losses:
+        return list(data.losses)
+    return [_feed(window) for window in data.text(who).windows(length, samples, seed).split(batch)]
 
 
 def _feed(window: Tensor) -> Feed:

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from ..ir.groups import Group
 from ..ir.options import option
-from .base import State
+from .data import Scores
 from .gradients import VARIANTS, taylor
 from .losses import taylor_of_losses
 from .prune import Prune
-from .select import REDUCTIONS, Scores, unit_scores, wanted
+from .select import REDUCTIONS, unit_scores, wanted
+from .state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,10 @@ class Taylor(Prune):
             RequestError: without calibration text or losses, or with too little text.
             FxpruneError: for a loss or gradient that is not finite.
         """
-        if state.losses:
-            found = taylor_of_losses(state.model, state.losses, wanted(groups, state.graph), self.variant)
+        model, places = state.subject.model, wanted(groups, state.subject.graph)
+        if state.data.losses:
+            found = taylor_of_losses(model, state.data.losses, places, self.variant)
             return {group.name: unit_scores(group, found, self.reduce) for group in groups}
-        tokens = state.text("taylor scores need").windows(self.length, self.samples, self.seed)
-        found = taylor(state.model, tokens, wanted(groups, state.graph), self.variant)
+        tokens = state.data.text("taylor scores need").windows(self.length, self.samples, self.seed)
+        found = taylor(model, tokens, places, self.variant)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from .base import Corpus
+from .data import Corpus
 from .teacher import IGNORED
 
 Example = dict[str, list[int]]

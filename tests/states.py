@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from fxprune.ir.graph import Graph
 from fxprune.ir.verifier import verify
-from fxprune.passes.base import Pass, State
+from fxprune.passes.base import Pass
 from fxprune.passes.couple import couple
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import ANALYSES, PASSES
+from fxprune.passes.state import Before, Data, Ledger, NoHost, State, Subject
 from fxprune.tracer.export import Traced, trace_causal_lm
 from fxprune.tracer.module import bind, trace_module
 
 from .corpora import RandomTokens
+from .retracing import Retracing
 
 
 def state_of(graph: Graph | None, model: nn.Module, **parts: Any) -> State:
@@ -25,9 +28,15 @@ def state_of(graph: Graph | None, model: nn.Module, **parts: Any) -> State:
     Args:
         graph: None where a pass under test reads no graph.
         model: the module that the graph was traced from.
-        parts: further attributes of the state.
+        parts: further attributes of the state's parts (``coupling``, ``calibration``, ``scores``), each by its own
+            name; ``host``; and what was before: ``whole`` for the graph, ``dense`` and ``same_layers`` for the models.
     """
-    return State(graph=graph, model=model, **parts)  # type: ignore[arg-type]
+    kinds: dict[str, Any] = {"data": Data, "ledger": Ledger}
+    names = {part: {one.name for one in fields(kind)} & parts.keys() for part, kind in kinds.items()}
+    made = {part: kind(**{name: parts.pop(name) for name in names[part]}) for part, kind in kinds.items()}
+    host = parts.pop("host", NoHost())
+    before = Before(parts.pop("whole", None), parts.pop("dense", None), parts.pop("same_layers", None))
+    return State(Subject(graph, model, **parts), host=host, before=before, **made)  # type: ignore[arg-type]
 
 
 def decoder_state(model: Any, traced: Traced | None = None, **parts: Any) -> State:
@@ -43,7 +52,7 @@ def decoder_state(model: Any, traced: Traced | None = None, **parts: Any) -> Sta
         "coupling": couple(traced.graph),
         "example": traced.example,
         "calibration": RandomTokens(model.config.vocab_size),
-        "retrace": lambda module: trace_causal_lm(module).graph,
+        "host": Retracing(),
     }
     return state_of(traced.graph, model, **{**given, **parts})
 

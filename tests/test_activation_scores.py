@@ -14,13 +14,13 @@ from torch import nn
 from fxprune.ir import FxpruneError
 from fxprune.ir.groups import Kind
 from fxprune.passes.activation import Activation
-from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
 from fxprune.passes.fisher import Fisher
 from fxprune.passes.flap import Flap
 from fxprune.passes.least_squares import Moments, Surgeon, refit
 from fxprune.passes.obs import Obs
 from fxprune.passes.select import select
+from fxprune.passes.state import State
 from fxprune.passes.wanda import Wanda
 
 from .corpora import RandomTokens
@@ -50,8 +50,8 @@ def make(kind: str = "llama") -> Any:
 
 
 def group_of(state: State, name: str) -> Any:
-    assert state.coupling is not None
-    return state.coupling.groups[name]
+    assert state.subject.coupling is not None
+    return state.subject.coupling.groups[name]
 
 
 def inputs_of(model: Any, path: str, tokens: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -211,8 +211,8 @@ def test_each_key_value_head_loses_equally_many_query_heads() -> None:
 def test_sequential_scores_see_what_the_layers_before_became() -> None:
     model = make()
     state = decoder_state(model)
-    assert state.coupling is not None
-    groups = [group for group in state.coupling.groups.values() if group.kind in (Kind.KV_HEADS, Kind.WIDTH)]
+    assert state.subject.coupling is not None
+    groups = [group for group in state.subject.coupling.groups.values() if group.kind in (Kind.KV_HEADS, Kind.WIDTH)]
     groups = [group for group in groups if group.frozen is None]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     options: dict[str, Any] = {"ratio": 0.5, "samples": 12, "length": 16}
@@ -291,8 +291,8 @@ def test_convolutions_are_scored_on_the_data_of_a_loss(score: Any) -> None:
         model.features[3][1].weight[9] = 0
         model.features[3][1].bias[9] = 0
     state = module_state(model, x, losses=[lambda m: m(x).sum()])
-    assert state.coupling is not None
-    groups = {g.size: g for g in state.coupling.groups.values() if g.frozen is None}
+    assert state.subject.coupling is not None
+    groups = {g.size: g for g in state.subject.coupling.groups.values() if g.frozen is None}
     found = score().scores([groups[10], groups[14]], state)
     assert int(np.argmin(found[groups[10].name])) == 4
     assert int(np.argmin(found[groups[14].name])) == 9
@@ -304,7 +304,7 @@ def without_text() -> State:
 
 def with_nan() -> State:
     state = decoder_state(make())
-    state.model.get_submodule("model.layers.0.mlp.up_proj").weight.data.fill_(float("nan"))  # type: ignore[operator, union-attr]
+    state.subject.model.get_submodule("model.layers.0.mlp.up_proj").weight.data.fill_(float("nan"))  # type: ignore[operator, union-attr]
     return state
 
 
@@ -324,8 +324,8 @@ def unread() -> Any:
     model = Halved().eval()
     x = torch.randn(4, 5)
     state = module_state(model, x, losses=[lambda m: m(x).sum()])
-    assert state.coupling is not None
-    return Wanda().scores([g for g in state.coupling.groups.values() if g.size == 8], state)
+    assert state.subject.coupling is not None
+    return Wanda().scores([g for g in state.subject.coupling.groups.values() if g.size == 8], state)
 
 
 def scored(score: Any, state: State) -> Any:

@@ -25,6 +25,7 @@ from fxprune.passes.random import Random
 from fxprune.passes.select import best_units
 from fxprune.passes.sensitivity import Gauge, Silencer
 from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.state import Before, Subject
 from fxprune.passes.taylor import Taylor
 from fxprune.passes.wanda import Wanda
 from fxprune.tracer.export import trace_causal_lm
@@ -118,9 +119,9 @@ def test_a_cost_is_what_the_rewritten_graph_costs(couplings: dict[str, Coupling]
 
 def test_the_dense_costs_are_those_of_the_model() -> None:
     state = decoder_state(make("gpt2"))
-    assert dense_cost(state.graph, "params") == parameter_count(state.model)
-    assert dense_cost(state.graph, "bytes") == byte_count(state.model)
-    assert dense_cost(state.graph, "macs") == macs(state.graph)
+    assert dense_cost(state.subject.graph, "params") == parameter_count(state.subject.model)
+    assert dense_cost(state.subject.graph, "bytes") == byte_count(state.subject.model)
+    assert dense_cost(state.subject.graph, "macs") == macs(state.subject.graph)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -129,7 +130,7 @@ def test_ten_budgets_are_met(couplings: dict[str, Coupling], kind: str, by: str)
     coupling = couplings[kind]
     for share in BUDGETS:
         step = Random(target=f"params:{share}", by=by)
-        state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
+        state = state_of(Subject(coupling.graph, torch.nn.Module(), coupling), before=Before(coupling.graph))
         groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.KV_HEADS, Kind.WIDTH)]
         keep, report = step._allocated(groups, state, coupling)
         kept = dense_cost(rewrite(coupling, make_plan(coupling, keep)), "params")
@@ -143,10 +144,10 @@ def test_ten_budgets_are_met(couplings: dict[str, Coupling], kind: str, by: str)
 def test_what_is_asked_of_the_model_is_what_comes_out(target: str) -> None:
     model = make()
     state = decoder_state(model)
-    dense = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.graph)}
+    dense = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.subject.graph)}
     run_passes(state, Magnitude(target=target, by="global"))
     asked = Target.parse(target)
-    measured = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.graph)}
+    measured = {"params": parameter_count(model), "bytes": byte_count(model), "macs": macs(state.subject.graph)}
     assert measured[asked.measure] == pytest.approx(asked.amount(dense[asked.measure]), rel=0.005)
     assert model(input_ids=TEXT.windows(8, 2)).logits.isfinite().all()
 
@@ -174,7 +175,7 @@ def test_without_a_target_the_budget_is_what_the_ratio_leaves() -> None:
 def test_uniform_is_one_ratio_as_near_as_units_allow(couplings: dict[str, Coupling]) -> None:
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
-    state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
+    state = state_of(Subject(coupling.graph, torch.nn.Module(), coupling), before=Before(coupling.graph))
     keep, _ = Random(target="params:0.7")._allocated(groups, state, coupling)
     ratios = [1 - len(keep[g.name]) / g.size for g in groups]
     assert max(ratios) - min(ratios) <= 1 / 8
@@ -183,7 +184,7 @@ def test_uniform_is_one_ratio_as_near_as_units_allow(couplings: dict[str, Coupli
 def test_widths_are_multiples(couplings: dict[str, Coupling]) -> None:
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind is Kind.WIDTH]
-    state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
+    state = state_of(Subject(coupling.graph, torch.nn.Module(), coupling), before=Before(coupling.graph))
     keep, _ = Random(target="params:0.8", by="global", multiple_of=2)._allocated(groups, state, coupling)
     assert all(len(keep[g.name]) % 2 == 0 for g in groups)
     assert levels(100, 8, 17).tolist() == [24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100]
@@ -205,8 +206,8 @@ def test_a_loss_that_the_scores_see_is_avoided() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.zero_()
     state = run_passes(decoder_state(model), Fisher(target="params:0.8", by="global", heads="off", samples=4, length=8))
-    assert state.plan is not None
-    assert list(state.plan.keep) == ["model.layers.1.mlp:width"]
+    assert state.ledger.plan is not None
+    assert list(state.ledger.plan.keep) == ["model.layers.1.mlp:width"]
 
 
 @pytest.mark.parametrize("step", [Wanda, Obs, Taylor])
@@ -219,8 +220,8 @@ def test_scores_of_their_own_unit_are_set_in_relation(step: Any) -> None:
             model.model.layers[1].mlp.up_proj.weight.mul_(factor)
             model.model.layers[1].mlp.down_proj.weight.div_(factor)
         state = run_passes(decoder_state(model), step(target="params:0.8", by="global", samples=4, length=8))
-        assert state.plan is not None
-        kept.append({name: units.tolist() for name, units in state.plan.keep.items()})
+        assert state.ledger.plan is not None
+        kept.append({name: units.tolist() for name, units in state.ledger.plan.keep.items()})
     assert kept[0] == kept[1]
 
 
@@ -233,10 +234,10 @@ def distance_of(gauge: Gauge, silencer: Silencer, keep: Any) -> float:
 def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> None:
     model = make("gpt2")
     state = decoder_state(model)
-    coupling = state.coupling
+    coupling = state.subject.coupling
     assert coupling is not None
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
-    gauge = Gauge.of(state, samples=6, length=8, seed=None, batch=4)
+    gauge = Gauge.of(state.subject.model, state.data, samples=6, length=8, seed=None, batch=4)
     keep = {g.name: best_units(g, np.random.default_rng(0).random(g.units), g.size // 2) for g in groups}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     silenced = distance_of(gauge, Silencer(model, coupling.graph, groups), keep)
@@ -260,7 +261,7 @@ def test_a_search_ends_nearer_than_where_it_started() -> None:
         model = make()
         options: dict[str, Any] = {"target": "params:0.6", "samples": 4, "length": 8, "moves": moves}
         state = run_passes(decoder_state(model), Wanda(by="search", **options))
-        allocation = state.report["wanda"]["allocation"]
+        allocation = state.ledger.report["wanda"]["allocation"]
         distances.append(allocation["distance"])
         assert parameter_count(model) == allocation["reached"] <= allocation["budget"]
     assert distances[1] < distances[0]

@@ -14,13 +14,13 @@ import transformers
 
 from fxprune.demo import MODEL_DIR, text
 from fxprune.ir import FxpruneError, RequestError
-from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
 from fxprune.passes.least_squares import Moments, Surgeon, refit
 from fxprune.passes.magnitude import Magnitude
 from fxprune.passes.measure import perplexity
 from fxprune.passes.obs import Obs
 from fxprune.passes.random import Random
+from fxprune.passes.state import State
 from fxprune.tracer.text import from_string
 
 from .corpora import RandomTokens
@@ -139,19 +139,19 @@ def test_every_refitted_map_is_the_optimum_given_all_before_it(kind: str, channe
     damping = 1e-11 if kind == "gpt2" and channels else 0.0
     refit_all = Compensate(samples=12, length=16, damping=damping, residual=residual)
     state = run_passes(decoder_state(model), Random(ratio=0.5, channels=channels), refit_all)
-    assert state.plan is not None
-    assert state.original is not None
+    assert state.ledger.plan is not None
+    assert state.before.same_layers is not None
     tokens = TEXT.windows(16, 12)
-    refitted = state.report["compensate"]["refitted"]
+    refitted = state.ledger.report["compensate"]["refitted"]
     assert len(refitted) >= 4
     for tensor in refitted:
         path = tensor.removesuffix(".weight")
         x, y = observe(model, path, tokens)
-        _, dense = observe(state.original, path, tokens)
-        kept = state.plan.slices.get((tensor, 1 if kind == "gpt2" else 0))
+        _, dense = observe(state.before.same_layers, path, tokens)
+        kept = state.ledger.plan.slices.get((tensor, 1 if kind == "gpt2" else 0))
         dense = dense if kept is None else dense[:, kept]
         if residual and path in ADDED_TO[kind]:
-            before, after = (observe(m, ADDED_TO[kind][path], tokens)[0] for m in (state.original, model))
+            before, after = (observe(m, ADDED_TO[kind][path], tokens)[0] for m in (state.before.same_layers, model))
             dense = (before if kept is None else before[:, kept]) - (after - y)
         ones = np.ones((len(x), 1)) if model.get_submodule(path).bias is not None else np.ones((len(x), 0))
         design = np.concatenate([x.numpy(), ones], axis=1)
@@ -174,24 +174,24 @@ def test_the_bias_makes_the_mean_output_the_dense_one() -> None:
     state = run_passes(
         decoder_state(model), Random(ratio=0.5, heads="off"), Compensate(method="bias", samples=6, length=16)
     )
-    assert state.original is not None
+    assert state.before.same_layers is not None
     tokens = TEXT.windows(16, 6)
-    refitted = state.report["compensate"]["refitted"]
+    refitted = state.ledger.report["compensate"]["refitted"]
     assert refitted
     for path in refitted:
         module = path.removesuffix(".weight")
         assert torch.allclose(
-            observe(model, module, tokens)[1].mean(0), observe(state.original, module, tokens)[1].mean(0)
+            observe(model, module, tokens)[1].mean(0), observe(state.before.same_layers, module, tokens)[1].mean(0)
         )
 
 
 def one_shot(model: Any, original: Any, state: State, tokens: torch.Tensor) -> None:
     """Every map fitted to the dense model's own inputs, as if nothing before it had changed."""
-    assert state.plan is not None
-    for tensor, dim in state.consumers:
+    assert state.ledger.plan is not None
+    for tensor, dim in state.ledger.consumers:
         path = tensor.removesuffix(".weight")
         x, y = observe(original, path, tokens)
-        kept = state.plan.slices[tensor, dim]
+        kept = state.ledger.plan.slices[tensor, dim]
         weight = model.get_parameter(tensor)
         with torch.no_grad():
             weight.copy_(refit(moments(x[:, kept], y), weight, 0.01))
@@ -229,13 +229,13 @@ def test_every_expert_is_refitted_on_the_tokens_that_it_is_given() -> None:
     state = run_passes(
         decoder_state(model), Random(ratio=0.5, heads="off"), Compensate(samples=16, length=16, damping=0.0)
     )
-    assert state.original is not None
+    assert state.before.same_layers is not None
     tensor = "model.layers.1.mlp.experts.down_proj"
-    assert tensor in state.report["compensate"]["refitted"]
-    assert state.report["compensate"]["left"] == []
+    assert tensor in state.ledger.report["compensate"]["refitted"]
+    assert state.ledger.report["compensate"]["left"] == []
     assert model.config._experts_implementation == "batched_mm"
     entered: list[Any] = []
-    experts, dense = (m.get_submodule("model.layers.1.mlp.experts") for m in (model, state.original))
+    experts, dense = (m.get_submodule("model.layers.1.mlp.experts") for m in (model, state.before.same_layers))
     experts.register_forward_pre_hook(lambda _m, args: entered.append(args))
     with torch.no_grad():
         model(input_ids=TEXT.windows(16, 16), use_cache=False)
@@ -259,12 +259,12 @@ def test_convolutions_and_what_follows_a_flatten_are_refitted() -> None:
     state = module_state(model, x, losses=[lambda m: m(x[:20]), lambda m: m(x[20:])])
     dense = copy.deepcopy(model)
     run_passes(state, Random(ratio=0.5, channels=True), Compensate(damping=1e-9))
-    refitted = state.report["compensate"]["refitted"]
+    refitted = state.ledger.report["compensate"]["refitted"]
     assert refitted == ["features.3.0.weight", "classifier.0.weight", "classifier.3.weight"]
     with torch.no_grad():
         conv = model.features[3][0]
         got = conv(model.features[:3](x)).movedim(1, -1)
-        rows = state.plan.slices["features.3.0.weight", 0]  # type: ignore[union-attr]
+        rows = state.ledger.plan.slices["features.3.0.weight", 0]  # type: ignore[union-attr]
         wanted = dense.features[:3](x)
         wanted = dense.features[3][0](wanted).movedim(1, -1)[..., rows]
         patches = torch.nn.functional.unfold(model.features[:3](x), 3, padding=1).mT.flatten(0, 1)
@@ -287,7 +287,7 @@ def test_padding_has_no_say() -> None:
         if fill is not None:
             ids = torch.cat([ids, torch.full((6, 5), fill)], 1)
             mask = torch.cat([mask, torch.zeros(6, 5, dtype=mask.dtype)], 1)
-        state.losses = [lambda m, ids=ids, mask=mask: m(input_ids=ids, attention_mask=mask, use_cache=False).logits]
+        state.data.losses = [lambda m, ids=ids, at=mask: m(input_ids=ids, attention_mask=at, use_cache=False).logits]
         run_passes(state, Random(ratio=0.5), Compensate())
         found.append(model.model.layers[1].mlp.down_proj.weight.detach().clone())
     assert torch.allclose(found[1], found[0], rtol=0, atol=1e-10)
@@ -298,12 +298,12 @@ def test_a_tied_output_layer_is_left_alone_and_said() -> None:
     model = make("gpt2")
     state = run_passes(decoder_state(model), Random(ratio=0.5, channels=True), Compensate(samples=8, length=16))
     assert model.lm_head.weight is model.transformer.wte.weight
-    assert "transformer.wte.weight" not in state.report["compensate"]["refitted"]
+    assert "transformer.wte.weight" not in state.ledger.report["compensate"]["refitted"]
 
 
 def test_experts_without_tokens_stay_and_are_said() -> None:
     state = run_passes(decoder_state(mixture()), Random(ratio=0.5, heads="off"), Compensate(samples=1, length=1))
-    notes = [note for note in state.report["compensate"]["notes"] if "layers.1.mlp" in note]
+    notes = [note for note in state.ledger.report["compensate"]["notes"] if "layers.1.mlp" in note]
     assert sum(bool(re.search(r"no token reached experts \[\d, \d\]; they stay as they are", n)) for n in notes) == 1
     assert sum("1 calibration tokens for 8 unknowns of an output, 7 too few" in note for note in notes) == 2
 
@@ -312,7 +312,7 @@ def with_original(kind: str = "llama") -> tuple[State, Any]:
     """A model that was pruned, and the one from which it was."""
     state = decoder_state(make(kind))
     run_passes(state, Random(heads="off"), Compensate(samples=2, length=8))
-    return state, state.original
+    return state, state.before.same_layers
 
 
 def broken(kind: str = "llama") -> State:
@@ -359,7 +359,7 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 
 def test_too_little_text_is_said() -> None:
     state = run_passes(decoder_state(make()), Random(), Compensate(samples=1, length=4))
-    assert "14 too few; damping holds the rest at its value; more" in state.report["compensate"]["notes"][0]
+    assert "14 too few; damping holds the rest at its value; more" in state.ledger.report["compensate"]["notes"][0]
 
 
 def test_without_text_it_is_refused() -> None:

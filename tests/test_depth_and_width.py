@@ -40,5 +40,5 @@ def test_what_is_left_is_the_share_of_the_whole_model(kind: str, depth: str, wid
     state = decoder_state(model)
     run_passes(state, f"{depth},{width}")
     measure = "macs" if "macs" in width else "params"
-    now, then = (cost(held, measure, state.graph.inputs[0].shape) for held in (state.model, whole))
+    now, then = (cost(held, measure, state.subject.graph.inputs[0].shape) for held in (state.subject.model, whole))
     assert abs(now / then - share) <= 0.005 * share

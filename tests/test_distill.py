@@ -12,12 +12,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.base import State
 from fxprune.passes.block_distillation import distil_blocks
 from fxprune.passes.distill import Distill
 from fxprune.passes.finetune import Finetune
 from fxprune.passes.lora import Lora
 from fxprune.passes.recovery import Recovery
+from fxprune.passes.state import State
 from fxprune.passes.teacher import Teacher
 from fxprune.passes.training import pad
 from fxprune.tracer.export import Traced, trace_causal_lm
@@ -52,8 +52,8 @@ def damaged(model: LlamaForCausalLM) -> LlamaForCausalLM:
 def recover(step: Recovery, model: torch.nn.Module, dense: torch.nn.Module | None, data: Any = None) -> dict[str, Any]:
     state = state_of(None, model, data=data or TEXT, dense=dense)
     step.run(state)
-    assert state.model is model
-    report: dict[str, Any] = state.report[step.name]
+    assert state.subject.model is model
+    report: dict[str, Any] = state.ledger.report[step.name]
     return report
 
 
@@ -177,17 +177,17 @@ RECOVER = "{steps=2,batch=2,micro_batch=2,length=12"
 )
 def test_the_pipeline_keeps_the_model_as_it_was_before_anything_was_removed(text: str) -> None:
     state = pipeline_on(text)
-    assert state.dense is not None
+    assert state.before.model is not None
     whole = llama().state_dict()
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in state.dense.state_dict().items())
-    assert state.dense.state_dict().keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in state.before.model.state_dict().items())
+    assert state.before.model.state_dict().keys() == whole.keys()
 
 
 def test_one_copy_serves_all_that_look_back_and_none_is_made_for_nobody() -> None:
     state = pipeline_on(f"magnitude{{ratio=0.5}},compensate{{samples=8,length=12}},distill{RECOVER}}}")
-    assert state.dense is state.original
+    assert state.before.model is state.before.same_layers
     state = pipeline_on(f"magnitude{{ratio=0.5}},lora{RECOVER}}}")
-    assert state.dense is state.original is None
+    assert state.before.model is state.before.same_layers is None
 
 
 def test_blocks_alone_come_nearer_to_the_dense_ones() -> None:

@@ -11,12 +11,12 @@ import torch
 import transformers
 
 from fxprune.ir import FxpruneError, Plan, RequestError
-from fxprune.passes.base import State
 from fxprune.passes.blocks import find_blocks, keep_blocks
 from fxprune.passes.couple import couple
 from fxprune.passes.drop import Drop, _pass_on, block_influence
 from fxprune.passes.measure import perplexity
 from fxprune.passes.random import Random
+from fxprune.passes.state import NoHost, State
 
 from .corpora import RandomTokens
 from .decoders import random_decoder, special_tokens
@@ -94,8 +94,8 @@ def test_perplexity_drops_what_costs_least() -> None:
         costs.append(perplexity(shallow, tokens).value)
     state = decoder_state(make("llama"))
     Drop(layers=1, by="perplexity", samples=2, length=8).run(state)
-    assert state.report["drop"]["dropped"] == [int(np.argmin(costs))]
-    assert state.report["drop"]["scores"] == pytest.approx([min(costs)], rel=1e-12)
+    assert state.ledger.report["drop"]["dropped"] == [int(np.argmin(costs))]
+    assert state.ledger.report["drop"]["scores"] == pytest.approx([min(costs)], rel=1e-12)
 
 
 def test_a_block_that_does_nothing_has_no_influence() -> None:
@@ -106,27 +106,27 @@ def test_a_block_that_does_nothing_has_no_influence() -> None:
         idle.mlp.down_proj.weight.zero_()
     state = decoder_state(model)
     Drop(layers=1, samples=2, length=8).run(state)
-    assert state.report["drop"]["dropped"] == [2]
+    assert state.ledger.report["drop"]["dropped"] == [2]
     assert len(model.model.layers) == 3
-    assert state.renamed["model.layers.2.mlp.up_proj.weight"] == "model.layers.3.mlp.up_proj.weight"
+    assert state.ledger.renamed["model.layers.2.mlp.up_proj.weight"] == "model.layers.3.mlp.up_proj.weight"
 
 
 def test_widths_then_depth_then_widths() -> None:
     state = decoder_state(make("llama"))
     Random(ratio=0.5, heads="off").run(state)
     Drop(layers=2, samples=2, length=8).run(state)
-    assert isinstance(state.plan, Plan)
-    assert {name.split(".")[2] for name, _ in state.plan.slices} == {"0", "1"}
-    state.coupling = couple(state.graph)
+    assert isinstance(state.ledger.plan, Plan)
+    assert {name.split(".")[2] for name, _ in state.ledger.plan.slices} == {"0", "1"}
+    state.subject.coupling = couple(state.subject.graph)
     Random(ratio=0.5, heads="off").run(state)
-    assert state.model.model.layers[1].mlp.up_proj.weight.shape == (6, 32)  # type: ignore[union-attr,index]
+    assert state.subject.model.model.layers[1].mlp.up_proj.weight.shape == (6, 32)  # type: ignore[union-attr,index]
 
 
 def test_dropping_nothing_changes_nothing() -> None:
     state = decoder_state(make("llama"))
-    graph = state.graph
+    graph = state.subject.graph
     Drop(layers=0, samples=1, length=4).run(state)
-    assert state.graph is graph
+    assert state.subject.graph is graph
 
 
 def broken() -> State:
@@ -162,3 +162,10 @@ def test_a_depth_that_no_number_says() -> None:
     model.config.num_hidden_layers = 7
     with pytest.raises(FxpruneError, match="no number in LlamaConfig says how many layers"):
         keep_blocks(model, find_blocks(model), [0, 1])
+
+
+def test_a_host_that_cannot_trace_lets_no_layer_go() -> None:
+    state = decoder_state(make("llama"))
+    state.host = NoHost()
+    with pytest.raises(FxpruneError, match="only widths of a LlamaForCausalLM can be pruned here"):
+        Drop(samples=1, length=4).run(state)

@@ -39,7 +39,7 @@ class Made:
 
 
 def read_windows(run: Any, *_: Any) -> None:
-    run.state.calibration = RandomTokens(CONFIG.vocab_size)
+    run.state.data.calibration = RandomTokens(CONFIG.vocab_size)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from fxprune.ir import FxpruneError, Plan, RequestError
-from fxprune.passes.base import State
 from fxprune.passes.fisher import Fisher
 from fxprune.passes.generate import Generate, Joined, written_by
+from fxprune.passes.state import State
 
 from .corpora import OneToken
 from .decoders import random_decoder, special_tokens
@@ -59,7 +59,7 @@ def test_the_same_seed_writes_the_same() -> None:
 def run_generate(step: Generate, text: Any = None) -> Any:
     state = state_of(make(), text)
     step.run(state)
-    return state.calibration
+    return state.data.calibration
 
 
 def test_the_users_windows_come_first() -> None:
@@ -77,25 +77,25 @@ def test_the_users_windows_come_first() -> None:
 def test_scores_are_computed_on_it() -> None:
     state = state_of(make())
     run_passes(state, Generate(windows=4, length=8), Fisher(ratio=0.5, samples=4, length=8))
-    assert state.report["generate"] == {"windows": 4, "length": 8}
-    assert state.model.model.layers[0].mlp.down_proj.in_features == 12  # type: ignore[union-attr, index]
+    assert state.ledger.report["generate"] == {"windows": 4, "length": 8}
+    assert state.subject.model.model.layers[0].mlp.down_proj.in_features == 12  # type: ignore[union-attr, index]
 
 
 def after_pruning() -> None:
     state = state_of(make())
-    state.plan = Plan()
+    state.ledger.plan = Plan()
     Generate().run(state)
 
 
 def no_language_model() -> None:
     state = state_of(make())
-    state.model = torch.nn.Linear(2, 2)
+    state.subject.model = torch.nn.Linear(2, 2)
     Generate().run(state)
 
 
 def broken() -> None:
     state = state_of(make())
-    state.model.model.norm.weight.data.fill_(float("nan"))  # type: ignore[operator, union-attr]
+    state.subject.model.model.norm.weight.data.fill_(float("nan"))  # type: ignore[operator, union-attr]
     Generate(windows=2, length=3).run(state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import shutil
 import subprocess
@@ -94,6 +95,43 @@ def test_imports_flow_down() -> None:
             if there is not None and there != here and FLOORS[there] >= FLOORS[here]:
                 wrong.append(f"{path}:{line} imports {module}")
     assert not wrong
+
+
+def module_level(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports of a file outside functions; those for type checkers too."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from module_level(node)
+
+
+def imported_modules() -> dict[str, set[str]]:
+    """Module of the package -> those of the package that it imports at module level."""
+    files = {
+        ".".join(("fxprune", *path.with_suffix("").parts)).removesuffix(".__init__"): path for path in python_files()
+    }
+    found: dict[str, set[str]] = {}
+    for module, path in files.items():
+        package = ["fxprune", *path.parent.parts]
+        named: set[str] = set()
+        for node in module_level(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+                continue
+            base = ".".join(
+                [*package[: len(package) - node.level + 1 if node.level else 0], *filter(None, [node.module])]
+            )
+            # What is named may be a module, or something in the package's __init__.py.
+            named |= {inner if (inner := f"{base}.{alias.name}") in files else base for alias in node.names}
+        found[module] = (named & files.keys()) - {module}
+    return found
+
+
+def test_imports_run_in_no_circle() -> None:
+    graph = imported_modules()
+    assert sum(map(len, graph.values())) > 100, "imports are not found"
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names a circle
 
 
 def test_the_intermediate_representation_knows_no_framework() -> None:

@@ -11,10 +11,10 @@ from fxprune.ir.cost import macs_of
 from fxprune.ir.graph import DType, Op, Value
 from fxprune.passes import latency
 from fxprune.passes.allocate import Target
-from fxprune.passes.base import State
 from fxprune.passes.couple import couple
 from fxprune.passes.latency import TOKENS, Clock, Latency, forward_seconds
 from fxprune.passes.magnitude import Magnitude
+from fxprune.passes.state import State
 from fxprune.tracer.export import trace_causal_lm, trace_model
 
 from .states import decoder_state, run_passes
@@ -55,7 +55,7 @@ def state_of(kind: str = "llama") -> State:
 def contractions(state: State) -> int:
     """Of a run on TOKENS tokens, by a trace of that length."""
     ids = torch.zeros(1, TOKENS, dtype=torch.long)
-    graph = trace_model(state.model, {"input_ids": ids, "use_cache": False}).graph
+    graph = trace_model(state.subject.model, {"input_ids": ids, "use_cache": False}).graph
     return sum(nanoseconds(op) for op in graph.ops if macs_of(op))
 
 
@@ -66,7 +66,7 @@ def test_a_prediction_is_what_the_narrower_model_takes_to_contract_and_all_that_
     state = state_of(kind)
     before = contractions(state)
     run_passes(state, "magnitude{target=latency:0.8,by=global}")
-    report = state.report["magnitude"]
+    report = state.ledger.report["magnitude"]
     found = report["allocation"]
     whole = round(WHOLE * 1e9)
     assert found["budget"] == round(0.8 * whole)
@@ -84,7 +84,7 @@ def test_the_budget_counts_from_the_model_before_layers_went(machine: list[Op]) 
     del machine
     state = state_of()
     run_passes(state, "drop{layers=1,samples=2,length=8},magnitude{target=latency:0.6,by=global}")
-    found = state.report["magnitude"]["allocation"]
+    found = state.ledger.report["magnitude"]["allocation"]
     shallow = round(WHOLE * 1e9)
     assert found["budget"] > 0.7 * shallow  # of three layers, where two take WHOLE
     assert abs(found["reached"] - found["budget"]) <= 0.005 * found["budget"]
@@ -95,23 +95,23 @@ def test_wider_is_never_quicker_whatever_one_timing_says(monkeypatch: pytest.Mon
     monkeypatch.setattr(Clock, "_timed", lambda *_: next(odd))
     monkeypatch.setattr(latency, "forward_seconds", lambda _state: WHOLE)
     state = state_of()
-    coupling = couple(state.graph)
+    coupling = couple(state.subject.graph)
     group = next(g for g in coupling.groups.values() if g.kind.value == "width")
-    costs = Latency(coupling, [group.name], state)
+    costs = Latency(coupling, [group.name], state.subject)
     found = [costs.of({group.name: count}) for count in range(1, group.size + 1)]
     assert found == sorted(found)
 
 
 def test_this_machine_is_timed_on_the_model_and_its_operators() -> None:
     state = state_of()
-    seconds = forward_seconds(state)
+    seconds = forward_seconds(state.subject)
     assert seconds is not None
     assert 1e-5 < seconds < 10
-    coupling = couple(state.graph)
-    clock = Clock(state.model)
+    coupling = couple(state.subject.graph)
+    clock = Clock(state.subject.model)
     small, large = (clock(linear(8, width)) for width in (8, 1024))
     assert 0 < small < large
-    assert Latency(coupling, [], state).whole(state.graph) > 0
+    assert Latency(coupling, [], state.subject).whole(state.subject.graph) > 0
 
 
 def test_what_was_predicted_and_measured_is_shown() -> None:
@@ -127,8 +127,8 @@ def test_what_was_predicted_and_measured_is_shown() -> None:
 
 def test_a_model_without_weights_is_predicted_and_not_run() -> None:
     state = state_of()
-    state.model.to("meta")
-    assert forward_seconds(state) is None
+    state.subject.model.to("meta")
+    assert forward_seconds(state.subject) is None
 
 
 def linear(rows: int, width: int, columns: int | None = None) -> Op:

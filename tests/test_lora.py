@@ -30,8 +30,8 @@ OPTIONS: dict[str, Any] = {"lr": 0.02, "batch": 4, "micro_batch": 2, "length": 1
 def recover(model: torch.nn.Module, data: Any = None, **options: Any) -> dict[str, Any]:
     state = state_of(None, model, data=data or RepeatedTokens())
     Lora(**OPTIONS | options).run(state)
-    assert state.model is model
-    report: dict[str, Any] = state.report["lora"]
+    assert state.subject.model is model
+    report: dict[str, Any] = state.ledger.report["lora"]
     return report
 
 

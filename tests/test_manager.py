@@ -10,8 +10,9 @@ import torch
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.options import option
-from fxprune.passes.base import Pass, State
+from fxprune.passes.base import Pass, PassKind
 from fxprune.passes.manager import Analysis, Step, run_pipeline
+from fxprune.passes.state import State
 
 from .states import state_of
 
@@ -21,12 +22,12 @@ class Look(Pass):
     """Reads the coupling."""
 
     name: ClassVar[str] = "look"
-    kind: ClassVar[str] = "score"
+    kind: ClassVar[PassKind] = PassKind.SCORE
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     needs_weights: ClassVar[bool] = False
 
     def run(self, state: State) -> None:
-        state.report.setdefault("ran", []).append(("look", state.coupling))
+        state.ledger.report.setdefault("ran", []).append(("look", state.subject.coupling))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Cut(Look):
     by: int = option(1, "how much")
 
     def run(self, state: State) -> None:
-        state.graph = f"{state.graph}-{self.by}"  # type: ignore[assignment]
+        state.subject.graph = f"{state.subject.graph}-{self.by}"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Read(Pass):
     """Reads weights."""
 
     name: ClassVar[str] = "read"
-    kind: ClassVar[str] = "score"
+    kind: ClassVar[PassKind] = PassKind.SCORE
 
 
 def a_state(device: str = "cpu") -> State:
@@ -65,13 +66,13 @@ def test_analyses_run_once_when_needed_and_again_when_stale() -> None:
     steps = run([Look(), Look(), Cut(by=2), Look()], state)
     assert [step.text for step in steps] == ["couple", "look", "look", "cut{by=2}", "couple", "look"]
     assert [step.is_analysis for step in steps] == [True, False, False, False, True, False]
-    assert [seen for _, seen in state.report["ran"]] == ["coupling of graph"] * 2 + ["coupling of graph-2"]
+    assert [seen for _, seen in state.ledger.report["ran"]] == ["coupling of graph"] * 2 + ["coupling of graph-2"]
     assert all(step.seconds >= 0 for step in steps)
 
 
 def test_the_callback_sees_every_step_and_the_graph_after_it() -> None:
     seen: list[tuple[str, object]] = []
-    run([Look(), Cut()], a_state(), between=lambda step, state: seen.append((step.name, state.graph)))
+    run([Look(), Cut()], a_state(), between=lambda step, state: seen.append((step.name, state.subject.graph)))
     assert seen == [("couple", "graph"), ("look", "graph"), ("cut", "graph-1")]
 
 
@@ -112,4 +113,4 @@ def test_a_pipeline_that_cannot_run_is_refused_first(
     with pytest.raises(RequestError, match=message) as caught:
         run(pipeline, state)
     assert hint in caught.value.hint
-    assert state.report == {}
+    assert state.ledger.report == {}

@@ -96,7 +96,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         return traces[0]
 
     def read_windows(run: Any, *_: Any) -> None:
-        run.state.calibration = RandomTokens(VOCAB)
+        run.state.data.calibration = RandomTokens(VOCAB)
 
     made: dict[tuple[str, str], tuple[Path, Applied]] = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -52,5 +52,5 @@ def test_the_paper_s_parameter_counts(name: str) -> None:
     state = decoder_state(model, traced)
     assert elements(traced.graph) == before
     Random(ratio=0.25, layers=layers).run(state)
-    assert elements(state.graph) == after
-    assert parameter_count(state.model) == after
+    assert elements(state.subject.graph) == after
+    assert parameter_count(state.subject.model) == after

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from fxprune.ir.errors import RequestError
 from fxprune.ir.options import option, options_of
-from fxprune.passes.base import Pass
+from fxprune.passes.base import Pass, PassKind
 from fxprune.passes.pipeline import parse_pipeline, print_pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Pass):
     name: ClassVar[str] = "score"
-    kind: ClassVar[str] = "score"
+    kind: ClassVar[PassKind] = PassKind.SCORE
     variant: str = option("vector", "which formula", choices=("vector", "element1", "element2"))
     ratio: float = option(0.5, "share of units to remove", at_least=0, below=1, hint="give a ratio such as 0.25")
     layers: tuple[int, int] | None = option(None, "which layers")
@@ -29,7 +29,7 @@ class Score(Pass):
 @dataclass(frozen=True, kw_only=True)
 class Train(Pass):
     name: ClassVar[str] = "train"
-    kind: ClassVar[str] = "recover"
+    kind: ClassVar[PassKind] = PassKind.RECOVER
     epochs: float = option(1.0, "passes over the data")
     keep: str | None = option(None, "where to keep the adapter")
     schedule: Literal["linear", "cosine"] = option("linear", "of the learning rate")
@@ -39,7 +39,7 @@ class Train(Pass):
 @dataclass(frozen=True, kw_only=True)
 class Plain(Pass):
     name: ClassVar[str] = "plain"
-    kind: ClassVar[str] = "recover"
+    kind: ClassVar[PassKind] = PassKind.RECOVER
 
 
 PASSES = (Score, Train, Plain)
@@ -289,7 +289,7 @@ def test_a_type_without_a_text_form_is_a_mistake_of_the_pass() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Odd(Pass):
         name: ClassVar[str] = "odd"
-        kind: ClassVar[str] = "score"
+        kind: ClassVar[PassKind] = PassKind.SCORE
         table: complex = option(0j, "a number")
 
     with pytest.raises(TypeError, match=r"Odd\.table: pipeline text has no form"):

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -24,12 +25,12 @@ from fxprune.backends import values
 from fxprune.backends.artifact import RECORD
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.base import State
 from fxprune.passes.compensate import Compensate
 from fxprune.passes.drop import Drop
 from fxprune.passes.lora import Lora
 from fxprune.passes.magnitude import Magnitude
 from fxprune.passes.random import Random
+from fxprune.passes.state import KEPT, Before, Data, Ledger, NoHost, State, Subject
 from fxprune.passes.taylor import Taylor
 
 from .checkpoints import TIED, WIDTHS, contents, write_checkpoint
@@ -87,6 +88,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 CASES = [
     pytest.param((None, "random,magnitude", work.Work, "save", []), id="streamed, broken while writing"),
     pytest.param((None, f"{TAYLOR},{COMPENSATE},{LORA}", Lora, "recover", ["lora"]), id="recovery"),
+    pytest.param(
+        (None, f"generate{{windows=8,length=8,first=2}},{TAYLOR},{COMPENSATE}", Compensate, "_refit", ["compensate"]),
+        id="generated text",
+    ),
     pytest.param((None, f"{TAYLOR},{LORA}", work.Work, "save", []), id="recovered", marks=pytest.mark.slow),
     pytest.param(
         (TIED, f"drop{{layers=1,samples=4,length=8}},{TAYLOR},{LORA}", Taylor, "scores", ["taylor", "lora"]),
@@ -306,8 +311,22 @@ def test_a_run_does_not_fail_for_what_it_cannot_keep(
     assert any(message in line for line in said)
 
 
-def test_parts_that_are_not_kept_are_parts_of_a_state() -> None:
-    assert {part.name for part in dataclasses.fields(State)} >= resume.LIVE
+def test_every_field_of_a_state_is_kept_or_made_anew() -> None:
+    """Also one that is added: it is in a part, and each part says which of the two it is."""
+    parts = dataclasses.fields(State)
+    assert all(type(part.metadata[KEPT]) is bool for part in parts)
+
+    def filled(part: type[Any], at: str) -> Any:
+        return part(**{field.name: f"{at}.{field.name}" for field in dataclasses.fields(part)})
+
+    kept = State(filled(Subject, "old"), filled(Data, "old"), NoHost(), filled(Before, "old"), filled(Ledger, "old"))
+    kept.ledger.written = []
+    after, host = State(filled(Subject, "now"), filled(Data, "now")), NoHost()
+    after.host = host
+    resume.restore(after, pickle.loads(pickle.dumps(resume.state_parts(kept))))
+    assert (after.subject, after.before, after.ledger) == (kept.subject, kept.before, kept.ledger)
+    assert after.data == filled(Data, "now")
+    assert after.host is host
 
 
 def test_a_failed_pass_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ from transformers import LlamaForCausalLM
 import fxprune
 from fxprune.api.scores import ENTRY, open_scores
 from fxprune.ir.errors import RequestError
-from fxprune.passes.base import State
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.saved import CURVE, Saved
+from fxprune.passes.state import State
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .corpora import RunningTokens
@@ -95,13 +95,12 @@ def test_other_budgets_read_no_calibration_text_and_plan_the_same(
         assert calibrations == []
         fresh = run(f"{name}{{{SAMPLES},{budget}}}")
         assert calibrations
-        assert reused.plan is not None
-        assert fresh.plan is not None
-        assert reused.plan.keep.keys() == fresh.plan.keep.keys()
-        assert all(np.array_equal(units, fresh.plan.keep[group]) for group, units in reused.plan.keep.items())
-        assert all(
-            torch.equal(tensor, fresh.model.state_dict()[name_]) for name_, tensor in reused.model.state_dict().items()
-        )
+        assert reused.ledger.plan is not None
+        assert fresh.ledger.plan is not None
+        assert reused.ledger.plan.keep.keys() == fresh.ledger.plan.keep.keys()
+        keep, tensors = fresh.ledger.plan.keep, fresh.subject.model.state_dict()
+        assert all(np.array_equal(units, keep[group]) for group, units in reused.ledger.plan.keep.items())
+        assert all(torch.equal(tensor, tensors[name_]) for name_, tensor in reused.subject.model.state_dict().items())
 
 
 def test_a_search_keeps_what_it_measured_of_single_groups(calibrations: list[int]) -> None:
@@ -113,10 +112,10 @@ def test_a_search_keeps_what_it_measured_of_single_groups(calibrations: list[int
     # The dense model, the two ways to begin, the one that was chosen, at most five moves, the end: six windows each.
     assert sum(calibrations) <= 6 * (1 + 2 + 1 + 5 + 1)
     fresh = run(f"{search}0.5}}")
-    assert reused.plan is not None
-    assert fresh.plan is not None
+    assert reused.ledger.plan is not None
+    assert fresh.ledger.plan is not None
     assert reused.plan.keep.keys() == fresh.plan.keep.keys() != set()
-    assert all(np.array_equal(units, fresh.plan.keep[group]) for group, units in reused.plan.keep.items())
+    assert all(np.array_equal(units, fresh.ledger.plan.keep[group]) for group, units in reused.ledger.plan.keep.items())
 
 
 def test_scores_without_a_search_are_kept_with_one_once_it_has_run(calibrations: list[int]) -> None:
@@ -151,11 +150,11 @@ def test_depth_first_is_the_same_model_for_every_width_and_later_passes_score_an
     calibrations.clear()
     state = run(twice, again(saved))
     assert sum(calibrations) == 6  # of the second one
-    plan = run(twice).plan
-    assert state.plan is not None
+    plan = run(twice).ledger.plan
+    assert state.ledger.plan is not None
     assert plan is not None
-    assert state.plan.keep.keys() == plan.keep.keys() != set()
-    assert all(np.array_equal(units, plan.keep[group]) for group, units in state.plan.keep.items())
+    assert state.ledger.plan.keep.keys() == plan.keep.keys() != set()
+    assert all(np.array_equal(units, plan.keep[group]) for group, units in state.ledger.plan.keep.items())
 
 
 TAYLOR = f"taylor{{{SAMPLES}}}"

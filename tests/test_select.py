@@ -81,8 +81,8 @@ def test_a_zeroed_kv_head_is_the_one_removed(per_kv: int, position: int, make: A
         attention.o_proj.weight[:, position * 4 * per_kv : (position + 1) * 4 * per_kv] = 0
     state = decoder_state(model)
     make(ratio=0.25, ffn=False).run(state)
-    assert state.plan is not None
-    (kept,) = state.plan.keep.values()
+    assert state.ledger.plan is not None
+    (kept,) = state.ledger.plan.keep.values()
     assert kept.tolist() == [unit for unit in range(4) if unit != position]
 
 
@@ -95,8 +95,8 @@ def test_a_zeroed_query_head_of_a_multi_query_model_is_the_one_removed(position:
         attention.o_proj.weight[:, position * 4 : position * 4 + 4] = 0
     state = decoder_state(model)
     Taylor(ratio=0.125, ffn=False).run(state)
-    assert state.plan is not None
-    (kept,) = state.plan.keep.values()
+    assert state.ledger.plan is not None
+    (kept,) = state.ledger.plan.keep.values()
     assert kept.tolist() == [unit for unit in range(8) if unit != position]
 
 
@@ -109,8 +109,8 @@ def test_each_kv_head_drops_its_own_worst_query_head() -> None:
             attention.o_proj.weight[:, head * 4 : head * 4 + 4] = 0
     state = decoder_state(model)
     Magnitude(ratio=0.25, heads="query", ffn=False).run(state)
-    assert state.plan is not None
-    assert next(iter(state.plan.keep.values())).tolist() == [0, 2, 3, 4, 5, 7]
+    assert state.ledger.plan is not None
+    assert next(iter(state.ledger.plan.keep.values())).tolist() == [0, 2, 3, 4, 5, 7]
     assert attention.q_proj.weight.shape == (24, 32)
 
 
@@ -119,16 +119,16 @@ def test_two_passes_make_one_plan_on_the_original() -> None:
     source = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     state = decoder_state(model)
     Random(ratio=0.25, heads="off", seed=1).run(state)
-    state.coupling = couple(state.graph)
+    state.subject.coupling = couple(state.subject.graph)
     Random(ratio=0.5, channels=True, seed=2).run(state)
-    assert state.plan is not None
+    assert state.ledger.plan is not None
     for name, tensor in model.named_parameters():
         expected = source[name]
         for dim in range(expected.dim()):
-            kept = state.plan.slices.get((name, dim))
+            kept = state.ledger.plan.slices.get((name, dim))
             expected = expected if kept is None else expected.index_select(dim, torch.from_numpy(kept))
         assert torch.equal(tensor, expected), name
-    widths = [kept for name, kept in state.plan.keep.items() if name.endswith("mlp:width")]
+    widths = [kept for name, kept in state.ledger.plan.keep.items() if name.endswith("mlp:width")]
     assert all(len(kept) == 9 and kept.max() < 24 for kept in widths)
 
 
@@ -146,8 +146,8 @@ def test_join_plans_numbers_units_on_the_original() -> None:
 def test_layers_spare_the_others_and_the_residual_width() -> None:
     state = decoder_state(tiny(layers=3))
     Random(ratio=0.5, layers=(1, 2)).run(state)
-    assert state.plan is not None
-    assert {name.split(".")[2] for name, _ in state.plan.slices} == {"1"}
+    assert state.ledger.plan is not None
+    assert {name.split(".")[2] for name, _ in state.ledger.plan.slices} == {"1"}
 
 
 def group(size: int, **changes: Any) -> Group:
@@ -191,5 +191,5 @@ def test_ratio_zero_changes_not_a_bit() -> None:
         state = decoder_state(model)
         Magnitude(ratio=0.0).run(state)
         assert torch.equal(model(input_ids=ids).logits, before)
-    assert state.plan is not None
-    assert state.plan.removes_nothing
+    assert state.ledger.plan is not None
+    assert state.ledger.plan.removes_nothing
