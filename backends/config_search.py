@@ -169,7 +169,7 @@ class Search:
             try:
                 with quiet():
                     self._built[key] = built_shapes(self.model_class, self.configured(edits))
-            except Exception as error:  # whatever a config or a constructor raises is its way to refuse
+            except Exception as error:  # a config or constructor may raise any error to refuse a value
                 self.refusals.append(last_line(str(error)) or type(error).__name__)
                 self._built[key] = None
         return self._built[key]

@@ -104,10 +104,10 @@ class Exporter(Protocol):
     name: ClassVar[str]
 
     def check(self) -> None:
-        """Refuse option values that make no sense, before anything runs.
+        """Check the option values before anything runs.
 
         Raises:
-            RequestError: naming the option, its value, and what is allowed.
+            RequestError: with the option, its value, and the allowed values.
         """
 
     def export(self, request: ExportRequest) -> ExportReport:

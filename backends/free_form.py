@@ -70,7 +70,7 @@ TAKE_OUT = "        take_out(self, config.fxprune)\n"
 
 
 class Absent(Absence, torch.nn.Module):
-    """A module that was taken out."""
+    """Stands in place of a removed module."""
 
 
 def replay(model: torch.nn.Module, entry: dict[str, Any]) -> None:

@@ -117,5 +117,5 @@ def hollow(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreT
     """A model whose parameters are on the meta device and whose buffers, rotary tables say, hold their values."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         model = model_class(config)
-    model.tie_weights()  # registering a parameter on the meta device made another of it
+    model.tie_weights()  # a parameter registered on the meta device is a new object
     return model.eval()

@@ -63,7 +63,7 @@ class Span:
     end: int
 
     def error(self, message: str, hint: str) -> RequestError:
-        """``message`` with the text below it and carets under this stretch."""
+        """An error: ``message``, below it the text, and carets under this part of it."""
         line = re.sub(r"\s", " ", self.text)
         carets = " " * self.start + "^" * max(1, self.end - self.start)
         return RequestError(f"{message}\n  {line}\n  {carets}", hint)
@@ -71,7 +71,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Word:
-    """A name or a value and where it stands."""
+    """A name or a value, and its place in the text."""
 
     value: str
     span: Span
@@ -115,7 +115,7 @@ class Scanner:
         return Call(name, tuple(settings), Span(self.text, start, self.at))
 
     def take(self, char: str) -> bool:
-        """Step over ``char`` and the blanks before it, if it comes next."""
+        """If ``char`` comes next, after any spaces, move past it and return True."""
         self._skip_space()
         found = self.text.startswith(char, self.at)
         self.at += found
@@ -235,7 +235,7 @@ def _read(option: Option, word: Word) -> Any:
     except ValueError:
         near = _near(word.value, map(write_value, option.choices)) if option.choices else ""
         raise word.span.error(
-            f"option {option.name!r} cannot be {word.value!r}", f"{near}{option.name} is: {option.wants}"
+            f"option {option.name!r} cannot be {word.value!r}", f"{near}allowed for {option.name}: {option.wants}"
         ) from None
 
 

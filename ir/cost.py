@@ -7,10 +7,10 @@ from .rules import contraction_of
 
 
 def macs(graph: Graph) -> int:
-    """Multiply-accumulates of one run at the shapes that the graph was traced with.
+    """Multiply-accumulates of one run at the shapes of the graph.
 
-    Contractions count (linear maps, matrix products, attention, convolutions); element-wise work and look-ups do not.
-    A causal mask does not make attention cheaper: the products are computed and thrown away.
+    Contractions count (linear maps, matrix products, attention, convolutions); element-wise operators and table
+    look-ups do not. Masked attention counts in full, because the masked products are computed too.
     """
     return sum(macs_of(op) for op in graph.ops)
 

@@ -58,20 +58,20 @@ class Option:
 
     @property
     def wants(self) -> str:
-        """What a value looks like, in words for an error or a table."""
+        """The allowed values, as text for an error or a table."""
         if self.choices:
             return " | ".join(write_value(choice) for choice in self.choices)
         return _READERS[self.type].wants + (f" | {NONE}" if self.optional else "")
 
     def read(self, text: str, *, quoted: bool = False) -> Any:
-        """The typed value that ``text`` stands for.
+        """Convert text to a value of the option's type.
 
         Args:
-            text: the value, quotes already removed.
-            quoted: whether it stood in quotes, which makes it a string whatever it looks like.
+            text: the value, without quotes.
+            quoted: whether it was in quotes; then it is always a string.
 
         Raises:
-            ValueError: when the text is no value of this option.
+            ValueError: when the text is not a value of this option.
         """
         if self.optional and text == NONE and not quoted:
             return None
@@ -84,7 +84,7 @@ class Option:
 
 
 def write_value(value: Any) -> str:
-    """The text that :meth:`Option.read` turns back into ``value``; quoted where a bare word would be misread."""
+    """The text that :meth:`Option.read` converts back to ``value``; quoted when a bare word would be read wrongly."""
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -118,7 +118,7 @@ def _option(options_class: type[Any], part: dataclasses.Field[Any], hint: Any) -
 
 
 def _simplify(hint: Any) -> tuple[Any, bool, tuple[Any, ...] | None]:
-    """Strip ``| None`` and ``Literal`` off a type hint: the bare type, whether None is allowed, the choices."""
+    """Split a type hint into the type without ``| None`` and ``Literal``, whether None is allowed, and the choices."""
     optional = False
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         arms = [arm for arm in typing.get_args(hint) if arm is not types.NoneType]

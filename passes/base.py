@@ -64,5 +64,5 @@ class Pass:
         check_options(self.name, self)
 
     def run(self, state: State) -> None:
-        """Do the work on ``state``."""
+        """Run the pass: read and change ``state``."""
         raise NotImplementedError

@@ -16,19 +16,19 @@ Scores = npt.NDArray[np.float64]
 
 
 class Corpus(Protocol):
-    """Text that has been tokenised: what calibration and recovery read."""
+    """Tokenised text, for calibration and recovery training."""
 
     @property
     def name(self) -> str:
         """What the user called it."""
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        """Token ids ``[count, length]`` int64, non-overlapping and unpadded.
+        """Token ids, int64 ``[count, length]``, without overlap and padding.
 
         Args:
             length: tokens in a window.
-            count: how many; all of them when None.
-            seed: None takes the first windows in order, an integer draws them at random.
+            count: number of windows; all when None.
+            seed: None takes the first windows in order; an integer draws them at random.
 
         Raises:
             RequestError: when the text holds fewer than ``count`` windows.
@@ -36,7 +36,7 @@ class Corpus(Protocol):
 
 
 class Weights(Protocol):
-    """Parameters by their first names, read one at a time."""
+    """Reads parameters one at a time, by their first names."""
 
     def __call__(self, names: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
-        """Name and value of the named parameters, in whatever order is quickest."""
+        """Name and value of each named parameter, in the order that is fastest to read."""

@@ -1,4 +1,4 @@
-"""drop: layers, or attention and MLP parts of them, go: those that change the hidden states least or cost least."""
+"""drop: remove whole layers, or the attention and MLP sub-blocks of layers, that matter least."""
 
 from __future__ import annotations
 
@@ -29,35 +29,39 @@ ANY = "any"
 
 @dataclass(frozen=True, kw_only=True)
 class Drop(Pass):
-    """Remove whole layers, or attention and MLP sub-blocks of them, by block influence (ShortGPT, arXiv 2403.03853) or
-    greedily by perplexity."""
+    """Remove whole layers, or attention and MLP sub-blocks of layers, that change the hidden states or the loss least.
+
+    By block influence (ShortGPT, arXiv 2403.03853), or greedily by perplexity.
+    """
 
     name: ClassVar[str] = "drop"
     kind: ClassVar[PassKind] = PassKind.SCORE
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
 
-    layers: int | None = option(None, "how many layers go; 1 when sub_blocks is none too", at_least=0)
-    sub_blocks: int | None = option(None, "how many attention or MLP parts of layers go, after the layers", at_least=0)
-    of: str = option(ANY, "which sub-blocks may go", (ANY, ATTENTION, MLP))
-    by: str = option("influence", "influence: one forward; perplexity: greedy, by what each removal costs", CRITERIA)
+    layers: int | None = option(None, "number of layers to remove; 1 when sub_blocks is none too", at_least=0)
+    sub_blocks: int | None = option(
+        None, "number of attention or MLP sub-blocks to remove, after the layers", at_least=0
+    )
+    of: str = option(ANY, "which sub-blocks may be removed", (ANY, ATTENTION, MLP))
+    by: str = option("influence", "influence: one forward pass; perplexity: greedy, one removal at a time", CRITERIA)
     samples: int = option(10, "calibration windows", at_least=1)
     length: int = option(
         128, "tokens in a calibration window", at_least=2, hint="a window of one token holds nothing to predict"
     )
-    seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
+    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
 
     def check(self) -> None:
         """Also refuse a choice among sub-blocks of which none go."""
         super().check()
         if self.of != ANY and not self.sub_blocks:
-            raise RequestError(f"drop: of={self.of} chooses among sub-blocks, and none go", "give sub_blocks=N")
+            raise RequestError(f"drop: of={self.of} has no effect without sub_blocks", "give sub_blocks=N too")
 
     def run(self, state: State) -> None:
-        """Choose, take out, retrace.
+        """Choose what to remove, remove it, trace the model again.
 
         Raises:
-            RequestError: without calibration text, when nothing would be left, or when layers go after sub-blocks.
-            FxpruneError: for scores that are not finite, or a configuration that cannot say the new depth.
+            RequestError: without calibration text, when nothing would be left, or for layers after sub-blocks.
+            FxpruneError: for scores that are not finite, or when no configuration describes the new depth.
         """
         layers = (1 if self.sub_blocks is None else 0) if self.layers is None else self.layers
         model = state.subject.model
@@ -66,7 +70,7 @@ class Drop(Pass):
             raise RequestError(f"drop: {layers} of {count} layers leave none", f"drop at most {count - 1}")
         if layers and absences(model):
             raise RequestError(
-                "drop: sub-blocks have gone already, and layers are counted with them", "drop layers first"
+                "drop: layers cannot be removed after sub-blocks", "write the pass that drops layers first"
             )
         tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed)
         if layers or not self.sub_blocks:
@@ -98,7 +102,7 @@ class Drop(Pass):
         if count >= len(found) or count > len(parts):
             which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"
             most = min(len(parts), len(found) - 1)
-            raise RequestError(f"drop: {count} sub-blocks of {len(parts)} {which} cannot go", f"drop at most {most}")
+            raise RequestError(f"drop: cannot remove {count} of {len(parts)} {which}", f"drop at most {most}")
         gone, scores = choose(self.by, model, parts, tokens, count)
         take_out(model, [parts[index] for index in gone])
         scored = range(len(parts)) if self.by == "influence" else gone
@@ -118,14 +122,14 @@ class Drop(Pass):
 
 
 def _traced_anew(state: State, names: dict[str, str]) -> None:
-    """The state of a model of which some tensors are left; ``names`` are theirs now -> before."""
+    """Update the state after blocks were removed; ``names``: present tensor name -> name before."""
     state.ledger.plan = _renamed(state.ledger.plan, names)
     state.before.same_layers, state.ledger.consumers = None, []
     state.subject.graph, state.subject.example = state.host.retrace(state.subject.model)
 
 
 def _renumbered(repairs: Repairs, path: str, kept: Sequence[int]) -> Repairs:
-    """What was repaired in the blocks that are left, under their new numbers."""
+    """The repairs of the remaining blocks, under the new block indices."""
     block = re.compile(re.escape(path) + r"\.(\d+)(?=\.|$)")
     now = {str(before): f"{path}.{place}" for place, before in enumerate(kept)}
     left = {
@@ -137,7 +141,7 @@ def _renumbered(repairs: Repairs, path: str, kept: Sequence[int]) -> Repairs:
 
 
 def _renamed(plan: Plan | None, names: dict[str, str]) -> Plan | None:
-    """What a plan says of the tensors that are left, under their new names."""
+    """The plan for the remaining tensors, under their new names."""
     if plan is None:
         return None
     slices = {
@@ -153,15 +157,15 @@ def _by_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers
 
 
 def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> list[float]:
-    """One minus the mean cosine between what enters and what leaves each block, over all tokens.
+    """One minus the mean cosine similarity between the input and the output of each block, over all tokens.
 
     Args:
         model: in eval mode.
-        blocks: of the model.
+        blocks: the model's blocks.
         tokens: int64 ``[N, L]``.
 
     Raises:
-        FxpruneError: for one that is not finite.
+        FxpruneError: when an influence is not finite.
     """
     cosines = [0.0] * len(blocks.modules)
 
@@ -191,12 +195,12 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
 def _by_perplexity(
     model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int
 ) -> tuple[list[int], list[float]]:
-    """One after the other, each time the layer without which the calibration text is modelled best."""
+    """Remove one layer at a time: always the one whose removal gives the lowest perplexity on the calibration text."""
     return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(model, blocks, gone, tokens))
 
 
 def _without(model: nn.Module, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:
-    """Perplexity while some blocks pass on what they get."""
+    """Perplexity when some blocks return their input unchanged."""
     handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
     try:
         return perplexity(model, tokens).value

@@ -1,7 +1,7 @@
-"""Taylor contributions: what the loss would change by, to first or second order, if weights were zero.
+"""Taylor contributions: the estimated change of the loss, to first or second order, if weights were zero.
 
-Formulas of LLM-Pruner (arXiv 2305.11627, section 3.2, as its code defines them), for a weight ``W``, its gradient ``g``
-of one mean cross-entropy over the batch, and ``G2 = 1/N * sum_j g_j**2`` with ``g_j`` of sample ``j``'s own loss::
+The formulas are those of LLM-Pruner (arXiv 2305.11627, section 3.2, as in its code). ``W`` is a weight, ``g`` its
+gradient of the mean cross-entropy over the batch, ``g_j`` that of sample ``j`` alone, ``G2 = 1/N * sum_j g_j**2``::
 
     vector     |sum of W * g|                        over the other dimensions
     element1   sum of |W * g|
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 
 def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contributions:
-    """Taylor contributions of every wanted dimension, from one pass over the calibration tokens.
+    """Taylor contributions of every dimension in ``wanted``, from one pass over the calibration tokens.
 
-    Parameters that are not wanted get no gradient. One gradient is alive at a time, two for ``element2`` and for
-    shared parameters; docs/scoring.md has the figures and the exceptions. Gradients, flags and modes of the
-    model are as before afterwards.
+    Other parameters get no gradient. One gradient is in memory at a time, two for ``element2`` and for shared
+    parameters; docs/scoring.md has the figures and the exceptions. Afterwards gradients, flags and modes of the model
+    are as they were.
 
     Args:
-        model: called as ``model(input_ids=..., labels=..., use_cache=False)``; the result has ``loss``.
-        tokens: ``[N, L]`` int64, N samples without padding.
+        model: called as ``model(input_ids=..., labels=..., use_cache=False)``; its output must have ``loss``.
+        tokens: int64 ``[N, L]``, N samples without padding.
         wanted: what to score.
         variant: ``vector``, ``element1``, ``second`` or ``element2``.
 
     Raises:
-        RequestError: for an unknown variant, tokens of another shape or type, or a ``wanted`` that does not fit.
-        FxpruneError: for a loss or gradient that is not finite, and a loss that depends on no wanted parameter.
+        RequestError: for an unknown variant, tokens of another shape or dtype, or a ``wanted`` that does not fit.
+        FxpruneError: for a loss or gradient that is not finite, or a loss that depends on none of the parameters.
     """
     compute = VARIANTS.get(variant)
     if compute is None:
@@ -57,14 +57,14 @@ def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contr
         contributions = compute(scoring)
         if not scoring.reached:
             raise FxpruneError(
-                f"the loss depends on none of the {len(scoring.parameters)} parameters to be scored",
-                "score parameters that the model's forward pass uses",
+                f"the loss depends on none of the {len(scoring.parameters)} parameters to score",
+                "choose groups that the model's forward pass uses",
             )
     return scoring.unreached_are_zero(contributions)
 
 
 def _first_order(scoring: Scoring, absolute: bool) -> Contributions:
-    """``W * g``, elements made absolute before they are summed, or sums afterwards."""
+    """``W * g``: absolute values of the elements before the sum if ``absolute``, else of the sums."""
     contributions: Contributions = {}
     everything = slice(None)
 

@@ -52,7 +52,7 @@ def parse_pipeline(
 
 
 def print_pipeline(pipeline: Iterable[Pass], *, defaults: bool = False) -> str:
-    """The text that parses to ``pipeline``: the shortest, or with ``defaults`` one that names every option."""
+    """The shortest text that parses to ``pipeline``; with ``defaults``, a text with every option."""
     return ",".join(print_pass(step, defaults=defaults) for step in pipeline)
 
 
@@ -95,5 +95,5 @@ def _every_shared_option_lands(
         takers = having(name, by_name)
         raise RequestError(
             f"no pass of {print_pipeline(bound)!r} has an option {name!r}",
-            f"passes that have it: {', '.join(takers)}" if takers else "see `fxprune passes`",
+            f"passes with this option: {', '.join(takers)}" if takers else "see `fxprune passes`",
         )

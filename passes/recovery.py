@@ -1,4 +1,4 @@
-"""What every pass that trains has in common: its options, the text, the teacher, and the state of the model around."""
+"""The base of all recovery passes: options, text, teacher, and restoring the model's state afterwards."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ class Recovery(Pass):
 
     kind: ClassVar[PassKind] = PassKind.RECOVER
 
-    epochs: int = option(2, "passes over the data, when steps is 0", at_least=1)
+    epochs: int = option(2, "epochs over the data; used when steps is 0", at_least=1)
     lr: float = option(1e-4, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-4")
-    batch: int = option(64, "examples in an optimizer step", at_least=1)
+    batch: int = option(64, "examples per optimizer step", at_least=1)
     micro_batch: int = option(
-        4, "examples in one forward pass on one device; the rest is gradient accumulation", at_least=1
+        4, "examples per forward pass and device; a batch of several uses gradient accumulation", at_least=1
     )
-    length: int = option(256, "tokens in an example, at most", at_least=2)
-    steps: int = option(0, "optimizer steps; 0 means by epochs", at_least=0)
-    warmup: int = option(100, "steps of linear warm-up, at most a tenth of all", at_least=0)
-    seed: int = option(42, "seed of what is drawn: the order of the data, dropout, adapters", at_least=0, below=2**32)
+    length: int = option(256, "maximum number of tokens in an example", at_least=2)
+    steps: int = option(0, "optimizer steps; with 0, epochs decides", at_least=0)
+    warmup: int = option(100, "steps of linear warm-up, limited to a tenth of all steps", at_least=0)
+    seed: int = option(42, "random seed for data order, dropout and adapter weights", at_least=0, below=2**32)
     dtype: str = option(
         "float32",
-        "arithmetic: float32 (half weights are widened for the time), or bfloat16 autocast",
+        "arithmetic: float32 (also for half-precision weights), or bfloat16 autocast",
         ("float32", "bfloat16"),
     )
     teacher: float = option(
-        0.0, "share of the loss that is the distance from the dense model's predictions; the rest is the text's",
-        at_least=0, at_most=1, hint="0 learns from the text alone, 1 from the dense model",
+        0.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the text",
+        at_least=0, at_most=1, hint="0 uses the text only, 1 the dense model only",
     )  # fmt: skip
     temperature: float = option(
-        1.0, "at which predictions are compared with the dense model's", above=0,
-        hint="1 compares predictions as they are",
+        1.0, "softmax temperature of the comparison with the dense model's predictions", above=0,
+        hint="1 compares the predictions unchanged",
     )  # fmt: skip
 
     @property
@@ -66,12 +66,12 @@ class Recovery(Pass):
         if self.temperature != 1 and not self.teacher:
             raise RequestError(
                 f"{self.name}: temperature={self.temperature:g} means nothing without a teacher",
-                "give teacher=1, or leave it out",
+                "give teacher=1 too",
             )
         if self.batch % min(self.micro_batch, self.batch):
             raise RequestError(
-                f"{self.name}: batch={self.batch} is no multiple of micro_batch={self.micro_batch}",
-                "change one of them so that a batch is a whole number of micro-batches",
+                f"{self.name}: batch={self.batch} is not a multiple of micro_batch={self.micro_batch}",
+                "change one of them",
             )
 
     def run(self, state: State) -> None:
@@ -83,16 +83,16 @@ class Recovery(Pass):
             FxpruneError: a loss that is not finite.
         """
         if state.data.recovery is None:
-            raise RequestError(f"{self.name} has no text to train on", "give one with `--data FILE`")
+            raise RequestError(f"{self.name} has no text to train on", "give --data FILE")
         model = state.subject.model
         if not isinstance(model, PreTrainedModel):
             raise RequestError(
-                f"{self.name} cannot train a {type(model).__name__}", "give a transformers causal-LM model"
+                f"{self.name} cannot train a {type(model).__name__}", "give a transformers causal language model"
             )
         self.require(state, model)
         if self.teacher and state.before.model is None:
             raise RequestError(
-                f"{self.name} learns from the dense model, and no pass before it removed anything",
+                f"{self.name} needs the dense model as teacher, but no pass before it removed anything",
                 f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
             )
         examples = examples_of(state.data.recovery, self.length)
@@ -103,7 +103,7 @@ class Recovery(Pass):
             state.ledger.report[self.name] = self.recover(state, model, examples, teacher)
 
     def require(self, state: State, model: PreTrainedModel) -> None:
-        """Refuse a model that this pass cannot train.
+        """Check that this pass can train the model.
 
         Raises:
             RequestError: with what is missing.
@@ -113,11 +113,11 @@ class Recovery(Pass):
     def recover(
         self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
     ) -> dict[str, Any]:
-        """Train ``model`` in place; what to report."""
+        """Train ``model`` in place; returns what to report."""
 
     @property
     def recipe(self) -> Recipe:
-        """How to train, as the options say."""
+        """The options as a training recipe."""
         return Recipe(
             epochs=self.epochs,
             steps=self.steps,
@@ -131,7 +131,7 @@ class Recovery(Pass):
 
 
 def reported(training: Training) -> dict[str, Any]:
-    """What every recovery reports."""
+    """The part of the report that all recovery passes have."""
     return {
         "loss": training.losses,
         "steps": len(training.losses),
@@ -141,26 +141,26 @@ def reported(training: Training) -> dict[str, Any]:
 
 
 def require_finite(model: nn.Module, consequence: str) -> None:
-    """Refuse a parameter that was trained and is not finite.
+    """Check that all trained parameters are finite.
 
     Args:
         model: after training.
-        consequence: what became of the model, for the hint.
+        consequence: what happened to the model, for the hint.
 
     Raises:
-        FxpruneError: with its name.
+        FxpruneError: with the name of the first parameter that is not finite.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise FxpruneError(
-                f"recovery training broke down: '{name}' is not finite after the last step",
+                f"recovery training failed: '{name}' is not finite after the last step",
                 f"lower lr or raise warmup; {consequence}",
             )
 
 
 @contextmanager
 def _full_precision(*models: nn.Module) -> Iterator[None]:
-    """Hold half-precision tensors in float32 for the time: in half precision small updates are lost."""
+    """Inside, half-precision tensors are float32, because small updates would be lost in half precision."""
     tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
     half = [(tensor, tensor.dtype) for tensor in tensors if tensor.dtype in HALF]
     for tensor, _ in half:
@@ -174,7 +174,7 @@ def _full_precision(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _restored(model: PreTrainedModel) -> Iterator[None]:
-    """Put back which parameters require a gradient, leave eval mode on, and take off what PEFT hung on the model."""
+    """Afterwards, restore ``requires_grad``, set eval mode, and remove the attributes that PEFT added."""
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         yield

@@ -64,7 +64,7 @@ class Data:
         """The calibration text.
 
         Args:
-            who: needs it, with its verb, for the error: ``taylor scores need``.
+            who: subject and verb of the error message, such as ``taylor scores need``.
 
         Raises:
             RequestError: when the user gave none.
@@ -72,8 +72,8 @@ class Data:
         if self.calibration is None:
             raise RequestError(
                 f"{who} calibration text",
-                "give --calib FILE, text the model should keep modelling; or let a language model write some, with "
-                "generate before the first pass; for a module in Python, give its loss",
+                "give --calib FILE with text like the model's later input; or put generate before the first pass, so "
+                "that a language model writes the text; for a module in Python, give its loss",
             )
         return self.calibration
 

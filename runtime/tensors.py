@@ -26,10 +26,10 @@ def tensors_by_every_name(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class Places:
-    """Where the tensors of a model stand, so that one can be replaced wherever it does, and ties are kept.
+    """All places of a model's tensors, so that a tensor can be replaced in every module that shares it.
 
     Attributes:
-        tensors: as :func:`tensors_by_name`, without those that were replaced, which nothing holds on to.
+        tensors: as in :func:`tensors_by_name`, without replaced tensors, so that their memory is free.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +42,7 @@ class Places:
                     self._tables[id(tensor)].append((table, name))
 
     def replace(self, name: str, new: torch.Tensor) -> None:
-        """Put ``new`` wherever the named tensor stands. A parameter stays a parameter."""
+        """Put ``new`` in all places of the named tensor. A parameter stays a parameter."""
         old = self.tensors.pop(name)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
@@ -51,14 +51,14 @@ class Places:
 
 
 def slice_tensors(model: nn.Module, plan: Plan) -> None:
-    """Replace every tensor of ``plan.slices`` by its slice, one at a time; ties, dtype and device are kept."""
+    """Replace every tensor of ``plan.slices`` by its slice, one at a time; keeps ties, dtype and device."""
     places = Places(model)
     for name, slices in plan.by_tensor().items():
         places.replace(name, _slice(places.tensors[name], slices))
 
 
 def sliced(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
-    """The same tensors, those of ``plan.slices`` cut; parameters stay parameters."""
+    """The tensors, with those of ``plan.slices`` sliced; parameters stay parameters."""
     found = dict(tensors)
     for name, slices in plan.by_tensor().items():
         smaller = _slice(tensors[name], slices)

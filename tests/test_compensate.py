@@ -332,7 +332,7 @@ def otherwise() -> State:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: run_passes(decoder_state(make()), Compensate()), "nothing to make up for"),
+        (lambda: run_passes(decoder_state(make()), Compensate()), "no pruning pass before it"),
         (lambda: Compensate(damping=-1.0).check(), "compensate: damping=-1 is below 0"),
         (lambda: Compensate(samples=0).check(), "compensate: samples=0 is below 1"),
         (

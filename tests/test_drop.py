@@ -160,7 +160,7 @@ def test_drop_without_text_asks_for_it() -> None:
 def test_a_depth_that_no_number_says() -> None:
     model = make("llama")
     model.config.num_hidden_layers = 7
-    with pytest.raises(FxpruneError, match="no number in LlamaConfig says how many layers"):
+    with pytest.raises(FxpruneError, match="no field of LlamaConfig holds the number of layers"):
         keep_blocks(model, find_blocks(model), [0, 1])
 
 

@@ -17,7 +17,7 @@ def with_args(op: Op, args: Mapping[int, Arg], kwargs: Mapping[str, Arg] | None 
 
 
 def argument(op: Op, position: int, name: str, default: Arg = None) -> Arg:
-    """An argument that may be given by position or by name."""
+    """An argument, given by position or by name."""
     return op.args[position] if position < len(op.args) else op.kwargs.get(name, default)
 
 

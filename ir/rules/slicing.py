@@ -1,4 +1,4 @@
-"""Operators that take dimensions apart and put them together."""
+"""Operators that split and join dimensions: cat, split, slice, pad, index."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _bounds(op: Op, extent: int) -> tuple[int, int, int]:
 
 
 def _cut(eq: Equations, axis: AxisId, start: int, end: int) -> AxisId:
-    """Refine an axis at two positions and return the part between them."""
+    """Cut an axis at two positions; returns the part between them."""
     extent = eq.axes.size(axis)
     middle = eq.axes.fresh(end - start)
     eq.tie(axis, eq.axes.concat([eq.axes.fresh(start), middle, eq.axes.fresh(extent - end)]))
@@ -93,7 +93,7 @@ def _slice(eq: Equations, op: Op) -> None:
 
 
 def _strided(eq: Equations, axis: AxisId, result: AxisId, step: int) -> None:
-    """Every ``step``-th position: a product whose inner factor the slice addresses."""
+    """Every ``step``-th position: the axis is a product, and the slice reads one position of the inner factor."""
     if eq.axes.size(axis) % step or eq.axes.size(result) * step != eq.axes.size(axis):
         eq.freeze((axis, result), f"a slice with step {step} that does not divide the axis")
         return
@@ -148,8 +148,7 @@ def _select_index(op: Op, new: Resized) -> Op:
 
 
 def _pad(eq: Equations, op: Op) -> None:
-    """Padding stands beside the axis, as parts of which units may go where units of the axis may; a negative one cuts
-    it."""
+    """Padding adds parts beside the axis, which are frozen if the axis is frozen; negative padding cuts the axis."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     amounts = integers(op, 1, "pad")
     if len(amounts) > 2 * len(operand):
@@ -171,7 +170,7 @@ def _pad(eq: Equations, op: Op) -> None:
 
 
 def _pad_amounts(op: Op, new: Resized) -> Op:
-    """As many positions of the padding as are left of it."""
+    """Set the amounts of padding to the kept positions of the padding."""
     operand, amounts = tensor(op, 0), list(integers(op, 1, "pad"))
     for back in range(len(amounts) // 2):
         dim = len(operand.shape) - 1 - back
@@ -210,7 +209,7 @@ def _indices(op: Op) -> tuple[Arg, ...]:
 
 
 def _has_mask(indices: Sequence[Arg]) -> bool:
-    """A mask addresses as many dimensions as it has, at positions known only when it runs."""
+    """Whether an index is a mask: it addresses as many dimensions as it has, at positions known only at run time."""
     return any(isinstance(i, Value) and i.dtype.name in ("b8", "u8") for i in indices)
 
 
@@ -239,7 +238,7 @@ def _index_select(eq: Equations, op: Op) -> None:
 
 
 def _gather(eq: Equations, op: Op) -> None:
-    """gather and scatter: the dimension is addressed; others pass where the index spans them."""
+    """gather and scatter: one dimension is addressed; the others are tied if the index has their full extent."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     dim = place(op, 1, "dim", len(operand))
     sides = [result, *(eq.of(value) for value in list(op.operands)[1:])]
@@ -259,7 +258,7 @@ def _gather(eq: Equations, op: Op) -> None:
 
 
 def _windows(eq: Equations, op: Op) -> None:
-    """unfold: overlapping windows of a dimension, whose positions become the last one."""
+    """unfold: overlapping windows of a dimension; the positions in a window become the last dimension."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     dim = place(op, 1, "dimension", len(operand))
     eq.freeze((operand[dim], result[dim], result[-1]), "overlapping windows of the axis")
