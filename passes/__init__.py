@@ -1,1 +1,1 @@
-"""Graph to graph: dependency analysis, scoring, selection, rewriting, recovery, and the manager that runs them."""
+"""Passes, from graph to graph: dependency analysis, scores, selection, rewriting, recovery; and the pass manager."""

@@ -1,4 +1,4 @@
-"""activation: units go whose activations are small."""
+"""activation: remove the units with small activations."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from .streams import Stream
 class Activation(InputScored):
     """Remove the units with the smallest activations (Minitron, arXiv 2407.14679, section 2.2).
 
-    The size of a unit at a token is the norm of its channels (one channel: its absolute value); the score is the L2
-    norm, over the windows, of its mean over the tokens of a window. Several readers of the same units add up.
+    At a token, the size of a unit is the L2 norm of its channels (for one channel, its absolute value). These sizes are
+    averaged over the tokens of a window; the score is the L2 norm of the averages over all windows. Where several
+    linear maps read the same units, their scores are added.
     """
 
     name: ClassVar[str] = "activation"
@@ -32,7 +33,7 @@ class Activation(InputScored):
         """Importance from one forward pass over the calibration data.
 
         Raises:
-            RequestError: without calibration data, or for a group that no linear map reads.
+            RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for activations that are not finite.
         """
         stream, readers = Stream.of(state.model, self.feeds(state)), readers_of(groups, state.graph)
@@ -52,7 +53,7 @@ class Activation(InputScored):
 
 
 def _squared_means(x: Tensor, sample: Tensor, reader: Reader) -> Tensor:
-    """Sum over samples of the squared mean size of every unit, ``[units]`` float64."""
+    """Squared mean size of every unit, summed over the samples: float64 ``[units]``."""
     units = torch.from_numpy(reader.units(x.shape[1])).to(x.device)
     there = units >= 0
     sizes = x.new_zeros(len(x), reader.group.units, dtype=torch.float64)

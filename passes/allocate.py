@@ -1,4 +1,4 @@
-"""allocate: a budget for the whole model becomes how many units every group keeps."""
+"""allocate: turn a budget for the whole model into the number of units that every group keeps."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Amounts = npt.NDArray[np.int64]
 UNIFORM = "uniform"
 WAYS = (UNIFORM, "kinds", "global", "search")
 TOLERANCE = 0.005
-"""How far from its budget a plan may end, relative to it."""
+"""Largest relative difference between the cost of a plan and its budget."""
 
 LEVELS = 256
-"""The most widths of one group that are weighed against each other."""
+"""Largest number of widths that are considered for one group."""
 
 CELLS = 8192
-"""The most steps that a budget is divided into."""
+"""Largest number of cells that a budget is divided into."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a model may cost.
+    """The budget of a model: a measure and a value.
 
     Attributes:
         measure: ``params``, ``bytes``, ``macs`` or ``latency``.
-        value: a share of what the model cost before any pass, below 1; or an amount.
+        value: below 1, a share of the cost before any pass; above 1, an amount.
     """
 
     measure: str
@@ -44,29 +44,29 @@ class Target:
         """Read ``params=0.8`` or ``params:0.8``.
 
         Raises:
-            RequestError: for an unknown measure, and a value that is no share and no amount.
+            RequestError: for an unknown measure, or a value that is neither a share nor an amount.
         """
         measure, _, number = text.replace(":", "=", 1).partition("=")
         if measure not in MEASURES:
-            raise RequestError(f"target {text!r} names no measure", f"use {', '.join(f'{m}=0.8' for m in MEASURES)}")
+            raise RequestError(f"target {text!r} has no measure", f"use {', '.join(f'{m}=0.8' for m in MEASURES)}")
         try:
             value = float(number)
         except ValueError:
             value = math.nan
         if not 0 < value < math.inf or value == 1:
             raise RequestError(
-                f"target {text!r} is no share between 0 and 1 and no amount above 1",
-                f"{measure}=0.8 keeps four fifths, {measure}=5e9 an amount",
+                f"target {text!r} needs a share between 0 and 1, or an amount above 1",
+                f"{measure}=0.8 keeps 80 percent; {measure}=5e9 is an amount",
             )
         if measure == LATENCY and value > 1:
             raise RequestError(
-                f"target {text!r} is no share, and times are those of this machine only",
-                "give a share of what the model takes here: latency=0.8",
+                f"target {text!r} is not a share; latency takes a share only, because times differ between machines",
+                "give a share of the time that the model takes on this machine: latency=0.8",
             )
         if measure == "bytes" and value > 1:
             raise RequestError(
-                f"target {text!r} is an amount, but files are written in the type of the source",
-                "give a share, bytes=0.8, or a number of parameters",
+                f"target {text!r} is an amount; bytes takes a share only, because files keep the dtype of the source",
+                "give a share, bytes=0.8, or a number of parameters, params=5e9",
             )
         return cls(measure, value)
 
@@ -74,19 +74,19 @@ class Target:
         return f"{self.measure}={self.value:g}"
 
     def amount(self, dense: int) -> int:
-        """The budget for a model that cost ``dense``."""
+        """The budget as an amount, for a model whose dense cost is ``dense``."""
         return round(self.value * dense) if self.value < 1 else round(self.value)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How many units some groups may keep, all of them equally many, and what each choice loses and costs.
+    """The possible widths of some groups that keep equal numbers of units, with the loss and cost of each width.
 
     Attributes:
         groups: their names.
-        counts: ascending, ``[levels]``.
-        losses: what a choice costs in quality, ``[levels]``; least where everything stays.
-        costs: of a choice, beyond that of the first one, ``[levels]`` int64.
+        counts: units that each group keeps, ascending, ``[levels]``.
+        losses: loss of quality at each count, ``[levels]``; smallest where all units are kept.
+        costs: cost at each count minus the cost at the first, int64 ``[levels]``.
     """
 
     groups: tuple[str, ...]
@@ -96,7 +96,7 @@ class Curve:
 
 
 def levels(size: int, step: int, minimum: int) -> Amounts:
-    """The counts that a group may keep: multiples of ``step`` from ``minimum`` on, thinned out to LEVELS, and all."""
+    """The counts that a group may keep: multiples of ``step`` from ``minimum`` on, at most LEVELS, and ``size``."""
     counts = [count for count in range(step, size, step) if count >= max(1, minimum)]
     if len(counts) >= LEVELS:
         counts = [counts[at] for at in np.unique(np.linspace(0, len(counts) - 1, LEVELS - 1).round().astype(int))]
@@ -104,14 +104,14 @@ def levels(size: int, step: int, minimum: int) -> Amounts:
 
 
 class Knapsack:
-    """One level of every curve, so that the losses are least and the costs fit (multiple-choice knapsack).
+    """Chooses one level of every curve: the smallest total loss within the budget (multiple-choice knapsack).
 
-    Solved for all budgets at once by dynamic programming, exactly where the budget divided by the greatest common
-    divisor of all costs stays within CELLS; beyond, costs are rounded up to a cell.
+    Dynamic programming solves it for all budgets at once. The result is exact when the budget divided by the greatest
+    common divisor of all costs is at most CELLS; otherwise costs are rounded up to whole cells.
 
     Args:
         curves: at least one.
-        budget: the largest that will be asked for.
+        budget: the largest budget that :meth:`at` will get.
     """
 
     def __init__(self, curves: Sequence[Curve], budget: int) -> None:
@@ -132,7 +132,7 @@ class Knapsack:
             best = found
 
     def at(self, budget: int) -> list[int]:
-        """The best level of every curve for a budget that is not below 0."""
+        """The best level of every curve for a budget of 0 or more."""
         left = min(budget // self.cell, self._choices.shape[1] - 1)
         chosen: list[int] = []
         for choices, steps in zip(reversed(self._choices), reversed(self._steps), strict=True):
@@ -143,15 +143,15 @@ class Knapsack:
 
 
 def allocate(curves: Sequence[Curve], costs: Costs, budget: int) -> dict[str, int]:
-    """How many units every group keeps, so that the whole costs what it may and loses as little as it can.
+    """How many units every group keeps: the smallest total loss whose cost meets the budget.
 
     Args:
-        curves: every group in one of them.
-        costs: of the model.
-        budget: what the model may cost; met within TOLERANCE, from below where that can be.
+        curves: together they hold every group once.
+        costs: the cost model.
+        budget: what the model may cost; met within TOLERANCE, from below if possible.
 
     Raises:
-        RequestError: when no plan comes so near; says what the nearest one costs.
+        RequestError: when no plan is that close; the message gives the nearest cost.
     """
     table = Knapsack(curves, sum(int(curve.costs[-1]) for curve in curves))
     found = []
@@ -168,20 +168,20 @@ def allocate(curves: Sequence[Curve], costs: Costs, budget: int) -> dict[str, in
     raise RequestError(
         f"no plan meets a budget of {budget:,} within {TOLERANCE:.1%}: the nearest costs {nearest:,}, "
         f"{nearest / dense:.4f} of the model",
-        "ask for that, or let more be cut: other layers, channels=true, a smaller multiple_of",
+        "use that as the target, or allow more to be cut: more layers, channels=true, a smaller multiple_of",
     )
 
 
 def counts_of(curves: Sequence[Curve], chosen: Sequence[int]) -> dict[str, int]:
-    """Group name -> units that stay, for the levels chosen of every curve."""
+    """Group name -> units that are kept, for the chosen level of every curve."""
     return {name: int(c.counts[level]) for c, level in zip(curves, chosen, strict=True) for name in c.groups}
 
 
 def _within(curves: Sequence[Curve], table: Knapsack, costs: Costs, limit: int) -> list[int]:
-    """The best levels whose exact cost is within a limit, or the smallest ones when none is.
+    """The best levels whose exact cost is within a limit; the smallest levels when none is.
 
-    Costs of groups need not add up (a matrix between two widths that are both cut), so that the budget of the sum is
-    searched for.
+    The costs of groups need not add up, because a matrix can lie between two widths that are both cut. So this searches
+    for the summed budget whose solution has an exact cost within the limit.
     """
     low, high = 0, sum(int(curve.costs[-1]) for curve in curves)
     while low < high:
@@ -196,7 +196,7 @@ def _within(curves: Sequence[Curve], table: Knapsack, costs: Costs, limit: int) 
 
 
 def fill(curves: Sequence[Curve], costs: Costs, chosen: Sequence[int], limit: int) -> list[int]:
-    """Spend what rounding left of a limit: as long as one fits, the next level that gains most for what it costs."""
+    """Spend what rounding left of the limit: raise the level with the best gain per cost as long as one fits."""
     chosen = list(chosen)
     cost = costs.of(counts_of(curves, chosen))
     while True:
@@ -214,7 +214,7 @@ def fill(curves: Sequence[Curve], costs: Costs, chosen: Sequence[int], limit: in
 
 
 def _one_up(curves: Sequence[Curve], chosen: Sequence[int]) -> list[list[int] | None]:
-    """For every curve the choices with that one a level higher, None where it is at its highest."""
+    """For every curve, the chosen levels with that curve one level higher; None where it is at its highest."""
     return [
         [*chosen[:at], chosen[at] + 1, *chosen[at + 1 :]] if chosen[at] + 1 < len(curve.counts) else None
         for at, curve in enumerate(curves)
@@ -222,10 +222,10 @@ def _one_up(curves: Sequence[Curve], chosen: Sequence[int]) -> list[list[int] | 
 
 
 def even(sizes: Mapping[str, int], curves: Sequence[Curve]) -> list[Curve]:
-    """Curves whose best choice is the same ratio for all: the loss is the squared ratio, weighed by what it saves.
+    """Curves whose best choice is the same ratio for all groups: the loss is the squared ratio times the cost.
 
-    With ``c_g`` what all of a curve's units cost, ``sum of c_g r_g**2`` is least for ``sum of c_g r_g`` fixed where all
-    ``r_g`` are equal.
+    With ``c_g`` the cost of all units of a curve and ``r_g`` the ratio removed, ``sum of c_g r_g**2`` for a fixed
+    ``sum of c_g r_g`` is smallest where all ``r_g`` are equal.
     """
     found = []
     for curve in curves:
@@ -236,7 +236,7 @@ def even(sizes: Mapping[str, int], curves: Sequence[Curve]) -> list[Curve]:
 
 
 def tied(curves: Sequence[Curve], keys: Sequence[object]) -> list[Curve]:
-    """One curve for all that have the same key and the same counts: they keep equally many, and lose the sum."""
+    """Join curves with the same key and the same counts: their groups keep equal numbers, and the losses add up."""
     joined: dict[tuple[object, tuple[int, ...]], Curve] = {}
     for curve, key in zip(curves, keys, strict=True):
         place = (key, tuple(curve.counts.tolist()))

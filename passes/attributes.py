@@ -1,9 +1,9 @@
-"""Finding the integers of a module that must change with its weights, by value and by trial.
+"""Finds the integers of a module that must change with its weights, by value and by trial runs.
 
-An integer attribute is one of four things. It restates an extent of a parameter (``in_features``): all instances of the
-class say which. It is read by the forward and equals an extent that changed: it follows. It is read and equals both an
-extent that changed and one that did not: both are tried. Or it is something else (a layer's index, a token id), and
-then it differs from every extent in some instance of its class, or trying it shows.
+There are four kinds of integer attributes. Some repeat an extent of a parameter (``in_features``); the instances of the
+class show which one. Some are read by the forward and equal an extent that changed: they get the new extent. Some equal
+both an extent that changed and one that did not: both values are tried. All others (a layer's index, a token id) differ
+from every extent in at least one instance of the class, or a trial run shows that they must stay.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Choice:
     """One decision for all instances of a class that are in the same position.
 
     Attributes:
-        options: per option, (path, attribute) -> (old, new); the first is the most likely one.
-        config: whether the value stands in the configuration and not in the module.
+        options: per option, (path, attribute) -> (old, new); the most likely option comes first.
+        config: whether the value is in the configuration instead of the module.
     """
 
     config: bool
@@ -41,7 +41,7 @@ class Choice:
 
 
 def put(model: nn.Module, repairs: Repairs) -> Callable[[], None]:
-    """Apply ``repairs`` and return what takes them back."""
+    """Apply ``repairs``; returns a function that undoes them."""
     originals: list[tuple[nn.Module, str, Any]] = []
     for path, changes in repairs.attributes.items():
         module = model.get_submodule(path)
@@ -58,16 +58,16 @@ def put(model: nn.Module, repairs: Repairs) -> Callable[[], None]:
 
 
 def find_repairs(model: nn.Module, rehearsal: Rehearsal, shapes: Shapes, extents: Extents) -> Iterator[Repairs]:
-    """Every set of attribute changes with which the resized model runs as the original did, most likely first.
+    """Every set of attribute changes with which the smaller model runs as the dense model did, most likely first.
 
     Args:
-        model: the original, not yet shrunk.
-        rehearsal: of the original; it is resized here.
-        shapes: of the tensors that change.
+        model: the dense model, not yet shrunk.
+        rehearsal: a dry run of the dense model; it is resized here.
+        shapes: the new shapes of the tensors that change.
         extents: as for ``shrink_module``.
 
     Raises:
-        FxpruneError: when none runs.
+        FxpruneError: when the model runs with none of them.
     """
     survey = Survey(model, rehearsal.reads, shapes, extents)
     settled = survey.settled()
@@ -90,12 +90,12 @@ def find_repairs(model: nn.Module, rehearsal: Rehearsal, shapes: Shapes, extents
     if not found and failure is not None:
         raise FxpruneError(
             f"the shrunken model does not run: {failure.path or 'its root module'}: {failure.error}",
-            "a width may be fixed in the model's code; leave the groups of this module out",
+            "a width may be fixed in the model's code; do not prune the groups of this module",
         )
 
 
 class Survey:
-    """The integer attributes of a model, and what is known about each before anything is tried."""
+    """The integer attributes of a model, and what is known about each before any trial run."""
 
     def __init__(self, model: nn.Module, reads: Mapping[str, set[str]], shapes: Shapes, extents: Extents) -> None:
         self.modules = dict(model.named_modules())
@@ -113,7 +113,7 @@ class Survey:
         self._widths: dict[tuple[type, str], bool] = {}
 
     def settled(self) -> Changes:
-        """Attributes whose new value needs no trial."""
+        """Attributes whose new value is known without a trial run."""
         changes: Changes = {}
         for path, module in self.modules.items():
             for attribute, old in _integers(module):
@@ -125,7 +125,7 @@ class Survey:
         return changes
 
     def choices(self, settled: Changes) -> list[Choice]:
-        """What a trial must decide: attributes and configuration fields that a forward reads."""
+        """Attributes and configuration fields that a forward reads and that need a trial run."""
         choices: dict[Any, Choice] = {}
         for path, module in self.modules.items():
             for attribute in sorted(self.reads.get(path, ())):
@@ -148,16 +148,16 @@ class Survey:
         return list(choices.values())
 
     def _doubtful(self, path: str, attribute: str, old: Number, new: Number) -> bool:
-        """Whether a forward reads it and might mean another extent of the same value than the one it restates.
+        """Whether a forward reads the attribute and may mean another extent with the same value.
 
-        The modules of ``torch.nn`` are what their parameters are.
+        Never for the modules of ``torch.nn``: their attributes always describe their own parameters.
         """
         if attribute not in self.reads.get(path, ()) or type(self.modules[path]).__module__.startswith("torch.nn."):
             return False
         return any(option != new for option in self._options(path, old))
 
     def _restated(self, path: str, attribute: str, depth: int) -> Number | None:
-        """The value after, if the attribute equals one parameter extent in every instance of its class."""
+        """The new value, if the attribute equals the same parameter extent in every instance of its class."""
         prefix = f"{path}." if path else ""
         news = set()
         for name, dim in self._places(type(self.modules[path]), attribute, depth):
@@ -166,7 +166,7 @@ class Survey:
         return news.pop() if len(news) == 1 else None
 
     def _places(self, kind: type, attribute: str, depth: int) -> set[tuple[str, int | None]]:
-        """Where every instance of a class restates the attribute: (relative tensor name, dimension; None for all)."""
+        """Places with the attribute's value in every instance: (relative tensor name, dimension; None for all)."""
         key = (kind, attribute, depth)
         if key not in self._known:
             places: set[tuple[str, int | None]] | None = None
@@ -182,7 +182,7 @@ class Survey:
         return self._known[key]
 
     def _owned(self, path: str, depth: int) -> list[tuple[str, tuple[int, ...]]]:
-        """Relative name and shape of the tensors of a module, of its direct children too at depth 1."""
+        """Relative name and shape of a module's own tensors; at depth 1 also of its direct children's."""
         module = self.modules[path]
         owners = [("", module), *((f"{name}.", child) for name, child in module.named_children() if depth)]
         return [
@@ -192,20 +192,20 @@ class Survey:
         ]
 
     def _followed(self, path: str, attribute: str, old: Number) -> Number | None:
-        """The new value of an attribute that no forward read, when its several instances leave no doubt."""
+        """The new value of an attribute that no forward read, when several instances agree on it."""
         options = self._options(path, old)
         several = len(self.instances[type(self.modules[path])]) > 1
         return options[0] if several and self._is_width(path, attribute) else None
 
     def _is_width(self, path: str, attribute: str) -> bool:
-        """Whether the attribute equals an extent in every instance that reads it; a layer's index, say, does not.
+        """Whether the attribute equals an extent in every instance that reads it; a layer's index does not.
 
-        1 is an extent everywhere: a convolution that is not grouped has one group.
+        1 always counts as an extent: an ordinary convolution has one group.
         """
         key = (type(self.modules[path]), attribute)
         if key not in self._widths:
             peers = [peer for peer in self.instances[key[0]] if peer in self.extents]
-            # Where some read it and others do not (a shortcut that pads in the first block only), the readers tell.
+            # If only some instances read it (a shortcut that pads in the first block only), only those count.
             peers = [peer for peer in peers if attribute in self.reads.get(peer, ())] or peers
             self._widths[key] = bool(peers) and all(self._equals_extent(peer, attribute) for peer in peers)
         return self._widths[key]
@@ -216,7 +216,7 @@ class Survey:
         return value is not None and set(sizes) <= {1, *(old for old, _ in self.extents[path])}
 
     def _options(self, path: str, old: Number) -> list[Number]:
-        """What the value may become, most likely first; a single entry when nothing can change it."""
+        """The possible new values, most likely first; one entry when the value cannot change."""
         if isinstance(old, tuple):
             columns = [self._options(path, size) for size in old]
             new = tuple(int(column[0]) for column in columns if isinstance(column[0], int))
@@ -228,9 +228,9 @@ class Survey:
 
 
 def _combinations(choices: list[Choice]) -> Iterator[Changes]:
-    """All combinations of options: configuration fields last, and few departures from the most likely ones first.
+    """All combinations of options: few changes from the most likely options first, configuration fields last.
 
-    A configuration field keeps its value at first: most of what a forward reads there counts layers or tokens.
+    At first every configuration field keeps its value: most fields that a forward reads count layers or tokens.
     """
     fields = [choice for choice in choices if choice.config]
     attributes = [choice for choice in choices if not choice.config]

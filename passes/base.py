@@ -1,4 +1,4 @@
-"""What every pass is, and the state that passes hand to one another."""
+"""The base class of passes, and the state that a pipeline hands from pass to pass."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 def option(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
-    """A field of a pass that is one of its options.
+    """A dataclass field of a pass that is an option in pipeline text.
 
     Args:
-        default: the value when the pipeline text does not name the option.
+        default: the value when the pipeline text does not give the option.
         help: one line for ``fxprune passes``.
-        choices: the values that are allowed, when they can be listed.
+        choices: the allowed values; None when they cannot be listed.
     """
     return field(default=default, metadata={"help": help, "choices": tuple(choices) if choices else None})
 
 
 class Corpus(Protocol):
-    """Text that has been tokenised: what calibration and recovery read."""
+    """Tokenised text, for calibration and recovery training."""
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The name that the user gave, such as a path."""
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        """Token ids ``[count, length]`` int64, non-overlapping and unpadded.
+        """Token ids, int64 ``[count, length]``, without overlap and padding.
 
         Args:
             length: tokens in a window.
-            count: how many; all of them when None.
-            seed: None takes the first windows in order, an integer draws them at random.
+            count: number of windows; all when None.
+            seed: None takes the first windows in order; an integer draws them at random.
 
         Raises:
             RequestError: when the text holds fewer than ``count`` windows.
@@ -50,45 +50,45 @@ class Corpus(Protocol):
 
 
 class Weights(Protocol):
-    """Parameters by their first names, read one at a time."""
+    """Reads parameters one at a time, by their first names."""
 
     def __call__(self, names: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
-        """Name and value of the named parameters, in whatever order is quickest."""
+        """Name and value of each named parameter, in the order that is fastest to read."""
 
 
 @dataclass
 class State:
-    """What a pipeline works on. Passes read and replace its parts.
+    """What a pipeline works on. Passes read it and change it.
 
     Attributes:
         graph: the traced graph; after a pruning pass, the rewritten one.
-        model: the module that the graph was traced from; its parameters are on the meta device when only a config was
+        model: the module that the graph was traced from. Its parameters are on the meta device when only a config was
             given. A pruning pass shrinks it in place.
-        coupling: the dependency analysis of ``graph``, None once a rewrite has invalidated it.
+        coupling: the dependency analysis of ``graph``; None after a rewrite, until it is computed again.
         plan: what the pruning passes removed so far.
-        calibration: text for scores, None when the user gave none.
-        losses: for a module that is no language model, what scores are computed from instead of text: each takes the
-            module and returns a scalar.
-        data: text for recovery training, None when the user gave none.
+        calibration: text for scores; None when the user gave none.
+        losses: for a module that is not a language model: scores are computed from these instead of text. Each takes
+            the module and returns a scalar.
+        data: text for recovery training; None when the user gave none.
         example: the keyword arguments of ``forward`` that the graph was traced with.
         repairs: the module attributes that pruning passes changed so far.
-        outputs: keys of what counts among the things that the model returns; all of it when empty.
-        execute: runs a graph with the weights of the model and returns its output, and the model's own on the
-            same inputs; None where there are no weights to run.
-        rebuild: makes a module of a rewritten graph, its tensors by name and the reason, for a model whose own forward
-            does not hold at the smaller widths; None where only the model itself will do.
-        weights: where the model holds no values but its checkpoint can be read: yields name and value of the parameters
-            that are asked for by their first names, one at a time, cut as ``plan`` says and in the dtype of the file.
-        recorded: the slices of a plan that another run wrote, for the pass that replays them.
-        original: a copy of the model as it was before the first pruning pass, where a later pass compares with it.
-        dense: a copy of the model as it was before the first pass that removed anything, where a later pass learns from
-            it; may be the same object as ``original``.
-        consumers: (tensor, dimension) of everything that takes in units which were cut.
-        retrace: traces the model anew, for a pass that changes more than widths.
-        renamed: where tensors changed their names, present name -> name in the source.
-        whole: the graph before any pass, which shares of the whole model refer to.
-        saved: scores of another run, or a place to keep those of this one; None when they are not wanted.
-        report: what passes want recorded in the artifact, by pass name.
+        outputs: keys of the model's outputs that count; all outputs when empty.
+        execute: runs a graph with the weights of the model; returns its output and the model's own output for the same
+            inputs. None when there are no weights to run.
+        rebuild: makes a module from a rewritten graph, tensors by name and a reason, for a model whose own forward
+            does not work at the smaller widths. None when only the model itself can be used.
+        weights: for a model without values in memory: reads the named parameters from the checkpoint one at a time,
+            sliced as ``plan`` says, in the dtype of the file.
+        recorded: the slices of a plan that another run wrote, for the pass ``replay``.
+        original: a copy of the model before the first pruning pass, when a later pass compares with it.
+        dense: a copy of the model before the first pass that removed anything, when a later pass learns from it; may be
+            the same object as ``original``.
+        consumers: (tensor, dimension) of every weight that reads units which were cut.
+        retrace: traces the model again, after a pass that changes more than widths.
+        renamed: for tensors that were renamed: present name -> name in the source.
+        whole: the graph before any pass; budgets that are shares refer to it.
+        saved: scores from a file, or the place to store those of this run; None when neither was asked for.
+        report: what each pass records in the artifact, by pass name.
     """
 
     graph: Graph
@@ -118,7 +118,7 @@ class State:
         """The calibration text.
 
         Args:
-            who: needs it, with its verb, for the error: ``taylor scores need``.
+            who: subject and verb of the error message, such as ``taylor scores need``.
 
         Raises:
             RequestError: when the user gave none.
@@ -126,27 +126,27 @@ class State:
         if self.calibration is None:
             raise RequestError(
                 f"{who} calibration text",
-                "give --calib FILE, text the model should keep modelling; or let a language model write some, with "
-                "generate before the first pass; for a module in Python, give its loss",
+                "give --calib FILE with text like the model's later input; or put generate before the first pass, so "
+                "that a language model writes the text; for a module in Python, give its loss",
             )
         return self.calibration
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One step of a pipeline. Its dataclass fields are its options; its name is what pipeline text calls it.
+    """One step of a pipeline. Its dataclass fields are its options; pipeline text refers to it by ``name``.
 
     Attributes:
         name: as written in pipeline text.
         kind: ``score``, ``recover`` or ``analysis``; for presentation.
         needs: analyses that must be valid before it runs, by name (``couple``).
-        invalidates: analyses that are stale after it ran.
-        needs_weights: whether it reads parameter values (a pass that does not can run from a config alone).
-        needs_original: whether it compares with the model as it was before pruning.
-        streams: whether one tensor at a time is enough for it, from ``State.weights``, so that it runs on models that
-            are larger than memory.
-        takes_loss: whether it scores by the gradients of a loss, which for models that are no language models the user
-            gives.
+        invalidates: analyses that are no longer valid after it ran.
+        needs_weights: whether it reads parameter values; a pass that does not can run with a config alone.
+        needs_original: whether it compares with the model before pruning.
+        streams: whether it can read one tensor at a time from ``State.weights``, so that it also runs on models that do
+            not fit in memory.
+        takes_loss: whether its scores come from the gradients of a loss; for a module that is not a language model the
+            user gives that loss.
     """
 
     name: ClassVar[str]
@@ -160,16 +160,16 @@ class Pass:
 
     @property
     def needs_dense(self) -> bool:
-        """Whether, with its options, it learns from the model as it was before anything was removed."""
+        """Whether, with these options, it learns from the dense model."""
         return False
 
     def check(self) -> None:
-        """Refuse option values that make no sense, before anything runs.
+        """Check the option values before anything runs.
 
         Raises:
-            RequestError: naming the option, its value, and what is allowed.
+            RequestError: with the option, its value, and the allowed values.
         """
 
     def run(self, state: State) -> None:
-        """Do the work on ``state``."""
+        """Run the pass: read and change ``state``."""
         raise NotImplementedError

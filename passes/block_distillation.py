@@ -1,4 +1,4 @@
-"""Blockwise local distillation: every block alone learns to give what the dense model's block gives."""
+"""Blockwise local distillation: train every block by itself to match the output of the dense model's block."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .training import Example, pad
 
 @dataclass(frozen=True)
 class Lesson:
-    """One batch of a block.
+    """One training batch of a block.
 
     Attributes:
-        args, kwargs: what the pruned model's block is called with, everything before it already trained.
-        target: what the dense model's block gives, ``[B, L, d]``.
-        mask: which tokens are no padding, bool ``[B, L]``.
+        args, kwargs: the inputs of the pruned model's block; all blocks before it are already trained.
+        target: the output of the dense model's block, ``[B, L, d]``.
+        mask: bool ``[B, L]``, False for padding.
     """
 
     args: tuple[Any, ...]
@@ -36,26 +36,26 @@ class Lesson:
 def distil_blocks(
     student: nn.Module, teacher: nn.Module, examples: Sequence[Example], *, steps: int, lr: float, batch: int, seed: int
 ) -> list[tuple[float, float]]:
-    """Train the blocks of ``student`` in place, one after the other in the order in which they run.
+    """Train the blocks of ``student`` in place, in execution order.
 
-    The loss is the squared error of a block's output, relative to the mean square of the dense one's: that of the dense
-    stream, so that a block also learns to make up for what the blocks before it got wrong (block-wise local
+    The loss is the squared error of a block's output, divided by the mean square of the target. The target comes from a
+    full run of the dense model, so that a block also learns to correct the errors of the blocks before it (block-wise local
     distillation as in Puzzle, arXiv 2411.19146, section 3, in sequence).
 
     Args:
-        student: pruned, in eval mode.
+        student: the pruned model, in eval mode.
         teacher: the dense model.
-        examples: what both read.
-        steps: of AdamW for every block.
-        lr: at the first step, falling linearly to 0.
-        batch: examples in a step.
-        seed: of which examples are taken.
+        examples: the input of both models.
+        steps: AdamW steps for every block.
+        lr: learning rate at the first step; it falls linearly to 0.
+        batch: examples per step.
+        seed: random seed for the choice of examples.
 
     Returns:
         The loss at the first and the last step, for every block.
 
     Raises:
-        RequestError: for models whose blocks cannot be compared, since layers or residual channels are gone.
+        RequestError: when blocks cannot be compared, because layers or residual channels were removed.
         FxpruneError: for a loss that is not finite.
     """
     dense = find_blocks(teacher)
@@ -98,8 +98,8 @@ def _lesson(streams: tuple[Stream, Stream], at: int, number: int, path: str, mas
 
 def _incomparable(left: str) -> RequestError:
     return RequestError(
-        f"block by block nothing can be compared: {left} are left",
-        "leave blocks out; predictions are compared all the same",
+        f"cannot train block by block: {left} are left",
+        "leave the option blocks out; the training on the predictions still works",
     )
 
 
@@ -123,7 +123,7 @@ def _train(block: nn.Module, number: int, lessons: Sequence[Lesson], steps: int,
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise FxpruneError(
-                f"block {number}: the loss is {losses[-1]} at step {step + 1}", "lower lr; check weights"
+                f"block {number}: the loss is {losses[-1]} at step {step + 1}", "lower lr; check the weights"
             )
         optimizer.zero_grad()
         loss.backward()

@@ -1,4 +1,4 @@
-"""The sequence of equal blocks in a module: finding it, and taking blocks out of it."""
+"""Finds the sequence of equal blocks (layers) of a model, and removes blocks from it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..ir.graph import Graph
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where a model's blocks stand.
+    """The blocks of a model.
 
     Attributes:
-        path: of the ``ModuleList`` that holds them.
+        path: module path of the ``ModuleList`` that holds them.
         modules: the blocks in order.
     """
 
@@ -31,14 +31,14 @@ class Blocks:
 
 
 def find_blocks(model: nn.Module, graph: Graph | None = None) -> Blocks:
-    """The module list whose members hold most of the parameters.
+    """The blocks: the ``ModuleList`` whose members hold the most parameters.
 
     Args:
         model: any module.
-        graph: of the model; lists that do not run in it, as a vision tower does not run on text, are passed over.
+        graph: the model's graph; lists that do not run in it are ignored, such as a vision tower on text inputs.
 
     Raises:
-        RequestError: when the model has no sequence of at least two blocks.
+        RequestError: when the model has no list of at least two blocks.
     """
     running = None if graph is None else {op.source.module for op in graph.ops}
     lists = [
@@ -57,18 +57,18 @@ def find_blocks(model: nn.Module, graph: Graph | None = None) -> Blocks:
 
 
 def keep_blocks(model: nn.Module, blocks: Blocks, kept: Sequence[int]) -> dict[str, str]:
-    """Take blocks out of a model in place; indices that blocks carry follow, and so does the configuration.
+    """Remove blocks from a model in place; block indices stored in modules and the configuration are updated.
 
     Args:
         model: a module with a ``config``, as transformers' models have.
         blocks: its blocks.
-        kept: indices of those that stay, ascending.
+        kept: indices of the blocks to keep, ascending.
 
     Returns:
-        Every tensor name of the smaller model -> the name that the tensor had.
+        Every tensor name in the smaller model -> the tensor's name before.
 
     Raises:
-        FxpruneError: when no change of the configuration's numbers gives the shallower model.
+        FxpruneError: when no change of the configuration's integers gives the shallower model.
     """
     config = _shallower(model, blocks, kept)
     holder, _, name = blocks.path.rpartition(".")
@@ -80,7 +80,7 @@ def keep_blocks(model: nn.Module, blocks: Blocks, kept: Sequence[int]) -> dict[s
 
 
 def renumber(modules: Sequence[nn.Module], kept: Sequence[int]) -> None:
-    """Integers that equal the block's index in every block are indices: they get the new one."""
+    """Update block indices: an attribute that equals the block's index in every block gets the new index."""
     for path, _ in modules[0].named_modules():
         members = [module.get_submodule(path) for module in modules if _has(module, path)]
         if len(members) < len(modules):
@@ -100,8 +100,8 @@ def _has(module: nn.Module, path: str) -> bool:
 
 
 def _shallower(model: nn.Module, blocks: Blocks, kept: Sequence[int]) -> Any:
-    """The configuration of the shallower model, by building it: as few integer fields as possible, and every list that
-    has an entry per block."""
+    """The configuration of the shallower model, found by building it: changes as few integer fields as possible, and
+    every list that has one entry per block."""
     count = len(blocks.modules)
     data = model.config.to_dict()  # type: ignore[operator, union-attr]
     gone = [f"{blocks.path}.{i}." for i in range(count) if i not in kept]
@@ -116,8 +116,8 @@ def _shallower(model: nn.Module, blocks: Blocks, kept: Sequence[int]) -> Any:
         if _names(model, changed) == want:
             return type(model.config).from_dict(changed)  # type: ignore[union-attr]
     raise FxpruneError(
-        f"no number in {type(model.config).__name__} says how many layers {type(model).__name__} has ({count})",
-        "this architecture cannot drop layers yet",
+        f"no field of {type(model.config).__name__} holds the number of layers of {type(model).__name__} ({count})",
+        "leave the pass drop out; it does not support this architecture yet",
     )
 
 
@@ -130,12 +130,12 @@ def _names(model: nn.Module, data: dict[str, Any]) -> set[str]:
         with torch.device("meta"), no_init_weights():
             config = type(model.config).from_dict(copy.deepcopy(data))  # type: ignore[union-attr]
             return set(type(model)(config).state_dict())
-    except Exception:  # whatever a config or a constructor raises is its way to refuse
+    except Exception:  # a config or constructor may raise any error to refuse a value
         return set()
 
 
 def _put_config(model: nn.Module, config: Any) -> None:
-    """Every module that shares the model's configuration shares the new one."""
+    """Replace the model's configuration in every module that shares it."""
     old = model.config
     config._attn_implementation = old._attn_implementation  # type: ignore[union-attr]
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""budget: scores and what the model may cost become how many units every group keeps."""
+"""budget: from scores and a target, decide how many units every group keeps."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .sensitivity import Gauge, Search, Silencer
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a pruning pass may keep, and how it is shared out.
+    """The budget of a pruning pass, and how it is divided among groups.
 
     Attributes:
-        target: what the model may cost; None for what the same ratio of every group would leave of its parameters.
+        target: what the model may cost; None for the parameters that are left when every group loses ``ratio``.
         by: ``uniform``, ``kinds``, ``global`` or ``search``.
-        ratio: where there is no target.
-        multiple_of: of which widths shall be multiples.
+        ratio: used when there is no target.
+        multiple_of: widths are multiples of this.
         moves: how many exchanges between groups a search tries.
-        samples, length, seed, batch: the calibration windows that a search measures on.
+        samples, length, seed, batch: the calibration windows for the measurements of a search.
     """
 
     target: Target | None
@@ -43,10 +43,10 @@ class Budget:
     batch: int
 
     def amount(self, state: State, groups: Sequence[Group], costs: Costs) -> int:
-        """The budget in units of its measure.
+        """The budget in the unit of its measure.
 
         Raises:
-            RequestError: when the model costs no more than that as it is.
+            RequestError: when the model already costs no more than the budget.
         """
         now = costs.of({})
         if self.target is None:
@@ -55,8 +55,8 @@ class Budget:
         amount = self.target.amount(costs.whole(state.whole))
         if amount >= now:
             raise RequestError(
-                f"target {self.target} is {amount:,}, and the model is at {now:,}: nothing would be removed",
-                "ask for less than that",
+                f"target {self.target} is {amount:,}, and the model already has {now:,}: nothing would be removed",
+                "give a smaller target",
             )
         return amount
 
@@ -74,19 +74,19 @@ class Budget:
         alike: bool,
         saved: Saved | None = None,
     ) -> tuple[dict[str, int], dict[str, object]]:
-        """How many units every group keeps, and what to report of it.
+        """How many units every group keeps, and what to report about it.
 
         Args:
             state: before the cut.
-            coupling: of its graph.
-            groups: to cut.
-            scores: of their units.
-            losses: group name -> what it costs to lose so many units of every parent unit, ``[size + 1]``.
-            alike: whether losses of different groups compare.
-            saved: keeps what a search measures of single groups.
+            coupling: the analysis of its graph.
+            groups: the groups to cut.
+            scores: scores of their units.
+            losses: group name -> loss of quality when 0, 1, ... units of every parent unit go, ``[size + 1]``.
+            alike: whether losses of different groups have the same unit.
+            saved: stores what a search measures for single groups.
 
         Raises:
-            RequestError: for a budget that no plan meets, or that removes nothing; what a search refuses.
+            RequestError: for a budget that no plan meets, or that removes nothing; as :class:`Search` does.
         """
         measure = self.target.measure if self.target is not None else "params"
         names = [group.name for group in groups]
@@ -119,7 +119,7 @@ class Budget:
     def _searched(
         self, search: Search, curves: Sequence[Curve], costs: Costs, amount: int
     ) -> tuple[dict[str, int], float]:
-        """The better of what scores and what measured curves say, refined; and its distance from the dense model."""
+        """The better of two allocations, by scores and by measured curves, refined; and its distance from dense."""
         measured = [search.measured(curve) for curve in curves]
         start = min((allocate(found, costs, amount) for found in (curves, measured)), key=search.distance)
         counts = search.refined(measured, costs, start, max(amount, costs.of(start)), moves=self.moves)
@@ -127,7 +127,7 @@ class Budget:
 
 
 def comparable(losses: Mapping[str, Losses], groups: Sequence[Group], costs: Costs) -> dict[str, Losses]:
-    """Losses in units of their own, made to compare: what a group would lose in all stands for what it costs in all."""
+    """Scale losses to one common unit: the loss of a whole group becomes the cost of the whole group."""
     found = {}
     for group in groups:
         own = losses[group.name]

@@ -1,4 +1,4 @@
-"""A call that read a parameter, kept so that its gradient can be computed for one sample of the batch at a time."""
+"""Recorded calls that read a parameter, so that its gradient can be computed for one sample of the batch at a time."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 
 class NotSplittableError(Exception):
-    """The call does not treat the samples of the batch one by one, as far as can be shown."""
+    """The call may mix samples of the batch, so that per-sample gradients cannot be computed."""
 
 
 @dataclass(eq=False)
 class Call:
-    """What is remembered of a call.
+    """One recorded call.
 
     Attributes:
         function: what was called.
         args: its positional arguments; activations are detached, operands are the tensors themselves.
-        kwargs: its named arguments, likewise.
+        kwargs: its keyword arguments, in the same form.
         operands: the arguments that are parameters to be scored, or computed from one.
-        samples: how many samples the batch has.
+        samples: number of samples in the batch.
         rows: extent of dimension 0 of the output, a multiple of ``samples``.
-        versions: of the activations, to notice when one was overwritten later.
+        versions: versions of the activations, to detect that one was overwritten later.
         output_print: fingerprint of the output.
         scaled_print: fingerprint of the output's gradient when the loss of each sample is scaled by its own factor.
         gradient: the output's gradient.
-        waiting: how many operands have not been dealt with.
+        waiting: number of operands that are not processed yet.
     """
 
     function: Callable[..., Any]
@@ -56,22 +56,22 @@ class Call:
         return tensor.narrow(0, sample * count, count)
 
     def belongs_to_samples(self, factors: Tensor) -> bool:
-        """Whether every piece of the output's gradient comes from the loss of its own sample.
+        """Whether every sample's part of the output gradient depends on the loss of that sample only.
 
         Args:
-            factors: ``[samples]`` powers of two that the losses were scaled by for ``scaled_print``.
+            factors: ``[samples]``, the powers of two that scaled the losses for ``scaled_print``.
         """
         if self.scaled_print is None or self.gradient is None:
             return False
         plain = fingerprint(self.gradient).reshape(self.samples, -1)
         expected = plain * factors.to(plain)[:, None]
         error = (self.scaled_print.reshape(self.samples, -1) - expected).abs().amax(dim=1)
-        # Powers of two scale floating-point numbers exactly; what is left is a sum that a kernel reorders.
+        # Powers of two scale floating-point numbers exactly; only the summation order of a kernel may differ.
         tolerance = min(256 * torch.finfo(self.gradient.dtype).eps, 2**-6)
         return bool((error <= tolerance * expected.abs().amax(dim=1)).all())
 
     def done_with_one(self) -> None:
-        """Forget the activations once every operand was dealt with."""
+        """Free the activations when every operand has been processed."""
         self.waiting -= 1
         if self.waiting <= 0:
             self.args, self.kwargs, self.versions, self.gradient = (), {}, [], None
@@ -81,17 +81,17 @@ def sample_gradient(call: Call, operand: Tensor, root: Tensor, sample: int, tota
     """Add the gradient of one sample through one call to ``total``.
 
     Args:
-        call: has its output gradient.
+        call: its ``gradient`` is set.
         operand: the argument of the call.
         root: the parameter that ``operand`` is, or was computed from.
-        sample: which sample of the batch.
+        sample: index in the batch.
         total: of ``root``'s shape, overwritten; None for zero.
 
     Returns:
         The sum; None for zero.
 
     Raises:
-        NotSplittableError: when the call on the sample's input does not give the sample's output.
+        NotSplittableError: when the call on one sample's input does not give that sample's output.
     """
     if any(tensor._version != version for tensor, version in call.versions):
         raise NotSplittableError
@@ -110,7 +110,7 @@ def sample_gradient(call: Call, operand: Tensor, root: Tensor, sample: int, tota
 
 
 def _replayed(call: Call, operand: Tensor, sample: int) -> Tensor | None:
-    """The gradient of any call: do it again for one sample, with only ``operand`` requiring a gradient."""
+    """The gradient of any call: repeat it for one sample, with only ``operand`` requiring a gradient."""
     assert call.gradient is not None
     alias = operand.detach().requires_grad_()
 
@@ -127,7 +127,7 @@ def _replayed(call: Call, operand: Tensor, sample: int) -> Tensor | None:
             output = call.function(*map(argument, call.args), **{k: argument(v) for k, v in call.kwargs.items()})
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # shapes that only fit the whole batch
+        except RuntimeError as error:  # shapes that fit the whole batch only
             raise NotSplittableError from error
     _check_output(call, output, sample)
     if not output.requires_grad:
@@ -139,16 +139,16 @@ def _replayed(call: Call, operand: Tensor, sample: int) -> Tensor | None:
 def _check_output(call: Call, output: Any, sample: int) -> None:
     expected = call.piece(call.output_print, sample)
     found = fingerprint(output)
-    # Matrix products of other shapes round differently: half the digits must agree.
+    # Matrix products of another shape round differently: half of the digits must agree.
     tolerance = torch.finfo(output.dtype).eps ** 0.5 * float(expected.abs().amax())
     if found.shape != expected.shape or not bool(((found - expected).abs() <= tolerance).all()):
         raise NotSplittableError
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """One float64 number for every vector along the last dimension: its product with a fixed random vector.
+    """One float64 number for every vector along the last dimension: its dot product with a fixed random vector.
 
-    Two vectors with the same number are the same but for chance; a scaled vector has the scaled number.
+    Equal numbers mean equal vectors, with very high probability; a scaled vector has the scaled number.
     """
     tensor = tensor.detach()
     if tensor.dim() < 2:
@@ -159,17 +159,17 @@ def fingerprint(tensor: Tensor) -> Tensor:
 
 
 def is_activation(tensor: Tensor, rows: int) -> bool:
-    """Whether an argument that is no parameter runs along the batch, for a call whose output has this many rows."""
+    """Whether an argument has the batch in dimension 0, for a call whose output has ``rows`` rows."""
     return not isinstance(tensor, torch.nn.Parameter) and tensor.dim() > 0 and tensor.shape[0] == rows
 
 
 def tensors_of(args: Iterable[Any], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The arguments that are tensors; what hides in lists is not looked at."""
+    """The arguments that are tensors; tensors inside lists are ignored."""
     return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
 
 
 class _Linear:
-    """``F.linear``: no need to compute its output again, and the sum over several calls is made in place."""
+    """``F.linear``: needs no second forward, and adds up several calls in place."""
 
     @staticmethod
     def applies(call: Call, weight: Tensor) -> bool:
@@ -184,7 +184,7 @@ class _Linear:
 
 
 class _Embedding:
-    """``F.embedding``: rows are added in place, so that a table shared with the output layer needs no second copy."""
+    """``F.embedding``: adds rows in place, so that a table shared with the output layer needs no second copy."""
 
     OPTIONS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
@@ -212,4 +212,4 @@ class _Embedding:
 
 
 DIRECT: dict[Callable[..., Any], type[_Linear] | type[_Embedding]] = {F.linear: _Linear, F.embedding: _Embedding}
-"""Calls whose gradient is written out. Everything else is replayed."""
+"""Calls with an explicit gradient formula. All other calls are repeated."""
