@@ -39,8 +39,8 @@ def distil_blocks(
     """Train the blocks of ``student`` in place, in execution order.
 
     The loss is the squared error of a block's output, divided by the mean square of the target. The target comes from a
-    full run of the dense model, so that a block also learns to correct the errors of the blocks before it (block-wise local
-    distillation as in Puzzle, arXiv 2411.19146, section 3, in sequence).
+    full run of the dense model, so that a block also learns to correct the errors of the blocks before it (block-wise
+    local distillation as in Puzzle, arXiv 2411.19146, section 3, in sequence).
 
     Args:
         student: the pruned model, in eval mode.

@@ -1,4 +1,4 @@
-"""compensate: refit the consumers of what was removed, so that their outputs stay those of the dense model."""
+"""compensate: refit the weights that read removed units, so that their outputs stay close to the dense model's."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ METHODS = ("lstsq", "bias")
 
 @dataclass(frozen=True, kw_only=True)
 class Compensate(Pass):
-    """Refit every linear map whose inputs lost units, one after the other in the order in which the model runs them.
+    """Refit every linear map whose inputs lost units, one after the other in execution order.
 
-    Each is fitted with everything before it already pruned and refitted; what it is fitted to are the dense model's
-    outputs, or with ``residual`` those that make the pruned residual stream the dense one (sequential least squares
-    as in OSSCAR, SlimGPT and Tyr-the-Pruner, arXiv 2503.09657). ``bias`` adds to the bias what the removed inputs gave
-    on average (FLAP, arXiv 2312.11983).
+    When a linear map is refitted, all layers before it are already pruned and refitted. The target is the dense model's
+    output; with ``residual``, it is the output that makes the pruned residual stream equal to the dense one (sequential
+    least squares as in OSSCAR, SlimGPT and Tyr-the-Pruner, arXiv 2503.09657). ``method=bias`` only adds the mean
+    contribution of the removed inputs to the bias (FLAP, arXiv 2312.11983).
     """
 
     name: ClassVar[str] = "compensate"
@@ -34,17 +34,17 @@ class Compensate(Pass):
     needs_original: ClassVar[bool] = True
 
     method: str = option("lstsq", "lstsq: refit the kept weights; bias: correct the mean", METHODS)
-    damping: float = option(0.01, "pull towards the weights as they are, relative to the mean second moment")
+    damping: float = option(0.01, "strength of the pull to the present weights, relative to the mean second moment")
     samples: int = option(64, "calibration windows")
     length: int = option(128, "tokens in a calibration window")
-    seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
+    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
     batch: int = option(8, "windows in one forward pass")
     residual: bool = option(
-        True, "fit to what the dense model's residual stream becomes, so that errors made before are corrected too"
+        True, "fit to the dense model's residual stream, so that errors of earlier layers are corrected too"
     )
 
     def check(self) -> None:
-        """Refuse values that make no sense."""
+        """Check the option values."""
         if not 0 <= self.damping < float("inf"):
             raise RequestError(f"compensate: damping {self.damping} is negative", "use 0.01, or 0 for none")
         for name, low in (("samples", 1), ("length", 1), ("batch", 1)):
@@ -55,13 +55,13 @@ class Compensate(Pass):
         """Refit in place.
 
         Raises:
-            RequestError: without a pruning pass before it, calibration text, enough of it for an undamped fit, or a
-                bias to correct.
+            RequestError: without a pruning pass before it; without calibration text, or with too little for a fit
+                without damping; for ``method=bias`` where a consumer has no bias.
             FxpruneError: for statistics that are not finite, or singular without damping.
         """
         if state.original is None or state.plan is None:
             raise RequestError(
-                "compensate has nothing to make up for", "write it after a pruning pass: taylor,compensate"
+                "compensate: no pruning pass before it removed units", "write it after one: taylor,compensate"
             )
         batches = calibration_feeds(
             state, "compensate needs", samples=self.samples, length=self.length, seed=self.seed, batch=self.batch
@@ -80,7 +80,7 @@ class Compensate(Pass):
         }  # fmt: skip
 
     def _require(self, at: Map, tokens: int, notes: list[str] | None) -> None:
-        """Note that a map has more unknowns than tokens; refuse it where nothing else would hold them."""
+        """Note that a linear map has more unknowns than tokens; without damping, raise RequestError."""
         short = at.unknowns - tokens
         if short <= 0:
             return
@@ -88,7 +88,7 @@ class Compensate(Pass):
         if self.damping == 0:
             raise RequestError(
                 f"compensate: {what}",
-                "give more calibration text, or damping above 0, which holds what the text leaves open at its value",
+                "give more calibration text, or damping above 0, which keeps undetermined weights at their values",
             )
         if notes is not None:
             notes.append(
@@ -126,7 +126,7 @@ class Compensate(Pass):
         for at, (total, count) in sums.items():
             shift = total / count
             if not bool(shift.isfinite().all()):
-                raise FxpruneError(f"{at}: the mean outputs are not finite", "run in float32; check the text")
+                raise FxpruneError(f"{at}: the mean outputs are not finite", "run in float32; check the --calib text")
             assert at.bias is not None
             at.bias.data += shift.to(at.bias.dtype)
 
@@ -134,4 +134,4 @@ class Compensate(Pass):
 def _require_biases(pairs: Pairs) -> None:
     without = [consumer.owner for consumer in pairs.consumers if pairs.probed(consumer).bias is None]
     if without:
-        raise RequestError(f"compensate: {without[0]} has no bias to correct", "use method=lstsq, which needs none")
+        raise RequestError(f"compensate: {without[0]} has no bias to correct", "use method=lstsq, which needs no bias")

@@ -1,4 +1,4 @@
-"""The weights that take in units of groups, found from the graph, in the order in which they run."""
+"""The weights that read the units of groups, found from the graph, in execution order."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..ir.groups import Group, Occurrence, Role
 
 @dataclass(frozen=True)
 class Consumer:
-    """A weight whose inputs are units of a group.
+    """A weight that reads the units of a group as its inputs.
 
     Attributes:
         tensor: its name.
-        dim: the dimension that takes the inputs in.
-        modules: paths of the modules whose forward reads it, in order.
-        order: number of the first operator that reads it.
-        reads: the activation that goes in with it, None when that is not one value.
-        linear_only: whether one kind of operator reads it; a tied embedding has more to do.
+        dim: its input dimension.
+        modules: paths of the modules whose forward uses it, in order.
+        order: index of the first operator that uses it.
+        reads: the activation that it is multiplied with; None when there are several.
+        linear_only: whether only one kind of operator uses it; not so for a tied embedding.
     """
 
     tensor: str
@@ -36,16 +36,17 @@ class Consumer:
 
 
 def taking_in(group: Group, graph: Graph) -> list[Occurrence]:
-    """Members that take the units of a group in, or may do so.
+    """Members that read the units of a group, or may do so.
 
-    Weights of three dimensions and more may hold a map for each expert, whose sides only its call can tell.
+    A weight of three or more dimensions may hold one linear map per expert; only its calls show which dimension is the
+    input.
     """
     dims = {parameter.name: len(parameter.value.shape) for parameter in graph.parameters}
     return [m for m in group.members if m.role is Role.IN or (dims[m.tensor] > 2 and m.dim > 0)]
 
 
 def find_consumers(graph: Graph, places: Iterable[tuple[str, int]]) -> list[Consumer]:
-    """The consumers at these (tensor, dimension) places, sorted by the operator that reads them first."""
+    """The consumers at these (tensor, dimension) places, sorted by the first operator that uses them."""
     readers = _readers(graph)
     leaves = {parameter.value for parameter in graph.parameters}
     found = []

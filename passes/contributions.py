@@ -1,6 +1,7 @@
-"""What every score is made of: one number for every position of every scored dimension of every parameter.
+"""Contributions: one number for every position of every scored dimension of every parameter.
 
-Scores are computed once, for all groups, from these vectors; which positions make up a unit is another matter.
+The scores of all groups are computed from these vectors, which are computed once. ``select`` adds up the positions of a
+unit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .base import Weights
 
 Wanted = Mapping[str, frozenset[int]]
-"""Parameter name (its first one, where modules share it) -> the dimensions whose positions are scored."""
+"""Parameter name (the first one, if modules share it) -> the dimensions to score."""
 
 Contributions = dict[tuple[str, int], npt.NDArray[np.float64]]
 """(parameter name, dimension) -> float64 vector ``[shape[dimension]]``."""
@@ -33,28 +34,28 @@ Contributions = dict[tuple[str, int], npt.NDArray[np.float64]]
 Slab = tuple[slice, ...]
 
 SLAB_ELEMENTS = 1 << 17
-"""The most elements of a parameter that are looked at in one go."""
+"""Largest number of elements of a parameter that are processed at once."""
 
 BLOCK_ELEMENTS, POWER_ELEMENTS = 1 << 22, 1 << 17
-"""Of a weight whose powers are summed: what a thread takes at once, and what of it is in float64 at a time, which stays
-in the processor's cache. How many threads there are changes no sum."""
+"""For sums of powers: how many elements a thread takes at once, and how many of them are converted to float64 at a
+time, so that they fit in the processor's cache. The sums do not depend on the number of threads."""
 
 
 def magnitude(model: Module, wanted: Wanted, p: int, weights: Weights | None = None) -> Contributions:
     """Sum of ``|w|**p`` over the other dimensions, without a root (LLM-Pruner's ``MagnitudeImportance``).
 
     Args:
-        model: holds the weights, unless ``weights`` does.
+        model: the model; its weights are used unless ``weights`` is given.
         wanted: what to score.
         p: the exponent, at least 1.
         weights: reads them one at a time, for a model on the meta device.
 
     Raises:
-        RequestError: for ``p`` below 1, or a ``wanted`` that does not fit the model.
+        RequestError: for ``p`` below 1, or when ``wanted`` does not fit the model.
         FxpruneError: for a weight that is not finite.
     """
     if p < 1:
-        raise RequestError(f"magnitude exponent p={p}", "use p=1 (sum of absolute weights) or p=2 (sum of squares)")
+        raise RequestError(f"magnitude: p={p} is below 1", "use p=1 (sum of absolute weights) or p=2 (sum of squares)")
     contributions: Contributions = {}
     memory = threading.local()
     with _one_thread() as threads, ThreadPoolExecutor(threads) as pool:
@@ -69,9 +70,9 @@ def magnitude(model: Module, wanted: Wanted, p: int, weights: Weights | None = N
 def _power_sums(
     weight: Tensor, dims: frozenset[int], p: int, pool: Executor, memory: threading.local
 ) -> dict[int, Tensor]:
-    """Sums of ``|w|**p`` over all other dimensions, float64; blocks of the weight are shared out.
+    """Sums of ``|w|**p`` over all other dimensions, float64; several threads work on blocks of the weight.
 
-    ``memory`` keeps one buffer a thread: to get fresh pages for every piece would take several times the arithmetic.
+    ``memory`` keeps one buffer per thread: allocating memory for every piece would take longer than the arithmetic.
     """
 
     def summed(block: Slab) -> dict[int, Tensor]:
@@ -91,7 +92,7 @@ def _power_sums(
 
 
 def _power(values: Tensor, p: int, buffer: Tensor) -> Tensor:
-    """``|values|**p`` in a buffer of float64."""
+    """``|values|**p``, written to a float64 buffer."""
     powers = buffer[: values.numel()].view(values.shape).copy_(values)
     if p == 2:
         return powers.square_()
@@ -104,20 +105,20 @@ def wanted_parameters(model: Module, wanted: Wanted, *, stored: bool = False) ->
     Args:
         model: whose parameters.
         wanted: what to score.
-        stored: whether the values are elsewhere, so that parameters on the meta device will do.
+        stored: whether the values are in a checkpoint, so that parameters on the meta device are allowed.
 
     Raises:
-        RequestError: when it names nothing, a parameter that the model lacks, a dimension that the parameter lacks, or
-            a parameter without floating-point values.
+        RequestError: when it is empty, or names a parameter or dimension that does not exist, or a parameter without
+            floating-point values.
     """
     if not any(wanted.values()):
-        raise RequestError("no parameter is to be scored", "choose a range of layers that holds prunable groups")
+        raise RequestError("there is no parameter to score", "choose a range of layers with prunable groups")
     known = dict(model.named_parameters())
     chosen = {}
     for name, dims in wanted.items():
         parameter = known.get(name)
         if parameter is None:
-            raise RequestError(f"the model has no parameter {name!r}", "a shared parameter goes by its first name")
+            raise RequestError(f"the model has no parameter {name!r}", "use the first name of a shared parameter")
         if not all(0 <= dim < parameter.dim() for dim in dims):
             raise RequestError(
                 f"{name!r} of shape {list(parameter.shape)} has no dimensions {sorted(dims)}", "count them from 0"
@@ -125,14 +126,14 @@ def wanted_parameters(model: Module, wanted: Wanted, *, stored: bool = False) ->
         if parameter.is_meta and not stored:
             raise RequestError(f"{name!r} has no values to score", "load the weights: a config alone is not enough")
         if not parameter.is_floating_point():
-            raise RequestError(f"{name!r} holds {parameter.dtype}", "score a model that is not quantised")
+            raise RequestError(f"{name!r} holds {parameter.dtype}", "give a model that is not quantised")
         if dims:
             chosen[name] = parameter
     return chosen
 
 
 def slabs_of(tensor: Tensor) -> Iterator[Slab]:
-    """Pieces so small that their float64 temporaries are little beside the tensor."""
+    """Pieces whose float64 temporaries are small compared to the tensor."""
     return slabs(tuple(tensor.shape), min(SLAB_ELEMENTS, max(1024, tensor.numel() // 512)))
 
 
@@ -153,12 +154,12 @@ def slabs(shape: tuple[int, ...], limit: int) -> Iterator[Slab]:
 
 
 def position_sums(tensor: Tensor, dims: frozenset[int], saliency: Callable[[Slab], Tensor]) -> dict[int, Tensor]:
-    """Reduce a saliency that is never held in full to one vector per dimension.
+    """Reduce a saliency to one vector per dimension, piece by piece, without ever storing all of it.
 
     Args:
-        tensor: gives shape and device.
+        tensor: a tensor of the saliency's shape and device.
         dims: the dimensions to keep, one vector each.
-        saliency: the saliency of one slab, float64.
+        saliency: computes the saliency of one slab, float64.
 
     Returns:
         dimension -> float64 ``[shape[dimension]]``: the sum over all other dimensions.
@@ -177,8 +178,8 @@ def _summed(tensor: Tensor, dims: frozenset[int], parts: Iterable[tuple[Slab, Te
 
 @contextmanager
 def _one_thread() -> Iterator[int]:
-    """Slabs are too small to share: the threads of one operation would wait for one another longer than they work.
-    Yields how many there are otherwise."""
+    """Use one thread per operation inside: slabs are so small that several threads would mostly wait for one another.
+    Yields the number of threads outside."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -188,15 +189,15 @@ def _one_thread() -> Iterator[int]:
 
 
 def require_finite(sums: Mapping[int, Tensor], message: str, hint: str) -> None:
-    """Every element of a saliency is in each of its sums, so that a NaN or an infinity anywhere shows in one of them.
+    """Check for NaN and infinity: each sum covers every element of a saliency, so one of them shows it.
 
     Raises:
-        FxpruneError: with ``message`` and ``hint``, when one shows.
+        FxpruneError: with ``message`` and ``hint``, when a sum is not finite.
     """
     if not all(bool(total.isfinite().all()) for total in sums.values()):
         raise FxpruneError(message, hint)
 
 
 def as_contributions(name: str, sums: Mapping[int, Tensor]) -> Contributions:
-    """The sums of one parameter under their public keys."""
+    """The sums of one parameter as contributions: float64 arrays by (parameter name, dimension)."""
     return {(name, dim): total.cpu().numpy() for dim, total in sums.items()}

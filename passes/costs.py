@@ -1,4 +1,4 @@
-"""What a model would cost at other widths: parameters, bytes and multiply-accumulates from how many units stay."""
+"""The cost of a model at other widths: parameters, bytes and multiply-accumulates from the units that are kept."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..ir.graph import Arg, Graph, Op, Value
 from .couple import Coupling, couple
 
 Counts = Mapping[str, int]
-"""Group name -> units that stay, of each parent unit where the group is nested."""
+"""Group name -> number of units that are kept; for a nested group, per parent unit."""
 
 LATENCY = "latency"
 MEASURES = ("params", "bytes", "macs", LATENCY)
 
 
 def dense_cost(graph: Graph, measure: str) -> int:
-    """What a graph costs as it is: parameters, their bytes with those of buffers, or multiply-accumulates of a run."""
+    """The present cost of a graph: parameters, bytes of parameters and buffers, or multiply-accumulates of one run."""
     if measure == "macs":
         return macs(graph)
     return sum(math.prod(value.shape) * size for value, size in _weighed(graph, measure))
@@ -27,7 +27,7 @@ def dense_cost(graph: Graph, measure: str) -> int:
 
 @dataclass(frozen=True)
 class Term:
-    """A tensor or an operator whose cost depends on groups, and the dimensions that do."""
+    """A tensor or operator whose cost depends on the widths of groups."""
 
     value: Value
     factor: int
@@ -35,13 +35,13 @@ class Term:
 
 
 class Costs:
-    """The cost of one coupled graph as a function of how many units its groups keep.
+    """The cost of one analysed graph as a function of how many units its groups keep.
 
-    Exact where no position holds units of two occurrences of one atom, which a group that may be cut never does.
+    Exact unless a position belongs to units of two occurrences of one atom; this never happens in a prunable group.
 
     Args:
-        coupling: of the graph.
-        names: the groups that may be cut; all others keep everything.
+        coupling: the analysis of the graph.
+        names: the groups that may be cut; all other groups keep all their units.
         measure: ``params``, ``bytes`` or ``macs``.
     """
 
@@ -62,8 +62,8 @@ class Costs:
         self._fixed = self.whole(self._graph) - sum(self._of(term, {}) for term in self._terms)
 
     def whole(self, graph: Graph) -> int:
-        """Of a graph as it is; of another one than the coupling's, which may have been traced on other extents, on the
-        same inputs."""
+        """The cost of a graph as it is, for inputs of the coupling's extents. The graph may be another one than the
+        coupling's, traced with other extents."""
         if graph is self._graph or self._measure != "macs":
             return dense_cost(graph, self._measure)
         other = couple(graph)
@@ -71,12 +71,12 @@ class Costs:
         return sum(MACS[op.packet](sized(op, other.axes, shapes)) for op in graph.ops if op.packet in MACS)
 
     def of(self, counts: Counts) -> int:
-        """The whole cost when these groups keep so many units and all others everything."""
+        """The total cost when these groups keep ``counts`` units and all other groups keep everything."""
         kept = {self._atoms[name]: count for name, count in counts.items()}
         return self._fixed + sum(self._of(term, kept) for term in self._terms)
 
     def saved(self, name: str, count: int) -> int:
-        """What cutting one group to ``count`` units saves, all others as they are in the graph."""
+        """The cost saved when one group is cut to ``count`` units and all other groups keep everything."""
         kept = {self._atoms[name]: count}
         return sum(self._of(term, {}) - self._of(term, kept) for term in self._touched[name])
 
@@ -87,7 +87,7 @@ class Costs:
 
 
 def like(coupling: Coupling, graph: Graph) -> dict[int, int]:
-    """Atom id -> extent, with which the inputs of a coupling's graph get the shapes of another graph's."""
+    """Atom id -> extent, so that the inputs of the coupling's graph get the shapes of the other graph's inputs."""
     found = {}
     for mine, theirs in zip(coupling.graph.inputs, graph.inputs, strict=True):
         for axis, size in zip(coupling.axes[mine], theirs.shape, strict=True):
@@ -97,7 +97,7 @@ def like(coupling: Coupling, graph: Graph) -> dict[int, int]:
 
 
 def sized(op: Op, axes: Mapping[Value, Sequence[Axis]], kept: Mapping[int, int]) -> Op:
-    """An operator whose operands and results have the extents that they get when some atoms keep fewer units."""
+    """The operator with the shapes of its operands and results after some atoms keep fewer units (``kept``)."""
 
     def shape(value: Value) -> Value:
         return Value(value.name, value.dtype, tuple(extent(axis, kept) for axis in axes[value]))
@@ -114,7 +114,7 @@ def sized(op: Op, axes: Mapping[Value, Sequence[Axis]], kept: Mapping[int, int])
 
 
 def extent(axis: Axis, kept: Mapping[int, int]) -> int:
-    """The extent of an axis when some atoms keep fewer units (atom id -> how many)."""
+    """The extent of an axis after some atoms keep fewer units (``kept``: atom id -> how many)."""
     if isinstance(axis, Atom):
         return kept.get(axis.id, axis.size)
     if isinstance(axis, Concat):
@@ -123,14 +123,14 @@ def extent(axis: Axis, kept: Mapping[int, int]) -> int:
 
 
 def _weighed(graph: Graph, measure: str) -> list[tuple[Value, int]]:
-    """The tensors that count, and what one element of each counts."""
+    """The tensors that count for a measure, each with the cost of one element."""
     if measure == "params":
         return [(p.value, 1) for p in graph.parameters if not p.is_buffer]
     return [(p.value, _itemsize(p.value.dtype.name)) for p in graph.parameters]
 
 
 def _itemsize(dtype: str) -> int:
-    """Bytes of one element, from the width that ends a short name: ``f32``, ``bf16``, ``b8``."""
+    """Bytes of one element, from the number of bits at the end of a dtype name: ``f32``, ``bf16``, ``b8``."""
     return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
 
 

@@ -1,4 +1,4 @@
-"""couple: solve the axes of a graph and find the groups of units that live or die together."""
+"""couple: solve the axes of a graph and find the groups of units that must be removed together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Place = tuple[Value, int]
 """A dimension of a value."""
 
 VALUES = -1
-"""Stands for a dimension where not the places of a tensor are units but the integers that it holds."""
+"""Used in place of a dimension when the integers in a tensor name units, instead of its positions."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Coupling:
         graph: what was analysed.
         axes: every value -> the axis term of each of its dimensions.
         groups: name -> group, in the order of the parameters.
-        unknown: operators that have no rule, with what they froze.
-        positions: integer tensors whose values are positions of an axis, and that axis.
+        unknown: operators without a rule; all their axes are frozen.
+        positions: integer tensors whose values are positions of an axis -> that axis.
     """
 
     graph: Graph
@@ -44,7 +44,7 @@ class Coupling:
     positions: Mapping[Value, Axis] = field(default_factory=dict)
 
     def axis(self, value: Value, dim: int) -> Axis:
-        """The axis of a dimension, or of the integers that a tensor holds (``VALUES``)."""
+        """The axis of a dimension; for ``VALUES``, the axis that the integers in the tensor count along."""
         return self.positions[value] if dim == VALUES else self.axes[value][dim]
 
     @cached_property
@@ -53,16 +53,16 @@ class Coupling:
 
     @property
     def prunable(self) -> list[Group]:
-        """Groups of which units may go."""
+        """Groups that are not frozen."""
         return [group for group in self.groups.values() if group.frozen is None]
 
     @cached_property
     def network(self) -> nx.Graph:
-        """Axis occurrences, tied by the operators.
+        """The occurrences of atoms, connected by the operators that equate them.
 
-        Nodes are ``(value, dim, atom)`` for atoms that occur in a parameter, edges carry the ``op`` that tied them; the
-        dimension is ``VALUES`` where a router's picks name units.
-        Its connected components are the coupled groups.
+        Nodes are ``(value, dim, atom)`` for atoms that occur in a parameter; edges carry the operator as ``op``. The
+        dimension is ``VALUES`` where the integers of a router name units.
+        Each connected component is a coupled group.
         """
         network = nx.Graph()
         atoms = set(self.by_atom)
@@ -91,9 +91,9 @@ class Coupling:
 def couple(graph: Graph) -> Coupling:
     """Analyse a graph.
 
-    Every operator's rule states equations between the axes of its operands and results (design: a unifier over
-    atoms, products and concats); an operator without a rule freezes them. What reaches an input or an output of the
-    model is frozen. Linear in the number of operators.
+    The rule of every operator states equations between the axes of its operands and results; a unifier solves them. An
+    operator without a rule freezes all its axes. Axes that reach an input or output of the model are frozen too. The
+    running time is linear in the number of operators.
     """
     eq = Equations()
     unknown = _state(graph, eq)
@@ -131,7 +131,7 @@ def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
 
 
 def _minima(eq: Equations, solution: Solution) -> dict[int, int]:
-    """Atom -> how many units of it must stay, so that enough positions of the axes that it stands in do."""
+    """Atom -> number of units that must be kept, so that its axes keep the minimum number of positions."""
     minima: dict[int, int] = {}
     for axis, count in eq.least:
         term = solution.term(axis)
@@ -148,7 +148,7 @@ def _groups(
     members: dict[int, list[Occurrence]] = defaultdict(list)
     read = {value for op in graph.ops for value in op.operands}
     for parameter in graph.parameters:
-        if parameter.value not in read:  # a buffer that only folded operators read: its constants are sliced instead
+        if parameter.value not in read:  # a buffer for folded operators only: its constants are sliced instead
             continue
         for dim, axis in enumerate(axes[parameter.value]):
             for unit in dict.fromkeys(atoms_of(axis)):
@@ -165,7 +165,7 @@ def _groups(
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
     channels = head_channels(graph, axes)
     for atom in members.keys() - heads:
-        if inside[atom] & heads or atom in channels:  # attention that is written out has no operator to say so
+        if inside[atom] & heads or atom in channels:  # without a fused attention, no operator marks it
             solution.marks.setdefault(atom, set()).add("head_dim")
     return _name(members, parents, frozen, solution, stacked=_stacked(graph, axes), minima=minima)
 
@@ -177,7 +177,7 @@ def _constants(graph: Graph) -> list[Value]:
 
 
 def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, Role]:
-    """A dimension whose atoms live on in its operator's result makes them; one that is contracted takes them in."""
+    """Role of each weight dimension: OUT if its atoms are in the operator's result, IN if they are summed over."""
     parameters = graph.parameter_of()
     roles: dict[Place, Role] = {}
     for op in graph.ops:
@@ -194,14 +194,14 @@ def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, 
 
 
 ROW = 8
-"""Grouped products of many maps, torch's among them, want rows of 16 bytes: 8 values of the 16-bit types."""
+"""Kernels for grouped matrix products, such as torch's, need rows of 16 bytes: 8 values of a 16-bit dtype."""
 
 _CONTRACTED = {
     ("aten.linear", 1): 1, ("aten.addmm", 2): 0, ("aten.mm", 1): 0, ("aten.matmul", 1): -2, ("aten.bmm", 1): -2,
     **{(f"aten.conv{n}d", 1): 1 for n in (1, 2, 3)},
 }  # fmt: skip
-"""(operator, position of the weight) -> the weight's dimension that is summed over. It takes units in even where they
-live on in the result because a residual adds them again."""
+"""(operator, position of the weight) -> the weight's dimension that is summed over. Its role is IN even if the same
+units are in the result, because a residual connection adds them again."""
 
 
 def _contracted(op: Op, weight: Value) -> int | None:
@@ -215,21 +215,21 @@ def _contracted(op: Op, weight: Value) -> int | None:
 def _lonely(
     graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], members: Mapping[int, list[Occurrence]]
 ) -> dict[int, str]:
-    """Atoms that stand in one dimension of one tensor, though no map makes them, and what they are."""
+    """Atoms in a single dimension of a single tensor that no linear map makes -> reason to freeze them."""
     weights = {value for op in graph.ops for value in op.operands if _contracted(op, value) is not None}
     maps = {parameter.name for parameter in graph.parameters if parameter.value in weights}
     computed = {atom.id for value in _constants(graph) for axis in axes[value] for atom in atoms_of(axis)}
     found: dict[int, str] = {}
     for atom, held in members.items():
-        if len(held) == 1 and held[0].tensor not in maps:  # longer inputs would reach more of them; or they are tokens
+        if len(held) == 1 and held[0].tensor not in maps:  # longer inputs would read more of them, or they are tokens
             found[atom] = f"positions of {held[0].tensor}"
-        elif len(held) == 1 and held[0].role is Role.IN and atom in computed:  # the module's code makes them again
+        elif len(held) == 1 and held[0].role is Role.IN and atom in computed:  # the module's code computes them again
             found[atom] = f"features of a constant that {held[0].tensor} takes in"
     return found
 
 
 def _stacked(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> set[int]:
-    """Atoms of the sides of maps that stand in one weight, one for each expert, and are picked from it by index."""
+    """Atoms of weights that hold one linear map per expert, where an index picks the expert's linear map."""
     leaves = {parameter.value for parameter in graph.parameters if len(parameter.value.shape) > 2}
     picked = [op.args[0] for op in graph.ops if op.packet == "aten.index" and op.args[0] in leaves]
     held = [axis for value in picked if isinstance(value, Value) for axis in axes[value][1:]]
@@ -237,7 +237,7 @@ def _stacked(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> set[int]:
 
 
 def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], dict[int, set[int]], set[int]]:
-    """Atom -> atoms that stand to its left in a product in *every* occurrence; in some; and atoms squared in one."""
+    """Atom -> atoms to its left in a product, in every occurrence; the same in any occurrence; repeated atoms."""
     above: dict[int, set[int]] = {}
     anywhere: dict[int, set[int]] = defaultdict(set)
     repeated: set[int] = set()
@@ -280,7 +280,7 @@ def _name(
         path, layer = _common(member.tensor for member in members[atom])
         spans = layer is None
         if spans and not any(held.id in heads for member in members[atom] for held in atoms_of(member.axis)):
-            marks = marks - {"head_dim"}  # attention whose one head is the whole residual width
+            marks = marks - {"head_dim"}  # attention with one head, as wide as the residual stream
         kind = _kind(atom, marks, nested, with_children, spans=spans)
         parent = by_atom[p] if kind is Kind.QUERY_HEADS and (p := nested[atom]) is not None else None
         name = f"{path}:{kind.value}"
@@ -309,7 +309,7 @@ def _kind(
 
 
 def _common(tensors: Iterable[str]) -> tuple[str, int | None]:
-    """The longest common module path of some tensors, and the layer index in it."""
+    """The longest common module path of some tensors, and the layer index in it, if any."""
     paths = [name.split(".")[:-1] for name in tensors]
     shared: list[str] = []
     for parts in zip(*paths, strict=False):
@@ -325,14 +325,14 @@ def why(coupling: Coupling, first: str, second: str) -> dict[str, list[tuple[Val
 
     Args:
         coupling: the analysis.
-        first, second: parameter names, any of a tied tensor's.
+        first, second: parameter names; any name of a tied tensor.
 
     Returns:
         Group name -> places ``(value, dim, op)`` from the first tensor to the second, each with the operator that leads
-        to it; the group that holds fewest tensors first. Empty when they share no units.
+        to it. Groups with few tensors come first. Empty when the tensors share no units.
 
     Raises:
-        KeyError: for a name that is no parameter.
+        KeyError: for a name that is not a parameter.
     """
     named = {name: p for p in coupling.graph.parameters for name in (p.name, *p.aliases)}
     source, target = named[first], named[second]

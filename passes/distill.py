@@ -1,4 +1,4 @@
-"""distill: recovery training of all weights towards the dense model."""
+"""distill: recovery training of all weights with the dense model as the teacher."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from .training import Example
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Finetune):
-    """Train what is left to predict what the dense model predicts (Hinton et al., arXiv 1503.02531; for pruned language
-    models Minitron, arXiv 2407.14679), with ``blocks`` first every block alone to give what the dense one gives.
+    """Train the pruned model to match the predictions of the dense model (Hinton et al., arXiv 1503.02531; for pruned
+    language models Minitron, arXiv 2407.14679). With ``blocks``, first train every block alone to match the dense one.
 
-    The text is only where predictions are compared: it need not be what the dense model was trained on, but should be
-    like it.
+    Predictions are compared on the text. It need not be the dense model's training text, but it should be similar.
     """
 
     name: ClassVar[str] = "distill"
@@ -31,17 +30,17 @@ class Distill(Finetune):
     lr: float = option(1e-3, "peak learning rate, falling linearly to 0")
     batch: int = option(16, "examples in an optimizer step")
     teacher: float = option(
-        1.0, "share of the loss that is the distance from the dense model's predictions; the rest is the text's"
+        1.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the text"
     )
-    blocks: int = option(0, "optimizer steps of every block alone, in order, before the whole is trained")
+    blocks: int = option(0, "optimizer steps for every block alone, in order, before the whole model is trained")
 
     at_least: ClassVar[Mapping[str, int]] = {**Recovery.at_least, "blocks": 0}
 
     def check(self) -> None:
-        """Also refuse no teacher at all: that is ``finetune``."""
+        """Also refuse ``teacher=0``: that is ``finetune``."""
         super().check()
         if not self.teacher:
-            raise RequestError("distill: teacher=0 learns nothing from the dense model", "write finetune instead")
+            raise RequestError("distill: teacher=0 does not use the dense model", "use finetune instead")
 
     def recover(
         self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None

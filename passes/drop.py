@@ -1,4 +1,4 @@
-"""drop: layers, or attention and MLP parts of them, go: those that change the hidden states least or cost least."""
+"""drop: remove whole layers, or the attention and MLP sub-blocks of layers, that matter least."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ ANY = "any"
 
 @dataclass(frozen=True, kw_only=True)
 class Drop(Pass):
-    """Remove whole layers, or attention and MLP sub-blocks of them, by block influence (ShortGPT, arXiv 2403.03853) or
-    greedily by perplexity."""
+    """Remove whole layers, or attention and MLP sub-blocks of layers, by block influence (ShortGPT, arXiv 2403.03853)
+    or greedily by perplexity."""
 
     name: ClassVar[str] = "drop"
     kind: ClassVar[str] = "score"
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
 
-    layers: int | None = option(None, "how many layers go; 1 when sub_blocks is none too")
-    sub_blocks: int | None = option(None, "how many attention or MLP parts of layers go, after the layers")
-    of: str = option(ANY, "which sub-blocks may go", (ANY, ATTENTION, MLP))
-    by: str = option("influence", "influence: one forward; perplexity: greedy, by what each removal costs", CRITERIA)
+    layers: int | None = option(None, "number of layers to remove; 1 when sub_blocks is none too")
+    sub_blocks: int | None = option(None, "number of attention or MLP sub-blocks to remove, after the layers")
+    of: str = option(ANY, "which sub-blocks may be removed", (ANY, ATTENTION, MLP))
+    by: str = option("influence", "influence: one forward pass; perplexity: greedy, one removal at a time", CRITERIA)
     samples: int = option(10, "calibration windows")
     length: int = option(128, "tokens in a calibration window")
-    seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
+    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
 
     def check(self) -> None:
-        """Refuse counts that make no sense."""
+        """Check the option values."""
         for name, many, count in (("layers", "layers", self.layers), ("sub_blocks", "sub-blocks", self.sub_blocks)):
             if count is not None and count < 0:
-                raise RequestError(f"drop: {name} {count} is negative", f"say how many {many} go, 0 or more")
+                raise RequestError(f"drop: {name} {count} is negative", f"give a number of {many}, 0 or more")
         if self.of != ANY and not self.sub_blocks:
-            raise RequestError(f"drop: of={self.of} chooses among sub-blocks, and none go", "give sub_blocks=N")
+            raise RequestError(f"drop: of={self.of} has no effect without sub_blocks", "give sub_blocks=N too")
         if self.samples < 1 or self.length < 2:
             raise RequestError(
-                f"drop: {self.samples} windows of {self.length} tokens hold nothing to predict",
-                "use at least one window of at least 2 tokens",
+                f"drop: {self.samples} windows of {self.length} tokens have no token to predict",
+                "use samples of at least 1 and length of at least 2",
             )
 
     def run(self, state: State) -> None:
-        """Choose, take out, retrace.
+        """Choose what to remove, remove it, trace the model again.
 
         Raises:
-            RequestError: without calibration text, when nothing would be left, or when layers go after sub-blocks.
-            FxpruneError: for scores that are not finite, or a configuration that cannot say the new depth.
+            RequestError: without calibration text, when nothing would be left, or for layers after sub-blocks.
+            FxpruneError: for scores that are not finite, or when no configuration describes the new depth.
         """
         layers = (1 if self.sub_blocks is None else 0) if self.layers is None else self.layers
         count = len(find_blocks(state.model, state.graph).modules)
@@ -67,7 +67,7 @@ class Drop(Pass):
             raise RequestError(f"drop: {layers} of {count} layers leave none", f"drop at most {count - 1}")
         if layers and absences(state.model):
             raise RequestError(
-                "drop: sub-blocks have gone already, and layers are counted with them", "drop layers first"
+                "drop: layers cannot be removed after sub-blocks", "write the pass that drops layers first"
             )
         tokens = state.text("drop needs").windows(self.length, self.samples, self.seed)
         if layers or not self.sub_blocks:
@@ -98,7 +98,7 @@ class Drop(Pass):
         if count >= len(found) or count > len(parts):
             which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"
             most = min(len(parts), len(found) - 1)
-            raise RequestError(f"drop: {count} sub-blocks of {len(parts)} {which} cannot go", f"drop at most {most}")
+            raise RequestError(f"drop: cannot remove {count} of {len(parts)} {which}", f"drop at most {most}")
         gone, scores = choose(self.by, model, parts, tokens, count)
         take_out(model, [parts[index] for index in gone])
         scored = range(len(parts)) if self.by == "influence" else gone
@@ -118,7 +118,7 @@ class Drop(Pass):
 
 
 def _traced_anew(state: State, names: dict[str, str]) -> None:
-    """The state of a model of which some tensors are left; ``names`` are theirs now -> before."""
+    """Update the state after blocks were removed; ``names``: present tensor name -> name before."""
     state.plan = _renamed(state.plan, names)
     state.original, state.consumers = None, []
     assert state.retrace is not None, "whoever runs a pipeline gives the state a way to trace"
@@ -126,7 +126,7 @@ def _traced_anew(state: State, names: dict[str, str]) -> None:
 
 
 def _renumbered(repairs: Repairs, path: str, kept: Sequence[int]) -> Repairs:
-    """What was repaired in the blocks that are left, under their new numbers."""
+    """The repairs of the remaining blocks, under the new block indices."""
     block = re.compile(re.escape(path) + r"\.(\d+)(?=\.|$)")
     now = {str(before): f"{path}.{place}" for place, before in enumerate(kept)}
     left = {
@@ -138,7 +138,7 @@ def _renumbered(repairs: Repairs, path: str, kept: Sequence[int]) -> Repairs:
 
 
 def _renamed(plan: Plan | None, names: dict[str, str]) -> Plan | None:
-    """What a plan says of the tensors that are left, under their new names."""
+    """The plan for the remaining tensors, under their new names."""
     if plan is None:
         return None
     slices = {
@@ -154,15 +154,15 @@ def _by_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers
 
 
 def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> list[float]:
-    """One minus the mean cosine between what enters and what leaves each block, over all tokens.
+    """One minus the mean cosine similarity between the input and the output of each block, over all tokens.
 
     Args:
         model: in eval mode.
-        blocks: of the model.
+        blocks: the model's blocks.
         tokens: int64 ``[N, L]``.
 
     Raises:
-        FxpruneError: for one that is not finite.
+        FxpruneError: when an influence is not finite.
     """
     cosines = [0.0] * len(blocks.modules)
 
@@ -192,7 +192,7 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
 def _by_perplexity(
     model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int
 ) -> tuple[list[int], list[float]]:
-    """One after the other, each time the layer without which the calibration text is modelled best."""
+    """Remove one layer at a time: always the one whose removal gives the lowest perplexity on the calibration text."""
     gone: list[int] = []
     costs: list[float] = []
     for _ in range(layers):
@@ -205,7 +205,7 @@ def _by_perplexity(
 
 
 def _without(model: nn.Module, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:
-    """Perplexity while some blocks pass on what they get."""
+    """Perplexity when some blocks return their input unchanged."""
     handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
     try:
         return perplexity(model, tokens).value

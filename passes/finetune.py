@@ -15,10 +15,10 @@ from .training import Example
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Recovery):
-    """Recovery training of every parameter, on the text, on what the dense model says of it, or on both.
+    """Recovery training of every parameter: on the text, on the dense model's predictions for it, or on both.
 
-    Takes memory for the gradients and two moments of all parameters, besides the model; with a teacher also for the
-    dense model. A training that fails leaves the model as it was when it failed.
+    Besides the model, this needs memory for the gradients and two moments of all parameters, and with a teacher for the
+    dense model. After a failure the model keeps its state at that moment.
     """
 
     name: ClassVar[str] = "finetune"

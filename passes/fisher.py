@@ -1,4 +1,4 @@
-"""fisher: units go whose silence the loss would feel least, by the squared gradients of their switches."""
+"""fisher: remove the units with the smallest Fisher information, from squared gradients of on/off masks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .statistics import Seen
 
 @dataclass(frozen=True, kw_only=True)
 class Fisher(InputScored):
-    """Remove the units whose removal costs least to second order, the Fisher information standing for the Hessian.
+    """Remove the units whose removal raises the loss least, to second order, with the Fisher information as Hessian.
 
-    Every unit has a switch at every token, 1 when it is on. With ``s_tu`` the derivative of the summed loss by the
-    switch, the sum of ``x * dL/dx`` over the unit's channels where its consumers read them, the score is
-    ``1/(2N) * sum over t of s_tu**2`` in nats a token, ``N`` the number of predictions (diagonal Fisher information of
-    masks: Kwon et al., arXiv 2204.09656, section 3.2, here token by token instead of sample by sample). Scores of
-    different groups compare, since all are changes of one loss.
+    Every unit has a mask at every token, 1 when it is on. Let ``s_tu`` be the derivative of the summed loss by this
+    mask: the sum of ``x * dL/dx`` over the unit's channels, at the inputs of its consumers. The score is
+    ``1/(2N) * sum over t of s_tu**2`` in nats per token, with ``N`` predictions (diagonal Fisher information of masks:
+    Kwon et al., arXiv 2204.09656, section 3.2, here per token instead of per sample). All scores are changes of one
+    loss, so scores of different groups can be compared.
     """
 
     name: ClassVar[str] = "fisher"
@@ -38,11 +38,11 @@ class Fisher(InputScored):
         return True
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-        """Importance from one forward and one backward pass over the calibration data; no gradient of a weight is made.
+        """Importance from one forward and one backward pass over the calibration data, without weight gradients.
 
         Raises:
-            RequestError: without calibration data, for windows with nothing to predict, or for a group that no linear
-                map reads.
+            RequestError: without calibration data, for windows of fewer than 2 tokens, or for a group whose units no
+                linear map reads.
             FxpruneError: for a loss that is not finite.
         """
         readers = readers_of(groups, state.graph)
@@ -61,10 +61,10 @@ class Fisher(InputScored):
 
 
 def _switches(model: nn.Module, loss: Loss, readers: Sequence[Reader], number: int) -> tuple[dict[str, Scores], int]:
-    """Of every group that the loss reaches the squared derivatives by the switches, summed; and the predictions."""
+    """Squared derivatives with respect to the masks, summed, for every group in the loss; and the predictions."""
     tensors = tensors_by_name(model)
     watched = {reader.consumer.tensor: tensors[reader.consumer.tensor] for reader in readers}
-    # What several maps of a group read (keys, queries, values) is one activation with one gradient.
+    # Several linear maps of a group (keys, queries, values) read one activation, which has one gradient.
     read: dict[tuple[str, int], tuple[Reader, Tensor, int]] = {}
 
     def receive(seen: Seen) -> None:
@@ -84,7 +84,7 @@ def _switches(model: nn.Module, loss: Loss, readers: Sequence[Reader], number: i
 
 
 def _squares(x: Tensor, gradient: Tensor, channels: int, reader: Reader) -> Tensor:
-    """Sum over rows of the squared derivatives by the switches of every unit, ``[units]`` float64."""
+    """Squared derivatives with respect to the mask of every unit, summed over rows: float64 ``[units]``."""
     products = (x.double() * gradient.double()).movedim(channels, -1)
     products = products.reshape(-1, products.shape[-1])
     units = torch.from_numpy(reader.units(products.shape[1])).to(x.device)

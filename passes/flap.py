@@ -1,4 +1,4 @@
-"""flap: units go whose inputs fluctuate little, since a bias could stand for what is constant."""
+"""flap: remove the units whose inputs vary least, because a bias can replace a constant input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
 class Flap(ColumnScored):
     """Remove the units with the smallest ``Var(x_j) * |W_j|_2^2`` (FLAP, arXiv 2312.11983, equation 5).
 
-    A head's score is the mean of its channels' squared scores, as in FLAP's code; other units sum theirs.
+    The score of a head is the mean of its channels' squared scores, as in FLAP's code; for other units it is the sum.
     """
 
     name: ClassVar[str] = "flap"
@@ -31,7 +31,7 @@ class Flap(ColumnScored):
         return spread.squares * weight.square().sum(0)
 
     def gathered(self, group: Group, columns: Scores, units: Indices) -> Scores:
-        """Mean of squares for heads, a sum for the rest."""
+        """Mean of squares for heads, the sum for other units."""
         if group.kind not in HEADS:
             return super().gathered(group, columns, units)
         return np.bincount(units, weights=columns**2) / np.maximum(np.bincount(units), 1)

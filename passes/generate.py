@@ -1,4 +1,4 @@
-"""generate: the model writes calibration text of its own, where the user has little."""
+"""generate: the model writes its own calibration text, for users who have little text."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from .measure import inference
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Pass):
-    """Add windows that the dense model writes itself to the calibration text, for all passes that follow.
+    """Add windows that the dense model writes to the calibration text, for all following passes.
 
-    Tokens are drawn from the model's own distribution, the first of a window uniformly from the vocabulary (LLM-QAT,
-    arXiv 2305.17888, section 3.1; for pruning Williams et al., arXiv 2410.17170). What a model writes is what it was
-    trained on, so that the statistics of a few thousand tokens need no more text than the user gives.
+    Tokens are sampled from the model's predictions; the first token of a window is uniform over the vocabulary
+    (LLM-QAT, arXiv 2305.17888, section 3.1; for pruning Williams et al., arXiv 2410.17170). The text that a model
+    writes resembles its training text, so that it can replace calibration text that the user lacks.
     """
 
     name: ClassVar[str] = "generate"
     kind: ClassVar[str] = "analysis"
 
-    windows: int = option(256, "how many windows the model writes")
+    windows: int = option(256, "number of windows that the model writes")
     length: int = option(128, "tokens in a window")
-    first: int = option(10, "windows of the calibration text that come before them, where there is one")
-    seed: int = option(0, "seed of the draws")
-    batch: int = option(64, "windows that are written at once")
+    first: int = option(10, "windows of the --calib text to put before them, if there is one")
+    seed: int = option(0, "random seed of the sampling")
+    batch: int = option(64, "windows written in one batch")
 
     def check(self) -> None:
-        """Refuse counts that write nothing."""
+        """Check the option values."""
         for name, low in (("windows", 1), ("length", 2), ("first", 0), ("batch", 1)):
             if getattr(self, name) < low:
                 raise RequestError(f"generate: {name} {getattr(self, name)} is below {low}", f"use {low} or more")
 
     def run(self, state: State) -> None:
-        """Write, and put the corpus of both in the place of the calibration text.
+        """Write text, and add it to the calibration text of the state.
 
         Raises:
-            RequestError: after a pruning pass, since the pruned model's text is not the dense one's; for a module that
-                is no causal language model of transformers.
+            RequestError: after a pruning pass, because the text must come from the dense model; for a module that is
+                not a causal language model of transformers.
             FxpruneError: for logits that are not finite.
         """
         if state.plan is not None:
             raise RequestError(
-                "generate after a pruning pass would write the pruned model's text", "write it first: generate,fisher"
+                "generate: a pruning pass before it removed units already", "write it first: generate,fisher"
             )
         if not hasattr(state.model, "get_input_embeddings") or state.losses:
             raise RequestError(
-                f"generate needs a causal language model, and this is a {type(state.model).__name__}",
-                "give calibration data instead",
+                f"generate needs a causal language model; this is a {type(state.model).__name__}",
+                "leave generate out and give calibration data",
             )
         generator = torch.Generator().manual_seed(self.seed)
         sizes = [len(part) for part in torch.arange(self.windows).split(self.batch)]
@@ -63,12 +63,12 @@ class Generate(Pass):
 
 @dataclass(frozen=True)
 class Joined:
-    """Text of the user's, then text that a model wrote.
+    """The user's text followed by generated text.
 
     Attributes:
-        given: the user's, None when there is none.
-        first: how many of its windows come before the others.
-        written: ``[N, L]`` int64.
+        given: the user's text; None when there is none.
+        first: number of its windows that come before the generated ones.
+        written: the generated windows, int64 ``[N, L]``.
     """
 
     given: Corpus | None
@@ -77,18 +77,18 @@ class Joined:
 
     @property
     def name(self) -> str:
-        """The user's name for their part, and that there is another one."""
+        """The name of the user's text, with the words "generated text"."""
         return "generated text" if self.given is None else f"{self.given.name} and generated text"
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> Tensor:
-        """As :class:`~.base.Corpus` says; in order, the user's windows come first.
+        """As in :class:`~.base.Corpus`; without a seed, the user's windows come first.
 
         Raises:
-            RequestError: for windows longer than those written, or more than there are.
+            RequestError: for windows longer than the generated ones, or more than there are.
         """
         if length > self.written.shape[1]:
             raise RequestError(
-                f"windows of {length} tokens, and the generated ones have {self.written.shape[1]}",
+                f"length {length} is longer than the generated windows of {self.written.shape[1]} tokens",
                 f"write generate{{length={length}}}",
             )
         parts = [self.written[:, :length]]
@@ -97,9 +97,9 @@ class Joined:
         whole = torch.cat(parts)
         if count is not None and count > len(whole):
             raise RequestError(
-                f"{count} windows asked for, and there are {len(whole)}: {len(whole) - len(self.written)} of "
+                f"{count} windows are needed, and there are {len(whole)}: {len(whole) - len(self.written)} of "
                 f"the calibration text and {len(self.written)} generated",
-                f"write generate{{windows={count - len(whole) + len(self.written)}}}, or ask for fewer samples",
+                f"write generate{{windows={count - len(whole) + len(self.written)}}}, or use fewer samples",
             )
         if seed is not None:
             whole = whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))]
@@ -107,12 +107,12 @@ class Joined:
 
 
 def written_by(model: nn.Module, count: int, length: int, generator: torch.Generator) -> Tensor:
-    """Windows that a causal language model writes, at temperature 1.
+    """Windows that a causal language model writes, sampled at temperature 1.
 
     Args:
-        model: of transformers, with a cache.
-        count, length: of the windows.
-        generator: on the CPU.
+        model: a transformers model with a key-value cache.
+        count, length: number of windows, and tokens in each.
+        generator: random generator on the CPU.
 
     Returns:
         int64 ``[count, length]``, on the CPU.
@@ -129,6 +129,6 @@ def written_by(model: nn.Module, count: int, length: int, generator: torch.Gener
             out = model(input_ids=tokens[-1].to(device), past_key_values=cache, use_cache=True)
             cache, logits = out.past_key_values, out.logits[:, -1].float().cpu()
             if not bool(logits.isfinite().all()):
-                raise FxpruneError("the model's logits are not finite", "run in float32; check the weights")
+                raise FxpruneError("generate: the model's logits are not finite", "run in float32; check the weights")
             tokens.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))
     return torch.cat(tokens, 1)

@@ -1,7 +1,7 @@
-"""Taylor contributions: what the loss would change by, to first or second order, if weights were zero.
+"""Taylor contributions: the estimated change of the loss, to first or second order, if weights were zero.
 
-Formulas of LLM-Pruner (arXiv 2305.11627, section 3.2, as its code defines them), for a weight ``W``, its gradient ``g``
-of one mean cross-entropy over the batch, and ``G2 = 1/N * sum_j g_j**2`` with ``g_j`` of sample ``j``'s own loss::
+The formulas are those of LLM-Pruner (arXiv 2305.11627, section 3.2, as in its code). ``W`` is a weight, ``g`` its
+gradient of the mean cross-entropy over the batch, ``g_j`` that of sample ``j`` alone, ``G2 = 1/N * sum_j g_j**2``::
 
     vector     |sum of W * g|                        over the other dimensions
     element1   sum of |W * g|
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
 
-NOT_FINITE = "score the model in float32, and check the calibration text"
+NOT_FINITE = "compute the scores in float32, and check the calibration text"
 
 
 def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contributions:
-    """Taylor contributions of every wanted dimension, from one pass over the calibration tokens.
+    """Taylor contributions of every dimension in ``wanted``, from one pass over the calibration tokens.
 
-    Parameters that are not wanted get no gradient. One gradient is alive at a time, two for ``element2`` and for
-    shared parameters; docs/scoring.md has the figures and the exceptions. Gradients, flags and modes of the
-    model are as before afterwards.
+    Other parameters get no gradient. One gradient is in memory at a time, two for ``element2`` and for shared
+    parameters; docs/scoring.md has the figures and the exceptions. Afterwards gradients, flags and modes of the model
+    are as they were.
 
     Args:
-        model: called as ``model(input_ids=..., labels=..., use_cache=False)``; the result has ``loss``.
-        tokens: ``[N, L]`` int64, N samples without padding.
+        model: called as ``model(input_ids=..., labels=..., use_cache=False)``; its output must have ``loss``.
+        tokens: int64 ``[N, L]``, N samples without padding.
         wanted: what to score.
         variant: ``vector``, ``element1``, ``second`` or ``element2``.
 
     Raises:
-        RequestError: for an unknown variant, tokens of another shape or type, or a ``wanted`` that does not fit.
-        FxpruneError: for a loss or gradient that is not finite, and a loss that depends on no wanted parameter.
+        RequestError: for an unknown variant, tokens of another shape or dtype, or a ``wanted`` that does not fit.
+        FxpruneError: for a loss or gradient that is not finite, or a loss that depends on none of the parameters.
     """
     compute = VARIANTS.get(variant)
     if compute is None:
@@ -68,22 +68,22 @@ def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contr
         contributions = compute(scoring)
         if not scoring.reached:
             raise FxpruneError(
-                f"the loss depends on none of the {len(scoring.parameters)} parameters to be scored",
-                "score parameters that the model's forward pass uses",
+                f"the loss depends on none of the {len(scoring.parameters)} parameters to score",
+                "choose groups that the model's forward pass uses",
             )
     return scoring.unreached_are_zero(contributions)
 
 
 @dataclass
 class Scoring:
-    """One request for scores, and the backward passes that serve it.
+    """One computation of contributions, and its backward passes.
 
     Attributes:
-        model: in evaluation mode, with no parameter requiring gradients except during a backward pass.
+        model: in eval mode; parameters require gradients during a backward pass only.
         tokens: ``[N, L]``.
         wanted: what to score.
-        parameters: the wanted parameters by name.
-        reached: names of those that a loss was found to depend on.
+        parameters: the parameters to score, by name.
+        reached: names of those that received a gradient.
     """
 
     model: Module
@@ -93,7 +93,7 @@ class Scoring:
     reached: set[str] = field(default_factory=set)
 
     def forward(self, samples: slice) -> Any:
-        """The model's output on some samples, its loss checked.
+        """The model's output for some samples; checks that its loss is finite.
 
         Raises:
             FxpruneError: for a loss that is missing or not finite.
@@ -103,17 +103,17 @@ class Scoring:
         loss = getattr(output, "loss", None)
         if loss is None:
             raise FxpruneError(
-                f"{type(self.model).__name__} returned no loss for its labels", "score a causal language model"
+                f"{type(self.model).__name__} returned no loss for labels", "give a causal language model"
             )
         if not bool(loss.isfinite()):
             raise FxpruneError(f"the loss on {self.name_of(samples)} is {loss.item()}", NOT_FINITE)
         return output
 
     def backward(self, samples: slice, names: list[str], receive: Callable[[str, Tensor], None]) -> None:
-        """Hand the gradient of the mean loss over ``samples`` to ``receive``, parameter by parameter.
+        """Compute the gradients of the mean loss over ``samples``; pass each to ``receive`` with its parameter name.
 
-        A gradient is freed when ``receive`` returns, so that only one of them is alive; of a parameter that several
-        modules share, two. A parameter that the loss does not depend on is not received.
+        A gradient is freed when ``receive`` returns, so that only one is in memory; two for a parameter that several
+        modules share. ``receive`` is not called for a parameter that the loss does not depend on.
         """
         held: dict[str, Tensor] = {}
         with _untied(self.model, {name: self.parameters[name] for name in names}) as leaves:
@@ -132,19 +132,19 @@ class Scoring:
                 loss = self.forward(samples).loss
                 if loss.requires_grad:
                     loss.backward()
-        while held:  # one of the modules was not used
+        while held:  # one of the modules was not called
             receive(*held.popitem())
 
     @contextmanager
     def gradients(
         self, leaves: Mapping[str, Sequence[Parameter]], receive: Callable[[str, Tensor], None]
     ) -> Iterator[None]:
-        """Inside, these tensors require gradients, and a backward pass hands each gradient over and frees it."""
+        """Inside, these tensors require gradients; a backward pass gives each gradient to ``receive`` and frees it."""
 
         def hook_of(name: str) -> Callable[[Tensor], None]:
             def hook(leaf: Tensor) -> None:
                 self.reached.add(name)
-                receive(name, _taken(leaf))  # no name for it here: it is the receiver's to free
+                receive(name, _taken(leaf))  # keep no reference here, so that the receiver can free it
 
             return hook
 
@@ -165,24 +165,24 @@ class Scoring:
                     leaf.grad = None
 
     def reduce(self, name: str, saliency: Callable[[Slab], Tensor], samples: slice) -> dict[int, Tensor]:
-        """Sum a saliency of one parameter over all dimensions but one, for each wanted one.
+        """Sum a saliency of one parameter over all dimensions but one, for each dimension to score.
 
         Raises:
-            FxpruneError: naming parameter and samples, for a saliency that is not finite.
+            FxpruneError: for a saliency that is not finite, with parameter and samples.
         """
         sums = position_sums(self.parameters[name], self.wanted[name], saliency)
         require_finite(sums, f"the gradient of {name!r} on {self.name_of(samples)} is not finite", NOT_FINITE)
         return sums
 
     def name_of(self, samples: slice) -> str:
-        """How a message calls these samples."""
+        """The name of these samples in messages."""
         first, end, _ = samples.indices(len(self.tokens))
         if end - first == len(self.tokens):
             return f"the calibration batch of {end}"
         return f"calibration sample {first} of {len(self.tokens)}"
 
     def unreached_are_zero(self, contributions: Contributions) -> Contributions:
-        """A wanted parameter that the loss does not depend on has a gradient of zero."""
+        """Add zeros for the parameters that the loss does not depend on."""
         for name, parameter in self.parameters.items():
             if name not in self.reached:
                 sums = {dim: torch.zeros(parameter.shape[dim], dtype=torch.float64) for dim in self.wanted[name]}
@@ -191,7 +191,7 @@ class Scoring:
 
 
 def _first_order(scoring: Scoring, absolute: bool) -> Contributions:
-    """``W * g``, elements made absolute before they are summed, or sums afterwards."""
+    """``W * g``: absolute values of the elements before the sum if ``absolute``, else of the sums."""
     contributions: Contributions = {}
     everything = slice(None)
 
@@ -217,12 +217,13 @@ def _taken(leaf: Tensor) -> Tensor:
 
 @contextmanager
 def _untied(model: Module, parameters: Mapping[str, Parameter]) -> Iterator[dict[str, list[Parameter]]]:
-    """Inside, every module has its own tensor over the memory of a parameter that it shares with others.
+    """Inside, every module that shares a parameter has its own tensor over the same memory.
 
-    Autograd adds the gradients of a shared parameter out of place, in a third copy; two tensors are added by hand.
+    For a shared parameter, autograd would add the gradients in a third copy; with separate tensors this module adds
+    them in place.
 
     Yields:
-        parameter name -> the tensors that stand for it.
+        parameter name -> its separate tensors.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     leaves: dict[str, list[Parameter]] = {name: [] for name in parameters}
@@ -247,7 +248,7 @@ def _untied(model: Module, parameters: Mapping[str, Parameter]) -> Iterator[dict
 
 @contextmanager
 def as_it_was(model: Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every mode, flag and gradient is what it was before."""
+    """Eval mode inside; afterwards every mode, flag and gradient is restored."""
     modes = [(module, module.training) for module in model.modules()]
     states = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     try:

@@ -1,7 +1,7 @@
-"""Units along which a model's own code computes different values: slopes of ALiBi, sinusoids.
+"""Constants computed in the model's code whose values differ along units: ALiBi slopes, sinusoids.
 
-A graph slices such a constant. A module computes it anew from how many units there are, so that units may not go where
-the module itself is what will be written.
+A graph can slice such a constant. The module computes it again from the number of units, so the units must not be
+removed when the module itself is written to the artifact.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .couple import Coupling
 
 
 def freeze_computed(coupling: Coupling, values: Mapping[Value, torch.Tensor], stored: Set[str]) -> Coupling:
-    """Freeze the groups whose units stand in a constant that is not the same for all of them, or in a buffer that no
+    """Freeze the groups along which a computed constant has different values, and the groups of buffers that no
     checkpoint holds.
 
     Args:
-        coupling: of the graph.
-        values: what its constants and folded operators hold; those that are not known are left out.
-        stored: names of the tensors that a checkpoint holds.
+        coupling: the analysis of the graph.
+        values: values of its constants and folded operators, as far as they are known.
+        stored: names of the tensors in the checkpoint.
     """
     read = {value for op in coupling.graph.ops for value in op.operands}
     sources = {value: op.source for op in coupling.graph.folded for value in op.made}
@@ -45,7 +45,7 @@ def freeze_computed(coupling: Coupling, values: Mapping[Value, torch.Tensor], st
 
 
 def freeze_fixed(coupling: Coupling, model: nn.Module) -> Coupling:
-    """Freeze the widths of torch's own attention, which takes all heads together to be as wide as its input."""
+    """Freeze the widths of ``torch.nn.MultiheadAttention``, whose heads together must be as wide as its input."""
     fixed = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
     why = "torch.nn.MultiheadAttention takes all heads together to be as wide as its input"
     held = {g.atom for g in coupling.groups.values() if any(tensor.startswith(fixed) for tensor in g.tensors)}
@@ -53,7 +53,7 @@ def freeze_fixed(coupling: Coupling, model: nn.Module) -> Coupling:
 
 
 def _frozen(coupling: Coupling, reasons: Mapping[int, str]) -> Coupling:
-    """The same with groups frozen, by atom."""
+    """The same coupling with groups frozen; ``reasons``: atom id -> reason."""
     groups = {
         name: replace(group, frozen=group.frozen or reasons.get(group.atom)) for name, group in coupling.groups.items()
     }

@@ -1,9 +1,9 @@
-"""Axes of products of two activations: what attention's heads and recurrent states are made of.
+"""Axes in products of two activations: the channels of attention heads and of recurrent states.
 
-A feed-forward width is summed over with weights. An axis that is summed over between two activations (queries and
-keys, what a recurrence reads and its state) is a dimension of a similarity: models scale by its extent. The channels
-that are mixed over positions (the values of attention, the state that keys and values make) stand beside it in every
-head, and models take them to be as many.
+A feed-forward width is summed over in a product with weights. In attention, two activations are multiplied (queries
+with keys; in a recurrence, an input with the state). The axis of this sum is a head dimension: models scale by its
+extent. Products that sum over positions (attention values, the state made from keys and values) keep the other head
+channels, and models assume that there are equally many of both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Axes = Mapping[Value, tuple[Axis, ...]]
 
 
 def head_channels(graph: Graph, axes: Axes) -> set[int]:
-    """Atoms that products of two activations sum over; and those that stay where such a product sums over positions."""
+    """Atoms that products of two activations sum over, or keep when such a product sums over positions."""
     weights = _weights(graph)
     held = {atom for p in graph.parameters for axis in axes[p.value] for atom in _atoms([axis])}
     found: set[int] = set()
@@ -39,7 +39,7 @@ def _atoms(axes: Iterable[Axis]) -> set[int]:
 
 
 def _factors(op: Op) -> tuple[Value, Value] | None:
-    """The two tensors that an operator multiplies and sums."""
+    """The two tensors of a matrix product or einsum; None for other operators."""
     if op.packet == "aten.einsum":
         values = list(op.operands)
     elif op.packet in PRODUCTS:
@@ -50,7 +50,7 @@ def _factors(op: Op) -> tuple[Value, Value] | None:
 
 
 def _sides(op: Op, left: Value, right: Value, axes: Axes) -> tuple[list[Axis], list[Axis]]:
-    """Axes that are summed over, and those of one operand only, which stay."""
+    """The axes that are summed over, and the axes of one operand only that are in the result."""
     if op.packet in PRODUCTS:
         return [axes[left][-1]], [axes[left][-2], axes[right][-1]]
     inputs, _, output = str(op.args[0]).replace(" ", "").partition("->")
@@ -66,7 +66,7 @@ def _sides(op: Op, left: Value, right: Value, axes: Axes) -> tuple[list[Axis], l
 
 
 def _weights(graph: Graph) -> set[Value]:
-    """Parameters, constants, what is computed of them alone, and what is picked by index from stacks of weights."""
+    """Parameters, constants, values computed from these alone, and weights that an index picks from a stack."""
     found = {*(parameter.value for parameter in graph.parameters), *graph.constants}
     for op in graph.ops:
         operands = list(op.operands)

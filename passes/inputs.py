@@ -1,4 +1,4 @@
-"""Scores from what the consumers of a group read: the base of wanda, flap, activation and obs."""
+"""Scores from the inputs of the weights that read a group: the base of wanda, flap, activation, fisher and obs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .streams import Stream
 
 @dataclass(frozen=True)
 class Reader:
-    """A member of a group that takes its units in.
+    """A weight that reads the units of a group.
 
     Attributes:
-        group: whose units.
-        member: the weight and its dimension.
-        consumer: where it runs.
+        group: the group whose units it reads.
+        member: the weight and its input dimension.
+        consumer: where the weight is used.
     """
 
     group: Group
@@ -37,7 +37,7 @@ class Reader:
     consumer: Consumer
 
     def units(self, columns: int) -> Indices:
-        """For every column of a call's inputs the unit that stands there, -1 for none: int64 ``[columns]``.
+        """The unit of every input column of a call, -1 for none: int64 ``[columns]``.
 
         A convolution reads each channel at every position of its kernel.
         """
@@ -47,28 +47,28 @@ class Reader:
 
 @dataclass(frozen=True, kw_only=True)
 class InputScored(Prune):
-    """A pruning pass whose scores come from the inputs of what reads the units."""
+    """A pruning pass whose scores come from the inputs of the weights that read the units."""
 
     samples: int = option(64, "calibration windows")
     length: int = option(128, "tokens in a calibration window")
-    seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
+    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
     batch: int = option(8, "windows in one forward pass")
 
     def check(self) -> None:
-        """Also refuse an empty calibration."""
+        """Also check the calibration options."""
         super().check()
         for name in ("samples", "length", "batch"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{self.name}: {name} {getattr(self, name)} is below 1", "use 1 or more")
 
     def feeds(self, state: State) -> list[Feed]:
-        """The calibration batches; those of :func:`~.statistics.calibration_feeds`."""
+        """The calibration batches, as :func:`~.statistics.calibration_feeds` makes them."""
         who = f"{self.name} scores need"
         return calibration_feeds(state, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
 
 
 def readers_of(groups: Sequence[Group], graph: Graph) -> list[Reader]:
-    """The members that may take units in, in the order in which they run."""
+    """The members that may read units of the groups, in execution order."""
     found = []
     for group in groups:
         members = taking_in(group, graph)
@@ -79,9 +79,9 @@ def readers_of(groups: Sequence[Group], graph: Graph) -> list[Reader]:
 
 
 def visit(stream: Stream, readers: Sequence[Reader], receive: Callable[[Reader, Seen], None]) -> None:
-    """One pass over the calibration data, every reader's calls handed over as they happen.
+    """One pass over the calibration data; passes every call of a reader's weight to ``receive`` as it happens.
 
-    A call that reads the weight the other way round is none of the reader's.
+    Calls that contract another dimension of the weight are ignored.
     """
     tensors = tensors_by_name(stream.model)
     by_place: dict[tuple[str, int], list[Reader]] = {}
@@ -98,27 +98,27 @@ def visit(stream: Stream, readers: Sequence[Reader], receive: Callable[[Reader, 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnScored(InputScored):
-    """Scores of single columns, from their weights and the spread of their inputs, gathered into units."""
+    """Scores of single columns, from their weights and the variance of their inputs, combined into units."""
 
     @abstractmethod
     def columns(self, weight: Tensor, spread: Spread) -> Tensor:
-        """The score of every input of a map, ``[k]`` float64.
+        """The score of every input of a linear map, float64 ``[k]``.
 
         Args:
             weight: float64 ``[n, k]``.
-            spread: of the inputs.
+            spread: count, mean and variance of the inputs.
         """
 
     def gathered(self, group: Group, columns: Scores, units: Indices) -> Scores:
-        """Scores of units from those of their columns; their sum."""
+        """Scores of units from the scores of their columns: the sum."""
         del group
         return np.bincount(units, weights=columns).astype(np.float64)
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-        """Importance from one forward pass over the calibration data; vectors are all that is held.
+        """Importance from one forward pass over the calibration data; stores one vector per linear map.
 
         Raises:
-            RequestError: without calibration data, or for a group that no linear map reads.
+            RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for inputs that are not finite.
         """
         stream, readers = Stream.of(state.model, self.feeds(state)), readers_of(groups, state.graph)
@@ -145,23 +145,23 @@ class ColumnScored(InputScored):
 
 
 def without_data(seen: Seen) -> Seen:
-    """Which call it was, its inputs and outputs forgotten."""
+    """The recorded call without its inputs and outputs."""
     none = seen.x[:0].clone()
     return replace(seen, x=none, y=seen.y[:0].clone(), sample=seen.sample[:0].clone(), given=none, gave=none)
 
 
 def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: set[str], what: str) -> None:
-    """Refuse groups that no call was seen to read, and scores that are not finite.
+    """Check that a recorded call read every group, and that all scores are finite.
 
     Raises:
-        RequestError: naming the first group that nothing reads.
-        FxpruneError: naming the first group whose scores are not finite.
+        RequestError: with the first group whose units no recorded call read.
+        FxpruneError: with the first group whose scores are not finite.
     """
     for group in groups:
         if group.name not in seen:
             raise RequestError(
-                f"{what} cannot score {group.name}: no linear map or convolution is seen to read it",
-                "use taylor or magnitude, which look at the weights alone",
+                f"{what} cannot score {group.name}: no linear map or convolution reads it",
+                "use taylor or magnitude, whose scores come from the weights",
             )
         if not np.isfinite(scores[group.name]).all():
             raise FxpruneError(
@@ -170,6 +170,6 @@ def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: 
 
 
 def weight_of(stream: Stream, seen: Seen) -> Tensor:
-    """The part of a weight that a call used, float64 ``[n, k]``."""
+    """The part of a weight that a call used, as float64 ``[n, k]``."""
     with torch.no_grad():
         return matrix(tensors_by_name(stream.model)[seen.tensor].detach(), seen).double()

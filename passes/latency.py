@@ -1,4 +1,4 @@
-"""What a model would take to run at other widths: its contractions timed on this machine at a few of them."""
+"""The running time of a model at other widths, from timings of its contractions on this machine."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .couple import Coupling, couple
 from .measure import inference
 
 WIDTHS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.25, 0.125)
-"""Shares of what an operator's groups hold at which it is timed; between them its time is straight in its MACs."""
+"""Widths, as shares of the present ones, at which an operator is timed; between them time is linear in MACs."""
 
 TOKENS = 128
-"""What a language model is timed on: one sequence, read at once."""
+"""Tokens in the input that a language model is timed on: one sequence, in one forward pass."""
 
 OPERATOR, RUN = 0.03, 0.5
-"""Seconds that are spent at least on timing an operator, and a run of the model; the fastest of them counts."""
+"""Minimum seconds to spend on timing one operator, and the model; the fastest run counts."""
 
 Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 """Multiply-accumulates and nanoseconds, both ascending."""
@@ -37,14 +37,14 @@ Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 class Latency(Costs):
     """The time of one run in nanoseconds, as a function of how many units the groups keep.
 
-    Contractions (linear maps, attention, convolutions) are timed one by one on random values; all else that a run
-    takes, measured as the difference, is taken to stay as it is. Of a language model a run reads TOKENS tokens; any
-    other module gets the inputs that it was traced with.
+    Contractions (linear maps, attention, convolutions) are timed one by one on random values. The rest of a run is the
+    measured time of the model minus these; it is assumed to be constant. A language model is timed on TOKENS tokens,
+    any other module on the inputs that it was traced with.
 
     Args:
-        coupling: of the graph.
+        coupling: the analysis of the graph.
         names: the groups that may be cut.
-        state: with the model, which is run if its weights are in memory.
+        state: holds the model, which is run if its weights are in memory.
     """
 
     def __init__(self, coupling: Coupling, names: Iterable[str], state: State) -> None:
@@ -59,8 +59,8 @@ class Latency(Costs):
         super().__init__(coupling, names, "macs")
 
     def whole(self, graph: Graph) -> int:
-        """Of a graph as it is. Where it is another one than that of the coupling, what is no contraction is taken to
-        grow with the number of operators."""
+        """The time of a graph as it is. For another graph than the coupling's, the time outside contractions is assumed
+        to grow with the number of operators."""
         if graph is self._graph:
             return self._rest + self._contractions(self._coupling)
         return round(self._rest * len(graph.ops) / self._operators) + self._contractions(couple(graph))
@@ -90,16 +90,16 @@ class Latency(Costs):
             narrower = sized(op, self._axes, {**self._shapes, **kept})
             found.setdefault(MACS[op.packet](narrower), self._clock(narrower))
         counted = np.array(sorted(found), dtype=np.float64)
-        # Wider is never quicker, whatever a single timing says.
+        # Timings vary, but a wider operator must never count as faster.
         took = np.maximum.accumulate([found[int(macs)] for macs in counted])
         return counted, took.astype(np.float64)
 
 
 class Clock:
-    """Times operators on random values, each of the same shapes once; nanoseconds.
+    """Times operators on random values, in nanoseconds; equal operators of equal shapes are timed once.
 
     Args:
-        model: on whose device, and in whose type.
+        model: its device and dtype are used.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -112,7 +112,7 @@ class Clock:
         """The time of an operator at the shapes of its operands.
 
         Raises:
-            FxpruneError: when it does not run by itself.
+            FxpruneError: when the operator does not run on random values.
         """
         key = f"{op.packet} {_written(op.args)} {sorted((k, _written(v)) for k, v in op.kwargs.items())}"
         if key not in self._known:
@@ -126,7 +126,7 @@ class Clock:
             return round(fastest(lambda: call(*args, **kwargs), self._device, OPERATOR) * 1e9)
         except (RuntimeError, TypeError, ValueError) as error:
             raise FxpruneError(
-                f"{op.packet} cannot be timed by itself: {error}", "give a budget in macs, which are counted"
+                f"{op.packet} cannot be timed by itself: {error}", "use macs instead of latency as the target"
             ) from error
 
     def _value(self, arg: Arg) -> Any:
@@ -140,7 +140,7 @@ class Clock:
 
 
 def forward_seconds(state: State) -> float | None:
-    """The fastest of some runs of the model as it is; None where its weights are not in memory."""
+    """Seconds of the fastest of several runs of the model; None when its weights are not in memory."""
     model = state.model
     parameter = next(model.parameters())
     if parameter.is_meta:
@@ -154,13 +154,13 @@ def forward_seconds(state: State) -> float | None:
 
 
 def fastest(run: Callable[[], Any], device: str, seconds: float) -> float:
-    """Seconds of the fastest of some calls. One thread's time is its own, which other jobs of the machine do not touch;
-    several threads, and accelerators, are timed by the clock.
+    """Seconds of the fastest of several calls. With one thread this is CPU time, which other jobs on the machine do not
+    change; with several threads or an accelerator it is wall time.
 
     Args:
-        run: what is called.
-        device: where it runs.
-        seconds: that are spent at least.
+        run: the function to call.
+        device: the device it runs on.
+        seconds: minimum time to spend.
     """
     threads = torch.get_num_threads()
     clock = time.thread_time if device == "cpu" and threads == 1 else default_timer
@@ -170,12 +170,12 @@ def fastest(run: Callable[[], Any], device: str, seconds: float) -> float:
 
 
 def _reads_tokens(graph: Graph) -> bool:
-    """Whether its only input are token ids, ``[B, L]``."""
+    """Whether its only input is token ids, ``[B, L]``."""
     return len(graph.inputs) == 1 and len(graph.inputs[0].shape) == 2 and not graph.inputs[0].dtype.is_float
 
 
 def _shapes(coupling: Coupling) -> dict[int, int]:
-    """Atom id -> extent, of the samples and tokens that a language model is timed on."""
+    """Atom id -> extent, for the batch and sequence axes when a language model is timed."""
     if not _reads_tokens(coupling.graph):
         return {}
     axes = coupling.axes[coupling.graph.inputs[0]]

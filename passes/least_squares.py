@@ -1,4 +1,4 @@
-"""Refitting a linear map so that its outputs on calibration data stay what they were."""
+"""Refits a linear map so that its outputs on calibration data stay close to given ones."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..ir import FxpruneError
 
 @dataclass
 class Moments:
-    """Second moments of a map's inputs and of its inputs with the wanted outputs, accumulated in float64.
+    """Second moments of a linear map's inputs, and of its inputs with the target outputs, summed in float64.
 
     Attributes:
         inputs: sum of ``x x^T``, ``[k, k]``.
         targets: sum of ``x y^T``, ``[k, n]``.
-        count: tokens seen.
+        count: number of tokens.
     """
 
     inputs: torch.Tensor
@@ -26,12 +26,12 @@ class Moments:
 
     @classmethod
     def empty(cls, inputs: int, outputs: int, device: torch.device | str = "cpu") -> Moments:
-        """Nothing seen yet."""
+        """Moments of no tokens."""
         zeros = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
         return cls(zeros, torch.zeros(inputs, outputs, dtype=torch.float64, device=device))
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add tokens: inputs ``[T, k]`` and wanted outputs ``[T, n]``."""
+        """Add tokens: inputs ``[T, k]`` and target outputs ``[T, n]``."""
         x, y = x.double(), y.double()
         self.inputs.addmm_(x.T, x)
         self.targets.addmm_(x.T, y)
@@ -39,23 +39,24 @@ class Moments:
 
 
 def refit(moments: Moments, weight: torch.Tensor, damping: float) -> torch.Tensor:
-    """The map that is closest to the wanted outputs, held near the one there is where the data say little.
+    """The weight whose outputs are closest to the target; damping keeps it close to the present weight.
 
-    Minimises ``|X W^T - Y|^2 + lambda |W - W0|^2`` with ``lambda = damping * mean(diag(X^T X))``: with no damping the
-    least-squares optimum; with much of it ``W0``. Solved in closed form,
-    ``(X^T X + lambda I) W^T = X^T Y + lambda W0^T`` (OBS with all kept columns at once; the ridge pulls towards the
-    pruned weights instead of zero, so that too little calibration does no harm).
+    Minimises ``|X W^T - Y|^2 + lambda |W - W0|^2`` with ``lambda = damping * mean(diag(X^T X))``. Without damping this
+    is the least-squares optimum, with strong damping ``W0``. The closed form is ``(X^T X + lambda I) W^T = X^T Y +
+    lambda W0^T`` (OBS with all kept columns at once). The ridge term pulls towards the pruned weights instead of zero,
+    so that too little calibration text does no harm.
 
     Args:
-        moments: of the inputs as the pruned model has them, and of the outputs of the dense one.
-        weight: ``W0``, ``[n, k]``.
+        moments: moments of the pruned model's inputs and the dense model's outputs.
+        weight: the present weight ``W0``, ``[n, k]``.
         damping: 0 or more.
 
     Returns:
         float64 ``[n, k]``.
 
     Raises:
-        FxpruneError: for moments that are not finite, or singular without damping (by how many tokens they fall short).
+        FxpruneError: for moments that are not finite, or singular without damping; with the number of tokens if too
+            few.
     """
     return _solved(moments, weight, damping, _factor(moments, damping))
 
@@ -77,14 +78,14 @@ def _factor(moments: Moments, damping: float) -> torch.Tensor:
         short = f"; {moments.count} tokens for {size} unknowns" if moments.count < size else ""
         raise FxpruneError(
             f"the second moments of a layer's inputs are singular{short}",
-            "give more calibration text, or damping above 0, which holds what the text leaves open at its old value",
+            "give more calibration text, or damping above 0, which keeps undetermined weights at their old values",
         )
     return factor
 
 
 @dataclass
 class Surgeon:
-    """One linear map from which inputs are taken, the rest making up for each as well as they can (OBS).
+    """One linear map from which inputs are removed; the remaining weights compensate for each removal (OBS).
 
     With ``H`` the damped second moments of its inputs, removing the inputs ``S`` of weights ``W`` at the optimum costs
     ``1/2 tr(W_S ([H^-1]_SS)^-1 W_S^T)``, after ``W -= W_S ([H^-1]_SS)^-1 [H^-1]_S,:`` and
@@ -94,10 +95,10 @@ class Surgeon:
         weight: float64 ``[n, k]``.
         inverse: ``H^-1``, float64 ``[k, k]``.
         columns: unit -> int64 columns that go with it.
-        pull: what damping asks for each column that is 0 instead of its old weights, ``[k]``; no error of the outputs,
-            so that it is taken off the costs (a column whose input is always 0 costs nothing).
-        felt: the weights as the costs count them, ``[n, k]``: times the root of a metric of the outputs; None where
-            all outputs count alike. It follows every update, which is cheaper than to multiply anew.
+        pull: damping penalty of each column when its weights are 0, ``[k]``. It is not an error of the outputs, so it
+            is subtracted from the costs (a column whose input is always 0 costs nothing).
+        felt: the weights times the square root of a metric of the outputs, ``[n, k]``, for the costs; None when all
+            outputs count equally. It is updated with the weights, which is cheaper than to multiply again.
     """
 
     weight: torch.Tensor
@@ -115,15 +116,15 @@ class Surgeon:
         columns: list[torch.Tensor],
         metric: torch.Tensor | None = None,
     ) -> Surgeon:
-        """At the optimum of :func:`refit` with all inputs there.
+        """Start at the optimum of :func:`refit`, with all inputs present.
 
         Args:
-            moments, weight, damping: as of :func:`refit`.
+            moments, weight, damping: as in :func:`refit`.
             columns: unit -> int64 columns that go with it.
-            metric: root of what errors of the outputs count, float64 ``[n, n]``; the identity when None.
+            metric: square root of the metric that weighs output errors, float64 ``[n, n]``; None for the identity.
 
         Raises:
-            FxpruneError: as :func:`refit`.
+            FxpruneError: as in :func:`refit`.
         """
         factor = _factor(moments, damping)
         best = _solved(moments, weight, damping, factor)
@@ -134,7 +135,7 @@ class Surgeon:
         return cls(best, torch.cholesky_inverse(factor), columns, pull, felt)
 
     def costs(self) -> torch.Tensor:
-        """What the removal of each unit alone would cost, float64 ``[units]``; 0 for one that has no columns left."""
+        """Cost of removing each unit alone, float64 ``[units]``; 0 for a unit without columns."""
         costs = torch.zeros(len(self.columns), dtype=torch.float64, device=self.weight.device)
         weight = self.weight if self.felt is None else self.felt
         sizes = {len(columns) for columns in self.columns if len(columns)}
@@ -148,7 +149,7 @@ class Surgeon:
         return costs
 
     def remove(self, units: list[int]) -> None:
-        """Take units out together; their weights become 0."""
+        """Remove units together; their weights become 0."""
         gone = torch.cat([self.columns[unit] for unit in units])
         if not len(gone):
             return

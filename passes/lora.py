@@ -1,4 +1,4 @@
-"""lora: recovery training with low-rank adapters, merged back so that the model stays plain."""
+"""lora: recovery training with low-rank adapters that are merged into the weights afterwards."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What was learned, apart from the model; belongs to the pruned model *before* it was merged in.
+    """A trained adapter in PEFT's format. It belongs to the pruned model *before* the merge.
 
     Attributes:
-        config: PEFT's adapter_config.json.
-        tensors: PEFT's adapter_model.safetensors.
+        config: content of PEFT's adapter_config.json.
+        tensors: content of PEFT's adapter_model.safetensors.
     """
 
     config: dict[str, Any]
@@ -39,30 +39,31 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Recovery):
-    """Recovery training as LLM-Pruner does it (arXiv 2305.11627, section 3.3), with PEFT and the transformers Trainer.
+    """Recovery training with LoRA as in LLM-Pruner (arXiv 2305.11627, section 3.3), with PEFT and transformers'
+    Trainer.
 
-    ``state.report["lora"]`` receives besides the projections adapted, and the worst logit difference between adapter
-    and merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``. When training fails the model is as it was
-    before; when the merge does, it is not.
+    ``state.report["lora"]`` also gets the names of the adapted projections and the largest logit difference between the
+    adapted and the merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``. If training fails, the model
+    is restored; if the merge fails, it is not.
     """
 
     name: ClassVar[str] = "lora"
 
     r: int = option(8, "rank of the adapters")
-    alpha: int = option(16, "scale of the adapters; they are multiplied by alpha / r")
-    dropout: float = option(0.05, "dropout in front of the adapters")
-    keep_adapter: bool = option(False, "keep the adapter beside the merged model")
+    alpha: int = option(16, "scale of the adapters: their output is multiplied by alpha / r")
+    dropout: float = option(0.05, "dropout on the inputs of the adapters")
+    keep_adapter: bool = option(False, "also write the adapter, beside the merged model")
 
     at_least: ClassVar[Mapping[str, int]] = {"r": 1, "alpha": 1, **Recovery.at_least}
 
     def check(self) -> None:
-        """Also refuse adapters that make no sense."""
+        """Also check ``dropout``."""
         super().check()
         if not 0 <= self.dropout < 1:
             raise RequestError(f"lora: dropout={self.dropout} is outside [0, 1)", "the paper uses 0.05")
 
     def require(self, state: State, model: PreTrainedModel) -> None:
-        """Refuse a model without projections."""
+        """Check that the model has projections to adapt."""
         del state
         if not projection_modules(model):
             raise RequestError(f"{type(model).__name__} has no projection that lora could adapt", "leave lora out")
@@ -73,7 +74,7 @@ class Lora(Recovery):
         """Train and merge.
 
         Raises:
-            FxpruneError: a loss that is not finite, or a merged model that differs from the one that was trained.
+            FxpruneError: for a loss that is not finite, or a merged model that differs from the trained one.
         """
         from transformers import set_seed
 
@@ -104,16 +105,16 @@ class Lora(Recovery):
             lora_dropout=self.dropout,
             bias="none",
             target_modules=_targets(model, targets),
-            # PEFT corrects this for each module by its type; set right, it has nothing to warn of.
+            # PEFT corrects this for each module by its type; with the right value it does not warn.
             fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
         )
 
 
 def projection_modules(model: torch.nn.Module) -> list[str]:
-    """Names of the modules that lora adapts: every linear projection with a matrix of its own.
+    """Names of the modules that lora adapts: every linear projection with its own matrix.
 
-    Input and output embeddings are left out, and so is a matrix that several modules share: merged into one of them, an
-    adapter would change the others too.
+    Input and output embeddings are left out. So are matrices that several modules share: an adapter merged into one
+    module would change the others too.
     """
     modules = dict(model.named_modules())
     holders = Counter(id(module.weight) for module in modules.values() if hasattr(module, "weight"))
@@ -134,9 +135,9 @@ def _adapt(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     from peft import PeftModel, get_peft_model
 
     with warnings.catch_warnings():
-        # In a model with both kinds of projection PEFT sets fan_in_fan_out by the type of each, and says so each time.
+        # For a model with Linear and Conv1D projections, PEFT sets fan_in_fan_out by the type and warns each time.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        # PEFT 0.21 asks transformers 5.23 about gradient checkpointing by the old name.
+        # PEFT 0.21 uses the old name of a gradient checkpointing property of transformers 5.23.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         try:
             adapted = get_peft_model(model, config)
@@ -147,7 +148,8 @@ def _adapt(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
 
 
 def _targets(model: PreTrainedModel, names: list[str]) -> list[str] | str:
-    """The projections as PEFT wants them named: a list, which it matches as suffixes, where that hits nothing else."""
+    """The projections for PEFT: a list of names, which PEFT matches as suffixes, or a regular expression if a suffix
+    would match other modules too."""
     wanted, suffixes = set(names), tuple(f".{name}" for name in names)
     if any(name.endswith(suffixes) for name, _ in model.named_modules() if name not in wanted):
         return "|".join(map(re.escape, names))
@@ -165,7 +167,7 @@ def _adapter(adapted: PeftModel) -> Adapter:
 
 
 def _merge(adapted: PeftModel, probe: torch.Tensor) -> float:
-    """Fold the adapters into the weights; the largest difference this makes to the logits of ``probe`` ``[1, n]``."""
+    """Merge the adapters into the weights; returns the largest change of the logits for ``probe``, ``[1, n]``."""
     adapted.eval()
     plain = adapted.get_base_model()
     with torch.no_grad():
@@ -173,11 +175,11 @@ def _merge(adapted: PeftModel, probe: torch.Tensor) -> float:
         adapted.merge_and_unload()
         after = logits_of(plain, probe)
     difference = (before - after).abs().max().item()
-    # A sum is rounded once per weight: some hundred units in the last place of the largest logit, not more.
+    # A sum is rounded once per weight: at most some hundred units in the last place of the largest logit.
     allowed = 1000 * torch.finfo(plain.dtype).eps * max(1.0, before.abs().max().item())
     if not difference <= allowed:
         raise FxpruneError(
             f"the merged model differs from the trained one by {difference:.3g} in its logits (allowed {allowed:.3g})",
-            "this is a fault of fxprune or PEFT; please report it with the model's config",
+            "this is a bug in fxprune or PEFT; please report it with the model's config",
         )
     return difference

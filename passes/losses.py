@@ -1,4 +1,4 @@
-"""Taylor contributions from losses that the caller computes, for modules that are no language models."""
+"""Taylor contributions from losses given by the caller, for modules that are not language models."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 Loss = Callable[["Module"], "Tensor"]
-"""A loss of a module on data that the callable holds: a scalar."""
+"""Takes a module and returns its loss, a scalar, on data that the callable holds."""
 
 
 def taylor_of_losses(model: Module, losses: Sequence[Loss], wanted: Wanted, variant: str) -> Contributions:
-    """Contributions as :func:`~.gradients.taylor` defines them, each loss standing for one sample.
+    """Contributions as in :func:`~.gradients.taylor`, where each loss counts as one sample.
 
-    ``W`` is a weight, ``g`` its gradient of the mean of all losses, ``G2`` the mean of the squared gradients of each.
-    Gradients of all wanted parameters are held at once, and their squares where the variant needs them.
+    ``W`` is a weight, ``g`` its gradient of the mean of all losses, ``G2`` the mean of the squared gradients of each
+    loss. The gradients of all parameters to score are in memory at once, and their squares if the variant needs them.
 
     Args:
-        model: given to every loss, in evaluation mode; modes, flags and gradients are as before afterwards.
+        model: passed to every loss, in eval mode; afterwards modes, flags and gradients are restored.
         losses: at least one.
         wanted: what to score.
         variant: ``vector``, ``element1``, ``second`` or ``element2``.
 
     Raises:
-        RequestError: for an unknown variant, or a loss that is no scalar.
-        FxpruneError: for a loss or gradient that is not finite, and losses that depend on no wanted parameter.
+        RequestError: for an unknown variant, or a loss that is not a scalar.
+        FxpruneError: for a loss or gradient that is not finite, or losses that depend on none of the parameters.
     """
     if variant not in VARIANTS:
         raise RequestError(f"unknown Taylor variant {variant!r}", f"use one of {', '.join(VARIANTS)}")
@@ -61,8 +61,8 @@ def taylor_of_losses(model: Module, losses: Sequence[Loss], wanted: Wanted, vari
                         _add(second, name, gradient.square() / len(losses))
     if not first:
         raise FxpruneError(
-            f"the loss depends on none of the {len(parameters)} parameters to be scored",
-            "compute it with the module that it is given, and without torch.no_grad()",
+            f"the loss depends on none of the {len(parameters)} parameters to score",
+            "the loss function must run the module that it gets, without torch.no_grad()",
         )
     contributions: Contributions = {}
     for name, parameter in parameters.items():
@@ -79,13 +79,13 @@ def _value(loss: Loss, model: Module, number: int) -> Tensor:
     value = loss(model)
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         what = f"of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-        raise RequestError(f"the loss is no scalar tensor but {what}", "return the mean over the batch")
+        raise RequestError(f"the loss is not a scalar tensor but {what}", "return the mean over the batch")
     if not bool(value.isfinite()):
         raise FxpruneError(f"loss {number} is {value.item()}", "check the loss and its data")
     if not value.requires_grad:
         raise FxpruneError(
             f"loss {number} depends on no parameter of the module",
-            "compute it with the module that it is given, and without torch.no_grad()",
+            "the loss function must run the module that it gets, without torch.no_grad()",
         )
     return value.reshape(())
 

@@ -1,4 +1,4 @@
-"""magnitude: units with small weights go."""
+"""magnitude: remove the units with small weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .select import REDUCTIONS, Scores, unit_scores, wanted
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(Prune):
-    """Remove the units with the smallest sum of ``|w|**p`` (LLM-Pruner's L1 and L2 importance); reads no text."""
+    """Remove the units with the smallest sum of ``|w|**p`` (LLM-Pruner's L1 and L2 importance); needs no text."""
 
     name: ClassVar[str] = "magnitude"
     streams: ClassVar[bool] = True
 
     p: int = option(2, "exponent: 1 sums absolute weights, 2 their squares", (1, 2))
-    reduce: str = option("sum", "how the tensors of a group are reduced to one score", REDUCTIONS)
+    reduce: str = option("sum", "how the scores of a group's tensors are combined", REDUCTIONS)
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-        """Sums of ``|w|**p`` over everything that goes with a unit."""
+        """Sums of ``|w|**p`` over all weights that are removed with a unit."""
         found = magnitude(state.model, wanted(groups, state.graph), self.p, state.weights)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

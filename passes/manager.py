@@ -1,4 +1,4 @@
-"""Runs a pipeline: analyses when they are needed, the verifier after every pass, one callback between passes."""
+"""Runs a pipeline: analyses when a pass needs them, the verifier after every pass, a callback between passes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Something derived from the graph that passes need and that a rewrite makes stale.
+    """A result computed from the graph that passes need, and that is no longer valid after a rewrite.
 
     Attributes:
-        name: what ``Pass.needs`` and ``Pass.invalidates`` call it.
-        part: the attribute of :class:`State` that holds its result, None while there is none.
+        name: its name in ``Pass.needs`` and ``Pass.invalidates``.
+        part: the attribute of :class:`State` that holds the result; None while there is no result.
         run: computes the result from the graph.
     """
 
@@ -33,13 +33,13 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Step:
-    """What ran: a pass of the pipeline or an analysis that one needed.
+    """One thing that ran: a pass of the pipeline, or an analysis that a pass needed.
 
     Attributes:
-        name: of the pass or analysis.
-        text: as pipeline text, options included; an analysis has no options.
-        seconds: wall time, the verifier not counted.
-        is_analysis: whether the manager inserted it.
+        name: name of the pass or analysis.
+        text: pipeline text with options; an analysis has no options.
+        seconds: wall time, without the verifier.
+        is_analysis: whether it is an analysis, which the manager inserted.
     """
 
     name: str
@@ -54,10 +54,10 @@ Announce = Callable[[str, int, int], None]
 
 
 def check_inputs(pipeline: Sequence[Pass], state: State) -> None:
-    """Refuse a pipeline that this state cannot feed.
+    """Check that the state has what the pipeline needs.
 
     Raises:
-        RequestError: no pass at all, or a pass that reads weights when only a config was given.
+        RequestError: for an empty pipeline, or a pass that reads weights when only a config was given.
     """
     if not pipeline:
         raise RequestError("the pipeline is empty", "name at least one pass; see `fxprune passes`")
@@ -65,8 +65,8 @@ def check_inputs(pipeline: Sequence[Pass], state: State) -> None:
         for step in pipeline:
             if step.needs_weights and not (step.streams and state.weights is not None):
                 raise RequestError(
-                    f"pass {step.name!r} reads weights, but the model has none",
-                    "give a model with a *.safetensors file, or use a pass that needs no weights, such as random",
+                    f"pass {step.name!r} needs weights, but the model has none",
+                    "give a model with a *.safetensors file, or use a pass without weights, such as random",
                 )
 
 
@@ -83,18 +83,18 @@ def run_pipeline(
 
     Args:
         pipeline: the passes, from :func:`~fxprune.passes.pipeline.parse_pipeline`, which has checked their options.
-        state: what they work on.
-        analyses: those that passes may need.
-        verify: raises when a graph is malformed; called on the graph before the first pass and after every one.
-        between: called after every step, before the verifier, so that a broken graph can be seen.
-        announce: called before every pass with its text, its number from 1, and how many there are.
+        state: what the passes read and change.
+        analyses: the analyses that passes may need.
+        verify: raises for a malformed graph; called on the graph before the first pass and after every pass.
+        between: called after every step, before the verifier, so that a malformed graph can be printed.
+        announce: called before every pass with its text, its number from 1, and the number of passes.
 
     Returns:
-        What ran, in order, with times.
+        The steps that ran, in order, with times.
 
     Raises:
-        RequestError: the state cannot feed the pipeline.
-        FxpruneError: a pass failed, or left a malformed graph behind; the message names the pass.
+        RequestError: the state lacks something that the pipeline needs.
+        FxpruneError: a pass failed, or left a malformed graph; the message names the pass.
     """
     check_inputs(pipeline, state)
     verify(state.graph)
@@ -126,7 +126,7 @@ def run_pipeline(
 
 
 def _keep_dense(state: State, rest: Sequence[Pass]) -> None:
-    """Copy the model before it is pruned, once, if later passes look back at it."""
+    """Copy the model once before it is pruned, if later passes compare with it or learn from it."""
     fresh = state.dense is None and any(step.needs_dense for step in rest)
     if fresh:
         state.dense = copy.deepcopy(state.model)
@@ -141,11 +141,11 @@ def _analyse(analysis: Analysis, state: State) -> Step:
 
 
 def _verify_after(step: Pass, state: State, verify: Verify) -> None:
-    """Blame the pass, not the user, for a graph that does not verify."""
+    """Verify the graph after a pass; an error names the pass as the cause."""
     try:
         verify(state.graph)
     except FxpruneError as error:
         raise FxpruneError(
             f"pass {step.name!r} left a malformed graph: {error.message}",
-            "this is a mistake in the pass: please report it with the command and --print-ir-after " + step.name,
+            "this is a bug in the pass; please report it with the command and --print-ir-after " + step.name,
         ) from error

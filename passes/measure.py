@@ -1,4 +1,4 @@
-"""What a model costs and how well it predicts: perplexity, parameters, bytes, tokens per second."""
+"""Measures a model: perplexity, parameters, bytes, tokens per second."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Step = Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a text.
+    """Perplexity of a model on a text.
 
     Attributes:
         value: ``exp(nll)``.
         nll: mean negative log-likelihood of a predicted token, in nats.
-        tokens: how many were predicted: all but the first of each window.
-        windows: how many windows were read.
+        tokens: number of predicted tokens: all but the first of each window.
+        windows: number of windows.
     """
 
     value: float
@@ -38,11 +38,11 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens per second over repeats.
+    """Tokens per second over several runs.
 
     Attributes:
-        median: of the repeats.
-        low, high: the slowest and the fastest of them.
+        median: median of the runs.
+        low, high: the slowest and the fastest run.
     """
 
     median: float
@@ -57,7 +57,7 @@ class Speed:
     Attributes:
         prefill: reading a prompt of ``prompt`` tokens.
         decode: writing ``new`` tokens one by one with the cache.
-        prompt, new, repeats: what was timed, and how often after a warm-up.
+        prompt, new, repeats: tokens in the prompt, tokens written, and timed runs after a warm-up.
     """
 
     prefill: Rate
@@ -72,17 +72,17 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor, batch: int = 8)
 
     Args:
         model: a causal language model, or any callable that takes ``input_ids`` ``[B, L]`` and returns logits
-            ``[B, L, V]``, bare or as ``.logits``. A module is put into eval mode for the time and moved nowhere.
+            ``[B, L, V]``, bare or as ``.logits``. A module runs in eval mode on its own device.
         windows: token ids ``[N, L]`` without special tokens or padding.
         batch: windows in one forward pass.
 
     Raises:
-        RequestError: when there is nothing to predict.
+        RequestError: when there is no token to predict.
         FxpruneError: when a loss (with its window) or the perplexity is not finite.
     """
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
         raise RequestError(
-            f"windows of shape {list(windows.shape)} hold nothing to predict",
+            f"windows of shape {list(windows.shape)} have no token to predict",
             "give at least one window of at least two tokens",
         )
     with inference(model):
@@ -100,12 +100,12 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor, batch: int = 8)
 
 
 def parameter_count(model: torch.nn.Module) -> int:
-    """Elements of all parameters, a tied one counted once."""
+    """Number of elements of all parameters; a tied parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def byte_count(model: torch.nn.Module) -> int:
-    """Bytes of what a checkpoint holds: parameters and persistent buffers, a tied one counted once."""
+    """Bytes of the tensors in a checkpoint: parameters and persistent buffers; a tied tensor counts once."""
     held = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
     return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
 
@@ -122,12 +122,12 @@ def tokens_per_second(
     """Time prefill and cached greedy decoding of one sequence of random tokens.
 
     Args:
-        model: a transformers causal language model, or a ``Step`` (how another runtime is timed).
-        vocabulary: ids are drawn below it.
+        model: a transformers causal language model, or a ``Step`` to time another runtime.
+        vocabulary: random token ids are below this.
         prompt: tokens in the prompt.
         new: tokens decoded after it.
-        repeats: timed runs, after one that warms up.
-        seed: of the prompt.
+        repeats: timed runs, after one warm-up run.
+        seed: random seed of the prompt.
 
     Raises:
         RequestError: when a count is below one.
@@ -147,7 +147,7 @@ def tokens_per_second(
 
 @contextmanager
 def inference(model: Any) -> Iterator[None]:
-    """No gradients, and a module in eval mode; afterwards in the mode it was in."""
+    """Inside, no gradients, and a module is in eval mode; its mode is restored afterwards."""
     training = isinstance(model, torch.nn.Module) and model.training
     if training:
         model.eval()
@@ -160,7 +160,7 @@ def inference(model: Any) -> Iterator[None]:
 
 
 def logits_of(model: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
-    """Logits ``[B, L, V]`` of token ids ``[B, L]``, computed without building a cache."""
+    """Logits ``[B, L, V]`` of token ids ``[B, L]``, without a key-value cache."""
     out = model(input_ids=ids.to(_device(model)), **_options(model))
     logits: torch.Tensor = out if isinstance(out, torch.Tensor) else out.logits
     return logits
@@ -177,15 +177,15 @@ def _exp(nll: float) -> float:
         return math.exp(nll)
     except OverflowError:
         raise FxpruneError(
-            f"perplexity is not finite: the mean loss is {nll:.6g} nats a token",
-            "look for weights that have lost their scale",
+            f"perplexity is not finite: the mean loss is {nll:.6g} nats per token",
+            "check the weights: some may be far too large",
         ) from None
 
 
 def _window_losses(model: Callable[..., Any], chunk: torch.Tensor) -> torch.Tensor:
     """Summed negative log-likelihood of each window, ``[B]`` float64."""
     logits = logits_of(model, chunk)[:, :-1]
-    # Half-precision logits are widened before the softmax; double ones stay double.
+    # Half-precision logits become float32 before the softmax; float64 stays float64.
     logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = chunk[:, 1:].to(logits.device)
     losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
@@ -208,7 +208,7 @@ def _cached_step(model: torch.nn.Module) -> Step:
 
 
 def _time_once(step: Step, ids: torch.Tensor, new: int) -> tuple[float, float]:
-    """Seconds of the prefill and of ``new`` decoding steps; reading the argmax waits for the device."""
+    """Seconds of the prefill and of ``new`` decoding steps; reading the argmax synchronises with the device."""
     start = time.perf_counter()
     logits, cache = step(ids, None)
     token = logits[:, -1:].argmax(-1).cpu()

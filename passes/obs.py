@@ -1,4 +1,4 @@
-"""obs: units go whose removal leaves the smallest error after the rest was refitted."""
+"""obs: remove the units with the smallest error after the remaining weights are refitted."""
 
 from __future__ import annotations
 
@@ -36,28 +36,29 @@ Metrics = dict[tuple[str, int | None], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Obs(InputScored):
-    """Remove the units that the rest can best make up for (OBS: OSSCAR, SlimGPT, Tyr-the-Pruner, arXiv 2503.09657).
+    """Remove the units whose loss the others can best compensate (OBS: OSSCAR, SlimGPT, Tyr-the-Pruner, 2503.09657).
 
-    Units go in rounds, and what each of the others costs is computed anew after every round: heads one by one, other
-    widths in ``rounds``. Layers are taken in order, each with those before it already cut and refitted and its outputs
-    compared with the dense model's; where a budget is shared out only afterwards, all with dense inputs. With
-    ``metric=loss`` errors count as the loss feels them, and scores of all groups compare. Write ``compensate`` after
-    it, which refits for good.
+    Units are removed in rounds, and the costs of the remaining units are computed again after every round: heads one by
+    one, other widths in ``rounds`` steps. Layers are scored in order: all layers before are already cut and refitted,
+    and the outputs are compared with the dense model's. With a target or another ``by`` than uniform, widths are
+    decided after the scores, so every layer is scored with dense inputs. With ``metric=loss``, errors are weighed by
+    their effect on the loss, and scores of all groups can be compared. Write ``compensate`` after it for the final
+    refit.
     """
 
     name: ClassVar[str] = "obs"
 
-    rounds: int = option(16, "how often scores of units other than heads are computed anew")
-    damping: float = option(0.01, "pull towards the weights as they are, relative to the mean second moment")
+    rounds: int = option(16, "how often scores of units other than heads are computed again")
+    damping: float = option(0.01, "strength of the pull to the present weights, relative to the mean second moment")
     metric: str = option(
-        "loss", "loss: errors of a map's outputs count as the loss feels them; outputs: all alike", METRICS
+        "loss", "loss: output errors are weighed by their effect on the loss; outputs: all count equally", METRICS
     )
     sequential: bool = option(
-        True, "layers see what the layers before them became; false: statistics of the dense model"
+        True, "true: layers are scored after the layers before them were pruned; false: with dense inputs"
     )
 
     def check(self) -> None:
-        """Also refuse a number of rounds or a damping that make no sense."""
+        """Also check ``rounds`` and ``damping``."""
         super().check()
         if self.rounds < 1:
             raise RequestError(f"obs: rounds {self.rounds} is below 1", "use 1 to score once, or 16")
@@ -65,10 +66,10 @@ class Obs(InputScored):
             raise RequestError(f"obs: damping {self.damping} is negative", "use 0.01, or 0 for none")
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-        """For every unit the error that has been reached when it goes.
+        """For every unit the total error when it is removed, with all units that were removed before it.
 
         Raises:
-            RequestError: without calibration data, or for a group that no linear map reads.
+            RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for second moments that are not finite, or singular without damping.
         """
         sequential = self.sequential and not self._open
@@ -90,7 +91,7 @@ class Obs(InputScored):
         return scores
 
     def _of_group(self, group: Group, surgeons: Sequence[tuple[Map, Surgeon]], *, rounds: bool) -> Scores:
-        """Scores by maps that read one activation; the statistics of no others are in memory then."""
+        """Scores from the linear maps that read one activation; only their statistics are in memory."""
         if not rounds:
             return sum((s.costs().cpu().numpy() for _, s in surgeons), np.zeros(group.units))
         scores = self._in_rounds(group, [surgeon for _, surgeon in surgeons])
@@ -101,22 +102,22 @@ class Obs(InputScored):
 
     @property
     def compares(self) -> bool:
-        """With ``metric=loss`` all scores are changes of one loss."""
+        """True with ``metric=loss``: all scores are changes of one loss."""
         return self.metric == "loss"
 
     @property
     def for_one_budget(self) -> bool:
-        """Unless each group is followed to its last unit."""
+        """False when all units of each group are scored, for any budget."""
         return not self._open
 
     @property
     def _open(self) -> bool:
-        """Whether it is decided only afterwards how many units go: then each group is followed to its last unit, and
-        no layer knows what the layers before it will be."""
+        """Whether widths are decided after the scores. Then all units of each group are scored, and every layer gets
+        dense inputs."""
         return self.target is not None or self.by != UNIFORM
 
     def losses(self, group: Group, scores: Scores) -> Scores:
-        """The scores themselves: the error that has been reached when a unit goes; of channels, each for itself."""
+        """The scores: the total error when a unit is removed; for channels, the scores are summed as usual."""
         if group.kind is Kind.CHANNELS:
             return super().losses(group, scores)
         rows = np.sort(scores.reshape(-1, group.size), axis=1)
@@ -128,10 +129,10 @@ class Obs(InputScored):
         return Pairs.between(state.graph, dense, dense if model is state.model else Stream.of(model, batches), places)
 
     def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
-        """For every map the root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
+        """For every linear map the square root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
 
-        With ``g`` the gradient of the summed loss at the outputs of one token, errors ``e`` of the outputs change the
-        loss by about ``1/2 sum (e^T E[g g^T] e) / T`` nats a token, ``T`` tokens in all (the Kronecker factors of
+        ``g`` is the gradient of the summed loss at the outputs of one token. Output errors ``e`` change the loss by
+        about ``1/2 sum (e^T E[g g^T] e) / T`` nats per token, with ``T`` tokens in total (the Kronecker factors of
         Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
         """
         tensors = tensors_by_name(state.model)
@@ -179,7 +180,7 @@ class Obs(InputScored):
         return surgeons
 
     def _in_rounds(self, group: Group, surgeons: Sequence[Surgeon]) -> Scores:
-        """Take units out, cheapest first, until as many are left as stay."""
+        """Remove units, cheapest first, until only the units to keep are left."""
         rows = group.units // group.size
         stay = 1 if self._open else kept_count(group.size, self.ratio, self.step(group))
         excess = group.size - stay
