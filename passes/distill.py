@@ -19,9 +19,9 @@ from .training import Example
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Finetune):
-    """Train the pruned model to match the predictions of the dense model (Hinton et al., arXiv 1503.02531; for pruned
-    language models Minitron, arXiv 2407.14679). With ``blocks``, first train every block alone to match the dense one.
+    """Train the pruned model to match the dense model's predictions (arXiv 1503.02531; Minitron, arXiv 2407.14679).
 
+    With ``blocks``, every block is first trained alone to match the output of the dense model's block.
     Predictions are compared on the text. It need not be the dense model's training text, but it should be similar.
     """
 

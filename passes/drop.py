@@ -26,8 +26,10 @@ ANY = "any"
 
 @dataclass(frozen=True, kw_only=True)
 class Drop(Pass):
-    """Remove whole layers, or attention and MLP sub-blocks of layers, by block influence (ShortGPT, arXiv 2403.03853)
-    or greedily by perplexity."""
+    """Remove whole layers, or attention and MLP sub-blocks of layers, that change the hidden states or the loss least.
+
+    By block influence (ShortGPT, arXiv 2403.03853), or greedily by perplexity.
+    """
 
     name: ClassVar[str] = "drop"
     kind: ClassVar[str] = "score"

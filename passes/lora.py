@@ -39,8 +39,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Recovery):
-    """Recovery training with LoRA as in LLM-Pruner (arXiv 2305.11627, section 3.3), with PEFT and transformers'
-    Trainer.
+    """Recovery training with LoRA adapters (LLM-Pruner, arXiv 2305.11627, section 3.3), by PEFT and transformers.
 
     ``state.report["lora"]`` also gets the names of the adapted projections and the largest logit difference between the
     adapted and the merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``. If training fails, the model

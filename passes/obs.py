@@ -36,7 +36,7 @@ Metrics = dict[tuple[str, int | None], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Obs(InputScored):
-    """Remove the units whose loss the others can best compensate (OBS: OSSCAR, SlimGPT, Tyr-the-Pruner, 2503.09657).
+    """Remove the units that the others can best replace (OBS: OSSCAR, SlimGPT, Tyr-the-Pruner, arXiv 2503.09657).
 
     Units are removed in rounds, and the costs of the remaining units are computed again after every round: heads one by
     one, other widths in ``rounds`` steps. Layers are scored in order: all layers before are already cut and refitted,

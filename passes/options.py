@@ -1,4 +1,4 @@
-"""The options of a pass: their types, and how a value is read from text and written back."""
+"""The options of a pass: their types, and how values are read from text and written as text."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a pass, as declared by a field of its dataclass.
+    """One option of a pass, declared by a field of its dataclass.
 
     Attributes:
-        name: as written in pipeline text.
+        name: its name in pipeline text.
         type: ``int``, ``float``, ``bool``, ``str``, or ``tuple[int, int]`` for a range ``START:END``, end exclusive.
-        optional: whether ``none`` is a value.
-        default: the value when the text is silent.
-        choices: the allowed values when they can be listed.
-        help: one line.
+        optional: whether ``none`` is allowed.
+        default: the value when the text does not give the option.
+        choices: the allowed values; None when they cannot be listed.
+        help: one line for the user.
     """
 
     name: str
@@ -40,20 +40,20 @@ class Option:
 
     @property
     def wants(self) -> str:
-        """What a value looks like, in words for an error or a table."""
+        """The allowed values, as text for an error or a table."""
         if self.choices:
             return " | ".join(write_value(choice) for choice in self.choices)
         return _READERS[self.type].wants + (f" | {NONE}" if self.optional else "")
 
     def read(self, text: str, *, quoted: bool = False) -> Any:
-        """The typed value that ``text`` stands for.
+        """Convert text to a value of the option's type.
 
         Args:
-            text: the value, quotes already removed.
-            quoted: whether it stood in quotes, which makes it a string whatever it looks like.
+            text: the value, without quotes.
+            quoted: whether it was in quotes; then it is always a string.
 
         Raises:
-            ValueError: when the text is no value of this option.
+            ValueError: when the text is not a value of this option.
         """
         if self.optional and text == NONE and not quoted:
             return None
@@ -66,7 +66,7 @@ class Option:
 
 
 def write_value(value: Any) -> str:
-    """The text that :meth:`Option.read` turns back into ``value``; quoted where a bare word would be misread."""
+    """The text that :meth:`Option.read` converts back to ``value``; quoted when a bare word would be read wrongly."""
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -83,7 +83,7 @@ def options_of(pass_class: type[Pass]) -> tuple[Option, ...]:
     """The options of a pass in the order of its fields.
 
     Raises:
-        TypeError: when a field has a type that pipeline text cannot express; a mistake of the pass, not of a user.
+        TypeError: when a field has a type without a text form; this is a bug in the pass.
     """
     hints = typing.get_type_hints(pass_class)
     return tuple(
@@ -100,7 +100,7 @@ def _option(pass_class: type[Pass], field: dataclasses.Field[Any], hint: Any) ->
 
 
 def _simplify(hint: Any) -> tuple[Any, bool, tuple[Any, ...] | None]:
-    """Strip ``| None`` and ``Literal`` off a type hint: the bare type, whether None is allowed, the choices."""
+    """Split a type hint into the type without ``| None`` and ``Literal``, whether None is allowed, and the choices."""
     optional = False
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         arms = [arm for arm in typing.get_args(hint) if arm is not types.NoneType]

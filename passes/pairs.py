@@ -1,4 +1,4 @@
-"""The dense and the pruned model side by side on calibration data, one linear map after the other."""
+"""The dense and the pruned model on the same calibration data, one linear map after the other."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .watch import Watch
 
 @dataclass(frozen=True)
 class Map:
-    """One linear map of the pruned model: a weight, or one expert's part of it, with the bias that goes with it.
+    """One linear map of the pruned model: a weight, or one expert's part of it, and its bias.
 
     Attributes:
         tensor, expert, dim: as in :class:`~.statistics.Seen`.
         weight: the parameter, or the expert's part of it, as a view ``[n, k]``.
-        bias: ``[n]``, None where there is none.
+        bias: ``[n]``; None without a bias.
     """
 
     tensor: str
@@ -42,7 +42,7 @@ class Map:
 
     @property
     def unknowns(self) -> int:
-        """Of one output."""
+        """Number of weights, and bias, of one output."""
         return self.weight.shape[1] + (self.bias is not None)
 
     def whole(self) -> Tensor:
@@ -50,7 +50,7 @@ class Map:
         return self.weight if self.bias is None else torch.cat([self.weight, self.bias.detach()[:, None]], 1)
 
     def put(self, whole: Tensor) -> None:
-        """Write weight and bias, rounded to their type."""
+        """Write weight and bias, rounded to their dtype."""
         with torch.no_grad():
             self.weight.copy_(whole[:, : self.weight.shape[1]])
             if self.bias is not None:
@@ -59,14 +59,14 @@ class Map:
 
 @dataclass
 class Pairs:
-    """What the two models compute where maps lost inputs.
+    """The two models, and the linear maps whose inputs lost units.
 
     Attributes:
-        dense, pruned: the models on the calibration batches; one and the same where nothing is cut yet.
+        dense, pruned: the models on the calibration batches; the same object when nothing is cut yet.
         plan: what was removed.
-        consumers: the maps to refit, in the order in which they run.
-        left: tensors that take in what was cut, and that cannot be refitted.
-        last_of_blocks: number of the last operator that runs in one of the blocks.
+        consumers: the linear maps to refit, in execution order.
+        left: tensors that read removed units but cannot be refitted.
+        last_of_blocks: index of the last operator that runs in one of the blocks.
     """
 
     dense: Stream
@@ -80,11 +80,11 @@ class Pairs:
 
     @classmethod
     def of(cls, state: State, batches: Sequence[Feed]) -> Pairs:
-        """The models before and after the pruning passes, and what reads the places that were cut.
+        """The models before and after the pruning passes, and the linear maps that read removed units.
 
         Args:
-            state: after a pruning pass, with the original.
-            batches: of calibration data.
+            state: after a pruning pass; ``original`` is set.
+            batches: calibration batches.
         """
         assert state.original is not None
         assert state.plan is not None
@@ -96,13 +96,13 @@ class Pairs:
     def between(
         cls, graph: Graph, dense: Stream, pruned: Stream, places: Sequence[tuple[str, int]], plan: Plan | None = None
     ) -> Pairs:
-        """Two models, and the calls that read some (tensor, dimension) places of the second as inputs.
+        """Two models, and the linear maps of the pruned one at some (tensor, input dimension) places.
 
         Args:
-            graph: of the second.
+            graph: graph of the pruned model.
             dense, pruned: the models on the same data.
-            places: what may take units in.
-            plan: what the second lacks; nothing when None.
+            places: the weights that may read units, with their input dimension.
+            plan: what was removed from the pruned model; nothing when None.
         """
         candidates = find_consumers(graph, places)
         tensors = tensors_by_name(pruned.model)
@@ -125,31 +125,31 @@ class Pairs:
         )  # fmt: skip
 
     def probed(self, consumer: Consumer) -> Map:
-        """The map of a consumer, or of one of its experts."""
+        """The linear map of a consumer, or of one of its experts."""
         return self._map(self._probed[consumer.tensor])
 
     def experts(self, consumer: Consumer) -> int:
-        """How many experts its weight holds, 0 where it is one map."""
+        """Number of experts in its weight; 0 when it is a single linear map."""
         tensor = consumer.tensor
         return 0 if self._probed[tensor].expert is None else self._weights[1][tensor].shape[0]
 
     def in_order(self) -> Iterator[list[Consumer]]:
-        """The consumers, those together that read the same activation."""
+        """The consumers in execution order; those that read the same activation come together."""
         for _, found in groupby(self.consumers, key=lambda c: id(c.reads) if c.reads is not None else c.tensor):
             yield list(found)
 
     def observed(
         self, consumers: Sequence[Consumer], *, residual: bool = False
     ) -> Iterator[tuple[Map, Tensor, Tensor, Tensor]]:
-        """Batch by batch, call by call: the map, its inputs, the outputs that are wanted of it, those it gives.
+        """For every call of every batch: the linear map, its inputs, its target outputs, its present outputs.
 
-        Wanted are the dense model's outputs; with ``residual``, where outputs are added to something, those with which
-        the sum is the dense model's.
+        The targets are the dense model's outputs. With ``residual``, if the outputs are added to the residual stream,
+        they are the outputs that make this sum equal to the dense model's.
 
-        Experts are given what the pruned model routes to them, in both models, since the two may route differently.
+        The two models may route tokens to different experts. So the dense experts get the tokens of the pruned model.
 
         Raises:
-            FxpruneError: where the two models do not make the same calls.
+            FxpruneError: when the two models do not make the same calls.
         """
         last = self._place(consumers[0])
         names = [consumer.tensor for consumer in consumers]
@@ -169,7 +169,7 @@ class Pairs:
             if [(s.tensor, s.expert, len(s.x)) for s in got] != [(s.tensor, s.expert, len(s.x)) for s in wanted]:
                 raise FxpruneError(
                     f"the dense and the pruned model use {names[0]} differently on the same text",
-                    "leave compensate out",
+                    "leave the pass compensate out",
                 )
             for mine, theirs in zip(got, wanted, strict=True):
                 wanted_now = self._kept(theirs, theirs.y)
@@ -186,7 +186,7 @@ class Pairs:
         return watch.seen
 
     def _place(self, consumer: Consumer) -> int | None:
-        """Bring both models up to the block of a consumer."""
+        """Advance both models to the block of a consumer; returns its index, None when everything must run."""
         blocks = _blocks(self.dense, consumer)
         block = next(iter(blocks), None)
         if block is None and consumer.order > self.last_of_blocks:
@@ -202,7 +202,7 @@ class Pairs:
         return Map(seen.tensor, seen.expert, seen.dim, weight, seen.bias)
 
     def _kept(self, seen: Seen, outputs: Tensor) -> Tensor:
-        """Of the dense outputs of a call those that the pruned map still has."""
+        """The outputs of a dense call that the pruned linear map still has."""
         weight = self._weights[0][seen.tensor]
         first = 0 if seen.expert is None else 1
         out = first if weight.dim() - first > 2 else 2 * first + 1 - seen.dim

@@ -1,20 +1,20 @@
-"""Contributions made of the squared gradients of single samples, without a copy of the gradients.
+"""Contributions from the squared gradients of single samples, without a copy of the gradients.
 
-``second`` sums ``(W * g_j)**2``, which is never negative: each sample is run by itself and its gradients are reduced
-as they come. ``element2`` takes an absolute value *after* the sum over samples, so a parameter has to see all its
-samples before it can be reduced. The batch is therefore run as one, the calls that read a parameter are remembered, and
-when the backward pass has brought the last of their output gradients, the parameter's own gradients are computed from
-them sample by sample (``calls.py`` holds the arithmetic of a call).
+``second`` sums ``(W * g_j)**2``, which is never negative. So each sample runs alone, and its gradients are reduced one
+by one. ``element2`` takes the absolute value *after* the sum over samples, so a parameter needs the gradients of all
+samples before it can be reduced. So the batch runs as one, and the calls that read a parameter are recorded. When the
+backward pass has computed the last of their output gradients, the gradients of the parameter are computed from them,
+sample by sample (``calls.py`` has the formulas of a call).
 
-That needs every output gradient to be cut into samples. Nothing is taken on trust:
+This requires that every output gradient can be split into samples. Three checks make sure of it:
 
-- the batch is run backward twice, first with sample ``j``'s loss scaled by ``c_j``. A piece of an output gradient
-  belongs to sample ``j`` alone exactly if it was scaled by ``c_j``;
-- a call on the piece of its input must give the piece of its output;
-- a parameter that was also read in another way receives an ordinary gradient, which a hook sees.
+- The backward pass runs twice, first with the loss of sample ``j`` scaled by ``c_j``. A part of an output gradient
+  belongs to sample ``j`` alone if and only if it is scaled by ``c_j``.
+- A call on one sample's part of its input must give that sample's part of its output.
+- A parameter that was also used in another way receives an ordinary gradient, which a hook detects.
 
-Parameters that fail (a position table looked up once for all samples) are run sample by sample afterwards, so many at a
-time as take the memory of one gradient.
+Parameters that fail a check (a position table, looked up once for all samples) run sample by sample afterwards, as many
+at a time as fit in the memory of one gradient.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .gradients import Scoring
 
 LARGEST_EXPONENT = 8
-"""Losses are scaled by 2**-8 to 2**8: 17 factors, which no floating-point type of a trained model minds."""
+"""Losses are scaled by 2**-8 to 2**8: 17 factors, within the range of every dtype used in training."""
 
 
 def squared(scoring: Scoring) -> Contributions:
@@ -74,7 +74,7 @@ def mixed(scoring: Scoring) -> Contributions:
 
 
 def _windows(scoring: Scoring, names: Sequence[str]) -> list[list[str]]:
-    """Runs of parameters that together are no larger than the largest wanted one."""
+    """Consecutive parameters that together are no larger than the largest parameter to score."""
     limit = max(parameter.numel() for parameter in scoring.parameters.values())
     windows: list[list[str]] = []
     filled = limit
@@ -89,7 +89,7 @@ def _windows(scoring: Scoring, names: Sequence[str]) -> list[list[str]]:
 
 
 def _one_by_one(scoring: Scoring, names: list[str]) -> Contributions:
-    """``element2`` of a few parameters from separate backward passes of the samples."""
+    """``element2`` of a few parameters, with one backward pass per sample."""
     count = len(scoring.tokens)
     saliencies: dict[str, Tensor] = {}
 
@@ -108,7 +108,7 @@ def _reduce_mixed(scoring: Scoring, name: str, saliency: Tensor) -> list[tuple[t
 
 
 def _add_mixed(saliency: Tensor | None, weight: Tensor, gradient: Tensor, *, scale: int, count: int) -> Tensor:
-    """Add one sample's share, of the gradient times ``scale``; held in the weight's type, but at least float32."""
+    """Add one sample's share; the gradient is multiplied by ``scale``. In the weight's dtype, but at least float32."""
     weight = weight.detach()
     if saliency is None:
         saliency = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
@@ -119,14 +119,14 @@ def _add_mixed(saliency: Tensor | None, weight: Tensor, gradient: Tensor, *, sca
 
 
 class _Recorder(TorchFunctionMode):
-    """One forward pass whose calls on wanted parameters are remembered, and the two backward passes over it.
+    """Records one forward pass's calls on the parameters to score, and runs the two backward passes.
 
     Attributes:
-        recorded: parameter name -> how many of its calls are watched.
-        uses: parameter name -> the calls that a gradient came back to, with the argument that is the parameter or was
+        recorded: parameter name -> number of its recorded calls.
+        uses: parameter name -> the calls that received a gradient, with the argument that is the parameter or was
             computed from it.
-        missing: parameter name -> how many of them the second backward pass has yet to reach.
-        failed: parameters whose samples could not be told apart.
+        missing: parameter name -> number of these calls that the second backward pass has not reached yet.
+        failed: parameters whose samples could not be separated.
     """
 
     def __init__(self, scoring: Scoring) -> None:
@@ -144,16 +144,16 @@ class _Recorder(TorchFunctionMode):
         self.contributions: Contributions = {}
 
     def run(self) -> Contributions:
-        """The contributions of all parameters that neither failed nor are unused."""
+        """The contributions of all parameters that are used and did not fail."""
         scoring = self.scoring
         names = list(scoring.parameters)
-        # A parameter read in a way that the mode does not catch receives a gradient.
+        # A parameter used in a way that this mode does not record receives an ordinary gradient.
         leaves = {name: [parameter] for name, parameter in scoring.parameters.items()}
         with scoring.gradients(leaves, lambda name, _gradient: self.failed.add(name)):
             with self:
                 output = scoring.forward(slice(None))
             loss, can_scale = output.loss, output.loss.requires_grad and self._scale_samples(output)
-            del output  # and with it the logits
+            del output  # also frees the logits
             if not can_scale:
                 self.failed.update(names)
                 return {}
@@ -166,7 +166,7 @@ class _Recorder(TorchFunctionMode):
         return {key: vector for key, vector in self.contributions.items() if key[0] not in self.failed}
 
     def _scale_samples(self, output: Any) -> bool:
-        """Scale the loss of each sample by its factor in the first backward pass, if the loss is their plain mean."""
+        """Scale each sample's loss by its factor in the first backward pass; False if the loss is not their mean."""
         logits = getattr(output, "logits", None)
         if not isinstance(logits, torch.Tensor) or logits.dim() != 3 or not logits.requires_grad:
             return False
@@ -186,7 +186,7 @@ class _Recorder(TorchFunctionMode):
             if not self.is_scaled:
                 return None
             factors = self.factors.to(gradient)[:, None, None]
-            # In place where the memory is its own: logits are often the largest activation.
+            # In place when the gradient owns its memory: logits are often the largest activation.
             return gradient.mul_(factors) if gradient.is_contiguous() else gradient * factors
 
         logits.register_hook(scale)
@@ -195,7 +195,7 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Let a call through, remembering it if it reads a wanted parameter together with activations."""
+        """Run a call; record it if it combines a parameter to score with activations."""
         kwargs = kwargs or {}
         tensors = tensors_of(args, kwargs)
         operands = tuple({id(t): t for t in tensors if self._name(t) is not None}.values())
@@ -206,7 +206,7 @@ class _Recorder(TorchFunctionMode):
         return self._record(func, args, kwargs, operands)
 
     def _name(self, tensor: Tensor) -> str | None:
-        """The wanted parameter that a tensor is, or was computed from."""
+        """The name of the parameter that a tensor is, or was computed from."""
         if id(tensor) in self.names:
             return self.names[id(tensor)]
         return self.derived[id(tensor)][1] if id(tensor) in self.derived else None
@@ -214,7 +214,7 @@ class _Recorder(TorchFunctionMode):
     def _derive(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], operands: tuple[Tensor, ...]
     ) -> Any:
-        """A transposed or shifted weight stands for the weight; autograd knows the way back."""
+        """Treat a transposed or shifted weight as the weight; autograd maps its gradient back."""
         output = func(*args, **kwargs)
         names = {self._name(operand) for operand in operands}
         if isinstance(output, torch.Tensor) and output.requires_grad and len(names) == 1:
@@ -226,7 +226,7 @@ class _Recorder(TorchFunctionMode):
     def _record(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], operands: tuple[Tensor, ...]
     ) -> Any:
-        """Make the call without gradients of its parameters, and watch for the gradient of its output."""
+        """Run the call without gradients of its parameters, and record the gradient of its output."""
         detached = {id(operand): operand.detach() for operand in operands}
 
         def argument(value: Any) -> Any:
@@ -238,7 +238,7 @@ class _Recorder(TorchFunctionMode):
         overwritten = any(t._version != version for t, version in versions)
         if isinstance(output, torch.Tensor) and not overwritten:
             if not output.is_floating_point() or any(_shares(output, t) for t in activations):
-                return output  # the parameter only gave its shape or type
+                return output  # only the parameter's shape or dtype was used
             if self._is_cut(output, activations) and not any(_shares(output, t) for t in detached.values()):
 
                 def kept(value: Any) -> Any:
@@ -264,16 +264,16 @@ class _Recorder(TorchFunctionMode):
 
     def _watch(self, call: Call, output: Tensor) -> Tensor:
         if output._is_view():
-            # Of a temporary, as a linear layer with a bias returns. Autograd reroutes the gradient of a view that is
-            # overwritten later, past the node that is watched.
+            # A linear layer with a bias returns a view of a temporary. If a view is overwritten later, autograd routes
+            # its gradient around the node with the hook.
             output = torch.ops.aten._unsafe_view(output, output.shape)
-        if not output.requires_grad:  # no activation does (token embeddings): join the graph by adding zero
+        if not output.requires_grad:  # token embeddings: no input has a gradient, so adding zero creates a node
             output.add_(output.new_zeros((), requires_grad=True))
         for operand in call.operands:
             self.recorded[self._name(operand) or ""] += 1
         node, position = output.grad_fn, output.output_nr
         assert node is not None
-        # On the node, not on the tensor: hooks of the tensor run before, and the output may be the logits.
+        # Hook the node, not the tensor: tensor hooks run earlier, and the output may be the logits with a scale hook.
         node.register_prehook(lambda gradients: self._arrived(call, gradients[position]))
         return output
 
@@ -298,7 +298,7 @@ class _Recorder(TorchFunctionMode):
                     used.done_with_one()
 
     def _score(self, name: str) -> None:
-        """All output gradients of a parameter are there: compute its gradients sample by sample."""
+        """Compute the gradients of a parameter sample by sample; all its output gradients are known."""
         parameter: Parameter = self.scoring.parameters[name]
         saliency: Tensor | None = None
         try:
@@ -307,7 +307,7 @@ class _Recorder(TorchFunctionMode):
                 for call, operand in self.uses[name]:
                     gradient = sample_gradient(call, operand, parameter, sample, gradient)
                 if gradient is not None:
-                    # The batch loss is the mean over samples: a sample's own gradient is that many times larger.
+                    # The batch loss is a mean over samples: the gradient of one sample's loss is that much larger.
                     saliency = _add_mixed(saliency, parameter, gradient, scale=self.samples, count=self.samples)
         except NotSplittableError:
             self.failed.add(name)
@@ -321,7 +321,7 @@ def _shares(tensor: Tensor, other: Tensor) -> bool:
 
 
 def _factors(samples: int) -> Tensor:
-    """``[samples]`` powers of two, all different for up to 17 samples and random beyond."""
+    """``[samples]`` powers of two: all different for up to 17 samples, random for more."""
     choices = torch.arange(-LARGEST_EXPONENT, LARGEST_EXPONENT + 1)
     if samples > len(choices):
         chosen = torch.randint(len(choices), (samples,), generator=torch.Generator().manual_seed(0))

@@ -25,14 +25,14 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of pipeline text, so that an error can point at it."""
+    """A part of the pipeline text, so that an error can point to it."""
 
     text: str
     start: int
     end: int
 
     def error(self, message: str, hint: str) -> RequestError:
-        """``message`` with the text below it and carets under this stretch."""
+        """An error: ``message``, below it the text, and carets under this part of it."""
         line = re.sub(r"\s", " ", self.text)
         carets = " " * self.start + "^" * max(1, self.end - self.start)
         return RequestError(f"{message}\n  {line}\n  {carets}", hint)
@@ -40,7 +40,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Word:
-    """A name or a value and where it stands."""
+    """A name or a value, and its place in the text."""
 
     value: str
     span: Span
@@ -49,7 +49,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Call:
-    """One pass as written: its name and settings, not yet checked against any pass."""
+    """One pass as written: its name and settings, not checked yet."""
 
     name: Word
     settings: tuple[tuple[Word, Word], ...]
@@ -59,17 +59,17 @@ class Call:
 def parse_pipeline(
     text: str | Sequence[str], passes: Sequence[type[Pass]], shared: Mapping[str, Any] | None = None
 ) -> tuple[Pass, ...]:
-    """The passes that pipeline text stands for, with their options checked.
+    """The passes that pipeline text describes; their options are checked.
 
     Args:
         text: pipeline text; several texts run one after the other.
-        passes: the passes there are.
-        shared: option values that go to every pass that has an option of that name; None stands for "not given". Each
-            must reach at least one pass.
+        passes: all known passes.
+        shared: option values for every pass that has an option of that name; None means not given. At least one pass
+            must have the option.
 
     Raises:
-        RequestError: a mistake in the text, an unknown pass or option, a value that an option cannot have, a shared
-            option that no pass takes or that contradicts the text.
+        RequestError: for an error in the text, an unknown pass or option, a value that is not allowed, a shared option
+            that no pass has, or one that contradicts the text.
     """
     whole = text if isinstance(text, str) else ",".join(text)
     by_name = {cls.name: cls for cls in passes}
@@ -81,7 +81,7 @@ def parse_pipeline(
 
 
 def print_pipeline(pipeline: Iterable[Pass], *, defaults: bool = False) -> str:
-    """The text that parses to ``pipeline``: the shortest, or with ``defaults`` one that names every option."""
+    """The shortest text that parses to ``pipeline``; with ``defaults``, a text with every option."""
     return ",".join(print_pass(step, defaults=defaults) for step in pipeline)
 
 
@@ -154,7 +154,7 @@ class _Scanner:
         return Word(match.group(), Span(self.text, match.start(), match.end()))
 
     def take(self, char: str) -> bool:
-        """Step over ``char`` and the blanks before it, if it comes next."""
+        """If ``char`` comes next, after any spaces, move past it and return True."""
         self.skip_space()
         found = self.text.startswith(char, self.at)
         self.at += found
@@ -169,7 +169,7 @@ class _Scanner:
 
 
 def _bind(call: Call, by_name: Mapping[str, type[Pass]], shared: Mapping[str, Any]) -> Pass:
-    """The pass that ``call`` names, with its options typed."""
+    """The pass that ``call`` names, with option values of the right types."""
     pass_class = by_name.get(call.name.value)
     if pass_class is None:
         raise call.name.span.error(
@@ -200,7 +200,7 @@ def _bind(call: Call, by_name: Mapping[str, type[Pass]], shared: Mapping[str, An
 
 
 def _shared_values(shared: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """The shared options that this pass has, typed."""
+    """The shared options that this pass has, with values of the right types."""
     values = {}
     for name, value in shared.items():
         if name in options:
@@ -216,7 +216,7 @@ def _read(option: Option, word: Word) -> Any:
     except ValueError:
         near = _near(word.value, map(write_value, option.choices)) if option.choices else ""
         raise word.span.error(
-            f"option {option.name!r} cannot be {word.value!r}", f"{near}{option.name} is: {option.wants}"
+            f"option {option.name!r} cannot be {word.value!r}", f"{near}allowed for {option.name}: {option.wants}"
         ) from None
 
 
@@ -227,13 +227,13 @@ def _every_shared_option_lands(shared: Mapping[str, Any], bound: Sequence[Pass],
         takers = [cls.name for cls in passes if name in (option.name for option in options_of(cls))]
         raise RequestError(
             f"no pass of {print_pipeline(bound)!r} has an option {name!r}",
-            f"passes that have it: {', '.join(takers)}" if takers else "see `fxprune passes`",
+            f"passes with this option: {', '.join(takers)}" if takers else "see `fxprune passes`",
         )
 
 
 def _options_hint(key: Word, options: Mapping[str, Option]) -> str:
     if not options:
-        return "it has no options"
+        return "this pass has no options"
     return _near(key.value, options) + "options: " + ", ".join(options)
 
 

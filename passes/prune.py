@@ -1,4 +1,4 @@
-"""What every pruning pass does with its scores: select, plan, rewrite the graph, shrink the module."""
+"""The base of all pruning passes: score, select, plan, rewrite the graph, shrink the module."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ from .shrink import extents_by_module, make_plan, rewrite
 from .surgery import shrink_module, sliced
 
 SAME = 1e-4
-"""Largest difference between the logits of the shrunken module and of the rewritten graph, relative to their scale,
-at which they are the same function: float32 roundings stay far below, a wrong repair lies far above."""
+"""Largest relative difference between the logits of the shrunken module and of the rewritten graph. Float32 rounding
+errors are far smaller, the errors of a wrong repair far larger."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Pass):
-    """A pass that scores units and removes the least important ones."""
+    """A pass that scores units and removes those with the lowest scores."""
 
     kind: ClassVar[str] = "score"
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
 
     ratio: float = option(0.25, "share of the units of every group to remove, in [0, 1)")
-    layers: tuple[int, int] | None = option(None, "layers to prune, START:END with END exclusive; all when none")
-    heads: str = option("kv", "kv: whole kv heads with their query heads; query: query heads within each; off", HEADS)
-    ffn: bool = option(True, "prune inner widths (feed-forward)")
+    layers: tuple[int, int] | None = option(None, "layers to prune, START:END, END exclusive; none means all layers")
+    heads: str = option("kv", "kv: kv heads with their query heads; query: query heads of each kv head; off", HEADS)
+    ffn: bool = option(True, "prune inner widths, such as those of feed-forward layers")
     channels: bool = option(False, "prune the residual width (the paper's channel-wise mode)")
-    experts: bool = option(False, "prune whole experts with their router rows, never fewer than a token needs")
+    experts: bool = option(False, "prune whole experts with their router rows; keep at least as many as a token needs")
     multiple_of: int = option(1, "round widths other than heads up to a multiple of this")
     target: str | None = option(
         None,
-        "what may be left of the model, instead of a ratio: params:0.8, bytes:.., macs:.., latency:0.8, params:5e9",
+        "budget for the whole model instead of ratio: params:0.8, bytes:0.8, macs:0.8, latency:0.8, params:5e9",
     )
     by: str = option(
-        "uniform", "uniform: one ratio; kinds: equal widths, heads and widths share by scores; global: any widths, by "
-        "scores; search: by what each cut does to the predictions", WAYS
+        "uniform", "uniform: one ratio for all; kinds: equal widths in all layers, scores weigh heads against widths; "
+        "global: any widths, by scores; search: any widths, by measured effects on the predictions", WAYS
     )  # fmt: skip
-    moves: int = option(64, "how many exchanges of budget between groups by=search tries")
+    moves: int = option(64, "by=search: number of exchanges between groups to try")
 
     def check(self) -> None:
-        """Refuse a ratio outside [0, 1), a multiple below 1, no budget, and a scope that holds nothing."""
+        """Check ratio, multiple_of, target and moves, and that something may be pruned."""
         if not 0 <= self.ratio < 1:
             raise RequestError(
-                f"ratio {self.ratio:g} is not in [0, 1)", "a ratio is the share to remove: 0.25 removes a quarter"
+                f"ratio {self.ratio:g} is not in [0, 1)", "give the share to remove: 0.25 removes a quarter"
             )
         if self.multiple_of < 1:
             raise RequestError(
@@ -67,7 +67,7 @@ class Prune(Pass):
             )
         if self.heads == "off" and not (self.ffn or self.channels or self.experts):
             raise RequestError(
-                "heads=off, ffn=false, channels=false, experts=false leave nothing to prune", "switch one of them on"
+                "heads=off, ffn=false, channels=false, experts=false leave nothing to prune", "turn one of them on"
             )
 
         if self.target is not None:
@@ -76,7 +76,7 @@ class Prune(Pass):
             raise RequestError(f"moves {self.moves} is negative", "use 0 for none, or 64")
 
     def step(self, group: Group) -> int:
-        """What the number of units that a group keeps is rounded up to a multiple of."""
+        """The number of units that a group keeps is a multiple of this."""
         return step_of(group, self.multiple_of)
 
     @abstractmethod
@@ -84,7 +84,7 @@ class Prune(Pass):
         """The importance of every unit of every group: name -> float64 ``[group.units]``."""
 
     def losses(self, group: Group, scores: Scores) -> Scores:
-        """What the loss of the least important units costs: of so many of every parent unit, float64 ``[size + 1]``."""
+        """Summed scores of the 0, 1, ... lowest-scored units of every parent unit: float64 ``[size + 1]``."""
         rows = np.sort(scores.reshape(-1, group.size), axis=1)
         return np.concatenate([np.zeros(1), rows.sum(0).cumsum()])
 
@@ -103,13 +103,13 @@ class Prune(Pass):
         cut(state, coupling, keep)
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:
-            # A time is no property of the result: it is told, and not written into the artifact.
+            # Times are printed but not written to the artifact, which must be the same in every run.
             report["seconds"] = timed | {"after": forward_seconds(state)}
 
     def _allocated(
         self, groups: Sequence[Group], state: State, coupling: Coupling
     ) -> tuple[dict[str, Indices], dict[str, object]]:
-        """The best units of every group, as many as the budget leaves it."""
+        """The best units of every group; the budget decides how many."""
         saved = state.saved if state.saved is not None and not state.saved.done else None
         scores = self._scored(groups, state)
         losses = {group.name: self.losses(group, scores[group.name]) for group in groups}
@@ -121,7 +121,7 @@ class Prune(Pass):
         return {g.name: best_units(g, scores[g.name], counts[g.name]) for g in groups}, report
 
     def _scored(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-        """The scores, or those that are kept for the first pass of the pipeline that has some."""
+        """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one."""
         saved = state.saved
         if saved is None or saved.done:
             return self.scores(groups, state)
@@ -130,22 +130,22 @@ class Prune(Pass):
 
     @property
     def for_one_budget(self) -> bool:
-        """Whether scores depend on how much goes, so that another budget cannot use them."""
+        """Whether scores depend on the budget, so that they cannot be used for another budget."""
         return False
 
     @property
     def compares(self) -> bool:
-        """Whether scores of different groups are in one unit; others are set in relation to what their group costs."""
+        """Whether scores of different groups have the same unit; if not, they are scaled by the cost of their group."""
         return False
 
     def _sampling(self) -> dict[str, Any]:
-        """The calibration windows of the scores, for a search to measure on; ten where scores need none."""
+        """Options for the calibration windows of a search: those of the scores, or ten windows."""
         default = {"samples": 10, "length": 128, "seed": None, "batch": 8}
         return {name: getattr(self, name, value) for name, value in default.items()}
 
 
 def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
-    """Carry out a decision: rewrite the graph, shrink the module, join the plan to what was removed before."""
+    """Apply a decision: rewrite the graph, shrink the module, combine the plan with that of earlier passes."""
     plan = make_plan(coupling, keep)
     before, after = state.graph, rewrite(coupling, plan)
     if not plan.removes_nothing:
@@ -156,7 +156,7 @@ def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
 
 
 def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
-    """Shrink the module in place; where its own forward does not hold and there is another way, rebuild it."""
+    """Shrink the module in place; if its own forward does not work at the new widths, rebuild it when possible."""
     whole = tensors_by_name(state.model) if state.rebuild is not None else {}
     try:
         repairs = shrink_module(
@@ -173,7 +173,7 @@ def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
 
 
 def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:
-    """(tensor, dimension) of every member that takes in units of a group that the plan cuts, or may do so."""
+    """(tensor, dimension) of every weight that reads, or may read, units of a group that the plan cuts."""
     members = [m for name in plan.keep for m in taking_in(coupling.groups[name], coupling.graph)]
     return list(dict.fromkeys((m.tensor, m.dim) for m in members))
 
@@ -192,25 +192,25 @@ def _acceptance(state: State, after: Any) -> Any:
 
 
 def join_plans(first: Plan, second: Plan, coupling: Coupling) -> Plan:
-    """One plan on the original for two that ran one after the other.
+    """Combine two plans that ran one after the other into one plan on the dense model.
 
     Args:
-        first: on the original.
-        second: on what the first left.
-        coupling: of what the first left.
+        first: plan on the dense model.
+        second: plan on the result of the first.
+        coupling: analysis of the result of the first.
     """
     slices = dict(first.slices)
     for key, kept in second.slices.items():
         slices[key] = slices[key][kept] if key in slices else kept
     keep = dict(first.keep)
     for name, kept in second.keep.items():
-        # What the first plan left of the group stands in order, so that its units are renumbered by rank.
+        # Units that the first plan keeps stay in order, so the second plan's unit numbers are positions in that list.
         keep[name] = keep[name][kept] if name in keep and len(keep[name]) == coupling.groups[name].units else kept
     return Plan(keep, slices)
 
 
 def join_repairs(first: Repairs, second: Repairs) -> Repairs:
-    """One set of repairs on the original for two that were made one after the other."""
+    """Combine two sets of repairs, made one after the other, into one on the dense model."""
     joined = {path: dict(changes) for path, changes in first.attributes.items()}
     for path, changes in second.attributes.items():
         known = joined.setdefault(path, {})
@@ -220,6 +220,6 @@ def join_repairs(first: Repairs, second: Repairs) -> Repairs:
 
 
 def random_scores(groups: Sequence[Group], seed: int) -> dict[str, Scores]:
-    """Uniform random importance, one stream for all groups in order."""
+    """Uniform random scores, from one random generator for all groups in order."""
     generator = np.random.default_rng(seed)
     return {group.name: generator.random(group.units) for group in groups}

@@ -1,4 +1,4 @@
-"""random: units go by chance; the baseline that every score has to beat."""
+"""random: remove random units; the baseline for all scores."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .select import Scores
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Prune):
-    """Remove random units; needs no weights, so that it also answers what a ratio would leave."""
+    """Remove random units, as a baseline; needs no weights, so that it also shows the sizes that a ratio gives."""
 
     name: ClassVar[str] = "random"
     needs_weights: ClassVar[bool] = False
     streams: ClassVar[bool] = True
 
-    seed: int = option(0, "seed of the choice")
+    seed: int = option(0, "random seed")
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-        """Uniform random importance."""
+        """Uniform random scores."""
         del state
         return random_scores(groups, self.seed)

@@ -1,4 +1,4 @@
-"""What every pass that trains has in common: its options, the text, the teacher, and the state of the model around."""
+"""The base of all recovery passes: options, text, teacher, and restoring the model's state afterwards."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery(Pass):
-    """Trains on text what pruning left of a transformers causal language model.
+    """Trains a pruned transformers causal language model on text.
 
-    ``state.report[name]`` receives the loss of every step, steps, tokens and seconds, and what the pass adds.
+    ``state.report[name]`` gets the loss of every step, the numbers of steps and tokens, seconds, and what the pass
+    adds.
     """
 
     kind: ClassVar[str] = "recover"
 
-    epochs: int = option(2, "passes over the data, when steps is 0")
+    epochs: int = option(2, "epochs over the data; used when steps is 0")
     lr: float = option(1e-4, "peak learning rate, falling linearly to 0")
-    batch: int = option(64, "examples in an optimizer step")
-    micro_batch: int = option(4, "examples in one forward pass on one device; the rest is gradient accumulation")
-    length: int = option(256, "tokens in an example, at most")
-    steps: int = option(0, "optimizer steps; 0 means by epochs")
-    warmup: int = option(100, "steps of linear warm-up, at most a tenth of all")
-    seed: int = option(42, "seed of what is drawn: the order of the data, dropout, adapters")
+    batch: int = option(64, "examples per optimizer step")
+    micro_batch: int = option(4, "examples per forward pass and device; a batch of several uses gradient accumulation")
+    length: int = option(256, "maximum number of tokens in an example")
+    steps: int = option(0, "optimizer steps; with 0, epochs decides")
+    warmup: int = option(100, "steps of linear warm-up, limited to a tenth of all steps")
+    seed: int = option(42, "random seed for data order, dropout and adapter weights")
     dtype: str = option(
         "float32",
-        "arithmetic: float32 (half weights are widened for the time), or bfloat16 autocast",
+        "arithmetic: float32 (also for half-precision weights), or bfloat16 autocast",
         ("float32", "bfloat16"),
     )
     teacher: float = option(
-        0.0, "share of the loss that is the distance from the dense model's predictions; the rest is the text's"
+        0.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the text"
     )
-    temperature: float = option(1.0, "at which predictions are compared with the dense model's")
+    temperature: float = option(1.0, "softmax temperature of the comparison with the dense model's predictions")
 
     at_least: ClassVar[Mapping[str, int]] = {
         "epochs": 1, "batch": 1, "micro_batch": 1, "length": 2, "steps": 0, "warmup": 0,
@@ -54,30 +55,30 @@ class Recovery(Pass):
 
     @property
     def needs_dense(self) -> bool:
-        """When it has a teacher."""
+        """True with a teacher."""
         return self.teacher > 0
 
     def check(self) -> None:
-        """Refuse option values that make no sense."""
+        """Check the option values."""
         for name, low in self.at_least.items():
             if getattr(self, name) < low:
                 raise self._refusal(name, f"is below {low}", f"give {name} of {low} or more")
         if not 0 <= self.seed < 2**32:
-            raise self._refusal("seed", "is outside [0, 2^32)", "give another seed")
+            raise self._refusal("seed", "is outside [0, 2^32)", "give a seed in this range")
         if not 0 < self.lr < float("inf"):
-            raise self._refusal("lr", "is not a positive number", f"usual is {self.usual_lr}")
+            raise self._refusal("lr", "is not a positive number", f"a usual value is {self.usual_lr}")
         if self.dtype not in ("float32", "bfloat16"):
-            raise self._refusal("dtype", "is not known", "choose float32 or bfloat16")
+            raise self._refusal("dtype", "is not supported", "use float32 or bfloat16")
         if not 0 <= self.teacher <= 1:
-            raise self._refusal("teacher", "is outside [0, 1]", "0 learns from the text alone, 1 from the dense model")
+            raise self._refusal("teacher", "is outside [0, 1]", "0 uses the text only, 1 the dense model only")
         if not 0 < self.temperature < float("inf"):
-            raise self._refusal("temperature", "is not a positive number", "1 compares predictions as they are")
+            raise self._refusal("temperature", "is not a positive number", "1 compares the predictions unchanged")
         if self.temperature != 1 and not self.teacher:
-            raise self._refusal("temperature", "means nothing without a teacher", "give teacher=1, or leave it out")
+            raise self._refusal("temperature", "has no effect without a teacher", "give teacher=1 too")
         if self.batch % min(self.micro_batch, self.batch):
             raise RequestError(
-                f"{self.name}: batch={self.batch} is no multiple of micro_batch={self.micro_batch}",
-                "change one of them so that a batch is a whole number of micro-batches",
+                f"{self.name}: batch={self.batch} is not a multiple of micro_batch={self.micro_batch}",
+                "change one of them",
             )
 
     def _refusal(self, name: str, why: str, hint: str) -> RequestError:
@@ -87,21 +88,21 @@ class Recovery(Pass):
         """Train; ``state.model`` stays the same object with the same parameters, in eval mode.
 
         Raises:
-            RequestError: no data, or too little of it; a model that is no transformers causal language model, or that
-                this pass finds nothing to train in; a teacher, and no dense model to be it.
-            FxpruneError: a loss that is not finite.
+            RequestError: for no text or too little; for a model that is not a transformers causal language model, or
+                that this pass cannot train; for a teacher without a dense model.
+            FxpruneError: for a loss that is not finite.
         """
         if state.data is None:
-            raise RequestError(f"{self.name} has no text to train on", "give one with `--data FILE`")
+            raise RequestError(f"{self.name} has no text to train on", "give --data FILE")
         model = state.model
         if not isinstance(model, PreTrainedModel):
             raise RequestError(
-                f"{self.name} cannot train a {type(model).__name__}", "give a transformers causal-LM model"
+                f"{self.name} cannot train a {type(model).__name__}", "give a transformers causal language model"
             )
         self.require(state, model)
         if self.teacher and state.dense is None:
             raise RequestError(
-                f"{self.name} learns from the dense model, and no pass before it removed anything",
+                f"{self.name} needs the dense model as teacher, but no pass before it removed anything",
                 f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
             )
         examples = examples_of(state.data, self.length)
@@ -112,7 +113,7 @@ class Recovery(Pass):
             state.report[self.name] = self.recover(state, model, examples, teacher)
 
     def require(self, state: State, model: PreTrainedModel) -> None:
-        """Refuse a model that this pass cannot train.
+        """Check that this pass can train the model.
 
         Raises:
             RequestError: with what is missing.
@@ -122,11 +123,11 @@ class Recovery(Pass):
     def recover(
         self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
     ) -> dict[str, Any]:
-        """Train ``model`` in place; what to report."""
+        """Train ``model`` in place; returns what to report."""
 
     @property
     def recipe(self) -> Recipe:
-        """How to train, as the options say."""
+        """The options as a training recipe."""
         return Recipe(
             epochs=self.epochs,
             steps=self.steps,
@@ -140,7 +141,7 @@ class Recovery(Pass):
 
 
 def reported(training: Training) -> dict[str, Any]:
-    """What every recovery reports."""
+    """The part of the report that all recovery passes have."""
     return {
         "loss": training.losses,
         "steps": len(training.losses),
@@ -150,26 +151,26 @@ def reported(training: Training) -> dict[str, Any]:
 
 
 def require_finite(model: nn.Module, consequence: str) -> None:
-    """Refuse a parameter that was trained and is not finite.
+    """Check that all trained parameters are finite.
 
     Args:
         model: after training.
-        consequence: what became of the model, for the hint.
+        consequence: what happened to the model, for the hint.
 
     Raises:
-        FxpruneError: with its name.
+        FxpruneError: with the name of the first parameter that is not finite.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise FxpruneError(
-                f"recovery training broke down: '{name}' is not finite after the last step",
+                f"recovery training failed: '{name}' is not finite after the last step",
                 f"lower lr or raise warmup; {consequence}",
             )
 
 
 @contextmanager
 def _full_precision(*models: nn.Module) -> Iterator[None]:
-    """Hold half-precision tensors in float32 for the time: in half precision small updates are lost."""
+    """Inside, half-precision tensors are float32, because small updates would be lost in half precision."""
     tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
     half = [(tensor, tensor.dtype) for tensor in tensors if tensor.dtype in HALF]
     for tensor, _ in half:
@@ -183,7 +184,7 @@ def _full_precision(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _restored(model: PreTrainedModel) -> Iterator[None]:
-    """Put back which parameters require a gradient, leave eval mode on, and take off what PEFT hung on the model."""
+    """Afterwards, restore ``requires_grad``, set eval mode, and remove the attributes that PEFT added."""
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Every pass and analysis there is, in one visible list: what stands here exists, whatever else is imported."""
+"""All passes and analyses, in one explicit list: a pass exists if and only if it is listed here."""
 
 from __future__ import annotations
 

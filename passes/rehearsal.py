@@ -1,8 +1,9 @@
-"""Running a model without its weights: which modules run, which integers they read, what shapes come out.
+"""Dry runs of a repair: a model runs with synthetic weights, to see which modules run, which integers they read, and
+which shapes they return.
 
-A rehearsal copies a model with stand-ins for its tensors: on the meta device, or, for the few forwards that look at
-values (a rotary table that depends on the longest position), zeros of one element expanded to the full shape. Neither
-holds memory, so that a large geometry can be tried several times.
+A dry run copies the model with synthetic weights: tensors on the meta device; or, for forwards that need values (a
+rotary table that depends on the longest position), one zero expanded to the full shape. Both take no memory, so that a
+large model can be tried several times.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ Reads = dict[str, set[str]]
 
 @dataclass(frozen=True)
 class Performance:
-    """What one run showed.
+    """The result of one dry run.
 
     Attributes:
-        shapes: of every tensor that the model returned and that counts.
+        shapes: shapes of the returned tensors that count.
         calls: paths of the modules that ran, in order.
     """
 
@@ -39,7 +40,7 @@ class Performance:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that raised: in which module, and what."""
+    """A dry run that raised an error: the module and the error."""
 
     path: str
     error: str
@@ -47,7 +48,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Mode:
-    """How a model is rehearsed: the device of the stand-ins, and whether one more token is decoded from the cache."""
+    """How a dry run works: the device of the synthetic weights, and whether to decode one more token from the cache."""
 
     device: str
     decode: bool
@@ -62,14 +63,14 @@ MODES = (Mode("meta", True), Mode("meta", False), Mode("cpu", True), Mode("cpu",
 
 
 def stand_in(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """A tensor of ``shape`` that takes no memory."""
+    """A synthetic tensor of ``shape`` that takes no memory."""
     if device == "meta":
         return torch.empty(shape, dtype=dtype, device="meta")
     return torch.zeros((), dtype=dtype).expand(shape)
 
 
 class _ShapesOnly(TorchDispatchMode):
-    """Products of stand-ins are not computed: only their shape matters, and they would take as long as real ones."""
+    """Skips products of synthetic weights: only their shapes matter, and they would take as long as real products."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -77,11 +78,11 @@ class _ShapesOnly(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func.name() == "aten::view_as_complex":  # pairs must stand side by side, in a stand-in too
+        if func.name() == "aten::view_as_complex":  # it needs a contiguous last dimension
             args = (args[0].contiguous(),)
         operands = [arg for arg in args if isinstance(arg, torch.Tensor)]
         if func._schema.is_mutable and operands and not operands[0].is_meta and 0 in operands[0].stride():
-            # One element stands for all of them, so that nothing can be written but to a copy.
+            # All elements share one memory cell, so only a copy can be written to.
             func(*(arg.clone() if arg is operands[0] else arg for arg in args), **(kwargs or {}))
             return operands[0]
         if func.name().partition(".")[0] not in _COSTLY or any(tensor.is_meta for tensor in operands):
@@ -91,15 +92,15 @@ class _ShapesOnly(TorchDispatchMode):
 
 
 class Rehearsal:
-    """A weightless copy of a model that can be resized, changed and run.
+    """A copy of a model with synthetic weights that can be resized, changed and run.
 
     Args:
-        model: the module to imitate; it is only read.
-        example: keyword arguments of its forward; tensors among them.
-        outputs: keys of what counts among the things that it returns, whose shapes must stay; all when empty.
+        model: the module to copy; it is not changed.
+        example: keyword arguments of its forward.
+        outputs: keys of the outputs whose shapes must not change; all outputs when empty.
 
     Raises:
-        FxpruneError: when the model as it is does not run on ``example``.
+        FxpruneError: when the unchanged model does not run on ``example``.
     """
 
     def __init__(self, model: nn.Module, example: Mapping[str, Any], outputs: Sequence[str] = ()) -> None:
@@ -131,16 +132,16 @@ class Rehearsal:
         )
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Give the named parameters and buffers new shapes; tied names follow."""
+        """Give the named parameters and buffers new shapes; tied parameters stay tied."""
         places = Places(self.model)
         for name, shape in shapes.items():
             places.replace(name, stand_in(shape, places.tensors[name].dtype, self.mode.device))
 
     def run(self) -> Performance | Failure:
-        """Run the forward, and once more with the cache that it returned if it did, in every attention implementation.
+        """Run the forward in every attention implementation, and once more with the returned cache if there is one.
 
-        The implementations read different attributes (one repeats the keys of a group itself, another leaves that to
-        torch), and a user may switch between them.
+        The implementations read different attributes (one repeats the keys of a group itself, another lets torch do
+        it), and a user may switch between them.
         """
         results = [self._once(attention) for attention in self.attentions]
         return next((result for result in results if result != self.original), results[0])
@@ -168,10 +169,10 @@ def tensors_by_name(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class Places:
-    """Where the tensors of a model stand, so that one can be replaced wherever it does, and ties are kept.
+    """All places of a model's tensors, so that a tensor can be replaced in every module that shares it.
 
     Attributes:
-        tensors: as :func:`tensors_by_name`, without those that were replaced, which nothing holds on to.
+        tensors: as in :func:`tensors_by_name`, without replaced tensors, so that their memory is free.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -184,7 +185,7 @@ class Places:
                     self._tables[id(tensor)].append((table, name))
 
     def replace(self, name: str, new: torch.Tensor) -> None:
-        """Put ``new`` wherever the named tensor stands. A parameter stays a parameter."""
+        """Put ``new`` in all places of the named tensor. A parameter stays a parameter."""
         old = self.tensors.pop(name)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
@@ -224,7 +225,7 @@ def _shapes(output: Any, keys: Sequence[str]) -> tuple[tuple[int, ...], ...]:
 
 @contextmanager
 def _following(model: nn.Module, calls: list[str], stack: list[str]) -> Iterator[None]:
-    """Note every module that is entered; after an error the top of ``stack`` is the innermost one that raised."""
+    """Record every module that runs; after an error, the top of ``stack`` is the innermost module that raised."""
     handles = []
     for path, module in model.named_modules():
 
@@ -245,7 +246,7 @@ def _following(model: nn.Module, calls: list[str], stack: list[str]) -> Iterator
 
 @contextmanager
 def _reading(model: nn.Module) -> Iterator[Reads]:
-    """Record which integers every module reads while it runs: its own attributes, and fields of its configuration."""
+    """Record the integers that every module reads while it runs: its own attributes and configuration fields."""
     reads: Reads = {path: set() for path, _ in model.named_modules()}
     modules = dict(model.named_modules())
     undo: list[tuple[nn.Module, str, Any]] = []
@@ -274,7 +275,7 @@ def _reader_class(base: type[nn.Module], seen: set[str]) -> type[nn.Module]:
 
 
 class _ConfigReader:
-    """Stands before a configuration and notes the integer fields that are asked for."""
+    """Wraps a configuration and records the integer fields that are read."""
 
     def __init__(self, shared: Any, name: str, seen: set[str]) -> None:
         self.__dict__.update(_shared=shared, _name=name, _seen=seen)
@@ -290,7 +291,7 @@ class _ConfigReader:
 
 
 def is_integral(value: Any) -> bool:
-    """Whether a value can be a width: an integer or a tuple of integers, no truth value."""
+    """Whether a value can be a width: an integer or a tuple of integers, but not a bool."""
     if isinstance(value, tuple):
         return 0 < len(value) <= 8 and all(is_integral(item) for item in value)
     return isinstance(value, int) and not isinstance(value, bool)

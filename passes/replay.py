@@ -1,4 +1,4 @@
-"""replay: what another run removed is removed again."""
+"""replay: remove the same units as another run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .shrink import make_plan
 
 Slices = Mapping[tuple[str, int], Indices]
 
-_HINT = "the plan was made for another model; a plan fits every checkpoint of the architecture it was made for"
+_HINT = "the plan was made for another model; give a plan of the same architecture and sizes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay(Pass):
-    """Carry out a plan that another run wrote."""
+    """Apply a plan that another run wrote."""
 
     name: ClassVar[str] = "replay"
     kind: ClassVar[str] = "score"
@@ -31,13 +31,13 @@ class Replay(Pass):
     needs_weights: ClassVar[bool] = False
     streams: ClassVar[bool] = True
 
-    sha256: str = option("", "of the plan file")
+    sha256: str = option("", "sha256 of the plan file")
 
     def run(self, state: State) -> None:
-        """Find the units that the recorded slices keep, and cut.
+        """Find the units that the recorded slices keep, and remove the others.
 
         Raises:
-            RequestError: for slices that are not those of a plan for this model.
+            RequestError: for slices of a plan for another model.
         """
         coupling = state.coupling
         assert coupling is not None, "the manager runs couple first"
@@ -48,15 +48,15 @@ class Replay(Pass):
 
 
 def kept_units(coupling: Coupling, slices: Slices) -> dict[str, Indices]:
-    """The decision behind the slices of a plan: group name -> units that stay, for the groups that were cut.
+    """The units that the slices of a plan keep: group name -> kept units, for the groups that were cut.
 
     Raises:
-        RequestError: when the slices name a tensor, a dimension or an index that the model lacks, or when no choice of
-            units gives them.
+        RequestError: when the slices name a tensor, a dimension or an index that the model does not have, or match no
+            choice of units.
     """
     _check_extents(coupling, slices)
     keep: dict[str, Indices] = {}
-    # A nested group after its parent: what went with a parent unit was not cut for its own sake.
+    # A nested group comes after its parent: units removed with a parent unit do not count as a cut of the nested group.
     for group in sorted(coupling.groups.values(), key=lambda group: group.parent is not None):
         units = _units(group, slices)
         if units is not None and not _whole(group, units):
@@ -65,7 +65,7 @@ def kept_units(coupling: Coupling, slices: Slices) -> dict[str, Indices]:
     for key in sorted({**plan.slices, **slices}):
         ours, theirs = plan.slices.get(key), slices.get(key)
         if ours is None or theirs is None or not np.array_equal(ours, theirs):
-            raise RequestError(f"the plan's indices for dimension {key[1]} of '{key[0]}' cut through a unit", _HINT)
+            raise RequestError(f"the plan's indices for dimension {key[1]} of '{key[0]}' split a unit", _HINT)
     return keep
 
 
@@ -73,7 +73,7 @@ def _check_extents(coupling: Coupling, slices: Slices) -> None:
     shapes = {parameter.name: parameter.value.shape for parameter in coupling.graph.parameters}
     for (name, dim), kept in sorted(slices.items()):
         if name not in shapes:
-            raise RequestError(f"the plan slices '{name}', which the model does not have", _HINT)
+            raise RequestError(f"the plan slices tensor '{name}', which the model does not have", _HINT)
         if dim >= len(shapes[name]):
             raise RequestError(f"the plan slices dimension {dim} of '{name}', whose shape is {shapes[name]}", _HINT)
         if len(kept) == 0 or kept[0] < 0 or (np.diff(kept) <= 0).any() or kept[-1] >= shapes[name][dim]:
@@ -84,7 +84,7 @@ def _check_extents(coupling: Coupling, slices: Slices) -> None:
 
 
 def _units(group: Group, slices: Slices) -> Indices | None:
-    """The units with a position that stays, in the first member that was cut; None when none was."""
+    """The kept units, from the first member that was cut; None when no member was cut."""
     for member in group.members:
         kept = slices.get((member.tensor, member.dim))
         if kept is not None:
@@ -95,6 +95,6 @@ def _units(group: Group, slices: Slices) -> Indices | None:
 
 
 def _whole(group: Group, units: Indices) -> bool:
-    """Whether nothing of the group went but what its parents' units took along."""
+    """Whether the group lost no units, except those that were removed with parent units."""
     parents = len(np.unique(units // group.size)) if group.parent else 1
     return len(units) == parents * group.size

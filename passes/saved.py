@@ -1,4 +1,4 @@
-"""Scores that outlast a run: computed once, used for any budget, and refused where they do not fit."""
+"""Scores kept in a file: computed once, then used for any budget, and refused when they do not fit the run."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from .select import Scores
 
 BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of"})
-"""Options that say how much goes, not what units are worth."""
+"""Options that decide how much is removed and do not change the scores."""
 
 CURVE = "search "
-"""Before the name of a group: what a search measured of it, counts and distances ``[2, probes]``."""
+"""Prefix of a group name, for what a search measured for the group: counts and distances, ``[2, probes]``."""
 
-AGAIN = "give another file, in which the scores of this run will be kept"
+AGAIN = "give another FILE to --scores; the scores of this run are kept there"
 
 
 @dataclass
 class Saved:
-    """The scores of the first pass of a pipeline that scores units on text, and what they hold for.
+    """The scores of the first pruning pass of a pipeline, and what they were computed with.
 
     Attributes:
-        name: of the file, for messages.
-        arrays: group name -> scores, float64; and what a search measured. Empty until a run has filled it.
-        record: ``pass``, ``options`` and ``model`` that they were computed with, and the windows that were ``read``.
-        loaded: whether they come from a file, and so must fit.
-        done: whether the pass of this run has come.
-        changed: whether it holds what it did not hold at first.
+        name: name of the file, for messages.
+        arrays: group name -> scores, float64; also what a search measured. Empty until they are computed.
+        record: ``pass``, ``options`` and ``model`` of the computation, and the text windows that were ``read``.
+        loaded: whether they come from a file, and so must fit this run.
+        done: whether the first pruning pass of this run has used them.
+        changed: whether something was added in this run.
     """
 
     name: str
@@ -49,17 +49,18 @@ class Saved:
     def scores(
         self, step: Pass, state: State, names: Sequence[str], fixed: bool, compute: Callable[[], Mapping[str, Scores]]
     ) -> Mapping[str, Scores]:
-        """The scores of a pass: those that are kept if there are any, otherwise computed, and kept.
+        """The scores of a pass: from the file if it has them, otherwise computed and kept.
 
         Args:
             step: the pass.
-            state: before it runs.
-            names: of the groups whose scores are wanted.
-            fixed: whether they hold for the budget of ``step`` only.
-            compute: computes them, from the calibration text of the state.
+            state: the state before it runs.
+            names: names of the groups to score.
+            fixed: whether the scores are valid for the budget of ``step`` only.
+            compute: computes the scores, from the calibration text of the state.
 
         Raises:
-            RequestError: when those that are kept are of another pass, model or text, or of other options or groups.
+            RequestError: when the scores in the file belong to another pass, model or text, or to other options or
+                groups.
         """
         self.done = True
         record = {
@@ -83,12 +84,13 @@ class Saved:
         return found
 
     def distances(self, name: str, counts: Sequence[int], compute: Callable[[], Sequence[float]]) -> Sequence[float]:
-        """How far the model is from the dense one when a group keeps so many of its units and all others are whole.
+        """The model's distance from the dense model when one group keeps ``counts`` units and all others keep
+        everything.
 
         Args:
-            name: of the group, whose scores are kept here.
-            counts: of units.
-            compute: measures them, where these counts have not been.
+            name: name of the group.
+            counts: numbers of units.
+            compute: measures the distances, if they are not known for these counts.
         """
         known = self.arrays.get(CURVE + name)
         if known is None or known.shape[1] != len(counts) or not np.array_equal(known[0], counts):
@@ -100,37 +102,37 @@ class Saved:
     def _require(self, record: Mapping[str, Any], text: Corpus | None, names: Sequence[str], fixed: bool) -> None:
         theirs = self.record
         if theirs["pass"] != record["pass"]:
-            raise self._misfit(f"scores of {theirs['pass']!r}, and this run scores with {record['pass']!r}", AGAIN)
+            raise self._misfit(f"scores of {theirs['pass']!r}, but this run uses {record['pass']!r}", AGAIN)
         changed = [
             f"{name}={theirs['options'].get(name)}, now {value}"
             for name, value in record["options"].items()
             if theirs["options"].get(name) != value
         ]
         if changed or theirs["options"].keys() != record["options"].keys():
-            what = "; ".join(changed) or "of another kind of budget"
+            what = "; ".join(changed) or "the budget is of another kind"
             raise self._misfit(
                 f"scores of {record['pass']!r} with other options: {what}",
-                f"{AGAIN}; scores of {record['pass']} without --target or by=global hold for one ratio only"
+                f"{AGAIN}; without --target and by=global, scores of {record['pass']} are valid for one ratio only"
                 if fixed or "ratio" in theirs["options"]
                 else AGAIN,
             )
         if theirs["model"] != record["model"]:
-            raise self._misfit("scores of another model, or of other weights", AGAIN)
+            raise self._misfit("scores of another model or other weights", AGAIN)
         if theirs["read"] and text is None:
-            raise self._misfit("scores that were computed on text", "give --calib with the same text")
+            raise self._misfit("scores that were computed on text; this run has none", "give the same text with --calib")
         for read in theirs["read"]:
             if text is not None and not _reads_the_same(text, read):
-                raise self._misfit(f"scores that were computed on another text than {text.name!r}", AGAIN)
+                raise self._misfit(f"scores that were computed on another text, not on {text.name!r}", AGAIN)
         missing = [name for name in names if name not in self.arrays]
         if missing:
-            raise self._misfit(f"no scores of {len(missing)} groups, {missing[0]} for one", AGAIN)
+            raise self._misfit(f"no scores of {len(missing)} groups, such as {missing[0]}", AGAIN)
 
     def _misfit(self, what: str, hint: str) -> RequestError:
         return RequestError(f"{self.name} holds {what}", hint)
 
 
 class Witness:
-    """A text that writes down which windows were read of it."""
+    """A corpus that records which windows were read (recording corpus)."""
 
     def __init__(self, text: Corpus) -> None:
         self._text = text
@@ -138,18 +140,18 @@ class Witness:
 
     @property
     def name(self) -> str:
-        """The text's."""
+        """The name of the text."""
         return self._text.name
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        """The text's."""
+        """Windows of the text, as in :class:`~.base.Corpus`."""
         found = self._text.windows(length, count, seed)
         self.read.append({"length": length, "count": count, "seed": seed, "sha256": _digest(found)})
         return found
 
 
 def _reads_the_same(text: Corpus, read: Mapping[str, Any]) -> bool:
-    """Reading them is noted by the text, as it would be had they been used."""
+    """Whether a text has the same windows. Reading them here counts as use of the text."""
     try:
         return _digest(text.windows(read["length"], read["count"], read["seed"])) == read["sha256"]
     except RequestError:  # too short
@@ -161,7 +163,7 @@ def _digest(tensor: torch.Tensor) -> str:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """sha256 of the names, shapes and values of a model's tensors."""
+    """sha256 of the names, shapes, dtypes and values of a model's tensors."""
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())

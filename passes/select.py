@@ -1,4 +1,4 @@
-"""select: unit scores and a ratio become the units that stay, group by group."""
+"""select: from scores and a ratio, choose the units that every group keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .contributions import Contributions, Wanted
 Scores = npt.NDArray[np.float64]
 
 REASONS = 5
-"""How many reasons an error lists."""
+"""Largest number of reasons in an error message."""
 
 REDUCTIONS = ("sum", "mean", "max", "prod", "first", "last")
 HEADS = ("kv", "query", "off")
@@ -29,12 +29,12 @@ class Scope:
     """Which groups a pruning pass may cut.
 
     Attributes:
-        layers: range of layer indices, end exclusive; every layer when None.
-        heads: ``kv`` cuts whole key-value heads with their query heads, ``query`` query heads within each key-value
-            head, ``off`` leaves attention alone.
-        widths: inner widths, such as a feed-forward layer's.
-        channels: the widths that the residual stream carries, which have no layer.
-        experts: whole experts of mixtures.
+        layers: range of layer indices, end exclusive; all layers when None.
+        heads: ``kv`` cuts whole key-value heads with their query heads; ``query`` cuts query heads within each
+            key-value head; ``off`` cuts no heads.
+        widths: whether to cut inner widths, such as those of feed-forward layers.
+        channels: whether to cut the width of the residual stream, which belongs to no layer.
+        experts: whether to cut whole experts.
     """
 
     layers: tuple[int, int] | None = None
@@ -54,7 +54,7 @@ class Scope:
         )
 
     def holds(self, group: Group) -> bool:
-        """Whether the request is for this group, frozen or not."""
+        """Whether this group is in the scope, frozen or not."""
         if group.kind not in self.kinds or group.units < 2:
             return False
         if group.kind is Kind.CHANNELS or self.layers is None:
@@ -63,26 +63,26 @@ class Scope:
 
 
 def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], list[Group]]:
-    """The groups that a request cuts, and those it would cut were they not frozen.
+    """The groups in the scope that can be cut, and those in the scope that are frozen.
 
     Raises:
-        RequestError: when nothing can be cut, with what stands in the way.
+        RequestError: when no group can be cut, with the reasons.
     """
     asked = [group for group in groups if scope.holds(group)]
     free = [group for group in asked if group.frozen is None]
     frozen = [group for group in asked if group.frozen is not None]
     if not free:
         if frozen:
-            reason = f"all {len(frozen)} groups it asks for are frozen; {_reasons(frozen)}"
+            reason = f"all {len(frozen)} chosen groups are frozen; {_reasons(frozen)}"
         else:
             where = f" in layers {scope.layers[0]}:{scope.layers[1]}" if scope.layers else ""
-            reason = f"no {' or '.join(sorted(kind.value for kind in scope.kinds)) or 'group'}{where} to cut"
-        raise RequestError(f"the request removes nothing: {reason}", "see the groups with `fxprune trace MODEL`")
+            reason = f"there is no {' or '.join(sorted(kind.value for kind in scope.kinds)) or 'prunable'} group{where}"
+        raise RequestError(f"nothing to remove: {reason}", "list the groups with `fxprune trace MODEL`")
     return free, frozen
 
 
 def _reasons(frozen: Iterable[Group]) -> str:
-    """Why groups are frozen, with an example of each reason; first what holds most units."""
+    """Why groups are frozen: each reason with an example, reasons with the most units first."""
     units: dict[str, int] = {}
     names: dict[str, str] = {}
     for group in frozen:
@@ -95,7 +95,7 @@ def _reasons(frozen: Iterable[Group]) -> str:
 
 
 def wanted(groups: Iterable[Group], graph: Graph) -> Wanted:
-    """The parameter dimensions whose positions the groups' scores need; buffers are not trained and have no say."""
+    """The parameter dimensions that the scores of the groups need, without buffers, which have no gradient."""
     buffers = {parameter.name for parameter in graph.parameters if parameter.is_buffer}
     dims: dict[str, set[int]] = {}
     for group in groups:
@@ -108,13 +108,14 @@ def wanted(groups: Iterable[Group], graph: Graph) -> Wanted:
 def unit_scores(group: Group, contributions: Contributions, reduce: str) -> Scores:
     """The importance of every unit of a group.
 
-    A member's vector is summed over the positions of a unit (a head's rows, both rotary halves), so that a key-value
-    head is scored with its own query heads; then the members are reduced (LLM-Pruner, arXiv 2305.11627, section 3.2).
+    For every member, the contributions of all positions of a unit are added (the rows of a head, both rotary halves),
+    so that a key-value head is scored together with its query heads. Then ``reduce`` combines the members (LLM-Pruner,
+    arXiv 2305.11627, section 3.2).
 
     Args:
-        group: whose units.
-        contributions: for every dimension of every member that was scored.
-        reduce: over members: ``sum``, ``mean``, ``max``, ``prod``, ``first`` or ``last`` in the order of the model.
+        group: the group.
+        contributions: vectors of its members; members without one are left out.
+        reduce: how members are combined: ``sum``, ``mean``, ``max``, ``prod``, or ``first`` or ``last`` in model order.
 
     Returns:
         float64 ``[group.units]``.
@@ -137,13 +138,13 @@ def unit_scores(group: Group, contributions: Contributions, reduce: str) -> Scor
 
 
 def kept_count(size: int, ratio: float, multiple_of: int = 1, minimum: int = 1) -> int:
-    """How many of ``size`` units stay: at least what the ratio keeps, a multiple where one fits, never none.
+    """How many of ``size`` units are kept for a ratio, rounded up to a multiple, at least ``minimum``.
 
     Args:
-        size: units now.
+        size: present number of units.
         ratio: share to remove, in [0, 1).
-        multiple_of: what the count is rounded up to a multiple of.
-        minimum: that stays whatever the ratio.
+        multiple_of: the count is rounded up to a multiple of this, but not above ``size``.
+        minimum: smallest count for any ratio.
     """
     exact = size * (1 - Fraction(str(ratio)))
     count = math.ceil(math.ceil(exact) / multiple_of) * multiple_of
@@ -151,12 +152,12 @@ def kept_count(size: int, ratio: float, multiple_of: int = 1, minimum: int = 1) 
 
 
 def step_of(group: Group, multiple_of: int = 1) -> int:
-    """What the number of units that a group keeps is rounded up to a multiple of; ``multiple_of`` is for widths."""
+    """The number of units that a group keeps is a multiple of this; ``multiple_of`` applies to widths only."""
     return math.lcm(group.multiple, multiple_of if group.kind in (Kind.WIDTH, Kind.CHANNELS) else 1)
 
 
 def best_units(group: Group, scores: Scores, count: int) -> Indices:
-    """The ``count`` most important units, of each parent unit where the group is nested; ties go to the lower index.
+    """The ``count`` units with the highest scores, per parent unit in a nested group; ties go to the lower index.
 
     Returns:
         Sorted int64 unit numbers.
@@ -170,16 +171,16 @@ def best_units(group: Group, scores: Scores, count: int) -> Indices:
 def select(
     groups: Sequence[Group], scores: Mapping[str, Scores], ratio: float, multiple_of: int = 1
 ) -> dict[str, Indices]:
-    """The same ratio for every group, each keeping its own best units: equal groups come out equally wide.
+    """Choose the units to keep with the same ratio for every group, so that groups of equal size stay equally wide.
 
     Args:
-        groups: to cut.
-        scores: group name -> importance of its units.
+        groups: the groups to cut.
+        scores: group name -> scores of its units.
         ratio: share to remove, in [0, 1).
-        multiple_of: of which the widths that are no heads shall be multiples.
+        multiple_of: widths other than heads become multiples of this.
 
     Raises:
-        RequestError: when the groups are so small that nothing goes although the ratio is not 0.
+        RequestError: when the groups are so small that a ratio above 0 removes nothing.
     """
     keep = {}
     for group in groups:
@@ -188,8 +189,8 @@ def select(
     if ratio > 0 and all(len(keep[group.name]) == group.units for group in groups):
         sizes = ", ".join(sorted({f"{group.kind.value} {group.size}" for group in groups}))
         raise RequestError(
-            f"the request removes nothing: a ratio of {ratio} takes no whole unit from groups of {sizes}"
+            f"nothing to remove: ratio {ratio} is less than one unit in groups of {sizes}"
             + (f" in multiples of {multiple_of}" if multiple_of > 1 else ""),
-            "ask for a larger ratio" + (" or a smaller --multiple-of" if multiple_of > 1 else ""),
+            "give a larger ratio" + (" or a smaller --multiple-of" if multiple_of > 1 else ""),
         )
     return keep

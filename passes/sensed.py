@@ -1,4 +1,4 @@
-"""What the loss feels of activations: gradients at the calls of linear maps, batch by batch of calibration data."""
+"""Activation gradients: gradients of the loss at the calls of linear maps, one calibration batch at a time."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .statistics import Seen, experts_one_by_one
 from .watch import Watch
 
 Loss = Callable[[nn.Module], tuple[Tensor, int]]
-"""Of a module: a loss summed over predictions, and how many they are."""
+"""Takes a module; returns the loss summed over predictions, and the number of predictions."""
 
 
 def losses_of(step: InputScored, state: State) -> Iterator[Loss]:
-    """One for every batch of a pass's calibration text, or those of the module.
+    """One loss for every batch of the calibration text; the user's losses if there are any.
 
     Raises:
-        RequestError: without calibration data, with too little text, or for windows with nothing to predict.
+        RequestError: without calibration data, with too little text, or for windows of fewer than 2 tokens.
     """
     if state.losses:
         yield from (_counted(loss) for loss in state.losses)
         return
     text = state.text(f"{step.name} scores need")
     if step.length < 2:
-        raise RequestError(f"length {step.length} leaves nothing to predict", "use windows of at least 2 tokens")
+        raise RequestError(f"length {step.length} leaves no token to predict", "use windows of at least 2 tokens")
     windows = text.windows(step.length, step.samples, step.seed)
     yield from (_next_tokens(batch) for batch in windows.split(step.batch))
 
@@ -58,28 +58,28 @@ def backward(
     number: int,
     wanted: Callable[[], Sequence[Tensor]],
 ) -> tuple[Sequence[Tensor | None], int]:
-    """Gradients of a loss at activations; none of a weight is made.
+    """Gradients of a loss at activations, without gradients of weights.
 
     Args:
-        model: left as it was.
-        loss: of one batch.
-        watched: weights by name; calls that read them are handed over.
-        receive: takes the calls, tensors with their history.
-        number: of the batch, for errors.
-        wanted: asked after the forward pass for the tensors whose gradients are returned.
+        model: the model; it is not changed.
+        loss: the loss of one batch.
+        watched: weights by name; calls on them are recorded.
+        receive: takes each recorded call; its tensors have an autograd history.
+        number: index of the batch, for messages.
+        wanted: called after the forward pass; returns the tensors whose gradients to compute.
 
     Returns:
-        A gradient for every tensor wanted, None where the loss does not depend on it; and the number of predictions.
+        A gradient for every tensor of ``wanted``, None if the loss does not depend on it; the number of predictions.
 
     Raises:
         FxpruneError: for a loss that is not finite.
     """
     with as_it_was(model), torch.enable_grad(), experts_one_by_one(model):
-        # Activations need a history; autograd follows it to them alone.
+        # Activations need an autograd history; the backward pass below computes their gradients only.
         model.requires_grad_(True)
         with Watch(watched, receive=receive):
             value, count = loss(model)
         if not bool(value.isfinite()):
-            raise FxpruneError(f"the loss on batch {number} is {value.item()}", "run in float32; check the text")
+            raise FxpruneError(f"the loss on batch {number} is {value.item()}", "run in float32; check the calibration")
         tensors = wanted()
         return (torch.autograd.grad(value, tensors, allow_unused=True) if tensors else ()), count

@@ -1,4 +1,4 @@
-"""Sensitivity: what the loss of units does to the model's predictions, measured with the units silenced."""
+"""Sensitivity: how the model's predictions change without some units, measured by setting their inputs to zero."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from .saved import Saved
 from .select import Scores, best_units
 
 PROBES = 7
-"""How many widths of a group are measured; between them the curve is straight."""
+"""Number of widths of a group that are measured; the curve is linear between them."""
 
 
 @dataclass
 class Gauge:
-    """How far a model's predictions on calibration data are from the dense model's.
+    """The distance of a model's predictions on calibration data from the dense model's predictions.
 
-    Of a language model the Kullback-Leibler divergence from the dense model's next-token distributions, in nats a
-    token; of another module by how much its losses grow.
+    For a language model: the Kullback-Leibler divergence of the next-token distributions, in nats per token. For any
+    other module: the increase of its losses.
 
     Attributes:
-        model: changed between readings.
-        windows: token batches ``[B, L]``; none for another module.
-        losses: of another module.
-        dense: what the dense model gave: log-probabilities ``[B, L, V]`` of every batch, or the mean loss.
+        model: the model; it is changed between measurements.
+        windows: token batches ``[B, L]``; empty for other modules.
+        losses: losses of other modules; empty for language models.
+        dense: results of the dense model: log-probabilities ``[B, L, V]`` of every batch, or every loss.
     """
 
     model: nn.Module
@@ -49,19 +49,19 @@ class Gauge:
 
     @classmethod
     def of(cls, state: State, *, samples: int, length: int, seed: int | None, batch: int) -> Gauge:
-        """Read the dense model, which is the state's as it is now.
+        """Measure the dense model, which is the present model of the state.
 
         Raises:
             RequestError: without calibration text or losses, with too little text, or without weights to run.
         """
         if not state.losses and state.calibration is None:
             raise RequestError(
-                "by=search measures on calibration text",
-                "give --calib FILE, write generate first, or use by=global, which reads scores alone",
+                "by=search needs calibration text",
+                "give --calib FILE, write generate first, or use by=global, which needs scores only",
             )
         if any(parameter.is_meta for parameter in state.model.parameters()):
             raise RequestError(
-                "by=search runs the model, whose weights are not in memory", "use by=global, which reads scores alone"
+                "by=search runs the model, but its weights are not in memory", "use by=global, which needs scores only"
             )
         windows = () if state.losses else state.calibration.windows(length, samples, seed).split(batch)  # type: ignore[union-attr]
         gauge = cls(state.model, windows, state.losses)
@@ -69,7 +69,7 @@ class Gauge:
         return gauge
 
     def read(self) -> float:
-        """The distance now.
+        """The present distance.
 
         Raises:
             FxpruneError: when it is not finite.
@@ -81,7 +81,7 @@ class Gauge:
             total = sum(float(functional.kl_div(now, then, reduction="sum", log_target=True)) for now, then in pairs)
             value = total / sum(window.numel() for window in self.windows)
         if not np.isfinite(value):
-            raise FxpruneError(f"the model's distance from the dense one is {value}", "run in float32; check the text")
+            raise FxpruneError(f"the distance from the dense model is {value}", "run in float32; check the calibration")
         return value
 
     def _readings(self) -> Iterator[Tensor]:
@@ -93,25 +93,25 @@ class Gauge:
 
 
 class Silencer:
-    """Groups of a model whose units can be silenced and brought back: what takes them in reads zeros instead.
+    """Masks units of groups and restores them: the weights that read a masked unit are set to zero.
 
-    Silencing equals removing where no normalisation runs over the units.
+    This equals removal unless a normalisation runs over the units.
 
     Args:
         model: its weights are changed in place, inside :meth:`silencing` only.
-        graph: of the model.
-        groups: those that may be silenced.
+        graph: graph of the model.
+        groups: the groups that may be masked.
 
     Raises:
-        RequestError: for a group whose silence is not its removal: a normalisation runs over it, or a router
-            chooses among its units.
+        RequestError: for a group that masking does not remove, because a normalisation runs over it or a router chooses
+            among its units.
     """
 
     def __init__(self, model: nn.Module, graph: Graph, groups: Sequence[Group]) -> None:
         for group in groups:
             if group.normalised or group.kind in (Kind.CHANNELS, Kind.EXPERTS):
                 raise RequestError(
-                    f"by=search measures a group by silencing it, and {group.name} cannot be silenced without more",
+                    f"by=search sets units to zero, which for {group.name} is not the same as removing them",
                     "use by=global, or channels=false, experts=false",
                 )
         tensors = tensors_by_name(model)
@@ -122,7 +122,7 @@ class Silencer:
 
     @contextmanager
     def silencing(self) -> Iterator[None]:
-        """Afterwards every weight is what it was."""
+        """Inside, units can be masked; afterwards all weights are restored."""
         try:
             yield
         finally:
@@ -130,7 +130,7 @@ class Silencer:
 
     @torch.no_grad()
     def keep(self, kept: Mapping[str, Indices]) -> None:
-        """Silence all units of the groups named but these; bring back everything else."""
+        """Mask all units of the named groups except the given ones; restore everything else."""
         for name in self._cut:
             for _, tensor in self._places[name]:
                 tensor.copy_(self._whole[id(tensor)])
@@ -146,13 +146,13 @@ class Silencer:
 
 @dataclass(frozen=True)
 class Search:
-    """A measured allocation: every group's own curve first, then all groups together.
+    """Allocation by measurements: first every group alone, then all groups together.
 
     Attributes:
-        gauge, silencer: of the model.
-        groups: by name.
-        scores: which units of a group go first.
-        saved: keeps what was measured of single groups, or has it from another run; None when it is not wanted.
+        gauge, silencer: both for the model.
+        groups: the groups by name.
+        scores: scores of their units; units with low scores are removed first.
+        saved: stores measurements of single groups, or has them from another run; None without a score file.
     """
 
     gauge: Gauge
@@ -162,13 +162,13 @@ class Search:
     saved: Saved | None = None
 
     def measured(self, curve: Curve) -> Curve:
-        """The curve with measured losses, each of its groups cut alone, straight between the counts measured."""
+        """The curve with measured losses: each group is cut alone; losses between measured counts are interpolated."""
         probes = np.unique(np.linspace(0, len(curve.counts) - 1, PROBES).round().astype(int))
         losses = np.zeros(len(curve.counts))
         for name in curve.groups:
             found = self._alone(name, [int(curve.counts[at]) for at in probes[:-1]])
             losses += np.interp(np.arange(len(curve.counts)), probes, [*found, 0.0])
-        # Less of a group is never better than more of it, whatever the noise of a measurement says.
+        # Measurements are noisy, but fewer units of a group must never count as better.
         return replace(curve, losses=np.maximum.accumulate(losses[::-1])[::-1])
 
     def _alone(self, name: str, counts: Sequence[int]) -> Sequence[float]:
@@ -178,7 +178,7 @@ class Search:
         return measure() if self.saved is None else self.saved.distances(name, counts, measure)
 
     def distance(self, counts: Mapping[str, int]) -> float:
-        """Of the model whose groups keep their best units, so many of them."""
+        """The distance of the model when every group keeps its ``counts`` best units."""
         with self.silencer.silencing():
             self.silencer.keep({n: best_units(self.groups[n], self.scores[n], c) for n, c in counts.items()})
             return self.gauge.read()
@@ -186,15 +186,15 @@ class Search:
     def refined(
         self, curves: Sequence[Curve], costs: Costs, chosen: Mapping[str, int], limit: int, *, moves: int, seed: int = 0
     ) -> dict[str, int]:
-        """Move budget between two groups at random, keep what brings the whole model nearer (evolution, one parent).
+        """Move budget between two random groups, and keep a move that lowers the distance (evolution with one parent).
 
         Args:
-            curves: of single groups.
-            costs: of the model.
-            chosen: where to start.
+            curves: curves of single groups.
+            costs: cost model.
+            chosen: start: group name -> units to keep.
             limit: what the model may cost.
-            moves: how many are tried.
-            seed: of the moves.
+            moves: number of moves to try.
+            seed: random seed of the moves.
         """
         generator = np.random.default_rng(seed)
         levels = [int(np.searchsorted(c.counts, chosen[c.groups[0]])) for c in curves]
@@ -212,7 +212,7 @@ class Search:
 def _moved(
     curves: Sequence[Curve], costs: Costs, levels: Sequence[int], limit: int, generator: np.random.Generator
 ) -> list[int]:
-    """One group cut by up to an eighth of its levels, another one given what that saves, the rest spent anywhere."""
+    """Cut one group by up to an eighth of its levels, give the savings to another, and spend the rest anywhere."""
     giver, taker = (int(at) for at in generator.choice(len(curves), 2, replace=False))
     moved = list(levels)
     step = int(generator.integers(1, max(2, len(curves[giver].counts) // 8)))

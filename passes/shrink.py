@@ -1,4 +1,4 @@
-"""shrink: a plan becomes slices of tensors and a rewritten graph whose shape arguments are right."""
+"""shrink: from a plan, make slices of tensors and a rewritten graph with correct shape arguments."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Extents = dict[str, frozenset[tuple[int, int]]]
 
 
 def make_plan(coupling: Coupling, keep: Mapping[str, Indices]) -> Plan:
-    """What keeping these units means for every tensor.
+    """The plan that keeps these units, with the slices of every tensor.
 
     Args:
         coupling: the analysis.
-        keep: group name -> sorted units that stay; groups that are not named keep everything.
+        keep: group name -> sorted units to keep; other groups keep everything.
 
     Raises:
-        RequestError: for an unknown or frozen group, or units that are unsorted, repeated, out of range, none at all,
-            or, in a nested group, not equally many per parent unit.
+        RequestError: for an unknown or frozen group; for units that are unsorted, repeated, out of range or empty; for
+            a nested group, if the parent units keep different numbers.
     """
     cut = {name: np.asarray(units, dtype=np.int64) for name, units in keep.items()}
     for name in sorted(cut, key=lambda name: name in coupling.groups and coupling.groups[name].parent is not None):
@@ -47,18 +47,18 @@ def _check_units(coupling: Coupling, name: str, units: Indices, keep: Mapping[st
     group = coupling.groups.get(name)
     if group is None:
         raise RequestError(
-            f"the plan names a group {name!r} that this model does not have", "trace the model for its groups"
+            f"the plan names a group {name!r} that this model does not have", "list its groups: `fxprune trace MODEL`"
         )
     if group.frozen is not None and len(units) < group.units:
         raise RequestError(f"the plan cuts {name}, which is frozen: {group.frozen}", "leave this group out of the plan")
     if len(units) == 0 or np.any(np.diff(units) <= 0) or units[0] < 0 or units[-1] >= group.units:
         raise RequestError(
             f"the plan keeps units of {name} that are not sorted, unique and within 0..{group.units - 1}",
-            "a plan must list at least one unit of every group it names, in ascending order",
+            "list at least one unit of every group in the plan, in ascending order",
         )
     if len(units) < group.minimum:
         raise RequestError(
-            f"the plan keeps {len(units)} units of {name}, of which every token needs {group.minimum}", "keep more"
+            f"the plan keeps {len(units)} units of {name}, but every token needs {group.minimum}", "keep more units"
         )
     if group.parent is not None:
         parents = keep.get(group.parent.name, np.arange(group.parent.units))
@@ -66,12 +66,12 @@ def _check_units(coupling: Coupling, name: str, units: Indices, keep: Mapping[st
         if len(set(counts.tolist())) != 1 or counts[0] == 0:
             raise RequestError(
                 f"the plan keeps {sorted(set(counts.tolist()))} units of {name} per unit of {group.parent.name}",
-                "every parent unit must keep equally many",
+                "keep equally many units per parent unit",
             )
 
 
 class _Kept:
-    """Which positions of every axis stay; the answer for an axis is computed once."""
+    """The positions that are kept of every axis; computed once per axis."""
 
     def __init__(self, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
         self._axes = coupling.axes
@@ -101,9 +101,9 @@ class _Kept:
 
 
 def rewrite(coupling: Coupling, plan: Plan) -> Graph:
-    """The smaller graph: sliced leaves, shape arguments recomputed by the operators' rules.
+    """The smaller graph: leaves are sliced, and the rules of the operators compute new shape arguments.
 
-    Folded operators stay as they were, at the original shapes; a constant that shrinks is cut by ``fxprune.take``.
+    Folded operators keep the shapes of the dense model; ``fxprune.take`` slices a constant that shrinks.
     """
     return _Rewrite(coupling, plan).run()
 
@@ -143,7 +143,7 @@ class _Rewrite:
         return Value(value.name, value.dtype, self.kept.shape(value))
 
     def _take(self, value: Value) -> Value:
-        """The part of a constant that stays: an operator for each dimension that shrinks."""
+        """The part of a constant that is kept: one ``take`` operator for each dimension that shrinks."""
         current = value
         for dim in range(len(value.shape)):
             stays = self.kept.positions(value, dim)
@@ -173,15 +173,14 @@ class _Rewrite:
 
 
 def extents_by_module(before: Graph, after: Graph) -> Extents:
-    """For every module the extents that occur in its operators, before and after a rewrite.
+    """For every module, the extents in its operators before and after a rewrite.
 
     Args:
-        before, after: a graph and its rewrite, operator by operator.
+        before, after: a graph and its rewrite, with the same operators.
 
     Returns:
-        Module path -> pairs ``(old, new)`` of every dimension of every value and every integer argument that occurs
-        in operators executed in the module or its children, unchanged ones included; named extents (batch, sequence)
-        left out.
+        Module path -> pairs ``(old, new)`` of all dimensions and integer arguments of the operators in the module and
+        its children, including unchanged ones, without named extents (batch, sequence).
     """
     pairs: dict[str, set[tuple[int, int]]] = defaultdict(set)
     skip = set(before.extents.values())

@@ -1,4 +1,4 @@
-"""What goes into the linear maps of a model and what comes out of them, on which data, and its moments."""
+"""Calibration batches, recorded calls of linear maps, and means and variances of their inputs."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ Feed = Callable[[nn.Module], Any]
 
 @dataclass(eq=False)
 class Seen:
-    """One call of a linear map.
+    """One recorded linear call: a call of a linear map with its inputs and outputs.
 
     Attributes:
         tensor: name of the weight.
-        expert: index in the weight's first dimension, where it holds a map for each; None where it is one map.
-        dim: the weight's dimension that takes the inputs in.
-        x: inputs ``[T, k]``; of a convolution one row for each place where it was applied, ``k`` channels times
-            kernel positions.
-        y: outputs ``[T, n]``, bias included.
-        bias: the parameter that was added, None where the call adds none.
-        sample: which sample of the batch each row belongs to, int64 ``[T]``; all zero where the call does not say.
-        given: the tensor that the call was given, before anything was made of it, so that a gradient can be asked for.
-        channels: the dimension of ``given`` that the columns come from.
-        gave: the tensor that the call gave, whose dimension ``channels`` holds the outputs.
-        beside: what the outputs are added to next, ``[T, n]``: in most models the residual stream; None where they are
-            not added to anything, or where calls are handed over one by one.
+        expert: index in the weight's first dimension if it holds one linear map per expert; None otherwise.
+        dim: the input dimension of the weight.
+        x: inputs ``[T, k]``; for a convolution one row per window, and ``k`` is channels times kernel positions.
+        y: outputs ``[T, n]``, with the bias.
+        bias: the bias parameter; None if the call adds none.
+        sample: index in the batch of every row, int64 ``[T]``; all zero when it is not known.
+        given: the input tensor as it was passed to the call, so that its gradient can be computed.
+        channels: the dimension of ``given`` with the input channels.
+        gave: the output tensor as it was returned; its dimension ``channels`` holds the outputs.
+        beside: what the outputs are added to next, ``[T, n]``: in most models the residual stream. None if they are not
+            added to anything, or if calls are passed to a callback.
     """
 
     tensor: str
@@ -51,12 +50,12 @@ class Seen:
 
 
 def calibration_feeds(state: State, who: str, *, samples: int, length: int, seed: int | None, batch: int) -> list[Feed]:
-    """The calibration data of a state as batches that a model is run on: windows of text, or the losses of a module.
+    """The calibration data as batches to run a model on: windows of text, or the losses of a module.
 
     Args:
-        state: with text or losses.
-        who: subject and verb of the error when there is neither.
-        samples, length, seed: which windows.
+        state: holds text or losses.
+        who: subject and verb of the error when it holds neither.
+        samples, length, seed: number, length and random choice of the windows.
         batch: windows in one forward pass.
 
     Raises:
@@ -75,7 +74,7 @@ def _feed(window: Tensor) -> Feed:
 
 
 def matrix(weight: Tensor, seen: Seen) -> Tensor:
-    """The part of a weight that a call used, as a view ``[n, k]``; what is written to it is written to the weight."""
+    """The part of a weight that a call used, as a view ``[n, k]``; writing to it changes the weight."""
     part = weight if seen.expert is None else weight[seen.expert]
     dim = seen.dim if seen.expert is None else seen.dim - 1
     if part.dim() > 2:
@@ -85,7 +84,7 @@ def matrix(weight: Tensor, seen: Seen) -> Tensor:
 
 @contextmanager
 def padding_mask(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
-    """Inside, asks for the padding mask that the model was last called with: bool ``[B, L]``, or None."""
+    """Inside, the yielded function returns the padding mask of the last call of the model: bool ``[B, L]``, or None."""
     found: list[Tensor | None] = [None]
 
     def hook(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -101,7 +100,7 @@ def padding_mask(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
 
 @contextmanager
 def experts_one_by_one(*models: nn.Module) -> Iterator[None]:
-    """Inside, transformers' mixtures of experts loop over their experts, so that each one's calls can be told apart."""
+    """Inside, mixtures of experts of transformers call one expert at a time, so that every expert's calls are known."""
     before = []
     for model in models:
         change: Any = getattr(model, "set_experts_implementation", None)
@@ -117,10 +116,10 @@ def experts_one_by_one(*models: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Spread:
-    """Means and variances of the inputs of a map, column by column, merged batch by batch (Chan, Golub, LeVeque 1979).
+    """Running mean and variance of every input column, merged batch by batch (Chan, Golub, LeVeque 1979).
 
     Attributes:
-        count: tokens seen.
+        count: number of tokens.
         mean: ``[k]`` float64.
         squares: sum of squared deviations from the mean, ``[k]`` float64.
     """
@@ -147,7 +146,7 @@ class Spread:
 
     @property
     def variance(self) -> Tensor:
-        """Of each column, ``[k]``."""
+        """Variance of each column, ``[k]``."""
         return self.squares / self.count
 
     @property

@@ -1,4 +1,4 @@
-"""Running a model block by block: what blocks that are done gave is kept, so that no block runs more than it must."""
+"""Runs a model block by block: the output of finished blocks is stored, so that they do not run again."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from .statistics import Feed, Seen, experts_one_by_one, padding_mask
 from .watch import Watch
 
 SAME = 1e-5
-"""Largest relative difference between what a block gives after kept and after computed predecessors."""
+"""Largest relative difference of a block's output between stored and recomputed inputs."""
 
 
 class _Reached(Exception):
-    """The block that was waited for has run."""
+    """The last block that is needed has run."""
 
 
 @dataclass
 class Stream:
-    """One model on some calibration batches.
+    """A blockwise run of one model on calibration batches.
 
-    The outputs of the last block that is done are kept, one for every batch; the blocks before it do not run again.
-    A model whose blocks pass one another more than that is noticed and runs in full every time.
+    The outputs of the last finished block are stored for every batch, and finished blocks do not run again. If blocks
+    pass on more than their outputs, this is detected, and the whole model runs every time.
 
     Attributes:
-        model: on any device.
-        feeds: the batches.
-        blocks: its blocks in order; none when the model has no sequence of blocks.
-        path: of the list that holds them.
-        done: how many of them are never run again.
+        model: a module on any device.
+        feeds: the calibration batches.
+        blocks: its blocks in order; empty when the model has no sequence of blocks.
+        path: module path of the list that holds them.
+        done: number of finished blocks.
     """
 
     model: nn.Module
@@ -49,7 +49,7 @@ class Stream:
 
     @classmethod
     def of(cls, model: nn.Module, feeds: Sequence[Feed]) -> Stream:
-        """Nothing done yet."""
+        """A run with no finished block."""
         try:
             found = find_blocks(model)
         except RequestError:
@@ -57,7 +57,7 @@ class Stream:
         return cls(model, feeds, found.modules, found.path)
 
     def block_of(self, module: str) -> int | None:
-        """Index of the block that a module path lies in, None outside of the blocks."""
+        """Index of the block that contains a module path; None outside the blocks."""
         inside = self.path and module.startswith(f"{self.path}.")
         index = module[len(self.path) + 1 :].partition(".")[0] if inside else ""
         return int(index) if index.isdigit() else None
@@ -72,15 +72,15 @@ class Stream:
         shapes_only: bool = False,
         receive: Callable[[Seen], None] | None = None,
     ) -> list[Seen]:
-        """The calls that read some weights, on one batch.
+        """Run one batch and record the linear calls on some weights.
 
         Args:
-            batch: index of the feed.
-            weights: by name.
-            last: the block after which nothing more needs to run; everything runs when None.
-            hook: module path, and a pre-hook with keyword arguments to hang there for the time.
-            shapes_only: keep what was called, without inputs and outputs.
-            receive: takes each call as it happens, instead of all of them being returned.
+            batch: index in ``feeds``.
+            weights: weights by name.
+            last: index of the last block that must run; the whole model runs when None.
+            hook: module path, and a forward pre-hook with keyword arguments for this run.
+            shapes_only: record calls without their inputs and outputs.
+            receive: takes each call as it happens; then no calls are returned.
         """
         with ExitStack() as stack:
             mask = stack.enter_context(padding_mask(self.model))
@@ -95,13 +95,13 @@ class Stream:
         return watch.seen
 
     def advance(self, done: int) -> None:
-        """Declare that the first ``done`` blocks will not change any more."""
+        """Mark the first ``done`` blocks as finished: they will not change any more."""
         if not self.blocks or done <= self.done or done > len(self.blocks):
             return
         kept = [self._output(batch, done - 1) for batch in range(len(self.feeds))]
         before, self.done = self.done, 0
         if before and not _same(self._output(0, done - 1), kept[0]):
-            self.blocks = ()  # blocks hand one another more than their outputs: no shortcuts
+            self.blocks = ()  # blocks pass on more than their outputs: always run them all
             return
         self._kept, self.done = kept, done
 
@@ -123,7 +123,7 @@ class Stream:
 
     @contextmanager
     def _shortened(self, batch: int, last: int | None) -> Iterator[None]:
-        """Inside, blocks that are done give what was kept, and the run ends after block ``last``."""
+        """Inside, finished blocks return their stored outputs, and the run ends after block ``last``."""
 
         def stop(_module: nn.Module, _args: Any, _out: Any) -> None:
             raise _Reached
@@ -148,7 +148,7 @@ class Stream:
 
 
 def _giving(output: Any) -> Callable[..., Any]:
-    # A copy each time: some models add to the hidden states in place.
+    # Return a copy each time, because some models add to the hidden states in place.
     return lambda *_args, **_kwargs: pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, output)
 
 

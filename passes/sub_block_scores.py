@@ -1,4 +1,4 @@
-"""What a sub-block changes in the residual stream, and what a model loses without it."""
+"""Scores of sub-blocks: their influence on the residual stream, or the perplexity without them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ Chosen = tuple[list[int], list[float]]
 
 
 def choose(by: str, model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor, count: int) -> Chosen:
-    """Indices of the ``count`` sub-blocks that go, and the scores.
+    """Indices of the ``count`` sub-blocks to remove, and scores.
 
     Args:
-        by: ``influence``: the scores are of all sub-blocks, and the smallest go. ``perplexity``: greedily, each time
-            the one without which the text is modelled best; the scores are what was reached each time.
+        by: ``influence``: remove those with the smallest influence; the scores are those of all sub-blocks.
+            ``perplexity``: greedily remove the one whose removal gives the lowest perplexity; the scores are the
+            perplexities after each removal.
         model: in eval mode.
         parts: the sub-blocks.
         tokens: int64 ``[N, L]``.
-        count: how many go.
+        count: number of sub-blocks to remove.
 
     Raises:
         FxpruneError: for a score that is not finite.
@@ -51,10 +52,10 @@ def choose(by: str, model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor,
 
 
 def sub_block_influence(model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor) -> list[float]:
-    """One minus the mean cosine between the residual stream with and without what each sub-block adds to it.
+    """One minus the mean cosine similarity of the residual stream with and without the output of each sub-block.
 
-    That is block influence (ShortGPT, arXiv 2403.03853, section 3.1) of the one sum. Where a layer adds several outputs
-    at once, the stream is the one after all of them.
+    This is the block influence (ShortGPT, arXiv 2403.03853, section 3.1) of one addition. When a layer adds several
+    outputs one after the other, the residual stream after all of them is used.
 
     Args:
         model: in eval mode.
@@ -62,10 +63,10 @@ def sub_block_influence(model: nn.Module, parts: Sequence[SubBlock], tokens: Ten
         tokens: int64 ``[N, L]``.
 
     Returns:
-        One number for each part, 0 for one that changes nothing, at most 2.
+        One number per sub-block, from 0 (changes nothing) to 2.
 
     Raises:
-        FxpruneError: for one that is not finite, or whose sum was not seen.
+        FxpruneError: for a number that is not finite, or when the addition of a sub-block did not run.
     """
     watch = _Sums(parts)
     handles = [model.get_submodule(part.path).register_forward_hook(watch.left(i)) for i, part in enumerate(parts)]
@@ -80,7 +81,7 @@ def sub_block_influence(model: nn.Module, parts: Sequence[SubBlock], tokens: Ten
             handle.remove()
     unseen = [part.path for part, count in zip(parts, watch.seen, strict=True) if count != tokens.numel()]
     if unseen:
-        raise FxpruneError(f"the sum that {unseen[0]} goes into was not seen to run", "use by=perplexity")
+        raise FxpruneError(f"the addition of {unseen[0]} to the residual stream did not run", "use by=perplexity")
     scores = [1 - total / tokens.numel() for total in watch.cosines]
     if not all(map(math.isfinite, scores)):
         raise FxpruneError(f"block influences are not finite: {scores}", "check the weights and the calibration text")
@@ -88,12 +89,12 @@ def sub_block_influence(model: nn.Module, parts: Sequence[SubBlock], tokens: Ten
 
 
 class _Sums(TorchDispatchMode):
-    """Follows what sub-blocks return into the sums of their layers.
+    """Follows the outputs of sub-blocks to the additions of their layers.
 
     Attributes:
-        terms: id of a tensor -> the tensor, and of every sub-block in it the index, the term and the sums to come.
-        cosines: of every sub-block, summed over tokens.
-        seen: tokens that each was summed over.
+        terms: id of a tensor -> the tensor, and for every sub-block in it: index, added term, number of additions left.
+        cosines: cosine similarity of every sub-block, summed over tokens.
+        seen: number of tokens in each sum.
     """
 
     def __init__(self, parts: Sequence[SubBlock]) -> None:
@@ -104,7 +105,7 @@ class _Sums(TorchDispatchMode):
         self.seen = [0] * len(parts)
 
     def left(self, index: int) -> Callable[..., None]:
-        """A hook for the child whose output is the term."""
+        """A forward hook for the child whose output is added."""
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             term = output[0] if isinstance(output, tuple) else output
@@ -117,12 +118,12 @@ class _Sums(TorchDispatchMode):
         for operand in args:
             tensor, entries = self.terms.get(id(operand), (None, []))
             if tensor is not None and tensor is operand:
-                # What is added in place is overwritten by its sum.
+                # An addition in place would overwrite the term.
                 held += [
                     (i, operand.clone() if term is None and func in SUMS else term, left) for i, term, left in entries
                 ]
         result = func(*args, **(kwargs or {}))
-        if func not in SUMS:  # the layer reshapes or scales the term on its way, and reads the stream after it
+        if func not in SUMS:  # the layer may reshape or scale a term, but not a finished sum
             held = [entry for entry in held if entry[1] is None]
         if not held or not isinstance(result, Tensor):
             return result

@@ -1,4 +1,4 @@
-"""The parts of a layer that only add to the residual stream: finding them in the graph, and taking them out."""
+"""Sub-blocks: the parts of a layer that only add to the residual stream. Finds them in the graph, and removes them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ FUSED = "aten.scaled_dot_product_attention"
 
 
 class Absent(Absence, nn.Module):
-    """A module that was taken out."""
+    """Stands in place of a removed module."""
 
 
 @dataclass(frozen=True)
 class SubBlock:
-    """Children of one layer whose only effect is one term of the residual stream.
+    """Children of one layer whose only effect is one addition to the residual stream.
 
     Attributes:
         layer: index of the layer.
-        path: of the child whose output is added.
-        members: paths of the children with parameters that go: the one above, and those that feed nothing else.
-        kind: ``attention`` for what fills a cache or attends, ``mlp`` for the others.
-        adds: how many sums its output goes through within the layer before anything else reads the stream.
-        absences: for every member what takes its place.
+        path: path of the child whose output is added.
+        members: paths of the children with parameters to remove: the one above, and those used by it only.
+        kind: ``attention`` if it fills a cache or computes attention, otherwise ``mlp``.
+        adds: number of additions in the layer from its output on, before anything else reads the residual stream.
+        absences: for every member, the description of its replacement.
     """
 
     layer: int
@@ -48,16 +48,16 @@ class SubBlock:
 
 
 def find_sub_blocks(model: nn.Module, blocks: Blocks, graph: Graph, tokens: torch.Tensor) -> tuple[SubBlock, ...]:
-    """Every sub-block, in the order of the layers and within a layer of execution.
+    """All sub-blocks, by layer and in execution order.
 
     Args:
-        model: in eval mode, with its values.
-        blocks: of the model.
-        graph: of the model.
-        tokens: int64 ``[N, L]``, read once to see what the children take and return.
+        model: in eval mode, with weights in memory.
+        blocks: its blocks.
+        graph: its graph.
+        tokens: int64 ``[N, L]``, for one run that records the inputs and outputs of the children.
 
     Raises:
-        RequestError: when no child of a layer only adds to the stream.
+        RequestError: when no layer has a part that only adds to the residual stream.
     """
     uses, calls = _Uses(graph), _observe(model, blocks, tokens)
     found: list[SubBlock] = []
@@ -72,14 +72,15 @@ def find_sub_blocks(model: nn.Module, blocks: Blocks, graph: Graph, tokens: torc
                     break
     if not found:
         raise RequestError(
-            f"no part of a layer of {type(model).__name__} only adds to the residual stream", "drop whole layers"
+            f"the layers of {type(model).__name__} have no sub-block that only adds to the residual stream",
+            "drop whole layers: drop{layers=1}",
         )
     return tuple(found)
 
 
 def _part(layer: _Layer, add: Op, end: str, members: Sequence[str], calls: Mapping[str, _Call]) -> SubBlock | None:
-    """The sub-block that some children make; None when they hold no more than a norm, or when what takes their place
-    would return zeros of another width than what is added."""
+    """The sub-block of some children; None when they have no weight matrix, or when their replacement would return
+    zeros of another width."""
     members = [path for path in members if calls[path].parameters]
     if end not in calls or not any(calls[path].parameters > 1 for path in members):
         return None
@@ -91,7 +92,7 @@ def _part(layer: _Layer, add: Op, end: str, members: Sequence[str], calls: Mappi
 
 
 def take_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> dict[str, nn.Module]:
-    """Put what adds nothing in place of the members; returns what stood there, by path."""
+    """Replace the members by modules that add nothing; returns the replaced modules, by path."""
     before = {}
     for sub_block in sub_blocks:
         for path, absence in zip(sub_block.members, sub_block.absences, strict=True):
@@ -101,7 +102,7 @@ def take_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> dict[str, nn.M
 
 
 def _runs_without(model: nn.Module, part: SubBlock, tokens: torch.Tensor) -> bool:
-    """Whether a model runs when a part is taken out: the code of some layers reads weights of their children."""
+    """Whether the model runs without a sub-block; the code of some layers reads weights of their children."""
     try:
         with taken_out(model, [part]), inference(model):
             model(input_ids=tokens[:1, :2], use_cache=True)
@@ -112,7 +113,7 @@ def _runs_without(model: nn.Module, part: SubBlock, tokens: torch.Tensor) -> boo
 
 @contextmanager
 def taken_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> Iterator[None]:
-    """The same for a while."""
+    """As :func:`take_out`; the modules are put back afterwards."""
     before = take_out(model, sub_blocks)
     try:
         yield
@@ -122,7 +123,7 @@ def taken_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> Iterator[None
 
 
 class _Uses:
-    """Who makes and who reads the values of a graph."""
+    """The operator that makes every value of a graph, and those that read it."""
 
     def __init__(self, graph: Graph) -> None:
         self.ops = graph.ops
@@ -148,7 +149,7 @@ class _Layer:
         self.children = list(dict.fromkeys(child for child in self.child.values() if child))
 
     def terms(self) -> Iterator[tuple[Op, str]]:
-        """Sums of the layer's own code, each with a child whose output reaches the rest of the model only there."""
+        """Additions in the layer's own code, each with a child whose output is used in this addition only."""
         for op, child in self.child.items():
             if child or op.packet not in ADD:
                 continue
@@ -159,7 +160,7 @@ class _Layer:
                         yield op, end
 
     def with_feeders(self, end: str) -> set[str]:
-        """A child, and the children that feed nothing but it."""
+        """A child, and the children whose outputs are used by it only, directly or indirectly."""
         members, grown = {end}, True
         while grown:
             more = [child for child in self.children if child not in members and self._feeds_only(child, members)]
@@ -168,18 +169,18 @@ class _Layer:
         return members
 
     def attends(self, members: Sequence[str]) -> bool:
-        """Whether one of the children holds a fused attention."""
+        """Whether one of the children runs a fused attention operator."""
         return any(child in members and op.packet == FUSED for op, child in self.child.items())
 
     def sums(self, add: Op) -> int:
-        """How many sums of the layer follow one another from ``add`` on, with nothing else reading between them."""
+        """Number of consecutive additions of the layer from ``add`` on, without other readers in between."""
         readers = self.uses.readers[add.result]
         while len(readers) == 1 and self.child.get(readers[0]) == "" and readers[0].packet in ADD:
             return 1 + self.sums(readers[0])
         return 1
 
     def _origin(self, term: Value) -> str:
-        """The child that made a value, looking through what the layer itself does to it; "" when there is none."""
+        """The child that made a value, before operators of the layer's own code; "" when there is none."""
         op = self.uses.maker.get(term)
         while op is not None and self.child.get(op) == "" and op.packet not in ADD:
             inner = [value for value in op.operands if value in self.uses.maker]
@@ -187,7 +188,7 @@ class _Layer:
         return self.child.get(op, "") if op is not None else ""
 
     def _escaping(self, child: str) -> list[Value]:
-        """What others read of what a child makes."""
+        """The values of a child that other operators read."""
         made = [value for op, owner in self.child.items() if owner == child for value in op.made]
         return [v for v in made if v in self.uses.outputs or any(self.child.get(r) != child for r in self._readers(v))]
 
@@ -199,7 +200,7 @@ class _Layer:
         return bool(escaping) and all(self._drains(value, members, None) for value in escaping)
 
     def _drains(self, value: Value, members: set[str], end: Op | None) -> bool:
-        """Whether everything that reads a value is ``end``, a member, or code of the layer that drains too."""
+        """Whether all readers of a value are ``end``, members, or layer code whose results also end there."""
         readers = self._readers(value)
         if value in self.uses.outputs or not readers:
             return False
@@ -217,16 +218,16 @@ class _Layer:
 
 @dataclass
 class _Call:
-    """What a child was seen to take and to return.
+    """Inputs and outputs of a child in a recorded run.
 
     Attributes:
-        parameters: the most dimensions that one of its parameters has, 0 when it has none.
-        width: last extent of the first tensor that it takes.
-        caching: whether it takes a cache.
-        lengths: of the layers of the cache, before it ran.
-        returned: last extent of the first tensor that it returns, -1 when it returns something else.
+        parameters: largest number of dimensions of its parameters; 0 without parameters.
+        width: last extent of its first input tensor.
+        caching: whether it gets a cache.
+        lengths: lengths of the cache layers before it ran.
+        returned: last extent of its first output tensor; -1 when the first output is not a tensor.
         outputs: as in :class:`~..ir.absence.Absence`.
-        filled: the layer of the cache that it fills.
+        filled: index of the cache layer that it fills; None for none.
     """
 
     parameters: int
@@ -260,13 +261,13 @@ def _cache_in(given: Iterable[Any]) -> Any:
 
 
 def _lengths(cache: Any) -> list[int]:
-    """Positions in every layer of a cache that counts them."""
+    """Number of positions in every layer of a cache; 0 for layers without a count."""
     layers = getattr(cache, "layers", ())
     return [int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0 for layer in layers]
 
 
 def _observe(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> dict[str, _Call]:
-    """Path of every child of a layer that ran -> what it took and returned, in the order of execution."""
+    """Path of every child of a layer that ran -> its recorded inputs and outputs, in execution order."""
     calls: dict[str, _Call] = {}
     paths = {
         child: f"{blocks.path}.{i}.{n}" for i, block in enumerate(blocks.modules) for n, child in block.named_children()

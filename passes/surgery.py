@@ -1,4 +1,4 @@
-"""Shrinking a module in place: its tensors become slices of themselves, its integers follow."""
+"""Shrinks a module in place: slices its tensors, and repairs its integer attributes."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ def shrink_module(
 ) -> Repairs:
     """Replace every tensor that ``plan`` slices and repair the integer attributes that the forward reads.
 
-    Attributes are found by value, never by name: an attribute that equals an extent which the rewrite changed gets the
-    new extent. Where the same number also stands for an extent that stays, the choice is tried on a weightless copy of
-    the model: a choice stands when the same modules run and give outputs of the same shapes. Nothing is changed unless
-    one does. Configuration objects are never written to; a module whose forward reads a changed width from one gets
-    a view of its own. Constants such as the attention scale stay what the original head size made them.
+    Attributes are found by value, never by name: an attribute that equals a changed extent gets the new extent. If the
+    same number also equals an extent that did not change, the choice is decided by a dry run of the repair, on a copy
+    with synthetic weights: the same modules must run and return the same shapes. The model is changed only if one
+    choice passes. Configuration objects are never changed; a module whose forward reads a changed width from one gets
+    its own view of it. Constants such as the attention scale keep the value for the dense head size.
 
     Args:
-        model: on any device, the meta device included; shrunk in place.
-        plan: its ``slices`` name tensors by their first name in ``named_parameters()`` or ``named_buffers()``.
+        model: on any device, also the meta device; shrunk in place.
+        plan: ``slices`` names tensors by their first name in ``named_parameters()`` or ``named_buffers()``.
         extents: module path ("" for the root) -> (old, new) of every extent and integer shape argument in the operators
-            that run inside the module and its children; unchanged pairs included.
-        example: keyword arguments of the forward, tensors of a batch of at least one and several positions.
-        outputs: keys of what counts among the things that the model returns, whose shapes must stay; all when empty.
-        accept: asked after each repair that runs, with ``model`` shrunk and repaired; the first that it accepts stays.
-            It tells repairs apart that only numbers can, by logits. Without it the first stays.
+            of the module and its children; also unchanged pairs.
+        example: keyword arguments of the forward, with at least one sample and several positions.
+        outputs: keys of the outputs whose shapes must not change; all outputs when empty.
+        accept: called after each repair that runs, with ``model`` shrunk and repaired; the first accepted repair is
+            used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
 
     Returns:
-        What was repaired, for a backend to replay.
+        The repairs, which a backend can apply again.
 
     Raises:
-        FxpruneError: when the plan does not fit the model, when no choice of attributes runs (the message names the
-            module and its error; the model is untouched), or when ``accept`` refused every one that did (the tensors
-            are sliced by then).
+        FxpruneError: when the plan does not fit the model; when the model runs with no choice of attributes (the
+            message has the module and its error; the model is not changed); when ``accept`` refused every choice (the
+            tensors are already sliced).
     """
     shapes = smaller_shapes(model, plan)
     rehearsal = Rehearsal(model, example, outputs)
@@ -69,12 +69,12 @@ def shrink_module(
         tried += 1
     raise FxpruneError(
         f"the shrunken model runs but computes something else than its graph ({tried} ways to repair it were tried)",
-        "please report the architecture; freezing the group that was cut avoids it",
+        "please report the architecture; until then, do not prune this group",
     )
 
 
 def smaller_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
-    """The shape that every sliced tensor will have.
+    """The new shape of every sliced tensor.
 
     Raises:
         FxpruneError: for a tensor, a dimension or an index that the model does not have.
@@ -98,14 +98,14 @@ def smaller_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
 
 
 def slice_tensors(model: nn.Module, plan: Plan) -> None:
-    """Replace every tensor of ``plan.slices`` by its slice, one at a time; ties, dtype and device are kept."""
+    """Replace every tensor of ``plan.slices`` by its slice, one at a time; keeps ties, dtype and device."""
     places = Places(model)
     for name, slices in _by_name(plan).items():
         places.replace(name, _slice(places.tensors[name], slices))
 
 
 def sliced(tensors: Mapping[str, torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
-    """The same tensors, those of ``plan.slices`` cut; parameters stay parameters."""
+    """The tensors, with those of ``plan.slices`` sliced; parameters stay parameters."""
     found = dict(tensors)
     for name, slices in _by_name(plan).items():
         smaller = _slice(tensors[name], slices)

@@ -1,4 +1,4 @@
-"""taylor: units whose removal changes the loss least, to first or second order, go."""
+"""taylor: remove the units whose removal changes the loss least, estimated to first or second order."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Taylor(Prune):
     takes_loss: ClassVar[bool] = True
 
     variant: str = option(
-        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with g squared", VARIANTS
+        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with squared g", VARIANTS
     )
-    reduce: str = option("sum", "how the tensors of a group are reduced to one score", REDUCTIONS)
+    reduce: str = option("sum", "how the scores of a group's tensors are combined", REDUCTIONS)
     samples: int = option(10, "calibration windows")
     length: int = option(128, "tokens in a calibration window")
-    seed: int | None = option(None, "draw the windows at random; the first ones in order when none")
+    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
 
     def check(self) -> None:
-        """Also refuse an empty or unpredictable calibration."""
+        """Also check the calibration options."""
         super().check()
         if self.samples < 1:
             raise RequestError(f"samples {self.samples} is not positive", "use at least one calibration window")
         if self.length < 2:
-            raise RequestError(f"length {self.length} leaves nothing to predict", "use windows of at least 2 tokens")
+            raise RequestError(f"length {self.length} leaves no token to predict", "use windows of at least 2 tokens")
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """Importance from one pass over the calibration windows, for all groups at once.

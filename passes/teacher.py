@@ -1,4 +1,4 @@
-"""The dense model as a teacher: how far a model's predictions are from the dense model's on the same text."""
+"""The dense model as a teacher: a loss from the distance between two models' predictions on the same text."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 IGNORED = -100
-"""The label that transformers' causal-LM loss leaves out."""
+"""The label that transformers' causal language model loss ignores."""
 
 
 class Teacher:
-    """A loss for recovery: the distance from a teacher's next-token distributions, mixed with the text's own loss.
+    """A recovery loss: the distance from a teacher's next-token distributions, mixed with the loss on the text.
 
     ``share * t^2 KL(teacher || student) + (1 - share) * CE``, both distributions at temperature ``t`` (Hinton et al.,
-    arXiv 1503.02531, section 2), in nats, meaned over the tokens that are predicted.
+    arXiv 1503.02531, section 2), in nats, averaged over the predicted tokens.
 
     Args:
-        model: the teacher; put into eval mode for the time of a forward pass.
-        share: of the distance in the loss, in (0, 1].
-        temperature: above 0.
+        model: the teacher; it is in eval mode during a forward pass.
+        share: weight of the distance in the loss, in (0, 1].
+        temperature: softmax temperature, above 0.
     """
 
     def __init__(self, model: nn.Module, share: float, temperature: float) -> None:
@@ -30,18 +30,18 @@ class Teacher:
         self._answers: Tensor | None = None
 
     def answer(self, inputs: Mapping[str, Any]) -> None:
-        """Read a batch: ``input_ids`` and ``attention_mask``, ``[B, L]``; labels are not shown to the teacher."""
+        """Compute the teacher's predictions for a batch: ``input_ids`` and ``attention_mask``, ``[B, L]``."""
         given = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad():
             self._answers = self.model(**given, use_cache=False).logits.detach()
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Of the batch that was answered last, as the transformers Trainer asks for it.
+        """The loss for the batch of the last :meth:`answer`, in the form of a transformers Trainer loss.
 
         Args:
-            outputs: of the student, with logits ``[B, L, V]``.
-            labels: ``[B, L]``, not shifted; those that are IGNORED do not count.
-            num_items_in_batch: what sums are divided by: tokens of an optimizer step; those of this batch when None.
+            outputs: outputs of the student, with logits ``[B, L, V]``.
+            labels: ``[B, L]``, not shifted; labels equal to IGNORED do not count.
+            num_items_in_batch: divisor of the sums: tokens in the optimizer step; tokens in this batch when None.
         """
         assert self._answers is not None, "the trainer asks the teacher first"
         targets = labels[:, 1:].to(outputs.logits.device)
@@ -54,6 +54,6 @@ class Teacher:
         return loss / count
 
     def _distance(self, student: Tensor, answers: Tensor) -> Tensor:
-        """Summed over tokens; the square keeps the size of gradients whatever the temperature."""
+        """The distance, summed over tokens; the squared temperature keeps the size of the gradients constant."""
         now, then = (functional.log_softmax(logits / self.temperature, dim=-1) for logits in (student, answers))
         return self.temperature**2 * functional.kl_div(now, then, reduction="sum", log_target=True)

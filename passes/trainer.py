@@ -1,6 +1,6 @@
-"""Recovery training with the transformers Trainer: in memory, silent, repeatable, loud about a loss gone wrong.
+"""Recovery training with the transformers Trainer: in memory, without output, repeatable; stops at a non-finite loss.
 
-Imported when there is something to train: Trainer brings half a second of imports with it.
+Imported only when there is something to train, because importing Trainer takes half a second.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from .training import Example, Recipe, Training, pad, preserved_randomness
 def train(
     model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe, teacher: Teacher | None = None
 ) -> Training:
-    """Train the parameters of ``model`` that require a gradient, with AdamW and a causal-LM loss or a teacher's.
+    """Train the parameters of ``model`` that require a gradient, with AdamW and the causal language model loss or a
+    teacher's.
 
-    Nothing is written outside a temporary directory or printed. The devices of model and teacher, ``config.use_cache``
-    and the random state of the process are afterwards what they were; dtypes are never touched.
+    Writes to a temporary directory only and prints nothing. Afterwards the devices of model and teacher,
+    ``config.use_cache`` and the random state of the process are restored; dtypes never change.
 
     Raises:
-        RequestError: when ``batch`` is no multiple of what one forward pass on every device takes.
+        RequestError: when ``batch`` is not a multiple of the examples in one forward pass on all devices.
         FxpruneError: when a loss or gradient is not finite, with the step.
     """
     log = _Log()
@@ -78,7 +79,7 @@ def _arguments(recipe: Recipe, examples: int, scratch: str) -> TrainingArguments
     together = arguments.train_batch_size * arguments.world_size
     if recipe.batch % together:
         raise RequestError(
-            f"batch={recipe.batch} is no multiple of the {together} examples that one forward pass takes",
+            f"batch={recipe.batch} is not a multiple of the {together} examples in one forward pass on all devices",
             "change batch or micro_batch (examples per device)",
         )
     arguments.gradient_accumulation_steps = recipe.batch // together
@@ -89,7 +90,7 @@ def _arguments(recipe: Recipe, examples: int, scratch: str) -> TrainingArguments
 
 @contextmanager
 def _cache_setting(model: torch.nn.Module) -> Iterator[None]:
-    """Trainer switches ``config.use_cache`` off for good; put it back, for it is saved with the model."""
+    """Restore ``config.use_cache`` afterwards: Trainer turns it off, and it is saved with the model."""
     config = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)
     try:
@@ -100,7 +101,7 @@ def _cache_setting(model: torch.nn.Module) -> Iterator[None]:
 
 
 class _Taught(Trainer):
-    """Shows every batch to the teacher, if there is one, whose loss then takes the place of the model's own."""
+    """A Trainer that uses the teacher's loss instead of the model's own, if there is a teacher."""
 
     def __init__(self, teacher: Teacher | None, **given: Any) -> None:
         super().__init__(compute_loss_func=None if teacher is None else teacher.loss, **given)
@@ -116,7 +117,7 @@ class _Taught(Trainer):
 
 
 class _Log(TrainerCallback):
-    """Keeps the loss of every step and stops at one that is not finite."""
+    """Records the loss of every step; stops at a loss that is not finite."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -129,7 +130,7 @@ class _Log(TrainerCallback):
             value = logs.get(name, 0.0)
             if not math.isfinite(value):
                 raise FxpruneError(
-                    f"recovery training broke down: {name} is {value} at step {state.global_step}",
+                    f"recovery training failed: {name} is {value} at step {state.global_step}",
                     "lower lr, raise warmup, or look for NaN in the weights; nothing was merged",
                 )
         self.losses.append(float(logs["loss"]))

@@ -1,4 +1,4 @@
-"""What recovery training reads, how it is to be done and what it did; :mod:`trainer` does it."""
+"""Data, recipe and result of recovery training; :mod:`trainer` runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Example = dict[str, list[int]]
 
 @runtime_checkable
 class Rows(Protocol):
-    """Text whose rows are to be learned one by one rather than as one running text."""
+    """Text with separate rows, each a training example, instead of one running text."""
 
     def examples(self, length: int) -> list[Example]:
         """``input_ids`` and ``labels`` per example, at most ``length`` tokens each."""
@@ -30,14 +30,14 @@ class Recipe:
     """How to train.
 
     Attributes:
-        epochs: passes over the examples, when ``steps`` is 0.
-        steps: optimizer steps; 0 means by epochs.
+        epochs: epochs over the examples; used when ``steps`` is 0.
+        steps: optimizer steps; with 0, ``epochs`` decides.
         lr: peak learning rate, falling linearly to 0.
-        warmup: steps of linear warm-up, at most a tenth of all.
+        warmup: steps of linear warm-up, limited to a tenth of all steps.
         batch: examples in an optimizer step, over all devices.
         micro_batch: examples in one forward pass on one device; the rest is gradient accumulation.
-        bfloat16: run the arithmetic under bfloat16 autocast; weights keep their dtype.
-        seed: of dropout and of the order of the examples.
+        bfloat16: whether to use bfloat16 autocast; weights keep their dtype.
+        seed: random seed of dropout and of the order of the examples.
     """
 
     epochs: int
@@ -52,11 +52,11 @@ class Recipe:
 
 @dataclass
 class Training:
-    """What a training run did.
+    """Result of a training run.
 
     Attributes:
         losses: mean loss of every optimizer step, in nats per predicted token.
-        tokens: tokens read, padding not counted.
+        tokens: number of tokens, without padding.
         seconds: wall time.
     """
 
@@ -66,10 +66,10 @@ class Training:
 
 
 def examples_of(data: Corpus, length: int) -> list[Example]:
-    """Training examples of a corpus: its rows if it has rows, otherwise its windows, the loss on every token.
+    """Training examples of a corpus: its rows if it has rows, otherwise its windows, with the loss on every token.
 
     Raises:
-        RequestError: when the text is too short for one.
+        RequestError: when the text is too short for one example.
     """
     if isinstance(data, Rows):
         return data.examples(length)
@@ -77,10 +77,10 @@ def examples_of(data: Corpus, length: int) -> list[Example]:
 
 
 def pad(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """One batch ``[B, longest]``: padded on the right with token 0, which the mask hides and the labels ignore.
+    """One batch ``[B, longest]``, padded on the right with token 0, which mask and labels exclude.
 
-    The first label is ignored too. Nothing predicts it, and Trainer, which averages over labels, would count it for the
-    models whose loss it does not know to shift.
+    The first label is excluded too. No token predicts it, but Trainer averages over labels and would count it for
+    models whose loss it does not know to be shifted.
     """
     longest = max(len(example["input_ids"]) for example in examples)
 
@@ -96,7 +96,7 @@ def pad(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def preserved_randomness() -> Iterator[None]:
-    """Leave the random generators of the process as they were found: a seed of ours is nobody else's."""
+    """Afterwards restore the random state of the process, so that our seeds do not affect other code."""
     python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:

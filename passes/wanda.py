@@ -1,4 +1,4 @@
-"""wanda: units go whose weights, times the size of what they are multiplied with, are small."""
+"""wanda: remove the units with small products of weights and input norms."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class Wanda(ColumnScored):
     name: ClassVar[str] = "wanda"
 
     def columns(self, weight: Tensor, spread: Spread) -> Tensor:
-        """Weights of a column, times the norm of its input over all tokens."""
+        """Sum of the absolute weights of a column, times the norm of its input over all tokens."""
         return weight.abs().sum(0) * (spread.second * spread.count).sqrt()

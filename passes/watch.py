@@ -1,7 +1,7 @@
-"""Watching the linear maps of a model at work, call by call.
+"""Records the calls of a model's linear maps.
 
-Maps are recognised by the calls that read their weights, not by the modules that hold them: ``nn.Linear``,
-transformers' ``Conv1D``, convolutions, the loop over fused expert weights and a bare ``x @ self.weight`` are all seen.
+Linear maps are recognised by the calls that use their weights, not by module types. So ``nn.Linear``, transformers'
+``Conv1D``, convolutions, the loop over fused expert weights, and a plain ``x @ self.weight`` are all recorded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .statistics import Seen
 
 @dataclass(frozen=True)
 class _Part:
-    """A weight, or what was made of it before a call: one expert's, transposed."""
+    """A weight, or a tensor derived from it before a call: one expert's part, or the transpose."""
 
     tensor: Tensor
     name: str
@@ -32,7 +32,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Output:
-    """What a call gave, the call, which of its rows are no padding, and when it was made."""
+    """The output of a call, the recorded call, its rows without padding, and the time of the call."""
 
     tensor: Tensor
     seen: Seen
@@ -41,13 +41,13 @@ class _Output:
 
 
 class Watch(TorchFunctionMode):
-    """Inside, calls that read one of some weights are kept in ``seen``.
+    """Inside, linear calls on the given weights are recorded in ``seen``.
 
     Args:
-        weights: by name.
-        mask: gives bool ``[B, L]``, False for padding, which is left out; None when there is none.
-        shapes_only: keep calls without their inputs and outputs.
-        receive: takes each call, which is then not kept in ``seen``.
+        weights: weights by name.
+        mask: returns bool ``[B, L]``, False for padding, which is left out; or None without padding.
+        shapes_only: record calls without their inputs and outputs.
+        receive: takes each call; then ``seen`` stays empty.
 
     """
 
@@ -65,9 +65,9 @@ class Watch(TorchFunctionMode):
         self._receive = receive or self.seen.append
         self._mask = mask
         self._follows = not shapes_only and receive is None
-        # Outputs on their way to an addition: kept alive, so that their identity stays theirs.
+        # Outputs that may be added later: kept alive, so that their id() is not reused.
         self._outputs: dict[int, _Output] = {}
-        # When each tensor was made, so that what is made of outputs is told from what was there before them.
+        # Creation time of each tensor, to tell tensors made from outputs from those that existed before.
         self._made: Any = WeakIdKeyDictionary()
         self._clock = 0
         self._parts = {id(weight): _Part(weight, name) for name, weight in weights.items()}
@@ -95,9 +95,9 @@ class Watch(TorchFunctionMode):
         return out
 
     def _follow(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
-        """Outputs that are reshaped or dropped out are still those outputs; what they are added to is kept.
+        """Follow outputs through reshapes and dropout; record what they are added to.
 
-        It must have been there before them: the sum of an output and what an activation makes of it is no stream.
+        That tensor must exist before the output: an output plus a function of itself is not the residual stream.
         """
         known = [(at, found) for at, arg in enumerate(args[:2]) if (found := self._outputs.get(id(arg))) is not None]
         if func in _ADDITIONS and len(args) == 2:
@@ -135,20 +135,20 @@ class Watch(TorchFunctionMode):
             self._outputs[id(out)] = _Output(out, seen, kept, self._clock + 1)
 
     def _unpadded(self, rows: int, conv: bool, part: _Part, device: torch.device) -> slice | Tensor:
-        """Which rows of a call are no padding."""
+        """The rows of a call that are not padding."""
         mask = self._mask()
         if mask is None or conv or bool(mask.all()):
             return slice(None)
         if mask.numel() != rows:
             raise FxpruneError(
-                f"{part.name} reads {rows} vectors of a batch of {mask.numel()} tokens: which are padding is unknown",
+                f"{part.name} reads {rows} vectors of a batch of {mask.numel()} tokens: padding is unknown",
                 "calibrate on windows of equal length, without padding",
             )
         return mask.flatten().to(device)
 
 
 def _samples(x: Tensor) -> Tensor:
-    """For every row of inputs ``[B, ..., k]`` its sample; one sample where there is no such dimension."""
+    """The sample of every row of inputs ``[B, ..., k]``; all zero without a batch dimension."""
     if x.dim() < 3:
         return torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return torch.arange(len(x), device=x.device).repeat_interleave(x[0, ..., 0].numel())
@@ -156,7 +156,7 @@ def _samples(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Read:
-    """Arguments of a call that may be a linear map: inputs ``[..., k]``, and whether the weight is ``[..., n, k]``."""
+    """Arguments of a possible linear call: inputs ``[..., k]``; ``rows``: whether the weight is ``[..., n, k]``."""
 
     x: Tensor
     weight: Tensor
@@ -202,7 +202,7 @@ def _convolution(call: Mapping[str, Any]) -> _Read | None:
 
 
 def _patches(x: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
-    """What a convolution multiplies with its weight: ``[B, *places, channels * kernel]``."""
+    """The windows that a convolution multiplies with its weight: ``[B, *positions, channels * kernel]``."""
     sizes = weight.shape[2:]
     each = {name: _per_axis(call.get(name, default), len(sizes)) for name, default in _CONV_DEFAULTS.items()}
     spans = [d * (size - 1) for d, size in zip(each["dilation"], sizes, strict=True)]
@@ -235,13 +235,13 @@ _READERS: dict[Any, Callable[[Mapping[str, Any]], _Read | None]] = {
     f: _linear if f is F.linear else _convolution if names is _CONV_NAMES else _addmm if len(names) == 3 else _matmul
     for f, names in _NAMES.items()
 }
-"""The calls that are linear maps of their first argument."""
+"""Functions that are linear in one argument -> reader of their arguments."""
 
 _ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
 _PASSES_ON = frozenset({
     F.dropout, torch.dropout, torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.contiguous,
 })  # fmt: skip
-"""What outputs go through on their way to an addition."""
+"""Functions that an output may pass through before an addition."""
 
 
 def _selected(part: _Part, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Part | None:
@@ -272,4 +272,4 @@ _VIEWS: dict[Any, Callable[[_Part, Tensor, tuple[Any, ...], Mapping[str, Any]], 
     **{f: _turned for f in (torch.Tensor.transpose, torch.transpose)},
     **{f: _same for f in (torch.Tensor.to, torch.Tensor.float, torch.Tensor.contiguous)},
 }
-"""What may be done to a weight on its way to the call that reads it."""
+"""Functions that may be applied to a weight before its linear call."""
