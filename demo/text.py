@@ -1,7 +1,7 @@
-"""English that every Python installation carries: the documentation of the standard library, in four disjoint parts.
+"""English text from every Python installation: the documentation of the standard library, in four disjoint parts.
 
-The text is read from the source files with :mod:`ast`; no module is imported. Whole modules are held out, by name, so
-that the assignment is the same in every Python version and a paragraph that two modules share stays in one part only.
+The text is read from the source files with :mod:`ast`; no module is imported. The parts are lists of module names, so
+that they are the same in every Python version. A paragraph that occurs in several modules is in one part only.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ HELD_OUT: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "recovery": ("configparser", "doctest", "importlib", "inspect", "logging", "optparse", "tarfile", "threading"),
     }
 )
-"""Part -> its modules. The order is a precedence: a paragraph found twice belongs to the first part that has it."""
+"""Part -> its modules. A paragraph that occurs in several parts belongs to the first of them."""
 
 PARTS = (TRAIN, *HELD_OUT)
 
-# Not documentation: test code, what a distribution adds, and packages that some installations leave out.
+# Not documentation: test code, packages added by a distribution, packages missing in some installations.
 _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data", "lib-dynload"}
 _SKIPPED |= {"site-packages", "dist-packages", "__pycache__"}
 
-# Below this share of letters, spaces and sentence punctuation a paragraph is a table, a session or a drawing.
+# A paragraph with a smaller share of letters, spaces and punctuation is a table, a session or a drawing.
 _ENGLISH = 0.93
 _PUNCTUATION = frozenset(".,'-")
 
@@ -42,17 +42,17 @@ _Docstring = tuple[str, ...]
 
 
 def text(part: str) -> str:
-    """The text of one part: docstrings set apart by an empty line, one paragraph per line.
+    """The text of one part: docstrings separated by an empty line, one paragraph per line.
 
     Args:
         part: ``train``, ``calibration``, ``recovery`` or ``evaluation``.
 
     Raises:
         RequestError: when there is no such part.
-        FxpruneError: when this Python carries no source of a module that the part is made of.
+        FxpruneError: when this Python installation has no source of a module of the part.
     """
     if part not in PARTS:
-        raise RequestError(f"the built-in text has no part {part!r}", f"choose one of {', '.join(PARTS)}")
+        raise RequestError(f"the built-in text has no part {part!r}", f"use one of {', '.join(PARTS)}")
     return "\n\n".join("\n".join(docstring) for docstring in _part(part))
 
 
@@ -71,7 +71,7 @@ def _part(part: str) -> tuple[_Docstring, ...]:
 
 
 def _paragraphs(docstring: str) -> Iterator[str]:
-    """Paragraphs of prose; their line breaks and indentation say nothing, so they go."""
+    """Paragraphs of prose, each on one line without indentation."""
     block: list[str] = []
     for line in (*inspect.cleandoc(docstring).splitlines(), ""):
         if line.strip():
@@ -106,7 +106,7 @@ def _sources(root: Path, module: str) -> list[Path]:
     files = _files(root, module)
     if not files:
         raise FxpruneError(
-            f"no source of the standard module {module!r} under {root}",
+            f"the standard module {module!r} has no source under {root}",
             "the built-in text needs the .py files of the standard library; use a full installation of Python",
         )
     return files

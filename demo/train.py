@@ -1,7 +1,8 @@
 """Trains the built-in model: ``python -m fxprune.demo.train --out DIR --minutes N``.
 
-A byte-level BPE tokenizer and a small Llama on the ``train`` part of the built-in text. The learning rate follows the
-clock, so that a run of any length ends annealed; the number of steps, and with it the weights, depends on the machine.
+A byte-level BPE tokenizer and a small Llama on the ``train`` part of the built-in text. The learning rate depends on
+the elapsed time, so that it is small at the end of a run of any length. The number of steps, and so the weights, depend
+on the machine.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ END = "<|endoftext|>"
 
 
 def train_tokenizer(corpus: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of ``VOCABULARY`` entries: any text encodes, and decodes to itself."""
+    """A byte-level BPE with ``VOCABULARY`` entries: any text can be encoded and decoded without loss."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -85,7 +86,7 @@ def perplexity(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
 
 
 def batches(tokens: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Batches ``[BATCH, WINDOW]`` without end; each epoch cuts the text at another offset and shuffles the windows."""
+    """Endless batches ``[BATCH, WINDOW]``; each epoch cuts the text at another offset and shuffles the windows."""
     while True:
         start = int(torch.randint(WINDOW, ()))
         count = (len(tokens) - start) // WINDOW
@@ -94,7 +95,7 @@ def batches(tokens: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def rate(progress: float) -> float:
-    """Linear warm-up, then a cosine to a hundredth of ``PEAK_RATE``; ``progress`` is the share of the time used."""
+    """Linear warm-up, then cosine to ``PEAK_RATE / 100``; ``progress`` is the elapsed share of the time."""
     if progress < WARM_UP:
         return PEAK_RATE * (progress + 1e-3) / (WARM_UP + 1e-3)
     cosine = 0.5 * (1 + math.cos(math.pi * min((progress - WARM_UP) / (1 - WARM_UP), 1.0)))
@@ -102,7 +103,7 @@ def rate(progress: float) -> float:
 
 
 def optimizer_of(model: LlamaForCausalLM) -> torch.optim.Optimizer:
-    """AdamW that decays matrices and leaves the norms alone."""
+    """AdamW with weight decay for matrices, without it for norms."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
@@ -112,7 +113,7 @@ def optimizer_of(model: LlamaForCausalLM) -> torch.optim.Optimizer:
 
 
 def fit(model: LlamaForCausalLM, tokens: torch.Tensor, watched: torch.Tensor, seconds: float) -> int:
-    """Train for ``seconds``, printing the perplexity on ``watched`` now and then; returns the number of steps."""
+    """Train for ``seconds``, and print the perplexity on ``watched`` at times; returns the number of steps."""
     optimizer = optimizer_of(model)
     began, reported = time.monotonic(), 0.0
     for step, batch in enumerate(batches(tokens)):
@@ -142,11 +143,11 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 
 def main() -> None:
-    """Train, save, and print the perplexity of what was saved."""
+    """Train, save, and print the perplexity of the saved model."""
     parser = argparse.ArgumentParser(description="Train fxprune's built-in model.")
     parser.add_argument("--out", type=Path, required=True, help="directory for the model")
-    parser.add_argument("--minutes", type=float, default=25.0, help="how long to train")
-    parser.add_argument("--threads", type=int, default=1, help="threads for torch")
+    parser.add_argument("--minutes", type=float, default=25.0, help="training time in minutes")
+    parser.add_argument("--threads", type=int, default=1, help="number of torch threads")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)

@@ -1,4 +1,4 @@
-"""The intermediate representation: graphs, axes, operator rules, groups and plans. Knows neither torch nor files."""
+"""The intermediate representation: graphs, axes, operator rules, groups and plans. Does not use torch or files."""
 
 from .errors import FxpruneError, RequestError
 from .plan import Indices, Plan

@@ -1,9 +1,8 @@
-"""Axis terms, and the unifier that finds them.
+"""Axis terms, and the unifier that computes them.
 
-Every dimension of every value has an axis: an *atom* of interchangeable units, a *product* of axes (row-major, as a
-reshape reveals) or a *concat* of axes side by side (as a split or a cat reveals). Operators equate axes; the unifier
-solves the equations as type inference does, with a union-find over terms that refines a leaf into a product or a
-concat when it meets one.
+Every dimension of every value has an axis: an *atom* of interchangeable units, a *product* of axes (row-major, as in a
+reshape) or a *concat* of axes (as in a split or a cat). Operators equate axes. The unifier solves these equations like
+type inference, with a union-find over terms: a leaf that is equated with a product or a concat is refined into it.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from typing import Literal
 
 AxisId = int
 ONE: AxisId = 0
-"""The axis of every dimension of extent 1: it broadcasts and is equated with nothing."""
+"""The axis of every dimension of extent 1. It broadcasts and is never equated with another axis."""
 
 Form = Literal["leaf", "product", "concat"]
 
 
 class ClashError(Exception):
-    """Two axes that cannot be the same; the message says why."""
+    """Two axes cannot be equal; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Atom:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Factors in row-major order; no factors at all is the axis of extent 1."""
+    """Factors in row-major order; without factors, the axis of extent 1."""
 
     factors: tuple[Axis, ...]
 
@@ -51,7 +50,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """Parts side by side."""
+    """Concatenated parts, in order."""
 
     parts: tuple[Axis, ...]
 
@@ -77,19 +76,19 @@ class _Node:
 
 
 class Axes:
-    """A set of axes and the equations between them, solved as they are stated."""
+    """A set of axes and the equations between them; every equation is solved at once."""
 
     def __init__(self) -> None:
         self._nodes: list[_Node] = [_Node(1, ONE, "product")]
         self._follow: list[tuple[AxisId, AxisId]] = []
 
     def fresh(self, size: int) -> AxisId:
-        """An axis of which nothing is known but its extent."""
+        """A new axis of which only the extent is known."""
         assert size >= 0, f"an axis of extent {size}"
         return ONE if size == 1 else self._add(_Node(size, len(self._nodes)))
 
     def product(self, factors: Iterable[AxisId]) -> AxisId:
-        """The row-major product; factors of extent 1 vanish."""
+        """The row-major product; factors of extent 1 are left out."""
         kept = tuple(f for f in factors if self.find(f) != ONE)
         if len(kept) < 2:
             return kept[0] if kept else ONE
@@ -97,7 +96,7 @@ class Axes:
         return self._add(_Node(size, len(self._nodes), "product", kept))
 
     def concat(self, parts: Iterable[AxisId]) -> AxisId:
-        """Parts side by side; empty parts vanish."""
+        """The concat of parts; empty parts are left out."""
         kept = tuple(p for p in parts if self.size(p))
         if len(kept) == 1:
             return kept[0]
@@ -116,27 +115,27 @@ class Axes:
         return axis
 
     def freeze(self, axis: AxisId, reason: str) -> None:
-        """No unit of this axis may be removed. The first reason is kept."""
+        """Freeze an axis: no unit of it may be removed. The first reason is kept."""
         node = self._nodes[self.find(axis)]
         node.frozen = node.frozen or reason
 
     def follow(self, axis: AxisId, leader: AxisId) -> None:
-        """No unit of ``axis`` may be removed where one of ``leader`` may not."""
+        """If ``leader`` is frozen, ``axis`` is frozen too."""
         if self.size(axis) > 1:
             self._follow.append((axis, leader))
 
     def mark(self, axis: AxisId, mark: str) -> None:
-        """Note a property of every atom of this axis."""
+        """Add a mark, a named property, to every atom of this axis."""
         root = self.find(axis)
         if root != ONE:
             self._nodes[root].marks |= {mark}
 
     def unify(self, a: AxisId, b: AxisId) -> None:
-        """State that two axes are the same.
+        """State that two axes are equal.
 
         Raises:
-            ClashError: when no refinement of either makes them so. What was equated before the clash stays equated,
-                which only couples more than necessary.
+            ClashError: when no refinement makes them equal. Parts that were equated before stay equated; this only
+                couples more than necessary.
         """
         a, b = self.find(a), self.find(b)
         if a == b or ONE in (a, b):
@@ -175,14 +174,14 @@ class Axes:
         above.marks |= below.marks
 
     def _flat(self, axis: AxisId, form: Form) -> list[AxisId]:
-        """Children through nested nodes of the same form, representatives only."""
+        """The representatives of the children; nested nodes of the same form are flattened."""
         root = self.find(axis)
         if self._nodes[root].form != form or root == ONE:
             return [root]
         return [leaf for child in self._nodes[root].children for leaf in self._flat(child, form)]
 
     def _split(self, axis: AxisId, lead: int) -> tuple[AxisId, AxisId]:
-        """Refine an axis (a leaf or a concat) into a product whose first factor has extent ``lead``."""
+        """Refine a leaf or a concat into a product whose first factor has extent ``lead``; returns both factors."""
         root = self.find(axis)
         node = self._nodes[root]
         inner = self.fresh(node.size // lead)
@@ -194,7 +193,7 @@ class Axes:
         return leading, inner
 
     def _lead_parts(self, parts: Sequence[AxisId], inner: AxisId) -> list[AxisId]:
-        """Refine every part into ``lead * inner`` and return the leads."""
+        """Refine every part into ``lead * inner``; returns the leads."""
         extent, leads = self.size(inner), []
         for part in parts:
             if self.size(part) % extent:
@@ -210,7 +209,7 @@ class Axes:
         while left and right:
             a, b = self.find(left.pop()), self.find(right.pop())
             if self._nodes[a].form == "product" or self._nodes[b].form == "product":
-                left.extend(reversed(self._flat(a, "product")))  # an equation further left may have refined it
+                left.extend(reversed(self._flat(a, "product")))  # an earlier equation may have refined it
                 right.extend(reversed(self._flat(b, "product")))
                 a, b = left.pop(), right.pop()
             if self.size(a) < self.size(b):
@@ -237,9 +236,9 @@ class Axes:
             self.unify(a, b)
 
     def _distribute(self, product: AxisId, concat: AxisId) -> None:
-        """Equate a product with a concat by making the leading factors a concat of whole multiples of the rest."""
+        """Equate a product with a concat: leading factors become a concat, if all parts are multiples of the rest."""
         factors, parts = self._flat(product, "product"), self._flat(concat, "concat")
-        if all(self.size(part) == 1 for part in parts):  # single positions, none of which may move
+        if all(self.size(part) == 1 for part in parts):  # single positions cannot be permuted
             for factor in factors:
                 self.unify(factor, self.concat([ONE] * self.size(factor)))
             return
@@ -253,24 +252,24 @@ class Axes:
         cut = math.gcd(*(self.size(part) for part in parts))
         last = factors[-1]
         if self._nodes[last].form == "leaf" and self.size(last) % cut == 0 and 1 < cut < self.size(last):
-            self._split(last, self.size(last) // cut)  # the cuts fall inside the last factor: look one level deeper
+            self._split(last, self.size(last) // cut)  # the cuts are inside the last factor: split it and try again
             self._distribute(product, concat)
             return
         sizes = " * ".join(str(self.size(f)) for f in factors), " + ".join(str(self.size(p)) for p in parts)
         raise ClashError(f"the cuts {sizes[1]} fall inside the units of {sizes[0]}")
 
     def solve(self, order: Iterable[AxisId]) -> Solution:
-        """Terms for every axis, atoms numbered by first appearance in ``order``."""
+        """The terms of all axes; atoms are numbered by first appearance in ``order``."""
         return Solution(self, order)
 
 
 class Solution:
-    """Solved axes: terms, and what is known of every atom.
+    """Solved axes: their terms, and the properties of every atom.
 
     Attributes:
         sizes: atom id -> number of units.
-        frozen: atom id -> why no unit of it may be removed; absent when it may.
-        marks: atom id -> properties that rules noted.
+        frozen: atom id -> reason; only for frozen atoms.
+        marks: atom id -> marks that rules set.
     """
 
     def __init__(self, axes: Axes, order: Iterable[AxisId]) -> None:
@@ -285,7 +284,7 @@ class Solution:
         self._spread()
 
     def term(self, axis: AxisId) -> Axis:
-        """The axis as a term; the same object for the same axis."""
+        """The term of an axis; the same object for the same axis."""
         root = self._axes.find(axis)
         if root not in self._terms:
             self._terms[root] = self._build(root)
@@ -302,7 +301,7 @@ class Solution:
         return Product(children) if node.form == "product" else Concat(children)
 
     def _spread(self) -> None:
-        """Carry freezes and marks from every term down to its atoms."""
+        """Pass freezes and marks from every term to its atoms."""
         for root, node in enumerate(self._axes._nodes):
             if self._axes.find(root) != root or (node.frozen is None and not node.marks):
                 continue
@@ -313,7 +312,7 @@ class Solution:
         self._spread_to_followers()
 
     def _spread_to_followers(self) -> None:
-        """A follower of a frozen axis freezes, and so do its own followers."""
+        """Freeze the followers of frozen axes, their followers, and so on."""
         pending = list(self._axes._follow)
         found = True
         while found:
@@ -329,7 +328,7 @@ class Solution:
 
 
 def atoms_of(axis: Axis) -> list[Atom]:
-    """Every atom in a term, each occurrence, left to right."""
+    """All atoms of a term from left to right; an atom that occurs twice is listed twice."""
     if isinstance(axis, Atom):
         return [axis]
     children = axis.factors if isinstance(axis, Product) else axis.parts

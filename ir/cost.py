@@ -1,4 +1,4 @@
-"""What a graph costs to run: multiply-accumulates, by operator."""
+"""Multiply-accumulates (MACs) of a graph, by operator."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .rules.rule import argument, tensor
 
 
 def macs(graph: Graph) -> int:
-    """Multiply-accumulates of one run at the shapes that the graph was traced with.
+    """Multiply-accumulates of one run at the shapes of the graph.
 
-    Contractions count (linear maps, matrix products, attention, convolutions); element-wise work and look-ups do not.
-    A causal mask does not make attention cheaper: the products are computed and thrown away.
+    Contractions count (linear maps, matrix products, attention, convolutions); element-wise operators and table
+    look-ups do not. Masked attention counts in full, because the masked products are computed too.
     """
     return sum(MACS[op.packet](op) for op in graph.ops if op.packet in MACS)
 
@@ -27,13 +27,13 @@ def _addmm(op: Op) -> int:
 
 
 def _attention(op: Op) -> int:
-    """Scores and weighted values, for every query head."""
+    """Attention scores and weighted values, for every query head."""
     query, key, value = (tensor(op, i).shape for i in range(3))
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _convolution(op: Op) -> int:
-    """Every result element takes one window of its group's channels; transposed, every operand element gives one."""
+    """Each result element reads one window of its group's channels; if transposed, each operand element adds one."""
     weight = tensor(op, 1).shape
     transposed = op.packet.startswith("aten.conv_transpose") or argument(op, 6, "transposed", False) is True
     elements = tensor(op, 0).shape if transposed else op.result.shape

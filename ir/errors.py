@@ -1,13 +1,13 @@
-"""Errors a user can act on: what is wrong, with the value, and what to do."""
+"""Errors for the user: what is wrong, with the value, and what to do."""
 
 from __future__ import annotations
 
 
 class FxpruneError(Exception):
-    """A failure with a message for the user; the command line prints it and exits with ``exit_code``.
+    """An error with a message for the user; the command line prints it and exits with ``exit_code``.
 
     Args:
-        message: what is wrong, with the offending value.
+        message: what is wrong, with the value that is wrong.
         hint: what to do about it.
     """
 
@@ -20,6 +20,6 @@ class FxpruneError(Exception):
 
 
 class RequestError(FxpruneError):
-    """A request that cannot be carried out as it was made; found before any work is done."""
+    """A request that is not possible as given; raised before any work is done, wherever possible."""
 
     exit_code = 2

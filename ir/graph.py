@@ -1,4 +1,4 @@
-"""Graph, Op, Value: a traced model as plain data. Shapes are integers, data types and operators are names."""
+"""Graph, Op, Value: a traced model as plain data. Shapes are integers; dtypes and operators are names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """A data type by its short name: ``f32``, ``bf16``, ``i64``, ``b8``, …"""
+    """A dtype by its short name: ``f32``, ``bf16``, ``i64``, ``b8``, …"""
 
     name: str
 
@@ -19,13 +19,13 @@ class DType:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an operator comes from.
+    """The place in the model's code that an operator comes from.
 
     Attributes:
-        module: path of the module whose forward executed it, ``""`` for the root.
-        file: file below its import root, never absolute; ``""`` when unknown.
+        module: path of the module whose forward ran it; ``""`` for the root.
+        file: file relative to its import root, never absolute; ``""`` when unknown.
         line: line in ``file``.
-        code: the text of that line; not part of the printed form.
+        code: the text of that line; not printed.
     """
 
     module: str = ""
@@ -40,12 +40,12 @@ class Source:
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """A tensor that flows through the graph; equal only to itself.
+    """A tensor in the graph; compared by identity.
 
     Attributes:
         name: unique in its graph, printed as ``%name``.
         dtype: element type.
-        shape: extent of every dimension.
+        shape: extents of all dimensions.
     """
 
     name: str
@@ -62,13 +62,13 @@ Arg = Value | Scalar | tuple["Arg", ...]
 
 @dataclass(eq=False, slots=True)
 class Op:
-    """One application of an operator.
+    """One call of an operator.
 
     Attributes:
-        target: the operator with its overload, ``aten.linear`` (default overload) or ``aten.add.Tensor``.
-        args, kwargs: operands and attributes, nested as the operator's schema has them.
-        results: the tensors that it makes; None where a position of a tuple result is not a tensor.
-        source: where it comes from.
+        target: the operator with its overload: ``aten.linear`` (default overload) or ``aten.add.Tensor``.
+        args, kwargs: operands and attributes, nested as in the operator's schema.
+        results: the tensors that it returns; None for a position of a tuple that is not a tensor.
+        source: the place in the model's code.
     """
 
     target: str
@@ -91,13 +91,13 @@ class Op:
 
     @property
     def operands(self) -> Iterator[Value]:
-        """Every value among the arguments, in order."""
+        """All values in the arguments, in order."""
         for arg in (*self.args, *self.kwargs.values()):
             yield from values_in(arg)
 
     @property
     def made(self) -> Iterator[Value]:
-        """Every tensor that it makes."""
+        """All tensors that it returns."""
         return (value for value in self.results if value is not None)
 
 
@@ -112,13 +112,13 @@ def values_in(arg: Arg) -> Iterator[Value]:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A leaf that holds trained or registered data.
+    """A parameter or buffer of the module.
 
     Attributes:
         value: its value in the graph.
-        name: the first name under which the module holds it.
-        aliases: further names of the same tensor (tied weights).
-        is_buffer: registered buffer rather than a parameter.
+        name: its first name in the module.
+        aliases: other names of the same tensor (tied weights).
+        is_buffer: whether it is a buffer, not a parameter.
     """
 
     value: Value
@@ -132,14 +132,14 @@ class Graph:
     """A traced model.
 
     Attributes:
-        name: of the model.
-        inputs: values that the caller gives.
-        parameters: leaves with data, in the order of the module.
-        constants: leaves without a name in the module (tensors that its code makes literally).
-        folded: operators that depend on no input and no parameter, at the *original* model's shapes, evaluated once;
-            what the rest of the graph takes from them is a constant whose axes can be sliced like a weight's.
+        name: name of the model.
+        inputs: the input values.
+        parameters: parameters and buffers, in module order.
+        constants: tensors that the module's code creates and that have no name in the module.
+        folded: operators that depend on no input and no parameter, at the shapes of the *dense* model. They run once;
+            their results are constants for the other operators, and can be sliced like weights.
         ops: all other operators, in execution order.
-        outputs: values that the model returns.
+        outputs: the output values.
         extents: named extents of the example inputs, such as ``b`` and ``s``.
     """
 
@@ -153,16 +153,16 @@ class Graph:
     extents: dict[str, int] = field(default_factory=dict)
 
     def parameter_of(self) -> dict[Value, Parameter]:
-        """Leaf value -> the parameter it stands for."""
+        """Value -> its parameter, for the values of parameters."""
         return {parameter.value: parameter for parameter in self.parameters}
 
     def leaves(self) -> list[Value]:
-        """Values whose axes nothing in ``ops`` computes: inputs, parameters, constants, results of ``folded``."""
+        """Values that ``ops`` does not compute: inputs, parameters, constants, results of ``folded``."""
         folded = [value for op in self.folded for value in op.made]
         return [*self.inputs, *(p.value for p in self.parameters), *self.constants, *folded]
 
     def all_values(self) -> Iterator[Value]:
-        """Every value: leaves first, then results in execution order."""
+        """All values: leaves first, then results in execution order."""
         yield from self.leaves()
         for op in self.ops:
             yield from op.made

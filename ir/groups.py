@@ -1,4 +1,4 @@
-"""Groups: an atom and every place in every tensor that shrinks when one of its units goes."""
+"""Groups: an atom, and all dimensions of tensors that shrink when one of its units is removed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Kind(Enum):
-    """What the units of a group are, as the operators around them show.
+    """What the units of a group are, derived from the operators.
 
     ``heads``: attention heads, each with its own keys and values. ``kv_heads``: key-value heads with their query
-    heads. ``query_heads``: the query heads within each key-value head. ``head_dim``: channels of a head. ``channels``:
-    a width that a residual stream carries through several blocks. ``width``: an inner width, such as a feed-forward
-    layer's. ``experts``: whole experts of a mixture.
+    heads. ``query_heads``: the query heads of each key-value head. ``head_dim``: channels of a head. ``channels``: the
+    width of a residual stream through several blocks. ``width``: an inner width, such as that of a feed-forward layer.
+    ``experts``: whole experts of a mixture of experts.
     """
 
     HEADS = "heads"
@@ -35,7 +35,7 @@ class Kind(Enum):
 
 
 class Role(Enum):
-    """Whether a tensor's dimension makes the units (rows of a linear map, a bias) or takes them in (its columns)."""
+    """Whether a dimension of a tensor makes the units (OUT: rows of a weight, bias) or reads them (IN: columns)."""
 
     OUT = "out"
     IN = "in"
@@ -43,13 +43,13 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Occurrence:
-    """One dimension of one tensor in which a group's units stand.
+    """One dimension of one tensor that holds units of a group.
 
     Attributes:
-        tensor: parameter name, the first one of a tied tensor.
+        tensor: parameter name; the first name of a tied tensor.
         dim: the dimension.
         axis: its axis term.
-        role: makes or consumes the units.
+        role: whether it makes or reads the units.
     """
 
     tensor: str
@@ -60,20 +60,20 @@ class Occurrence:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that live or die together.
+    """Coupled units: removing a unit slices all members of the group.
 
     Attributes:
         name: unique and deterministic, ``<common module path>:<kind>``.
         atom: id of the atom in the solved axes.
-        size: units; for a nested group, units within one parent unit.
+        size: number of units; for a nested group, per parent unit.
         kind: what the units are.
-        members: every occurrence in a parameter or persistent buffer.
-        parent: the group whose units hold this one's, each of which keeps equally many of its own; None otherwise.
-        frozen: why no unit may go; None when they may.
-        normalised: a normalisation divides over the units, so that removing one is not the same as zeroing it.
-        layer: index in the sequence of equal blocks it belongs to, None when it spans several or stands outside.
-        multiple: how many units stay shall be a multiple of this, for kernels that need rows of whole machine words.
-        minimum: of units that must stay, such as the experts that a router picks for every token.
+        members: all occurrences in parameters and buffers.
+        parent: for a nested group, the group that contains it; every parent unit keeps equally many units. Else None.
+        frozen: why it is not prunable; None when it is.
+        normalised: whether a normalisation runs over the units, so that removing a unit is not the same as zeroing it.
+        layer: index of its layer; None when it spans several layers or is outside.
+        multiple: the number of kept units must be a multiple of this, for kernels with aligned rows.
+        minimum: smallest number of units to keep, such as the experts that a router picks for every token.
     """
 
     name: str
@@ -90,14 +90,14 @@ class Group:
 
     @property
     def units(self) -> int:
-        """All units, over all units of the parent."""
+        """Total number of units, over all parent units."""
         return self.size * (self.parent.size if self.parent else 1)
 
     def unit_map(self, axis: Axis) -> Indices:
-        """For every position of an axis the unit that stands there, -1 where none does.
+        """The unit at every position of an axis; -1 for none.
 
         Returns:
-            int64 ``[axis.size]``; units of a nested group are numbered ``parent_unit * size + unit``.
+            int64 ``[axis.size]``; units of a nested group have the number ``parent_unit * size + unit``.
         """
         own = positions(axis, self.atom)
         if self.parent is None:
@@ -107,12 +107,12 @@ class Group:
 
     @cached_property
     def tensors(self) -> frozenset[str]:
-        """Names of the tensors it shrinks."""
+        """Names of its tensors."""
         return frozenset(member.tensor for member in self.members)
 
 
 def positions(axis: Axis, atom: int) -> Indices:
-    """For every position of an axis the index of the atom's unit there, -1 where the atom does not reach.
+    """The index of an atom's unit at every position of an axis; -1 outside the atom.
 
     Returns:
         int64 ``[axis.size]``.
@@ -133,12 +133,12 @@ def positions(axis: Axis, atom: int) -> Indices:
 
 
 def kept_positions(axis: Axis, groups: Mapping[int, Group], keep: Mapping[str, Indices]) -> Indices | None:
-    """The positions of an axis that stay under a plan.
+    """The positions of an axis that a plan keeps.
 
     Args:
         axis: the term.
-        groups: atom id -> its group, for the groups that ``keep`` cuts.
-        keep: group name -> units that stay.
+        groups: atom id -> group, for the groups in ``keep``.
+        keep: group name -> units to keep.
 
     Returns:
         Sorted int64 indices, or None when the plan does not touch the axis.
@@ -153,7 +153,7 @@ def kept_positions(axis: Axis, groups: Mapping[int, Group], keep: Mapping[str, I
             continue
         units = group.unit_map(axis)
         if (units < 0).all():
-            # A dimension of its own, beside its parent's: each parent that stays fills equally many slots of it.
+            # A separate dimension: every kept parent unit uses equally many positions of it.
             parents = keep.get(group.parent.name, np.arange(group.parent.size))
             stays &= positions(axis, group.atom) < np.count_nonzero(keep[group.name] // group.size == parents[0])
         else:
@@ -162,7 +162,7 @@ def kept_positions(axis: Axis, groups: Mapping[int, Group], keep: Mapping[str, I
 
 
 def _alive(axis: Axis, alive: Mapping[int, Mask]) -> Mask:
-    """Which positions stay when units of some atoms go; one that holds several units stays when all of them do."""
+    """Mask of the kept positions; a position with units of several atoms is kept if all of them are."""
     if isinstance(axis, Atom):
         return alive.get(axis.id, np.ones(axis.size, dtype=bool))
     if isinstance(axis, Concat):

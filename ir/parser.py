@@ -27,7 +27,7 @@ def parse_graph(text: str) -> Graph:
     """Read a graph from its text form. Lines that start with ``group`` or ``#`` are annotations and are skipped.
 
     Raises:
-        RequestError: with the line and a caret under what was not understood.
+        RequestError: for a syntax error, with the line and a caret under it.
     """
     graph: Graph | None = None
     values: dict[str, Value] = {}
@@ -42,16 +42,16 @@ def parse_graph(text: str) -> Graph:
             _statement(cursor, graph)
         cursor.finish()
     if graph is None:
-        raise RequestError("the text holds no graph", "start with: graph @name(%x: f32[2, 4]) -> %y")
+        raise RequestError("the text has no graph", "start with: graph @name(%x: f32[2, 4]) -> %y")
     for name in outputs:
         if name not in values:
-            raise RequestError(f"the output %{name} is never defined", "name a value that a line of the graph defines")
+            raise RequestError(f"the output %{name} is not defined", "use a value that the graph defines")
         graph.outputs.append(values[name])
     return graph
 
 
 class _Cursor:
-    """Tokens of one line, and the values that earlier lines defined."""
+    """The tokens of one line, and the values of earlier lines."""
 
     def __init__(self, line: str, number: int, values: dict[str, Value], extents: dict[str, int]) -> None:
         self.line, self.number, self.values, self.extents = line, number, values, extents
@@ -93,7 +93,7 @@ class _Cursor:
         return True
 
     def finish(self) -> None:
-        """A line ends, or a comment begins."""
+        """Check for the end of the line or a comment."""
         if self.tokens[self.at][0] not in ("end", "comment"):
             raise self.error("expected the end of the line")
 
@@ -101,7 +101,7 @@ class _Cursor:
         text = self.take("number", what)
         if not text.isdigit():
             self.at -= 1
-            raise self.error(f"{text} is no whole number")
+            raise self.error(f"{text} is not an integer")
         return int(text)
 
     def quoted(self) -> str:
@@ -110,7 +110,7 @@ class _Cursor:
             return str(json.loads(text))
         except json.JSONDecodeError:
             self.at -= 1
-            raise self.error(f"{text} is no JSON string") from None
+            raise self.error(f"{text} is not a JSON string") from None
 
     def known(self) -> Value:
         name = self.take("value", "a value")[1:]
@@ -130,7 +130,7 @@ class _Cursor:
         word = self.take("word", "a type such as f32[2, 4]")
         if not _DTYPE.match(word):
             self.at -= 1
-            raise self.error(f"{word!r} is no data type")
+            raise self.error(f"{word!r} is not a dtype")
         self.expect("[")
         shape: list[int] = []
         while not self.accept("]"):
@@ -189,7 +189,7 @@ def _header(cursor: _Cursor) -> tuple[Graph, list[str]]:
 
 
 def _where(cursor: _Cursor) -> None:
-    """The extents at the end of the header are read first: the types of the inputs name them."""
+    """Read the named extents at the end of the header first, because input types use them."""
     words = [text for _, text, _ in cursor.tokens]
     if "where" not in words:
         return

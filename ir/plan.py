@@ -1,4 +1,4 @@
-"""A plan: which units every group keeps, and what that means for every dimension of every tensor."""
+"""A plan: the units that every group keeps, and the slices of every tensor."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision of a selection pass, independent of how it was reached.
+    """The decision of a pruning pass.
 
     Attributes:
-        keep: group name -> the sorted unit indices that stay. For a group nested under another one the units are
-            numbered ``parent_unit * size + unit`` over the *original* parents.
-        slices: (tensor name, dimension) -> the sorted indices of that dimension that stay, so that
-            ``source.index_select(dimension, indices)`` is the smaller tensor. Only the dimensions that shrink are here.
-            A tensor that several modules share stands under its first name only.
+        keep: group name -> sorted indices of the kept units. Units of a nested group have the number
+            ``parent_unit * size + unit``, over the parent units *before* the cut.
+        slices: (tensor name, dimension) -> sorted indices that are kept, so that
+            ``source.index_select(dimension, indices)`` is the smaller tensor. Has only the dimensions that shrink.
+            A tensor that several modules share is listed under its first name.
     """
 
     keep: Mapping[str, Indices] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Attributes of modules that follow a smaller weight, kept as data so that they can be replayed on a fresh model."""
+"""Repairs: module attributes that change with the weights, as data that can be applied to a new model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Number = int | tuple[int, ...]
 
 
 class ConfigView:
-    """A module's view of the configuration it shares: a few fields of its own, the others the shared one's, live."""
+    """A module's view of a shared configuration: some fields of its own, all others read from the shared object."""
 
     def __init__(self, shared: Any, own: dict[str, Any]) -> None:
         self.__dict__.update(own, _shared=shared)
@@ -22,7 +22,7 @@ class ConfigView:
 
 
 def repair(module: Any, attribute: str, value: Any) -> None:
-    """Set an attribute of ``module``; ``config.width`` gives it a view of its config in which ``width`` differs."""
+    """Set an attribute of ``module``; for ``config.width``, give it a view of its config with another ``width``."""
     owner, _, name = attribute.rpartition(".")
     value = tuple(value) if isinstance(value, list) else value
     if owner:
@@ -33,17 +33,17 @@ def repair(module: Any, attribute: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Repairs:
-    """What changed beside the weights of a model that was shrunk in place.
+    """The attributes that changed, besides weights, when a model was shrunk in place.
 
     Attributes:
-        attributes: module path -> attribute -> (old, new). ``config.<field>`` stands for a field that the module reads
-            from its configuration, of which it got a view of its own.
+        attributes: module path -> attribute -> (old, new). ``config.<field>`` is a field that the module reads from its
+            configuration; the module gets its own view of it.
     """
 
     attributes: Mapping[str, Mapping[str, tuple[Number, Number]]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, dict[str, list[Any]]]:
-        """As JSON data: tuples become lists, keys are sorted."""
+        """The repairs as JSON data: tuples become lists, keys are sorted."""
         return {
             path: {name: [_plain(old), _plain(new)] for name, (old, new) in sorted(changes.items())}
             for path, changes in sorted(self.attributes.items())
@@ -60,7 +60,7 @@ class Repairs:
         )
 
     def then(self, later: Repairs) -> Repairs:
-        """These repairs followed by ``later`` ones, with the values from before the first and after the last."""
+        """These repairs followed by ``later`` ones: old values from the first, new values from the last."""
         merged = {path: dict(changes) for path, changes in self.attributes.items()}
         for path, changes in later.attributes.items():
             mine = merged.setdefault(path, {})

@@ -1,4 +1,4 @@
-"""The text form of a graph: deterministic, and parsed back by :mod:`fxprune.ir.parser`."""
+"""The text form of a graph: deterministic, and readable by :mod:`fxprune.ir.parser`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def print_graph(graph: Graph, annotations: Iterable[str] = ()) -> str:
     """The graph as text.
 
     Args:
-        graph: what to print.
+        graph: the graph.
         annotations: lines to append, such as groups; the parser skips them.
 
     Returns:
-        Text that ``parse_graph`` reads back to a graph with the same text.
+        Text that ``parse_graph`` converts to a graph with the same text.
     """
     names = {extent: name for name, extent in graph.extents.items()}
     inputs = ", ".join(f"%{v.name}: {_type(v, names)}" for v in graph.inputs)

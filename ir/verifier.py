@@ -1,4 +1,4 @@
-"""The verifier: a graph is well-formed, and its shapes obey the operators' rules."""
+"""The verifier: checks that a graph is well formed and that its shapes follow the rules of its operators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Mismatch(Exception):
 
 
 class _Shapes(Equations):
-    """Equations that are only checked: both sides must have the same extent."""
+    """Equations that are checked but not solved: both sides must have the same extent."""
 
     def tie(self, a: AxisId, b: AxisId) -> None:
         sizes = self.axes.size(a), self.axes.size(b)
@@ -26,10 +26,10 @@ class _Shapes(Equations):
 
 
 def verify(graph: Graph) -> None:
-    """Check that names are unique, every value is defined before it is used, and shapes and sizes obey the rules.
+    """Check that names are unique, values are defined before use, and shapes and shape arguments follow the rules.
 
     Raises:
-        FxpruneError: with the graph's text up to the operator at fault and what is wrong with it.
+        FxpruneError: with the graph's text up to the wrong operator, and what is wrong.
     """
     defined: set[Value] = set()
     names: set[str] = set()
@@ -46,7 +46,7 @@ def verify(graph: Graph) -> None:
         _check_shapes(graph, op, shapes)
     for value in graph.outputs:
         if value not in defined:
-            raise _error(graph, None, f"the output %{value.name} is never defined")
+            raise _error(graph, None, f"the output %{value.name} is not defined")
 
 
 def _define(graph: Graph, op: Op | None, value: Value, defined: set[Value], names: set[str]) -> None:
@@ -70,7 +70,7 @@ def _check_shapes(graph: Graph, op: Op, shapes: _Shapes) -> None:
 
 
 class _AsItIs:
-    """Nothing is resized: a rule that rewrites arguments must find them as they are."""
+    """A resize to the present shapes: the rule must compute the present arguments."""
 
     def shape(self, value: Value) -> tuple[int, ...]:
         return value.shape
@@ -80,7 +80,7 @@ class _AsItIs:
 
 
 def _check_arguments(op: Op, right: Op) -> None:
-    """Shape arguments must be those that the rule would write; a negative one stands for whatever fits."""
+    """Check that shape arguments are those of the rule; a negative one matches anything."""
     if op.target != right.target:
         return
     for arg, wanted in zip(op.args, right.args, strict=True):
@@ -99,5 +99,5 @@ def _error(graph: Graph, op: Op | None, message: str) -> FxpruneError:
         column = shown[at].index(results)
         shown = [*shown[max(0, at - 3) : at + 1], " " * column + "^" * len(results) + f" {message}"]
     return FxpruneError(
-        f"the graph is not valid: {message}\n" + "\n".join(shown), "this is a defect of a rule or a pass"
+        f"the graph is not valid: {message}\n" + "\n".join(shown), "this is a bug in a rule or a pass; please report it"
     )

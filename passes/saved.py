@@ -119,7 +119,7 @@ class Saved:
         if theirs["model"] != record["model"]:
             raise self._misfit("scores of another model or other weights", AGAIN)
         if theirs["read"] and text is None:
-            raise self._misfit("scores that were computed on text; this run has none", "give the same text with --calib")
+            raise self._misfit("scores that were computed on text; this run has none", "give the same --calib FILE")
         for read in theirs["read"]:
             if text is not None and not _reads_the_same(text, read):
                 raise self._misfit(f"scores that were computed on another text, not on {text.name!r}", AGAIN)

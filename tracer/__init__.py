@@ -1,1 +1,1 @@
-"""The way in: a model, a checkpoint or a text becomes a graph, weights or token windows."""
+"""Reads the input: models become graphs, checkpoints weights, texts token windows."""

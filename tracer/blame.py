@@ -1,4 +1,4 @@
-"""Where a model's own code stands in the way of a trace."""
+"""Explains trace errors: the place in the model's own code that caused one."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DRAWS = frozenset(f"aten.{name}" for name in _NAMES.split())
 _SWITCHES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "feature_alpha_dropout": 2, "native_dropout": 2}
 _SWITCHES |= {"rrelu": 3, "scaled_dot_product_attention": 4}
 SWITCHES = {f"aten.{name}": position for name, position in _SWITCHES.items()}
-"""Operators that draw when this argument of theirs, counted from 0, is true or above zero."""
+"""Operators that draw random numbers when this argument, counted from 0, is true or above zero -> its position."""
 
 
 def blamed(error: BaseException, model: nn.Module) -> str:
-    """``module (file:line)`` of the innermost frame of the model's own code in an error's traceback; "" for none."""
+    """``module (file:line)`` of the innermost frame of the model's own code in the traceback; "" for none."""
     paths = {id(module): path or "its root module" for path, module in model.named_modules()}
     found = ""
     for frame, line in _frames(error):
@@ -42,7 +42,7 @@ def blamed(error: BaseException, model: nn.Module) -> str:
 
 
 def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
-    """Outermost first, those of the error's causes after its own."""
+    """Frames of an error, outermost first, then those of its causes."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

@@ -1,4 +1,4 @@
-"""The weight files of a model directory: which they are, and whether they can be read at all."""
+"""Finds the weight files of a model directory, and checks that they can be read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def weight_files(directory: Path, *, allow_pickle: bool = False) -> tuple[Path, 
 
     Args:
         directory: a Hugging Face model directory.
-        allow_pickle: whether a ``pytorch_model.bin`` will do when there is no safetensors file.
+        allow_pickle: whether a ``pytorch_model.bin`` is accepted when there is no safetensors file.
 
     Raises:
         RequestError: there are no weights, a shard is missing, a file is truncated or corrupt, or the only weights are
@@ -49,7 +49,7 @@ def check_safetensors(file: Path) -> frozenset[str]:
         RequestError: the file is missing, truncated or corrupt.
     """
     if not file.is_file():
-        raise RequestError(f"{file} is missing, though {INDEX} lists it", "copy or download the model again")
+        raise RequestError(f"{file} is listed in {INDEX}, but is missing", "copy or download the model again")
     try:
         with safe_open(file, framework="numpy") as opened:
             return frozenset(opened.keys())
@@ -66,12 +66,12 @@ def _check_index(directory: Path, held: Mapping[str, frozenset[str]]) -> None:
     for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
         if name not in held[file]:
             raise RequestError(
-                f"{index} says that {name!r} is in {file}, which does not hold it", "copy or download the model again"
+                f"{index} lists {name!r} in {file}, but that file does not hold it", "copy or download the model again"
             )
     for path in sorted(directory.glob(SHARDS)):
         if path.name not in held:
             raise RequestError(
-                f"{path.name} is not in {INDEX} of {directory}", "remove it if it is no part of the model, or list it"
+                f"{path.name} is not listed in {INDEX} of {directory}", "remove the file, or add it to the index"
             )
 
 
@@ -88,12 +88,10 @@ def _shards(index: Path) -> list[Path]:
 def _pickle(directory: Path, allow_pickle: bool) -> tuple[Path, ...]:
     found = next((directory / name for name in PICKLES if (directory / name).is_file()), None)
     if found is None:
-        raise RequestError(
-            f"{directory} holds no weights", f"the weights of a model are in {SINGLE} or, sharded, {INDEX}"
-        )
+        raise RequestError(f"{directory} holds no weights", f"add {SINGLE}, or shards with {INDEX}")
     if not allow_pickle:
         raise RequestError(
-            f"{found} is a pickle, which can run any code when it is read",
-            "convert it to safetensors, or pass --allow-pickle if you trust where it comes from",
+            f"{found} is a pickle, which can run any code when it is loaded",
+            "convert it to safetensors, or pass --allow-pickle if you trust its source",
         )
     return (found,)

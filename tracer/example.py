@@ -1,7 +1,7 @@
-"""What a model of transformers that is no causal language model is called with, and which of its outputs count.
+"""Example inputs for transformers models that are not causal language models, and the outputs that count.
 
-``calls.json`` holds what no configuration says: which inputs a modality has, what their extents are in the fields of a
-configuration, and which outputs are inner states.
+``calls.json`` holds what configurations do not say: the inputs of a modality, the configuration fields that give their
+extents, and the outputs that are inner states.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from .module import parse_example
 _FIELD = re.compile(r"(?:(?P<times>\d+)\*)?(?P<name>[A-Za-z_]\w*)")
 _SHAPE = re.compile(r"(?P<dtype>\w+)\[(?P<extents>[^\]]*)\]")
 _FIRST_TOKEN = 3
-"""Below it are tokens with a meaning of their own, padding for one, in most vocabularies."""
+"""In most vocabularies, smaller ids are special tokens, such as padding."""
 
 Inputs = dict[str, torch.Tensor]
 
 
 def example_inputs(model: Any, text: str | None = None) -> Inputs:
-    """What to call a model of transformers with: keyword arguments of its forward, with values, on the CPU.
+    """Example inputs of a transformers model: keyword arguments of its forward, on the CPU.
 
     Args:
-        model: on any device; only its class, configuration and shapes are looked at.
-        text: the inputs as the user gave them, such as ``pixel_values=float32[2,3,224,224]``; made from the
-            configuration when None: the main input of the class, that of every modality it names, and the decoder's.
+        model: on any device; only its class, configuration and shapes are used.
+        text: the inputs as the user gave them, such as ``pixel_values=float32[2,3,224,224]``. When None, they come from
+            the configuration: the main input of the class, one for every modality, and the decoder's.
 
     Returns:
-        Token ids are random, masks are ones, floating-point numbers normally distributed; the same every time.
+        Random token ids, masks of ones, normally distributed floating-point numbers; the same in every call.
 
     Raises:
-        RequestError: ``text`` cannot be read, does not name its inputs or names none of the forward's; or an extent is
+        RequestError: ``text`` cannot be read, gives no names, or a name that the forward does not take; or an extent is
             neither in the configuration nor in ``calls.json``.
     """
     described = text if text is not None else ",".join(_described(model))
@@ -47,20 +47,21 @@ def example_inputs(model: Any, text: str | None = None) -> Inputs:
     if not isinstance(found, dict):
         first = getattr(model, "main_input_name", next(iter(accepted)))
         raise RequestError(
-            f"--example {text!r} does not say which inputs these are",
-            f"name them as {type(model).__name__}.forward does: {first}={text}",
+            f"--example {text!r} has no input name",
+            f"use the argument names of {type(model).__name__}.forward: {first}={text}",
         )
     unknown = [name for name in found if name not in accepted]
     if unknown:
         raise RequestError(
-            f"{type(model).__name__} takes no {unknown[0]!r}", f"it takes {', '.join(name for name in accepted)}"
+            f"{type(model).__name__} takes no {unknown[0]!r}", f"use {', '.join(name for name in accepted)}"
         )
     return {name: _filled(name, tensor, model.config) for name, tensor in found.items()}
 
 
 def trace_call(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Traced:
-    """Trace a model of transformers on example inputs. Inner states that it returns beside its results do not count, so
-    that they may shrink.
+    """Trace a transformers model on example inputs.
+
+    Inner states that it returns beside its results are not outputs of the graph, so that their widths can be pruned.
 
     Raises:
         FxpruneError: ``torch.export`` cannot trace it.
@@ -73,7 +74,7 @@ def trace_call(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Tr
 
 
 def _described(model: Any) -> Iterator[str]:
-    """The inputs of a forward as text."""
+    """The inputs of a forward, each as text."""
     data, config = calls(), model.config
     accepted = inspect.signature(model.forward).parameters
     names = list(_several(model.main_input_name))
@@ -96,7 +97,7 @@ def _several(value: str | Sequence[str]) -> Sequence[str]:
 
 
 class _Extents:
-    """Extents as text to integers: numbers, fields of the configuration, and numbers that no dimension has."""
+    """Converts extents from text: numbers, configuration fields, and numbers that are no dimension of the model."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -107,7 +108,7 @@ class _Extents:
         self.asked: dict[str, int] = {}
 
     def __call__(self, name: str, text: str) -> int:
-        """Args: name: of the input. text: alternatives with bars between, the first that is known counts."""
+        """The extent of input ``name``: the first known one of the alternatives in ``text``, separated by bars."""
         for alternative in text.split("|"):
             if alternative.isdigit():
                 return int(alternative)
@@ -129,13 +130,13 @@ class _Extents:
 
 def _unknown(model: Any, name: str) -> RequestError:
     return RequestError(
-        f"nothing says what shape {name!r} of {type(model).__name__} has",
+        f"the shape of input {name!r} of {type(model).__name__} is not known",
         f"give it with --example, such as '{name}=float32[2,3,224,224]'",
     )
 
 
 def _all_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """A configuration and those of its parts."""
+    """A configuration and its nested configurations."""
     yield config
     for value in vars(config).values():
         if isinstance(value, PreTrainedConfig):
@@ -143,7 +144,7 @@ def _all_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def _filled(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
-    """Token ids of the smallest vocabulary, masks of ones; other tensors as they are."""
+    """Random token ids below the smallest vocabulary size, masks of ones; other tensors unchanged."""
     if tensor.is_floating_point() or tensor.dtype is torch.bool:
         return tensor
     if name.endswith("mask"):

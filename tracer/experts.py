@@ -1,4 +1,4 @@
-"""Mixtures of experts are traced in an implementation whose extents do not depend on values."""
+"""Traces mixtures of experts in an implementation whose shapes do not depend on values."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 TRACEABLE = "batched_mm"
-"""Of the implementations that transformers offers: every token picks the weights of its experts, without sorting."""
+"""The implementation of transformers in which every token selects the weights of its experts, without sorting."""
 
 
 @contextmanager
 def traceable_experts(module: nn.Module) -> Iterator[None]:
-    """Inside, the mixtures of experts of a module compute in the implementation that traces; put back afterwards."""
+    """Inside, mixtures of experts use the implementation that can be traced; restored afterwards."""
     models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
     before = [
         (model, model.get_experts_implementation()) for model in models if model._can_set_experts_implementation()

@@ -32,9 +32,9 @@ class Traced:
 
     Attributes:
         graph: the lowered program.
-        constants: name of a nameless constant -> its tensor.
-        example: the inputs it was traced with, on the meta device.
-        outputs: keys of what counts among the things that the model returns; empty when it was not asked.
+        constants: graph name of a constant -> its tensor.
+        example: the inputs of the trace, on the meta device.
+        outputs: keys of the model's outputs that count; empty when all count.
     """
 
     graph: Graph
@@ -55,12 +55,12 @@ def trace_model(
     """Trace a module by ``torch.export`` (non-strict) and lower the program to a graph.
 
     Args:
-        model: in eval mode; on the meta device no weight is read and no memory is used.
+        model: in eval mode; a model on the meta device needs no memory for weights.
         example: keyword arguments of ``forward`` on the model's device.
         extents: named extents of the example (``b``, ``s``), for the text form.
-        name: of the graph; the class name when empty.
-        output: the only output that counts, by its key, where the model returns several; all when empty.
-        beside: keys of outputs that do not count where there are others.
+        name: name of the graph; the class name when empty.
+        output: key of the only output that counts; all outputs when empty.
+        beside: keys of outputs that do not count if there are others.
 
     Raises:
         FxpruneError: when ``torch.export`` cannot trace the model, with its reason.
@@ -75,7 +75,7 @@ def trace_model(
         where = blamed(error, model)
         raise FxpruneError(
             f"torch.export cannot trace {type(model).__name__}{f', at {where}' if where else ''}: {reason}",
-            "rewrite that place so that no value of a tensor decides what runs, or trace a part; --debug shows more",
+            "rewrite that code so that tensor values do not decide what runs, or trace a submodule; --debug shows more",
         ) from error
     try:
         outputs = _counting(program, output, beside)
@@ -83,20 +83,20 @@ def trace_model(
     except GuardOnDataDependentSymNode as error:
         raise FxpruneError(
             f"{type(model).__name__} has tensors whose extents depend on values, which no static graph can hold",
-            "choose an implementation of its layers that traces, such as batched experts",
+            "use an implementation of its layers with static shapes, such as batched experts",
         ) from error
     drawn = drawing(graph)
     if drawn:
         raise FxpruneError(
             f"{type(model).__name__} draws random numbers as it runs ({drawn}): no smaller model could be checked",
-            "call eval() on it, or take the noise out of its forward",
+            "call eval() on the module, or remove the random numbers from its forward",
         )
     constants = {key: value for key, value in program.constants.items() if isinstance(value, torch.Tensor)}
     return Traced(graph, constants, dict(example), outputs)
 
 
 def _counting(program: ExportedProgram, output: str, beside: Collection[str]) -> tuple[str, ...]:
-    """Keys of the outputs that count, all where none is left; none when the model returns no keys."""
+    """Keys of the outputs that count; all if none would be left; empty when the outputs have no keys."""
     spec = program.call_spec.out_spec
     returned = spec.unflatten(range(spec.num_leaves)) if spec is not None and (output or beside) else None
     if not isinstance(returned, Mapping):
@@ -105,9 +105,9 @@ def _counting(program: ExportedProgram, output: str, beside: Collection[str]) ->
 
 
 def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
-    """Trace a causal language model on token ids alone, with extents that collide with none of its dimensions.
+    """Trace a causal language model on token ids, with batch and length different from all its dimensions.
 
-    Its logits are its output; hidden states and memories that it returns beside them may shrink.
+    Only the logits count as output, so that hidden states and other states that it returns can be pruned.
 
     Args:
         model: a transformers model whose ``forward`` takes ``input_ids`` and ``use_cache``.
@@ -130,21 +130,21 @@ def calls() -> Mapping[str, Any]:
 
 
 def rows_per_sample(config: Any) -> int:
-    """How many rows of token ids make one sample: the parallel codes of an audio model, one for the others.
+    """Rows of token ids per sample: the number of parallel codebooks of an audio model, otherwise 1.
 
-    ``calls.json`` names the field of the configuration that says so.
+    ``calls.json`` names the configuration field of this number.
     """
     field = calls()["rows_per_sample"].get(config.model_type)
     return int(getattr(config, field)) if field else 1
 
 
 def free_primes(taken: set[int]) -> Iterator[int]:
-    """Small primes that are no dimension, smallest first."""
+    """Small primes that are not in ``taken``, smallest first."""
     return (p for p in _PRIMES if p not in taken)
 
 
 def integers(config: Any) -> Iterator[int]:
-    """Every integer in the data of a configuration, however deep."""
+    """All integers in a configuration, nested ones too."""
     for value in config.values() if isinstance(config, dict) else config if isinstance(config, list | tuple) else ():
         if isinstance(value, int) and not isinstance(value, bool):
             yield value
@@ -153,7 +153,7 @@ def integers(config: Any) -> Iterator[int]:
 
 
 def _aliases(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
-    """First name of every parameter that has several -> the others."""
+    """For every parameter with several names: first name -> the others."""
     names: dict[int, list[str]] = {}
     tensors: Iterable[tuple[str, torch.Tensor]] = model.named_parameters(remove_duplicate=False)
     for name, tensor in tensors:
@@ -162,7 +162,7 @@ def _aliases(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _mutates(program: ExportedProgram) -> bool:
-    """Whether an operator writes into its operand, which the IR has no word for."""
+    """Whether an operator changes its operand in place, which the IR cannot express."""
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             schema = getattr(node.target, "_schema", None)
@@ -172,8 +172,8 @@ def _mutates(program: ExportedProgram) -> bool:
 
 
 class _ListsAsSlices(TorchFunctionMode):
-    """``x[..., [-1], :]`` is ``x[..., -1:, :]``: a literal list of one position is a slice, which has a rule; as an
-    index tensor made on the meta device its value would be lost."""
+    """Converts ``x[..., [-1], :]`` to ``x[..., -1:, :]``: a list of one position becomes a slice, which has a rule. On
+    the meta device the value of an index tensor would be lost."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -194,7 +194,7 @@ def _as_slice(part: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Third-party chatter of a trace stays off the user's screen."""
+    """Hides warnings and output of other packages during a trace."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Which text a model was calibrated or trained on, remembered without the text: hashes of its passages."""
+"""Fingerprints of calibration and training texts: hashes of their passages, without the text."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from .text import Text
 Hashes = npt.NDArray[np.uint64]
 
 PASSAGE = 100
-"""Characters of a passage, white space not counted: short enough that one window holds several, long enough that two
-texts hardly share one by chance (WikiText-2's test and training parts: one in 32,000; TinyStories': none)."""
+"""Characters in a passage, without white space. A window holds several passages, and two texts rarely share one by
+chance (test and training parts of WikiText-2: one in 32,000; of TinyStories: none)."""
 
 SHARED = 2
-"""How many passages two texts must share before it is no chance."""
+"""Number of shared passages that counts as overlap."""
 
 KEPT = 4096
-"""The most passages of one text that are remembered; of a longer one every so many."""
+"""Largest number of stored passages of one text; of a longer text, every n-th passage is stored."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A text that was read.
+    """The fingerprint of a text that was read.
 
     Attributes:
         read_as: ``calibration`` or ``recovery``.
-        name: of the text, without its folder.
-        pieces: windows or rows that were read.
-        passages: hashes, ascending.
+        name: name of the text, without its directory.
+        pieces: number of windows or rows that were read.
+        passages: hashes of passages, ascending.
     """
 
     read_as: str
@@ -44,16 +44,16 @@ class Fingerprint:
     passages: Hashes
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data: the hashes as base64 of little-endian 64-bit numbers."""
+        """The fingerprint as JSON data; the hashes are base64 of little-endian 64-bit integers."""
         packed = base64.b64encode(self.passages.astype("<u8").tobytes()).decode("ascii")
         return {"read_as": self.read_as, "name": self.name, "pieces": self.pieces, "passages": packed}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
-        """What :meth:`to_json` wrote.
+        """The inverse of :meth:`to_json`.
 
         Raises:
-            RequestError: for anything else.
+            RequestError: for damaged data.
         """
         try:
             passages = np.frombuffer(base64.b64decode(data["passages"], validate=True), dtype="<u8").astype(np.uint64)
@@ -65,10 +65,10 @@ class Fingerprint:
 
 @dataclass
 class Noted:
-    """A text that remembers what was read of it; the passes' ``Corpus``, with rows.
+    """A tracked text: records what was read of it. Implements the passes' ``Corpus``, with rows.
 
     Attributes:
-        text: what is read.
+        text: the text.
     """
 
     text: Text
@@ -76,26 +76,26 @@ class Noted:
 
     @property
     def name(self) -> str:
-        """The text's."""
+        """The name of the text."""
         return self.text.name
 
     @property
     def pieces(self) -> tuple[bytes, ...]:
-        """What was read, in order, each once."""
+        """The windows and rows that were read, in order, each once."""
         return tuple(self._pieces)
 
     def remember(self, pieces: Iterable[bytes]) -> None:
-        """Count :attr:`pieces` of a run that this one goes on from as read."""
+        """Also count ``pieces`` as read, from a run that this run resumes."""
         self._pieces.update(dict.fromkeys(pieces))
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        """As :meth:`Text.windows`."""
+        """As :meth:`Text.windows`, recorded as read."""
         found = self.text.windows(length, count, seed)
         self._note(found.tolist())
         return found
 
     def examples(self, length: int) -> list[dict[str, list[int]]]:
-        """As :meth:`Text.examples`."""
+        """As :meth:`Text.examples`, recorded as read."""
         found = self.text.examples(length)
         self._note(example["input_ids"] for example in found)
         return found
@@ -104,7 +104,7 @@ class Noted:
         self._pieces.update((np.asarray(piece, dtype="<i4").tobytes(), None) for piece in pieces)
 
     def fingerprint(self, read_as: str, name: str) -> Fingerprint | None:
-        """Of what was read; None when nothing was."""
+        """The fingerprint of what was read; None when nothing was read."""
         if not self._pieces:
             return None
         pieces = (np.frombuffer(piece, dtype="<i4").tolist() for piece in self._pieces)
@@ -116,12 +116,12 @@ class Noted:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two texts share.
+    """The overlap of two texts.
 
     Attributes:
-        passages: how many of those that were remembered.
-        windows: of the other text that hold one, or the end of one.
-        example: one that is shared, white space left out.
+        passages: number of stored passages that the other text shares.
+        windows: number of windows of the other text that hold a shared passage, or the end of one.
+        example: one shared passage, without white space.
     """
 
     passages: int
@@ -130,12 +130,12 @@ class Overlap:
 
 
 def overlap(known: Hashes, windows: torch.Tensor, text: Text) -> Overlap | None:
-    """What a text shares with one that was read before; None for less than two texts share by chance.
+    """The overlap of a text with one that was read before; None if they share no more than chance explains.
 
     Args:
-        known: hashes of the one that was read.
-        windows: what is to be read of the other, ``[N, L]`` int64.
-        text: whose windows they are.
+        known: passage hashes of the text that was read.
+        windows: windows to read of the other text, int64 ``[N, L]``.
+        text: the other text.
     """
     pieces = list(_plain(windows.tolist(), text))
     hashes = _sliding("".join(pieces))
@@ -150,18 +150,18 @@ def overlap(known: Hashes, windows: torch.Tensor, text: Text) -> Overlap | None:
 
 
 def _plain(pieces: Iterable[Sequence[int]], text: Text) -> Iterator[str]:
-    """Pieces as text again, without white space and case, which tokenizers treat differently."""
+    """Token ids decoded to text, in lower case and without white space, which differ between tokenizers."""
     for piece in pieces:
         yield "".join(str(text.tokenizer.decode(list(piece), skip_special_tokens=True)).split()).casefold()
 
 
 def _apart(piece: str) -> Hashes:
-    """Hashes of the passages that stand side by side from the start of a piece."""
+    """Hashes of the adjacent passages of a piece, from its start."""
     return _sliding(piece)[::PASSAGE]
 
 
 def _sliding(piece: str) -> Hashes:
-    """Hashes of all passages of a piece, one for every place where one starts: a polynomial in 64 bits."""
+    """Hashes of all passages of a piece, one for every start position: a polynomial in 64 bits."""
     codes = np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     if len(codes) < PASSAGE:
         return np.empty(0, dtype=np.uint64)
@@ -174,4 +174,4 @@ def _sliding(piece: str) -> Hashes:
 
 
 _ODD, _BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
-"""Of SplitMix64; products wrap around."""
+"""The multiplier of SplitMix64; products wrap around."""

@@ -25,14 +25,14 @@ _DTYPES = {
 TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 _PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy"})
-"""Arguments that say where a tensor lies, not what it is."""
+"""Arguments about the device or memory layout of a tensor, which the IR leaves out."""
 
 _IDENTITIES = frozenset({
     "aten.alias", "aten.contiguous", "aten.clone", "aten.detach", "aten.detach_", "aten.lift_fresh",
     "aten.lift_fresh_copy", "aten.positive",
 })  # fmt: skip
 _DROPOUTS = frozenset(f"aten.{kind}dropout" for kind in ("", "feature_", "alpha_", "feature_alpha_"))
-"""Identities, but for those that a forward asks to drop whether it is trained or not."""
+"""Identities in eval mode, unless the forward always sets ``train=True``."""
 _CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.float", "aten.double", "aten.half", "aten.bool"})
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
 
@@ -46,18 +46,18 @@ def lower(
 ) -> Graph:
     """Lower an exported program.
 
-    Data type and device moves, asserts and other identities on values vanish; subgraphs with gradient or autocast
-    switches are inlined; what depends on no input and no parameter is folded.
+    Moves between dtypes or devices, asserts and other identities are removed. Subgraphs with gradient or autocast
+    switches are inlined. Operators that depend on no input and no parameter are folded.
 
     Args:
         program: functional, with static shapes.
-        name: of the graph.
+        name: name of the graph.
         extents: named extents of the example inputs.
-        aliases: parameter name -> its further names; every name of a tied tensor maps to one value.
-        outputs: those that count, by their keys in what the model returns; all of them when empty.
+        aliases: parameter name -> its other names; all names of a tied tensor map to one value.
+        outputs: keys of the outputs that count; all outputs when empty.
 
     Returns:
-        The graph, dead operators removed.
+        The graph, without dead operators.
     """
     return _Lowering(program, Graph(name, extents=dict(extents)), aliases).run(outputs)
 
@@ -81,14 +81,14 @@ class _Lowering:
         outputs = self._emit(module, environment)
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         made = tuple(out for out, kind in zip(outputs, kinds, strict=True) if kind == OutputKind.USER_OUTPUT)
-        returned = self._named(made, keys)  # a buffer or a parameter that is written to is no output
+        returned = self._named(made, keys)  # a buffer or parameter that is written to is not an output
         self.graph.outputs = [value for value in _flat(returned) if isinstance(value, Value)]
         _drop_dead(self.graph)
         _separate_uses(self.graph)
         return self.graph
 
     def _named(self, outputs: Any, keys: Collection[str]) -> Any:
-        """What the model returns under some keys, or everything."""
+        """The outputs under some keys; all outputs without keys."""
         spec = self.program.call_spec.out_spec
         if not keys or spec is None or spec.num_leaves != len(outputs):
             return outputs
@@ -120,7 +120,7 @@ class _Lowering:
         return Value(name, DType(_DTYPES[tensor.dtype]), tuple(int(extent) for extent in tensor.shape))
 
     def _emit(self, module: fx.GraphModule, environment: dict[fx.Node, Any], prefix: str = "") -> Any:
-        """Lower one graph module; returns what its output node names."""
+        """Lower one graph module; returns the values of its output node."""
         for node in module.graph.nodes:
             if node.op == "call_function":
                 environment[node] = self._call(node, environment, prefix)
@@ -195,7 +195,7 @@ class _Lowering:
 
 
 def _innermost(module: str, trace: str) -> Source:
-    """The innermost line of the trace that is not torch's own, its file below the import root."""
+    """The innermost line of the stack trace outside torch, with the file relative to its import root."""
     frames = [match.groupdict() for match in _FRAME.finditer(trace)]
     own = [frame for frame in frames if "/torch/" not in frame["file"]] or frames
     if not own:
@@ -231,10 +231,10 @@ def _flat(outputs: Any) -> Iterable[Any]:
 
 
 def _drop_dead(graph: Graph) -> None:
-    """Remove operators and nameless constants that nothing needs, and buffers that nothing reads.
+    """Remove unused operators, constants and buffers.
 
-    An operator where a weight meets data stays: the module's own forward runs it too, so that the weight must shrink
-    with what flows into it.
+    Unused operators that combine a weight with data are kept: the module's own forward runs them too, so the weight
+    must shrink together with its input.
     """
     live: set[Value] = set(graph.outputs)
     weights = _weights(graph)
@@ -251,7 +251,7 @@ def _drop_dead(graph: Graph) -> None:
 
 
 def _weights(graph: Graph) -> set[Value]:
-    """Parameters, and what is computed of nothing else, such as their transposes."""
+    """Parameters, and values computed from parameters only, such as transposes."""
     weights = {parameter.value for parameter in graph.parameters if not parameter.is_buffer}
     for op in graph.ops:
         operands = list(op.operands)
@@ -261,10 +261,10 @@ def _weights(graph: Graph) -> set[Value]:
 
 
 def _separate_uses(graph: Graph) -> None:
-    """Give every use of a constant its own copy, so that each can be sliced its own way.
+    """Give every use of a constant its own copy, so that each copy can be sliced differently.
 
-    A table that all layers read, such as the slopes of ALiBi, would tie their heads to one another. Constants whose
-    extents all belong to the example (masks) are left alone: nothing of them is ever sliced.
+    A table that all layers read, such as the ALiBi slopes, would tie the heads of all layers together. Constants whose
+    extents all come from the example (masks) are not copied, because they are never sliced.
     """
     fixed = {1, *graph.extents.values()}
     leaves = {*graph.constants, *(value for op in graph.folded for value in op.made)}

@@ -1,4 +1,4 @@
-"""MODEL as a user gives it, a directory, a Hub id or ``demo``, to a config, a module and a tokenizer."""
+"""Loads MODEL (a directory, a Hub id or ``demo``): its config, module and tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .checkpoint import weight_files
 DEMO = "demo"
 CAUSAL_LM = "AutoModelForCausalLM"
 
-# What a model directory is made of besides its weights: small files, and code that only --trust-remote-code runs.
+# The files of a model directory besides weights: small files, and code that runs only with --trust-remote-code.
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _WEIGHTS = ["*.safetensors"]
 _PICKLES = ["pytorch_model*.bin"]
@@ -36,12 +36,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model directory on this machine and what its user allows.
+    """A model directory on this machine, and what the user allows.
 
     Attributes:
         name: MODEL as the user gave it.
-        directory: where its files are.
-        trust_remote_code: whether code in it may run.
+        directory: its directory.
+        trust_remote_code: whether code in the directory may run.
         allow_pickle: whether weights may be read from a pickle.
     """
 
@@ -54,17 +54,17 @@ class Source:
 def resolve(
     name: str | Path, *, weights: bool = True, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> Source:
-    """Find the directory that ``name`` means; a Hub id is downloaded to the Hugging Face cache.
+    """Find the directory of a model; a model of the Hub is downloaded to the Hugging Face cache.
 
     Args:
         name: a Hugging Face model directory, a Hub id, or ``demo`` for the built-in model.
-        weights: whether the weights are wanted; without them only small files are downloaded.
+        weights: whether weights are needed; if not, only small files are downloaded.
         trust_remote_code: whether code in the directory may run.
         allow_pickle: whether weights may be read from a pickle.
 
     Raises:
-        RequestError: there is no such directory, and no such model on the Hub or no way to reach it; a directory
-            without ``config.json``; weights are wanted and :func:`~.checkpoint.weight_files` refuses them.
+        RequestError: there is no such directory, and no such model on the Hub, or the Hub cannot be reached; the
+            directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them.
     """
     directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
     if not (directory / "config.json").is_file():
@@ -85,19 +85,19 @@ def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
     if path.exists():
         raise RequestError(f"{name!r} is a file, not a model directory", "give the directory that holds config.json")
     if name.startswith((".", "~", "/")) or name.count("/") > 1:
-        raise RequestError(f"there is no directory {name!r}", "check the path; a Hub id looks like name or owner/name")
+        raise RequestError(f"there is no directory {name!r}", "check the path; a Hub id is a name or owner/name")
     patterns = _SMALL_FILES + (_WEIGHTS if weights else []) + (_PICKLES if weights and allow_pickle else [])
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError) as error:
         raise RequestError(
-            f"{name!r} is neither a directory here nor a model on the Hub: {_reason(error)}",
+            f"{name!r} is neither a local directory nor a model on the Hub: {_reason(error)}",
             "check the spelling; a gated model needs `hf auth login`",
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
         raise RequestError(
             f"there is no directory {name!r}, and the Hub cannot be reached",
-            "check the path, or download the model where there is a network and give its directory",
+            "check the path, or download the model on another machine and give its directory",
         ) from None
 
 
@@ -105,22 +105,22 @@ def load_config(source: Source) -> Any:
     """The model's ``PreTrainedConfig``.
 
     Raises:
-        RequestError: the JSON is broken, the architecture is unknown or not named, needs code that the user has not
-            allowed to run, or is quantised; or a value in the config contradicts another.
+        RequestError: the JSON is invalid; the architecture is unknown, missing, or needs code that the user has not
+            allowed to run; the model is quantised; or values in the config contradict each other.
     """
     file = source.directory / "config.json"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RequestError(f"{file} is not JSON: {error}", "copy or download the model again") from None
+        raise RequestError(f"{file} is not valid JSON: {error}", "copy or download the model again") from None
     if not isinstance(raw, dict):
         raise RequestError(f"{file} holds no JSON object", "copy or download the model again")
     _check_architecture(source, raw)
     return _guarded(
         lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
         RequestError,
-        f"{file} describes no model",
-        "correct the config, or download it again",
+        f"{file} is not a valid model configuration",
+        "correct the file, or download it again",
     )
 
 
@@ -129,31 +129,32 @@ def _check_architecture(source: Source, raw: dict[str, Any]) -> None:
     if raw.get("quantization_config"):
         raise RequestError(
             f"{source.name!r} is quantised ({raw['quantization_config'].get('quant_method', 'unknown method')})",
-            "prune the original weights and quantise the result",
+            "prune the model before quantisation, and quantise the result",
         )
     if source.trust_remote_code and any(name.startswith("AutoModel") for name in own_code):
         return
     if model_type not in CONFIG_MAPPING:
         if own_code:
             raise RequestError(
-                f"{source.name!r} needs code of its own: {own_code.get(CAUSAL_LM) or next(iter(own_code.values()))}",
-                f"read that file in {source.directory}, and pass --trust-remote-code if it may run",
+                f"{source.name!r} needs its own code: {own_code.get(CAUSAL_LM) or next(iter(own_code.values()))}",
+                f"read that file in {source.directory}, and pass --trust-remote-code if you trust it",
             )
         raise RequestError(
-            f"transformers {transformers.__version__} knows no model type {model_type!r}",
-            "give a model of a type it knows",
+            f"transformers {transformers.__version__} does not support the model type {model_type!r}",
+            "give a model that transformers supports",
         )
     if _class_of(CONFIG_MAPPING[model_type], raw.get("architectures")) is None:
         raise RequestError(
-            f"{source.name!r} is a {model_type!r} model, and its config names no class of transformers for it: "
+            f"{source.name!r} is a {model_type!r} model, and its config names no matching class of transformers: "
             f"{', '.join(raw.get('architectures') or ['none'])}",
-            "set 'architectures' in config.json to the class that was trained",
+            "set 'architectures' in config.json to the class of the model",
         )
 
 
 def _class_of(config_class: type, architectures: Sequence[str] | None) -> Any:
-    """What builds and loads the model: the Auto class of causal language models, or the class that the configuration
-    names; None where it names none that fits."""
+    """The class that builds and loads the model: AutoModelForCausalLM, or the class that the configuration names; None
+    if
+    it names no matching class."""
     name = (architectures or [""])[0]
     named = getattr(transformers, name, None)
     fits = isinstance(named, type) and getattr(named, "config_class", None) is config_class
@@ -164,7 +165,7 @@ def _class_of(config_class: type, architectures: Sequence[str] | None) -> Any:
 
 
 def _builder(config: Any) -> Any:
-    """The class of transformers, Auto or not, that builds and loads what a configuration describes."""
+    """The transformers class (an Auto class or not) that builds and loads the model of a configuration."""
     own = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
     if own:
         return getattr(transformers, CAUSAL_LM if CAUSAL_LM in own else own[0])
@@ -172,32 +173,32 @@ def _builder(config: Any) -> Any:
 
 
 def predicts_next_token(config: Any) -> bool:
-    """Whether a configuration is of a causal language model, from :func:`load_config`."""
+    """Whether a configuration from :func:`load_config` describes a causal language model."""
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     named = next(iter(config.architectures or ()), "")
     if getattr(config, "auto_map", None) and hasattr(transformers, named):
-        return named in names  # code of its own around a class whose kind is known, whatever Auto class finds that code
+        return named in names  # the model's own code around a known class: the class decides
     found = _builder(config)
     return found is AutoModelForCausalLM or found.__name__ in names
 
 
 def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = False) -> Any:
-    """The module that ``config`` describes on the meta device: shapes, and no memory for weights.
+    """The module that ``config`` describes, on the meta device: shapes without memory for weights.
 
     Args:
-        config: from :func:`load_config`; left as it is.
+        config: from :func:`load_config`; it is not changed.
         trust_remote_code: whether the model's own code may run.
-        buffers: whether buffers (rotary tables, masks) hold their values, on the CPU.
+        buffers: whether buffers (rotary tables, masks) have values, on the CPU.
 
     Returns:
-        A ``PreTrainedModel`` in evaluation mode, float32.
+        A ``PreTrainedModel`` in eval mode, float32.
 
     Raises:
         RequestError: transformers cannot build a model from the config.
     """
 
     def build() -> Any:
-        # Initialising what is thrown away at once would take minutes.
+        # Initialising weights that are never used would take minutes.
         with _without_values() if buffers else torch.device("meta"):
             # transformers writes the dtype into the config it is given.
             found = _builder(config)
@@ -208,7 +209,7 @@ def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = 
             else:
                 model = found._from_config(copy.deepcopy(config), dtype=torch.float32)
         if buffers:
-            model.tie_weights()  # registering a parameter on the meta device made another of it
+            model.tie_weights()  # a parameter registered on the meta device is a new object
         return model
 
     return _guarded(build, RequestError, "transformers cannot build this model", "correct the config").eval()
@@ -221,18 +222,18 @@ def _without_values() -> Iterator[None]:
 
 
 def load_model(source: Source, *, dtype: torch.dtype = torch.float32) -> Any:
-    """The model with its weights on the CPU, in evaluation mode.
+    """The model with its weights on the CPU, in eval mode.
 
     Args:
         source: from :func:`resolve` with ``weights=True``.
-        dtype: of the parameters; what the checkpoint holds is converted.
+        dtype: dtype of the parameters; the checkpoint is converted.
 
     Returns:
         A ``PreTrainedModel``.
 
     Raises:
-        RequestError: as :func:`load_config` and :func:`~.checkpoint.weight_files`.
-        FxpruneError: the checkpoint does not fit the model: keys missing, left over or of another shape.
+        RequestError: as in :func:`load_config` and :func:`~.checkpoint.weight_files`.
+        FxpruneError: the checkpoint does not fit the model: tensors are missing, unknown or of another shape.
     """
     config = load_config(source)
     found = _builder(config)
@@ -244,7 +245,7 @@ def load_model(source: Source, *, dtype: torch.dtype = torch.float32) -> Any:
             dtype=dtype,
             trust_remote_code=source.trust_remote_code,
             use_safetensors=files[0].suffix == ".safetensors",
-            ignore_mismatched_sizes=True,  # so that they are reported below, with the others
+            ignore_mismatched_sizes=True,  # they are reported below, with the others
             output_loading_info=True,
         ),
         FxpruneError,
@@ -265,9 +266,9 @@ def _check_keys(source: Source, config: Any, info: dict[str, Any]) -> None:
     if not found:
         return
     own_code = bool(getattr(config, "auto_map", None))
-    hint = "the weights do not belong to this config"
+    hint = "check that the weights belong to this config"
     if own_code and not source.trust_remote_code:
-        hint = f"this model brings its own code: read it in {source.directory}, then pass --trust-remote-code"
+        hint = f"this model has its own code: read it in {source.directory}, then pass --trust-remote-code"
     raise FxpruneError(f"the weights of {source.name!r} do not fit its config: tensors {found}", hint)
 
 
@@ -280,8 +281,8 @@ def load_tokenizer(source: Source) -> Any:
     return _guarded(
         lambda: AutoTokenizer.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
         RequestError,
-        f"{source.directory} has no tokenizer that can be read",
-        "copy tokenizer.json and tokenizer_config.json beside config.json",
+        f"{source.directory} has no readable tokenizer",
+        "copy tokenizer.json and tokenizer_config.json to the directory of config.json",
     )
 
 
@@ -291,8 +292,9 @@ def _some(names: Iterable[str], limit: int = 3) -> str:
 
 
 def _guarded(work: Callable[[], T], error_class: type[FxpruneError], message: str, hint: str) -> T:
-    """Run a call into transformers. What it raises on bad input has no common class, so every failure is reported with
-    its reason; the traceback stays attached for ``--debug``."""
+    """Call transformers, and convert any error to ``error_class`` with its reason.
+
+    Its errors on bad input have no common class. The traceback is kept for ``--debug``."""
     try:
         return work()
     except FxpruneError:
@@ -302,6 +304,6 @@ def _guarded(work: Callable[[], T], error_class: type[FxpruneError], message: st
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error's text, and the second where the first only announces it."""
+    """The first line of an error's text, with the second line if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

@@ -1,4 +1,4 @@
-"""Any ``torch.nn.Module``: where it comes from, what it is called with, and its trace."""
+"""Any ``torch.nn.Module``: finds it by name, reads example inputs, traces it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ..ir.errors import FxpruneError, RequestError
 from .export import Traced, trace_model
 
 Inputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
-"""One tensor, the positional arguments, or the keyword arguments of a forward."""
+"""One tensor, a tuple of positional arguments, or a dict of keyword arguments of a forward."""
 
-EXAMPLE_HINT = "write --example as 'float32[2,3,224,224]': a data type and extents; several inputs with commas between"
+EXAMPLE_HINT = "write --example as 'float32[2,3,224,224]': dtype and extents; separate several inputs by commas"
 _TARGET = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
 _INPUT = re.compile(r"\s*(?:(?P<name>[A-Za-z_]\w*)\s*=\s*)?(?P<dtype>\w+)\s*\[(?P<shape>[\d,\s]*)\]\s*(?P<end>,|$)")
 _BATCHES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)
-"""Batch extents to trace with: primes, so that an integer of the graph that is a multiple of one counts samples."""
+"""Batch extents for the trace: primes, so that multiples of one in the graph come from the number of samples."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a forward is called.
+    """A call of a forward: its arguments.
 
     Attributes:
-        args, kwargs: as the user gave them.
-        bound: all of them as keyword arguments, in the order of the signature.
+        args, kwargs: the arguments as the user gave them.
+        bound: all arguments by name, in the order of the signature.
     """
 
     args: tuple[Any, ...]
@@ -43,17 +43,17 @@ class Call:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """Every tensor among the arguments, nested ones too, in the order of the graph's inputs."""
+        """All tensors in the arguments, also nested ones, in the order of the graph's inputs."""
         return [leaf for leaf in pytree.tree_leaves(dict(self.bound)) if isinstance(leaf, torch.Tensor)]
 
     @property
     def batch(self) -> int | None:
-        """The extent that the first dimension of every tensor has, if it is the same; None otherwise."""
+        """The first extent of every tensor, if it is the same for all; None otherwise."""
         extents = {tensor.shape[0] if tensor.dim() else None for tensor in self.tensors}
         return extents.pop() if len(extents) == 1 else None
 
     def resized(self, batch: int) -> Call:
-        """The same call with another number of samples: the given ones again and again."""
+        """The same call with another number of samples; the given samples are repeated."""
 
         def resize(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):
@@ -66,10 +66,10 @@ class Call:
 
 
 def bind(module: nn.Module, inputs: Inputs) -> Call:
-    """The call that example inputs stand for.
+    """The call of a forward on example inputs.
 
     Raises:
-        RequestError: inputs that the signature of the forward does not take.
+        RequestError: for inputs that the signature of the forward does not accept.
     """
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
@@ -93,13 +93,13 @@ def bind(module: nn.Module, inputs: Inputs) -> Call:
         elif kind is inspect.Parameter.VAR_POSITIONAL:
             raise RequestError(
                 f"{type(module).__name__}.forward takes any number of arguments (*{name}), which cannot be traced",
-                "wrap the module in one whose forward names its arguments",
+                "wrap it in a module whose forward has named arguments",
             )
         else:
             named[name] = value
     call = Call(args, kwargs, named)
     if not call.tensors:
-        raise RequestError("the example inputs hold no tensor", "give tensors of the shapes that the forward takes")
+        raise RequestError("the example inputs hold no tensor", "give tensors that the forward accepts")
     return call
 
 
@@ -107,13 +107,13 @@ def trace_module(module: nn.Module, call: Call, *, batch: bool) -> Traced:
     """Trace a module.
 
     Args:
-        module: in evaluation mode.
-        call: what it is called with.
-        batch: trace at a number of samples that nothing else in the graph has, named ``b`` among the extents, so that
-            a backend can tell what follows it; otherwise at the extents of the call.
+        module: in eval mode.
+        call: the example inputs.
+        batch: whether to trace with a number of samples that nothing else in the graph equals, named ``b`` in the
+            extents, so that a backend knows which numbers depend on it; otherwise the extents of the call are used.
 
     Raises:
-        FxpruneError: as :func:`~.export.trace_model`, and for a module that does not take that many samples.
+        FxpruneError: as in :func:`~.export.trace_model`, and for a module that does not accept that many samples.
     """
     if not batch or call.batch is None:
         return trace_model(module, call.bound)
@@ -127,7 +127,7 @@ def _free_batches(module: nn.Module) -> Iterator[int]:
 
 
 def _meta(call: Call, batch: int, module: nn.Module) -> dict[str, Any]:
-    """The arguments with another number of samples, in no memory: one element, expanded."""
+    """The arguments with another number of samples, without memory: one element, expanded."""
     tensor = next(iter(module.parameters()), torch.empty(0))
 
     def resize(leaf: Any) -> Any:
@@ -140,17 +140,17 @@ def _meta(call: Call, batch: int, module: nn.Module) -> dict[str, Any]:
 
 
 def is_target(text: str) -> bool:
-    """Whether a model is named as ``package.module:callable``."""
+    """Whether MODEL has the form ``package.module:callable``."""
     return _TARGET.fullmatch(text) is not None
 
 
 def resolve_module(text: str) -> nn.Module:
-    """The module that ``package.module:callable`` names: what the callable returns, or the attribute itself.
+    """The module that ``package.module:callable`` names: the result of the callable, or the attribute itself.
 
-    Packages are looked up where Python looks, the current directory included.
+    Python's import path and the current directory are searched.
 
     Raises:
-        RequestError: another form, no such module or attribute, a callable that raises, or something that is no
+        RequestError: for another form, a missing module or attribute, a callable that raises, or a result that is not a
             ``torch.nn.Module``.
     """
     found = _named(text)
@@ -159,10 +159,10 @@ def resolve_module(text: str) -> nn.Module:
             found = found()
         except Exception as error:
             raise RequestError(
-                f"{text}() fails: {_said(error)}", "name a callable that needs no arguments and returns the module"
+                f"{text}() fails: {_said(error)}", "give a callable without arguments that returns the module"
             ) from error
     if not isinstance(found, nn.Module):
-        raise RequestError(f"{text} is no torch.nn.Module but {type(found).__name__}", "name what builds the module")
+        raise RequestError(f"{text} is not a torch.nn.Module but {type(found).__name__}", "give what builds the module")
     return found
 
 
@@ -170,11 +170,11 @@ def resolve_function(text: str) -> Callable[..., Any]:
     """The function that ``package.module:function`` names.
 
     Raises:
-        RequestError: another form, no such module or attribute, or something that cannot be called.
+        RequestError: for another form, a missing module or attribute, or an object that cannot be called.
     """
     found = _named(text)
     if not callable(found):
-        raise RequestError(f"{text} cannot be called: it is {type(found).__name__}", "name a function")
+        raise RequestError(f"{text} is not a function but {type(found).__name__}", "give package.module:function")
     function: Callable[..., Any] = found
     return function
 
@@ -182,30 +182,30 @@ def resolve_function(text: str) -> Callable[..., Any]:
 def _named(text: str) -> Any:
     match = _TARGET.fullmatch(text)
     if match is None:
-        raise RequestError(f"{text!r} names no attribute of a module", "write it as package.module:callable")
+        raise RequestError(f"{text!r} is not of the form package.module:callable", "give it in this form")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     name, attribute = match.group("module", "attribute")
     try:
         found: Any = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # whatever the user's code does while it is imported
+    except (Exception, SystemExit) as error:  # the imported code may raise anything
         raise RequestError(
-            f"{name!r} cannot be imported: {_said(error)}", "run it from the directory that holds the package"
+            f"{name!r} cannot be imported: {_said(error)}", "run fxprune in the directory that holds the package"
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise RequestError(f"{name!r} has no {attribute!r}", "name a function or class that returns the module")
+            raise RequestError(f"{name!r} has no {attribute!r}", "give a function or class that returns the module")
         found = getattr(found, part)
     return found
 
 
 def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
-    """Example inputs from text: ``float32[2,3,224,224]``, or ``ids=int64[2,16],mask=bool[2,16]`` by name.
+    """Example inputs from text: ``float32[2,3,224,224]``, or with names ``ids=int64[2,16],mask=bool[2,16]``.
 
-    Floating-point numbers are normally distributed, integers are 0 or 1, truth values are true.
+    Floating-point numbers are normally distributed, integers are 0 or 1, booleans are true.
 
     Raises:
-        RequestError: naming what cannot be read.
+        RequestError: with the part that cannot be read.
     """
     generator = torch.Generator().manual_seed(seed)
     found: list[tuple[str | None, torch.Tensor]] = []
@@ -213,10 +213,10 @@ def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[s
     while position < len(text) or not found:
         match = _INPUT.match(text, position)
         if match is None:
-            raise RequestError(f"--example {text!r} cannot be read from {text[position:]!r} on", EXAMPLE_HINT)
+            raise RequestError(f"--example {text!r} cannot be read: unexpected {text[position:]!r}", EXAMPLE_HINT)
         dtype = getattr(torch, match["dtype"], None)
         if not isinstance(dtype, torch.dtype):
-            raise RequestError(f"--example {text!r}: {match['dtype']!r} is no data type of torch", EXAMPLE_HINT)
+            raise RequestError(f"--example {text!r}: {match['dtype']!r} is not a torch dtype", EXAMPLE_HINT)
         shape = [int(extent) for extent in match["shape"].split(",") if extent.strip()]
         if dtype.is_floating_point:
             tensor = torch.randn(shape, generator=generator).to(dtype)
@@ -228,7 +228,7 @@ def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[s
     if all(names):
         return {str(name): tensor for name, tensor in found}
     if any(names):
-        raise RequestError(f"--example {text!r} names some inputs and not others", EXAMPLE_HINT)
+        raise RequestError(f"--example {text!r} has names for some inputs only", EXAMPLE_HINT)
     return tuple(tensor for _, tensor in found)
 
 
@@ -237,7 +237,7 @@ def _said(error: BaseException) -> str:
 
 
 def run(module: nn.Module, call: Call) -> list[torch.Tensor]:
-    """The tensors that a module returns, nested ones too.
+    """The tensors that a module returns, also nested ones.
 
     Raises:
         FxpruneError: when it does not run on these inputs.

@@ -1,4 +1,4 @@
-"""Rows of text from JSON files and from ``datasets``: where they lie, what they hold, how one reads as plain text."""
+"""Reads rows from JSON files and from ``datasets``, and converts them to plain text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..ir.errors import RequestError
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 FIELDS_HINT = (
-    "rows need a `text` field, or Alpaca's `instruction` and `output` (and `input`); or name the field to read"
+    "give rows with a `text` field, or Alpaca's `instruction` and `output` (and `input`); or name the field to read"
 )
 
-# Stanford Alpaca's two prompts: the published format that instruction rows are trained in.
+# The two prompts of Stanford Alpaca, the published format for training on instruction rows.
 _PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n{output}"
@@ -30,12 +30,12 @@ _PROMPT_WITH_INPUT = (
 
 @dataclass(frozen=True)
 class Records:
-    """Rows rendered to text.
+    """Rows as text.
 
     Attributes:
         rows: one text per row, in order; a row may be empty.
-        complete: whether a row ends where its text ends (an instruction with its answer), so that an end-of-text token
-            belongs behind it.
+        complete: whether each row is a complete text (an instruction with its answer), which ends with an end-of-text
+            token.
     """
 
     rows: tuple[str, ...]
@@ -43,15 +43,15 @@ class Records:
 
 
 def decode_file(path: Path) -> str:
-    """The text of a UTF-8 file, line ends as ``\\n``.
+    """The text of a UTF-8 file, with line ends as ``\\n``.
 
     Raises:
-        RequestError: missing, unreadable, not UTF-8, or empty.
+        RequestError: for a file that is missing, not readable, not UTF-8, or empty.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise RequestError(f"no such text file: '{path}'", "check the path") from None
+        raise RequestError(f"there is no text file '{path}'", "check the path") from None
     except UnicodeDecodeError as error:
         raise RequestError(
             f"'{path}' is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}",
@@ -60,15 +60,15 @@ def decode_file(path: Path) -> str:
     except OSError as error:
         raise RequestError(f"'{path}' cannot be read: {error.strerror}", "give a readable file") from None
     if not text.strip():
-        raise RequestError(f"'{path}' is empty", "give a file with some text in it")
+        raise RequestError(f"'{path}' is empty", "give a file with text")
     return text
 
 
 def read_json(path: Path, field: str | None = None) -> Records:
-    """Rows of a JSON-lines file, or of a JSON file that holds one list of rows.
+    """Rows of a JSON-lines file, or of a JSON file with one list of rows.
 
     Raises:
-        RequestError: broken JSON (with the line), a row that is no object, or rows without a field that is known.
+        RequestError: for invalid JSON (with the line), a row that is not an object, or rows without a known field.
     """
     text = decode_file(path)
     parse = _parse_list if text.lstrip().startswith("[") else _parse_lines
@@ -79,7 +79,7 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
     """Rows of a ``datasets`` id or directory: ``id`` (its ``train`` split), ``id:split`` or ``id:config:split``.
 
     Raises:
-        RequestError: when it cannot be loaded (unknown, offline, no such split), or has no field that is known.
+        RequestError: when it cannot be loaded (unknown, offline, no such split), or has no known field.
     """
     import datasets
 
@@ -89,11 +89,11 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except Exception as error:
-        # The library raises anything from ConnectionError to ValueError here, depending on where it gave up.
+        # Depending on the cause, the library raises ConnectionError, ValueError and others.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RequestError(
-            f"'{spec}' is no file here, and no data set could be loaded from it: {reason}",
-            "check the path, or the id, configuration and split (`id:config:split`) and the network",
+            f"'{spec}' is neither a file nor a data set that can be loaded: {reason}",
+            "check the path; for a data set check `id:config:split` and the network",
         ) from error
     finally:
         if not silent:
@@ -105,37 +105,37 @@ def split_spec(spec: str) -> tuple[str, str | None, str]:
     """``id[:config][:split]`` -> (id, config, split). Colons inside brackets belong to the split, as in ``train[:1%]``.
 
     Raises:
-        RequestError: more than three parts, or an empty one.
+        RequestError: for more than three parts, or an empty part.
     """
     parts = re.split(r":(?![^\[]*\])", spec)
     if len(parts) > 3 or not all(parts):
-        raise RequestError(f"'{spec}' does not name a data set", "write it as `id`, `id:split` or `id:config:split`")
+        raise RequestError(f"'{spec}' is not a data set name", "write it as `id`, `id:split` or `id:config:split`")
     name, *rest = parts
     split = rest.pop() if rest else "train"
     return name, rest[0] if rest else None, split
 
 
 def render_rows(rows: Iterable[tuple[str, Any]], source: str, field: str | None = None) -> Records:
-    """Turn rows into texts by the fields of the first one.
+    """Convert rows to texts, with the fields of the first row.
 
     Args:
-        rows: (where the row stands, for messages; the row).
-        source: what to call all of them in messages.
-        field: the field to read; None looks for ``text``, then for Alpaca's three.
+        rows: pairs (place of the row for messages, the row).
+        source: name of the source for messages.
+        field: the field to read; None looks for ``text``, then for Alpaca's three fields.
 
     Raises:
-        RequestError: no rows, a row that is no object, or one without the fields of the first.
+        RequestError: for no rows, a row that is not an object, or a row without the fields of the first row.
     """
     texts: list[str] = []
     names: tuple[str, ...] = ()
     for where, row in rows:
         if not isinstance(row, Mapping):
-            raise RequestError(f"{where} is no object but {type(row).__name__}", FIELDS_HINT)
+            raise RequestError(f"{where} is not an object but {type(row).__name__}", FIELDS_HINT)
         names = names or _fields_of(row, where, field)
         values = {name: _string(row, name, where) for name in names}
         texts.append(_alpaca(values, row, where) if len(names) > 1 else values[names[0]])
     if not any(text.strip() for text in texts):
-        raise RequestError(f"'{source}' is empty", "give rows with some text in them")
+        raise RequestError(f"'{source}' is empty", "give rows with text")
     return Records(tuple(texts), complete=len(names) > 1)
 
 
@@ -144,7 +144,7 @@ def _fields_of(row: Mapping[str, Any], where: str, field: str | None) -> tuple[s
     for names in candidates:
         if all(name in row for name in names):
             return names
-    wanted = f"no field '{field}'" if field else "no field that holds its text"
+    wanted = f"no field '{field}'" if field else "no known text field"
     raise RequestError(f"{where} has {wanted}; its fields: {_listing(row)}", FIELDS_HINT)
 
 
@@ -153,7 +153,7 @@ def _string(row: Mapping[str, Any], name: str, where: str) -> str:
         raise RequestError(f"{where} has no field '{name}'; its fields: {_listing(row)}", FIELDS_HINT)
     value = row[name]
     if not isinstance(value, str):
-        raise RequestError(f"{where}: field '{name}' is no string but {type(value).__name__}", FIELDS_HINT)
+        raise RequestError(f"{where}: field '{name}' is not a string but {type(value).__name__}", FIELDS_HINT)
     return value
 
 
@@ -167,7 +167,7 @@ def _listing(row: Mapping[str, Any]) -> str:
 
 
 def _parse_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    # Not splitlines(): it also cuts at U+2028 and its like, which JSON strings may hold unescaped.
+    # Not splitlines(): it also splits at U+2028 and similar characters, which may be in JSON strings.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"'{path}' line {number}"
@@ -186,5 +186,5 @@ def _parse(text: str, where: str) -> Any:
         place = where if error.lineno == 1 else f"{where} line {error.lineno}"
         raise RequestError(
             f"{place} is not valid JSON: {error.msg} at column {error.colno}",
-            "give one JSON object per line, or a .json file that holds one list of objects",
+            "give one JSON object per line, or a .json file with one list of objects",
         ) from None

@@ -1,4 +1,4 @@
-"""Text that has been tokenised: windows for calibration and perplexity, rows for recovery training."""
+"""Tokenised text: windows for calibration and perplexity, rows for recovery training."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Text:
-    """A text under a tokenizer; the passes' ``Corpus``.
+    """A text with its tokenizer; implements the passes' ``Corpus``.
 
     Attributes:
-        name: what the user called it; for reports.
-        rows: the text, whole or row by row.
-        tokenizer: what cuts it into tokens.
-        whole: whether ``rows`` is one running text rather than examples that stand for themselves.
-        complete: whether each row is a finished answer, after which an end-of-text token belongs.
-        vocabulary: how many tokens the model knows; not checked when None.
+        name: the name that the user gave, for reports.
+        rows: the text, as one string or as rows.
+        tokenizer: the tokenizer.
+        whole: whether ``rows`` is one running text instead of separate examples.
+        complete: whether each row is a complete text that ends with an end-of-text token.
+        vocabulary: vocabulary size of the model; None to skip the check of token ids.
     """
 
     name: str
@@ -38,32 +38,33 @@ class Text:
 
     @cached_property
     def ids(self) -> torch.Tensor:
-        """All tokens, ``[T]`` int64: no special tokens, rows joined by a blank line.
+        """All tokens, int64 ``[T]``: without special tokens, rows joined by an empty line.
 
-        As LLM-Pruner's evaluation does (arXiv 2305.11627, its code): the text is tokenised in one piece.
+        The text is tokenised in one piece, as in LLM-Pruner's evaluation code (arXiv 2305.11627).
         """
         return torch.tensor(self._encode("\n\n".join(self.rows), special=False), dtype=torch.int64)
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
-        """Token ids ``[count, length]`` int64: non-overlapping windows of the whole text, its tail dropped.
+        """Token ids, int64 ``[count, length]``: windows of the whole text without overlap; an incomplete last one is
+        left out.
 
         Args:
             length: tokens in a window.
-            count: how many; all of them when None.
+            count: number of windows; all when None.
             seed: None takes the first windows in order, an integer draws them at random without repetition.
 
         Raises:
             RequestError: when the text holds fewer than ``count`` windows, or none.
         """
         if length < 1 or (count is not None and count < 1):
-            raise RequestError(f"{count} windows of {length} tokens cannot be cut", "ask for at least one of each")
+            raise RequestError(f"cannot make {count} windows of {length} tokens", "give at least 1 for both")
         whole = len(self.ids) // length
         wanted = whole if count is None else count
         if whole < max(wanted, 1):
             raise RequestError(
                 f"'{self.name}' is too short: it holds {whole} windows of {length} tokens ({len(self.ids)} tokens), "
-                f"{max(wanted, 1)} asked for",
-                "give a longer text, or ask for fewer or shorter windows",
+                f"{max(wanted, 1)} are needed",
+                "give a longer text, or use fewer or shorter windows",
             )
         windows = self.ids[: whole * length].view(whole, length)
         if seed is None:
@@ -71,14 +72,14 @@ class Text:
         return windows[torch.randperm(whole, generator=torch.Generator().manual_seed(seed))[:wanted]]
 
     def examples(self, length: int) -> list[dict[str, list[int]]]:
-        """What recovery trains on: ``input_ids`` and ``labels`` per example, the loss on every token.
+        """Training examples: ``input_ids`` and ``labels`` per example, with the loss on every token.
 
-        A running text gives its windows of ``length`` tokens. Rows stay rows: each with the special tokens that its
-        tokenizer puts around a text, cut to ``length``; one that is complete and short enough ends in the end-of-text
-        token. Rows of fewer than two tokens hold nothing to predict and are left out.
+        A running text gives windows of ``length`` tokens. Otherwise each row is an example, with the special tokens of
+        the tokenizer, cut to ``length``; a complete row that is short enough ends with the end-of-text token. Rows of
+        fewer than two tokens have no token to predict and are left out.
 
         Raises:
-            RequestError: when nothing is left.
+            RequestError: when there is no example.
         """
         if self.whole:
             return [_example(window) for window in self.windows(length).tolist()]
@@ -86,7 +87,8 @@ class Text:
         examples = [_example(row) for row in ids if len(row) > 1]
         if not examples:
             raise RequestError(
-                f"'{self.name}' has no row with two tokens within {length}", "give longer rows, or a larger length"
+                f"'{self.name}' has no row with at least two tokens at length {length}",
+                "give longer rows, or a larger length",
             )
         return examples
 
@@ -98,13 +100,13 @@ class Text:
         return ids[:length]
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
-        # verbose=False: the advice that a text is longer than the model's context is not meant for texts to be cut.
+        # verbose=False: the warning that a text is longer than the model's context does not matter here.
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
         unknown = max(ids, default=-1)
         if self.vocabulary is not None and unknown >= self.vocabulary:
             raise RequestError(
-                f"the tokenizer makes token {unknown} of '{self.name}', and the model knows {self.vocabulary} tokens",
-                "put the tokenizer that the model was trained with beside its config.json",
+                f"the tokenizer makes token {unknown} from '{self.name}', but the model has {self.vocabulary} tokens",
+                "copy the tokenizer that the model was trained with to the directory of config.json",
             )
         return ids
 
@@ -116,19 +118,19 @@ def load_text(spec: str, tokenizer: PreTrainedTokenizerBase, *, field: str | Non
         spec: a text file (UTF-8); a ``.jsonl`` file of rows or a ``.json`` file that holds a list of them, with a
             ``text`` field or Alpaca's ``instruction``, ``input`` and ``output``; otherwise ``id``, ``id:split`` or
             ``id:config:split`` of Hugging Face ``datasets``, or a directory that ``datasets`` can load.
-        tokenizer: what cuts it into tokens.
-        field: the field of the rows to read, when it has another name.
+        tokenizer: the tokenizer.
+        field: the field of the rows to read, if it has another name.
 
     Raises:
-        RequestError: a file that is missing, empty, not UTF-8 or broken JSON; rows without a known field; a data set
-            that cannot be loaded; ``field`` for a text file.
+        RequestError: for a file that is missing, empty, not UTF-8 or invalid JSON; for rows without a known field; for
+            a data set that cannot be loaded; for ``field`` with a text file.
     """
     path = Path(spec).expanduser()
     if path.suffix in JSON_SUFFIXES:
         records = read_json(path, field)
     elif path.is_file() or _looks_like_file(path):
         if field:
-            raise RequestError(f"'{spec}' is a text file and has no field '{field}'", "leave the field out")
+            raise RequestError(f"'{spec}' is a text file and has no field '{field}'", "give no field")
         return from_string(spec, decode_file(path), tokenizer)
     else:
         records = read_dataset(str(path), field)
@@ -142,12 +144,12 @@ def from_string(name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> Tex
         RequestError: when it is empty.
     """
     if not text.strip():
-        raise RequestError(f"the text '{name}' is empty", "give some text")
+        raise RequestError(f"the text '{name}' is empty", "give a text")
     return Text(name, (text,), tokenizer)
 
 
 def _looks_like_file(path: Path) -> bool:
-    """Whether a missing path was meant as a file and not as a data set, so that the message can say so."""
+    """Whether a missing path looks like a file and not like a data set, for the error message."""
     folder = Path(str(path).partition(":")[0])
     return not folder.is_dir() and (path.suffix in (".txt", ".text", ".md") or path.is_absolute())
 

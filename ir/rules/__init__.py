@@ -1,4 +1,4 @@
-"""The operator rules: explicit tables by family. An operator without a rule freezes whatever it touches."""
+"""The operator rules, in explicit tables by family. An operator without a rule freezes all its axes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ SPATIAL = "spatial positions"
 
 
 def _groups_position(op: Op) -> int:
-    """Where ``groups`` stands: the generic operator has the transposed flag and the output padding before it."""
+    """Position of the argument ``groups``: ``aten.convolution`` has two more arguments before it."""
     return 8 if op.packet == "aten.convolution" else 6
 
 
@@ -44,7 +44,7 @@ def _convolution(eq: Equations, op: Op) -> None:
 
 
 def _groups(op: Op, new: Resized) -> Op:
-    """The number of groups that are left: channels of the operand over channels of one group."""
+    """The new number of groups: channels of the operand divided by channels of one group."""
     position = _groups_position(op)
     if integer(op, position, "groups", 1) == 1:
         return op
@@ -55,7 +55,7 @@ def _groups(op: Op, new: Resized) -> Op:
 
 
 def _passes(op: Op, place: int, spatial: int) -> bool:
-    """Whether a pool takes one position at a time along a spatial dimension, every one of them."""
+    """Whether the windows of a pool are single positions along a spatial dimension, and all of them."""
 
     def at(position: int, name: str, default: int) -> Arg:
         given = argument(op, position, name, default)
@@ -92,7 +92,7 @@ def _unfold(eq: Equations, op: Op) -> None:
 
 
 def _fold(eq: Equations, op: Op) -> None:
-    """Windows are added up where they overlap: the inverse of taking them."""
+    """col2im: adds up overlapping windows; the inverse of ``_unfold``."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     eq.freeze((operand[-1], *result[-2:]), SPATIAL)
     eq.tie_all(operand[:-2], result[:-3])
@@ -102,7 +102,7 @@ def _fold(eq: Equations, op: Op) -> None:
 
 
 def _grid_sample(eq: Equations, op: Op) -> None:
-    """``n c h w, n y x 2 -> n c y x``; channels pass."""
+    """``n c h w, n y x 2 -> n c y x``; only channels are tied."""
     operand, grid, result = eq.of(tensor(op, 0)), eq.of(tensor(op, 1)), eq.of(op.result)
     eq.tie_all((operand[0], operand[1], operand[0]), (result[0], result[1], grid[0]))
     eq.freeze((*operand[2:], *grid[1:], *result[2:]), SPATIAL)

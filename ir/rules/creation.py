@@ -1,4 +1,4 @@
-"""Operators that make a tensor of a given shape: nothing is tied; the shape follows the axes that later uses tie."""
+"""Operators that create a tensor of a given shape. They tie no axes; later operators tie the axes of the result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .rule import Equations, Resized, Rule, with_args
 
 
 def _couple(eq: Equations, op: Op) -> None:
-    del eq, op  # a constant fill has no units of its own: whatever uses it says what its axes are
+    del eq, op  # a constant fill has no units of its own; the operators that use it tie its axes
 
 
 def _shape(position: int) -> Rule:

@@ -1,4 +1,4 @@
-"""Contractions: linear maps, matrix products, einsum, look-ups in a table, attention."""
+"""Contractions: linear maps, matrix products, einsum, attention; and table look-ups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .rule import Equations, Resized, Rule, argument, pattern, tensor, with_args
 
 
 def _matmul(eq: Equations, op: Op) -> None:
-    """``... m k, ... k n -> ... m n`` with the vector forms of numpy."""
+    """``... m k, ... k n -> ... m n``; vectors as in numpy."""
     left, right = list(eq.of(tensor(op, 0))), list(eq.of(tensor(op, 1)))
     result = list(eq.of(op.result))
     if len(right) == 1:
@@ -64,7 +64,7 @@ def _einsum(eq: Equations, op: Op) -> None:
 
 
 def _attention(eq: Equations, op: Op) -> None:
-    """``... l e, ... s e, ... s v, (... l s)? -> ... l v``; what stands before ``l`` are heads."""
+    """``... l e, ... s e, ... s v, (... l s)? -> ... l v``; the dimension before ``l`` holds the heads."""
     query, key, value = (eq.of(tensor(op, i)) for i in range(3))
     result = eq.of(op.result)
     eq.tie(query[-1], key[-1])
@@ -91,7 +91,7 @@ def _attention(eq: Equations, op: Op) -> None:
 
 
 def _pin_scale(op: Op, new: Resized) -> Op:
-    """The scale is a constant of the original head size; left to the operator it would follow the new one."""
+    """Keep the scale of the dense head size; the default of the operator would depend on the new size."""
     del new
     if argument(op, 6, "scale") is not None:
         return op
@@ -99,7 +99,7 @@ def _pin_scale(op: Op, new: Resized) -> Op:
 
 
 def _embedding_bag(eq: Equations, op: Op) -> None:
-    """Rows looked up and summed; its further results say which they were."""
+    """Looks up rows and sums them; the other results are indices of the rows."""
     table, (bags, *others) = eq.of(tensor(op, 0)), op.made
     eq.tie(table[1], eq.of(bags)[1])
     others += list(op.operands)[1:]

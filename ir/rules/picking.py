@@ -1,8 +1,8 @@
-"""Picking positions of an axis, and integers that are positions of one: how a router names its experts.
+"""Operators that pick positions of an axis, such as a router that picks experts.
 
-``topk`` gives integers that count along the axis it looked at. Where they only travel (views, permutations) to a
-look-up in another tensor, that tensor's dimension is the same axis: a unit that goes takes its row of the table along,
-and what ``topk`` gives afterwards counts along the smaller axis on both sides.
+``topk`` returns integers that are positions of its axis. If they reach a look-up in another tensor unchanged (through
+views and permutations), the dimension that they index is the same axis. A removed unit then also removes its row of
+that tensor, and the integers of ``topk`` count along the smaller axis in both places.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _to_copy _unsafe_view alias chunk clone contiguous detach expand expand_as flatt
 slice split squeeze t to transpose unbind unflatten unsqueeze view
 """
 PASSING = frozenset(f"aten.{name}" for name in _NAMES.split())
-"""Operators whose result holds integers of their operand, none changed."""
+"""Operators whose result holds values of their operand, unchanged."""
 
 READING = frozenset(f"aten.{name}" for name in ("index", "gather", "scatter", "scatter_add", "index_select"))
-"""Operators whose rules know what positions of an axis mean."""
+"""Operators whose rules handle indices that are positions of an axis."""
 
 
 def _topk(eq: Equations, op: Op) -> None:
@@ -39,7 +39,7 @@ def _topk(eq: Equations, op: Op) -> None:
 
 
 def follow_positions(eq: Equations, op: Op) -> None:
-    """After an operator was stated: its results hold positions of the same axis, or no unit of the axis may go."""
+    """After the rule of an operator: its results hold positions of the same axis, or the axis is frozen."""
     for value in [value for value in op.operands if value in eq.positions]:
         if op.packet in PASSING:
             eq.positions |= dict.fromkeys(op.made, eq.positions[value])

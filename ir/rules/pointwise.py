@@ -1,4 +1,4 @@
-"""Operators that act on every element by itself: one family line for all of them."""
+"""Element-wise operators: one rule for all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __and__ __or__ __xor__ __rshift__ __lshift__ conj real imag _to_copy
 """
 
 _FIRST_ONLY = frozenset({"type_as", "to"})
-"""Operators of which only the first operand flows on; the second gives a data type."""
+"""Operators whose second operand only gives a dtype."""
 
 
 def _couple(eq: Equations, op: Op) -> None:

@@ -9,7 +9,7 @@ from ..graph import Op, Value
 from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
 
 NORMALISED = "normalised"
-"""Mark of atoms that a normalisation divides over: removing their units is not the same as zeroing them."""
+"""Mark of atoms that a normalisation runs over: removing their units is not the same as zeroing them."""
 
 GROUPS = "the number of groups of a normalisation"
 
@@ -26,7 +26,7 @@ def _dims(op: Op, rank: int, position: int = 1) -> list[int]:
 
 
 def _reduction(mark: str | None, position: int = 1) -> Rule:
-    """Reductions. Removing a unit equals zeroing it only where zero is neutral; the others carry a mark."""
+    """Reductions. If zero is not neutral, removing a unit is not the same as zeroing it, and the axis gets a mark."""
 
     def couple(eq: Equations, op: Op) -> None:
         operand = eq.of(tensor(op, 0))
@@ -44,7 +44,7 @@ def _reduction(mark: str | None, position: int = 1) -> Rule:
 
 
 def _extremum(eq: Equations, op: Op) -> None:
-    """max and min: of two tensors element-wise; of one along a dimension with the positions, or over everything."""
+    """max and min: element-wise for two tensors; for one, over a dimension (with positions) or over all of it."""
     if len(list(op.operands)) > 1:
         eq.broadcast([eq.of(value) for value in op.operands], eq.of(op.result))
     elif len(op.results) > 1:
@@ -54,7 +54,7 @@ def _extremum(eq: Equations, op: Op) -> None:
 
 
 def _position(eq: Equations, op: Op) -> None:
-    """The result counts positions of the dimensions that are reduced."""
+    """The result holds positions of the reduced dimensions."""
     operand = eq.of(tensor(op, 0))
     _reduction(None).couple(eq, op)
     eq.freeze((operand[d] for d in _dims(op, len(operand))), "positions of the axis are counted")
@@ -64,14 +64,14 @@ _POSITIONS = Rule(_position, text="freezes the reduced dimensions, of which it g
 
 
 def _norm(eq: Equations, op: Op) -> None:
-    """A vector norm; zero is neutral unless the order is negative."""
+    """A vector norm; zero is neutral, except for a negative order."""
     order = argument(op, 1, "ord", 2)
     negative = isinstance(order, int | float) and order < 0
     _reduction(NORMALISED if negative else None, 2).couple(eq, op)
 
 
 def _weight_norm(eq: Equations, op: Op) -> None:
-    """``v * g / |v|`` over all dimensions but one: a zeroed unit of that one has no direction."""
+    """``v * g / |v|`` over all dimensions but one; a zeroed unit of that one would give 0 / 0."""
     direction, gain, result = eq.of(tensor(op, 0)), eq.of(tensor(op, 1)), eq.of(op.result)
     eq.tie_all(direction, result)
     eq.broadcast([gain], result)
@@ -79,8 +79,8 @@ def _weight_norm(eq: Equations, op: Op) -> None:
 
 
 def _fourier(eq: Equations, op: Op) -> None:
-    """Transformed dimensions mix all their positions; a half spectrum has fewer. Left out, they are the last one, the
-    last two or all, as the operator's name says."""
+    """A transform mixes all positions of its dimensions; a half spectrum has fewer positions. Without the argument, the
+    dimensions are the last one, the last two or all, depending on the operator's name."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     count = {"2": 2, "n": len(operand)}.get(op.packet[-1], 1)
     dims = argument(op, 1 if op.packet.startswith("aten._fft") else 2, "dim")
@@ -102,7 +102,7 @@ def _gated(eq: Equations, op: Op) -> None:
 
 
 def _along(reason: str | None, mark: str | None, position: int = 1, default: int = -1) -> Rule:
-    """Operators that keep every extent but the one of a dimension along which they act."""
+    """Operators that act along one dimension and keep all other extents."""
 
     def couple(eq: Equations, op: Op) -> None:
         operand = eq.of(tensor(op, 0))
@@ -127,16 +127,16 @@ def _softmax(eq: Equations, op: Op) -> None:
     dim = integer(op, 1, "dim", -1) % len(operand)
     eq.mark([operand[dim]], NORMALISED)
     if len(operand) > 2 and dim == len(operand) - 1:
-        # scores of attention that is written out: batch, heads, perhaps windows, queries, keys; or batch * heads first
+        # attention scores: batch, heads, perhaps windows, queries, keys; or batch * heads, queries, keys
         eq.mark(operand[1:-2] or operand[:1], "heads")
 
 
 def _norm_over_last(weights: tuple[int, ...]) -> Rule:
-    """layer_norm and its like: normalises the last dimensions, which the weights share."""
+    """layer_norm and similar operators: normalise the last dimensions, which the weights have too."""
 
     def couple(eq: Equations, op: Op) -> None:
         operand = eq.of(tensor(op, 0))
-        for result in op.made:  # the second and third are mean and deviation, of extent 1 where the norm goes
+        for result in op.made:  # the other results are mean and deviation, with extent 1 in normalised dimensions
             eq.tie_all(operand, eq.of(result))
         shape = op.args[1]
         assert isinstance(shape, tuple)
@@ -155,7 +155,7 @@ def _norm_over_last(weights: tuple[int, ...]) -> Rule:
 
 
 def _per_channel(eq: Equations, op: Op) -> None:
-    """Everything but the first operand has one number for every channel, or one for all."""
+    """All operands but the first have one number per channel, or one in total."""
     operand = eq.of(tensor(op, 0))
     eq.tie_all(operand, eq.of(op.result))
     for weight in list(op.operands)[1:]:
@@ -204,7 +204,7 @@ def _group_norm(eq: Equations, op: Op) -> None:
 
 
 def _native_group_norm(eq: Equations, op: Op) -> None:
-    """As a group norm; beside its result it gives one mean and one deviation for every sample and group."""
+    """As a group norm; also returns one mean and one deviation per sample and group."""
     operand, weights = eq.of(tensor(op, 0)), list(op.operands)[1:]
     groups = integer(op, 6, "group")
     outer, inner = eq.axes.fresh(groups), eq.axes.fresh(eq.axes.size(operand[1]) // groups)
@@ -224,7 +224,7 @@ def _extents(op: Op, new: Resized) -> Op:
 
 
 def _native_batch_norm(eq: Equations, op: Op) -> None:
-    """As a batch norm; beside its result it gives one mean and one deviation for every channel, or nothing."""
+    """As a batch norm; also returns one mean and one deviation per channel, or empty tensors."""
     operand = eq.of(tensor(op, 0))
     channels = operand[1:2]
     result, *others = op.made

@@ -1,4 +1,4 @@
-"""What an operator rule is, and what it may say about the axes of one operator."""
+"""Operator rules, and the equations that they state about the axes of one operator."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..plan import Indices
 
 
 class Equations:
-    """The axes of every value, and the equations that rules state between them.
+    """The axes of every value, and the equations between them that rules state.
 
     Attributes:
         axes: the unifier.
-        op: the operator whose rule is speaking; it signs every freeze.
-        positions: integer tensors whose values are positions of an axis.
-        least: axes and how many of their positions must stay.
+        op: the operator whose rule runs now; its name is part of every freeze reason.
+        positions: integer tensors whose values are positions of an axis -> that axis.
+        least: pairs (axis, minimum number of positions to keep).
     """
 
     def __init__(self) -> None:
@@ -29,13 +29,13 @@ class Equations:
         self.least: list[tuple[AxisId, int]] = []
 
     def of(self, value: Value) -> tuple[AxisId, ...]:
-        """The axis of every dimension; fresh ones for a value not seen before."""
+        """The axes of all dimensions of a value; new axes for a new value."""
         if value not in self._table:
             self._table[value] = tuple(self.axes.fresh(extent) for extent in value.shape)
         return self._table[value]
 
     def tie(self, a: AxisId, b: AxisId) -> None:
-        """Equate two axes; when they clash, both are frozen with the reason."""
+        """Equate two axes; if this is impossible, freeze both with the reason."""
         if ONE in (self.axes.find(a), self.axes.find(b)):
             return
         try:
@@ -44,18 +44,18 @@ class Equations:
             self.freeze((a, b), str(clash))
 
     def tie_all(self, left: Iterable[AxisId], right: Iterable[AxisId]) -> None:
-        """Equate axes pairwise; both sides have the same number."""
+        """Equate axes pairwise; both sides have the same length."""
         for a, b in zip(left, right, strict=True):
             self.tie(a, b)
 
     def broadcast(self, operands: Sequence[Sequence[AxisId]], result: Sequence[AxisId]) -> None:
-        """Equate the axes of operands with a result's, aligned at the last, as broadcasting does."""
+        """Equate the axes of operands with those of a result, aligned at the last one as in broadcasting."""
         for axes in operands:
             assert len(axes) <= len(result), f"an operand of {len(axes)} dimensions in a result of {len(result)}"
             self.tie_all(axes, result[len(result) - len(axes) :])
 
     def freeze(self, axes: Iterable[AxisId], reason: str) -> None:
-        """No unit of these axes may go, because of this operator."""
+        """Freeze axes; the reason includes this operator."""
         signed = (
             f"{reason} ({self.op.packet}{f' at {self.op.source}' if str(self.op.source) else ''})"
             if self.op
@@ -65,7 +65,7 @@ class Equations:
             self.axes.freeze(axis, signed)
 
     def address(self, axis: AxisId, index: object) -> None:
-        """An axis that is looked up: frozen, but where the index holds positions of an axis it is that axis."""
+        """An axis that an index looks up: frozen; if the index holds positions of an axis, equated with that axis."""
         known = self.positions.get(index) if isinstance(index, Value) else None
         if known is None:
             self.freeze([axis], "addressed by an index")
@@ -73,23 +73,23 @@ class Equations:
             self.tie(axis, known)
 
     def keep_at_least(self, axis: AxisId, count: int) -> None:
-        """So many positions of an axis must stay."""
+        """At least ``count`` positions of an axis must be kept."""
         self.least.append((axis, count))
 
     def mark(self, axes: Iterable[AxisId], mark: str) -> None:
-        """Note a property of these axes' atoms."""
+        """Add a mark to the atoms of these axes."""
         for axis in axes:
             self.axes.mark(axis, mark)
 
 
 class Resized(Protocol):
-    """What is known of the smaller graph when an operator's arguments are rewritten."""
+    """The shapes of the smaller graph, for rewriting an operator's arguments."""
 
     def shape(self, value: Value) -> tuple[int, ...]:
-        """The new shape of a value of the old graph."""
+        """The new shape of a value."""
 
     def kept(self, value: Value, dim: int) -> Indices:
-        """The old indices of a dimension that stay, sorted."""
+        """The kept indices of a dimension, sorted."""
 
 
 Couple = Callable[[Equations, Op], None]
@@ -98,12 +98,12 @@ Resize = Callable[[Op, Resized], Op]
 
 @dataclass(frozen=True)
 class Rule:
-    """How one operator couples axes, and how its shape arguments change when they shrink.
+    """How one operator couples axes, and how its shape arguments change when axes shrink.
 
     Attributes:
         couple: states the equations.
-        resize: rewrites arguments that depend on extents; None when no argument does.
-        text: the declarative form, for the documentation.
+        resize: rewrites the arguments that depend on extents; None when there are none.
+        text: a short form of the rule, for the documentation.
     """
 
     couple: Couple
@@ -120,12 +120,12 @@ def with_args(op: Op, args: Mapping[int, Arg], kwargs: Mapping[str, Arg] | None 
 
 
 def argument(op: Op, position: int, name: str, default: Arg = None) -> Arg:
-    """An argument that may be given by position or by name."""
+    """An argument, given by position or by name."""
     return op.args[position] if position < len(op.args) else op.kwargs.get(name, default)
 
 
 def tensor(op: Op, position: int, name: str = "") -> Value:
-    """An operand that must be a tensor."""
+    """An argument that must be a tensor."""
     value = argument(op, position, name)
     assert isinstance(value, Value), f"{op.target} argument {position} is no tensor"
     return value
@@ -141,14 +141,14 @@ def integer(op: Op, position: int, name: str, default: int = 0) -> int:
 def pattern(text: str, *, freeze: Mapping[str, str] | None = None, mark: Mapping[str, str] | None = None) -> Rule:
     """A rule in einsum-like notation: ``"... k, n k, n? -> ... n"``.
 
-    Operands are the positional arguments in order, dimensions are letters separated by blanks, the same letter is the
-    same axis, ``...`` stands for any number of leading dimensions that broadcast. An operand that ends in ``?`` may be
+    Operands are the positional arguments in order. Dimensions are letters separated by spaces; the same letter is the
+    same axis. ``...`` is any number of leading dimensions, which broadcast. An operand that ends with ``?`` may be
     missing.
 
     Args:
         text: the notation.
-        freeze: letter -> why no unit of that axis may go.
-        mark: letter -> property to note.
+        freeze: letter -> reason to freeze that axis.
+        mark: letter -> mark for that axis.
     """
     left, _, right = text.partition("->")
     operands = [(spec.strip().removesuffix("?").split(), spec.strip().endswith("?")) for spec in left.split(",")]

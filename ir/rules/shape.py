@@ -1,4 +1,4 @@
-"""Operators that only rearrange dimensions."""
+"""Operators that only rearrange, split or merge dimensions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .rule import Equations, Resized, Rule, argument, integer, tensor, with_args
 
 
 def blocks(left: Sequence[int], right: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The finest runs of dimensions of two row-major shapes that hold the same elements, extents of 1 left out.
+    """Split two row-major shapes into the shortest runs of dimensions with equal products, without extents of 1.
 
     Args:
         left, right: shapes with the same number of elements.
 
     Returns:
-        Pairs of dimension lists whose extents have equal products.
+        Pairs of lists of dimensions whose extents have equal products.
     """
     a = [(d, n) for d, n in enumerate(left) if n != 1]
     b = [(d, n) for d, n in enumerate(right) if n != 1]
@@ -55,7 +55,7 @@ def _reshape(eq: Equations, op: Op) -> None:
 
 
 def _reinterpret(eq: Equations, op: Op) -> None:
-    """``view.dtype``: the last dimension holds the same bytes; its extent changes with the size of an element."""
+    """``view.dtype``: reads the same bytes as another dtype; the last extent changes with the element size."""
     left, right = eq.of(tensor(op, 0)), eq.of(op.result)
     if tensor(op, 0).shape == op.result.shape:
         eq.tie_all(left, right)
@@ -70,12 +70,12 @@ def _view_as(eq: Equations, op: Op) -> None:
 
 
 def _to_new_shape(op: Op, new: Resized) -> Op:
-    """The sizes are the second argument; ``view.dtype`` has none."""
+    """Rewrite the sizes, the second argument; ``view.dtype`` has none."""
     return op if isinstance(op.args[1], DType) else with_args(op, {1: new.shape(op.result)})
 
 
 def _as_reshape(op: Op, new: Resized) -> Op:
-    """A squeeze would also drop a dimension of which one unit is left; an alias has strides."""
+    """Replace by a reshape: a squeeze would also drop a dimension with one unit left, and an alias has strides."""
     return Op("aten.reshape", (op.args[0], new.shape(op.result)), {}, op.results, op.source)
 
 
@@ -121,13 +121,13 @@ def _expand(eq: Equations, op: Op) -> None:
 
 
 def _broadcast_all(eq: Equations, op: Op) -> None:
-    """Every operand in the shape of all of them together."""
+    """Every operand gets the broadcast shape of all of them."""
     for result in op.made:
         eq.broadcast([eq.of(value) for value in op.operands], eq.of(result))
 
 
 def _repeat(eq: Equations, op: Op) -> None:
-    """Tiles: index ``r * n + i`` of the result is index ``i`` of the operand."""
+    """Repeats the whole axis: index ``r * n + i`` of the result is index ``i`` of the operand."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     padded = (0,) * (len(result) - len(operand)) + operand
     for axis, made in zip(padded, result, strict=True):
@@ -142,7 +142,7 @@ def _repeat_counts(op: Op, new: Resized) -> Op:
 
 
 def _interleave(eq: Equations, op: Op) -> None:
-    """Repeats every unit in place: index ``i * times + r`` of the result is index ``i`` of the operand."""
+    """Repeats every position: index ``i * times + r`` of the result is index ``i`` of the operand."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     times, dim = op.args[1], argument(op, 2, "dim")
     if not isinstance(times, int) or not isinstance(dim, int):
@@ -162,7 +162,7 @@ def _interleave_count(op: Op, new: Resized) -> Op:
 
 
 def _reversed(eq: Equations, op: Op) -> None:
-    """flip and roll: the dimensions that move are frozen, the others pass."""
+    """flip and roll: the reordered dimensions are frozen, the others are tied."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     dims = op.args[1] if op.packet == "aten.flip" else argument(op, 2, "dims", ())
     moved = {d % len(operand) for d in dims if isinstance(d, int)} if isinstance(dims, tuple) else set()

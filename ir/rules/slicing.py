@@ -1,4 +1,4 @@
-"""Operators that take dimensions apart and put them together."""
+"""Operators that split and join dimensions: cat, split, slice, pad, index."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _bounds(op: Op, extent: int) -> tuple[int, int, int]:
 
 
 def _cut(eq: Equations, axis: AxisId, start: int, end: int) -> AxisId:
-    """Refine an axis at two positions and return the part between them."""
+    """Cut an axis at two positions; returns the part between them."""
     extent = eq.axes.size(axis)
     middle = eq.axes.fresh(end - start)
     eq.tie(axis, eq.axes.concat([eq.axes.fresh(start), middle, eq.axes.fresh(extent - end)]))
@@ -91,7 +91,7 @@ def _slice(eq: Equations, op: Op) -> None:
 
 
 def _strided(eq: Equations, axis: AxisId, result: AxisId, step: int) -> None:
-    """Every ``step``-th position: a product whose inner factor the slice addresses."""
+    """Every ``step``-th position: the axis is a product, and the slice reads one position of the inner factor."""
     if eq.axes.size(axis) % step or eq.axes.size(result) * step != eq.axes.size(axis):
         eq.freeze((axis, result), f"a slice with step {step} that does not divide the axis")
         return
@@ -146,8 +146,7 @@ def _select_index(op: Op, new: Resized) -> Op:
 
 
 def _pad(eq: Equations, op: Op) -> None:
-    """Padding stands beside the axis, as parts of which units may go where units of the axis may; a negative one cuts
-    it."""
+    """Padding adds parts beside the axis, which are frozen if the axis is frozen; negative padding cuts the axis."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     amounts = [n for n in argument(op, 1, "pad") if isinstance(n, int)]  # type: ignore[union-attr]
     for back in range(len(operand)):
@@ -167,7 +166,7 @@ def _pad(eq: Equations, op: Op) -> None:
 
 
 def _pad_amounts(op: Op, new: Resized) -> Op:
-    """As many positions of the padding as are left of it."""
+    """Set the amounts of padding to the kept positions of the padding."""
     operand, amounts = tensor(op, 0), [n for n in argument(op, 1, "pad") if isinstance(n, int)]  # type: ignore[union-attr]
     for back in range(len(amounts) // 2):
         dim = len(operand.shape) - 1 - back
@@ -179,14 +178,14 @@ def _pad_amounts(op: Op, new: Resized) -> Op:
 
 
 def index_layout(indices: Sequence[Arg], rank: int) -> tuple[list[int], int]:
-    """Which dimensions an index addresses, and where in the result the indices' own dimensions stand.
+    """The dimensions that an index addresses, and the place of the indices' own dimensions in the result.
 
     Args:
-        indices: a tensor or None per leading dimension, as ``aten.index`` has them.
-        rank: of the indexed tensor.
+        indices: a tensor or None for each leading dimension, as in ``aten.index``.
+        rank: rank of the indexed tensor.
 
     Returns:
-        The addressed dimensions and the position of the first dimension that comes from the indices.
+        The addressed dimensions, and the position in the result of the first dimension from the indices.
     """
     addressed = [d for d, index in enumerate(indices) if isinstance(index, Value)]
     together = addressed == list(range(addressed[0], addressed[-1] + 1)) if addressed else True
@@ -195,7 +194,7 @@ def index_layout(indices: Sequence[Arg], rank: int) -> tuple[list[int], int]:
 
 
 def _has_mask(indices: Sequence[Arg]) -> bool:
-    """A mask addresses as many dimensions as it has, at positions known only when it runs."""
+    """Whether an index is a mask: it addresses as many dimensions as it has, at positions known only at run time."""
     return any(isinstance(i, Value) and i.dtype.name in ("b8", "u8") for i in indices)
 
 
@@ -225,7 +224,7 @@ def _index_select(eq: Equations, op: Op) -> None:
 
 
 def _gather(eq: Equations, op: Op) -> None:
-    """gather and scatter: the dimension is addressed; others pass where the index spans them."""
+    """gather and scatter: one dimension is addressed; the others are tied if the index has their full extent."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     dim = integer(op, 1, "dim") % len(operand)
     sides = [result, *(eq.of(value) for value in list(op.operands)[1:])]
@@ -245,7 +244,7 @@ def _gather(eq: Equations, op: Op) -> None:
 
 
 def _windows(eq: Equations, op: Op) -> None:
-    """unfold: overlapping windows of a dimension, whose positions become the last one."""
+    """unfold: overlapping windows of a dimension; the positions in a window become the last dimension."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     dim = integer(op, 1, "dimension") % len(operand)
     eq.freeze((operand[dim], result[dim], result[-1]), "overlapping windows of the axis")

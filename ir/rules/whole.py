@@ -1,4 +1,4 @@
-"""Operators of which no dimension may shrink, each with the reason."""
+"""Operators that freeze all dimensions, each with the reason."""
 
 from __future__ import annotations
 

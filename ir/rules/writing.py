@@ -1,4 +1,4 @@
-"""Operators that write a tensor into another one: what is written has the axes of the place it is written to."""
+"""Operators that write a tensor into another one; the written tensor has the axes of its place in the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .slicing import TABLE as SLICING
 
 
 def _read(op: Op) -> Op:
-    """The slice or select that reads what ``op`` writes."""
+    """The slice or select operator that reads what ``op`` writes."""
     target = "aten.slice.Tensor" if op.packet == "aten.slice_scatter" else "aten.select.int"
     first = "start" if op.packet == "aten.slice_scatter" else "index"
     rest: tuple[Arg, ...] = (argument(op, 2, "dim", 0), argument(op, 3, first))
@@ -28,12 +28,12 @@ def _write_bounds(op: Op, new: Resized) -> Op:
     resize = SLICING[read.packet].resize
     assert resize is not None
     resized = resize(read, new)
-    given = len(op.args) - 1  # bounds that were left out are the whole dimension, whatever its extent
+    given = len(op.args) - 1  # default bounds cover the whole dimension at any extent
     return Op(op.target, (op.args[0], op.args[1], *resized.args[1:given]), {}, op.results, op.source)
 
 
 def _copy(eq: Equations, op: Op) -> None:
-    """The second operand, broadcast to the shape of the first."""
+    """copy: the second operand, broadcast to the shape of the first."""
     eq.broadcast([eq.of(value) for value in op.operands], eq.of(op.result))
 
 
