@@ -292,18 +292,21 @@ def coarse() -> Any:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: Magnitude(target="speed:0.8").check(), "target 'speed:0.8' names no measure"),
-        (lambda: Magnitude(target="params:some").check(), "target 'params:some' is no share between 0 and 1"),
-        (lambda: Magnitude(target="params:1").check(), "target 'params:1' is no share"),
-        (lambda: Magnitude(target="params:-3").check(), "target 'params:-3' is no share"),
+        (lambda: Magnitude(target="speed:0.8").check(), "target 'speed:0.8' has no measure"),
+        (lambda: Magnitude(target="params:some").check(), "target 'params:some' needs a share between 0 and 1"),
+        (lambda: Magnitude(target="params:1").check(), "target 'params:1' needs a share"),
+        (lambda: Magnitude(target="params:-3").check(), "target 'params:-3' needs a share"),
         (lambda: Magnitude(target="bytes:1000").check(), "target 'bytes:1000' is an amount"),
         (lambda: Magnitude(moves=-1).check(), "moves -1 is negative"),
-        (refusal(target="params:1e6"), r"target params=1e\+06 is 1,000,000, and the model is at .*: nothing would be"),
+        (
+            refusal(target="params:1e6"),
+            r"target params=1e\+06 is 1,000,000, and the model already has .*: nothing would be",
+        ),
         (refusal(target="params:0.01"), r"no plan meets a budget of \d\d\d within 0.5%: the nearest costs [\d,]+, 0.0"),
         (coarse, r"no plan meets a budget of [\d,]+ within 0.5%: the nearest costs [\d,]+, 0.9"),
         (
             refusal(target="params:0.8", by="search", channels=True),
-            "by=search measures a group by silencing it, and model:channels cannot be",
+            "by=search sets units to zero, which for model:channels is not the same",
         ),
     ],
 )
@@ -316,13 +319,13 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 def test_a_search_needs_text() -> None:
     state = state_of(make())
     state.calibration = None
-    with pytest.raises(RequestError, match="by=search measures on calibration text"):
+    with pytest.raises(RequestError, match="by=search needs calibration text"):
         run(state, Magnitude(target="params:0.8", by="search"))
 
 
 def test_a_search_needs_weights() -> None:
     state = state_of(make().to("meta"))
-    with pytest.raises(RequestError, match="by=search runs the model, whose weights are not in memory"):
+    with pytest.raises(RequestError, match="by=search runs the model, but its weights are not in memory"):
         run(state, Random(target="params:0.8", by="search"))
 
 
@@ -332,5 +335,5 @@ def test_a_distance_that_is_not_finite_is_a_failure() -> None:
     model = make()
     gauge = Gauge.of(state_of(model), samples=2, length=4, seed=None, batch=2)
     model.model.norm.weight.data.fill_(float("nan"))
-    with pytest.raises(FxpruneError, match="the model's distance from the dense one is nan"):
+    with pytest.raises(FxpruneError, match="the distance from the dense model is nan"):
         gauge.read()

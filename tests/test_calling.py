@@ -94,9 +94,9 @@ REFUSED: list[tuple[str, str, str]] = [
     ("--pass drop{layers=1}", "pass 'drop' works on causal language models", "random, magnitude, taylor"),
     ("--pass magnitude,lora", "pass 'lora' works on causal language models", "random, magnitude, taylor"),
     ("--pass magnitude --calib x.txt", "ViTForImageClassification is no causal language model and reads no", "--loss"),
-    ("--pass random --example float32[2,3,32,32]", "does not say which inputs these are", "pixel_values=float32[2,3,"),
+    ("--pass random --example float32[2,3,32,32]", "has no input name", "pixel_values=float32[2,3,"),
     ("--pass random --example pixels=float32[2,3]", "ViTForImageClassification takes no 'pixels'", "pixel_values"),
-    ("--pass random --loss f", "'f' names no attribute of a module", "package.module:callable"),
+    ("--pass random --loss f", "'f' is not of the form package.module:callable", "package.module:callable"),
 ]
 
 
@@ -119,7 +119,7 @@ def test_an_input_that_nothing_describes_is_asked_for(known: str | None, monkeyp
         monkeypatch.delitem(calls()["inputs"], "pixel_values")
     else:
         monkeypatch.setitem(calls()["inputs"], "pixel_values", known)
-    message = "nothing says what shape 'pixel_values' of ViTForImageClassification has"
+    message = "the shape of input 'pixel_values' of ViTForImageClassification is not known"
     with pytest.raises(RequestError, match=message) as caught:
         example_inputs(model)
     assert "--example, such as 'pixel_values=float32" in caught.value.hint

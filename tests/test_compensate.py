@@ -353,7 +353,7 @@ def otherwise() -> State:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: run(state_of(make()), Compensate()), "nothing to make up for"),
+        (lambda: run(state_of(make()), Compensate()), "no pruning pass before it"),
         (lambda: Compensate(damping=-1.0).check(), "damping -1.0 is negative"),
         (lambda: Compensate(samples=0).check(), "samples 0 is below 1"),
         (lambda: run(state_of(make()), Random(), Compensate(method="bias", samples=2)), "has no bias to correct"),

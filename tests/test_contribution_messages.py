@@ -44,7 +44,7 @@ class Lossless(nn.Linear):
 
 W = {"model.layers.0.mlp.up_proj.weight": frozenset({0})}
 IDLE = {"idle": frozenset({0})}
-FLOAT32 = "score the model in float32, and check the calibration text"
+FLOAT32 = "compute the scores in float32, and check the calibration text"
 
 
 def idle_model() -> nn.Module:
@@ -81,12 +81,12 @@ MESSAGES: list[tuple[Callable[[], Contributions], type[FxpruneError], str, str]]
         )
         for tokens in (draw()[0], draw(3, 1), draw().int(), draw()[:0])
     ),
-    (run(build("llama-gqa"), "second", {}), RequestError, "no parameter is to be scored", "choose a range of layers"),
+    (run(build("llama-gqa"), "second", {}), RequestError, "there is no parameter to score", "choose a range of layers"),
     (
         run(build("llama-tied"), "vector", {"lm_head.weight": frozenset({0})}),
         RequestError,
         "the model has no parameter 'lm_head.weight'",
-        "a shared parameter goes by its first name",
+        "use the first name of a shared parameter",
     ),
     (
         run(idle_model(), "vector", {"idle": frozenset({1})}),
@@ -94,14 +94,14 @@ MESSAGES: list[tuple[Callable[[], Contributions], type[FxpruneError], str, str]]
         "'idle' of shape [5] has no dimensions [1]",
         "count them from 0",
     ),
-    (run(int_model(), "vector", IDLE), RequestError, "'idle' holds torch.int8", "score a model that is not quantised"),
+    (run(int_model(), "vector", IDLE), RequestError, "'idle' holds torch.int8", "give a model that is not quantised"),
     (
         lambda: magnitude(build("llama-gqa").to("meta"), W, 2),
         RequestError,
         "'model.layers.0.mlp.up_proj.weight' has no values to score",
         "load the weights: a config alone is not enough",
     ),
-    (lambda: magnitude(build("llama-gqa"), W, 0), RequestError, "magnitude exponent p=0", "use p=1"),
+    (lambda: magnitude(build("llama-gqa"), W, 0), RequestError, "magnitude: p=0 is below 1", "use p=1"),
     (
         lambda: magnitude(with_nan_loss(build("llama-gqa")), {"model.norm.weight": frozenset({0})}, 2),
         FxpruneError,
@@ -112,16 +112,16 @@ MESSAGES: list[tuple[Callable[[], Contributions], type[FxpruneError], str, str]]
         (
             run(idle_model(), variant, IDLE),
             FxpruneError,
-            "the loss depends on none of the 1 parameters to be scored",
-            "score parameters that the model's forward pass uses",
+            "the loss depends on none of the 1 parameters to score",
+            "choose groups that the model's forward pass uses",
         )
         for variant in VARIANTS
     ),
     (
         run(Lossless(2, 2), "vector", {"weight": frozenset({0})}),
         FxpruneError,
-        "Lossless returned no loss for its labels",
-        "score a causal language model",
+        "Lossless returned no loss for labels",
+        "give a causal language model",
     ),
     *(
         (run(with_nan_loss(build("llama-gqa")), variant), FxpruneError, f"the loss on {place} is nan", FLOAT32)

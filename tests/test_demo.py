@@ -100,7 +100,7 @@ def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(RequestError) as caught:
         text("test")
     assert caught.value.message == "the built-in text has no part 'test'"
-    assert caught.value.hint == "choose one of train, evaluation, calibration, recovery"
+    assert caught.value.hint == "use one of train, evaluation, calibration, recovery"
 
 
 @pytest.mark.usefixtures("no_text_cache")
@@ -108,7 +108,7 @@ def test_an_installation_without_sources_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(text_module.sysconfig, "get_path", lambda _: str(tmp_path))
     with pytest.raises(FxpruneError) as caught:
         text("calibration")
-    assert caught.value.message == f"no source of the standard module 'http' under {tmp_path}"
+    assert caught.value.message == f"the standard module 'http' has no source under {tmp_path}"
     assert "full installation of Python" in caught.value.hint
 
 

@@ -224,9 +224,9 @@ def test_padding_is_no_part_of_what_a_block_learns() -> None:
     ],
 )
 def test_blocks_that_do_not_compare_are_an_error(text: str, message: str) -> None:
-    with pytest.raises(RequestError, match=f"block by block nothing can be compared: {message}") as caught:
+    with pytest.raises(RequestError, match=f"cannot train block by block: {message}") as caught:
         pipeline_on(text)
-    assert "leave blocks out" in caught.value.hint
+    assert "leave the option blocks out" in caught.value.hint
 
 
 def test_a_block_whose_loss_is_not_finite_is_an_error() -> None:
@@ -238,7 +238,7 @@ def test_a_block_whose_loss_is_not_finite_is_an_error() -> None:
 
 
 def test_a_teacher_that_was_never_pruned_from_is_an_error() -> None:
-    with pytest.raises(RequestError, match="distill learns from the dense model, and no pass before it") as caught:
+    with pytest.raises(RequestError, match="distill needs the dense model as teacher, but no pass before it") as caught:
         recover(Distill(**OPTIONS), llama(), None)
     assert "taylor,distill" in caught.value.hint
 
@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     model = damaged(dense)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = math.nan
-    with pytest.raises(FxpruneError, match="recovery training broke down: loss is nan at step 1") as caught:
+    with pytest.raises(FxpruneError, match="recovery training failed: loss is nan at step 1") as caught:
         recover(Distill(**OPTIONS), model, dense)
     assert caught.value.exit_code == 1
 
@@ -270,10 +270,10 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     [
         (Distill(teacher=1.5), "distill: teacher=1.5 is outside [0, 1]"),
         (Distill(temperature=0.0), "distill: temperature=0.0 is not a positive number"),
-        (Lora(temperature=2.0), "lora: temperature=2.0 means nothing without a teacher"),
+        (Lora(temperature=2.0), "lora: temperature=2.0 has no effect without a teacher"),
         (Finetune(lr=-1.0), "finetune: lr=-1.0 is not a positive number"),
-        (Distill(batch=6), "distill: batch=6 is no multiple of micro_batch=4"),
-        (Distill(teacher=0.0), "distill: teacher=0 learns nothing from the dense model"),
+        (Distill(batch=6), "distill: batch=6 is not a multiple of micro_batch=4"),
+        (Distill(teacher=0.0), "distill: teacher=0 does not use the dense model"),
         (Distill(blocks=-1), "distill: blocks=-1 is below 0"),
         (Finetune(steps=-1), "finetune: steps=-1 is below 0"),
     ],

@@ -156,7 +156,7 @@ def broken() -> State:
     [
         (lambda: Drop(layers=4, samples=1, length=4).run(state_of(make("llama"))), "4 of 4 layers leave none"),
         (lambda: Drop(layers=-1).check(), "layers -1 is negative"),
-        (lambda: Drop(length=1).check(), "hold nothing to predict"),
+        (lambda: Drop(length=1).check(), "have no token to predict"),
         (lambda: Drop(samples=1, length=4).run(broken()), "block influences are not finite"),
         (lambda: find_blocks(torch.nn.Linear(2, 2)), "Linear has no sequence of layers"),
     ],
@@ -177,5 +177,5 @@ def test_drop_without_text_asks_for_it() -> None:
 def test_a_depth_that_no_number_says() -> None:
     model = make("llama")
     model.config.num_hidden_layers = 7
-    with pytest.raises(FxpruneError, match="no number in LlamaConfig says how many layers"):
+    with pytest.raises(FxpruneError, match="no field of LlamaConfig holds the number of layers"):
         keep_blocks(model, find_blocks(model), [0, 1])

@@ -129,7 +129,7 @@ def test_an_export_decodes_greedily_as_the_model(made: Made) -> None:
             lambda made: api.apply(
                 made.out, f"drop{{layers=1,{SMALL}}}", out=made.folder / "no", trust_remote_code=True
             ),
-            "sub-blocks have gone already",
+            "layers cannot be removed after sub-blocks",
         ),
     ],
 )

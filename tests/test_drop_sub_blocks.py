@@ -287,16 +287,19 @@ def unseen(model: Any) -> None:
     ("attempt", "message"),
     [
         (lambda: Drop(sub_blocks=-1).check(), "sub_blocks -1 is negative"),
-        (lambda: Drop(of="mlp").check(), "of=mlp chooses among sub-blocks, and none go"),
-        (lambda: Drop(sub_blocks=6, samples=1, length=4).run(state_of(make("llama"))), "6 sub-blocks of 6 sub-blocks"),
+        (lambda: Drop(of="mlp").check(), "of=mlp has no effect without sub_blocks"),
+        (
+            lambda: Drop(sub_blocks=6, samples=1, length=4).run(state_of(make("llama"))),
+            "cannot remove 6 of 6 sub-blocks",
+        ),
         (
             lambda: Drop(sub_blocks=4, of="mlp", samples=1, length=4).run(state_of(make("llama"))),
-            "4 sub-blocks of 3 mlp sub-blocks cannot go",
+            "cannot remove 4 of 3 mlp sub-blocks",
         ),
-        (lambda: Drop(layers=1, samples=1, length=4).run(without_parts()), "sub-blocks have gone already"),
-        (lambda: Drop(sub_blocks=1, samples=1, length=4).run(state_of(bloom())), "no part of a layer of BloomFor"),
+        (lambda: Drop(layers=1, samples=1, length=4).run(without_parts()), "layers cannot be removed after sub-blocks"),
+        (lambda: Drop(sub_blocks=1, samples=1, length=4).run(state_of(bloom())), "the layers of BloomFor"),
         (lambda: Drop(sub_blocks=1, samples=1, length=4).run(state_of(broken())), "block influences are not finite"),
-        (lambda: unseen(make("llama")), "the sum that lm_head goes into was not seen to run"),
+        (lambda: unseen(make("llama")), "the addition of lm_head to the residual stream did not run"),
     ],
 )
 def test_what_is_refused(attempt: Any, message: str) -> None:

@@ -105,7 +105,7 @@ def test_widths_per_layer_run_by_the_implementation_of_the_original(tmp_path: Pa
 
 def test_a_plan_that_keeps_too_few_is_refused() -> None:
     coupling = couple(trace_causal_lm(tiny_model("mixtral", device="meta")).graph)
-    with pytest.raises(RequestError, match=r"keeps 1 units of .*experts, of which every token needs 2"):
+    with pytest.raises(RequestError, match=r"keeps 1 units of .*experts, but every token needs 2"):
         make_plan(coupling, {experts(coupling)[0].name: np.array([3])})
 
 

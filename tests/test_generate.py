@@ -121,12 +121,15 @@ def broken() -> None:
         (lambda: Generate(length=1).check(), "generate: length 1 is below 2"),
         (lambda: Generate(first=-1).check(), "generate: first -1 is below 0"),
         (lambda: Generate(batch=0).check(), "generate: batch 0 is below 1"),
-        (after_pruning, "generate after a pruning pass would write the pruned model's text"),
-        (no_language_model, "generate needs a causal language model, and this is a Linear"),
-        (lambda: Joined(None, 0, torch.zeros(3, 8)).windows(9), "windows of 9 tokens, and the generated ones have 8"),
+        (after_pruning, "generate: a pruning pass before it removed units already"),
+        (no_language_model, "generate needs a causal language model; this is a Linear"),
+        (
+            lambda: Joined(None, 0, torch.zeros(3, 8)).windows(9),
+            "length 9 is longer than the generated windows of 8 tokens",
+        ),
         (
             lambda: Joined(Windows(), 2, torch.zeros(3, 8, dtype=torch.int64)).windows(8, 6),
-            "6 windows asked for, and there are 5: 2 of the calibration text and 3 generated",
+            "6 windows are needed, and there are 5: 2 of the calibration text and 3 generated",
         ),
     ],
 )

@@ -145,7 +145,7 @@ def linear(rows: int, width: int, columns: int | None = None) -> Op:
 
 
 def test_a_target_of_seconds_and_an_operator_that_does_not_run_are_refused() -> None:
-    with pytest.raises(RequestError, match="target 'latency=5' is no share") as caught:
+    with pytest.raises(RequestError, match="target 'latency=5' is not a share") as caught:
         Target.parse("latency=5")
     assert "latency=0.8" in caught.value.hint
     with pytest.raises(FxpruneError, match=r"aten\.linear cannot be timed by itself") as failed:
@@ -154,5 +154,5 @@ def test_a_target_of_seconds_and_an_operator_that_does_not_run_are_refused() -> 
 
 
 def test_the_option_is_checked_before_anything_runs() -> None:
-    with pytest.raises(RequestError, match="is no share"):
+    with pytest.raises(RequestError, match="is not a share"):
         Magnitude(target="latency=7").check()

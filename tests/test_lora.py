@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_restores_the_model() -
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     before = weights(model)
-    with pytest.raises(FxpruneError, match="recovery training broke down: loss is nan at step 1") as caught:
+    with pytest.raises(FxpruneError, match="recovery training failed: loss is nan at step 1") as caught:
         recover(model)
     assert caught.value.exit_code == 1
     assert_untouched(model, before)
@@ -339,8 +339,8 @@ def test_a_model_without_projections_is_an_error(monkeypatch: pytest.MonkeyPatch
         ({"dropout": 1.0}, "lora: dropout=1.0 is outside [0, 1)"),
         ({"lr": 0.0}, "lora: lr=0.0 is not a positive number"),
         ({"lr": float("nan")}, "lora: lr=nan is not a positive number"),
-        ({"dtype": "float16"}, "lora: dtype=float16 is not known"),
-        ({"batch": 6}, "lora: batch=6 is no multiple of micro_batch=4"),
+        ({"dtype": "float16"}, "lora: dtype=float16 is not supported"),
+        ({"batch": 6}, "lora: batch=6 is not a multiple of micro_batch=4"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_an_error(options: dict[str, Any], message: str) -> None:

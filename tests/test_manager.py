@@ -99,7 +99,7 @@ def test_the_graph_is_verified_before_and_after_and_a_broken_pass_is_blamed() ->
     ("pipeline", "device", "message", "hint"),
     [
         ([], "cpu", "the pipeline is empty", "fxprune passes"),
-        ([Look(), Read()], "meta", "pass 'read' reads weights, but the model has none", "safetensors"),
+        ([Look(), Read()], "meta", "pass 'read' needs weights, but the model has none", "safetensors"),
     ],
 )
 def test_a_pipeline_that_cannot_run_is_refused_first(

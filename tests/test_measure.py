@@ -67,7 +67,7 @@ def test_measuring_leaves_the_mode_as_it_was_and_uses_eval_mode() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 7), (3, 1), (7,)])
 def test_nothing_to_predict_is_an_error(shape: tuple[int, ...]) -> None:
-    with pytest.raises(RequestError, match="hold nothing to predict"):
+    with pytest.raises(RequestError, match="have no token to predict"):
         perplexity(llama(), torch.zeros(shape, dtype=torch.int64))
 
 
@@ -91,7 +91,7 @@ def test_a_perplexity_that_overflows_is_an_error() -> None:
         logits[..., 1] = 1000.0
         return logits
 
-    with pytest.raises(FxpruneError, match="perplexity is not finite: the mean loss is 1000 nats a token"):
+    with pytest.raises(FxpruneError, match="perplexity is not finite: the mean loss is 1000 nats per token"):
         perplexity(model, torch.zeros(2, 3, dtype=torch.int64))
 
 

@@ -174,29 +174,39 @@ REFUSED: list[tuple[Callable[[Path], None], type[FxpruneError], str, str]] = [
     (empty, RequestError, r"is truncated or corrupt: .* \(0 bytes on disk\)", "download the model again"),
     (write("model.safetensors.index.json", "[]"), RequestError, "is not an index of safetensors", "again"),
     (as_pickle, RequestError, "pytorch_model.bin is a pickle", "--allow-pickle"),
-    (write("config.json", '{"model_type"'), RequestError, "config.json is not JSON: Expecting", "again"),
+    (write("config.json", '{"model_type"'), RequestError, "config.json is not valid JSON: Expecting", "again"),
     (write("config.json", "[]"), RequestError, "config.json holds no JSON object", "again"),
-    (config(model_type="lamma"), RequestError, "knows no model type 'lamma'", "of a type it knows"),
+    (
+        config(model_type="lamma"),
+        RequestError,
+        "does not support the model type 'lamma'",
+        "give a model that transformers supports",
+    ),
     (
         config(model_type="vit"),
         RequestError,
-        "names no class of transformers for it: LlamaForCausalLM",
+        "names no matching class of transformers: LlamaForCausalLM",
         "architectures",
     ),
     (
         config(model_type="own", auto_map=OWN_CODE),
         RequestError,
-        "needs code of its own: own.OwnModel",
+        "needs its own code: own.OwnModel",
         "--trust-remote",
     ),
     (config(quantization_config={"quant_method": "gptq"}), RequestError, r"is quantised \(gptq\)", "original weights"),
-    (config(hidden_size="wide"), RequestError, "describes no model: .*hidden_size.*wide", "correct the config"),
+    (
+        config(hidden_size="wide"),
+        RequestError,
+        "is not a valid model configuration: .*hidden_size.*wide",
+        "correct the config",
+    ),
     (config(hidden_act="nope"), FxpruneError, "cannot be loaded: .*nope", "belong to the config"),
     (
         weights(**{"model.norm.weight": None, "model.extra": torch.zeros(2)}),
         FxpruneError,
         r"tensors 1 missing \(model.norm.weight\); 1 unexpected \(model.extra\)$",
-        "do not belong to this config",
+        "belong to this config",
     ),
     (config(intermediate_size=20), FxpruneError, r"6 of another shape \(model.layers.0.mlp.*, \.\.\.\)", "not belong"),
     (
@@ -205,7 +215,7 @@ REFUSED: list[tuple[Callable[[Path], None], type[FxpruneError], str, str]] = [
         "6 of another shape",
         "then pass --trust-remote-code",
     ),
-    (remove("tokenizer.json"), RequestError, "has no tokenizer that can be read", "copy tokenizer.json"),
+    (remove("tokenizer.json"), RequestError, "has no readable tokenizer", "copy tokenizer.json"),
 ]
 
 
@@ -241,7 +251,7 @@ def test_a_model_that_cannot_be_built_is_refused(model_dir: Path) -> None:
         (__file__, None, "is a file, not a model directory", "config.json"),
         ("owner/tiny", LocalEntryNotFoundError("offline"), "the Hub cannot be reached", "give its directory"),
         ("owner/tiny", OSError("no route"), "the Hub cannot be reached", "give its directory"),
-        ("owner/ti ny", HFValidationError("Repo id must"), "neither a directory here nor a model", "hf auth login"),
+        ("owner/ti ny", HFValidationError("Repo id must"), "neither a local directory nor a model", "hf auth login"),
     ],
 )
 def test_a_model_that_is_not_there_is_refused(

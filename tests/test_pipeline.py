@@ -138,16 +138,16 @@ MISTAKES = [
         "\n        ^^^^",
         "did you mean 'ratio'? options: variant, ratio,",
     ),
-    ("plain{ratio=0.2}", "pass 'plain' has no option 'ratio'", "\n        ^^^^^", "it has no options"),
+    ("plain{ratio=0.2}", "pass 'plain' has no option 'ratio'", "\n        ^^^^^", "this pass has no options"),
     ("score{seed=1,seed=1}", "option 'seed' is given twice", "\n               ^^^^", "give it once"),
-    ("score{ratio=much}", "option 'ratio' cannot be 'much'", "\n              ^^^^", "ratio is: number"),
-    ("score{ratio=nan}", "option 'ratio' cannot be 'nan'", "\n              ^^^", "ratio is: number"),
-    ("score{seed=0.5}", "option 'seed' cannot be '0.5'", "\n             ^^^", "seed is: integer"),
-    ("score{heads=yes}", "option 'heads' cannot be 'yes'", "\n              ^^^", "heads is: true | false"),
+    ("score{ratio=much}", "option 'ratio' cannot be 'much'", "\n              ^^^^", "allowed for ratio: number"),
+    ("score{ratio=nan}", "option 'ratio' cannot be 'nan'", "\n              ^^^", "allowed for ratio: number"),
+    ("score{seed=0.5}", "option 'seed' cannot be '0.5'", "\n             ^^^", "allowed for seed: integer"),
+    ("score{heads=yes}", "option 'heads' cannot be 'yes'", "\n              ^^^", "allowed for heads: true | false"),
     ("score{layers=4:4}", "option 'layers' cannot be '4:4'", "\n               ^^^", "START:END, end exclusive | none"),
     ("score{layers=4}", "option 'layers' cannot be '4'", "\n               ^", "START:END, end exclusive | none"),
-    ("score{seed=none}", "option 'seed' cannot be 'none'", "\n             ^^^^", "seed is: integer"),
-    ('score{seed="1"}', "option 'seed' cannot be '1'", "\n             ^^^", "seed is: integer"),
+    ("score{seed=none}", "option 'seed' cannot be 'none'", "\n             ^^^^", "allowed for seed: integer"),
+    ('score{seed="1"}', "option 'seed' cannot be '1'", "\n             ^^^", "allowed for seed: integer"),
     (
         "score{variant=elemnt1}",
         "option 'variant' cannot be 'elemnt1'",
@@ -175,7 +175,7 @@ def test_every_mistake_is_pointed_at(text: str, message: str, caret: str, hint: 
 
 
 SHARED_MISTAKES = [
-    ("plain", {"ratio": 0.25}, "no pass of 'plain' has an option 'ratio'", "passes that have it: score"),
+    ("plain", {"ratio": 0.25}, "no pass of 'plain' has an option 'ratio'", "passes with this option: score"),
     ("plain", {"depth": 2}, "no pass of 'plain' has an option 'depth'", "fxprune passes"),
     (
         "score{ratio=0.3}",
@@ -183,7 +183,7 @@ SHARED_MISTAKES = [
         "two values for one option: ratio=0.3 in the pipeline, ratio=0.25",
         "one of the two",
     ),
-    ("score", {"ratio": "x"}, "option 'ratio' cannot be 'x'\n  ratio=x\n        ^", "ratio is: number"),
+    ("score", {"ratio": "x"}, "option 'ratio' cannot be 'x'\n  ratio=x\n        ^", "allowed for ratio: number"),
 ]
 
 

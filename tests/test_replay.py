@@ -120,9 +120,9 @@ BAD_PLANS = [
     (changed(f"{UP}:0", lambda k: k[::-1]), f"the indices of '{UP}:0' are not ascending"),
     (changed(f"{UP}:0", lambda k: k - 1 - k[0]), f"the indices of '{UP}:0' are not ascending"),
     (changed(f"{UP}:0", lambda k: k.astype(np.int32)), f"is not a plan: it holds '{UP}:0', int32"),
-    (changed(f"{UP}:0", lambda k: k[:-1]), "cut through a unit"),
-    (changed(f"{QUERY}:0", lambda k: k[:-1]), "cut through a unit"),
-    (lambda p: {k: v for k, v in p.items() if k != f"{UP}:0"}, f"dimension 0 of '{UP}' cut through a unit"),
+    (changed(f"{UP}:0", lambda k: k[:-1]), "split a unit"),
+    (changed(f"{QUERY}:0", lambda k: k[:-1]), "split a unit"),
+    (lambda p: {k: v for k, v in p.items() if k != f"{UP}:0"}, f"dimension 0 of '{UP}' split a unit"),
     (lambda p: p | {"lm_head.weight:0": np.arange(20)}, "the plan cuts lm_head:channels, which is frozen"),
 ]
 
@@ -204,7 +204,7 @@ def test_a_shard_that_the_index_does_not_list_is_missed(made: Path, tmp_path: Pa
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(RequestError) as caught:
         api.apply(source, "magnitude", ratio=0.5, out=tmp_path / "out")
-    assert f"{gone} is not in model.safetensors.index.json" in caught.value.message
+    assert f"{gone} is not listed in model.safetensors.index.json" in caught.value.message
     (source / gone).unlink()
     with pytest.raises(FxpruneError, match="do not fit its config: tensors"):
         api.apply(source, "magnitude", ratio=0.5, out=tmp_path / "out")
@@ -219,7 +219,7 @@ def test_an_index_that_sends_a_tensor_to_the_wrong_shard_is_refused(made: Path, 
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(RequestError) as caught:
         api.apply(source, "magnitude", ratio=0.5, out=tmp_path / "out")
-    assert f"says that {name!r} is in {files[1]}, which does not hold it" in caught.value.message
+    assert f"lists {name!r} in {files[1]}, but that file does not hold it" in caught.value.message
 
 
 def test_a_truncated_shard_is_refused(made: Path, tmp_path: Path) -> None:

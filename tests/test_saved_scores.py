@@ -173,19 +173,25 @@ def test_depth_first_is_the_same_model_for_every_width_and_later_passes_score_an
 
 TAYLOR = f"taylor{{{SAMPLES}}}"
 OBS = f"obs{{{SAMPLES},ratio=0.5}}"
-OTHER = "give another file"
+OTHER = "give another FILE to --scores"
 
 
 @pytest.mark.parametrize(
     ("first", "second", "given", "message", "hint"),
     [
-        (TAYLOR, f"fisher{{{SAMPLES}}}", {}, "scores of 'taylor', and this run scores with 'fisher'", OTHER),
+        (TAYLOR, f"fisher{{{SAMPLES}}}", {}, "scores of 'taylor', but this run uses 'fisher'", OTHER),
         (TAYLOR, "taylor{samples=5,length=19}", {}, "with other options: samples=6, now 5", OTHER),
         (TAYLOR, f"taylor{{{SAMPLES},layers=0:1}}", {}, "with other options: layers=none, now 0:1", OTHER),
-        (OBS, f"obs{{{SAMPLES},ratio=0.25}}", {}, "with other options: ratio=0.5, now 0.25", "hold for one ratio only"),
-        (OBS, f"obs{{{SAMPLES},by=global}}", {}, "with other options: of another kind of budget", "one ratio only"),
-        (TAYLOR, TAYLOR, {"model": "other"}, "scores of another model, or of other weights", OTHER),
-        (TAYLOR, TAYLOR, {"corpus": Drawn(1)}, "computed on another text than 'drawn'", OTHER),
+        (
+            OBS,
+            f"obs{{{SAMPLES},ratio=0.25}}",
+            {},
+            "with other options: ratio=0.5, now 0.25",
+            "valid for one ratio only",
+        ),
+        (OBS, f"obs{{{SAMPLES},by=global}}", {}, "with other options: the budget is of another kind", "one ratio only"),
+        (TAYLOR, TAYLOR, {"model": "other"}, "scores of another model or other weights", OTHER),
+        (TAYLOR, TAYLOR, {"corpus": Drawn(1)}, "computed on another text, not on 'drawn'", OTHER),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(  # noqa: PLR0917

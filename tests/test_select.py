@@ -171,16 +171,16 @@ def group(size: int, **changes: Any) -> Group:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: chosen_groups([group(4)], Scope((1, 2))), "nothing: no heads or kv_heads or width in layers 1:2"),
-        (lambda: chosen_groups([group(4, frozen="because")], Scope()), "all 1 groups it asks for are frozen; .*: beca"),
-        (lambda: select([group(3)], {group(3).name: np.ones(3)}, 0.25), "takes no whole unit from groups of width 3"),
+        (lambda: chosen_groups([group(4)], Scope((1, 2))), "nothing to remove: there is no heads or kv_heads or width group in layers 1:2"),
+        (lambda: chosen_groups([group(4, frozen="because")], Scope()), "all 1 chosen groups are frozen; .*: because"),
+        (lambda: select([group(3)], {group(3).name: np.ones(3)}, 0.25), "ratio 0.25 is less than one unit in groups of width 3"),
         (lambda: select([group(8)], {group(8).name: np.ones(8)}, 0.25, 8), "in multiples of 8"),
         (lambda: Random(ratio=1.0).check(), r"ratio 1 is not in \[0, 1\)"),
         (lambda: Random(ratio=-0.1).check(), r"ratio -0.1 is not in"),
         (lambda: Random(multiple_of=0).check(), "multiple_of 0 is not positive"),
         (lambda: Random(heads="off", ffn=False).check(), "leave nothing to prune"),
         (lambda: Taylor(samples=0).check(), "samples 0 is not positive"),
-        (lambda: Taylor(length=1).check(), "length 1 leaves nothing to predict"),
+        (lambda: Taylor(length=1).check(), "length 1 leaves no token to predict"),
     ],
 )  # fmt: skip
 def test_a_request_that_makes_no_sense_is_refused(attempt: Any, message: str) -> None:

@@ -33,7 +33,7 @@ def arrays(**keep: list[int]) -> dict[str, Any]:
 
 SORTED = "that are not sorted, unique and within 0.."
 ERRORS = [
-    ({"nobody": [0]}, "the plan names a group 'model:nobody' that this model does not have", "trace the model"),
+    ({"nobody": [0]}, "the plan names a group 'model:nobody' that this model does not have", "fxprune trace MODEL"),
     (
         {"channels": [0]}, "the plan cuts model:channels, which is frozen: input of the model, %x",
         "leave this group out of the plan",
@@ -46,21 +46,21 @@ ERRORS = [
     ({"query_heads": [0, 6]}, f"the plan keeps units of model:query_heads {SORTED}5", "in ascending order"),
     (
         {"query_heads": [0, 1, 2, 4]}, "the plan keeps [1, 2] units of model:query_heads per unit of model:kv_heads",
-        "every parent unit must keep equally many",
+        "keep equally many units per parent unit",
     ),
     (
         {"query_heads": [2]}, "the plan keeps [0, 1] units of model:query_heads per unit of model:kv_heads",
-        "every parent unit must keep equally many",
+        "keep equally many units per parent unit",
     ),
     (
         {"kv_heads": [0, 1], "query_heads": [0, 4]},
         "the plan keeps [0, 1] units of model:query_heads per unit of model:kv_heads",
-        "every parent unit must keep equally many",
+        "keep equally many units per parent unit",
     ),
     (
         {"kv_heads": [0, 1], "query_heads": [4, 5]},
         "the plan keeps [0] units of model:query_heads per unit of model:kv_heads",
-        "every parent unit must keep equally many",
+        "keep equally many units per parent unit",
     ),
 ]  # fmt: skip
 

@@ -67,7 +67,7 @@ def test_windows_carry_no_special_tokens() -> None:
 def test_a_token_that_the_model_does_not_know_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     known = replace(from_string("t", "abcd", tokenizer), vocabulary=max(encode("abcd")) + 1)
     assert known.windows(2).tolist() == [encode("ab"), encode("cd")]
-    with pytest.raises(RequestError, match="and the model knows 7 tokens") as caught:
+    with pytest.raises(RequestError, match="but the model has 7 tokens") as caught:
         replace(known, vocabulary=7).windows(2)
     assert "tokenizer that the model was trained with" in caught.value.hint
 
@@ -170,7 +170,7 @@ def test_data_sets_load_by_split(dataset: str, tokenizer: PreTrainedTokenizerFas
 
 
 def test_an_unknown_split_is_an_error(dataset: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(RequestError, match=r"no data set could be loaded from it: Unknown split \"dev\""):
+    with pytest.raises(RequestError, match=r"nor a data set that can be loaded: Unknown split \"dev\""):
         load_text(f"{dataset}:dev", tokenizer)
 
 
@@ -190,7 +190,7 @@ def test_data_set_specs(spec: str, parts: tuple[str, str | None, str]) -> None:
 
 @pytest.mark.parametrize("spec", ["a:b:c:d", "a:", ":b"])
 def test_a_spec_with_wrong_parts_is_an_error(spec: str) -> None:
-    with pytest.raises(RequestError, match="does not name a data set") as caught:
+    with pytest.raises(RequestError, match="is not a data set name") as caught:
         split_spec(spec)
     assert caught.value.hint
 
@@ -206,7 +206,7 @@ def test_a_data_set_out_of_reach_is_an_error(
     with pytest.raises(RequestError) as caught:
         load_text("some/corpus", tokenizer)
     reason = "Couldn't reach 'some/corpus' on the Hub"
-    assert caught.value.message == f"'some/corpus' is no file here, and no data set could be loaded from it: {reason}"
+    assert caught.value.message == f"'some/corpus' is neither a file nor a data set that can be loaded: {reason}"
     assert "id:config:split" in caught.value.hint
     assert datasets.are_progress_bars_disabled() == bars
 
@@ -224,17 +224,17 @@ FILE_ERRORS: list[tuple[str, str | bytes | list[object], str]] = [
         '[{"text": "a"},\n\n {"text" "b"}]',
         "a.json' line 3 is not valid JSON: Expecting ':' delimiter at column",
     ),
-    ("a.jsonl", '{"text": "a"}\n["b"]\n', "a.jsonl' line 2 is no object but list"),
-    ("a.json", '["b"]', "a.json' row 0 is no object but str"),
+    ("a.jsonl", '{"text": "a"}\n["b"]\n', "a.jsonl' line 2 is not an object but list"),
+    ("a.json", '["b"]', "a.json' row 0 is not an object but str"),
     (
         "a.jsonl",
         [{"prompt": "a", "answer": "b"}],
-        "line 1 has no field that holds its text; its fields: prompt, answer",
+        "line 1 has no known text field; its fields: prompt, answer",
     ),
-    ("a.jsonl", [{}], "line 1 has no field that holds its text; its fields: none"),
+    ("a.jsonl", [{}], "line 1 has no known text field; its fields: none"),
     ("a.jsonl", [{"text": "a"}, {"body": "b"}], "line 2 has no field 'text'; its fields: body"),
-    ("a.jsonl", [{"text": 3}], "line 1: field 'text' is no string but int"),
-    ("a.jsonl", [ALPACA | {"input": 3}], "line 1: field 'input' is no string but int"),
+    ("a.jsonl", [{"text": 3}], "line 1: field 'text' is not a string but int"),
+    ("a.jsonl", [ALPACA | {"input": 3}], "line 1: field 'input' is not a string but int"),
 ]
 
 
@@ -250,7 +250,7 @@ def test_a_bad_file_is_an_error(
 
 @pytest.mark.parametrize("name", ["a.txt", "a.json", "a.jsonl", "no-suffix"])
 def test_a_missing_file_is_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    with pytest.raises(RequestError, match="no such text file: '.*" + name):
+    with pytest.raises(RequestError, match="there is no text file '.*" + name):
         load_text(str(tmp_path / name), tokenizer)
 
 
@@ -279,10 +279,10 @@ def test_an_empty_string_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None
 @pytest.mark.parametrize(
     ("length", "count", "message"),
     [
-        (3, 4, "'t' is too short: it holds 3 windows of 3 tokens (10 tokens), 4 asked for"),
-        (11, None, "'t' is too short: it holds 0 windows of 11 tokens (10 tokens), 1 asked for"),
-        (0, 1, "1 windows of 0 tokens cannot be cut"),
-        (3, 0, "0 windows of 3 tokens cannot be cut"),
+        (3, 4, "'t' is too short: it holds 3 windows of 3 tokens (10 tokens), 4 are needed"),
+        (11, None, "'t' is too short: it holds 0 windows of 11 tokens (10 tokens), 1 are needed"),
+        (0, 1, "cannot make 1 windows of 0 tokens"),
+        (3, 0, "cannot make 0 windows of 3 tokens"),
     ],
 )
 def test_windows_that_cannot_be_cut(
@@ -295,5 +295,5 @@ def test_windows_that_cannot_be_cut(
 
 
 def test_rows_with_nothing_to_predict_are_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(RequestError, match="'t' has no row with two tokens within 9"):
+    with pytest.raises(RequestError, match="'t' has no row with at least two tokens at length 9"):
         Text("t", ("a", "b"), tokenizer, whole=False).examples(9)

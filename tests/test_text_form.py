@@ -125,8 +125,8 @@ def test_any_graph_round_trips(graph: Graph) -> None:
 
 HEAD = "graph @g(%x: f32[b, 4]) -> %x where b=2\n"
 ERRORS = {
-    "": ("the text holds no graph", ""),
-    "graph @g(%x: f32[4]) -> %y": ("the output %y is never defined", ""),
+    "": ("the text has no graph", ""),
+    "graph @g(%x: f32[4]) -> %y": ("the output %y is not defined", ""),
     "module @g(%x: f32[4]) -> %x": ("line 1: expected 'graph'", "^module"),
     "graph g": ("line 1: expected '('", "graph g^"),
     "graph (": ("line 1: expected @name", "graph ^("),
@@ -144,11 +144,11 @@ ERRORS = {
     HEAD + "  %y = aten.relu(%x) ; f32": ("line 2: this is not part of the text form", ")^ ;"),
     HEAD + "  %y = aten.relu(%z) : f32[b, 4]": ("line 2: %z is used before it is defined", "(^%z"),
     HEAD + "  %x = aten.relu(%x) : f32[b, 4]": ("line 2: %x is defined twice", "  ^%x ="),
-    HEAD + "  %y = aten.relu(%x) : q7[b, 4]": ("line 2: 'q7' is no data type", ": ^q7"),
+    HEAD + "  %y = aten.relu(%x) : q7[b, 4]": ("line 2: 'q7' is not a dtype", ": ^q7"),
     HEAD + "  %y = aten.relu(%x) : [4]": ("line 2: expected a type such as f32[2, 4]", ": ^[4]"),
     HEAD + "  %y = aten.relu(%x) : f32 4": ("line 2: expected '['", "f32 ^4"),
     HEAD + "  %y = aten.relu(%x) : f32[s]": ("line 2: the extent 's' is not in the header's where clause", "[^s]"),
-    HEAD + "  %y = aten.relu(%x) : f32[2.5]": ("line 2: 2.5 is no whole number", "[^2.5"),
+    HEAD + "  %y = aten.relu(%x) : f32[2.5]": ("line 2: 2.5 is not an integer", "[^2.5"),
     HEAD + "  %y = aten.relu(%x) : f32[2": ("line 2: expected an extent", "[2^"),
     HEAD + "  %y = aten.relu(%x, =) : f32[4]": ("line 2: expected an argument", ", ^=)"),
     HEAD + "  %y = aten.relu %x : f32[4]": ("line 2: expected '('", "relu ^%x"),
@@ -156,7 +156,7 @@ ERRORS = {
     HEAD + "  %y = 3": ("line 2: expected an operator, param, buffer or constant", "= ^3"),
     HEAD + "  relu(%x) : f32[4]": ("line 2: expected a result", "  ^relu"),
     HEAD + "  %w = param w : f32[4]": ("line 2: expected a name in quotes", "param ^w"),
-    HEAD + '  %w = param "\\q" : f32[4]': ('line 2: "\\q" is no JSON string', 'param ^"'),
+    HEAD + '  %w = param "\\q" : f32[4]': ('line 2: "\\q" is not a JSON string', 'param ^"'),
     HEAD + "  _, %y = aten.max(%x) : f32[4]": ("line 2: expected '_'", ": ^f32"),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from .test_text import byte_tokenizer
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        ("llama", "makes token 220 of 'built-in calibration text', and the model knows 131 tokens"),
+        ("llama", "makes token 220 from 'built-in calibration text', but the model has 131 tokens"),
         ("musicgen", "a musicgen_decoder reads 4 rows of codes at a time, no text"),
     ],
 )

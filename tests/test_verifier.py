@@ -32,7 +32,7 @@ def refusal(graph: Graph) -> str:
         verify(graph)
     assert not isinstance(caught.value, RequestError)
     assert caught.value.exit_code == 1
-    assert caught.value.hint == "this is a defect of a rule or a pass"
+    assert caught.value.hint == "this is a bug in a rule or a pass; please report it"
     return caught.value.message
 
 
@@ -89,7 +89,7 @@ def test_the_same_value_made_twice() -> None:
 def test_an_output_that_nothing_makes() -> None:
     graph = parse_graph(MLP)
     graph.outputs = [Value("z", DType("f32"), (2, 4))]
-    assert refusal(graph).startswith("the graph is not valid: the output %z is never defined\ngraph @mlp")
+    assert refusal(graph).startswith("the graph is not valid: the output %z is not defined\ngraph @mlp")
 
 
 def test_shapes_that_break_the_rule_of_their_operator() -> None:

@@ -174,4 +174,4 @@ def _sliding(piece: str) -> Hashes:
 
 
 _ODD, _BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
-"""The multiplier of SplitMix64; products wrap around."""
+"""Constants of SplitMix64; products wrap around."""

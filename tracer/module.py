@@ -182,7 +182,9 @@ def resolve_function(text: str) -> Callable[..., Any]:
 def _named(text: str) -> Any:
     match = _TARGET.fullmatch(text)
     if match is None:
-        raise RequestError(f"{text!r} is not of the form package.module:callable", "give it in this form")
+        raise RequestError(
+            f"{text!r} is not of the form package.module:callable", "write it as package.module:callable"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     name, attribute = match.group("module", "attribute")
