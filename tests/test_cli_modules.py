@@ -289,7 +289,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     (f"apply NETS:net{TARGET} --pass lora --out out", "pass 'lora' works on language models", "random, magnitude or"),
     (f"apply NETS:net{TARGET} --pass taylor --out out", "taylor scores need a loss", "--loss package.module:function"),
     (f"apply NETS:net{TARGET} --pass wanda --out out", "wanda scores need a loss", "--loss package.module:function"),
-    (f"apply NETS:net{TARGET}{RANDOM} --loss f --out out", "'f' is not of the form package.module:callable", "package.module:"),
+    (f"apply NETS:net{TARGET}{RANDOM} --loss f --out out", "'f' is not of the form package.module", "package.module:"),
     (f"apply NETS:net{TARGET}{RANDOM} --loss NETS:number --out out", "NETS:number is not a function but int", "func"),
     (f"apply NETS:net{TARGET} --pass taylor --loss NETS:vector --out out", "not a scalar tensor but of shape", ""),
     ("apply demo --pass taylor --loss NETS:loss --dry-run", "a loss is for other models, and 'llama' is a", "--calib"),
