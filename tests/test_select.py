@@ -173,7 +173,7 @@ def group(size: int, **changes: Any) -> Group:
     [
         (lambda: chosen_groups([group(4)], Scope((1, 2))), "no heads or kv_heads or width group in layers 1:2"),
         (lambda: chosen_groups([group(4, frozen="because")], Scope()), "all 1 chosen groups are frozen; .*: becau"),
-        (lambda: select([group(3)], {group(3).name: np.ones(3)}, 0.25), "ratio 0.25 is less than one unit in groups of"),
+        (lambda: select([group(3)], {group(3).name: np.ones(3)}, 0.25), "ratio 0.25 is less than one unit in groups"),
         (lambda: select([group(8)], {group(8).name: np.ones(8)}, 0.25, 8), "in multiples of 8"),
         (lambda: Random(ratio=1.0).check(), r"ratio 1 is not in \[0, 1\)"),
         (lambda: Random(ratio=-0.1).check(), r"ratio -0.1 is not in"),
