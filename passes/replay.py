@@ -73,7 +73,7 @@ def _check_extents(coupling: Coupling, slices: Slices) -> None:
     shapes = {parameter.name: parameter.value.shape for parameter in coupling.graph.parameters}
     for (name, dim), kept in sorted(slices.items()):
         if name not in shapes:
-            raise RequestError(f"the plan slices tensor '{name}', which the model does not have", _HINT)
+            raise RequestError(f"the plan slices '{name}', which the model does not have", _HINT)
         if dim >= len(shapes[name]):
             raise RequestError(f"the plan slices dimension {dim} of '{name}', whose shape is {shapes[name]}", _HINT)
         if len(kept) == 0 or kept[0] < 0 or (np.diff(kept) <= 0).any() or kept[-1] >= shapes[name][dim]:

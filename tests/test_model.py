@@ -199,7 +199,7 @@ REFUSED: list[tuple[Callable[[Path], None], type[FxpruneError], str, str]] = [
         config(hidden_size="wide"),
         RequestError,
         "is not a valid model configuration: .*hidden_size.*wide",
-        "correct the config",
+        "correct the file",
     ),
     (config(hidden_act="nope"), FxpruneError, "cannot be loaded: .*nope", "belong to the config"),
     (
@@ -208,7 +208,12 @@ REFUSED: list[tuple[Callable[[Path], None], type[FxpruneError], str, str]] = [
         r"tensors 1 missing \(model.norm.weight\); 1 unexpected \(model.extra\)$",
         "belong to this config",
     ),
-    (config(intermediate_size=20), FxpruneError, r"6 of another shape \(model.layers.0.mlp.*, \.\.\.\)", "not belong"),
+    (
+        config(intermediate_size=20),
+        FxpruneError,
+        r"6 of another shape \(model.layers.0.mlp.*, \.\.\.\)",
+        "belong to this config",
+    ),
     (
         config(intermediate_size=20, auto_map=OWN_CODE),
         FxpruneError,

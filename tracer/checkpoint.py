@@ -49,7 +49,7 @@ def check_safetensors(file: Path) -> frozenset[str]:
         RequestError: the file is missing, truncated or corrupt.
     """
     if not file.is_file():
-        raise RequestError(f"{file} is listed in {INDEX}, but is missing", "copy or download the model again")
+        raise RequestError(f"{file} is missing, but {INDEX} lists it", "copy or download the model again")
     try:
         with safe_open(file, framework="numpy") as opened:
             return frozenset(opened.keys())

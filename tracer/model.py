@@ -129,7 +129,7 @@ def _check_architecture(source: Source, raw: dict[str, Any]) -> None:
     if raw.get("quantization_config"):
         raise RequestError(
             f"{source.name!r} is quantised ({raw['quantization_config'].get('quant_method', 'unknown method')})",
-            "prune the model before quantisation, and quantise the result",
+            "prune the original weights and quantise the result",
         )
     if source.trust_remote_code and any(name.startswith("AutoModel") for name in own_code):
         return
