@@ -1,4 +1,4 @@
-"""What a pipeline did to a model: for the caller, for JSON, and for the record in the artifact."""
+"""The result of ``apply``: for the caller, as JSON, and as the record in the artifact."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .texts import TEXTS, Entries
 
 @dataclass(frozen=True)
 class GroupChange:
-    """A group that lost units.
+    """A group from which units were removed.
 
     Attributes:
         name, kind, layer: of the group.
-        before, after: its units, over all units of its parent.
+        before, after: number of its units; of a nested group, summed over all units of its parent.
     """
 
     name: str
@@ -31,20 +31,20 @@ class GroupChange:
 
 @dataclass(frozen=True)
 class Applied:
-    """What a pipeline did.
+    """The result of a pipeline on a model.
 
     Attributes:
-        model: as the user gave it.
+        model: the model as the user gave it.
         pipeline: the passes that ran, as text.
-        options: the same with every option, those at their defaults too.
+        options: the same with the value of every option, defaults included.
         skipped: passes that a dry run left out, as text.
-        parameters: elements of all parameters, before and after.
-        groups: those that lost units.
+        parameters: number of parameters before and after.
+        groups: the groups from which units were removed.
         steps: passes and analyses with their times.
-        report: what the passes recorded, by pass name.
-        texts: fingerprints of what was read, so that no text is measured on that a model has seen.
+        report: what each pass reported, by pass name.
+        texts: fingerprints of the texts that were read; ``eval`` refuses to measure the model on them.
         saved: what was written; None in a dry run.
-        resumed: the last pass that had been done by a run which broke off; "" when there was none.
+        resumed: the last pass that an interrupted run had finished; "" when no run was resumed.
     """
 
     model: str
@@ -61,7 +61,7 @@ class Applied:
 
     @property
     def kept(self) -> float:
-        """Share of the parameters that is left."""
+        """Share of the parameters that was kept."""
         return self.parameters[1] / self.parameters[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -78,9 +78,9 @@ class Applied:
         return data | {"saved": saved}
 
     def record(self) -> dict[str, Any]:
-        """What ``fxprune.json`` keeps: no times, so that the same run gives the same bytes."""
+        """The content of ``fxprune.json``. It holds no times, so that the same run gives the same bytes."""
         return {
-            # An absolute path would say where it was made, not from what.
+            # The path to the model depends on the machine, so only its last part is kept.
             "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
             "pipeline": self.options,
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},

@@ -1,7 +1,8 @@
-"""bench: how fast models are side by side, and how much of what was removed becomes speed.
+"""``bench``: compare the speed of models, and how much of the removed computation becomes speed.
 
-Each model runs in a process of its own, so that its peak memory is its own. All are loaded first; then they are timed
-in turn, round after round, each second round in reverse: whatever the machine does meanwhile happens to all of them.
+Each model runs in its own process, so that its peak memory can be measured. All models are loaded first. Then they are
+timed in turn, for several rounds, every second round in reverse order, so that other load on the machine affects all of
+them alike.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ BATCHES = (1, 8)
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over rounds: their median, the lowest and the highest."""
+    """A measured value over all rounds: median, lowest and highest."""
 
     median: float
     low: float
@@ -37,12 +38,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """One batch size.
+    """The times at one batch size.
 
     Attributes:
-        batch: sequences at once.
+        batch: number of sequences.
         first_token: seconds from the prompt to the first new token.
-        tokens_per_second: of decoding with a cache, all sequences together.
+        tokens_per_second: decoding speed with a key-value cache, summed over all sequences.
     """
 
     batch: int
@@ -57,16 +58,15 @@ class Benchmark:
     Attributes:
         name: the model as the user gave it.
         runtime: ``torch`` or ``onnxruntime``.
-        parameters: elements of all parameters, a tied one counted once.
-        bytes: of the files that hold the weights.
-        macs: multiply-accumulates of reading one prompt.
-        peak_memory: bytes that the process held at most beyond the interpreter with its libraries, None where the
-            system does not tell.
-        timings: by batch size.
-        ideal: how many times fewer multiply-accumulates than the first model of the same runtime.
-        speedups: how many times faster than that model, by batch size and figure; the median of the ratios of rounds
-            that ran side by side.
-        notes: where those speed-ups fall short: no faster, or within the spread.
+        parameters: number of parameters; a tied one is counted once.
+        bytes: size of the weight files.
+        macs: multiply-accumulates for one prompt.
+        peak_memory: peak memory in bytes, without the interpreter and its libraries; None if the system cannot tell.
+        timings: one entry per batch size.
+        ideal: multiply-accumulates of the first model of the same runtime, divided by this model's.
+        speedups: time of that first model divided by this model's, by measured value and batch size; over the ratios
+            of the same round.
+        notes: batch sizes at which the model is slower, or the difference is within the spread.
     """
 
     name: str
@@ -86,13 +86,13 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all models were asked.
+    """The settings that all models were timed with.
 
     Attributes:
-        prompt, new: tokens read and tokens written.
-        rounds: how often each was timed, after one round that does not count.
-        threads: of one operator, in torch and in ONNX Runtime alike.
-        batches: sequences at once.
+        prompt, new: tokens in the prompt, and tokens generated.
+        rounds: timed rounds, after a warm-up round.
+        threads: threads within one operator, in torch and in ONNX Runtime.
+        batches: the batch sizes.
     """
 
     prompt: int
@@ -104,7 +104,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Models side by side, the first of each runtime being what the others are compared with."""
+    """The compared models. The first of each runtime is the one that the others are compared with."""
 
     conditions: Conditions
     models: tuple[Benchmark, ...]
@@ -125,30 +125,29 @@ def bench(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> BenchmarkResult:
-    """Time models side by side, fairly: alternating, warmed up, with their spread.
+    """Compare the speed of models: in alternating rounds, after a warm-up, with the spread of the results.
 
     Args:
-        models: Hugging Face model directories, Hub ids, ``demo``, or what :func:`fxprune.export` wrote. The first is
-            what the others are compared with.
-        onnx: whether each that is no ONNX directory is exported too (float32, to a temporary directory) and timed in
-            ONNX Runtime.
-        prompt, new: tokens read and tokens written, random ones.
-        rounds: how often each model is timed, after one round that does not count.
-        batches: sequences at once.
-        threads: of one operator; torch's choice for this machine when None.
+        models: Hugging Face model directories, Hub ids, ``demo``, or directories that :func:`fxprune.export` wrote. The
+            first is the one that the others are compared with.
+        onnx: whether to also export each model to ONNX (float32, in a temporary directory) and time it in ONNX Runtime.
+        prompt, new: tokens in the prompt, which are random, and tokens generated.
+        rounds: timed rounds, after a warm-up round.
+        batches: the batch sizes.
+        threads: threads within one operator; as many as torch uses when None.
         trust_remote_code: whether a model's own code may run.
-        progress: told what is going on.
+        progress: called with a message when a new step begins.
 
     Raises:
-        RequestError: a model that cannot be found, one too short for ``prompt + new``, or a count below one.
-        FxpruneError: a model that cannot be loaded, exported or run.
+        RequestError: a model cannot be found, its context is shorter than ``prompt + new``, or a number is below one.
+        FxpruneError: a model cannot be loaded, exported or run.
     """
     names = [str(name) for name in ([models] if isinstance(models, str | Path) else models)]
     if not names or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
         raise RequestError(
-            f"nothing to time: {len(names)} models, prompt {prompt}, new {new}, rounds {rounds}, batches "
-            f"{', '.join(map(str, batches))}, threads {threads}",
-            "give at least 1 of each",
+            f"nothing to time with {len(names)} models, --prompt {prompt}, --new {new}, --rounds {rounds}, "
+            f"batches {', '.join(map(str, batches))}, --threads {threads}",
+            "give at least one model, and numbers of at least 1",
         )
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
@@ -190,7 +189,7 @@ def _exported(names: Sequence[str], folder: Path, trust_remote_code: bool, progr
 
 
 class _Worker:
-    """The process of one model: a line of JSON in, a line of JSON out."""
+    """The process of one model, which answers every line with a line of JSON."""
 
     def __init__(self, job: Job, process: subprocess.Popen[str], said: TextIO) -> None:
         self.job = job
@@ -202,11 +201,11 @@ class _Worker:
         self._answer()
 
     def time(self) -> dict[str, list[float]]:
-        """Batch size -> seconds to the first token, seconds of all the others."""
+        """Batch size -> seconds to the first token, and seconds for all other tokens."""
         return self._ask("time")
 
     def figures(self) -> dict[str, Any]:
-        """What the model is and the memory it took."""
+        """Size, MACs and peak memory of the model."""
         return self._ask("figures")
 
     def _ask(self, what: str) -> dict[str, Any]:
@@ -215,7 +214,7 @@ class _Worker:
             self.process.stdin.write(what + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer that is missing says why
+            pass  # the process has ended; reading its answer fails below, with the reason
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -226,8 +225,8 @@ class _Worker:
             self.said.seek(0)
             last = self.said.read().strip().rpartition("\n")[2]
             raise FxpruneError(
-                f"the process of {self.job.name!r} ended with {code}{f': {last}' if last else ''}",
-                "if the memory is too small for all models at once, time them two by two",
+                f"the process of {self.job.name!r} ended with exit code {code}{f': {last}' if last else ''}",
+                "if memory is too small for all models at once, compare two models at a time",
             )
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
@@ -252,7 +251,7 @@ def _worker(job: Job, conditions: Conditions, progress: Progress) -> Iterator[_W
             stderr=said,
             text=True,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process, which ends the others
+            start_new_session=True,  # Ctrl-C reaches this process only, and it ends the others
         ) as process,
     ):
         try:
@@ -292,7 +291,7 @@ def _timing(batch: int, rounds: Sequence[dict[str, list[float]]], new: int) -> T
 
 
 def _speedups(before: Sequence[dict[str, list[float]]], after: Sequence[dict[str, list[float]]]) -> dict[str, Spread]:
-    """Ratios of times of the same round, ``<figure>, batch <size>`` -> spread."""
+    """``<measured value>, batch <size>`` -> ratio of the times of the two models in the same round."""
     found = {}
     for batch in before[0]:
         for index, figure in enumerate(("first token", "decode")):
@@ -305,7 +304,7 @@ def _notes(name: str, ratio: Spread) -> Iterator[str]:
     if ratio.high <= 1:
         yield f"{name}: slower, {ratio.median:.2f} times the speed"
     elif ratio.low <= 1:
-        yield f"{name}: no difference beyond the spread, {ratio.low:.2f} to {ratio.high:.2f}"
+        yield f"{name}: no clear difference, {ratio.low:.2f} to {ratio.high:.2f} times the speed"
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -1,4 +1,4 @@
-"""evaluate: models side by side on the same text."""
+"""``eval``: compare models on the same text."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ DECODED = 32
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model measured.
+    """The measured values of one model.
 
     Attributes:
         name: the model as the user gave it.
         format: ``safetensors``, ``pickle`` or ``onnx``.
-        parameters: elements of all parameters, a tied one counted once.
-        bytes: of the files that hold the weights.
-        macs: multiply-accumulates of reading one window, counted in the graph that its config gives.
+        parameters: number of parameters; a tied one is counted once.
+        bytes: size of the weight files.
+        macs: multiply-accumulates for one window, counted in the traced graph.
         perplexity: on the text.
-        speed: tokens per second, one sequence on this machine.
+        speed: tokens per second for one sequence on this machine.
     """
 
     name: str
@@ -51,10 +51,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class _Runnable:
-    """A model in whatever form, ready to be measured.
+    """A model of any format, ready to be measured.
 
     Attributes:
-        module: what its config describes, with or without weights; for counting.
+        module: the module that its config describes, with or without weights, to count parameters and MACs.
+        logits: a function from token ids to logits.
+        step: what decodes token by token, with a key-value cache.
     """
 
     module: torch.nn.Module
@@ -77,28 +79,28 @@ def evaluate(
 ) -> list[Measurement]:
     """Measure models: perplexity over non-overlapping windows, size, and speed.
 
-    Perplexities of models with different tokenizers do not compare.
+    Perplexities of models with different tokenizers cannot be compared.
 
     Args:
-        models: Hugging Face model directories, Hub ids, ``demo``, or what :func:`fxprune.export` wrote.
-        text: held-out text; may be left out when ``demo`` is among the models, which brings its own.
+        models: Hugging Face model directories, Hub ids, ``demo``, or directories that :func:`fxprune.export` wrote.
+        text: held-out text; may be left out when ``demo`` is among the models, since it has a built-in text.
         window: tokens in a window (128 as in LLM-Pruner, arXiv 2305.11627).
-        windows: how many; all that the text holds when None.
+        windows: number of windows; the whole text when None.
         trust_remote_code: whether a model's own code may run.
         allow_pickle: whether weights may be read from a pickle.
         allow_overlap: whether a model may be measured on text that it was calibrated or trained on.
-        progress: told what is going on.
+        progress: called with a message when a new step begins.
 
     Raises:
-        RequestError: a model or text that cannot be read, a text shorter than the windows asked for, a window longer
-            than a model's context, or text that a model has seen.
-        FxpruneError: a perplexity that is not finite.
+        RequestError: a model or text cannot be read, the text has too few windows, a window is longer than the context
+            of a model, or a model was calibrated or trained on the text.
+        FxpruneError: a perplexity is not finite.
     """
     names = [models] if isinstance(models, str | Path) else list(models)
     if text is None and DEMO not in names:
-        raise RequestError("there is no text to measure on", "give one with --text FILE")
+        raise RequestError("missing --text FILE", "give a text to measure on")
     if window < 2:
-        raise RequestError(f"a window of {window} tokens holds nothing to predict", "give --window of 2 or more")
+        raise RequestError(f"--window {window} is too short: there is no next token", "give --window 2 or more")
     sources = [
         resolve(name, weights=not _is_onnx(name), trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         for name in names
@@ -115,11 +117,11 @@ def evaluate(
 
 
 def _context(source: Source, window: int) -> int:
-    """How many tokens a model reads."""
+    """The number of tokens in the context of a model."""
     context: int = getattr(load_config(source).get_text_config(), "max_position_embeddings", None) or window
     if window > context:
         raise RequestError(
-            f"a window of {window} tokens is longer than the context of {source.name!r}, {context}",
+            f"--window {window} is longer than the context of {source.name!r}, {context} tokens",
             f"give --window {context} or less",
         )
     return context
@@ -167,7 +169,7 @@ def _open_torch(source: Source) -> _Runnable:
 
 
 def _load(source: Source) -> Any:
-    """The model; one that fxprune wrote in its free form without running the file beside it."""
+    """The model. The free form is loaded without running the modelling file in its directory."""
     from ..backends.free_form import ENTRY
     from ..backends.huggingface import load
 
@@ -189,7 +191,7 @@ def _open_onnx(source: Source) -> _Runnable:
         return torch.from_numpy(found), after
 
     return _Runnable(
-        # The graph holds constants beside the weights, and equal weights once: the config tells what the model has.
+        # Counted from the config: the ONNX graph also holds constants, and stores equal weights only once.
         module=build_meta(load_config(source), trust_remote_code=source.trust_remote_code),
         logits=logits,
         step=step,

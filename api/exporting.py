@@ -1,4 +1,4 @@
-"""export: a Hugging Face model to another format."""
+"""``export``: write a Hugging Face model in another format."""
 
 from __future__ import annotations
 
@@ -31,35 +31,38 @@ def export(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> OnnxReport:
-    """Write a model in another format; what is written has been compared with the original.
+    """Write a model in another format. The result is compared with the original before it is written.
 
     Args:
-        model: a Hugging Face model directory, a Hub id, or ``demo``; usually what :func:`fxprune.apply` wrote.
-        out: the directory to make, complete or absent.
+        model: a Hugging Face model directory, a Hub id, or ``demo``; usually a directory that :func:`fxprune.apply`
+            wrote.
+        out: the directory to write. It appears complete or not at all.
         format: ``onnx``.
-        dtype: of the weights: ``float32``, ``float16``, or weight-only ``int8`` and ``int4``, rounded by ONNX Runtime's
-            own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
+        dtype: data type of the weights: ``float32``, ``float16``, or weight-only ``int8`` and ``int4``. The last two
+            are quantized with the tools of ONNX Runtime, and refused if perplexity grows too much (docs/deploy.md).
         layout: ``onnxruntime``, which onnxruntime-genai runs too, or ``transformers.js``.
-        optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
-        cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
-        example: what a model that is no causal language model is called with, such as
-            ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
-        force: whether an existing ``out`` is replaced.
+        optimize: fuse operators for ONNX Runtime on ``cpu`` or ``cuda``; ``none`` for standard ONNX operators only.
+        cache: whether a causal language model gets a key-value cache; without one it reads whole sequences.
+        example: the inputs of a model that is not a causal language model, such as
+            ``pixel_values=float32[2,3,224,224]``. When None, they are made from its configuration.
+        force: whether to replace an existing ``out``.
         trust_remote_code: whether the model's own code may run.
-        progress: told what is going on.
+        progress: called with a message when a new step begins.
 
     Raises:
-        RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
+        RequestError: an unknown format or option, a model that cannot be found or loaded, or an ``out`` that exists.
         FxpruneError: the model cannot be exported, or the result differs from it.
     """
     if format not in FORMATS:
-        raise RequestError(f"unknown format {format!r}", f"formats: {', '.join(FORMATS)}")
+        raise RequestError(f"unknown --format {format!r}", f"choose from {', '.join(FORMATS)}")
     source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
     request = Request(source.directory, Path(out), dtype=dtype, layout=layout, optimize=optimize, force=force)
     language = Calling(config, example).language
     if not language and not cache:
-        raise RequestError(f"{source.name} is no causal language model and has no cache", "leave out --no-cache")
+        raise RequestError(
+            f"--no-cache has no effect: {source.name} is not a causal language model", "leave --no-cache out"
+        )
     if language and cache:
         return export_onnx(request, trust_remote_code=trust_remote_code, progress=progress)
     progress(f"loading {source.name}")

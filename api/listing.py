@@ -1,4 +1,4 @@
-"""list_passes: every pass with its options."""
+"""``passes``: list every pass with its options."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class PassInfo:
     """A pass as ``fxprune passes`` shows it.
 
     Attributes:
-        name: in pipeline text.
+        name: its name in pipeline text.
         kind: ``score``, ``recover`` or ``analysis``.
-        help: one line.
-        needs_weights: whether it can run from a config alone.
-        options: what it can be told.
+        help: one line about it.
+        needs_weights: whether it needs weights; otherwise a config is enough.
+        options: its options.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PassInfo:
 
 
 def list_passes() -> tuple[PassInfo, ...]:
-    """Every pass there is, in the order of the registry."""
+    """All passes, in the order of the registry."""
     return tuple(map(_info, PASSES))
 
 

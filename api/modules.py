@@ -1,4 +1,4 @@
-"""prune_module: any ``torch.nn.Module`` and example inputs in, a smaller module out."""
+"""``prune_module``: make any ``torch.nn.Module`` smaller, given example inputs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from .pruning import GroupChange
 __all__ = ["Pruned", "load", "prune_module"]
 
 SAME = {torch.float64: 1e-10, torch.float32: 1e-4}
-"""The most that two programs for the same function may differ, relative to the scale of the output: some thousand
-roundings of the type. Coarser types are allowed 5%."""
+"""The largest allowed difference of two programs for the same function, relative to the scale of the output: about a
+thousand rounding errors of the data type. For less precise types it is 5%."""
 
 Loss = Callable[..., torch.Tensor]
 
@@ -47,18 +47,19 @@ class Pruned:
     """A smaller module.
 
     Attributes:
-        module: the result, in the training mode of the original.
-        in_place: whether it is the original's own class, repaired; otherwise it is a ``torch.fx.GraphModule``.
-        rebuilt_because: why the original's forward does not hold at the smaller widths; empty when it does.
-        fixed_batch: why it runs at the number of samples of the example only; empty when any number will do.
+        module: the result, in training or evaluation mode as the original was.
+        in_place: True: a module of the original class, with smaller tensors. False: a ``torch.fx.GraphModule``.
+        rebuilt_because: why the original forward does not work at the smaller widths; empty when it does.
+        fixed_batch: why the result accepts only as many samples as the example holds; empty when it accepts any number.
         pipeline: the passes that ran, with all options, as text.
-        parameters: elements of all parameters, before and after.
+        parameters: number of parameters before and after.
         macs: multiply-accumulates of one run on the example inputs, before and after.
-        groups: those that lost units.
+        groups: the groups from which units were removed.
         plan: what was removed.
-        worst_difference: of the module's outputs from those of the rewritten graph, relative to their scale.
+        worst_difference: largest difference between the outputs of the module and of the rewritten graph, relative to
+            their scale.
         steps: passes and analyses with their times.
-        report: what the passes recorded, by pass name.
+        report: what each pass reported, by pass name.
         product: what :meth:`save` writes.
     """
 
@@ -92,11 +93,11 @@ class Pruned:
 
     def save(self, out: str | Path, *, force: bool = False) -> SavedModule:
         """Write ``model.safetensors``, ``model.pt2``, ``plan.safetensors`` and ``fxprune.json``, and check them in a
-        fresh process. The present weights are written, training since included.
+        fresh process. The current weights are written, so the module may have been trained since it was pruned.
 
         Raises:
             RequestError: ``out`` cannot be written.
-            FxpruneError: the module does not export, or what was written computes something else.
+            FxpruneError: the module cannot be exported, or the written files do not compute the same outputs.
         """
         assert self.product is not None
         return save_module(self.product, Path(out), report=self.to_json(), force=force)
@@ -119,24 +120,26 @@ def prune_module(
 ) -> Pruned:
     """Make a module smaller.
 
-    The module that is given stays as it is. A copy of it is pruned in evaluation mode and repaired in place: its
-    tensors become slices, the integers that its forward reads follow. Where its forward does not hold at the smaller
-    widths (one is written in its code), the rewritten graph is returned as a ``torch.fx.GraphModule`` with tensors of
-    the same names. Either is compared with the rewritten graph before it is returned.
+    The given module is not changed. A copy of it is pruned in evaluation mode: its tensors are sliced, and integer
+    attributes that its forward reads, such as a number of heads, are adapted. If its forward does not work at the
+    smaller widths, for example because one is written in its code, the rewritten graph is returned as a
+    ``torch.fx.GraphModule`` with tensors of the same names. In both cases the outputs of the result are compared with
+    those of the rewritten graph.
 
     Args:
         module: any module that ``torch.export`` can trace.
-        example_inputs: one tensor, a sequence of the forward's positional arguments, or a mapping of its keyword
-            arguments. The first dimension of every tensor counts samples, if it is the same; two samples or more.
-        passes: pipeline text, such as ``"taylor{variant=element1}"``; several run one after the other.
-        loss: for scores that need one: takes the module and returns a scalar; with ``data`` it takes a batch too.
-        data: batches for ``loss``; the scores are of the mean of all losses.
-        ratio, layers, seed, multiple_of, target: for every pass that has an option of that name.
-        channels: whether widths that several blocks share go too; None leaves that to the pipeline text.
-        progress: told what is going on.
+        example_inputs: one tensor, a sequence of the positional arguments of forward, or a mapping of its keyword
+            arguments. The first dimension of every tensor should count samples, and be 2 or more.
+        passes: pipeline text, such as ``"taylor{variant=element1}"``; several texts run one after the other.
+        loss: for scores that need one: a function that takes the module and returns a scalar. With ``data`` it takes
+            the module and a batch.
+        data: batches for ``loss``; scores are computed from the mean loss of all batches.
+        ratio, layers, seed, multiple_of, target: a value for every pass that has an option of that name.
+        channels: whether to also prune widths that several blocks share; None leaves this to the pipeline text.
+        progress: called with a message when a new step begins.
 
     Raises:
-        RequestError: a mistake in the request, before any work.
+        RequestError: the request is wrong. This is checked before any work.
         FxpruneError: the module cannot be traced, or a pass failed.
     """
     shared = {"ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target}
@@ -156,13 +159,13 @@ def _channels(passes: str | Sequence[str], channels: bool | str | None) -> dict[
 def _losses(loss: Loss | None, data: Iterable[Any] | None) -> list[Callable[[nn.Module], torch.Tensor]]:
     if loss is None:
         if data is not None:
-            raise RequestError("data without a loss", "give loss=, a function of the module and a batch")
+            raise RequestError("data= has no effect without loss=", "give loss=, a function of the module and a batch")
         return []
     if data is None:
         return [loss]
     batches = list(data)
     if not batches:
-        raise RequestError("data holds no batch", "give at least one batch")
+        raise RequestError("data= is empty", "give at least one batch")
 
     def on(module: nn.Module, batch: Any) -> torch.Tensor:
         return loss(module, batch)
@@ -174,7 +177,7 @@ def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
     for step in pipeline:
         if step.kind != "score":
             raise RequestError(
-                f"pass {step.name!r} works on language models", "use random, magnitude or taylor on a module"
+                f"pass {step.name!r} needs a causal language model", "use random, magnitude or taylor for other modules"
             )
         if step.takes_loss and not losses:
             raise RequestError(
@@ -205,12 +208,12 @@ class _Work:
             )
         if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(self.dense, again, strict=True)):
             raise FxpruneError(
-                f"{type(self.original).__name__} returns something else every time it runs",
-                "switch randomness inside forward off; in evaluation mode the same inputs must give the same outputs",
+                f"{type(self.original).__name__} returns different outputs for the same inputs",
+                "switch off randomness in forward; in evaluation mode equal inputs must give equal outputs",
             )
 
     def _trace(self) -> Traced:
-        """With a free number of samples where the module allows it, else with that of the example."""
+        """Trace for any number of samples where the module allows it, otherwise for that of the example."""
         batch = self.call.batch
         if batch is None:
             self.fixed_batch = "the first dimensions of the inputs differ"
@@ -228,8 +231,8 @@ class _Work:
         worst = _worst(self._graph_module(traced.graph, traced), self.call, self.dense)
         if not worst <= _same(self.dense):
             raise FxpruneError(
-                f"the traced graph differs from {type(self.original).__name__} by {worst:.3g}",
-                "control flow inside forward that depends on values cannot be traced; take it out",
+                f"the outputs of the traced graph and of {type(self.original).__name__} differ by {worst:.3g}",
+                "control flow that depends on values of tensors cannot be traced; remove it from forward",
             )
         return traced
 
@@ -243,7 +246,7 @@ class _Work:
     ) -> fx.GraphModule:
         return raise_graph(
             graph,
-            {**_tensors(self.model), **(tensors or {})},  # a rewritten graph has no tensors that nothing reads
+            {**_tensors(self.model), **(tensors or {})},  # tensors that nothing reads are missing in ``tensors``
             traced.constants,
             batch=traced.graph.extents.get("b"),
             inputs=functools.partial(_placeholders, self.call),
@@ -288,14 +291,15 @@ class _Work:
         )
 
     def _check(self, state: State) -> float:
-        """The result against the rewritten graph, on the example and on one more sample where that is promised."""
+        """Compare the result with the rewritten graph: on the example, and with one more sample unless it is fixed."""
         worst = 0.0
         for call in [self.call] if self.fixed_batch else [self.call, self.call.resized((self.call.batch or 1) + 1)]:
             expected = self._run_graph(state.graph, state.model, call)
             worst = max(worst, _worst(state.model, call, expected))
             if not worst <= _same(expected):
                 raise FxpruneError(
-                    f"the smaller module differs from its graph by {worst:.3g}", "please report the module"
+                    f"the outputs of the pruned module and of its graph differ by {worst:.3g}",
+                    "this is a bug in fxprune; please report it with the module",
                 )
         return worst
 
@@ -304,7 +308,7 @@ class _Work:
         return macs(graph) * (self.call.batch or 1) // traced if traced else macs(graph)
 
     def _execute(self, graph: Graph, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """All outputs of a graph and of a module on the example, each in one vector."""
+        """All outputs of a graph and all outputs of a module on the example, as two vectors."""
         expected = self._run_graph(graph, module, self.call)
         return _vector(expected), _vector(run(module, self.call))
 
@@ -312,15 +316,15 @@ class _Work:
         """All outputs of a rewritten graph with the tensors of a module.
 
         Raises:
-            FxpruneError: when it does not run, such as where as many units are left of a width that its code states as
-                there were samples in the trace: one number then stands for both.
+            FxpruneError: the graph does not run. A possible cause: a width became equal to the number of samples in
+                the trace, and the graph cannot tell the two numbers apart.
         """
         smaller = self._graph_module(graph, self.traced, _tensors(module))
         try:
             return run(smaller, call)
         except FxpruneError as error:
             raise FxpruneError(
-                f"the graph of the smaller {error.message}", "give an example of a single sample, or another ratio"
+                f"the graph of the pruned {error.message}", "give an example with a single sample, or another ratio"
             ) from error
 
     def _rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
@@ -329,7 +333,7 @@ class _Work:
 
 
 def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:
-    """The arguments of the module, and the tensors in them. What is no tensor is what it was in the example."""
+    """Make the arguments of the module, and return the tensors in them. Other values are fixed as in the example."""
     found: list[fx.Node] = []
 
     def walk(node: fx.Node, value: Any) -> None:
@@ -346,7 +350,7 @@ def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:
 
 
 def _arrangement(model: nn.Module, call: Call) -> Callable[[list[fx.Node]], Any]:
-    """Puts the graph's outputs where the module has its tensors; a class of its own becomes a dict or a tuple."""
+    """A function that arranges the outputs of the graph as the module returns them, in dicts and tuples."""
     with torch.no_grad():
         output = _plain(model(*call.args, **call.kwargs))
     leaves, spec = pytree.tree_flatten(output)
