@@ -105,7 +105,7 @@ class Stages:
         held = parts()
         size, free = _size(held), shutil.disk_usage(self._out.parent if self._out.parent.is_dir() else "/").free
         if free < ROOM * size:
-            self._progress(f"not saved for --resume: needs {ROOM * size / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB free")
+            self._progress(f"not saved for --resume: needs {ROOM * size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
             return
         held |= {"random": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
         try:

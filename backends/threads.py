@@ -1,4 +1,4 @@
-"""How many threads torch shares an operation out to."""
+"""The number of threads that torch uses within one operator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """One, for work that is too little to share or is shared out otherwise; yields how many there are elsewhere."""
+    """While the block runs, use one thread: for small work, or work with its own threads. Yields the usual number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
