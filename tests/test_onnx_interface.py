@@ -82,7 +82,7 @@ TOKENS, MASK, PAST = ["b", "s"], ["b", "t"], ["b", 2, "p", 8]
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ({"input_ids": TOKENS}, "takes input_ids: no input_ids, attention_mask or past_key_values"),
+        ({"input_ids": TOKENS}, "has inputs input_ids; it needs input_ids, attention_mask and past_key_values"),
         (
             {"input_ids": TOKENS, "attention_mask": ["b", 8], "past_key_values__layers__0__keys": PAST},
             r"attention_mask of shape \[batch_size, 8\] instead of \[batch_size, total_sequence_length\]",
@@ -93,7 +93,7 @@ TOKENS, MASK, PAST = ["b", "s"], ["b", "t"], ["b", 2, "p", 8]
         ),
         (
             {"input_ids": TOKENS, "attention_mask": MASK, "past_key_values__layers__0__keys": PAST, "pixels": [1]},
-            "an input or output 'pixels' that no runtime knows",
+            "an unexpected input or output 'pixels'",
         ),
     ],
 )
