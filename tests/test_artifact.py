@@ -91,7 +91,11 @@ def test_a_second_rename_that_fails_puts_the_old_one_back(tmp_path: Path, monkey
 FAILURES: dict[str, tuple[BaseException, type[BaseException], str]] = {
     "interrupt": (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
     "a failed check": (FxpruneError("logits differ"), FxpruneError, "logits differ"),
-    "full disk": (OSError(errno.ENOSPC, "No space left on device"), FxpruneError, "cannot write .*out: the disk is full"),
+    "full disk": (
+        OSError(errno.ENOSPC, "No space left on device"),
+        FxpruneError,
+        "cannot write .*out: the disk is full",
+    ),
     "full disk in safetensors": (
         safetensors.SafetensorError("I/O error: No space left on device (os error 28)"),
         FxpruneError,

@@ -161,7 +161,9 @@ def test_nothing_to_time(options: dict[str, Any]) -> None:
 
 
 def test_what_a_process_refuses_arrives(models: tuple[Path, Path]) -> None:
-    with pytest.raises(RequestError, match=r"--prompt and --new together are 65 tokens, but .*wide' has a context of 64") as error:
+    with pytest.raises(
+        RequestError, match=r"--prompt and --new together are 65 tokens, but .*wide' has a context of 64"
+    ) as error:
         fxprune.bench(models[0], prompt=60, new=5, threads=1)
     assert error.value.hint == "give a smaller --prompt or --new"
 

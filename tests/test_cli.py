@@ -275,7 +275,11 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     ("apply MODEL --pass loar --out OUT", "unknown pass 'loar'\n  loar\n  ^^^^", "did you mean 'lora'"),
     ("apply MODEL --pass lora", "missing --out DIR", "--dry-run"),
     ("apply MODEL --pass lora --ratio 0.5 --out OUT", "no pass of 'lora' has an option 'ratio'", ""),
-    ("apply MODEL --pass lora --out OUT --print-ir-after tune", "--print-ir-after tune: not a pass of this run", "lora, couple"),
+    (
+        "apply MODEL --pass lora --out OUT --print-ir-after tune",
+        "--print-ir-after tune: not a pass of this run",
+        "lora, couple",
+    ),
     ("apply MODEL --pass lora --out MODEL", "already exists", "--force"),
     ("apply MODEL --pass lora --out OUT", "lora has no text to train on", "--data"),
     ("apply NOWHERE --pass lora --out OUT", "there is no directory", "check the path"),

@@ -302,7 +302,10 @@ def test_requests_that_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.rotary_emb.inv_freq", "units were removed from 'model.rotary_emb.inv_freq', which checkpoints do not store"),
+        (
+            "model.rotary_emb.inv_freq",
+            "units were removed from 'model.rotary_emb.inv_freq', which checkpoints do not store",
+        ),
         ("extra", "LlamaForCausalLM do not have the same tensors: 'extra.weight'"),
     ],
 )

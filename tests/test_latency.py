@@ -128,9 +128,7 @@ def test_what_was_predicted_and_measured_is_shown() -> None:
         "taylor: latency target 32 ms (dense 40 ms); measured 31.1 ms"
     ]
     found["seconds"]["before"] = found["seconds"]["after"] = None  # type: ignore[assignment]
-    assert latencies({"taylor": found}) == [
-        "taylor: latency target 32 ms; the result was not timed"
-    ]
+    assert latencies({"taylor": found}) == ["taylor: latency target 32 ms; the result was not timed"]
 
 
 def test_a_model_without_weights_is_predicted_and_not_run() -> None:

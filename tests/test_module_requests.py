@@ -68,7 +68,11 @@ REFUSED: list[tuple[Callable[[], Any], type[FxpruneError], str]] = [
     (lambda: prune_module(linear(), torch.ones(2, 5), "random"), FxpruneError, "does not run on the example inputs"),
     (lambda: prune_module(Starred(), X, "random"), RequestError, "takes any number of arguments (*x)"),
     (lambda: prune_module(Noisy(), X, "random"), FxpruneError, "returns different outputs for the same inputs"),
-    (lambda: prune_module(TwoFaced(), X, "random"), FxpruneError, "the outputs of the traced graph and of TwoFaced differ by"),
+    (
+        lambda: prune_module(TwoFaced(), X, "random"),
+        FxpruneError,
+        "the outputs of the traced graph and of TwoFaced differ by",
+    ),
     (lambda: prune_module(Silent(), X, "random"), FxpruneError, "returns no tensor"),
     (
         lambda: prune_module(Branching(), X, "random"),

@@ -74,7 +74,7 @@ def test_a_causal_language_model_whose_state_is_no_keys_and_values(
 
 def test_leaving_the_cache_out_is_for_causal_language_models(tmp_path: Path) -> None:
     tiny_model("vit").save_pretrained(tmp_path / "source")
-    with pytest.raises(RequestError, match="--no-cache has no effect: .*is not a causal language model") as caught:
+    with pytest.raises(RequestError, match=r"--no-cache has no effect: .*is not a causal language model") as caught:
         export(tmp_path / "source", tmp_path / "out", cache=False)
     assert caught.value.hint == "leave --no-cache out"
 

@@ -214,7 +214,7 @@ def leave(_: Path) -> None:
 
 ERRORS = [
     pytest.param(leave, {"ratio": 0.25}, r"cannot resume .*/out: random\.ratio was 0\.5 and is 0\.25 now$", id="ratio"),
-    pytest.param(leave, {"passes": "random,random"}, "the passes were random and are random,random now$", id="pipeline"),
+    pytest.param(leave, {"passes": "random,random"}, "the passes were random and are random,random now$", id="passes"),
     pytest.param(leave, {"data": __file__}, "--data was not given before$", id="text"),
     pytest.param(change_source, {}, r"model\.safetensors of the model has changed$", id="source"),
     pytest.param(damage_stage, {}, r"\.out\.stages is damaged", id="stage"),

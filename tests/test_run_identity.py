@@ -45,9 +45,9 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"calibration": "a.txt"}, {"calibration": "b.txt"}, "--calib names another text now"),
     ({"example": "x=int64[2,3]"}, {"example": "x=int64[2,5]"}, "--example was x=int64[2,3] and is x=int64[2,5] now"),
     (
-        {"passes": "taylor,lora{steps=40,lr=0.1,rank=4}"},
-        {"passes": "taylor,lora{steps=4,lr=0.2,rank=2}", "loss": "m:f"},
-        "lora.lr was 0.1 and is 0.2 now; lora.rank was 4 and is 2 now; lora.steps was 40 and is 4 now; and 1 more",
+        {"passes": "taylor,lora{steps=40,lr=0.1,r=4}"},
+        {"passes": "taylor,lora{steps=4,lr=0.2,r=2}", "loss": "m:f"},
+        "lora.lr was 0.1 and is 0.2 now; lora.r was 4 and is 2 now; lora.steps was 40 and is 4 now; and 1 more",
     ),
 ]
 
