@@ -83,7 +83,7 @@ def refuse_options(model: str, options: Mapping[str, object]) -> None:
     given = ["--" + name.replace("_", "-") for name, value in options.items() if value]
     if given:
         raise RequestError(
-            f"{', '.join(given)} only for Hugging Face models; {model} is a module",
+            f"{', '.join(given)}: only for Hugging Face models; {model} is a module",
             "leave it out; --loss gives the loss that scores are computed from",
         )
 
@@ -107,7 +107,7 @@ def trace_target(model: str, example: str, *, progress: Progress = silent) -> Tr
     modules.run(module, call)
     progress(f"tracing {model}")
     traced = _traced(module, call)
-    progress("coupling")
+    progress("finding groups")
     return Trace(model, traced, couple(traced.graph), parameter_count(module))
 
 

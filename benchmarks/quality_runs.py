@@ -107,18 +107,18 @@ class Run:
     """One pipeline on one model.
 
     Attributes:
-        part: of the benchmark, one of PARTS.
-        model: its folder.
-        calibration: the text that it is calibrated on.
-        texts: that its perplexity is measured on.
-        target: kept parameters.
-        column: of the table, or the pipeline.
-        pipeline: with TARGET, HALFWAY and SEED to be filled in; a name where LLM-Pruner's own code runs.
-        seed: of the draw of calibration windows, and of training; None where the first windows are read. For
-            LLM-Pruner's own code of what the dense model writes beside the first ten, None where it reads those alone.
-        training: texts that recovery is trained on.
-        written: windows that the dense model writes for LLM-Pruner's own code to read beside the first ten.
-        refit: the text that a refit reads, where it is not what the score reads.
+        part: the part of the benchmark, one of PARTS.
+        model: the folder of the model.
+        calibration: the calibration text.
+        texts: the texts on which perplexity is measured.
+        target: share of kept parameters.
+        column: the column of the table, or the pipeline.
+        pipeline: the pipeline, with TARGET, HALFWAY and SEED to be filled in; for LLM-Pruner's own code, a name.
+        seed: the seed of the draw of calibration windows and of training; None for the first windows of the text. For
+            LLM-Pruner's own code, the seed of the windows that the dense model writes; None if it reads only the ten.
+        training: the recovery texts.
+        written: number of windows that the dense model writes, in addition to the first ten, for LLM-Pruner's own code.
+        refit: the text for refitting, if it is not that for the scores.
     """
 
     part: str

@@ -376,4 +376,4 @@ def test_the_api_refuses_a_format_it_does_not_know(model_dir: Path, tmp_path: Pa
 def test_long_calls_say_what_they_do(model_dir: Path) -> None:
     said: list[str] = []
     fxprune.trace(model_dir, progress=said.append)
-    assert said == [f"building {model_dir} without weights", f"tracing {model_dir}", "coupling"]
+    assert said == [f"building {model_dir} without weights", f"tracing {model_dir}", "finding groups"]

@@ -266,7 +266,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     ("trace NETS:net", "missing --example INPUTS for NETS:net", "--example 'float32[2,3,224,224]'"),
     ("trace demo --example float32[2]", "--example has no effect on a causal", "leave --example out"),
     ("trace . --example float32[2]", "has no config.json", "Hugging Face model directory"),
-    (f"trace NETS:net{TARGET} --trust-remote-code", "--trust-remote-code only for Hugging Face models", "leave it"),
+    (f"trace NETS:net{TARGET} --trust-remote-code", "--trust-remote-code: only for Hugging Face models", "leave it"),
     ("trace NETS:net --example float32(2)", "cannot be read from 'float32(2)' on", "float32[2,3,224,224]"),
     ("trace NETS:net --example real[2]", "'real' is no data type of torch", "float32[2,3,224,224]"),
     ("trace NETS:net --example x=float32[2],int64[2]", "names some inputs and not others", "float32[2,3,224,224]"),
@@ -294,7 +294,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     (f"apply NETS:net{TARGET} --pass taylor --loss NETS:vector --out out", "no scalar tensor but of shape", ""),
     ("apply demo --pass taylor --loss NETS:loss --dry-run", "--loss has no effect on a causal", "--calib"),
     *(
-        (f"apply NETS:net{TARGET}{RANDOM} --out out {option}", f"{option.split()[0]} only for Hugging Face models", "")
+        (f"apply NETS:net{TARGET}{RANDOM} --out out {option}", f"{option.split()[0]}: only for Hugging Face models", "")
         for option in (
             "--calib exits.py", "--data exits.py", "--plan exits.py", "--form free", "--allow-pickle",
             "--trust-remote-code", "--print-ir-after all",
