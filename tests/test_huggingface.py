@@ -325,11 +325,11 @@ def test_what_the_free_form_cannot_hold(tmp_path: Path, name: str, message: str)
     [
         ({}, RequestError, "config.json does not exist"),
         ({"config.json": "{"}, RequestError, "config.json is damaged"),
-        ({"config.json": '{"model_type": "llama"}'}, RequestError, "names no class of transformers: None"),
+        ({"config.json": '{"model_type": "llama"}'}, RequestError, "'architectures' is None, which transformers does not know"),
         (
             {"config.json": '{"model_type": "llama", "architectures": ["Mine"]}'},
             RequestError,
-            r"transformers: \['Mine'\]",
+            r"'architectures' is \['Mine'\], which transformers",
         ),
     ],
 )
