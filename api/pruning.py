@@ -1,4 +1,4 @@
-"""apply: a pipeline of passes on a model, and what comes out as a directory that transformers loads."""
+"""``apply``: run a pipeline of passes on a model, and write the result as a directory that transformers loads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from .given import GivenText, Model, check_example, check_loss, check_model, che
 from .printing import check_printing, printer
 from .progress import Progress, silent
 from .replay import read_recorded
-from .resume import Stages, identity
+from .resume import Stages
+from .run_identity import identity
 from .scores import open_scores, write_scores
 from .sources import open_source
 from .texts import CALIBRATION, RECOVERY
@@ -63,39 +64,39 @@ def apply(
     print_ir_after: str | Sequence[str] = (),
     progress: Progress = silent,
 ) -> Applied:
-    """Run a pipeline on a model and write what comes out.
+    """Run a pipeline on a model and write the result.
 
     Args:
-        model: a Hugging Face model directory, a Hub id, ``demo``, or a loaded model of transformers. A loaded one stays
-            as it is: its files are written to the temporary directory and pruned from there, so that both that copy
-            and, in memory, the model that is being pruned are there beside it while the call runs.
-        passes: pipeline text, or several that run one after the other; may be left out with ``plan``.
-        plan: a ``plan.safetensors`` that another run wrote; carried out before the passes.
-        out: the directory to make, complete or absent; may be left out in a dry run.
-        ratio, layers, seed, multiple_of, target, channels: for every pass that has an option of that name; ``layers``
-            as ``(start, end)`` or ``"start:end"``, end exclusive; ``target`` as ``"params=0.8"``.
+        model: a Hugging Face model directory, a Hub id, ``demo``, or a loaded model of transformers. A loaded model is
+            not changed: its files are written to the temporary directory and pruned from there. While the call runs,
+            that copy takes room on disk, and the model that is being pruned takes room in memory beside the loaded one.
+        passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
+        plan: a ``plan.safetensors`` that another run wrote. It is applied before the passes.
+        out: the directory to write. It appears complete or not at all. May be left out in a dry run.
+        ratio, layers, seed, multiple_of, target, channels: a value for every pass that has an option of that name;
+            ``layers`` as ``(start, end)`` or ``"start:end"``, end exclusive; ``target`` as ``"params=0.8"``.
         tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
-        calib: text that scores are computed on: a file, a ``datasets`` id or a list of strings; the built-in one for
-            ``demo`` when None.
-        data: text that recovery trains on, likewise.
-        scores: a file that keeps the scores of the first pass that has some: written if it does not exist, otherwise
-            used in place of computing them, for any budget.
-        example: what a model that is no causal language model is called with, such as
-            ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
-        loss: for such a model, what scores are computed from: takes the module and returns a scalar, or is named
-            ``package.module:function``.
-        force: whether an existing ``out`` is replaced.
-        resume: go on after the last pass that the same call had done when it broke off, and keep every pass.
-        dry_run: stop before recovery and writing; a config is enough when no pass reads weights.
-        form: ``uniform``, ``free``, or ``auto``, which is uniform where a plain config describes the result.
+        calib: the text that scores are computed on: a file, a ``datasets`` id or a list of strings. When None, ``demo``
+            uses its built-in text.
+        data: the text that recovery trains on, in the same forms. When None, ``demo`` uses its built-in text.
+        scores: a file for the scores of the first pass that computes some. If it does not exist, it is written;
+            otherwise its scores are used, for any budget.
+        example: the inputs of a model that is not a causal language model, such as
+            ``pixel_values=float32[2,3,224,224]``. When None, they are made from its configuration.
+        loss: for such a model, the loss that scores are computed from: a function that takes the module and returns a
+            scalar, or its name, ``package.module:function``.
+        force: whether to replace an existing ``out``.
+        resume: continue an interrupted run of the same call after its last finished pass, and save every pass.
+        dry_run: stop before recovery and writing. A config without weights is enough if no pass reads weights.
+        form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result.
         trust_remote_code: whether the model's own code may run.
         allow_pickle: whether weights may be read from a pickle.
-        print_ir_after: passes after which the graph is printed on stderr; ``all`` for every one.
-        progress: told what is going on.
+        print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
+        progress: called with a message when a new step begins.
 
     Raises:
-        RequestError: anything that is wrong with the request, before any work.
-        FxpruneError: a pass failed, or what was written is not what was to be written.
+        RequestError: the request is wrong. This is checked before any work.
+        FxpruneError: a pass failed, or the written artifact did not pass its check.
     """
     shared = {
         "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
@@ -124,7 +125,7 @@ def apply(
         stages = None
         if out is not None and not dry_run:
             place = None if scores is None else str(scores)
-            run = identity(source, texts, example=example, loss=loss, scores=place)
+            run = identity(source, pipeline, texts, example=example, loss=loss, scores=place)
             stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
         work = Work(source, pipeline if weights else None, calling, progress)
         work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
@@ -144,23 +145,21 @@ def apply(
 
 
 def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
-    """The passes that were written out; none are needed beside a plan."""
+    """The passes that the user gave; with a plan there may be none."""
     if plan is None and not isinstance(passes, str) and not passes:
-        raise RequestError(
-            "there is nothing to do", "give --pass PIPELINE, or --plan FILE to repeat what a run removed"
-        )
+        raise RequestError("missing --pass PIPELINE", "give one, or --plan FILE to repeat what another run removed")
     return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
 
 
 def _require_place(out: str | Path | None, *, resume: bool, dry_run: bool) -> None:
     if out is None and not dry_run:
-        raise RequestError("there is nowhere to write to", "give --out DIR, or --dry-run to write nothing")
+        raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
     if resume and dry_run:
-        raise RequestError("a dry run writes nothing that it could resume", "leave out --resume or --dry-run")
+        raise RequestError("--resume has no effect with --dry-run", "leave out one of the two")
 
 
 def _claim_place(out: str | Path | None, source: Source, *, force: bool, dry_run: bool) -> None:
-    """See that the directory can be made, and begin to hash the source while other work is done."""
+    """Check that the directory can be made, and begin to hash the source in the background."""
     if out is not None:
         clear_leftovers(Path(out))
         check_target(Path(out), force=force, source=source.directory)
@@ -169,8 +168,11 @@ def _claim_place(out: str | Path | None, source: Source, *, force: bool, dry_run
 
 
 def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
-    """No passes, so that no option of a pass was given."""
+    """No passes; refuses options that only a pass could use."""
     for name, value in shared.items():
         if value is not None:
-            raise RequestError(f"a plan leaves no room for {name} {value}", "leave it out, or name the pass it is for")
+            flag = "--" + name.replace("_", "-")
+            raise RequestError(
+                f"{flag} has no effect with --plan alone", f"leave {flag} out, or add the --pass that it is for"
+            )
     return ()

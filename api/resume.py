@@ -1,21 +1,18 @@
-"""What the passes of a run have done, kept beside OUT, so that a run that broke off can go on from there.
+"""``--resume``: after a pass its result is saved beside OUT, so that an interrupted run can continue from there.
 
-A stage is the state of the pipeline between two passes. There is one at a time, in ``.OUT.stages``, which is replaced
-in one step and goes when OUT has been written.
+A stage is the state of the pipeline between two passes. There is one at a time, in ``.OUT.stages``. It is replaced in
+one step, and removed when OUT has been written.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import pickle
 import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +20,20 @@ import numpy as np
 import torch
 
 from ..backends.artifact import RECORD, atomic_directory, read_record, write_json
-from ..backends.digests import sha256
 from ..ir.errors import FxpruneError, RequestError
 from ..passes.base import Pass
 from ..passes.generate import Joined
 from ..passes.pipeline import print_pipeline
 from ..passes.state import KEPT, State
 from ..tracer.fingerprints import Noted
-from ..tracer.model import Source
-from .given import Rows
 from .progress import Progress
+from .run_identity import changes
 
 WORTH = 60.0
-"""Seconds of work from which on a stage is kept without being asked for."""
+"""A stage is saved without ``--resume`` once this many seconds of work would be lost."""
 
 ROOM = 3
-"""A stage is kept where the disk has room for so many of it: what will be written needs some too."""
+"""A stage is saved only where the disk has room for this many copies of it, since OUT needs room too."""
 
 SUFFIX, STATE = ".stages", "stage.pt"
 
@@ -46,17 +41,17 @@ Parts = dict[str, Any]
 
 
 class Stages:
-    """Of one run.
+    """The saved stage of one run.
 
     Args:
-        out: where the run writes to.
-        pipeline: what it runs.
-        identity: everything else that its result depends on, as JSON data.
-        asked: whether it is to go on from what is kept, and to keep whatever it does.
-        progress: told what is kept and what is not.
+        out: the directory that the run writes.
+        pipeline: the passes that it runs.
+        identity: what its result depends on, see :func:`~fxprune.api.run_identity.identity`.
+        asked: whether ``--resume`` was given: continue from the saved stage, and save a stage after every pass.
+        progress: told what is saved and what is not.
 
     Raises:
-        RequestError: it is to go on, and what is kept is of another run, another user, or damaged.
+        RequestError: with ``asked``, when the saved stage is of a different run, of another user, or damaged.
     """
 
     def __init__(
@@ -65,36 +60,33 @@ class Stages:
         self._out = out.resolve()
         self.folder = self._out.parent / f".{self._out.name}{SUFFIX}"
         self._pipeline = [print_pipeline([step], defaults=True) for step in pipeline]
-        self._identity = {"pipeline": ",".join(self._pipeline), **identity}
+        self._identity = dict(identity)
         self._asked, self._progress = asked, progress
         self._since = time.monotonic()
         self.done = self._found()
 
     def _found(self) -> int:
-        """How many passes need not run again."""
+        """How many passes the saved stage covers."""
         if not self.folder.is_dir():
             if self._asked:
-                self._progress(f"nothing to resume beside {self._out}: from the beginning")
+                self._progress(f"no interrupted run of {self._out} found; starting from the beginning")
             return 0
         if not self._asked:
-            self._progress(f"{self._out} was begun before; --resume would go on from there")
+            self._progress(f"an interrupted run of {self._out} exists; --resume would continue it")
             return 0
         record = read_record(self.folder)
-        kept = record.get("run") or {}
-        odd = [name for name in sorted({**kept, **self._identity}) if kept.get(name) != self._identity.get(name)]
-        if odd:
-            told = f"{odd[0]} {kept.get(odd[0])}, not {self._identity.get(odd[0])}"
-            raise RequestError(f"what is kept of a run for {self._out} is of another one: {told}", _HINT)
+        if changed := changes(record.get("run") or {}, self._identity):
+            raise RequestError(f"cannot resume {self._out}: {changed}", _HINT)
         # It is a pickle, which can hold any code: only what this user wrote is read.
         if hasattr(os, "geteuid") and any(
             path.stat().st_uid != os.geteuid() for path in (self.folder, self.folder / STATE)
         ):
-            raise RequestError(f"{self.folder} belongs to another user", f"remove it, {_HINT}")
+            raise RequestError(f"{self.folder} belongs to another user", f"remove it, or {_HINT}")
         done: int = record["done"]
         return done
 
     def read(self) -> Parts:
-        """What :meth:`keep` kept, with random numbers going on as they would have."""
+        """What :meth:`keep` saved. Also restores the random number generators."""
         self._progress(f"resuming after {self._pipeline[self.done - 1]} ({self.done} of {len(self._pipeline)})")
         try:
             parts: Parts = torch.load(self.folder / STATE, weights_only=False)
@@ -106,13 +98,13 @@ class Stages:
         return parts
 
     def keep(self, done: int, parts: Callable[[], Parts]) -> None:
-        """Keep what the first ``done`` passes did, when it is worth it; a run never fails for that."""
+        """Save the state after the first ``done`` passes, if it is worth it. If that fails, the run continues."""
         if done <= self.done or (not self._asked and time.monotonic() - self._since < WORTH):
             return
         held = parts()
         size, free = _size(held), shutil.disk_usage(self._out.parent if self._out.parent.is_dir() else "/").free
         if free < ROOM * size:
-            self._progress(f"not kept for --resume: {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+            self._progress(f"not saved for --resume: needs {ROOM * size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
             return
         held |= {"random": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
         try:
@@ -120,38 +112,20 @@ class Stages:
                 torch.save(held, folder / STATE)
                 write_json(folder / RECORD, {"done": done, "run": self._identity})
         except (FxpruneError, RuntimeError, pickle.PicklingError, AttributeError, TypeError) as error:
-            self._progress(f"not kept for --resume: {error}")
+            self._progress(f"not saved for --resume: {error}")
             return
         self.done, self._since = done, time.monotonic()
 
     def clear(self) -> None:
-        """Forget it all: OUT has been written."""
+        """Remove the stage; to be called when OUT has been written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-_HINT = "repeat the command that broke off, or run without --resume to begin anew"
-
-
-def identity(source: Source, texts: Mapping[str, str | Rows | None], **options: Any) -> dict[str, Any]:
-    """What a result depends on beside the pipeline. Files of the model count by size and time, those of a loaded model,
-    which are written anew by every call, by their bytes; texts by their bytes.
-
-    Args:
-        source: the model.
-        texts: part -> file or rows, where some were given.
-        options: further ones; a function counts by its name.
-    """
-    files = sorted(path for path in source.directory.iterdir() if path.is_file())
-    return {
-        "source": {path.name: _stamp(path, source.loaded) for path in files},
-        **{part: _text(spec) for part, spec in texts.items()},
-        **{name: getattr(value, "__qualname__", value) for name, value in options.items()},
-        "versions": {name: version(name) for name in ("fxprune", "torch", "transformers", "peft")},
-    }
+_HINT = "repeat the interrupted command as it was, or leave out --resume to start again"
 
 
 def state_parts(state: State) -> Parts:
-    """What a state holds that a later run cannot make for itself."""
+    """The parts of a state that a stage must hold; see :data:`~fxprune.passes.state.KEPT` for the others."""
     return {part.name: getattr(state, part.name) for part in dataclasses.fields(state) if part.metadata[KEPT]}
 
 
@@ -164,24 +138,12 @@ def restore(state: State, parts: Parts) -> None:
 
 
 def pieces_of(texts: Mapping[str, Noted | None]) -> Parts:
-    """What was read of every text."""
+    """For every text, the pieces of it that were read."""
     return {part: text.pieces for part, text in texts.items() if text is not None}
 
 
-def _stamp(path: Path, loaded: bool) -> list[Any]:
-    return [path.stat().st_size, sha256(path) if loaded else path.stat().st_mtime_ns]
-
-
-def _text(spec: str | Rows | None) -> str | None:
-    if isinstance(spec, Rows):
-        return hashlib.sha256(json.dumps(spec.rows).encode()).hexdigest()
-    if spec is None or not Path(spec).is_file():
-        return None if spec is None else str(spec)
-    return hashlib.sha256(Path(spec).read_bytes()).hexdigest()
-
-
 def _size(parts: Parts) -> int:
-    """Bytes of the tensors of the models among them."""
+    """Bytes of the tensors of all models in a state."""
     held = [value for part in parts["state"].values() for value in vars(part).values()]
     models = [value for value in held if isinstance(value, torch.nn.Module)]
     tensors = {id(t): t for model in models for t in model.state_dict(keep_vars=True).values() if not t.is_meta}

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from .tracing import Hop, Trace
 
 REASONS = 3
-"""How many reasons are given for groups that stay whole."""
+"""The number of reasons that are shown for groups that are not prunable."""
 
 MEASURED = ("parameters", "size", "MACs", "perplexity", "prefill tok/s", "decode tok/s")
 
 
 def trace(traced: Trace) -> list[RenderableType]:
-    """A line about the graph, and its groups, equal ones of different layers in one row."""
+    """A line about the graph, and a table of its groups. Equal groups of several layers share a row."""
     graph, operators = traced.graph, traced.operators
     common = ", ".join(f"{name} {count}" for name, count in list(operators.items())[:6])
     more = ", ..." if len(operators) > 6 else ""
@@ -41,12 +41,12 @@ def trace(traced: Trace) -> list[RenderableType]:
         first = groups[0]
         table.add_row(_name(groups), first.kind.value, _units(first), _members(first), _state(first))
     unknown = sorted({op.target for op in traced.coupling.unknown})
-    note = [Text("no rule, so frozen: " + ", ".join(unknown))] if unknown else []
+    note = [Text("operators without a rule, whose axes are frozen: " + ", ".join(unknown))] if unknown else []
     return [Text(head), table, *note]
 
 
 def why(paths: Mapping[str, Sequence[Hop]], first: str, second: str) -> list[RenderableType]:
-    """The paths from one weight to another, operator by operator, one for each group that holds both."""
+    """The paths from one weight to another, operator by operator: one for each group that contains both."""
     shown: list[RenderableType] = [Text(f"{first} and {second} shrink together:")]
     for group, hops in paths.items():
         table = _table("place", "axis", "operator", "module", "source line")
@@ -58,19 +58,19 @@ def why(paths: Mapping[str, Sequence[Hop]], first: str, second: str) -> list[Ren
 
 
 def applied(result: Applied) -> list[RenderableType]:
-    """What a pipeline removed, and what was written."""
+    """The result of ``apply``: what was removed, and what was written."""
     before, after = result.parameters
     head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept)"
     notes = (
         []
         if result.saved
-        else ["dry run, nothing written" + (f"; skipped: {result.skipped}" if result.skipped else "")]
+        else ["dry run: nothing was written" + (f"; skipped: {result.skipped}" if result.skipped else "")]
     )
     if result.saved is not None:
         saved = result.saved
         notes.append(f"{saved.path}: {saved.form} form, {saved.model_type}")
-        notes += [f"retargeted {saved.retargeted}"] if saved.retargeted else []
-        notes += [f"not uniform: {saved.why_free}"] if saved.why_free else []
+        notes += [f"architecture changed from {saved.retargeted}"] if saved.retargeted else []
+        notes += [f"not in uniform form: {saved.why_free}"] if saved.why_free else []
         notes.append(_checked(saved.checks))
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     report = result.report
@@ -79,13 +79,13 @@ def applied(result: Applied) -> list[RenderableType]:
 
 
 def _checked(checks: Mapping[str, Any]) -> str:
-    """What was checked; what does not apply to a model is left out."""
+    """The checks and their results; a check that does not apply to the model is left out."""
     done = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in checks.items() if value is not None)
     return "checked in a fresh process; " + ", ".join(done)
 
 
 def latencies(report: Mapping[str, Any]) -> list[str]:
-    """For every pass with a budget of time what a run took before, was to take after, and takes: a line each."""
+    """For every pass with a latency target, a line: the target, the time of the dense model, the time of the result."""
     lines = []
     for name, entry in report.items():
         found = entry.get("seconds")
@@ -95,14 +95,15 @@ def latencies(report: Mapping[str, Any]) -> list[str]:
             None if seconds is None else f"{seconds * 1000:.3g} ms"
             for seconds in (found["after"], found["before"], found["predicted"])
         )
-        measured = f"{then} before, {now} now" if now and then else "not measured, the weights are not in memory"
-        lines.append(f"{name}: a run was to take {predicted}; {measured}")
+        dense = f" (dense {then})" if then else ""
+        measured = f"measured {now}" if now else "the result was not timed"
+        lines.append(f"{name}: latency target {predicted}{dense}; {measured}")
     return lines
 
 
 def trained(report: Mapping[str, Any]) -> list[str]:
-    """For every pass that trained its loss at both ends, means over a tenth of all steps: a line each, and a warning
-    where the training has not paid."""
+    """For every pass that trained, a line: the mean loss over the first and the last tenth of the steps, and a warning
+    if it has not become lower."""
     lines = []
     for name, entry in report.items():
         losses = entry.get("loss")
@@ -111,14 +112,16 @@ def trained(report: Mapping[str, Any]) -> list[str]:
         share = max(1, len(losses) // 10)
         first, last = fmean(losses[:share]), fmean(losses[-share:])
         warning = (
-            "" if last < first or len(losses) == 1 else "; no better than it began: try a lower lr, more steps, or none"
+            ""
+            if last < first or len(losses) == 1
+            else f"; the loss has not decreased: try a lower lr or more steps, or leave {name} out"
         )
         lines.append(f"{name}: loss {first:.4g} to {last:.4g} in {len(losses)} steps{warning}")
     return lines
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:
-    """For every pass the first of what it has to say of single tensors, and how much more there is: a line each."""
+    """For every pass with notes, a line: its first note and the number of further notes."""
     lines = []
     for name, entry in report.items():
         notes = entry.get("notes")
@@ -128,34 +131,34 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
 
 
 def _left_whole(report: Mapping[str, Any]) -> list[str]:
-    """Groups that were asked for and are frozen, a line for each reason, first what holds most of them."""
+    """A line for each reason why groups are not prunable, the most frequent reason first."""
     names: dict[str, list[str]] = {}
     for entry in report.values():
         for name, reason in entry.get("frozen", {}).items():
             names.setdefault(reason, []).append(name)
     ordered = sorted(names.items(), key=lambda item: -len(item[1]))
     lines = [
-        f"left whole: {held[0]}{f' and {len(held) - 1} more' if len(held) > 1 else ''}: {reason}"
+        f"not prunable: {held[0]}{f' and {len(held) - 1} more' if len(held) > 1 else ''}: {reason}"
         for reason, held in ordered[:REASONS]
     ]
     more = sum(len(held) for _, held in ordered[REASONS:])
-    return lines + ([f"left whole: {more} more groups, see --json"] if more else [])
+    return lines + ([f"not prunable: {more} more groups, see --json"] if more else [])
 
 
 def pruned(result: PrunedTarget) -> list[RenderableType]:
-    """What was removed from a named module, in which form it comes out, and what was written."""
+    """The result of ``apply`` on a named module: what was removed, the kind of the result, and what was written."""
     made = result.pruned
     (before, after), (dense, lean) = made.parameters, made.macs
     head = (
         f"{result.pipeline}: {before:,} parameters to {after:,} ({after / before:.2%} kept), "
         f"MACs {_count(dense)} to {_count(lean)}"
     )
-    notes = ["repaired in place" if made.in_place else f"rewritten as a graph: {made.rebuilt_because}"]
-    notes += [f"runs at the number of samples of the example only: {made.fixed_batch}"] if made.fixed_batch else []
+    notes = ["module of the original class" if made.in_place else f"rewritten as a graph: {made.rebuilt_because}"]
+    notes += [f"accepts only the number of samples in the example: {made.fixed_batch}"] if made.fixed_batch else []
     if result.saved is None:
-        notes.append("dry run, nothing written")
+        notes.append("dry run: nothing was written")
     else:
-        batch = "any number of samples" if result.saved.any_batch else "the example's number of samples"
+        batch = "any number of samples" if result.saved.any_batch else "the number of samples in the example"
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
         notes.append(_checked(result.saved.checks))
     left = [*remarks(made.report), *_left_whole(made.report)]
@@ -163,8 +166,8 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
 
 
 def demo(shown: Demo) -> list[RenderableType]:
-    """The whole main job in one table."""
-    table = _table("model", *MEASURED, "worst logit difference", right=MEASURED)
+    """The result of ``demo`` in one table."""
+    table = _table("model", *MEASURED, "largest logit difference", right=MEASURED)
     for row in shown.rows:
         checks = ", ".join(f"{name} {_value(value)}" for name, value in shown.checks[row.name].items())
         table.add_row(*_cells(row), checks)
@@ -183,7 +186,7 @@ def exported(report: ExportReport) -> list[RenderableType]:
 
 
 def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
-    """Models side by side."""
+    """The result of ``eval``: a row per model."""
     table = _table("model", *MEASURED, right=MEASURED)
     for row in rows:
         table.add_row(*_cells(row))
@@ -191,7 +194,7 @@ def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
 
 
 def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
-    """Models side by side: what they are, how fast, and what of the work removed became speed."""
+    """The result of ``bench``: size and speed of each model, and the speed-up compared with the first."""
     asked = result.conditions
     head = (
         f"prompt {asked.prompt}, then {asked.new} tokens; {asked.threads} threads; median (lowest to highest) of "
@@ -222,7 +225,7 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
 
 
 def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
-    """Every pass with its options."""
+    """The result of ``passes``: every pass with its options."""
     return [part for row in rows for part in _with_options(row, f"{row.kind}  {row.help}")]
 
 
@@ -240,7 +243,7 @@ def _with_options(row: PassInfo | FormatInfo, help: str) -> list[RenderableType]
 
 
 def size(count: int) -> str:
-    """Bytes in the unit that reads best."""
+    """A number of bytes as text, in a unit of fitting size."""
     return _scaled(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
 
 
@@ -293,7 +296,7 @@ def _times(steps: Sequence[Step]) -> str:
 
 
 def _alike(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups that differ by their layer only, together."""
+    """Lists of groups that differ only by their layer."""
     found: dict[tuple[object, ...], list[Group]] = {}
     for group in groups:
         place = _layerless(group.name, group.layer)
@@ -311,7 +314,7 @@ def _name(groups: Sequence[Group]) -> str:
 
 
 def _spread(name: str, first: int | None, last: int | None) -> str:
-    """A name in layer ``first`` made to stand for the layers up to ``last``."""
+    """A name in layer ``first``, changed to stand for the layers from ``first`` to ``last``."""
     if first is None or first == last:
         return name
     return _layerless(name, first).replace("*", f"{{{first}..{last}}}", 1)

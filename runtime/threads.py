@@ -1,4 +1,4 @@
-"""How many threads torch shares an operation out to."""
+"""The number of threads that torch uses within one operator."""
 
 from __future__ import annotations
 
