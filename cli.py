@@ -22,7 +22,7 @@ from .ir.errors import FxpruneError
 INTERRUPTED = 130
 FAILURE = FxpruneError.exit_code
 COLLECTION = 100_000
-"""Objects after which Python looks for unreachable ones: with its default it spends a fifth of all imports there."""
+"""Python's garbage collector runs after so many new objects. Its default takes a fifth of the time of all imports."""
 
 
 def _trace(arguments: argparse.Namespace) -> int:
@@ -59,7 +59,7 @@ _APPLY_MODEL = (
 
 def _apply(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run:
-        begin_source_digests(Path(arguments.model))  # what is imported from here on takes seconds
+        begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
     from .api import tables
 
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     screen.hush()
     gc.set_threshold(COLLECTION)
-    atexit.register(gc.freeze)  # no search for unreachable objects when everything ends
+    atexit.register(gc.freeze)  # no garbage collection at exit
     arguments = build_parser(COMMANDS).parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Who read our stdout has gone; closing it again at exit must not complain.
+        # The reader of our stdout has closed it; Python must not fail when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILURE
     except Exception as error:

@@ -1,6 +1,6 @@
-"""The calls a user makes, each of them a few lines that connect tracer, passes and backends.
+"""The functions that users call. Each connects tracer, passes and backends in a few lines.
 
-A call is imported when it is first asked for: what ``trace`` needs loads in a third of the time of everything.
+A function is imported on first use, since importing everything takes three times as long as ``trace`` needs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a pipeline did to a model: for the caller, for JSON, and for the record in the artifact."""
+"""The result of ``apply``: for the caller, as JSON, and as the record in the artifact."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .texts import TEXTS, Entries
 
 @dataclass(frozen=True)
 class GroupChange:
-    """A group that lost units.
+    """A group from which units were removed.
 
     Attributes:
         name, kind, layer: of the group.
-        before, after: its units, over all units of its parent.
+        before, after: number of its units; of a nested group, summed over all units of its parent.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Applied:
 
     @property
     def kept(self) -> float:
-        """Share of the parameters that is left."""
+        """Share of the parameters that was kept."""
         return self.parameters[1] / self.parameters[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -84,9 +84,9 @@ class Applied:
         }
 
     def to_record(self) -> dict[str, Any]:
-        """What ``fxprune.json`` keeps: no times, so that the same run gives the same bytes."""
+        """The content of ``fxprune.json``. It holds no times, so that the same run gives the same bytes."""
         return {
-            # An absolute path would say where it was made, not from what.
+            # The path to the model depends on the machine, so only its last part is kept.
             "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
             "pipeline": self.options,
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},

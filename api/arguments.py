@@ -1,4 +1,4 @@
-"""What may be typed: the commands and their options, and what is said about them.
+"""The commands and options of the command line, with their help.
 
 Nothing heavy is imported here, so that ``--help`` answers at once.
 """
@@ -22,7 +22,7 @@ ANY_MODEL_HELP = MODEL_HELP + "; or package.module:callable, which returns any t
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with this program's way of saying what is wrong."""
+    """An argument parser that reports errors as every other error of this program is reported."""
 
     def error(self, message: str) -> NoReturn:
         screen.complain(message, f"see `{self.prog} --help`")
@@ -30,14 +30,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
-    """The whole command line.
+    """The parser of the whole command line.
 
     Args:
-        commands: the name of every command -> what runs it and returns the exit code.
+        commands: name of a command -> function that runs it and returns the exit code.
     """
     parser = _Parser(
         prog="fxprune",
-        description="A compiler for structurally smaller models: trace, couple, score, prune, export.",
+        description="Make PyTorch models smaller by structured pruning: trace, couple, score, prune, export.",
         epilog="`fxprune COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 bad request.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
@@ -53,18 +53,18 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text.partition(". ")[0].rstrip("."), description=text
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else there")
-    parser.add_argument("--debug", action="store_true", help="on failure, print the traceback")
+    parser.add_argument("--json", action="store_true", help="print the result on stdout as one JSON object")
+    parser.add_argument("--debug", action="store_true", help="print progress line by line, and a traceback on errors")
     return parser
 
 
 def _add_code_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code, if it brings any")
+    parser.add_argument("--trust-remote-code", action="store_true", help="allow code that comes with the model to run")
 
 
 def _add_pickle_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--allow-pickle", action="store_true", help="read weights from a pickle when there is nothing better"
+        "--allow-pickle", action="store_true", help="allow pickled weights (*.bin) when there are no safetensors"
     )
 
 
@@ -72,15 +72,17 @@ def _add_example_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--example",
         metavar="INPUTS",
-        help="what a package.module:callable is called with: 'float32[2,3,224,224]', or by name "
-        "'ids=int64[2,16],mask=bool[2,16]'; the first extents are samples. For a model that is no causal language "
-        "model it is made from its config when left out",
+        help="example inputs of a package.module:callable: 'float32[2,3,224,224]', or by name "
+        "'ids=int64[2,16],mask=bool[2,16]'; the first dimension counts samples. A Hugging Face model that is not a "
+        "causal language model takes it too (default: made from its config)",
     )
 
 
 def _add_loss_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--loss", metavar="NAME", help="package.module:function, takes the module and returns a scalar to score with"
+        "--loss",
+        metavar="NAME",
+        help="package.module:function that takes the module and returns a scalar loss, for scores that need one",
     )
 
 
@@ -88,26 +90,26 @@ def _add_trace(commands: Any) -> None:
     parser = _command(
         commands,
         "trace",
-        "Show the operators, axes and coupled channel groups of a model. No weights are read.",
+        "Show the operators, axes and groups of coupled channels of a model. No weights are read.",
     )
     parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ir", action="store_true", help="print the graph and its groups as text")
     what.add_argument(
-        "--why", nargs=2, metavar=("A", "B"), help="why two weights shrink together, operator by operator"
+        "--why", nargs=2, metavar=("A", "B"), help="show why weights A and B shrink together, operator by operator"
     )
-    parser.add_argument("--dot", metavar="FILE", help="write the coupling graph for Graphviz")
+    parser.add_argument("--dot", metavar="FILE", help="write the coupling graph as a Graphviz file")
     _add_example_option(parser)
     _add_code_option(parser)
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
-    shared = parser.add_argument_group("options of every pass that has them")
+    shared = parser.add_argument_group("options for all passes that have an option of this name")
     shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
-    shared.add_argument("--target", metavar="T", help="what may be left of the model: params=0.8, bytes=..., macs=...")
+    shared.add_argument("--target", metavar="T", help="size of the result: params=0.8, bytes=..., macs=...")
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
     shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
-    shared.add_argument("--seed", metavar="N", help="of every random choice")
+    shared.add_argument("--seed", metavar="N", help="random seed")
     shared.add_argument(
         "--channels",
         choices=("true", "false"),
@@ -119,8 +121,8 @@ def _add_apply(commands: Any) -> None:
     parser = _command(
         commands,
         "apply",
-        "Make a model smaller. Runs the passes of a pipeline and writes a Hugging Face model directory that plain "
-        "transformers loads; of any other module, safetensors and an exported program.",
+        "Make a model smaller. Runs the passes of a pipeline. A Hugging Face model becomes a model directory that "
+        "transformers loads; any other module becomes a safetensors file and an exported program (.pt2).",
     )
     parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
     parser.add_argument(
@@ -129,52 +131,55 @@ def _add_apply(commands: Any) -> None:
         action="append",
         default=[],
         metavar="PIPELINE",
-        help="passes to run: taylor, or 'taylor{variant=element2},lora{epochs=1}'; repeats; see `fxprune passes`",
+        help="passes to run: taylor, or 'taylor{variant=element2},lora{epochs=1}'; may be repeated; "
+        "see `fxprune passes`",
     )
     parser.add_argument(
         "--plan",
         metavar="FILE",
-        help="remove what another run removed: the plan.safetensors it wrote; before the passes, if there are any",
+        help="plan.safetensors of another run: remove the same units, before any passes",
     )
     _add_shared(parser)
     text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
-    text.add_argument("--calib", metavar="TEXT", help="what scores are computed on")
-    text.add_argument("--data", metavar="TEXT", help="what recovery passes train on")
-    text.add_argument("--scores", metavar="FILE", help="keep the scores of this run, or use those that are kept there")
-    module = parser.add_argument_group("for package.module:callable, and models that are no causal language models")
+    text.add_argument("--calib", metavar="TEXT", help="calibration text: scores are computed on it")
+    text.add_argument("--data", metavar="TEXT", help="recovery text: recovery passes train on it")
+    text.add_argument(
+        "--scores", metavar="FILE", help="use the scores in FILE; if it does not exist, save the scores of this run"
+    )
+    module = parser.add_argument_group("for package.module:callable, and models that are not causal language models")
     _add_example_option(module)
     _add_loss_option(module)
     _add_output(parser, required=False)
     parser.add_argument(
-        "--resume", action="store_true", help="go on after the last pass that this command had done when it broke off"
+        "--resume", action="store_true", help="continue an interrupted run of this command after its last finished pass"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would come out; write and train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show the result without training or writing")
     parser.add_argument(
         "--form",
         choices=("auto", "uniform", "free"),
         default="auto",
-        help="uniform: equal widths in all layers and a plain config; free: widths per layer and a modelling file; "
-        "auto (default): uniform where it fits",
+        help="uniform: equal widths in all layers, described by a plain config; free: widths may differ per layer, "
+        "described by a modelling file; auto (default): uniform if the widths allow it",
     )
     parser.add_argument(
         "--print-ir-after",
         action="append",
         default=[],
         metavar="PASS",
-        help="print the graph on stderr after this pass; repeats; 'all' for every one",
+        help="print the graph on stderr after this pass; may be repeated; 'all' for every pass",
     )
     _add_code_option(parser)
     _add_pickle_option(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--out", required=required, metavar="DIR", help="directory to write, complete or not at all")
-    parser.add_argument("--force", action="store_true", help="replace the directory if it exists")
+    parser.add_argument("--out", required=required, metavar="DIR", help="directory to write")
+    parser.add_argument("--force", action="store_true", help="replace DIR if it exists")
 
 
 def _add_export(commands: Any) -> None:
-    parser = _command(commands, "export", "Lower a model to another format, checked against the original.")
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP + "; usually the OUT of apply")
+    parser = _command(commands, "export", "Write a model in another format. The result is compared with the original.")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP + "; usually the DIR that apply wrote")
     parser.add_argument(
         "--format",
         default="onnx",
@@ -204,7 +209,7 @@ def _add_export(commands: Any) -> None:
         dest="cache",
         action="store_const",
         const=False,
-        help="of a causal language model: whole sequences in, logits out, and no keys and values of earlier tokens",
+        help="export a causal language model without a key-value cache: it reads whole sequences and returns logits",
     )
     _add_example_option(parser)
     _add_output(parser, required=True)
@@ -215,29 +220,36 @@ def _add_eval(commands: Any) -> None:
     parser = _command(
         commands,
         "eval",
-        "Measure models side by side: perplexity, parameters, bytes, MACs, tokens per second.",
+        "Compare models: perplexity, parameters, bytes, MACs, tokens per second.",
     )
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory written by export"
     )
-    parser.add_argument("--text", metavar="FILE", help="held-out text (needed unless one of the models is demo)")
+    parser.add_argument("--text", metavar="FILE", help="held-out text (required unless one of the models is demo)")
     parser.add_argument("--window", type=int, default=128, metavar="N", help="tokens in a window (default: 128)")
-    parser.add_argument("--windows", type=int, metavar="N", help="read the first N windows (default: all)")
+    parser.add_argument("--windows", type=int, metavar="N", help="measure on the first N windows only (default: all)")
     parser.add_argument(
-        "--allow-overlap", action="store_true", help="measure on text that a model was calibrated or trained on, too"
+        "--allow-overlap", action="store_true", help="allow text that a model was calibrated or trained on"
     )
     _add_code_option(parser)
     _add_pickle_option(parser)
 
 
 def _add_bench(commands: Any) -> None:
-    parser = _command(commands, "bench", "Time models side by side: first token, tokens per second, memory.")
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP + ", or ONNX; compared with the first")
-    parser.add_argument("--onnx", action="store_true", help="export each model too, and time it in ONNX Runtime")
-    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens to read (default: 128)")
-    parser.add_argument("--new", type=int, default=32, metavar="N", help="tokens to write (default: 32)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="after one that warms up (default: 5)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of one operator (default: torch's choice)")
+    parser = _command(commands, "bench", "Compare the speed of models: time to first token, tokens per second, memory.")
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help=MODEL_HELP + "; or an ONNX directory. The first model is the one that the others are compared with",
+    )
+    parser.add_argument("--onnx", action="store_true", help="also export each model to ONNX, and time it there")
+    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens in the prompt (default: 128)")
+    parser.add_argument("--new", type=int, default=32, metavar="N", help="tokens to generate (default: 32)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="timed rounds, after a warm-up round (default: 5)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
     _add_code_option(parser)
 
 
@@ -253,6 +265,6 @@ def _add_demo(commands: Any) -> None:
     parser = _command(
         commands,
         "demo",
-        "Run the whole main job on the built-in model: prune by a quarter, recover, export, measure.",
+        "Run a complete example on the built-in model: prune 25%, recover, export to ONNX, measure.",
     )
     _add_output(parser, required=True)

@@ -1,7 +1,8 @@
-"""The process of one model under :func:`fxprune.bench`: it loads, times itself when told to, and says what it held.
+"""The process in which :func:`fxprune.bench` runs one model.
 
-Run as a module with one JSON argument. It answers each line of its input with a line of JSON: first, unasked, that it
-is ready; to ``time``, seconds by batch size; to ``figures``, what the model is and the memory it took.
+It is run as a module with one JSON argument. First it writes a line of JSON when the model is loaded. Then it answers
+each line of its input with a line of JSON: ``time`` with seconds by batch size, ``figures`` with the size of the model
+and its peak memory.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from ..tracer.model import Source
 
-    # The module that its config describes, (ids [B, n], cache) -> (best next token [B, 1], cache), the bytes of its
-    # files, and the peak memory before it was loaded.
+    # The module; a function (ids [B, n], cache) -> (best next token [B, 1], cache); the bytes of the weight files; and
+    # the peak memory before loading.
     _Opened = tuple[Module, Callable[[Tensor, Any], tuple[Tensor, Any]], int, int | None]
 
 _SEED = 0
@@ -32,11 +33,11 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Job:
-    """What one process times.
+    """The model that one process times.
 
     Attributes:
         name: the model as the user gave it.
-        path: the same, or the ONNX directory that was made from it.
+        path: where it is loaded from: the same, or an ONNX directory that was exported from it.
         trust_remote_code: whether the model's own code may run.
     """
 
@@ -63,14 +64,14 @@ class _Timed:
         wanted, context = conditions["prompt"] + conditions["new"], getattr(config, "max_position_embeddings", None)
         if context is not None and wanted > context:
             raise RequestError(
-                f"{wanted} tokens do not fit into the context of {job.name!r}, {context}",
+                f"--prompt and --new together are {wanted} tokens, but {job.name!r} has a context of {context}",
                 "give a smaller --prompt or --new",
             )
         self.runtime = "onnxruntime" if onnx else "torch"
         self.module, self.step, self.bytes, self.before = (_open_onnx if onnx else _open_torch)(source, conditions)
 
     def time(self) -> dict[str, list[float]]:
-        """Batch size -> seconds to the first token, seconds of all the others."""
+        """Batch size -> seconds to the first token, and seconds for all other tokens."""
         import torch
 
         found = {}
@@ -88,7 +89,7 @@ class _Timed:
         return found
 
     def figures(self) -> dict[str, Any]:
-        """What the model is, and what it held; last, since counting takes memory too."""
+        """Size, MACs and peak memory of the model. To be called last, since counting MACs takes memory too."""
         from ..passes.measure import parameter_count
         from . import evaluation
 
@@ -138,7 +139,7 @@ def _open_onnx(source: Source, conditions: Mapping[str, Any]) -> _Opened:
 
 
 def _peak() -> int | None:
-    """Most bytes this process has held. Linux counts them for a program; ``getrusage`` would count its parent's too."""
+    """Peak memory of this process in bytes. On Linux ``getrusage`` would include the parent's, so ``/proc`` is read."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
@@ -151,7 +152,7 @@ def _peak() -> int | None:
 
 
 def serve(told: str, questions: TextIO, answers: TextIO) -> None:
-    """Answer until the questions end."""
+    """Answer questions until the input ends."""
 
     def say(answer: Mapping[str, Any]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
@@ -165,12 +166,12 @@ def serve(told: str, questions: TextIO, answers: TextIO) -> None:
     except FxpruneError as error:
         say({"error": error.message, "hint": error.hint, "request": isinstance(error, RequestError)})
     except Exception as error:
-        said = f"{asked['job']['name']!r} cannot be timed: {type(error).__name__}: {error}"
-        say({"error": said, "hint": "check that the model runs: fxprune eval", "request": False})
+        said = f"cannot time {asked['job']['name']!r}: {type(error).__name__}: {error}"
+        say({"error": said, "hint": "check with `fxprune eval` that the model runs", "request": False})
 
 
 if __name__ == "__main__":
-    # Whatever libraries print goes to stderr: stdout carries answers only.
+    # What other libraries print goes to stderr: stdout is for answers only.
     own = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     from .screen import hush

@@ -1,7 +1,8 @@
-"""bench: how fast models are side by side, and how much of what was removed becomes speed.
+"""``bench``: compare the speed of models, and how much of the removed computation becomes speed.
 
-Each model runs in a process of its own, so that its peak memory is its own. All are loaded first; then they are timed
-in turn, round after round, each second round in reverse: whatever the machine does meanwhile happens to all of them.
+Each model runs in its own process, so that its peak memory can be measured. All models are loaded first. Then they are
+timed in turn, for several rounds, every second round in reverse order, so that other load on the machine affects all of
+them alike.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BATCHES = (1, 8)
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over rounds: their median, the lowest and the highest."""
+    """A measured value over all rounds: median, lowest and highest."""
 
     median: float
     low: float
@@ -38,12 +39,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """One batch size.
+    """The times at one batch size.
 
     Attributes:
-        batch: sequences at once.
+        batch: number of sequences.
         first_token: seconds from the prompt to the first new token.
-        tokens_per_second: of decoding with a cache, all sequences together.
+        tokens_per_second: decoding speed with a key-value cache, summed over all sequences.
     """
 
     batch: int
@@ -58,16 +59,15 @@ class Benchmark:
     Attributes:
         name: the model as the user gave it.
         runtime: ``torch`` or ``onnxruntime``.
-        parameters: elements of all parameters, a tied one counted once.
-        bytes: of the files that hold the weights.
-        macs: multiply-accumulates of reading one prompt.
-        peak_memory: bytes that the process held at most beyond the interpreter with its libraries, None where the
-            system does not tell.
-        timings: by batch size.
-        ideal: how many times fewer multiply-accumulates than the first model of the same runtime.
-        speedups: how many times faster than that model, by batch size and figure; the median of the ratios of rounds
-            that ran side by side.
-        notes: where those speed-ups fall short: no faster, or within the spread.
+        parameters: number of parameters; a tied one is counted once.
+        bytes: size of the weight files.
+        macs: multiply-accumulates for one prompt.
+        peak_memory: peak memory in bytes, without the interpreter and its libraries; None if the system cannot tell.
+        timings: one entry per batch size.
+        ideal: multiply-accumulates of the first model of the same runtime, divided by this model's.
+        speedups: time of that first model divided by this model's, by measured value and batch size; over the ratios
+            of the same round.
+        notes: batch sizes at which the model is slower, or the difference is within the spread.
     """
 
     name: str
@@ -87,13 +87,13 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all models were asked.
+    """The settings that all models were timed with.
 
     Attributes:
-        prompt, new: tokens read and tokens written.
-        rounds: how often each was timed, after one round that does not count.
-        threads: of one operator, in torch and in ONNX Runtime alike.
-        batches: sequences at once.
+        prompt, new: tokens in the prompt, and tokens generated.
+        rounds: timed rounds, after a warm-up round.
+        threads: threads within one operator, in torch and in ONNX Runtime.
+        batches: the batch sizes.
     """
 
     prompt: int
@@ -105,7 +105,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Models side by side, the first of each runtime being what the others are compared with."""
+    """The compared models. The first of each runtime is the one that the others are compared with."""
 
     conditions: Conditions
     models: tuple[Benchmark, ...]
@@ -150,7 +150,7 @@ def bench(
         raise RequestError(
             f"nothing to time: {len(found)} models, prompt {prompt}, new {new}, rounds {rounds}, batches "
             f"{', '.join(map(str, batches))}, threads {threads}",
-            "give at least 1 of each",
+            "give at least one model, and numbers of at least 1",
         )
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
@@ -202,7 +202,7 @@ def _exported(torch_jobs: Sequence[Job], folder: Path, trust_remote_code: bool, 
 
 
 class _Worker:
-    """The process of one model: a line of JSON in, a line of JSON out."""
+    """The process of one model, which answers every line with a line of JSON."""
 
     def __init__(self, job: Job, process: subprocess.Popen[str], said: TextIO) -> None:
         self.job = job
@@ -214,11 +214,11 @@ class _Worker:
         self._answer()
 
     def time(self) -> dict[str, list[float]]:
-        """Batch size -> seconds to the first token, seconds of all the others."""
+        """Batch size -> seconds to the first token, and seconds for all other tokens."""
         return self._ask("time")
 
     def figures(self) -> dict[str, Any]:
-        """What the model is and the memory it took."""
+        """Size, MACs and peak memory of the model."""
         return self._ask("figures")
 
     def _ask(self, what: str) -> dict[str, Any]:
@@ -227,7 +227,7 @@ class _Worker:
             self.process.stdin.write(what + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer that is missing says why
+            pass  # the process has ended; reading its answer fails below, with the reason
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -238,8 +238,8 @@ class _Worker:
             self.said.seek(0)
             last = last_line(self.said.read())
             raise FxpruneError(
-                f"the process of {self.job.name!r} ended with {code}{f': {last}' if last else ''}",
-                "if the memory is too small for all models at once, time them two by two",
+                f"the process of {self.job.name!r} ended with exit code {code}{f': {last}' if last else ''}",
+                "if memory is too small for all models at once, compare two models at a time",
             )
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
@@ -264,7 +264,7 @@ def _worker(job: Job, conditions: Conditions, progress: Progress) -> Iterator[_W
             stderr=said,
             text=True,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process, which ends the others
+            start_new_session=True,  # Ctrl-C reaches this process only, and it ends the others
         ) as process,
     ):
         try:
@@ -304,7 +304,7 @@ def _timing(batch: int, rounds: Sequence[dict[str, list[float]]], new: int) -> T
 
 
 def _speedups(before: Sequence[dict[str, list[float]]], after: Sequence[dict[str, list[float]]]) -> dict[str, Spread]:
-    """Ratios of times of the same round, ``<figure>, batch <size>`` -> spread."""
+    """``<measured value>, batch <size>`` -> ratio of the times of the two models in the same round."""
     found = {}
     for batch in before[0]:
         for index, figure in enumerate(("first token", "decode")):
@@ -317,7 +317,7 @@ def _notes(name: str, ratio: Spread) -> Iterator[str]:
     if ratio.high <= 1:
         yield f"{name}: slower, {ratio.median:.2f} times the speed"
     elif ratio.low <= 1:
-        yield f"{name}: no difference beyond the spread, {ratio.low:.2f} to {ratio.high:.2f}"
+        yield f"{name}: no clear difference, {ratio.low:.2f} to {ratio.high:.2f} times the speed"
 
 
 def _spread(values: Sequence[float]) -> Spread:

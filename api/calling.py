@@ -1,4 +1,4 @@
-"""How a model is called while it is pruned, and what of its outputs is compared."""
+"""How a model is called while it is pruned, and which of its outputs are compared."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class Calling:
-    """The inputs of one model of transformers, and what becomes of them.
+    """The inputs of one transformers model, and how the model and its graph run on them.
 
     Args:
         config: its configuration.
-        example: inputs as text, for a model that is no causal language model; made from the configuration when None.
+        example: example inputs as text, for a model that is not a causal language model; when None, they are made from
+            the configuration.
 
     Raises:
-        RequestError: ``example`` for a causal language model, which reads token ids.
+        RequestError: ``example`` was given for a causal language model.
     """
 
     def __init__(self, config: Any, example: str | None = None) -> None:
@@ -38,13 +39,13 @@ class Calling:
         self.language = predicts_next_token(config)
         if self.language and example is not None:
             raise RequestError(
-                f"--example is for other models, and {config.model_type!r} is a causal language model",
-                "leave it out: it is called with token ids",
+                f"--example has no effect on a causal language model such as {config.model_type!r}",
+                "leave --example out; the model is called with token ids",
             )
         self.inputs: dict[str, torch.Tensor] = {}
 
     def trace(self, module: torch.nn.Module) -> Traced:
-        """Trace the model, and keep the inputs with values that it is then compared on."""
+        """Trace the model, and keep inputs with values, on which outputs are compared later."""
         if not self.language:
             self.inputs = self.inputs or example_inputs(module, self.example)
             return trace_call(module, self.inputs)
@@ -57,8 +58,7 @@ class Calling:
     def run_graph(
         self, graph: Graph, traced: Traced, module: torch.nn.Module, parameters: Tensors | None = None
     ) -> list[torch.Tensor]:
-        """The outputs of a graph in float32, with the module's own tensors, or with other ``parameters`` and its
-        buffers."""
+        """The outputs of a graph in float32, with the tensors of the module; ``parameters`` replace its own ones."""
         buffers: dict[str, torch.Tensor] = dict(module.named_buffers(remove_duplicate=False))
         found = tensors_by_every_name(module) if parameters is None else {**buffers, **parameters}
         tensors = {name: t.detach().float() if t.is_floating_point() else t for name, t in found.items()}
@@ -68,7 +68,7 @@ class Calling:
         return list(made)
 
     def run(self, module: torch.nn.Module, traced: Traced) -> list[torch.Tensor]:
-        """The outputs of the module that count, in the order of the graph's."""
+        """The outputs of the module that are compared, in the order of the outputs of the graph."""
         caching = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
         try:
             with torch.no_grad():
@@ -76,50 +76,52 @@ class Calling:
         except Exception as error:  # whatever a model's own code raises
             raise FxpruneError(
                 f"{type(module).__name__} does not run: {class_and_first_line(error)}",
-                "if it is the smaller one that does not, a width may be remembered by its code; leave its group out",
+                "if this is the pruned model, its code may hold a fixed width; do not prune that group",
             ) from error
         return counted(output, traced.outputs)
 
     def reference(self, graph: Graph, traced: Traced, module: torch.nn.Module) -> Reference:
-        """What an artifact must compute: the graph, with the weights as they are stored."""
+        """The outputs that an artifact must give: those of the graph, with the weights as they are stored."""
         first, *others = self.run_graph(graph, traced, module)
         return Reference(self.inputs, first, traced.outputs, tuple(others) if traced.outputs else ())
 
     def check(self, pipeline: Sequence[Pass], *, loss: bool, texts: bool) -> None:
-        """Refuse what means nothing for this model.
+        """Check that the request fits this kind of model.
 
         Raises:
-            RequestError: a loss for a causal language model; for another one, text, a pass that reads text, or scores
-                that need a loss without one.
+            RequestError: a loss for a causal language model; for any other model, a text, a pass that reads text, or
+                a pass that needs a loss when none was given.
         """
         if self.language:
             if loss:
                 raise RequestError(
-                    f"a loss is for other models, and {self.config.model_type!r} is a causal language model",
-                    "leave it out: it is scored by how it predicts the text of --calib",
+                    f"--loss has no effect on a causal language model such as {self.config.model_type!r}",
+                    "leave --loss out; the loss is the prediction of the --calib text",
                 )
             return
         name = (self.config.architectures or [self.config.model_type])[0]
         if texts:
-            raise RequestError(f"{name} is no causal language model and reads no text", "score it with --loss")
+            raise RequestError(
+                f"--calib and --data have no effect: {name} is not a causal language model", "use --loss instead"
+            )
         for step in pipeline:
             if step.takes_loss and not loss:
                 raise RequestError(
                     f"{step.name} scores need a loss",
-                    "name one with --loss package.module:function, which takes the module and returns a scalar",
+                    "give --loss package.module:function; it takes the module and returns a scalar",
                 )
             if step.needs_weights and not (step.streams or step.takes_loss):
                 raise RequestError(
-                    f"pass {step.name!r} works on causal language models, and {name} is none", f"use {_without_text()}"
+                    f"pass {step.name!r} needs a causal language model, and {name} is not one", f"use {_without_text()}"
                 )
 
 
 def counted(output: Any, keys: Sequence[str]) -> list[torch.Tensor]:
-    """The tensors in what a model returned, nested ones too; under some keys only, where there are any."""
+    """All tensors in the output of a model, nested ones too; only those under ``keys``, if there are any."""
     leaves = torch.utils._pytree.tree_leaves([output[key] for key in keys] if keys else output)
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _without_text() -> str:
-    """Scores that read no text: from weights, or from the gradients of a loss that the user gives."""
+    """Passes whose scores need no text: they read weights, or the gradients of a loss that the user gives."""
     return ", ".join(step.name for step in all_passes() if step.kind == "score" and (step.streams or step.takes_loss))

@@ -1,4 +1,4 @@
-"""The whole main job on the built-in model: prune by a quarter, recover, write safetensors and ONNX, measure."""
+"""``demo``: a complete example on the built-in model: prune 25%, recover, write safetensors and ONNX, measure."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Checks = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo showed.
+    """The result of the demo.
 
     Attributes:
-        path: where the artifacts are.
-        rows: dense, pruned, recovered and ONNX, measured on the built-in evaluation text.
-        checks: row name -> check -> worst difference of a logit.
-        seconds: wall time of everything.
+        path: the directory with the artifacts.
+        rows: the dense, pruned, recovered and ONNX model, measured on the built-in evaluation text.
+        checks: row name -> check -> largest difference of a logit.
+        seconds: wall time of the whole demo.
     """
 
     path: Path
@@ -47,21 +47,21 @@ class Demo:
 
 
 def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silent) -> Demo:
-    """Run the main job on the built-in model.
+    """Run a complete example on the built-in model.
 
     Args:
         out: directory for the artifacts ``pruned``, ``recovered`` and ``onnx``.
-        force: whether artifacts of an earlier run are replaced.
-        progress: told what is going on.
+        force: whether to replace the artifacts of an earlier run.
+        progress: called with a message when a new step begins.
 
     Raises:
-        RequestError: ``out`` exists and may not be replaced.
+        RequestError: ``out`` exists and ``force`` is not set.
         FxpruneError: a step failed.
     """
     started = time.perf_counter()
     root = Path(out)
     if root.exists() and not force:
-        raise RequestError(f"{root} already exists", "choose another output, or replace it with --force")
+        raise RequestError(f"{root} already exists", "choose another --out, or replace it with --force")
     pruned = apply(DEMO, PRUNE, out=root / "pruned", force=force, progress=progress)
     recovered = apply(DEMO, [PRUNE, RECOVER], out=root / "recovered", force=force, progress=progress)
     report = export(root / "recovered", root / "onnx", force=force, progress=progress)
@@ -78,6 +78,6 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
 
 
 def _checks(applied: Applied) -> Checks:
-    """What the fresh process found on reloading."""
+    """The check of the artifact in a fresh process."""
     assert applied.saved is not None
     return {"reloaded": float(applied.saved.checks["logits_worst_difference"])}

@@ -1,4 +1,4 @@
-"""evaluate: models side by side on the same text."""
+"""``eval``: compare models on the same text."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ DECODED = 32
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model measured.
+    """The measured values of one model.
 
     Attributes:
         name: the model as the user gave it.
         format: ``safetensors``, ``pickle`` or ``onnx``.
-        parameters: elements of all parameters, a tied one counted once.
-        bytes: of the files that hold the weights.
-        macs: multiply-accumulates of reading one window, counted in the graph that its config gives.
+        parameters: number of parameters; a tied one is counted once.
+        bytes: size of the weight files.
+        macs: multiply-accumulates for one window, counted in the traced graph.
         perplexity: on the text.
-        speed: tokens per second, one sequence on this machine.
+        speed: tokens per second for one sequence on this machine.
     """
 
     name: str
@@ -58,10 +58,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class _Runnable:
-    """A model in whatever form, ready to be measured.
+    """A model of any format, ready to be measured.
 
     Attributes:
-        module: what its config describes, with or without weights; for counting.
+        module: the module that its config describes, with or without weights, to count parameters and MACs.
+        logits: a function from token ids to logits.
+        step: what decodes token by token, with a key-value cache.
     """
 
     module: torch.nn.Module
@@ -110,9 +112,9 @@ def evaluate(
     if not found:
         raise RequestError("there is no model to measure", "give one, or several")
     if given is None and DEMO not in [os.fspath(model) for model in found if is_path(model)]:
-        raise RequestError("there is no text to measure on", "give one with --text FILE")
+        raise RequestError("missing --text FILE", "give a text to measure on")
     if window < 2:
-        raise RequestError(f"a window of {window} tokens holds nothing to predict", "give --window of 2 or more")
+        raise RequestError(f"--window {window} is too short: there is no next token", "give --window 2 or more")
     with ExitStack() as stack:
         sources = [
             stack.enter_context(
@@ -138,11 +140,11 @@ def evaluate(
 
 
 def _context(source: Source, window: int) -> int:
-    """How many tokens a model reads."""
+    """The number of tokens in the context of a model."""
     context: int = getattr(load_config(source).get_text_config(), "max_position_embeddings", None) or window
     if window > context:
         raise RequestError(
-            f"a window of {window} tokens is longer than the context of {source.name!r}, {context}",
+            f"--window {window} is longer than the context of {source.name!r}, {context} tokens",
             f"give --window {context} or less",
         )
     return context
@@ -190,7 +192,7 @@ def _open_torch(source: Source) -> _Runnable:
 
 
 def _load(source: Source) -> Any:
-    """The model; one that fxprune wrote in its free form without running the file beside it."""
+    """The model. The free form is loaded without running the modelling file in its directory."""
     from ..backends.free_form import ENTRY
     from ..backends.huggingface import load
 
@@ -212,7 +214,7 @@ def _open_onnx(source: Source) -> _Runnable:
         return torch.from_numpy(found), after
 
     return _Runnable(
-        # The graph holds constants beside the weights, and equal weights once: the config tells what the model has.
+        # Counted from the config: the ONNX graph also holds constants, and stores equal weights only once.
         module=build_meta(load_config(source), trust_remote_code=source.trust_remote_code),
         logits=logits,
         step=step,

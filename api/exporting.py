@@ -1,4 +1,4 @@
-"""export: a Hugging Face model to another format."""
+"""``export``: write a Hugging Face model in another format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""prune_module: any ``torch.nn.Module`` and example inputs in, a smaller module out."""
+"""``prune_module``: make any ``torch.nn.Module`` smaller, given example inputs."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
     for step in pipeline:
         if step.kind != PassKind.SCORE:
             raise RequestError(
-                f"pass {step.name!r} works on language models", "use random, magnitude or taylor on a module"
+                f"pass {step.name!r} needs a causal language model", "use random, magnitude or taylor for other modules"
             )
         if step.takes_loss and not losses:
             raise RequestError(
@@ -153,12 +153,12 @@ class _Work(NoHost):
             )
         if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(self.dense, again, strict=True)):
             raise FxpruneError(
-                f"{type(self.original).__name__} returns something else every time it runs",
-                "switch randomness inside forward off; in evaluation mode the same inputs must give the same outputs",
+                f"{type(self.original).__name__} returns different outputs for the same inputs",
+                "switch off randomness in forward; in evaluation mode equal inputs must give equal outputs",
             )
 
     def _trace(self) -> Traced:
-        """With a free number of samples where the module allows it, else with that of the example."""
+        """Trace for any number of samples where the module allows it, otherwise for that of the example."""
         batch = self.call.batch
         if batch is None:
             self.fixed_batch = "the first dimensions of the inputs differ"
@@ -176,8 +176,8 @@ class _Work(NoHost):
         worst = _worst(self._graph_module(traced.graph, traced), self.call, self.dense)
         if not worst <= _same(self.dense):
             raise FxpruneError(
-                f"the traced graph differs from {type(self.original).__name__} by {worst:.3g}",
-                "control flow inside forward that depends on values cannot be traced; take it out",
+                f"the outputs of the traced graph and of {type(self.original).__name__} differ by {worst:.3g}",
+                "control flow that depends on values of tensors cannot be traced; remove it from forward",
             )
         return traced
 
@@ -236,14 +236,15 @@ class _Work(NoHost):
         )
 
     def _check(self, state: State) -> float:
-        """The result against the rewritten graph, on the example and on one more sample where that is promised."""
+        """Compare the result with the rewritten graph: on the example, and with one more sample unless it is fixed."""
         worst = 0.0
         for call in [self.call] if self.fixed_batch else [self.call, self.call.resized((self.call.batch or 1) + 1)]:
             expected = self._run_graph(state.subject.graph, state.subject.model, call)
             worst = max(worst, _worst(state.subject.model, call, expected))
             if not worst <= _same(expected):
                 raise FxpruneError(
-                    f"the smaller module differs from its graph by {worst:.3g}", "please report the module"
+                    f"the outputs of the pruned module and of its graph differ by {worst:.3g}",
+                    "this is a bug in fxprune; please report it with the module",
                 )
         return worst
 
@@ -252,7 +253,7 @@ class _Work(NoHost):
         return macs(graph) * (self.call.batch or 1) // traced if traced else macs(graph)
 
     def execute(self, graph: Graph, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """All outputs of a graph and of a module on the example, each in one vector."""
+        """All outputs of a graph and all outputs of a module on the example, as two vectors."""
         expected = self._run_graph(graph, module, self.call)
         return _vector(expected), _vector(run(module, self.call))
 
@@ -260,15 +261,15 @@ class _Work(NoHost):
         """All outputs of a rewritten graph with the tensors of a module.
 
         Raises:
-            FxpruneError: when it does not run, such as where as many units are left of a width that its code states as
-                there were samples in the trace: one number then stands for both.
+            FxpruneError: the graph does not run. A possible cause: a width became equal to the number of samples in
+                the trace, and the graph cannot tell the two numbers apart.
         """
         smaller = self._graph_module(graph, self.traced, tensors_by_every_name(module))
         try:
             return run(smaller, call)
         except FxpruneError as error:
             raise FxpruneError(
-                f"the graph of the smaller {error.message}", "give an example of a single sample, or another ratio"
+                f"the graph of the pruned {error.message}", "give an example with a single sample, or another ratio"
             ) from error
 
     def rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
@@ -278,7 +279,7 @@ class _Work(NoHost):
 
 
 def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:
-    """The arguments of the module, and the tensors in them. What is no tensor is what it was in the example."""
+    """Make the arguments of the module, and return the tensors in them. Other values are fixed as in the example."""
     found: list[fx.Node] = []
 
     def walk(node: fx.Node, value: Any) -> None:
@@ -295,7 +296,7 @@ def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:
 
 
 def _arrangement(model: nn.Module, call: Call) -> Callable[[list[fx.Node]], Any]:
-    """Puts the graph's outputs where the module has its tensors; a class of its own becomes a dict or a tuple."""
+    """A function that arranges the outputs of the graph as the module returns them, in dicts and tuples."""
     with torch.no_grad():
         output = _plain(model(*call.args, **call.kwargs))
     leaves, spec = pytree.tree_flatten(output)

@@ -1,4 +1,4 @@
-"""--print-ir-after: the graph as text after a pass."""
+"""``--print-ir-after``: print the graph as text after a pass."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..passes.registry import ANALYSES
 from ..passes.state import State
 
 ALL = "all"
-"""Stands for every pass."""
+"""The name that stands for every pass."""
 
 
 def check_printing(names: Sequence[str], pipeline: Sequence[Pass]) -> None:
-    """Refuse the name of a pass that does not run."""
+    """Check that every name is a pass or an analysis of this run."""
     known = [*dict.fromkeys([*(step.name for step in pipeline), *(a.name for a in ANALYSES)]), ALL]
     for name in names:
         if name not in known:
-            raise RequestError(f"--print-ir-after {name}: no such pass runs", f"choose from {', '.join(known)}")
+            raise RequestError(f"--print-ir-after {name}: not a pass of this run", f"choose from {', '.join(known)}")
 
 
 def printer(names: Sequence[str]) -> Callable[[Step, State], None]:
-    """Prints the graph on stderr after the passes that are named."""
+    """A callback that prints the graph on stderr after the passes with these names."""
 
     def show(step: Step, state: State) -> None:
         if ALL in names or step.name in names:

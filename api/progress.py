@@ -1,13 +1,13 @@
-"""How a long call says what it is doing."""
+"""How a long call reports what it is doing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str], None]
-"""Called with a few words whenever something new begins."""
+"""A function that is called with a short message whenever a new step begins."""
 
 
 def silent(message: str) -> None:
-    """Say nothing."""
+    """Report nothing."""
     del message

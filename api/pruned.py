@@ -57,7 +57,7 @@ class Pruned:
         return {**self.to_record(), "steps": [step.to_json() for step in self.steps]}
 
     def to_record(self) -> dict[str, Any]:
-        """What ``fxprune.json`` keeps: no times, so that the same run gives the same bytes."""
+        """The content of ``fxprune.json``. It holds no times, so that the same run gives the same bytes."""
         return {
             "pipeline": self.options,
             "form": "module" if self.in_place else "graph",
@@ -72,11 +72,11 @@ class Pruned:
 
     def save(self, out: str | Path, *, force: bool = False) -> SavedModule:
         """Write ``model.safetensors``, ``model.pt2``, ``plan.safetensors`` and ``fxprune.json``, and check them in a
-        fresh process. The present weights are written, training since included.
+        fresh process. The current weights are written, so the module may have been trained since it was pruned.
 
         Raises:
             RequestError: ``out`` cannot be written.
-            FxpruneError: the module does not export, or what was written computes something else.
+            FxpruneError: the module cannot be exported, or the written files do not compute the same outputs.
         """
         check_paths(out=out)
         assert self.product is not None

@@ -1,4 +1,4 @@
-"""A plan that another run wrote, checked against the model it is to be carried out on."""
+"""``--plan``: a plan that another run wrote, checked against the model that it will be applied to."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..tracer.model import Source
 
 @dataclass(frozen=True)
 class Recorded:
-    """A plan file, and what stands beside it.
+    """A plan file and the record beside it.
 
     Attributes:
-        path: of the plan file.
-        sha256: of the plan file.
-        slices: (tensor name, dimension) -> indices that stay.
-        record: the ``fxprune.json`` beside it, empty when there is none.
-        origin: sha256 of the weights the plan is to be applied to, when they had to be computed.
+        path: the plan file.
+        sha256: the hash of that file.
+        slices: (tensor name, dimension) -> indices that are kept.
+        record: the ``fxprune.json`` beside it; empty when there is none.
+        origin: the sha256 of each weight file of the model, if they had to be computed here.
     """
 
     path: Path
@@ -33,29 +33,32 @@ class Recorded:
     origin: Mapping[str, str] | None = None
 
     def check_result(self, parameters: tuple[int, int]) -> None:
-        """Refuse a result of another size than the run that made the plan reached from the same size.
+        """Check that the model has shrunk to the same size as in the run that made the plan.
+
+        Args:
+            parameters: number of parameters before and after.
 
         Raises:
-            FxpruneError: naming the passes of that run.
+            FxpruneError: both runs began at the same size and ended at different sizes.
         """
         theirs = self.record.get("parameters") or {}
         if theirs.get("before") == parameters[0] and theirs.get("after") not in (None, parameters[1]):
             raise FxpruneError(
                 f"{self.path} leaves {parameters[1]:,} parameters, but the run that made it left {theirs['after']:,}",
-                f"it ran {self.record.get('pipeline')}: a plan holds what became narrower, not layers that went",
+                f"a plan holds no dropped layers; run the whole pipeline instead: {self.record.get('pipeline')}",
             )
 
 
 def read_recorded(plan: str | Path, source: Source) -> Recorded:
-    """Read a plan, and refuse a source that is no longer what the plan was made from.
+    """Read a plan, and check that the model is the one it was made from.
 
     Args:
         plan: a plan file, or the directory of an artifact.
-        source: what it is to be applied to.
+        source: the model that it will be applied to.
 
     Raises:
-        RequestError: the plan is missing, damaged or no plan; or it was made from a model directory of this name whose
-            weights were others.
+        RequestError: the file is missing, damaged or not a plan; or the plan was made from a model directory of this
+            name with other weights.
     """
     path = Path(plan).expanduser()
     path = path / PLAN if path.is_dir() else path
@@ -65,7 +68,7 @@ def read_recorded(plan: str | Path, source: Source) -> Recorded:
     if absent:
         gone = ", ".join(part["module"] for part in absent)
         raise RequestError(
-            f"{path} belongs to a run that took out {gone}, which no plan holds",
+            f"{path} is from a run that dropped {gone}; a plan cannot repeat that",
             f"run its pipeline instead: {record.get('pipeline')}",
         )
     origin = record.get("source") or {}
@@ -76,7 +79,7 @@ def read_recorded(plan: str | Path, source: Source) -> Recorded:
         changed = [name for name in sorted({**found, **made_from}) if found.get(name) != made_from.get(name)]
         if changed:
             raise RequestError(
-                f"{source.directory} has changed since {path} was made from it: {', '.join(changed[:3])}",
-                f"restore the source, or give the plan without the {RECORD} beside it to apply it to other weights",
+                f"{source.directory} has changed since {path} was made: {', '.join(changed[:3])}",
+                f"restore these files; or, to apply the plan to other weights, copy it away from its {RECORD}",
             )
     return Recorded(path, sha256(path), slices, record, found)

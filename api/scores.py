@@ -1,4 +1,4 @@
-"""Scores in a file: what a run computed on calibration text, for other budgets of the same model."""
+"""``--scores``: a file that keeps the scores of a run, so that other budgets of the same model can reuse them."""
 
 from __future__ import annotations
 
@@ -21,33 +21,40 @@ VERSION = 1
 
 
 def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: bool) -> Saved | None:
-    """The scores that a file holds, or an empty place for those of this run when there is no such file.
+    """The scores in a file; an empty object to be filled by this run when the file does not exist.
 
     Args:
-        path: of the file; None when scores are neither kept nor used.
-        pipeline: what will run.
+        path: the file; None when scores are neither saved nor reused.
+        pipeline: the passes that will run.
         texts: whether scores are computed from text, rather than from a loss in code.
 
     Raises:
-        RequestError: for a pipeline that has no scores, a file that holds none, or a folder that is not there.
+        RequestError: no pass computes scores that are worth saving, the file holds no scores, or its directory does
+            not exist.
     """
     if path is None:
         return None
     file = Path(path).expanduser()
     scoring = [step for step in pipeline if isinstance(step, Prune)]
     if not scoring:
-        raise RequestError(f"--scores {file}: no pass of this run scores units", "leave it out, or name one: taylor")
+        raise RequestError(
+            f"--scores {file}: no pass of this run computes scores", "leave --scores out, or add a pass such as taylor"
+        )
     if scoring[0].streams or not scoring[0].needs_weights:
         raise RequestError(
-            f"--scores {file}: {scoring[0].name!r} reads no text, and is as quick as reading a file", "leave it out"
+            f"--scores {file}: scores of {scoring[0].name!r} need no text and are quick to compute again",
+            "leave --scores out",
         )
     if not texts:
         raise RequestError(
-            f"--scores {file}: scores of a loss in code hold for that code, which a file cannot tell", "leave it out"
+            f"--scores {file}: cannot be used with --loss; a file cannot tell whether the code of the loss has changed",
+            "leave --scores out",
         )
     if not file.exists():
         if not file.parent.is_dir():
-            raise RequestError(f"--scores {file}: there is no directory {file.parent}", "make it, or check the path")
+            raise RequestError(
+                f"--scores {file}: directory {file.parent} does not exist", "make the directory, or check the path"
+            )
         return Saved(file.name)
     try:
         with safe_open(file, framework="numpy") as held:
@@ -55,17 +62,18 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
             arrays = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RequestError(
-            f"{file} holds no scores that fxprune wrote", "give the file of another run, or no file yet"
+            f"--scores {file}: not a scores file of fxprune", "give a scores file, or a new path to write one"
         ) from error
     if record.get("version") != VERSION:
         raise RequestError(
-            f"{file} holds scores of version {record.get('version')}, and this is {VERSION}", "compute them again"
+            f"--scores {file}: the file has format version {record.get('version')}, this fxprune reads {VERSION}",
+            "remove the file to compute the scores again",
         )
     return Saved(file.name, arrays, record, loaded=True)
 
 
 def write_scores(path: str | Path | None, saved: Saved | None) -> None:
-    """Write what a run has computed; a file is complete or absent. One that the run adds nothing to stays."""
+    """Write the scores that a run has computed, if any are new. The file appears complete or not at all."""
     if path is None or saved is None or not saved.changed:
         return
     file = Path(path).expanduser()

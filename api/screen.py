@@ -1,4 +1,4 @@
-"""The terminal: while a call runs nothing is there but what this program says, and after it results and complaints."""
+"""The terminal: quiet libraries and a progress line during a call; results and errors after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..ir.errors import FxpruneError
 from ..ir.plugins import PluginWarning
 from .progress import Progress
 
-# Read by the libraries underneath when they are imported: their bars and advice are not this program's output.
+# Other libraries read these when they are imported. Their progress bars and advice are not output of this program.
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -26,20 +26,20 @@ _QUIET = {
 
 
 def hush() -> None:
-    """Ask the libraries underneath to be quiet; to be called before they are imported."""
+    """Make other libraries quiet. To be called before they are imported."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager
 def working(*, debug: bool) -> Iterator[Progress]:
-    """Around the work: what other libraries print is dropped, and what is going on shows on a terminal.
+    """While the block runs, drop what other libraries print, and show progress if stderr is a terminal.
 
     Args:
-        debug: drop nothing, and say on stderr line by line what is going on.
+        debug: drop nothing, and print progress on stderr line by line.
 
     Yields:
-        A function that says what is going on.
+        A function that shows a progress message.
     """
     if debug:
         yield lambda message: print(message, file=sys.stderr)
@@ -66,7 +66,7 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _no_bars() -> None:
-    """No progress bars but our own; only where the library is there already, since importing it takes seconds."""
+    """Switch off the progress bars of transformers, if it is imported already: importing it takes seconds."""
     if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 
@@ -75,7 +75,7 @@ def _no_bars() -> None:
 
 @contextlib.contextmanager
 def _no_stdout() -> Iterator[None]:
-    """Drop everything written to stdout, by Python or below it, so that only the result appears there."""
+    """Drop everything that Python or C code writes to stdout, so that only the result appears there."""
     sys.stdout.flush()
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         kept = os.dup(1)
@@ -97,7 +97,7 @@ def emit(result: Mapping[str, Any] | Sequence[Any]) -> None:
     if sys.stdout.isatty():
         Console(highlight=False).print(*result, sep="\n")
         return
-    # Away from a terminal nothing is cut to a width of 80, and nothing is padded.
+    # In a file or a pipe, lines are not cut to 80 characters and not padded.
     console = Console(file=io.StringIO(), width=200, highlight=False)
     with console.capture() as capture:
         console.print(*result, sep="\n")
@@ -105,14 +105,14 @@ def emit(result: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def complain(message: str, hint: str) -> None:
-    """Say on stderr what is wrong and what to do."""
+    """Print on stderr what is wrong and what to do."""
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
 
 
 def explain(error: Exception) -> int:
-    """Say what went wrong; returns the exit code."""
+    """Print what went wrong; returns the exit code."""
     if isinstance(error, FxpruneError):
         complain(error.message, error.hint)
         return error.exit_code
@@ -122,6 +122,6 @@ def explain(error: Exception) -> int:
     else:
         complain(
             f"unexpected {type(error).__name__}: {error}",
-            "this is a fault of fxprune: run again with --debug and report it",
+            "this is a bug in fxprune; run again with --debug and report it",
         )
     return FxpruneError.exit_code

@@ -1,4 +1,4 @@
-"""Models larger than memory: a module without values, and a checkpoint that is read tensor by tensor."""
+"""On-disk weights: a model larger than memory as a module without values, and files that are read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SAFETENSORS = ".safetensors"
 
 
 class Stream:
-    """What stands for a model whose values stay in its files.
+    """A model whose weights stay in its files.
 
     Attributes:
-        module: parameters on the meta device, buffers with values.
-        weights: reads and writes the values.
-        stand_ins: what the module runs on.
+        module: the model, with parameters on the meta device and buffers with values.
+        weights: reads and writes the weights.
+        stand_ins: synthetic weights, on which the module can run.
     """
 
     def __init__(self, checkpoint: Checkpoint, module: Any) -> None:
@@ -40,7 +40,7 @@ class Stream:
         self.stand_ins = StandIns(module)
 
     def reader(self, ledger: Ledger) -> Weights:
-        """Values as they are after what was removed so far."""
+        """A function that reads weights, without the units that were removed so far."""
 
         def read(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
             return self.weights.read(names, ledger.plan)
@@ -49,7 +49,7 @@ class Stream:
 
     @contextmanager
     def played(self) -> Iterator[None]:
-        """With stand-ins as parameters of the module, for tracing."""
+        """While the block runs, the parameters of the module are synthetic weights; for tracing."""
         values = self.stand_ins.tensors(self.module)
         first = {id(parameter): name for name, parameter in self.module.named_parameters()}
         real: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -69,18 +69,18 @@ class Stream:
                 module._parameters[leaf] = parameter
 
     def values(self, plan: Plan, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> Streamed:
-        """For the backend."""
+        """What the backend needs to write the weights."""
         return Streamed(self.weights, plan, self.stand_ins, inputs, graph)
 
 
 def stored(source: Source) -> Checkpoint | None:
-    """The source's safetensors files, None when its weights are a pickle."""
+    """The safetensors files of the source; None when its weights are a pickle."""
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)
     return Checkpoint(files) if files[0].suffix == SAFETENSORS else None
 
 
 def open_stream(source: Source, config: Any, checkpoint: Checkpoint | None, pipeline: Sequence[Pass]) -> Stream | None:
-    """A stream, when no pass needs the whole model and its files hold its tensors under their own names."""
+    """On-disk weights, if no pass needs the whole model in memory and the files name tensors as the module does."""
     if checkpoint is None or not all(step.streams for step in pipeline):
         return None
     module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)

@@ -1,4 +1,4 @@
-"""Any module by its name: ``package.module:callable`` and example inputs as text, for the command line."""
+"""A module that is given by its name, ``package.module:callable``, with example inputs as text."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .modules import DEFAULTS, Pruned, prune_module
 from .progress import Progress, silent
 from .tracing import Trace
 
-EXAMPLE = "give what it is called with: --example 'float32[2,3,224,224]', several inputs with commas between"
+EXAMPLE = "give its inputs, such as --example 'float32[2,3,224,224]'; separate several inputs with commas"
 WITHOUT_LOSS = ("random", "magnitude")
-LOSS = "name one with --loss package.module:function, which takes the module and returns a scalar"
+LOSS = "give --loss package.module:function; it takes the module and returns a scalar"
 
 
 @dataclass(frozen=True)
 class PrunedTarget:
-    """A named module that was made smaller.
+    """The result of pruning a named module.
 
     Attributes:
         model: its name, as the user gave it.
@@ -45,7 +45,7 @@ class PrunedTarget:
 
     @property
     def pipeline(self) -> str:
-        """The passes that ran, with the options that are not at their defaults."""
+        """The passes that ran, as text; options at their defaults are left out."""
         return self.pruned.pipeline
 
     def to_json(self) -> dict[str, Any]:
@@ -58,29 +58,29 @@ def is_named_module(model: str, example: str | None) -> bool:
     """Whether ``MODEL`` on the command line is ``package.module:callable``.
 
     Raises:
-        RequestError: one without example inputs.
+        RequestError: it is, and there are no example inputs.
     """
     named = modules.is_target(model) and not Path(model).exists()
     if named and example is None:
-        raise RequestError(f"{model} names a module, and nothing says what it takes", EXAMPLE)
+        raise RequestError(f"missing --example INPUTS for {model}", EXAMPLE)
     return named
 
 
 def refuse_options(model: str, options: Mapping[str, object]) -> None:
-    """Refuse options that mean nothing for a named module.
+    """Refuse options that have no effect on a named module.
 
     Args:
         model: its name.
-        options: name -> whether, or as what, they were given.
+        options: name -> value; a true value means that the option was given.
 
     Raises:
-        RequestError: naming those that were given.
+        RequestError: at least one was given.
     """
     given = ["--" + name.replace("_", "-") for name, value in options.items() if value]
     if given:
         raise RequestError(
-            f"only for Hugging Face models: {', '.join(given)}; {model} names a module",
-            "leave that out; what scores are computed on is given with --loss",
+            f"{', '.join(given)}: only for Hugging Face models; {model} is a module",
+            "leave it out; --loss gives the loss that scores are computed from",
         )
 
 
@@ -90,10 +90,10 @@ def trace_target(model: str, example: str, *, progress: Progress = silent) -> Tr
     Args:
         model: ``package.module:callable``.
         example: its inputs, such as ``float32[2,3,224,224]``.
-        progress: told what is going on.
+        progress: called with a message when a new step begins.
 
     Raises:
-        RequestError: a name or inputs that make no sense.
+        RequestError: the name or the inputs are not valid.
         FxpruneError: the module does not run on the inputs, or ``torch.export`` cannot trace it.
     """
     inputs = modules.parse_example(example)
@@ -103,12 +103,12 @@ def trace_target(model: str, example: str, *, progress: Progress = silent) -> Tr
     modules.run(module, call)
     progress(f"tracing {model}")
     traced = _traced(module, call)
-    progress("coupling")
+    progress("finding groups")
     return Trace(model, traced, couple(traced.graph), parameter_count(module))
 
 
 def _traced(module: nn.Module, call: modules.Call) -> Traced:
-    """With any number of samples where the module takes that, so that the batch is no number among the others."""
+    """Trace for any number of samples where the module allows it, so that no width is confused with that number."""
     if call.batch is not None and call.batch > 1:
         try:
             return modules.trace_module(module, call, batch=True)
@@ -148,13 +148,13 @@ def prune_target(
         FxpruneError: the module cannot be traced, a pass failed, or what was written computes something else.
     """
     if not passes:
-        raise RequestError("there is nothing to do", "give --pass PIPELINE, such as --pass magnitude")
+        raise RequestError("missing --pass PIPELINE", "give one, such as --pass magnitude")
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     blind = [step.name for step in pipeline if step.kind == PassKind.SCORE and step.name not in WITHOUT_LOSS]
     if loss is None and blind:
         raise RequestError(f"{blind[0]} scores need a loss", LOSS)
     if out is None and not dry_run:
-        raise RequestError("there is nowhere to write to", "give --out DIR, or --dry-run to write nothing")
+        raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
     if out is not None:
         clear_leftovers(Path(out))
         check_target(Path(out), force=force)

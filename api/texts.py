@@ -1,4 +1,4 @@
-"""The texts of a run: what it may read, what it has read, and that no model is measured on that."""
+"""The texts of a run, which of their parts were read, and a check that a model is not measured on those parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..tracer.text import Text, from_rows, from_string, load_text
 from .given import Rows
 
 TEXTS = "texts"
-"""The entry of ``fxprune.json`` that says what was read."""
+"""The entry of ``fxprune.json`` that lists the texts that were read."""
 
 CALIBRATION, RECOVERY = "calibration", "recovery"
 
@@ -42,16 +42,16 @@ def noted(spec: str | Rows | None, part: str, source: Source) -> Noted | None:
 
 
 def text_of(spec: str | Rows | None, part: str, source: Source) -> Text:
-    """A text that the user named, or a part of the built-in one, in tokens that a model knows.
+    """A text that the user gave, or a part of the built-in text, tokenized for a model.
 
     Raises:
-        RequestError: as :func:`~fxprune.tracer.text.load_text`, or the model reads something else.
+        RequestError: as :func:`~fxprune.tracer.text.load_text`, or the model does not read text.
     """
     config = load_config(source)
     if (rows := rows_per_sample(config)) != 1:
         raise RequestError(
-            f"a {config.model_type} reads {rows} rows of codes at a time, no text",
-            "use passes that read none: magnitude, random",
+            f"a {config.model_type} model does not read text, but {rows} rows of codes at a time",
+            "use passes that read no text: magnitude, random",
         )
     tokenizer = load_tokenizer(source)
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
@@ -65,10 +65,10 @@ def text_of(spec: str | Rows | None, part: str, source: Source) -> Text:
 
 
 def read_so_far(texts: Mapping[str, Noted | None], *records: Mapping[str, Any]) -> Entries:
-    """What ``fxprune.json`` keeps: the texts that were read, after those of the runs that this one builds upon."""
+    """The texts that were read, for ``fxprune.json``, after those of the earlier runs that made the model."""
     entries: Entries = [entry for record in records for entry in record.get(TEXTS) or ()]
     for part, text in texts.items():
-        # A path would say where the text lay, not which it was.
+        # The path to a text depends on the machine, so only its last part is kept.
         found = text.fingerprint(part, Path(text.name).name) if text is not None else None
         if found is not None:
             entries.append(found.to_json())
@@ -76,20 +76,20 @@ def read_so_far(texts: Mapping[str, Noted | None], *records: Mapping[str, Any]) 
 
 
 def record_of(folder: Path) -> Mapping[str, Any]:
-    """The record of an artifact, empty for a directory that fxprune did not write."""
+    """The ``fxprune.json`` of an artifact; empty for a directory that fxprune did not write."""
     return read_record(folder) if (folder / RECORD).is_file() else {}
 
 
 def refuse_overlap(source: Source, windows: torch.Tensor, text: Text) -> None:
-    """Refuse to measure a model on text that its units were chosen on, or that it was trained on.
+    """Refuse to measure a model on text that it was calibrated or trained on.
 
     Args:
         source: the model.
-        windows: what it would be measured on, ``[N, L]`` int64.
-        text: whose windows they are.
+        windows: the windows to measure on, ``[N, L]`` int64.
+        text: the text that the windows are from.
 
     Raises:
-        RequestError: with how much is shared, and an example.
+        RequestError: some windows overlap such a text; it says how many, with an example.
     """
     entries: Sequence[Mapping[str, Any]] = record_of(source.directory).get(TEXTS) or ()
     for read in map(Fingerprint.from_json, entries):
@@ -97,7 +97,7 @@ def refuse_overlap(source: Source, windows: torch.Tensor, text: Text) -> None:
         if found is not None:
             raise RequestError(
                 f"'{text.name}' overlaps the {read.read_as} text '{read.name}' of {source.name}: {found.windows} of "
-                f"{len(windows)} windows share {found.passages} of its {len(read.passages):,} passages with it, "
+                f"{len(windows)} windows share {found.passages} of its {len(read.passages):,} passages, "
                 f"such as {found.example!r}",
-                "give text that it has not seen, or --allow-overlap to measure all the same",
+                "give a text that the model was not calibrated or trained on, or --allow-overlap",
             )

@@ -1,4 +1,4 @@
-"""trace: a model to its graph and coupled groups, without reading weights."""
+"""``trace``: find the graph and the coupled groups of a model, without reading weights."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Hop:
     """One step of the answer to "why do these shrink together?".
 
     Attributes:
-        place: a dimension of a tensor, as ``name.dim``, or the integers that it holds, as ``name values``.
+        place: a dimension of a tensor, as ``name.dim``; or the integers in a tensor, as ``name values``.
         axis: its axis term.
-        operator: what ties it to the place before; None for the first.
-        module, source, code: where that operator stands.
+        operator: the operator that couples it to the place before; None for the first place.
+        module, source, code: the module, the source line and the code of that operator.
     """
 
     place: str
@@ -51,9 +51,9 @@ class Trace:
 
     Attributes:
         name: the model as the user gave it.
-        traced: the graph and what belongs to it.
+        traced: the graph, with its constants and inputs.
         coupling: its axes and groups.
-        parameters: elements of all parameters, a tied one counted once.
+        parameters: number of parameters; a tied one is counted once.
     """
 
     name: str
@@ -72,18 +72,18 @@ class Trace:
 
     @property
     def operators(self) -> dict[str, int]:
-        """How often each operator occurs."""
+        """Operator -> number of times that it occurs."""
         return dict(Counter(op.target for op in self.graph.ops).most_common())
 
     def text(self) -> str:
-        """The text form, groups included."""
+        """The graph and its groups in the text form."""
         return print_graph(self.graph, [group_line(group) for group in self.groups])
 
     def why(self, first: str, second: str) -> dict[str, list[Hop]]:
-        """The shortest chains of operators that make two weights shrink together: one for every group that holds both.
+        """Group -> shortest chain of operators that makes two weights shrink together, for every group with both.
 
         Raises:
-            RequestError: a name that is no parameter, or two that share no units.
+            RequestError: a name is not a parameter, or no group contains both.
         """
         names = [name for p in self.graph.parameters for name in (p.name, *p.aliases)]
         for name in (first, second):
@@ -94,8 +94,8 @@ class Trace:
         paths = shortest_paths(self.coupling, first, second)
         if not paths:
             raise RequestError(
-                f"{first!r} and {second!r} share no units: either can shrink without the other",
-                "`fxprune trace MODEL` lists what each group holds",
+                f"{first!r} and {second!r} do not shrink together: no group contains both",
+                "`fxprune trace MODEL` lists the tensors of each group",
             )
         return {group: [self._hop(*place) for place in path] for group, path in paths.items()}
 
@@ -125,7 +125,7 @@ class Trace:
             ) from error
 
     def dot(self) -> str:
-        """The coupling graph in Graphviz's language: places as nodes, operators as edges, one cluster per group."""
+        """The coupling graph for Graphviz: dimensions of tensors are nodes, operators edges, groups clusters."""
         held = {p.value: p.name for p in self.graph.parameters}
         network = self.coupling.network
         numbers = {node: number for number, node in enumerate(network)}
@@ -181,7 +181,7 @@ def trace(
         module = build_meta(config, trust_remote_code=trust_remote_code)
     progress(f"tracing {source.name}")
     traced = calling.trace(module)
-    progress("coupling")
+    progress("finding groups")
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Trace(source.name, traced, couple(traced.graph), parameters)
 

@@ -58,7 +58,14 @@ class Work:
     rebuild: None = None
 
     def __init__(self, source: Source, pipeline: Sequence[Pass] | None, calling: Calling, progress: Progress) -> None:
-        """Args: source: the model. pipeline: what will run on its weights; None when they are not wanted."""
+        """Load and trace a model.
+
+        Args:
+            source: the model.
+            pipeline: the passes that will run; None when no weights are needed.
+            calling: how the model is called.
+            progress: called with a message when a new step begins.
+        """
         self.source, self.calling, self.progress = source, calling, progress
         progress(f"loading {source.name}")
         self.config = calling.config
@@ -91,7 +98,7 @@ class Work:
         recorded: Recorded | None,
         scores: SavedScores | None,
     ) -> None:
-        """Take in what the passes will read."""
+        """Give the passes what they read: texts, a loss, a plan, saved scores."""
         self.state.subject.outputs = () if self.calling.language else self.traced.outputs
         self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.ledger.scores = scores
@@ -99,7 +106,7 @@ class Work:
         self.read_texts(pipeline, texts)
 
     def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, str | Rows | None]) -> None:
-        """Tokenise what the passes will read; nothing when no pass reads weights."""
+        """Tokenize the texts, if any pass reads weights."""
         if not self.calling.language or not any(step.needs_weights for step in pipeline):
             return
         self.progress("reading texts")
@@ -121,7 +128,7 @@ class Work:
             steps.append(step)
             coupling = state.subject.coupling
             for name, group in coupling.groups.items() if coupling is not None else ():
-                self.groups.setdefault(name, group)  # as it was before anything was cut
+                self.groups.setdefault(name, group)  # the group before anything was removed
             show(step, state)
 
         def keep(number: int) -> None:
@@ -148,12 +155,12 @@ class Work:
         )  # fmt: skip
 
     def _parts(self, steps: Sequence[Step]) -> Parts:
-        """What is kept between two passes."""
+        """What a stage holds."""
         own = {"traced": self.traced, "quantities": self.quantities, "groups": self.groups}
         return {"state": state_parts(self.state), "work": own, "steps": steps, "texts": pieces_of(self.texts)}
 
     def _resume(self, parts: Parts) -> Sequence[Step]:
-        """Go on from what was kept; returns what had run."""
+        """Restore a stage; returns the steps that ran before it."""
         restore(self.state, parts["state"])
         self.traced, self.quantities, self.groups = parts["work"].values()
         for part, pieces in parts["texts"].items():
@@ -163,7 +170,7 @@ class Work:
         return steps
 
     def _couple(self, graph: Graph) -> Coupling:
-        """The coupling of an artifact: units along which its own code computes values are frozen."""
+        """The coupling for a model that will be saved: units that its own code numbers or computes with are frozen."""
         model = self.state.subject.model
         constants = constants_of(graph, tensors_by_name(model), self.traced.constants)
         coupling = freeze_fixed(couple(graph), model)
@@ -175,7 +182,7 @@ class Work:
         return tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, len(keep[g.name])) for g in groups)
 
     def save(self, out: Path, applied: Applied, *, form: Form, force: bool) -> Saved:
-        """Lower to a Hugging Face directory, in the dtype of the source."""
+        """Write a Hugging Face model directory, in the dtype of the source."""
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)
         if self.stream is None:
@@ -202,11 +209,11 @@ class Work:
         )
 
     def _store_dtype(self) -> None:
-        """Back from float32 to the dtype of the files; where they mix several, to the configuration's."""
+        """Convert from float32 back to the dtype of the files; if they mix several, to that of the configuration."""
         kinds = self.checkpoint.dtypes if self.checkpoint is not None else set()
         dtype = STORED_DTYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
         dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
-        # Buffers that are not stored, rotary tables for one, are computed anew when the model is loaded: in float32.
+        # Buffers that are not stored, such as rotary tables, stay in float32: loading computes them in float32.
         for tensor in self.state.subject.model.state_dict(keep_vars=True).values():
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
@@ -222,7 +229,7 @@ class Work:
         return self._execute if self._runs else None
 
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
-        """Trace what a pass made of the model; the extents that changed before are remembered."""
+        """Trace a model that a pass has changed, and remember the extents that have changed so far."""
         self.quantities |= self._changed_extents()
         self.traced = self.calling.trace(model)
         return self.traced.graph, self.traced.example
@@ -231,7 +238,7 @@ class Work:
         return extents_by_module(self.traced.graph, self.state.subject.graph).get("", frozenset())
 
     def _execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs of a graph and of a module that share their weights, on the same inputs, in float32."""
+        """The outputs of a graph and of a module with the same weights, on the same inputs, in float32."""
         if self.stream is not None:
             stand_ins = self.stream.stand_ins
             with played():
@@ -246,7 +253,7 @@ class Work:
         return self.calling.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
 
     def _keep_adapters(self, folder: Path) -> None:
-        """The low-rank adapter beside the model it was merged into, in PEFT's own files."""
+        """Write the low-rank adapter in the format of PEFT, beside the model that it was merged into."""
         for entry in self.state.ledger.report.values():
             adapter = entry.get(ADAPTER)
             if isinstance(adapter, Adapter):
@@ -256,10 +263,10 @@ class Work:
 
 
 def _on_source(plan: Plan, renamed: Mapping[str, str]) -> Plan:
-    """The plan under the names that the tensors have in the source."""
+    """The plan with the tensor names of the source."""
     return Plan(plan.keep, {(renamed.get(name, name), dim): kept for (name, dim), kept in plan.slices.items()})
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pass reported, as JSON data: an adapter is a file, not a report."""
+    """The report of a pass as JSON data, without its adapter, which is written to files of its own."""
     return {name: value for name, value in entry.items() if not isinstance(value, Adapter)}

@@ -1,4 +1,4 @@
-"""Directories that are complete or absent, and the two files that every artifact carries beside its model."""
+"""Directories that appear complete or not at all, and the two files that every artifact has beside its model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..runtime.json_object import read_json_object
 
 try:
     import fcntl
-except ImportError:  # only POSIX has it; elsewhere leftovers stay
+except ImportError:  # only POSIX has it; on other systems the files of killed runs are not removed
     fcntl = None  # type: ignore[assignment]
 
 PLAN = "plan.safetensors"
@@ -36,48 +36,48 @@ _AT_FDCWD = -100
 
 
 def check_target(out: Path, *, force: bool, source: Path | None = None, needed: int = 0) -> None:
-    """Refuse a target that cannot be written, before any work.
+    """Check that an output directory can be written. To be called before any work.
 
     Args:
-        out: the directory to be.
-        force: whether an artifact that is there may be replaced.
-        source: what the model is read from, which ``out`` must not replace.
-        needed: bytes that will be written.
+        out: the directory to write.
+        force: whether an existing artifact may be replaced.
+        source: the directory that the model is read from; ``out`` must not replace it.
+        needed: number of bytes that will be written.
 
     Raises:
-        RequestError: naming the path and what is in the way.
+        RequestError: it cannot be written; the message gives the path and the reason.
     """
     out = out.resolve()
     if out.exists() and not force:
-        raise RequestError(f"{out} already exists", "choose another output, or replace it with --force")
+        raise RequestError(f"{out} already exists", "choose another --out, or replace it with --force")
     if out.exists() and not out.is_dir():
-        raise RequestError(f"{out} is a file, not a directory", "choose another output")
+        raise RequestError(f"{out} is a file, not a directory", "choose another --out")
     if source is not None and (out == source.resolve() or out in source.resolve().parents):
-        raise RequestError(f"{out} holds the model that is being read", "choose another output")
+        raise RequestError(f"{out} contains the model that is being read", "choose another --out")
     if out.exists() and any(out.iterdir()) and not any((out / mark).is_file() for mark in MARKS):
-        raise RequestError(f"{out} holds files but no model", "--force replaces models only; choose another output")
+        raise RequestError(f"{out} contains files, but no model", "--force replaces only models; choose another --out")
     parent = next(path for path in out.parents if path.exists())
     if not parent.is_dir():
-        raise RequestError(f"{parent} is a file, not a directory", "choose another output")
+        raise RequestError(f"{parent} is a file, not a directory", "choose another --out")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise RequestError(f"{parent} is not writable", "choose another output, or change its permissions")
+        raise RequestError(f"{parent} is not writable", "choose another --out, or change its permissions")
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise RequestError(
-            f"{parent} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB will be written",
-            "free some space, or choose an output on another disk",
+            f"{parent} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are needed",
+            "free some space, or choose an --out on another disk",
         )
 
 
 @contextmanager
 def atomic_directory(out: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary sibling of ``out`` to write into; it becomes ``out`` when the block ends well, else it is removed.
+    """A temporary directory beside ``out`` to write into. It becomes ``out`` if the block succeeds, else it is removed.
 
-    An existing ``out`` is exchanged for the new directory in one step and removed afterwards, so that whoever looks
-    at any moment finds the old one or the new one, whole. What runs that were killed left behind is removed first.
+    An existing ``out`` is exchanged for the new directory in one step, so that at any moment there is a complete
+    ``out``, old or new. Files that killed runs left behind are removed first.
 
     Raises:
-        FxpruneError: when the disk fills up or a file cannot be written.
+        FxpruneError: the disk is full, or a file cannot be written.
     """
     out = out.resolve()
     clear_leftovers(out)
@@ -101,10 +101,9 @@ def atomic_directory(out: Path, *, force: bool) -> Iterator[Path]:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove what killed runs left beside ``out``; an artifact that one had moved aside comes back.
+    """Remove what killed runs left beside ``out``, and restore an artifact that such a run had moved aside.
 
-    A run holds a lock on its directory, which ends with its process however that ends; where a lock is held, nothing
-    is touched.
+    A run locks its temporary directory until its process ends, for whatever reason. A locked directory is not touched.
     """
     out = out.resolve()
     if fcntl is None or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
@@ -130,14 +129,14 @@ def _locked_directory(out: Path) -> tuple[Path, int | None]:
     while True:
         made = Path(tempfile.mkdtemp(prefix=f".{out.name}{PARTIAL}", dir=out.parent))
         lock = _lock(made)
-        # Before it was locked it looked like a leftover to another run, which may have removed it.
+        # Before it was locked, another run may have taken it for a leftover and removed it.
         if fcntl is None or (lock is not None and made.is_dir()):
             return made, lock
         _unlock(lock)
 
 
 def _lock(path: Path) -> int | None:
-    """Lock a directory for as long as this process lives; None when another one has it or it is gone."""
+    """Lock a directory until this process ends; None when another process has locked it, or it is gone."""
     if fcntl is None:
         return None
     try:
@@ -158,10 +157,10 @@ def _unlock(lock: int | None) -> None:
 
 
 def write_error(error: Exception, out: Path) -> FxpruneError:
-    """What to tell the user when writing ``out`` failed; safetensors reports the system's error in its text only."""
+    """The error for the user when writing ``out`` failed. safetensors gives the code of a system error only as text."""
     if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
-        return FxpruneError(f"the disk is full: writing {out}", "free some space; nothing was left behind")
-    return FxpruneError(f"cannot write {out}: {error}", "check the disk and the permissions; nothing was left behind")
+        return FxpruneError(f"cannot write {out}: the disk is full", "free some space; no partial files remain")
+    return FxpruneError(f"cannot write {out}: {error}", "check the disk and the permissions; no partial files remain")
 
 
 def _umask() -> int:
@@ -171,7 +170,7 @@ def _umask() -> int:
 
 
 def _swap(temporary: Path, out: Path) -> None:
-    """Put ``temporary`` at ``out``; what was there is at ``temporary`` afterwards."""
+    """Move ``temporary`` to ``out``; an old ``out`` is at ``temporary`` afterwards."""
     if not out.exists():
         os.replace(temporary, out)
         return
@@ -192,7 +191,7 @@ def _swap(temporary: Path, out: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two directories in one step; False where the system cannot (only Linux can)."""
+    """Exchange two directories in one step; False if the system cannot do this (only Linux can)."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
     if rename is None:
         return False
@@ -200,7 +199,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """``plan.safetensors``: key ``<tensor name>:<dim>``, int64 indices kept. The same plan gives the same bytes."""
+    """Write ``plan.safetensors``: key ``<tensor name>:<dim>``, int64 kept indices. Equal plans give equal bytes."""
     tensors = {f"{name}:{dim}": np.ascontiguousarray(kept, dtype=np.int64) for (name, dim), kept in plan.slices.items()}
     save_file(dict(sorted(tensors.items())), folder / PLAN)
 
@@ -209,11 +208,11 @@ def read_plan(path: Path) -> dict[tuple[str, int], Indices]:
     """The slices of a plan file, or of the ``plan.safetensors`` of an artifact.
 
     Raises:
-        RequestError: when the file is missing, damaged, or no plan.
+        RequestError: the file is missing, damaged, or not a plan.
     """
     path = path / PLAN if path.is_dir() else path
     if not path.is_file():
-        raise RequestError(f"{path} does not exist", "name a directory that fxprune wrote")
+        raise RequestError(f"{path} does not exist", "give a directory that fxprune wrote")
     try:
         tensors = load_file(path)
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
@@ -223,10 +222,10 @@ def read_plan(path: Path) -> dict[tuple[str, int], Indices]:
         name, _, dim = key.rpartition(":")
         if not name or not dim.isdecimal() or kept.dtype != np.int64 or kept.ndim != 1:
             raise RequestError(
-                f"{path} is not a plan: it holds '{key}', {kept.dtype} of shape {kept.shape}", _PLAN_HINT
+                f"{path} is not a plan: its entry '{key}' is {kept.dtype} of shape {kept.shape}", _PLAN_HINT
             )
         if kept.size == 0 or kept[0] < 0 or (np.diff(kept) <= 0).any():
-            raise RequestError(f"{path}: the indices of '{key}' are not ascending from 0 on", _PLAN_HINT)
+            raise RequestError(f"{path}: the indices of '{key}' are empty, negative or not ascending", _PLAN_HINT)
         slices[name, int(dim)] = kept
     return slices
 
@@ -243,9 +242,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The ``fxprune.json`` of an artifact.
 
     Raises:
-        RequestError: when it is missing or damaged.
+        RequestError: the file is missing or damaged.
     """
     path = folder / RECORD
     if not path.is_file():
-        raise RequestError(f"{path} does not exist", "name a directory that fxprune wrote")
+        raise RequestError(f"{path} does not exist", "give a directory that fxprune wrote")
     return read_json_object(path, "write the artifact again")

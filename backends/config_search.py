@@ -1,4 +1,4 @@
-"""Finding the plain configuration that describes a smaller model, by building it and comparing every shape."""
+"""Find the plain configuration that describes a pruned model: build candidates and compare all shapes."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ MAX_ALONGSIDE = 8
 
 Shapes = Mapping[str, tuple[int, ...]]
 Field = tuple[str | int, ...]
-"""The keys that lead to a value in a configuration as data, positions of lists among them."""
+"""The path to a value in nested configuration data: keys of dicts and positions in lists."""
 
 
 @dataclass(frozen=True)
 class Retarget:
-    """Two architectures of identical mathematics: a row of ``retarget.json``.
+    """A row of ``retarget.json``: two architectures that compute the same function.
 
     Attributes:
-        source: ``model_type`` of a config whose own validation may reject a width.
-        target: ``model_type`` that accepts it.
-        classes: model class -> its partner.
-        when: fields of the source config and the values at which the two are the same function.
-        fields: fields that the target's config needs beside the source's: values, or a power of one of the source's.
+        source: ``model_type`` of a config that may reject a pruned width.
+        target: ``model_type`` of a config that accepts it.
+        classes: model class of the source -> model class of the target.
+        when: fields of the source config -> values at which the two compute the same function.
+        fields: further fields for the target config: a value, or a power of a field of the source.
         dropped: fields of the source that the target does not have.
-        why: for the report.
+        why: the reason, for the report.
     """
 
     source: str
@@ -54,7 +54,7 @@ class Retarget:
     why: str
 
     def apply(self, config: PreTrainedConfig) -> dict[str, Any]:
-        """The target's configuration as data."""
+        """The configuration of the target, as data."""
         data = {key: value for key, value in config.to_dict().items() if key not in self.dropped}
         fields = {
             name: data[value["field"]] ** value["power"] if isinstance(value, dict) else value
@@ -65,14 +65,14 @@ class Retarget:
 
 @dataclass(frozen=True)
 class Match:
-    """A plain configuration that describes the smaller model.
+    """A plain configuration that describes the pruned model.
 
     Attributes:
-        config: of ``model_class``, whose parameters have exactly the shapes asked for.
-        model_class: of transformers.
+        config: a configuration for which ``model_class`` has exactly the wanted shapes.
+        model_class: a class of transformers.
         changes: dotted field -> (value before, value now).
-        retarget: what was changed beside widths, None when the architecture stayed.
-        builds: how many models were built on the meta device.
+        retarget: the change of architecture; None when it is the same.
+        builds: number of models that were built on the meta device.
     """
 
     config: PreTrainedConfig
@@ -87,11 +87,11 @@ class Search:
     """One search over the integer fields of a configuration, best candidate first.
 
     Args:
-        config_class: of transformers.
-        model_class: built on the meta device for every candidate.
+        config_class: the configuration class of transformers.
+        model_class: the model class, which is built on the meta device for every candidate.
         data: the configuration as data.
-        shapes: that the model must have.
-        retarget: how the data came from another architecture's, if it did.
+        shapes: the shapes that the model must have.
+        retarget: the change of architecture that led to ``data``, if any.
     """
 
     config_class: type[PreTrainedConfig]
@@ -104,9 +104,9 @@ class Search:
     _built: dict[frozenset[tuple[Field, int]], Shapes | None] = field(default_factory=dict)
 
     def run(self, edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
-        """Small sets of edits that give the shapes, until the bound on builds is reached.
+        """Small sets of edits that give the shapes, until the limit on builds is reached.
 
-        Fields that by themselves change no shape (a count of tokens, of experts per token) are left out at first.
+        Fields that change no shape on their own, such as a number of tokens, are left out at first.
         """
         dense = self.build({})
         effective = [(name, value) for name, value in edits if self.build({name: value}) != dense]
@@ -116,7 +116,7 @@ class Search:
                 yield from self.alongside(chosen, edits)
 
     def best_first(self, edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
-        """Sets of edits, those first that leave fewest tensors of another shape."""
+        """Sets of edits; those come first that leave the fewest tensors with a wrong shape."""
         start: dict[Field, int] = {}
         order = count()
         queue = [(self.mismatches(start, len(self.shapes)), 0, next(order), start)]
@@ -137,7 +137,7 @@ class Search:
                 heappush(queue, (self.mismatches(extended, missing), len(extended), next(order), extended))
 
     def alongside(self, chosen: dict[Field, int], edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
-        """The same set with edits that change no shape: 3 heads of 12 look like 4 heads of 9."""
+        """The same set, with further edits that change no shape: 3 heads of 12 have the shapes of 4 heads of 9."""
         silent = [
             edit for edit in edits if edit[0] not in chosen and self.mismatches({**chosen, edit[0]: edit[1]}, 1) == 0
         ]
@@ -146,7 +146,7 @@ class Search:
         yield from ({**chosen, **some} for some in itertools.islice(whole, MAX_ALONGSIDE))
 
     def fewest(self, chosen: dict[Field, int]) -> dict[Field, int]:
-        """Without the edits that make no difference to any shape."""
+        """The edits without those that change no shape."""
         for name in list(chosen):
             without = {key: value for key, value in chosen.items() if key != name}
             if self.mismatches(without, 1) == 0:
@@ -154,7 +154,7 @@ class Search:
         return chosen
 
     def mismatches(self, edits: Mapping[Field, int], otherwise: int) -> int:
-        """How many tensors differ in shape from what is asked; ``otherwise`` when the config refuses the values."""
+        """Number of tensors with a wrong shape; ``otherwise`` when the config rejects the values."""
         built = self.build(edits)
         if built is None:
             return max(otherwise, 1)
@@ -162,7 +162,7 @@ class Search:
         return sum(built.get(name) != self.shapes.get(name) for name in names)
 
     def build(self, edits: Mapping[Field, int]) -> Shapes | None:
-        """The shapes that some edits give, None when the config refuses them; built once."""
+        """The shapes that some edits give; None when the config rejects them. Each model is built once."""
         key = frozenset(edits.items())
         if key not in self._built:
             self.builds += 1
@@ -175,7 +175,7 @@ class Search:
         return self._built[key]
 
     def match(self, edits: Mapping[Field, int], builds: int) -> Match:
-        """The match that some edits make."""
+        """The match for some edits."""
         changes = _changes(self.data, edits)
         return Match(self.configured(edits), self.model_class, changes, self.retarget, builds)
 
@@ -200,20 +200,21 @@ def find_config(
 ) -> tuple[Match | None, str]:
     """Find the plain configuration whose model has exactly ``shapes``.
 
-    Candidates are the integer fields that equal an extent which changed; then the fields without a value (an inner
-    width that defaults to a multiple of another one); always also an explicit ``head_dim``, for a head size that is no
-    longer hidden size / heads. Where the config refuses the values, architectures of identical mathematics are tried.
+    First the integer fields are tried whose value equals an extent that changed. Then also fields without a value,
+    such as an inner width that defaults to a multiple of another width. An explicit ``head_dim`` is always tried, since
+    the head size need no longer be the hidden size divided by the number of heads. If the config rejects the values,
+    architectures that compute the same function are tried.
 
     Args:
-        config: of the model before; it is not changed.
-        model_class: the transformers class that was pruned.
+        config: the configuration of the dense model; it is not changed.
+        model_class: the class of transformers that was pruned.
         shapes: name -> shape of every parameter and persistent buffer, tied names included.
-        quantities: (old, new) of the extents that the rewrite met anywhere in the model, numbers of heads among them.
-        accept: asked for every match, which may still compute something else (6 heads of 8 have the shapes of 8 heads
-            of 6); the first that it accepts is returned, the first of all when None.
+        quantities: (old, new) of all extents in the model that changed, numbers of heads included.
+        accept: called for every match, since equal shapes may compute different functions (6 heads of 8, or 8 heads of
+            6). The first match that it accepts is returned; the first of all when None.
 
     Returns:
-        The match and "", or None and why there is none, for the report.
+        The match and ""; or None and the reason why there is none, for the report.
     """
     before = built_shapes(model_class, config)
     extents = {pair for name in before.keys() & shapes.keys() for pair in zip(before[name], shapes[name], strict=False)}
@@ -249,7 +250,7 @@ def _why_none(searches: list[Search], rejected: int) -> str:
 
 
 def _ragged(before: Shapes, after: Shapes) -> str:
-    """Tensors that had one shape in all layers and no longer do, as an example; "" when there is none."""
+    """An example of a tensor that had the same shape in all layers and no longer has; "" when there is none."""
     groups: dict[str, set[Any]] = defaultdict(set)
     for name in before.keys() & after.keys():
         groups[re.sub(r"\.\d+\.", ".*.", name)].add((before[name], after[name]))
@@ -260,7 +261,7 @@ def _ragged(before: Shapes, after: Shapes) -> str:
 
 
 def built_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model that a configuration describes, built on the meta device without initialisation."""
+    """Shapes of the model that a configuration describes; it is built on the meta device without initialisation."""
     with torch.device("meta"), no_init_weights():
         return model_shapes(model_class(copy.deepcopy(config)))
 
@@ -285,7 +286,7 @@ def _applies(retarget: Retarget, config: PreTrainedConfig, model_class: type[Pre
 
 
 def _edits(data: Mapping[str, Any], pairs: list[tuple[int, int]], *, empty: bool) -> list[tuple[Field, int]]:
-    """Fields that hold a changed extent with what it became; with ``empty`` also those that hold nothing."""
+    """Fields whose value equals a changed extent, with the new extent; with ``empty`` also fields without a value."""
     fields = list(_fields(data))
     edits = [(path, new) for path, value in fields for old, new in pairs if value == old]
     if empty:
@@ -294,7 +295,7 @@ def _edits(data: Mapping[str, Any], pairs: list[tuple[int, int]], *, empty: bool
 
 
 def _head_size(data: Mapping[str, Any]) -> list[tuple[Field, int]]:
-    """The head size of the source, spelt out: it must stay when the number of heads or the hidden size changes."""
+    """The head size of the source as an explicit field; it stays when the heads or the hidden size change."""
     hidden, heads = data.get("hidden_size"), data.get("num_attention_heads")
     if data.get("head_dim") or not hidden or not heads:
         return []
@@ -302,7 +303,7 @@ def _head_size(data: Mapping[str, Any]) -> list[tuple[Field, int]]:
 
 
 def _fields(data: Mapping[str, Any], path: Field = ()) -> Iterator[tuple[Field, int | None]]:
-    """Integer and empty fields, those of nested configurations and the integers of lists too."""
+    """Integer and empty fields, also in nested configurations and lists."""
     for name, value in data.items():
         if isinstance(value, dict):
             yield from _fields(value, (*path, name))

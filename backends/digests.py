@@ -1,4 +1,4 @@
-"""Sha256 of files: what a plan was made for, and what an artifact consists of."""
+"""Sha256 of files: the weight files that a plan was made for, and the files of an artifact."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ INDEX_SUFFIX = ".safetensors.index.json"
 SOURCE_SUFFIXES = (".safetensors", INDEX_SUFFIX)
 
 WINDOW = 1 << 27
-"""Bytes that are hashed in one call, and resident meanwhile: between calls a thread waits for Python's lock, which
-costs milliseconds while another one imports or traces."""
+"""Bytes that are hashed in one call, and in memory during it. Between calls a thread waits for Python's global lock,
+which costs milliseconds while another thread imports or traces."""
 
 
 def sha256(path: Path) -> str:
-    """Of a file, as hexadecimal digits."""
+    """The sha256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -29,11 +29,11 @@ def sha256(path: Path) -> str:
 
 
 def digests(folder: Path, *suffixes: str, known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """File name -> sha256 of the files in a directory, of those with one of ``suffixes`` when any is given.
+    """File name -> sha256 for the files in a directory.
 
     Args:
         folder: the directory.
-        suffixes: of the files that count.
+        suffixes: only files with one of these suffixes; all files when none is given.
         known: digests that were computed while the files were written.
     """
     chosen = [path for path in _files(folder) if not suffixes or path.name.endswith(suffixes)]
@@ -41,9 +41,9 @@ def digests(folder: Path, *suffixes: str, known: Mapping[str, str] | None = None
 
 
 def source_digests(source: Path) -> dict[str, str]:
-    """Name -> sha256 of the weight files of a model directory and of their index: what a plan was made for.
+    """Name -> sha256 of the weight files of a model directory and of their index, which identify the model of a plan.
 
-    Takes what :func:`begin_source_digests` began, if the files are still those.
+    Uses the result of :func:`begin_source_digests`, if the files have not changed since.
     """
     begun = _begun.pop(source.resolve(), None)
     if begun is not None and (found := begun.result()) is not None:
@@ -52,8 +52,7 @@ def source_digests(source: Path) -> dict[str, str]:
 
 
 def begin_source_digests(source: Path) -> None:
-    """Begin to compute, in a thread, what :func:`source_digests` will be asked for; it does not keep the program from
-    ending."""
+    """Begin to compute :func:`source_digests` in a thread. The program can end while the thread runs."""
     source = source.resolve()
     if source.is_dir() and source not in _begun:
         _begun[source] = _Begun(source)
@@ -71,11 +70,11 @@ class _Begun:
     def _run(self) -> None:
         try:
             self._found = digests(self._source, *SOURCE_SUFFIXES)
-        except (OSError, ValueError):  # whoever asks computes them anew, and meets the error
+        except (OSError, ValueError):  # ``source_digests`` computes them again, and raises the error
             self._found = None
 
     def result(self) -> dict[str, str] | None:
-        """None when a file was changed since, or could not be read."""
+        """The digests; None when a file has changed since, or could not be read."""
         self._thread.join()
         return self._found if _stamps(self._source) == self._stamps else None
 
@@ -88,6 +87,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _stamps(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of the files that count."""
+    """Name, size and modification time of the weight files and their index."""
     chosen = [(path.name, path.stat()) for path in _files(folder) if path.name.endswith(SOURCE_SUFFIXES)]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in chosen]

@@ -1,4 +1,4 @@
-"""The product of pruning a module: safetensors and an exported program, and loading either kind of artifact back."""
+"""The artifact of a pruned module: safetensors and an exported program; and loading an artifact of either kind."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Product:
     """A module that is ready to be written.
 
     Attributes:
-        module: as it is now.
-        args, kwargs: what it is called with.
-        plan: what was removed from its original.
-        repairs: attributes that changed with it.
+        module: the pruned module.
+        args, kwargs: its example inputs.
+        plan: what was removed from the original.
+        repairs: attributes that were changed to fit.
         any_batch: whether the first dimension of every input may vary.
     """
 
@@ -62,7 +62,7 @@ class SavedModule:
     Attributes:
         path: the directory.
         any_batch: whether the exported program takes any number of samples.
-        checks: made in a fresh process, with the worst difference.
+        checks: the checks made in a fresh process, with the largest difference.
     """
 
     path: Path
@@ -77,13 +77,13 @@ class SavedModule:
 def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force: bool) -> SavedModule:
     """Write a module: ``model.safetensors``, ``model.pt2``, ``plan.safetensors``, ``fxprune.json``.
 
-    The exported program is loaded by a fresh Python process with torch alone and must give the module's outputs before
-    the directory is moved into place.
+    Before the directory is moved into place, a fresh Python process without fxprune loads the exported program, and
+    its outputs are compared with those of the module.
 
     Raises:
         RequestError: ``out`` cannot be written.
-        FxpruneError: the module does not export.
-        VerificationError: the program does not load or computes something else.
+        FxpruneError: the module cannot be exported.
+        VerificationError: the program does not load, or its outputs differ.
     """
     size = sum(t.numel() * t.element_size() for t in (*product.module.parameters(), *product.module.buffers()))
     check_target(out, force=force, needed=2 * size)
@@ -92,7 +92,7 @@ def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force
     try:
         program, any_batch = _export(product)
         with atomic_directory(out, force=force) as folder:
-            # What several modules share is stored once.
+            # A tensor that several modules share is stored once.
             save_model(product.module, str(folder / WEIGHTS), metadata={"format": "pt"})
             torch.export.save(program, folder / PROGRAM)
             write_plan(folder, product.plan)
@@ -114,17 +114,18 @@ def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force
 
 
 def _export(product: Product) -> tuple[ExportedProgram, bool]:
-    """The exported program, with a free number of samples where that is promised and torch can show it."""
+    """The exported program; for any number of samples if the module accepts that and torch can prove it."""
     if product.any_batch:
         try:
             return _exported(product, free=True), True
-        except Exception:  # a forward that torch cannot prove to hold for every number still exports at one
+        except Exception:  # torch may fail to prove this for any number; the number of the example may still work
             pass
     try:
         return _exported(product, free=False), False
     except Exception as error:
         raise FxpruneError(
-            f"torch.export cannot export the smaller module: {first_line(error)}", "see --debug"
+            f"torch.export cannot export the smaller module: {first_line(error)}",
+            "run again with --debug for the full traceback",
         ) from error
 
 
@@ -136,7 +137,7 @@ def _exported(product: Product, *, free: bool) -> ExportedProgram:
     if free:
         named = pytree.tree_map(dynamic, product.args), pytree.tree_map(dynamic, dict(product.kwargs))
         shapes = {**_by_name(product.module, named[0]), **named[1]}
-    # The class of an output, such as a ModelOutput, is known only where its library is; the program returns a dict.
+    # The class of an output, such as ModelOutput, needs its library to load; so the program returns a dict.
     hook = product.module.register_forward_hook(lambda _module, _args, output: _plain(output))
     try:
         with quiet(), torch.no_grad():
@@ -147,7 +148,7 @@ def _exported(product: Product, *, free: bool) -> ExportedProgram:
         hook.remove()
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # where it was made is nobody's business
+            node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
 
 
@@ -182,7 +183,7 @@ save_file({str(i): x.contiguous() for i, x in enumerate(leaves)}, request["outpu
 
 
 def _check(product: Product, folder: Path) -> dict[str, Any]:
-    """Run the program in a process that knows torch alone, on the example."""
+    """Run the program on the example inputs in a process without fxprune, and compare its outputs."""
     held: dict[str, torch.Tensor] = {}
 
     def plain(value: Any) -> Any:
@@ -208,7 +209,7 @@ def _check(product: Product, folder: Path) -> dict[str, Any]:
         if done.returncode != 0:
             raise VerificationError(
                 f"a fresh Python process cannot run the written program: {last_line(done.stderr) or done.returncode}",
-                "load it by hand with torch.export.load for the whole message",
+                "this is a bug in fxprune; please report it with the module",
             )
         found = load_file(outputs)
     with torch.no_grad():
@@ -216,7 +217,8 @@ def _check(product: Product, folder: Path) -> dict[str, Any]:
     expected = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
     if len(found) != len(expected):
         raise VerificationError(
-            f"the written program returns {len(found)} tensors, the module {len(expected)}", "please report the module"
+            f"the written program returns {len(found)} tensors, the module {len(expected)}",
+            "this is a bug in fxprune; please report it with the module",
         )
     worst, limit = 0.0, 0.0
     for number, tensor in enumerate(expected):
@@ -225,38 +227,40 @@ def _check(product: Product, folder: Path) -> dict[str, Any]:
         worst = max(worst, relative_difference(got, tensor.cpu()))
     if not worst <= limit:
         raise VerificationError(
-            f"the written program's outputs differ from the module's by {worst:.3g} of their scale", "please report it"
+            f"the outputs of the written program and of the module differ by {worst:.3g} of their scale, more than "
+            f"{limit:g}",
+            "this is a bug in fxprune; please report it with the module",
         )
     return {"loaded_by": "torch.export.load", "worst_difference": worst, "tolerance": limit}
 
 
 def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
-    """The module that an artifact holds.
+    """Load the module from an artifact.
 
     Args:
-        path: a directory that fxprune wrote: a Hugging Face model (loaded with transformers, its own code trusted if
-            fxprune wrote that), or a pruned module.
-        into: a fresh module of the original's class, at its original widths: its tensors become those of the artifact
-            and its attributes follow, so that the result is that class again; the exported program when None.
+        path: a directory that fxprune wrote: a Hugging Face model, which is loaded with transformers, or a pruned
+            module.
+        into: a new module of the original class with the original widths. It gets the tensors and the changed
+            attributes of the artifact, so that the result has this class. When None, the exported program is loaded.
 
     Raises:
-        RequestError: ``path`` holds no artifact, or a damaged one; or ``into`` is another module.
+        RequestError: ``path`` is not an artifact, or a damaged one; or ``into`` does not fit it.
     """
     if not isinstance(path, str | os.PathLike):
-        raise RequestError(f"path is of type {type(path).__name__}", "name a directory that fxprune wrote")
+        raise RequestError(f"path is of type {type(path).__name__}", "give a directory that fxprune wrote")
     folder = Path(path)
     if not os.path.isdir(folder):  # unlike Path.is_dir it has no error for a name that is too long
-        raise RequestError(f"{folder} does not exist", "name a directory that fxprune wrote")
+        raise RequestError(f"{folder} does not exist", "give a directory that fxprune wrote")
     if (folder / "config.json").is_file() and not (folder / PROGRAM).is_file():
         from .huggingface import load as load_huggingface
 
         if into is not None:
-            raise RequestError(f"{folder} is a Hugging Face model, which builds itself", "leave `into` out")
+            raise RequestError(f"into= has no effect: {folder} is a Hugging Face model", "leave into= out")
         found: nn.Module = load_huggingface(folder)
         return found
     record = read_record(folder)
     if record.get("artifact") != KIND:
-        raise RequestError(f"{folder} holds no pruned module", "name a directory that fxprune wrote")
+        raise RequestError(f"{folder} is not the artifact of a pruned module", "give a directory that fxprune wrote")
     return _load_program(folder) if into is None else _load_into(folder, record, into)
 
 
@@ -264,7 +268,7 @@ def _load_program(folder: Path) -> nn.Module:
     try:
         with quiet():
             program = torch.export.load(folder / PROGRAM)
-    except Exception as error:  # a damaged archive raises whatever its reader comes upon first
+    except Exception as error:  # reading a damaged archive may raise any exception
         raise RequestError(f"{folder / PROGRAM} is damaged: {error}", "write the artifact again") from error
     module: nn.Module = program.module()
     return module
@@ -273,7 +277,8 @@ def _load_program(folder: Path) -> nn.Module:
 def _load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.Module:
     if record.get("form") == "graph":
         raise RequestError(
-            f"{folder} holds a rewritten graph: {record.get('rebuilt_because')}", "load it without a module of your own"
+            f"into= cannot be used: {folder} holds a rewritten graph, because {record.get('rebuilt_because')}",
+            "leave into= out",
         )
     held = _weights(folder)
     tensors = tensors_by_name(into)
@@ -281,8 +286,8 @@ def _load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.M
     for (name, dim), kept in slices.items():
         if name not in tensors or dim >= tensors[name].dim() or kept[-1] >= tensors[name].shape[dim]:
             raise RequestError(
-                f"{type(into).__name__} has no tensor '{name}' that fits the plan of {folder}",
-                "give a module built as the original was",
+                f"{type(into).__name__} does not fit the plan of {folder}: tensor '{name}' is missing or too small",
+                "give a new module with the class and the widths of the original",
             )
     slice_tensors(into, Plan(slices=slices))
     for path, changes in Repairs.from_json(record.get("repairs") or {}).attributes.items():
@@ -292,13 +297,17 @@ def _load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.M
         missing, unexpected = into.load_state_dict(held, strict=False)
     except RuntimeError as error:
         raise RequestError(
-            f"{type(into).__name__} does not fit {folder}: {error}", "build it as the original"
+            f"{type(into).__name__} does not fit {folder}: {error}",
+            "give a new module with the class and the widths of the original",
         ) from None
     shared = _shared_names(into)
     missing = [name for name in missing if not shared.get(name, set()) & held.keys()]
     if missing or unexpected:
         what = f"{', '.join([*missing, *unexpected][:3])}"
-        raise RequestError(f"{type(into).__name__} does not fit {folder}: {what}", "build it as the original was")
+        raise RequestError(
+            f"{type(into).__name__} does not fit {folder}: tensors missing or unexpected: {what}",
+            "give a new module with the class and the widths of the original",
+        )
     return into
 
 
@@ -310,7 +319,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _shared_names(module: nn.Module) -> dict[str, set[str]]:
-    """Name of every tensor -> all names of it."""
+    """Each name of a tensor -> all names of the same tensor."""
     names: dict[int, set[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), set()).add(name)

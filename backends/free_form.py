@@ -1,8 +1,8 @@
-"""The free form: widths that no configuration describes, replayed by a small modelling file beside the weights.
+"""The free form: widths that no configuration describes, set by a small modelling file beside the weights.
 
-The file subclasses the original class of transformers under the same name, lets it build itself from the source's
-configuration, gives parameters and attributes what the ``fxprune`` entry of config.json records, and takes out the
-modules that it lists. It holds no code for any architecture and needs transformers only.
+The file defines a subclass of the original class of transformers, with the same name. It builds the model from the
+configuration of the source, then sets the shapes and attributes in the ``fxprune`` entry of config.json, and removes
+the modules that this entry lists. It has no code for any architecture, and needs only transformers.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class {name}(transformers.{name}):
 '''
 
 ORIGINAL = ("is_custom_code", "_can_set_experts_implementation")
-"""What the file answers as the original class does."""
+"""Methods for which the modelling file calls the original class."""
 
 ABSENT = ' The modules under "absent" go.'
 TAKE_OUT = "        take_out(self, config.fxprune)\n"
@@ -97,24 +97,25 @@ def take_out(model: torch.nn.Module, entry: dict[str, Any]) -> None:
 
 
 def base_class(model: nn.Module) -> type[PreTrainedModel]:
-    """The class of transformers that a model is or was derived from.
+    """The class of transformers that a model has, or that its class derives from.
 
     Raises:
-        RequestError: when there is none, because the model's code came with its checkpoint.
+        RequestError: there is none, because the code of the model came with its checkpoint.
     """
     for candidate in type(model).__mro__:
         if issubclass(candidate, PreTrainedModel) and candidate.__module__.startswith("transformers.models."):
             return candidate
     raise RequestError(
-        f"{type(model).__name__} is no class of transformers", "a model whose code comes with it cannot be written yet"
+        f"{type(model).__name__} is not a class of transformers",
+        "models with their own modelling code cannot be saved yet",
     )
 
 
 def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class: str) -> PreTrainedConfig:
-    """The configuration of the free form: the source's, what differs, and where the code is.
+    """The configuration of the free form: that of the source, the changed shapes, and the name of the modelling file.
 
     Raises:
-        FxpruneError: when the plan cut a tensor that the checkpoint does not hold.
+        FxpruneError: the plan has changed a tensor that is not stored in checkpoints.
     """
     source = plain_config(model.config)
     base = base_class(model)
@@ -124,10 +125,14 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class
     before, after = {name: built[name] for name in built if not name.startswith(gone)}, model_shapes(model)
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())[0]
-        raise FxpruneError(f"'{odd}' is not where {base.__name__} has it", "merge adapters before saving")
+        raise FxpruneError(
+            f"the model and {base.__name__} do not have the same tensors: '{odd}'", "merge adapters before saving"
+        )
     buffers = {name for name, _ in model.named_buffers()}
     for name in sorted({name for name, _ in plan.slices} & buffers - after.keys()):
-        raise FxpruneError(f"'{name}' was cut but is not stored in checkpoints", "leave its group out")
+        raise FxpruneError(
+            f"units were removed from '{name}', which checkpoints do not store", "do not prune its group"
+        )
     earlier = Repairs.from_json(getattr(model.config, ENTRY, {}).get("attributes", {}))
     entry = {
         "shapes": {name: list(after[name]) for name in sorted(after) if after[name] != before[name]},
@@ -140,13 +145,13 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class
 
 
 def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy of a configuration without what the free form added to it."""
+    """A copy of a configuration without the entries that the free form added."""
     data = {key: value for key, value in config.to_dict().items() if key not in (ENTRY, "auto_map")}
     return type(config).from_dict(data)
 
 
 def write_code(folder: Path, name: str, auto_class: str, version: str, *, absent: bool = False) -> None:
-    """Write the modelling file for the class called ``name``; ``absent`` for one that lacks modules."""
+    """Write the modelling file for the class ``name``; ``absent`` tells that modules were removed."""
     needed = (ConfigView, repair, replay, *((Absence, Absent, take_out) if absent else ()))
     parts = "\n\n".join(inspect.getsource(part) for part in needed)
     header = HEADER.format(name=name, version=version, auto=auto_class, absent=ABSENT if absent else "")
@@ -155,12 +160,12 @@ def write_code(folder: Path, name: str, auto_class: str, version: str, *, absent
 
 
 def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """What the modelling file defines, made in this process from fxprune's own code."""
+    """The class that the modelling file defines, made from the code of fxprune without running the file."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         replay(self, getattr(config, ENTRY))
         take_out(self, getattr(config, ENTRY))
 
-    answers = {name: getattr(base, name) for name in ORIGINAL}  # bound to the original
+    answers = {name: getattr(base, name) for name in ORIGINAL}  # methods bound to the original class
     return type(base.__name__, (base,), {"__init__": __init__, "__module__": __name__, **answers})

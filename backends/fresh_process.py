@@ -1,11 +1,11 @@
-"""A script, never imported: reload a model directory with transformers alone and report what it computes.
+"""A script that loads model directories with transformers alone and reports what they compute. It is never imported.
 
-It runs in a Python process of its own in which fxprune cannot be imported. From its standard input it reads a JSON list
-of jobs, once transformers has been imported: ``folder``, ``inputs`` (a safetensors file of the forward's arguments),
-``auto`` (the Auto class), ``trust`` (whether to trust the code in the directory), ``logits`` (the file to write) and
-``outputs`` (keys of what to write of the things that the model returns; the first of them when there are none). Without
-inputs it builds the model on the meta device and compares names and shapes only. The last line of its output is a JSON
-list with a report for each.
+It runs in a Python process of its own, in which fxprune cannot be imported. When transformers has been imported, it
+reads a JSON list of jobs from standard input. A job has ``folder``, ``inputs`` (a safetensors file with the arguments
+of forward), ``auto`` (the Auto class), ``trust`` (whether to trust the code in the directory), ``logits`` (the file to
+write) and ``outputs`` (keys of the outputs to write; the first output when there are none). For a job without inputs,
+it builds the model on the meta device and compares only names and shapes. The last line of its output is a JSON list
+with one report per job.
 """
 
 import atexit
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-gc.set_threshold(100_000)  # importing makes many objects, and all of them stay
+gc.set_threshold(100_000)  # imports make many objects that are never freed
 atexit.register(gc.freeze)
 sys.modules["fxprune"] = None  # type: ignore[assignment]  # importing it is an error from here on
 
@@ -24,7 +24,7 @@ import transformers  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-for heavy in ("AutoModelForCausalLM", "GenerationMixin"):  # transformers imports what is asked for
+for heavy in ("AutoModelForCausalLM", "GenerationMixin"):  # transformers imports a class on first use
     getattr(transformers, heavy)
 
 NEW_TOKENS = 8
@@ -32,7 +32,7 @@ PROMPT = 8
 
 
 def check(job: dict[str, Any]) -> dict[str, Any]:
-    """Load one directory, run its forward, decode from it."""
+    """Load one directory, run the forward of the model, and decode some tokens."""
     inputs = load_file(job["inputs"])
     model, info = getattr(transformers, job["auto"]).from_pretrained(
         job["folder"], dtype=torch.float32, trust_remote_code=job["trust"], output_loading_info=True
@@ -52,7 +52,7 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_shapes(job: dict[str, Any]) -> dict[str, Any]:
-    """Compare what the files hold with what the configuration describes; no values are read."""
+    """Compare names and shapes in the files with those that the configuration describes. No values are read."""
     config = transformers.AutoConfig.from_pretrained(job["folder"], trust_remote_code=job["trust"])
     with torch.device("meta"):
         auto = getattr(transformers, job["auto"])
@@ -72,7 +72,7 @@ def check_shapes(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def attempt(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What :func:`decoded` finds, or why the model cannot decode."""
+    """The result of :func:`decoded`, or the reason why the model cannot decode."""
     try:
         return decoded(model, inputs)
     except Exception as error:  # whatever a model's own code raises
@@ -80,9 +80,9 @@ def attempt(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]
 
 
 def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Greedy tokens with and without the cache, and the scores behind them where they first differ."""
+    """Greedy tokens with and without a cache, and how much their scores differ where the tokens first do."""
     prompt = inputs["input_ids"][:1, :PROMPT]
-    # Positions of some models skip padding, so that a decoded padding token would change them with the cache only.
+    # In some models padding tokens get no position. A decoded padding token would change positions with a cache only.
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
     forced = [getattr(model.generation_config, f"forced_{end}_token_id", None) for end in ("bos", "eos")]
     if padding in forced or [padding] in forced:

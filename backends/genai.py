@@ -1,9 +1,9 @@
-"""``genai_config.json``, from which onnxruntime-genai learns what an exported graph is and how to generate with it.
+"""``genai_config.json``, which tells onnxruntime-genai how to generate text with an exported graph.
 
-It runs the decoder-only model types alike, and reads the heads and head sizes of each layer's cache from the graph
-(its ``src/models/kv_cache.cpp``): so one type, in ``genai.json``, serves all architectures, and models whose layers
-differ need nothing more. The graph concatenates its cache instead of writing into a buffer of full length, so past and
-present must not share one.
+onnxruntime-genai runs all decoder-only model types in the same way, and reads the number and size of the heads of each
+layer from the graph (its ``src/models/kv_cache.cpp``). So the one model type in ``genai.json`` works for all
+architectures, also when layers differ. The graph appends to its cache instead of writing into a buffer of full length,
+so past and present must not share a buffer.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .artifact import write_json
 
 GENAI_CONFIG = "genai_config.json"
 
-# Ids that stop or pad a text; where a model has none, onnxruntime-genai has defaults of its own.
+# Ids that begin, end or pad a text; if a model has none, onnxruntime-genai uses its own defaults.
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _CONTEXT = 2048
 
 
 def write_genai_config(folder: Path, file_name: str, inputs: Mapping[str, list[int | str]], optimize: str) -> None:
-    """Write the file beside the ``config.json`` and ``generation_config.json`` that it is filled from.
+    """Write the file, from ``config.json`` and ``generation_config.json`` in the same directory.
 
     Args:
-        folder: the export, complete but for this file.
-        file_name: of the graph, relative to ``folder``.
-        inputs: the graph's inputs with their shapes.
-        optimize: ``cuda`` asks for that provider, anything else for the CPU.
+        folder: the exported directory, complete except for this file.
+        file_name: the file of the graph, relative to ``folder``.
+        inputs: the inputs of the graph with their shapes.
+        optimize: ``cuda`` selects the CUDA provider, any other value the CPU.
     """
     values = _text_values(_read(folder / "config.json"))
     generation = _read(folder / "generation_config.json")
@@ -67,11 +67,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _text_values(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that describes the decoder: all of it, but in models that see or hear too."""
+    """The config of the decoder: the whole config, with the text part of a multimodal config merged in."""
     text: dict[str, Any] = {**config, **config["text_config"]} if "text_config" in config else config
     return text
 
 
 def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """The first of several names of one quantity that a config has."""
+    """The value of the first of these names that the config has; architectures name the same quantity differently."""
     return next((values[name] for name in names if values.get(name) is not None), None)

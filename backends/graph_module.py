@@ -1,4 +1,4 @@
-"""Raising: a graph of the IR becomes a ``torch.fx.GraphModule`` that runs."""
+"""Raising: make a ``torch.fx.GraphModule``, which runs, from a graph of the IR."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..runtime.dtypes import DTYPES
 
 TAKE = "fxprune.take"
 _STRIDED_ONLY = {"aten.view": "aten.reshape", "aten._unsafe_view": "aten.reshape"}
-"""Views need a memory layout that lowering forgot; the reshape of the same name does not."""
+"""A view needs a memory layout, which the IR does not record; a reshape does not need it."""
 
 
 def raise_graph(
@@ -28,26 +28,25 @@ def raise_graph(
     inputs: Callable[[fx.Graph], list[fx.Node]] | None = None,
     outputs: Callable[[list[fx.Node]], Any] | None = None,
 ) -> fx.GraphModule:
-    """Build a module that computes what the graph says, at the shapes it was traced with.
+    """Build a module that computes a graph at the shapes that it was traced with.
 
     Args:
-        graph: traced or rewritten.
-        tensors: parameter or buffer name -> its data, of the shape the graph states.
-        constants: nameless constants by name, real tensors.
-        dtype: every floating-point tensor, constant and cast becomes this type (float64 for exact comparison); kept
-            when None.
-        batch: the number of samples that the graph was traced with, of which nothing else in it may be a multiple:
-            every integer that is one follows the first dimension of the first input instead.
-        inputs: makes the placeholders and what else leads to one node for every input of the graph; one placeholder
-            for each when None.
-        outputs: arranges what the module returns; the tuple of all outputs when None.
+        graph: a traced or a rewritten graph.
+        tensors: parameter or buffer name -> its data, with the shape in the graph.
+        constants: data of the constants that are neither parameters nor buffers, by the name of their value.
+        dtype: convert every floating-point tensor, constant and cast to this type (float64 for exact comparison); keep
+            the types when None.
+        batch: the number of samples in the trace. Every integer in the graph that is a multiple of it is taken as a
+            multiple of the number of samples, and computed from the first dimension of the first input.
+        inputs: a function that makes one node for every input of the graph; a placeholder for each when None.
+        outputs: a function that arranges the outputs; a tuple of all outputs when None.
 
     Returns:
-        A module whose tensors have the names that the graph gives them.
+        A module whose tensors have the names in the graph.
 
     Raises:
-        KeyError: when a parameter's data is missing.
-        FxpruneError: when a constant was cut in a way that holds for one number of samples only.
+        KeyError: the data of a parameter is missing.
+        FxpruneError: a constant was sliced in a way that works for one number of samples only.
     """
     return _Raising(graph, tensors, constants or {}, dtype, batch).run(inputs, outputs or tuple)
 
@@ -55,13 +54,13 @@ def raise_graph(
 def constants_of(
     graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]
 ) -> dict[Value, torch.Tensor]:
-    """What the constants of a graph and its folded operators hold, as far as it is known: not what follows from tensors
-    on the meta device.
+    """The data of the constants of a graph and of the results of its folded operators; without those that depend on
+    tensors on the meta device.
 
     Args:
-        graph: any.
-        tensors: by name, its buffers among them.
-        constants: by the name of the constant's value.
+        graph: any graph.
+        tensors: its parameters and buffers by name.
+        constants: the data of its constants by the name of their value.
     """
     raising = _Raising(graph, tensors, constants, None, None)
     raising.leaves()
@@ -108,7 +107,7 @@ class _Raising:
         return fx.GraphModule(self.root, self.fx, self.graph.name)
 
     def leaves(self) -> None:
-        """Parameters, buffers and constants are known."""
+        """Record the data of parameters, buffers and constants."""
         self.known |= {p.value: self._cast(self.tensors[p.name]) for p in self.graph.parameters}
         self.known |= {value: self._cast(self.constants[value.name]) for value in self.graph.constants}
 
@@ -150,7 +149,7 @@ class _Raising:
         return self.nodes[value]
 
     def _attach(self, value: Value, data: torch.Tensor) -> str:
-        """Hold a tensor: a parameter or buffer under its own name, a constant as a buffer."""
+        """Add a tensor to the module: a parameter or buffer under its own name, a constant as a buffer."""
         parameter = self.named.get(value)
         if parameter is None:
             name = f"t{len(self.nodes)}_" + value.name.replace(".", "_")
@@ -178,17 +177,18 @@ class _Raising:
                 self.nodes[value] = self.fx.call_function(operator.getitem, (node, index)) if several else node
 
     def _arguments(self, op: Op, find: Callable[[Value], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if op.target == TAKE:  # its integers are positions, none of which counts samples
+        if op.target == TAKE:  # its integers are positions, not numbers of samples
             data, dim, indices = op.args
             return (find(data), dim, *self._positions(data, dim, indices)), {}  # type: ignore[arg-type]
         args = tuple(self._argument(arg, find) for arg in op.args)
         return args, {key: self._argument(arg, find) for key, arg in op.kwargs.items()}
 
     def _positions(self, data: Value, dim: int, indices: tuple[int, ...]) -> tuple[list[int], int]:
-        """What stays of a dimension, and 0; of one that counts samples too, what stays of each, and its extent.
+        """The kept positions of a dimension, and 0. If the dimension also counts samples, the kept positions within one
+        sample, and the extent of one sample.
 
         Raises:
-            FxpruneError: when samples are not the outermost part of the dimension.
+            FxpruneError: samples are not the outermost part of the dimension.
         """
         extent = data.shape[dim]
         if not self.batch or data in self.known or extent % self.batch:
@@ -196,9 +196,9 @@ class _Raising:
         every, own = extent // self.batch, indices[: len(indices) // self.batch]
         if indices != tuple(start + index for start in range(0, extent, every) for index in own):
             raise FxpruneError(
-                f"dimension {dim} of the constant {data.name!r} holds samples within units: no part of it can be taken "
-                "for any number of samples",
-                "give an example of a single sample, for which alone the result will then hold",
+                f"dimension {dim} of the constant {data.name!r} holds samples within units: it cannot be sliced for "
+                "any number of samples",
+                "give an example with a single sample; the result will then accept a single sample only",
             )
         return list(own), every
 
@@ -215,7 +215,7 @@ class _Raising:
 
 
 def take(data: torch.Tensor, dim: int, indices: list[int], every: int = 0) -> torch.Tensor:
-    """The listed positions of a dimension; with ``every``, of each stretch of so many."""
+    """The given positions of a dimension; with ``every``, the positions within each block of this many."""
     chosen = torch.tensor(indices, device=data.device)
     if every:
         starts = torch.arange(0, data.shape[dim], every, device=data.device)
@@ -224,7 +224,7 @@ def take(data: torch.Tensor, dim: int, indices: list[int], every: int = 0) -> to
 
 
 def as_complex(data: torch.Tensor) -> torch.Tensor:
-    """Pairs of the last dimension as complex numbers, in whatever order they lie in memory."""
+    """Pairs of the last dimension as complex numbers, for any memory layout."""
     return torch.view_as_complex(data.contiguous())
 
 
@@ -236,7 +236,7 @@ def _returns_many(function: Callable[..., Any]) -> bool:
 
 
 def function_of(target: str) -> Callable[..., Any]:
-    """The operator of a target such as ``aten.add.Tensor``; without an overload, the default one."""
+    """The operator of a target such as ``aten.add.Tensor``; the default overload when none is named."""
     own: dict[str, Callable[..., Any]] = {TAKE: take, "aten.view_as_complex": as_complex}
     if target in own:
         return own[target]

@@ -1,4 +1,4 @@
-"""Pruned models as plain Hugging Face directories: written beside the target, reloaded elsewhere, moved into place."""
+"""Write a pruned model as a Hugging Face model directory, and check it in another process before it is in place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMPANIONS = (
     "*.tiktoken", "chat_template*", "*.jinja", "generation_config.json", "preprocessor_config.json",
     "processor_config.json", "LICENSE*",
 )  # fmt: skip
-"""Files of the source that stay true of the smaller model: tokenizer, generation, processing, licence."""
+"""Files of the source that also apply to the pruned model: tokenizer, generation, processing, licence."""
 
 USUAL = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText",
@@ -45,21 +45,21 @@ AUTO_CLASSES = (
     *USUAL,
     *(name for name in sorted(dir(transformers)) if name.startswith("AutoModelFor") and name not in USUAL),
 )
-"""Searched in this order for the one that maps a configuration to the class that was pruned: several may."""
+"""The Auto classes in the order in which they are searched: several may load the same class."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What was written.
+    """The artifact that was written.
 
     Attributes:
         path: the directory.
-        form: ``uniform`` (a plain config describes it) or ``free`` (it carries a modelling file).
-        model_type: of its configuration.
-        retargeted: the architecture it was and is, and why; "" when it stayed.
+        form: ``uniform`` (a plain config describes it) or ``free`` (it has a modelling file).
+        model_type: the ``model_type`` in its configuration.
+        retargeted: the architectures before and now, and the reason; "" when the architecture is the same.
         why_free: why no plain configuration was used; "" for the uniform form.
         config_changes: dotted config field -> (before, now), for the uniform form.
-        checks: what the fresh process found.
+        checks: the results of the check in a fresh process.
     """
 
     path: Path
@@ -92,33 +92,34 @@ def save(
     origin: Mapping[str, str] | None = None,
     extra: Callable[[Path], None] | None = None,
 ) -> Saved:
-    """Write a shrunken model as a directory that transformers loads, and check that it does.
+    """Write a pruned model as a directory that transformers loads, and check that it loads and computes the same.
 
     Args:
-        model: shrunk in place, its config still the source's; weights in the dtype in which they are to be stored,
+        model: the model, shrunk in place, with the configuration of the source. Its weights are in the dtype to store,
             unless ``values`` has them.
-        out: the directory to be; it appears complete or not at all.
-        source: the directory that the model was read from, whose tokenizer and generation files are copied.
-        plan: what was cut; written as ``plan.safetensors``.
-        repairs: what ``shrink_module`` returned.
-        quantities: (old, new) of the extents of the whole graph (``extents[""]``), for the configuration search.
-        report: entries for ``fxprune.json`` beside its own (pipeline, groups before and after, renamed tensors, ...).
-        reference: inputs, and the logits that the rewritten graph gives on them in float32; not with ``values``.
-        values: where the values of the tensors are, when the module does not hold them.
-        form: ``auto`` takes the uniform form where a configuration describes the model, else the free one.
-        force: replace an artifact that is there.
+        out: the directory to write. It appears complete or not at all.
+        source: the directory that the model was read from; its tokenizer and generation files are copied.
+        plan: what was removed; written as ``plan.safetensors``.
+        repairs: the result of ``shrink_module``.
+        quantities: (old, new) of the extents in the whole graph that changed (``extents[""]``), for the search of a
+            configuration.
+        report: further entries for ``fxprune.json`` (pipeline, groups before and after, renamed tensors, ...).
+        reference: inputs, and the float32 logits of the rewritten graph on them; not with ``values``.
+        values: the weights, when the module does not hold them.
+        form: ``auto`` uses the uniform form if a configuration describes the model, otherwise the free form.
+        force: whether to replace an existing artifact.
         shard_size: as in ``save_pretrained``.
-        origin: sha256 of the source's weight files, when they are known already.
-        extra: writes further files into the directory before it is complete.
+        origin: sha256 of the weight files of the source, if they are known.
+        extra: a function that writes further files into the directory before it is complete.
 
     Raises:
-        RequestError: before any work, when ``out`` cannot be written, or when ``form`` is ``uniform`` and no plain
-            configuration describes the model.
-        FxpruneError: when writing fails.
-        VerificationError: when the written model is not the one that was to be written; ``out`` is as before.
+        RequestError: before any work: ``out`` cannot be written, or ``form`` is ``uniform`` and no plain configuration
+            describes the model.
+        FxpruneError: writing fails.
+        VerificationError: the written model does not pass its check; ``out`` is as it was before.
     """
     if form not in ("auto", "uniform", "free"):
-        raise RequestError(f"unknown form '{form}'", "forms are auto, uniform and free")
+        raise RequestError(f"unknown --form '{form}'", "choose from auto, uniform, free")
     if values is None:
         assert reference is not None, "a model that holds its values needs a reference"
         values = Held(model, reference)
@@ -139,14 +140,14 @@ def save(
         return saved
 
     try:
-        with FreshProcess() as fresh:  # what it imports takes as long as much of what comes before its turn
+        with FreshProcess() as fresh:  # started here, so that its imports run while the model is being written
             design = _design(model, plan, repairs, quantities, values, form=form)
             try:
                 return written(design, fresh)
             except VerificationError as error:
                 if form != "auto" or design.form == "free":
                     raise
-                # Heads of another size may hide from the search where a model's attention is nearly flat.
+                # If attention is nearly uniform, the search cannot tell a wrong number of heads from the right one.
                 why = f"the plain configuration that gives these shapes did not pass: {error.message}"
                 return written(replace(_design(model, plan, repairs, quantities, values, form="free"), why_free=why))
     finally:
@@ -154,14 +155,14 @@ def save(
 
 
 def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTrainedModel:
-    """Load an artifact of either form; the free one by fxprune's own code, without trusting the file beside it.
+    """Load an artifact of either form. The free form is loaded without running its modelling file.
 
     Raises:
-        RequestError: when there is no model of a class of transformers.
-        FxpruneError: when its tensors do not fit its configuration.
+        RequestError: the directory has no model of a class of transformers.
+        FxpruneError: the tensors do not fit the configuration.
     """
     if not (path / "config.json").is_file():
-        raise RequestError(f"{path / 'config.json'} does not exist", "name a model directory")
+        raise RequestError(f"{path / 'config.json'} does not exist", "give a model directory")
     try:
         config = transformers.AutoConfig.from_pretrained(path)
         base = getattr(transformers, (config.architectures or ["none named"])[0], None)
@@ -169,13 +170,14 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
         raise RequestError(f"{path / 'config.json'} is damaged: {error}", "write the artifact again") from error
     if base is None:
         raise RequestError(
-            f"{path / 'config.json'} names no class of transformers: {config.architectures}", "set its 'architectures'"
+            f"{path / 'config.json'}: 'architectures' is {config.architectures}, which transformers does not know",
+            "set 'architectures' to a class of transformers",
         )
     model_class = free_class(base) if hasattr(config, ENTRY) else base
     try:
         model, info = model_class.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
-        raise FxpruneError(f"{path} does not load: {error}", "write the artifact again") from error
+        raise FxpruneError(f"cannot load {path}: {error}", "write the artifact again") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             names = ", ".join(sorted(info[kind])[:3])
@@ -185,8 +187,8 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
 
 
 def auto_class_of(model_class: type[PreTrainedModel]) -> str:
-    """Name of the Auto class that loads a class of transformers; its own where there is none, as for the text part of a
-    larger model."""
+    """Name of the Auto class that loads a class of transformers. If there is none, as for the text part of a multimodal
+    model, the name of the class itself."""
     for name in AUTO_CLASSES:
         mapping = getattr(transformers, name)._model_mapping
         if model_class.config_class in mapping:
@@ -200,7 +202,7 @@ def auto_class_of(model_class: type[PreTrainedModel]) -> str:
 
 @dataclass(frozen=True)
 class _Design:
-    """What will be written beside the weights."""
+    """The configuration and the classes with which a model will be written."""
 
     form: Literal["uniform", "free"]
     config: PreTrainedConfig
@@ -211,7 +213,7 @@ class _Design:
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def saved(self, out: Path, checks: Mapping[str, Any]) -> Saved:
-        """What was written by it."""
+        """The result, when the model has been written to ``out``."""
         model_type: str = self.config.model_type
         return Saved(out.resolve(), self.form, model_type, self.retargeted, self.why_free, self.changes, checks)
 
@@ -240,9 +242,12 @@ def _design(
             auto = auto_class_of(match.model_class)
             return _Design("uniform", match.config, match.model_class, auto, note, "", match.changes)
         if form == "uniform":
-            raise RequestError(f"no plain configuration describes the smaller model: {why}", "allow the free form")
+            raise RequestError(
+                f"--form uniform is not possible: no plain configuration describes the pruned model: {why}",
+                "use --form free, or --form auto",
+            )
     auto = auto_class_of(base)
-    if auto not in AUTO_CLASSES:  # its own file is found by an Auto class that does not know it
+    if auto not in AUTO_CLASSES:  # with ``auto_map``, an Auto class also loads a class that it does not know
         auto = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
     return _Design("free", free_config(model, plan, repairs, auto), base, auto, "", why)
 
@@ -250,7 +255,7 @@ def _design(
 def _write(
     model: PreTrainedModel, folder: Path, source: Path | None, design: _Design, *, values: Values, shard_size: str
 ) -> Mapping[str, str]:
-    """Weights, configuration, code and companion files; the digests that are known of them."""
+    """Write weights, configuration, code and companion files; returns the digests that were computed on the way."""
     known = values.write(model, folder, plain=design.form == "uniform", shard_size=shard_size)
     design.config.architectures = [design.model_class.__name__]
     design.config.dtype = str(values.dtype).removeprefix("torch.")
@@ -269,7 +274,7 @@ def _write(
 def _record(
     saved: Saved, source: Path | None, report: Mapping[str, Any], known: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """The contents of ``fxprune.json``. No absolute path and no time: the same run gives the same bytes."""
+    """The content of ``fxprune.json``. It has no absolute path and no time, so equal runs give equal bytes."""
     origin = None
     if source is not None:
         weights = known if known is not None else source_digests(source)

@@ -1,7 +1,7 @@
-"""A causal language model to an ONNX directory that runtimes can generate text from.
+"""Export a causal language model to an ONNX directory with which runtimes can generate text.
 
-The directory holds what :mod:`.onnx_artifact` says, and ``genai_config.json`` for onnxruntime-genai where the layout is
-that of ONNX Runtime.
+The directory has the files that :mod:`.onnx_artifact` describes. In the layout of ONNX Runtime it also has
+``genai_config.json``, for onnxruntime-genai.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from .onnx_trace import load_causal_lm, trace_onnx
 def export_onnx(
     request: Request, *, trust_remote_code: bool = False, progress: Callable[[str], None] | None = None
 ) -> OnnxReport:
-    """Export a model to ONNX, verify it in ONNX Runtime, then move it to its place.
+    """Export a model to ONNX, check it in ONNX Runtime, then move it into place.
 
-    One graph serves prefill (a past of length 0) and decoding; batch, sequence and past lengths are open. Weights of
-    any dtype are exported as float32, checked, and then rounded to the dtype that is asked for and checked again.
+    One graph is used for prefill (past length 0) and for decoding; batch size, sequence length and past length are
+    dynamic. The weights are exported as float32 and checked. Then they are converted to the requested dtype and checked
+    again.
 
     Args:
-        request: from where, to where, and how.
+        request: source, output and options.
         trust_remote_code: whether a modelling file in the source may run.
-        progress: called with one line per stage.
+        progress: called with a message when a new step begins.
 
     Raises:
-        RequestError: options or directories that make no sense, found before any work.
+        RequestError: an option or a directory is not valid. This is checked before any work.
         FxpruneError: the model cannot be exported, differs in ONNX Runtime, or cannot be written.
     """
     say = progress or (lambda _message: None)

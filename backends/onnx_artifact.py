@@ -1,9 +1,9 @@
-"""What every ONNX directory has, whatever its graph computes: what is asked, the files, the report.
+"""The parts of an ONNX directory that are the same for all models: the request, the files, the report.
 
-``OUT/`` holds ``model.onnx`` (the graph, and tensors too small to matter), ``model.onnx.data`` (every other weight, so
-that no size meets protobuf's limit of 2 GB), the config, generation config and tokenizer files of the source, and
-``fxprune.json`` with the checks that were made. In the layout of transformers.js the graph is ``onnx/model.onnx``,
-named by dtype, and ``config.json`` says how to read it.
+``OUT/`` has ``model.onnx`` (the graph with very small tensors), ``model.onnx.data`` (all other weights, since protobuf
+allows only 2 GB), the config, generation config and tokenizer files of the source, and ``fxprune.json`` with the
+checks. In the layout of transformers.js the graph is ``onnx/model.onnx``, with the dtype in its name, and
+``config.json`` tells how to read it.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from .artifact import RECORD, check_target, read_record, write_json
 from .onnx_layout import LAYOUTS, Layout
 from .onnx_quantize import ONNX_DTYPES, save_graph
 
-# The execution provider that a graph is optimised for, and so verified on where this machine has it.
+# The execution provider for which a graph is optimised, and on which it is checked if this machine has it.
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "none": "CPUExecutionProvider"}
-# torch.onnx writes opset 18 at least, whatever is asked; above 25, this onnxruntime reads nothing.
+# torch.onnx never writes an opset below 18, and this onnxruntime reads none above 25.
 _OPSETS = range(18, 26)
 _PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
-# Config, generation config, tokenizer, chat template and the model's own code; not weights, nor records of pruning.
+# Config, generation config, tokenizer, chat template and the model's own code; no weights and no records of pruning.
 _COPIED_SUFFIXES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
 
 
 def check_opset(opset: int | None) -> None:
     """Refuse a version of the operator set that cannot be written or read; None is the exporter's own choice."""
     if opset is not None and opset not in _OPSETS:
-        raise RequestError(f"opset {opset} is not supported", f"choose one from {_OPSETS[0]} to {_OPSETS[-1]}")
+        raise RequestError(f"opset {opset} is not supported", f"choose {_OPSETS[0]} to {_OPSETS[-1]}")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is exported to where, and how.
+    """A request to export a model.
 
     Attributes:
         source: a Hugging Face model directory with safetensors weights.
-        out: the directory to make, complete or absent.
+        out: the directory to write. It appears complete or not at all.
         dtype: ``float32``, ``float16``, ``int8`` or ``int4``, see :mod:`.onnx_quantize`.
         layout: ``onnxruntime`` or ``transformers.js``, see :mod:`.onnx_layout`.
-        optimize: ``cpu`` or ``cuda`` fuses into the operators of that ONNX Runtime provider, ``none`` keeps to the ONNX
-            standard. A graph for ``cuda`` is verified on CUDA where this machine has it, otherwise on the CPU, and
-            refused if the CPU cannot run it.
-        opset: version of the ONNX operator set; the exporter's default when None.
-        force: whether an existing ``out`` is replaced, once the new one is complete.
+        optimize: ``cpu`` or ``cuda`` to use fused operators of that ONNX Runtime provider, ``none`` for standard ONNX
+            operators only. A graph for ``cuda`` is checked on CUDA if this machine has it. Otherwise it is checked on
+            the CPU, and refused if the CPU cannot run it.
+        opset: version of the ONNX operator set; the default of the exporter when None.
+        force: whether to replace an existing ``out`` when the new one is complete.
     """
 
     source: Path
@@ -67,39 +67,39 @@ class Request:
     force: bool = False
 
     def check(self) -> None:
-        """Refuse options and directories that make no sense.
+        """Check the options and the output directory.
 
         Raises:
-            RequestError: naming the option and what is allowed, or saying what stands in the way of ``out``.
+            RequestError: an option has an unknown value, or ``out`` cannot be written.
         """
         if self.dtype not in ONNX_DTYPES:
-            raise RequestError(f"unknown dtype {self.dtype!r}", f"choose one of {', '.join(ONNX_DTYPES)}")
+            raise RequestError(f"unknown --dtype {self.dtype!r}", f"choose one of {', '.join(ONNX_DTYPES)}")
         if self.layout not in LAYOUTS:
-            raise RequestError(f"unknown layout {self.layout!r}", f"choose one of {', '.join(LAYOUTS)}")
+            raise RequestError(f"unknown --layout {self.layout!r}", f"choose from {', '.join(LAYOUTS)}")
         if self.optimize not in PROVIDERS:
-            raise RequestError(f"unknown optimisation {self.optimize!r}", f"choose one of {', '.join(PROVIDERS)}")
+            raise RequestError(f"unknown --optimize {self.optimize!r}", f"choose one of {', '.join(PROVIDERS)}")
         check_opset(self.opset)
         needed = sum(path.stat().st_size for path in self.source.glob("*.safetensors"))
         check_target(self.out, force=self.force, source=self.source, needed=needed)
 
     @property
     def place(self) -> Layout:
-        """Where the files lie."""
+        """Names and folders of the files."""
         return LAYOUTS[self.layout]
 
     @property
     def file(self) -> str:
-        """The graph, relative to the directory."""
+        """The file of the graph, relative to the directory."""
         return self.place.file(self.dtype)
 
     @property
     def data(self) -> str:
-        """The file of its weights, beside the graph."""
+        """The file of the weights, in the folder of the graph."""
         return self.place.data(self.dtype)
 
     @property
     def provider(self) -> str:
-        """The execution provider that the graph is verified on."""
+        """The execution provider on which the graph is checked."""
         wanted = PROVIDERS[self.optimize]
         return wanted if wanted in onnxruntime.get_available_providers() else "CPUExecutionProvider"
 
@@ -109,13 +109,13 @@ class Checks:
     """How well a graph agrees with torch.
 
     Attributes:
-        differences: worst difference by check, see :class:`.onnx_check.Agreement` and :mod:`.onnx_forward`.
-        tolerance: what they were checked against.
-        growth: by how much rounding makes perplexity grow, relative, by check, see :class:`.onnx_rounding.Loss`; empty
-            for float32.
-        growth_tolerance: what it was checked against.
-        greedy_tokens, greedy_equal: tokens compared with torch's ``generate``, and those that are the same; none for a
-            model that writes no text.
+        differences: check -> largest difference, see :class:`.onnx_check.Agreement` and :mod:`.onnx_forward`.
+        tolerance: the limit for them.
+        growth: check -> relative growth of perplexity by the rounding of weights, see :class:`.onnx_rounding.Loss`;
+            empty for float32.
+        growth_tolerance: the limit for it.
+        greedy_tokens, greedy_equal: number of tokens compared with ``generate`` of torch, and of those that are equal;
+            0 for a model that generates no text.
     """
 
     differences: dict[str, float]
@@ -128,20 +128,20 @@ class Checks:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxReport(Checks):
-    """What was exported and how well it agrees with torch.
+    """What was exported, and how well it agrees with torch.
 
     Attributes:
         path: the directory.
-        file: the graph, relative to ``path``.
-        bytes: of the graph and its external data.
-        dtype: what the graph stores its weights in, see :mod:`.onnx_quantize`.
-        source_dtype: what the source's files hold.
+        file: the file of the graph, relative to ``path``.
+        bytes: size of the graph and its external data.
+        dtype: data type of the stored weights, see :mod:`.onnx_quantize`.
+        source_dtype: data type in the files of the source.
         optimize: ``cpu``, ``cuda`` or ``none``.
         opset: version of the ONNX operator set.
         provider: the execution provider of ONNX Runtime that ran the checks.
-        inputs, outputs: names in the graph. ``position_ids`` is absent where the model has no such argument.
-        open: names of the extents of the inputs that may vary, where the model is no causal language model.
-        versions: of the packages that made it.
+        inputs, outputs: names in the graph. ``position_ids`` is absent if the model has no such argument.
+        open: names of the dynamic dimensions of the inputs, for a model that is not a causal language model.
+        versions: versions of the packages that made it.
     """
 
     path: Path
@@ -162,7 +162,7 @@ class OnnxReport(Checks):
         """What the graph is, and what of it was compared or may vary."""
         tokens = f"{self.greedy_equal} of {self.greedy_tokens} greedy tokens equal"
         if not self.greedy_tokens:
-            tokens = f"open: {', '.join(self.open).replace('_', ' ') or 'nothing'}"
+            tokens = f"dynamic: {', '.join(self.open).replace('_', ' ') or 'nothing'}"
         return f"{self.dtype}, opset {self.opset}, optimised for {self.optimize}; {tokens}"
 
     @property
@@ -170,7 +170,7 @@ class OnnxReport(Checks):
         """Differences from torch and what rounding costs, as text."""
         differences = {name.replace("_", " "): f"{worst:.2g}" for name, worst in self.differences.items()}
         growth = {name: f"{grown:+.3%}" for name, grown in self.growth.items()}
-        return {"worst logit difference": differences} | ({"perplexity of rounded": growth} if growth else {})
+        return {"largest logit difference": differences} | ({"perplexity by rounding": growth} if growth else {})
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data: what ``fxprune.json`` keeps, and where it was written."""
@@ -210,7 +210,7 @@ def write_report(
     source_dtype: str,
     open: tuple[str, ...] = (),
 ) -> OnnxReport:
-    """Write ``fxprune.json`` into a directory that is otherwise complete, and return what it says."""
+    """Write ``fxprune.json`` into a directory that is complete otherwise, and return the report."""
     report = OnnxReport(
         **dataclasses.asdict(checks),
         path=request.out,
@@ -226,7 +226,7 @@ def write_report(
         open=open,
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
     )
-    # What the source was calibrated and trained on, the export was too.
+    # The texts that the source was calibrated and trained on also hold for the export.
     made = read_record(request.source) if (request.source / RECORD).is_file() else {}
     write_json(staging / RECORD, {**report.to_record(), **{key: made[key] for key in ("texts",) if key in made}})
     return report

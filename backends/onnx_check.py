@@ -1,4 +1,4 @@
-"""The exported graph against the torch model it came from: prefill, decoding, padding, greedy text."""
+"""Compare an exported graph with the torch model: prefill, decoding, padding, greedy generation."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from .onnx_runtime import Floats, OnnxDecoder, Tokens, token_positions
 GREEDY_TOKENS = 32
 _PROMPT = 8
 _SEED = 0
-# None of these extents is one of the example that was traced.
+# These extents all differ from those of the traced example.
 _BATCH, _LENGTH = 3, 7
 _PADDED_LENGTHS = (9, 4, 6)
 _CHUNK = 4
 
-# What is most likely wrong when a check is the first that fails; they run in this order.
+# The most likely cause when a check is the first that fails. The checks run in this order.
 _CAUSES = {
     "prefill": "an operator is translated or fused wrongly",
     "decode": "the key-value cache or the positions after it are wrong",
     "padded": "the attention mask or the positions of padded sequences are ignored",
-    "greedy": "errors build up in the cache over many steps",
+    "greedy": "errors accumulate in the cache over many steps",
 }
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How close the two runtimes are.
+    """How well the outputs of the two runtimes agree.
 
     Attributes:
-        differences: worst absolute difference of a logit, by check. For ``greedy`` it is the shortfall of torch's token
-            against the best one in ONNX Runtime, 0 where both choose the same.
-        greedy_tokens: tokens that torch's ``generate`` produced.
-        greedy_equal: how many of them ONNX Runtime chooses too; fewer only where two logits tie within the tolerance.
+        differences: check -> largest absolute difference of a logit. For ``greedy``: in ONNX Runtime, the logit of the
+            best token minus that of the token that torch chose, 0 if both chose the same.
+        greedy_tokens: number of tokens that ``generate`` of torch produced.
+        greedy_equal: number of these tokens that ONNX Runtime chose too. Others differ by less than the tolerance.
     """
 
     differences: dict[str, float]
@@ -71,11 +71,11 @@ def check_onnx(
 
 
 class Reference:
-    """The torch model, called as the graph is: explicit mask and positions, the whole text at once.
+    """The torch model, called as the graph is: with explicit mask and positions, and the whole text at once.
 
     Args:
-        model: float32, on the CPU.
-        text: what :meth:`tokens` reads, ``[sequences, length]``; random tokens when None.
+        model: the model in float32 on the CPU.
+        text: tokens ``[sequences, length]`` that :meth:`tokens` returns; random tokens when None.
     """
 
     def __init__(self, model: torch.nn.Module, text: Tokens | None = None) -> None:
@@ -99,7 +99,7 @@ class Reference:
         return logits
 
     def generate(self, prompt: Tokens, count: int) -> list[int]:
-        """Plain greedy text: the model's own generation config may sample, penalise or stop early."""
+        """Generate greedily, without the model's own generation config, which may sample, penalise or stop early."""
         kept = self.model.generation_config
         self.model.generation_config = GenerationConfig(pad_token_id=0)
         try:
@@ -113,7 +113,7 @@ class Reference:
         return new
 
     def room(self, prompt: int) -> int:
-        """Greedy tokens that fit behind the prompt: a short context has no more positions."""
+        """Number of tokens to generate after the prompt, limited by the context of the model."""
         context = getattr(self.model.config, "max_position_embeddings", None) or prompt + GREEDY_TOKENS
         return min(GREEDY_TOKENS, int(context) - prompt)
 
@@ -125,7 +125,7 @@ def _prefill(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Float
 
 
 def decode_pairs(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, Floats]]:
-    """Token by token after a prefill, then several tokens at once after that past."""
+    """Logits of both: a prefill, then single tokens, then several tokens at once."""
     for batch in (_BATCH, 1):
         tokens = reference.tokens(batch, _LENGTH + 2 + _CHUNK)
         expected = reference.logits(tokens)
@@ -137,7 +137,7 @@ def decode_pairs(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[F
 
 
 def padded_pairs(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, Floats]]:
-    """A left-padded batch: prefill, then two decoding steps; only real tokens are compared, as rows of logits."""
+    """Logits of both for a left-padded batch: a prefill, then two decoding steps; padding tokens are left out."""
     length = max(_PADDED_LENGTHS)
     tokens = reference.tokens(len(_PADDED_LENGTHS), length + 2)
     mask = np.array([[0] * (length - real) + [1] * (real + 2) for real in _PADDED_LENGTHS], np.int64)
@@ -151,9 +151,9 @@ def padded_pairs(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[F
 
 
 def greedy_shortfalls(decoder: OnnxDecoder, reference: Reference) -> Iterator[float]:
-    """How far torch's token falls behind the best one of ONNX Runtime, at each step of torch's greedy text.
+    """For each token that torch generates greedily: the best logit in ONNX Runtime minus the logit of that token.
 
-    Following torch's tokens makes a tie count once instead of spoiling every later step.
+    ONNX Runtime always continues with the tokens of torch, so that after a tie the later steps still agree.
     """
     prompt = reference.tokens(1, _PROMPT)
     cache, tokens = decoder.empty_cache(1), prompt
@@ -174,7 +174,7 @@ def _require(name: str, difference: float, optimize: str) -> None:
         return
     hint = f"likely cause: {_CAUSES[name]}"
     if optimize != "none":
-        hint += "; --optimize none exports without ONNX Runtime's fused operators"
+        hint += "; try `--optimize none`, which uses no fused operators"
     raise FxpruneError(
         f"the ONNX graph is not the model: {name} differs by {difference:.3g}, more than {ONNX_LOGITS_TOLERANCE:g}",
         hint,

@@ -1,7 +1,7 @@
-"""A model that is no causal language model to ONNX: encoders, encoder-decoders, vision, two towers, audio.
+"""Export a model that is not a causal language model to ONNX: encoder, encoder-decoder, vision, two towers, audio.
 
-The graph is one forward. The number of samples and the lengths of texts stay open where the model allows it; images and
-sounds keep their size. An encoder-decoder takes the tokens decoded so far and keeps no cache between steps.
+The graph is one forward. The number of samples and the lengths of texts are dynamic if the model allows it; images and
+audio have a fixed size. An encoder-decoder reads all tokens decoded so far, without a cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .onnx_runtime import open_session
 from .onnx_trace import convert, innermost_line
 
 OPEN = ("samples and lengths", "samples", "nothing")
-"""What of the inputs stays open, tried in this order."""
+"""Which dimensions of the inputs are dynamic, tried in this order."""
 
 Inputs = Mapping[str, torch.Tensor]
 Outputs = Mapping[str, torch.Tensor]
@@ -37,13 +37,13 @@ Outputs = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Forward:
-    """What is exported.
+    """A model and its example inputs, to be exported.
 
     Attributes:
-        model: of transformers, float32, on the CPU, in evaluation mode.
-        inputs: keyword arguments of its forward with values; the first dimension counts samples, the second of integer
-            tensors positions.
-        beside: keys of outputs that are left out where there are others.
+        model: a model of transformers in float32, on the CPU, in evaluation mode.
+        inputs: keyword arguments of its forward, with values. The first dimension counts samples; the second dimension
+            of integer tensors counts tokens.
+        beside: keys of outputs that are left out, unless there are no others.
     """
 
     model: Any
@@ -51,13 +51,13 @@ class Forward:
     beside: Collection[str]
 
     def outputs(self, inputs: Inputs) -> dict[str, torch.Tensor]:
-        """Names and values of what the graph returns."""
+        """The outputs of the graph by name."""
         with torch.no_grad():
             return _flat(self._counting(self.model(**inputs)))
 
     @contextlib.contextmanager
     def narrowed(self) -> Iterator[None]:
-        """Inside, the forward returns nothing but the outputs that count."""
+        """While the block runs, the forward returns only the outputs that are exported."""
         original = self.model.forward
 
         @functools.wraps(original)
@@ -71,7 +71,7 @@ class Forward:
             del self.model.forward
 
     def masked(self) -> Forward:
-        """The same with a mask for padding, where the model takes token ids and one."""
+        """The same with an attention mask, if the model takes token ids and a mask."""
         accepted = inspect.signature(self.model.forward).parameters
         ids = self.inputs.get("input_ids")
         if ids is None or "attention_mask" not in accepted or "attention_mask" in self.inputs:
@@ -90,16 +90,16 @@ def export_forward(
     source_dtype: str = "float32",
     progress: Callable[[str], None] | None = None,
 ) -> OnnxReport:
-    """Export a model to ONNX, verify it in ONNX Runtime at several extents, then move it to its place.
+    """Export a model to ONNX, check it in ONNX Runtime at several shapes, then move it into place.
 
     Args:
-        request: from where, to where, and how.
-        forward: the model and what it is called with.
-        source_dtype: what the source's files hold.
-        progress: called with one line per stage.
+        request: source, output and options.
+        forward: the model and its example inputs.
+        source_dtype: data type in the files of the source.
+        progress: called with a message when a new step begins.
 
     Raises:
-        RequestError: options or directories that make no sense, found before any work.
+        RequestError: an option or a directory is not valid. This is checked before any work.
         FxpruneError: the model cannot be exported, differs in ONNX Runtime, or cannot be written.
     """
     say = progress or (lambda _message: None)
@@ -120,13 +120,13 @@ def export_forward(
 def _widest(
     request: Request, forward: Forward, staging: Path, say: Callable[[str], None]
 ) -> tuple[ir.Model, dict[str, float]]:
-    """The graph that leaves most of its inputs open, written and checked, and what :func:`_check` found.
+    """The graph with the most dynamic dimensions that passes its check, written, and the result of :func:`_check`.
 
     Raises:
-        FxpruneError: not even the one that leaves nothing open is the model.
+        FxpruneError: even the graph without dynamic dimensions does not pass.
     """
     for free in OPEN:
-        say(f"tracing and converting to ONNX, open: {free}")
+        say(f"tracing and converting to ONNX, dynamic: {free}")
         try:
             program = trace_forward(forward, free=free, optimize=request.optimize, opset=request.opset)
             write_program(request, program, forward.model, staging)
@@ -138,7 +138,7 @@ def _widest(
 
 
 def trace_forward(forward: Forward, *, free: str, optimize: str, opset: int | None) -> ir.Model:
-    """One forward as a graph whose inputs have the names of the forward's arguments.
+    """One forward as a graph; its inputs are named as the arguments of forward.
 
     Raises:
         FxpruneError: the exporter fails.
@@ -154,7 +154,7 @@ def trace_forward(forward: Forward, *, free: str, optimize: str, opset: int | No
     if len(program.graph.outputs) != len(expected):
         raise FxpruneError(
             f"the exported graph returns {len(program.graph.outputs)} tensors, {type(forward.model).__name__} "
-            f"{len(expected)}", "please report the model",
+            f"{len(expected)}", "this is a bug in fxprune; please report it with the model",
         )  # fmt: skip
     for value, name in zip(program.graph.outputs, expected, strict=True):
         value.name = name
@@ -163,8 +163,8 @@ def trace_forward(forward: Forward, *, free: str, optimize: str, opset: int | No
 
 
 def _symbols(graph: ir.Graph) -> dict[str, str]:
-    """Names for the open dimensions of the inputs: ``batch_size`` and ``sequence_length``. Texts of a decoder have a
-    length of their own, and images beside texts, where they need not be as many, a number."""
+    """Names for the dynamic dimensions of the inputs: ``batch_size`` and ``sequence_length``. The text of a decoder has
+    its own length. Images beside texts have their own number, since it may differ from that of the texts."""
     found: dict[str, str] = {}
     names = {str(value.name) for value in graph.inputs}
     for value in graph.inputs:
@@ -195,7 +195,7 @@ def _check(request: Request, forward: Forward, program: ir.Model, staging: Path,
     for name, inputs in _varied(forward, program):
         try:
             expected = forward.outputs(inputs)
-        except Exception as error:  # whatever a model's own code raises at extents that it does not take
+        except Exception as error:  # a model's own code may reject other extents with any exception
             refused[name] = innermost_line(error)
             continue
         feed = {value.name: inputs[str(value.name)].numpy() for value in program.graph.inputs}
@@ -203,7 +203,7 @@ def _check(request: Request, forward: Forward, program: ir.Model, staging: Path,
             made = session.run(list(expected), feed)
         except Exception as error:
             raise FxpruneError(
-                f"ONNX Runtime cannot run the graph ({name}): {innermost_line(error)}", "--optimize none may do"
+                f"ONNX Runtime cannot run the graph ({name}): {innermost_line(error)}", "try `--optimize none`"
             ) from error
         worst = max(_difference(got, wanted) for got, wanted in zip(made, expected.values(), strict=True))
         found[name] = max(worst, found.get(name, 0.0))
@@ -211,20 +211,18 @@ def _check(request: Request, forward: Forward, program: ir.Model, staging: Path,
             raise FxpruneError(
                 f"the {dtype} ONNX graph is not the model: outputs differ by {worst:.3g} of their scale "
                 f"({name}, at most {ONNX_OUTPUT_TOLERANCE[dtype]:g})",
-                "export with --dtype float32, or with --optimize none"
-                if dtype != "float32"
-                else "--optimize none may do",
+                "try `--dtype float32` or `--optimize none`" if dtype != "float32" else "try `--optimize none`",
             )
     for name in refused.keys() - found.keys():
         raise FxpruneError(
             f"{type(forward.model).__name__} does not run with other {name}: {refused[name]}",
-            "give inputs that it takes with --example",
+            "give inputs that it accepts with --example",
         )
     return found
 
 
 def _varied(forward: Forward, program: ir.Model) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """The example, and other numbers of samples, lengths and masks where they are open."""
+    """The example; then other numbers of samples, other lengths and a mask, if these are dynamic."""
     inputs = {str(value.name): forward.inputs[str(value.name)] for value in program.graph.inputs}
     yield "example", inputs
     shapes = {str(value.name): list(value.shape or ()) for value in program.graph.inputs}
@@ -244,7 +242,7 @@ def _varied(forward: Forward, program: ir.Model) -> Iterator[tuple[str, dict[str
 
 
 def _resized(tensor: torch.Tensor, dim: int, extent: int) -> torch.Tensor:
-    """What is there, again and again."""
+    """The tensor with another extent in one dimension: its values are repeated or left out."""
     return tensor.index_select(dim, torch.arange(extent) % tensor.shape[dim])
 
 
@@ -257,7 +255,7 @@ def _difference(got: Any, wanted: torch.Tensor) -> float:
 
 
 def _flat(outputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Nested tensors under the name of what holds them, numbered after the first."""
+    """Nested tensors by the name of the output that contains them; all but the first get a number."""
     found: dict[str, torch.Tensor] = {}
     for key, value in outputs.items():
         leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]

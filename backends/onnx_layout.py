@@ -1,4 +1,4 @@
-"""Where a runtime looks for the files of an ONNX directory."""
+"""Names and folders of the files of an ONNX directory, as a runtime expects them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of files.
+    """Names and folders of the files.
 
     Attributes:
-        folder: of the graph, relative to the directory, with a slash at its end.
-        suffixes: what the graph's name ends in, by dtype.
-        data_suffix: of the external file.
-        section: of ``config.json``, where the runtime reads how the weights are stored; none when empty.
-        names: what the runtime calls a dtype.
-        genai: whether ``genai_config.json`` is written too.
+        folder: the folder of the graph, relative to the directory, with a slash at the end.
+        suffixes: dtype -> suffix of the name of the graph.
+        data_suffix: suffix of the file of the weights.
+        section: the section of ``config.json`` that tells the runtime how weights are stored; "" when there is none.
+        names: dtype -> its name in the runtime.
+        genai: whether ``genai_config.json`` is written.
     """
 
     folder: str
@@ -28,15 +28,15 @@ class Layout:
     genai: bool
 
     def file(self, dtype: str) -> str:
-        """The graph, relative to the directory."""
+        """The file of the graph, relative to the directory."""
         return f"{self.folder}model{self.suffixes.get(dtype, '')}.onnx"
 
     def data(self, dtype: str) -> str:
-        """The external file, beside the graph."""
+        """The file of the weights, in the folder of the graph."""
         return self.file(dtype).removeprefix(self.folder) + self.data_suffix
 
     def config(self, dtype: str) -> dict[str, Any]:
-        """What ``config.json`` says more."""
+        """Further entries of ``config.json``."""
         if not self.section:
             return {}
         told: dict[str, Any] = {"dtype": self.names[dtype], "use_external_data_format": True}
@@ -47,7 +47,7 @@ class Layout:
 
 LAYOUTS: Mapping[str, Layout] = {
     "onnxruntime": Layout("", {}, ".data", "", {}, genai=True),
-    # Each dtype that transformers.js can be asked for stands for a suffix.
+    # transformers.js finds the file of a dtype by its suffix.
     "transformers.js": Layout(
         "onnx/",
         {"float16": "_fp16", "int8": "_int8", "int4": "_q4"},

@@ -1,8 +1,8 @@
-"""The names that runtimes look for in a decoder's ONNX graph, and the dimensions that must stay open or fixed.
+"""The names that runtimes expect in the ONNX graph of a decoder, and which dimensions must be dynamic or fixed.
 
-optimum, onnxruntime-genai and transformers.js agree on ``input_ids``, ``attention_mask``, ``position_ids``,
-``past_key_values.N.key|value`` in and ``logits``, ``present.N.key|value`` out; transformers' exporter names a cache
-tensor by its path in the Python object instead.
+optimum, onnxruntime-genai and transformers.js use the same names: inputs ``input_ids``, ``attention_mask``,
+``position_ids``, ``past_key_values.N.key|value``, and outputs ``logits``, ``present.N.key|value``. The exporter of
+transformers names a cache tensor by its path in the Python object, so it is renamed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..ir.errors import FxpruneError
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 
-# What each dimension of an input or output must be; None stands for a fixed size.
+# The name of each dynamic dimension of an input or output; None for a fixed dimension.
 _LAYOUT: dict[str, tuple[str | None, ...]] = {
     "input_ids": (BATCH, SEQUENCE),
     "attention_mask": (BATCH, TOTAL),
@@ -30,11 +30,10 @@ _CACHE = re.compile(r"(?:input\.|output\.)?past_key_values\.layers\.(\d+)\.(key|
 
 
 def rename_interface(model: ir.Model) -> None:
-    """Give the graph's inputs, outputs and dimensions the ecosystem's names, in place.
+    """Give the inputs, outputs and dimensions of a graph the names that runtimes expect, in place.
 
     Raises:
-        FxpruneError: when an input or output has no such name, or a dimension that must be open was fixed by the
-            export (or the other way round).
+        FxpruneError: an input or output has no such name, or a dimension is fixed that must be dynamic, or the reverse.
     """
     graph = model.graph
     for values, prefix in ((graph.inputs, "past_key_values"), (graph.outputs, "present")):
@@ -47,7 +46,7 @@ def rename_interface(model: ir.Model) -> None:
 
 
 def strip_provenance(model: ir.Model) -> None:
-    """Drop the stack traces and module paths that torch notes on every node: they hold absolute paths of this machine
+    """Remove the stack traces and module paths that torch records on every node. They contain paths of this machine,
     and would make two exports of one model differ."""
     holders: list[Any] = [model, model.graph, *_values(model.graph), *model.graph.all_nodes()]
     for holder in holders:
@@ -68,7 +67,8 @@ def _rename_dimensions(graph: ir.Graph) -> None:
     tokens, mask = shapes.get("input_ids"), shapes.get("attention_mask")
     if past is None or tokens is None or mask is None:
         raise FxpruneError(
-            f"the exported graph takes {', '.join(map(str, shapes))}: no input_ids, attention_mask or past_key_values",
+            f"the exported graph has inputs {', '.join(map(str, shapes))}; it needs input_ids, attention_mask and "
+            "past_key_values",
             _UNSUPPORTED,
         )
     batch, sequence, before = str(tokens[0]), str(tokens[1]), str(past[2])
@@ -83,8 +83,8 @@ def rename_symbols(graph: ir.Graph, symbols: Mapping[str, str], totals: Collecti
     """Give the dimensions of every value in a graph other names, in place.
 
     Args:
-        symbols: present name -> new one, also within terms.
-        totals: terms that become :data:`TOTAL`.
+        symbols: old name -> new name, also within expressions.
+        totals: expressions that are replaced by :data:`TOTAL`.
     """
 
     def renamed(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
@@ -104,7 +104,7 @@ def _check_layout(value: ir.Value) -> None:
     name = value.name or ""
     layout = _LAYOUT.get(name.split(".")[0])
     if layout is None:
-        raise FxpruneError(f"the exported graph has an input or output {name!r} that no runtime knows", _UNSUPPORTED)
+        raise FxpruneError(f"the exported graph has an unexpected input or output {name!r}", _UNSUPPORTED)
     shape = list(value.shape) if value.shape is not None else []
     fits = len(shape) == len(layout) and all(
         isinstance(dim, int) if wanted is None else not isinstance(dim, int) and dim.value == wanted
@@ -116,4 +116,4 @@ def _check_layout(value: ir.Value) -> None:
         raise FxpruneError(f"the exported graph has {name} of shape [{got}] instead of [{want}]", _UNSUPPORTED)
 
 
-_UNSUPPORTED = "transformers cannot export this model with open batch, sequence and past lengths"
+_UNSUPPORTED = "transformers cannot export this model with dynamic batch size, sequence length and past length"

@@ -1,10 +1,10 @@
-"""Smaller types for the weights of an exported graph, by ONNX Runtime's own tools.
+"""Convert the weights of an exported graph to a smaller data type, with the tools of ONNX Runtime.
 
-``float16`` converts weights, arithmetic and key-value cache, except what half precision cannot hold (see
-:data:`_FLOAT32_OPERATORS`). ``int8`` and ``int4`` are weight-only: every linear map becomes a ``MatMulNBits`` whose
-weight is rounded in blocks of :data:`BLOCK` along the contracted axis, each with a scale and a zero point of its own;
-activations and cache stay float32. Tables that are looked up (embeddings) are stored as float16 there: rounding them
-to fewer bits costs quality and saves no arithmetic.
+``float16`` converts weights, arithmetic and key-value cache, except for operators that overflow in half precision (see
+:data:`_FLOAT32_OPERATORS`). ``int8`` and ``int4`` are weight-only: every linear map becomes a ``MatMulNBits``. Its
+weight is quantized in blocks of :data:`BLOCK` along the contracted axis, each with its own scale and zero point.
+Activations and cache stay float32. Embedding tables are stored as float16: fewer bits would cost quality and save no
+arithmetic.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ONNX_DTYPES = ("float32", "float16", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}
 BLOCK = 32
 
-# A square overflows float16 from 256 on, and normalisations written out in standard operators square.
+# The squares of 256 and more overflow float16, and a normalisation in standard operators computes squares.
 _FLOAT32_OPERATORS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal")
-# The angle of a rotary embedding, position times frequency, is off by up to half a radian in float16 from 1024 on.
+# From position 1024 on, the angle of a rotary embedding in float16 is wrong by up to half a radian.
 _ANGLES = ("Cos", "Sin")
 
 
@@ -39,34 +39,34 @@ def convert_weights(path: Path, dtype: str, data: str, *, keep: Sequence[str] = 
     Args:
         path: the ``.onnx`` file, float32.
         dtype: ``float16``, ``int8`` or ``int4``.
-        data: name of the external file beside it.
-        keep: names of the inputs and outputs that stay float32 where the arithmetic does not.
+        data: name of the file of the weights beside it.
+        keep: names of the inputs and outputs that stay float32 even if the arithmetic does not.
 
     Raises:
-        FxpruneError: the graph holds nothing to convert, or the tool fails.
+        FxpruneError: the graph has no weights to convert, or the tool fails.
     """
-    model = onnx.load(path)  # its external data too
+    model = onnx.load(path)  # with its external data
     try:
         with quiet(), _silent_tools():
             model = _to_float16(model, keep) if dtype == "float16" else _to_integers(model, BITS[dtype])
     except FxpruneError:
         raise
-    # The tools raise assertions, ValueError and RuntimeError alike.
+    # The tools raise exceptions of many types.
     except Exception as error:
         raise FxpruneError(
             f"ONNX Runtime's tools cannot convert the graph to {dtype}: {class_and_first_line(error)}",
-            "--optimize none gives them standard operators only; --dtype float32 needs no conversion",
+            "try `--optimize none`, or `--dtype float32`, which needs no conversion",
         ) from error
     program = ir.from_proto(model)
-    program.graph.sort()  # the converter appends its casts at the end
+    program.graph.sort()  # the converter adds its casts at the end
     path.with_name(data).unlink()
     save_graph(program, path, data)
 
 
 def save_graph(program: ir.Model, path: Path, data: str) -> None:
-    """Write the graph to ``path`` and its weights to the file ``data`` beside it, which no size limit binds.
+    """Write the graph to ``path``, and its weights to the file ``data`` beside it.
 
-    Protobuf, and so ``path``, ends at 2 GB: whatever has more than a few elements goes outside, in any model.
+    Protobuf limits ``path`` to 2 GB, so all but very small tensors are always written to ``data``.
     """
     ir.save(program, path, external_data=data)
 
@@ -75,7 +75,7 @@ def _to_float16(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     kept = _kept_float32(model.graph)
-    # The converter casts every value of known type that a kept node reads or writes, also between two of them.
+    # The converter casts every value of known type that a kept node reads or writes, even between two kept nodes.
     inner = _inside(model.graph, kept)
     known = [value for value in model.graph.value_info if value.name not in inner]
     del model.graph.value_info[:]
@@ -90,8 +90,8 @@ def _to_float16(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:
 
 
 def _kept_float32(graph: onnx.GraphProto) -> set[str]:
-    """Names of the nodes that stay float32: those of :data:`_FLOAT32_OPERATORS`, whatever stands between two of them,
-    and all that the argument of one of :data:`_ANGLES` is computed from."""
+    """Names of the nodes that stay float32: those of :data:`_FLOAT32_OPERATORS`, nodes between two of them, and all
+    nodes from which the argument of one of :data:`_ANGLES` is computed."""
     makers = {output: node for node in graph.node for output in node.output}
     kept = {node.name for node in graph.node if node.op_type in (*_FLOAT32_OPERATORS, *_ANGLES)}
     waiting = [name for node in graph.node if node.op_type in _ANGLES for name in node.input]
@@ -113,7 +113,7 @@ def _kept_float32(graph: onnx.GraphProto) -> set[str]:
 
 
 def _inside(graph: onnx.GraphProto, kept: set[str]) -> set[str]:
-    """Names of the values that a node of ``kept`` writes and nothing but such nodes read."""
+    """Names of the values that a node of ``kept`` writes and only such nodes read."""
     inner = {name for node in graph.node if node.name in kept for name in node.output}
     read = {name for node in graph.node if node.name not in kept for name in node.input}
     return inner - read - {value.name for value in graph.output}
@@ -127,13 +127,16 @@ def _to_integers(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
     quantizer.process()
     converted: onnx.ModelProto = quantizer.model.model
     if not any(node.op_type == "MatMulNBits" for node in converted.graph.node):
-        raise FxpruneError("no linear map of the graph can be stored in integers", "use --dtype float32 or float16")
+        raise FxpruneError(
+            f"the graph has no linear map that can be stored as int{bits}", "use --dtype float32 or --dtype float16"
+        )
     _halve_tables(converted.graph)
     return converted
 
 
 def _separate_tied_head(graph: onnx.GraphProto) -> None:
-    """Give a head that multiplies with the transposed embedding table a matrix of its own, which can be quantised."""
+    """Give an output head that multiplies with the transposed embedding table its own matrix, so that it can be
+    quantized."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         options = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
@@ -150,7 +153,7 @@ def _separate_tied_head(graph: onnx.GraphProto) -> None:
 
 
 def _halve_tables(graph: onnx.GraphProto) -> None:
-    """Store float32 tables that nothing but look-ups read as float16, and widen what is looked up."""
+    """Store float32 tables that are used only for look-ups as float16, and convert the looked-up rows to float32."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -176,7 +179,7 @@ def _halve_tables(graph: onnx.GraphProto) -> None:
 
 @contextlib.contextmanager
 def _silent_tools() -> Iterator[None]:
-    """Keep the tools' chatter off stderr: importing them configures the root logger, and they log every node."""
+    """Keep the messages of the tools off stderr: importing them configures the root logger, and they log every node."""
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, logging.root.manager.disable
     logging.disable(logging.CRITICAL)

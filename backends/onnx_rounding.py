@@ -1,8 +1,8 @@
-"""How much prediction is lost when a graph's weights are rounded to a smaller type.
+"""How much the predictions of a graph suffer when its weights are rounded to a smaller data type.
 
-A rounded graph cannot have the logits of the model, so it is asked how well it predicts what the model says. Over text
-drawn from the model p itself, the perplexity of a graph q is that of p times ``exp(KL(p || q))``, the mean taken over
-positions: the growth of perplexity, known exactly at every position, without any text from outside.
+A rounded graph cannot have the same logits as the model. So it is measured how well it predicts text that was sampled
+from the model. On such text, the perplexity of a graph q is the perplexity of the model p times ``exp(KL(p || q))``,
+with the mean over positions. So the growth of perplexity is known exactly, and no other text is needed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from ..ir.errors import FxpruneError
 from .onnx_check import Reference, decode_pairs, greedy_shortfalls, padded_pairs
 from .onnx_runtime import Floats, OnnxDecoder, Tokens
 
-# By how much perplexity may grow. For int8 it is what "nearly free" means; for int4 it tells a model that rounding to
-# sixteen levels has damaged from a broken graph, whose perplexity grows many times over: what is lost depends on the
-# model, so it is reported.
+# The largest allowed relative growth of perplexity. int8 costs almost nothing. The loss by int4 depends on the model,
+# so it is reported; the limit only detects a broken graph, whose perplexity grows many times over.
 GROWTH = {"float16": 0.002, "int8": 0.01, "int4": 0.25}
 
-# And how much may be lost of what the model learns from the context, KL(p || mean of p): where it learns little, as
-# models before training do, a graph that ignores the context would not make perplexity grow by more than that.
+# The largest allowed loss, as a share of KL(p || mean of p), which is what the context adds to the prediction. In an
+# untrained model the context adds little, so perplexity would hardly grow in a graph that ignores the context.
 LOST = {"float16": 0.01, "int8": 0.05, "int4": 0.5}
 
 _SEQUENCES, _LENGTH = 4, 64
@@ -33,13 +32,13 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Loss:
-    """What rounding cost.
+    """The loss by rounding.
 
     Attributes:
-        growth: of perplexity on text that the model wrote, relative, by check: ``text`` reads it at once, ``decode``
-            with a cache, ``padded`` in a left-padded batch.
-        greedy_tokens: tokens that torch's ``generate`` produced.
-        greedy_equal: how many of them the graph chooses too.
+        growth: check -> relative growth of perplexity on text that the model wrote: ``text`` reads it at once,
+            ``decode`` with a cache, ``padded`` in a left-padded batch.
+        greedy_tokens: number of tokens that ``generate`` of torch produced.
+        greedy_equal: number of these tokens that the graph chose too.
     """
 
     growth: dict[str, float]
@@ -51,7 +50,7 @@ def check_rounded(decoder: OnnxDecoder, model: torch.nn.Module, dtype: str, prog
     """Compare a rounded graph with ``model`` (float32, CPU).
 
     Raises:
-        FxpruneError: perplexity grows by more than :data:`GROWTH` allows, or more than :data:`LOST` is lost.
+        FxpruneError: perplexity grows by more than :data:`GROWTH`, or the loss is more than :data:`LOST`.
     """
     reference = Reference(model, _written(model))
     checks = {"text": _text, "decode": decode_pairs, "padded": padded_pairs}
@@ -59,12 +58,13 @@ def check_rounded(decoder: OnnxDecoder, model: torch.nn.Module, dtype: str, prog
     for name, pairs in checks.items():
         progress(f"checking {name} of the {dtype} graph in ONNX Runtime")
         growth[name], lost = _compare(list(pairs(decoder, reference)))
-        # Written so that what is no number is refused too.
+        # Written so that NaN is refused too.
         if not (growth[name] <= GROWTH[dtype] and lost <= LOST[dtype]):
             raise FxpruneError(
-                f"the {dtype} graph predicts worse than the model: perplexity grows by {growth[name]:.2%} ({name}, at "
-                f"most {GROWTH[dtype]:.1%}), {lost:.1%} of what the context tells is lost (at most {LOST[dtype]:.0%})",
-                "export with --dtype float32, or the next larger type",
+                f"the {dtype} graph predicts worse than the model in check {name!r}: perplexity grows by "
+                f"{growth[name]:.2%} (at most {GROWTH[dtype]:.1%}), and {lost:.1%} of the information from the context "
+                f"is lost (at most {LOST[dtype]:.0%})",
+                "use --dtype float32, or the next larger type",
             )
     shortfalls = list(greedy_shortfalls(decoder, reference))
     return Loss(growth, len(shortfalls), sum(gap == 0.0 for gap in shortfalls))
@@ -76,9 +76,9 @@ def _text(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, 
 
 
 def _compare(pairs: list[tuple[Floats, Floats]]) -> tuple[float, float]:
-    """Growth of perplexity, ``exp(KL(p || q)) - 1``, and the share ``KL(p || q) / KL(p || mean of p)`` that is lost.
+    """Growth of perplexity, ``exp(KL(p || q)) - 1``, and the share that is lost, ``KL(p || q) / KL(p || mean of p)``.
 
-    Means over all positions of all pairs of logits, ours q and theirs p, each ``[..., vocabulary]``.
+    Each pair has the logits of the graph (q) and of the model (p), ``[..., vocabulary]``. Means are over all positions.
     """
     log_q, log_p = (
         torch.cat([torch.from_numpy(logits).double().log_softmax(-1).flatten(0, -2) for logits in side])
@@ -91,7 +91,7 @@ def _compare(pairs: list[tuple[Floats, Floats]]) -> tuple[float, float]:
 
 
 def _written(model: torch.nn.Module) -> Tokens:
-    """Text drawn from the model, ``[sequences, length]``: random first tokens, each next one from its distribution."""
+    """Text sampled from the model, ``[sequences, length]``, after random first tokens."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     context = getattr(model.config, "max_position_embeddings", None) or _LENGTH
     tokens = torch.from_numpy(np.random.default_rng(_SEED).integers(0, vocabulary, (_SEQUENCES, 1)))

@@ -1,4 +1,4 @@
-"""Decoding with ONNX Runtime from a directory that ``export_onnx`` wrote."""
+"""Decode with ONNX Runtime, from a directory that ``export_onnx`` wrote."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ MODEL_FILE = "model.onnx"
 
 
 def open_session(file: Path, provider: str, threads: int | None = None) -> Any:
-    """A graph in ONNX Runtime.
+    """Open a graph in ONNX Runtime.
 
     Args:
-        provider: the execution provider; operators that it lacks run on the CPU.
-        threads: of one operator; ONNX Runtime's own choice (every core of the machine) when None.
+        file: the ``.onnx`` file.
+        provider: the execution provider; operators that it does not have run on the CPU.
+        threads: threads within one operator; all cores of the machine when None.
 
     Raises:
         FxpruneError: ONNX Runtime cannot open it.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: the rest would land on stderr between our own messages
+    options.log_severity_level = 3  # errors only: other messages would appear on stderr between our own
     if threads is not None:
         options.intra_op_num_threads = threads
     providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
@@ -40,7 +41,8 @@ def open_session(file: Path, provider: str, threads: int | None = None) -> Any:
     except Exception as error:
         raise FxpruneError(
             f"ONNX Runtime cannot open {file}: {first_line(error)}",
-            "if it lacks an operator, --optimize none may do, or the machine that the graph was optimised for",
+            "if an operator is missing, export again with `--optimize none`, or use a machine with the provider that "
+            "the graph was optimised for",
         ) from error
 
 
@@ -48,12 +50,12 @@ class OnnxDecoder:
     """A causal language model in ONNX Runtime, called with token ids.
 
     Args:
-        path: a directory with one graph with key-value cache under the ecosystem's names.
-        file_name: of the graph in it.
+        path: a directory with a graph that has a key-value cache, with the names in :mod:`.onnx_names`.
+        file_name: the file of the graph in it.
         provider, threads: as for :func:`open_session`.
 
     Raises:
-        RequestError: no such file there, or one with other inputs.
+        RequestError: the file does not exist, or the graph has other inputs.
         FxpruneError: ONNX Runtime cannot open it.
     """
 
@@ -67,7 +69,7 @@ class OnnxDecoder:
     ) -> None:
         file = Path(path) / file_name
         if not file.is_file():
-            raise RequestError(f"{path} has no {file_name}", "pass a directory that 'fxprune export' wrote")
+            raise RequestError(f"{path} has no {file_name}", "give a directory that `fxprune export` wrote")
         self._session = open_session(file, provider, threads)
         self.inputs: dict[str, list[int | str]] = {item.name: item.shape for item in self._session.get_inputs()}
         self.outputs: list[str] = [item.name for item in self._session.get_outputs()]
@@ -76,25 +78,25 @@ class OnnxDecoder:
         self._cache_type = np.float16 if self._past and types[self._past[0]] == "tensor(float16)" else np.float32
         if not self._past or "input_ids" not in self.inputs or "logits" not in self.outputs:
             raise RequestError(
-                f"{file} takes {', '.join(self.inputs)} and is not a decoder with a key-value cache",
-                "export a causal language model again, without --no-cache",
+                f"{file} is not a decoder with a key-value cache; its inputs are {', '.join(self.inputs)}",
+                "export a causal language model, without --no-cache",
             )
 
     def empty_cache(self, batch: int) -> Cache:
-        """A past of length 0, as prefill takes it: ``[batch, kv heads, 0, head size]`` for every layer."""
+        """An empty cache for prefill: tensors ``[batch, kv heads, 0, head size]`` for every layer."""
         return {
             name: np.zeros((batch, int(self.inputs[name][1]), 0, int(self.inputs[name][3])), self._cache_type)
             for name in self._past
         }
 
     def step(self, input_ids: Tokens, cache: Cache, *, attention_mask: Tokens | None = None) -> tuple[Floats, Cache]:
-        """Run new tokens after the past that ``cache`` holds.
+        """Run new tokens after the tokens in the cache.
 
         Args:
             input_ids: ``[batch, sequence]``.
-            cache: what :meth:`empty_cache` or an earlier step returned.
-            attention_mask: ``[batch, past + sequence]``, 0 where a token is padding; all ones when None. Positions
-                count the tokens that are not padding.
+            cache: the result of :meth:`empty_cache` or of an earlier step.
+            attention_mask: ``[batch, past + sequence]``, 0 for padding tokens; all ones when None. Padding tokens get
+                no position.
 
         Returns:
             Logits ``[batch, sequence, vocabulary]`` and the cache with the new tokens appended.
@@ -123,8 +125,8 @@ class OnnxDecoder:
         """Continue one prompt greedily by exactly ``n`` tokens; an end token does not stop it.
 
         Args:
-            input_ids: the prompt's token ids, ``[sequence]`` or ``[1, sequence]``.
-            n: how many tokens to add.
+            input_ids: the token ids of the prompt, ``[sequence]`` or ``[1, sequence]``.
+            n: number of tokens to generate.
 
         Returns:
             The new tokens, without the prompt.
@@ -134,7 +136,7 @@ class OnnxDecoder:
         """
         tokens = np.asarray(input_ids, np.int64).reshape(1, -1)
         if not tokens.size:
-            raise RequestError("the prompt is empty", "pass at least one token id")
+            raise RequestError("the prompt is empty", "give at least one token id")
         cache = self.empty_cache(1)
         new: list[int] = []
         while len(new) < n:
@@ -145,6 +147,7 @@ class OnnxDecoder:
 
 
 def token_positions(attention_mask: Tokens) -> Tokens:
-    """The position of every token, ``[batch, length]``: how many real tokens stand before it. Padding gets 0."""
+    """The position of every token, ``[batch, length]``: the number of tokens before it that are not padding. Padding
+    at the start gets 0."""
     positions: Tokens = np.maximum(attention_mask.cumsum(-1) - 1, 0)
     return positions

@@ -1,5 +1,5 @@
-"""Large files, written past the system's cache where that can be: in a fraction of the processor's time, and without
-driving from memory what is still being read."""
+"""Write large files without the file cache of the system, if possible. This takes less processor time, and leaves the
+files in the cache that are still being read."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ except ImportError:  # only POSIX has it
     fcntl = None  # type: ignore[assignment]
 
 BLOCK = 1 << 22
-"""Bytes that are hashed and written at once; a multiple of what any file system asks of direct writes."""
+"""Bytes that are hashed and written at once; a multiple of the block size that any file system needs for direct I/O."""
 
 BLOCKS = 3
-"""One is filled, one hashed, one written."""
+"""One block is filled, one is hashed, one is written."""
 
 LARGE = 1 << 26
-"""Bytes of a file from which on it is written past the cache."""
+"""Files of at least this many bytes are written with direct I/O."""
 
 Bytes = npt.NDArray[np.uint8]
 
 
 class Output:
-    """A file of known size that is written from beginning to end; two threads hash and write what a third gives.
+    """A file of known size that is written from start to end; two threads hash and write the data.
 
     Args:
-        path: of the file; it is made, or emptied.
-        size: of the file; a disk that is too full for it says so at once.
+        path: the file; it is created, or emptied.
+        size: the size of the file; it is allocated at once, so that a full disk is noticed at once.
 
     Raises:
-        OSError: when it cannot be written; from any method.
+        OSError: the file cannot be written; from any method.
     """
 
     def __init__(self, path: Path, size: int) -> None:
         self._file = _File(path, size)
         self._digest = hashlib.sha256()
-        memory = mmap.mmap(-1, BLOCK * BLOCKS)  # aligned, as direct writes want it
+        memory = mmap.mmap(-1, BLOCK * BLOCKS)  # aligned, as direct I/O needs it
         self._blocks: list[Bytes] = list(np.frombuffer(memory, np.uint8).reshape(BLOCKS, BLOCK))
         self._busy: list[list[Future[None]]] = [[] for _ in range(BLOCKS)]
         self._filled = 0
@@ -76,7 +76,7 @@ class Output:
                 self._pass_on()
 
     def sha256(self) -> str:
-        """Of what was written, once the file is closed; hexadecimal digits."""
+        """The sha256 of the file, once it is closed, as hexadecimal digits."""
         return self._digest.hexdigest()
 
     def _pass_on(self) -> None:
@@ -98,13 +98,13 @@ class Output:
 
 
 class _File:
-    """A file descriptor whose writes pass by the system's cache, as long as they are whole blocks."""
+    """A file descriptor that uses direct I/O for whole blocks."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
             if size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file, 0, size)  # room that is found at once takes half of the time
+                os.posix_fallocate(self._file, 0, size)  # to allocate all space at once takes half of the time
             self._direct = size >= LARGE and self._set_direct(True)
         except BaseException:
             self.close()
@@ -119,13 +119,13 @@ class _File:
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
-                self._direct = self._set_direct(False)  # this file system wants something else
+                self._direct = self._set_direct(False)  # this file system has other rules for direct I/O
 
     def close(self) -> None:
         os.close(self._file)
 
     def _set_direct(self, direct: bool) -> bool:
-        """Whether writes pass by the cache from now on."""
+        """Switch direct I/O on or off; returns whether it is on."""
         if fcntl is None or not hasattr(os, "O_DIRECT"):
             return False
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL)

@@ -1,8 +1,8 @@
-"""Stand-ins for weights that are not in memory: numbers, so that two programs can be compared by what they compute.
+"""Synthetic weights for a model whose weights are not in memory, so that two programs can be compared by their outputs.
 
-Whether a module, a graph and a configuration's own model are the same function is a question about code and shapes;
-any weights that tell layouts apart will answer it. All stand-ins are views into one random buffer, as large as the
-largest tensor, so that a model of any depth runs in the memory of one of its tensors.
+Whether a module, a graph and the model of a configuration compute the same function depends on code and shapes. Any
+weights that distinguish layouts can show it. All synthetic weights are views into one random buffer that is as large as
+the largest tensor, so that a model of any depth runs in the memory of one tensor.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from transformers.initialization import no_init_weights
 from ..runtime.threads import one_thread
 
 PERIOD = 1_000_003
-"""After how many random numbers a buffer begins anew: a prime, so that no two rows or columns of a matrix are alike."""
+"""The random numbers repeat after this many: a prime, so that no two rows or columns of a matrix are equal."""
 
 SLACK = 8191
-"""Where a tensor's view begins depends on its name, modulo this, so that no two tensors of a layer are equal."""
+"""A tensor starts in the buffer at a hash of its name modulo this, so that no two tensors of a layer are equal."""
 
 LARGE = 1 << 20
-"""Elements from which on products with a matrix are sampled."""
+"""Products with a matrix of at least this many elements are sampled."""
 
 BLOCKS, BLOCK = 16, 8
-"""How many blocks of how many rows are sampled: some in every head of most models, and whole cache lines."""
+"""Number of sampled blocks, and rows in each: some in every head of most models, and whole cache lines."""
 
 
 class StandIns:
-    """Stand-ins for the parameters of a model, and of whatever smaller models are made of it.
+    """Synthetic weights for the parameters of a model, and of the smaller models made from it.
 
     Args:
-        model: its parameters may be on the meta device; its buffers are real.
+        model: the model. Its parameters may be on the meta device; its buffers have values.
     """
 
     def __init__(self, model: nn.Module) -> None:
         generator = torch.Generator().manual_seed(0)
         matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
         vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-        # Uniform in +-sqrt(3/n): n products of them and of unit variance have unit variance again.
+        # Uniform in +-sqrt(3/n): a sum of n products with inputs of unit variance has unit variance again.
         largest = max(matrices, key=torch.Tensor.numel)
         bound = (3 / largest.shape[-1]) ** 0.5
         self._matrix = _random(largest.numel() + SLACK, -bound, bound, generator)
@@ -54,11 +54,11 @@ class StandIns:
         self._vector = _random(size + SLACK, 0.5, 1.5, generator)
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """First name of every parameter of ``model`` -> its stand-in, float32 of its shape."""
+        """First name of every parameter of ``model`` -> its synthetic weight, float32, in the same shape."""
         return {name: self._one(name, parameter) for name, parameter in model.named_parameters()}
 
     def logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The first output of ``model`` with stand-ins for its weights, float32."""
+        """The first output of ``model`` with synthetic weights, float32."""
         with played():
             return torch.as_tensor(functional_call(model, self.tensors(model), (), {**inputs, "use_cache": False})[0])
 
@@ -69,7 +69,7 @@ class StandIns:
 
 
 def _random(size: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
-    """``size`` numbers, uniform between two bounds; those after the first :data:`PERIOD` are copies."""
+    """``size`` random numbers, uniform between two bounds; they repeat after :data:`PERIOD`."""
     numbers = torch.empty(size)
     first = numbers[:PERIOD].uniform_(low, high, generator=generator)
     for start in range(PERIOD, size, PERIOD):
@@ -79,15 +79,15 @@ def _random(size: int, low: float, high: float, generator: torch.Generator) -> t
 
 @contextmanager
 def played() -> Iterator[None]:
-    """Around a run on stand-ins: products with large ones are sampled, the same way in every run."""
-    with torch.no_grad(), one_thread(), _Sampling():  # a few tokens are too little to share
+    """For a run on synthetic weights: products with large matrices are sampled, in the same way in every run."""
+    with torch.no_grad(), one_thread(), _Sampling():  # a few tokens are too little work for several threads
         yield
 
 
 class _Sampling(TorchDispatchMode):
-    """As if most rows of a large matrix were zero, some blocks of them excepted, so that a forward through billions of
-    weights takes seconds. What tells two layouts apart is spread over all rows alike, and a difference that is an
-    artefact of this makes a run refuse, never accept."""
+    """Use only some blocks of rows of a large matrix, as if the other rows were zero, so that a forward through
+    billions of weights takes seconds. Different layouts differ in all rows alike, so some rows are enough to notice
+    them. An error by sampling can only make equal programs look different, so a wrong model is never accepted."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -109,12 +109,12 @@ def _sampled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     out = x.new_zeros(x.shape[0], weight.shape[1])
     for number in range(BLOCKS):
         block = slice(start := number * (rows - BLOCK) // (BLOCKS - 1), start + BLOCK)
-        out.addmm_(x[:, block], weight[block])  # from where they lie: to gather the blocks would take most of the time
+        out.addmm_(x[:, block], weight[block])  # views: to gather the blocks would take most of the time
     return out * (rows / (BLOCKS * BLOCK)) ** 0.5
 
 
 def hollow(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A model whose parameters are on the meta device and whose buffers, rotary tables say, hold their values."""
+    """A model whose parameters are on the meta device and whose buffers, such as rotary tables, have values."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         model = model_class(config)
     model.tie_weights()  # a parameter registered on the meta device is a new object

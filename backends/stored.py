@@ -1,4 +1,4 @@
-"""Tensors of safetensors files: where they are, mapped into memory, and what stays of them some rows at a time."""
+"""Tensors in safetensors files: map them into memory, and slice them by a plan, some rows at a time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..ir.errors import FxpruneError
 from ..ir.plan import Indices
 
 PIECE = 1 << 20
-"""Bytes of a tensor that are cut, checked, hashed and written while they are in the processor's cache."""
+"""Bytes of a tensor that are sliced, checked, hashed and written together, while they are in the processor's cache."""
 
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""In the order in which safetensors lays them out, which aligns every tensor to its own element size."""
+"""In the order in which safetensors writes them, so that every tensor is aligned to its element size."""
 
 _BITS: dict[int, type[np.signedinteger[Any]]] = {8: np.int64, 4: np.int32, 2: np.int16}
 
@@ -30,14 +30,14 @@ Bits = npt.NDArray[np.signedinteger[Any]]
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor is and what it looks like.
+    """A tensor in a safetensors file.
 
     Attributes:
         file: the safetensors file.
-        name: in that file.
-        dtype: as safetensors calls it.
-        shape: of the tensor.
-        start: where its data begins in the file.
+        name: its name in that file.
+        dtype: its dtype, with the name that safetensors uses.
+        shape: its shape.
+        start: the position of its data in the file, in bytes.
     """
 
     file: Path
@@ -48,23 +48,25 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return prod(self.shape) * STORED_DTYPES[self.dtype].itemsize
 
     def mapped(self) -> Bits:
-        """The values, as integers of their element size, where the system keeps the file: nothing is read that is not
-        looked at. Resident is what was looked at, until the array goes; the file is never written to."""
+        """The values as integers of the same element size, mapped into memory: the system reads only the parts that are
+        used, and keeps them until the array is freed. The file is never changed."""
         if not self.size:
             return np.empty(self.shape, self._bits)
         before = self.start % mmap.ALLOCATIONGRANULARITY
         try:
             with self.file.open("rb") as file:
-                # A private map: torch wants memory that can be written to.
+                # A private mapping, since torch needs writable memory.
                 memory = mmap.mmap(
                     file.fileno(), before + self.size, access=mmap.ACCESS_COPY, offset=self.start - before
                 )
-        except ValueError:  # it would reach beyond the end
-            raise FxpruneError(f"{self.file} ends within '{self.name}'", "copy or download the model again") from None
+        except ValueError:  # it would end after the end of the file
+            raise FxpruneError(
+                f"{self.file} is incomplete: it ends within '{self.name}'", "copy or download the model again"
+            ) from None
         values = np.frombuffer(memory, self._bits, prod(self.shape), before).reshape(self.shape)
         return values if values.flags.aligned else values.copy()
 
@@ -74,11 +76,11 @@ class Stored:
 
 
 class Checkpoint:
-    """The safetensors files of a model, which are known to be whole; their headers are read, their data is not.
+    """The safetensors files of a model. They must be complete. Only their headers are read.
 
     Attributes:
-        tensors: name -> where it is, in the order of the files.
-        metadata: of all files together.
+        tensors: name -> tensor, in the order of the files.
+        metadata: the metadata of all files together.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -95,12 +97,12 @@ class Checkpoint:
 
     @property
     def dtypes(self) -> set[str]:
-        """Of all tensors, as safetensors calls them."""
+        """The dtypes of all tensors, with the names that safetensors uses."""
         return {stored.dtype for stored in self.tensors.values()}
 
 
 def whole(stored: Stored, slices: Mapping[int, Indices]) -> torch.Tensor:
-    """What stays of a tensor, in its own dtype; mapped when that is all of it."""
+    """The kept part of a tensor, in its own dtype; mapped into memory if all of it is kept."""
     values = stored.mapped()
     for dim, kept in sorted(slices.items()):
         values = np.take(values, kept, axis=dim)
@@ -108,15 +110,14 @@ def whole(stored: Stored, slices: Mapping[int, Indices]) -> torch.Tensor:
 
 
 class Cutter:
-    """What stays of tensors, some rows at a time, in memory that is used again: fresh pages take longer to get than to
-    fill."""
+    """Slices tensors, some rows at a time. Memory is reused, since to get new pages takes longer than to fill them."""
 
     def __init__(self) -> None:
         self._memory = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
 
     def rows(self, stored: Stored, slices: Mapping[int, Indices]) -> Iterator[Bits]:
-        """Pieces of about :data:`PIECE` bytes, as integers of their element size; each is good until the next but one
-        is asked for."""
+        """The kept part of a tensor in pieces of about :data:`PIECE` bytes, as integers of the same element size. A
+        piece is valid until the second next piece is requested."""
         values = stored.mapped()
         values = np.atleast_1d(values)
         kept, others = slices.get(0), {dim: indices for dim, indices in slices.items() if dim}
@@ -141,7 +142,7 @@ class Cutter:
         if self._memory[0].size < size:
             self._memory[0] = np.empty(max(size, PIECE), np.uint8)
         cut: Bits = self._memory[0][:size].view(values.dtype).reshape(shape)
-        # "clip" writes straight into its place; the plan's indices have been checked. numpy copies runs of elements
-        # where torch's index_select goes column by column.
+        # "clip" writes directly into ``out``; the indices of the plan have been checked before. numpy copies runs of
+        # elements, while index_select of torch copies element by element.
         np.take(values, chosen, axis=dim, out=cut, mode="clip")
         return cut

@@ -1,4 +1,4 @@
-"""Weights larger than memory: some rows of a tensor at a time, from safetensors files to safetensors files."""
+"""On-disk weights: read tensors from safetensors files and write the smaller ones, some rows at a time."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 class StreamedWeights:
-    """The tensors of a model whose module holds none, read from its checkpoint when they are needed.
+    """The tensors of a model whose weights stay on disk, read from its checkpoint when they are needed.
 
     Args:
         checkpoint: the source.
-        model: parameters on the meta device; :func:`obstacle` has found nothing in the way.
+        model: the model, with parameters on the meta device. :func:`obstacle` must have found nothing.
     """
 
     def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
@@ -48,18 +48,18 @@ class StreamedWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the first tensor; what the configuration calls the model's."""
+        """The dtype of the first tensor, which becomes the dtype in the configuration."""
         return STORED_DTYPES[next(iter(self.stored.values())).dtype]
 
     def read(self, names: Iterable[str], plan: Plan | None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and value of some tensors, cut by ``plan``, one at a time and in the order of the files.
+        """Read some tensors, sliced by ``plan``, one at a time, in the order of the files.
 
         Args:
-            names: first names, as in a plan.
+            names: names as in a plan; of a tied tensor its first name.
             plan: what was removed so far.
 
         Yields:
-            Tensors mapped into memory, or copies where some of them was removed.
+            Name and tensor: mapped into memory, or a copy if a part of it was removed.
         """
         chosen = sorted(set(names) & self.stored.keys(), key=lambda name: self._place[self.stored[name]])
         slices = plan.by_tensor() if plan is not None else {}
@@ -67,7 +67,7 @@ class StreamedWeights:
             yield name, whole(self.stored[name], slices.get(name, {}))
 
     def size(self, model: PreTrainedModel) -> int:
-        """Bytes of the model's tensors in the dtypes of the checkpoint."""
+        """Size in bytes of the tensors of the model, in the dtypes of the checkpoint."""
         tensors = model.state_dict(keep_vars=True)
         return sum(tensors[name].numel() * STORED_DTYPES[stored.dtype].itemsize for name, stored in self.stored.items())
 
@@ -76,22 +76,22 @@ class StreamedWeights:
     ) -> dict[str, str]:
         """Write the smaller tensors, and an index when they need several files.
 
-        Laid out as ``save_pretrained`` does: the same model gives the same bytes.
+        The layout is that of ``save_pretrained``: the same model gives the same bytes.
 
         Args:
-            model: shrunk by ``plan``.
+            model: the model, shrunk by ``plan``.
             plan: what was removed.
-            folder: where the files go.
-            plain: whether the files are filled in the order of ``save_original_format``, or in that of the module.
-            shard_size: the most bytes in a file, or text such as ``5GB``.
+            folder: the directory for the files.
+            plain: whether tensors are distributed to files in the order of ``save_original_format``, or of the module.
+            shard_size: the largest size of a file in bytes, or text such as ``5GB``.
 
         Returns:
-            File name -> sha256 of the files of tensors.
+            File name -> sha256, for all weight files.
 
         Raises:
-            VerificationError: for a tensor whose values are not all finite.
-            FxpruneError: for a tensor that the plan does not cut to its shape in the model.
-            OSError: when a file cannot be written.
+            VerificationError: a tensor has a value that is not finite.
+            FxpruneError: the plan does not give a tensor the shape that it has in the model.
+            OSError: a file cannot be written.
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
         by_stored = {stored.name: name for name, stored in self.stored.items()}
@@ -118,7 +118,7 @@ class StreamedWeights:
     def _write_file(
         self, path: Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], plan: Plan
     ) -> str:
-        """One safetensors file: the length of a JSON header, the header, the data in the order of the header."""
+        """Write one safetensors file: the length of its JSON header, the header, and the data in the same order."""
         rank = list(STORED_DTYPES)
         order = sorted(names, key=lambda key: (rank.index(self.stored[names[key]].dtype), key))
         slices = plan.by_tensor()
@@ -135,7 +135,7 @@ class StreamedWeights:
         return file.sha256()
 
     def _header(self, entries: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, int]:
-        """What comes before the data, and the bytes of that."""
+        """The bytes before the data, and the size of the data in bytes."""
         header: dict[str, object] = {"__metadata__": dict(sorted(self.metadata.items()))}
         end = 0
         for name, dtype, shape in entries:
@@ -147,10 +147,10 @@ class StreamedWeights:
 
 
 def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
-    """Why the tensors of a checkpoint are not, name by name, those of a model; "" when they are.
+    """Why a checkpoint and a model do not have the same tensors with the same names; "" when they do.
 
-    transformers renames, splits and merges tensors of some architectures while it loads them; then the model must be
-    loaded by it, as a whole.
+    For some architectures, transformers renames, splits or merges tensors when it loads them. Then the model must be
+    loaded with transformers, into memory.
     """
     odd = sorted(checkpoint.dtypes - STORED_DTYPES.keys())
     if odd:
@@ -176,17 +176,17 @@ def _check_shape(name: str, stored: Stored, slices: Mapping[int, Indices], shape
     left = [len(slices[dim]) if dim in slices else extent for dim, extent in enumerate(stored.shape)]
     if left != list(shape):
         raise FxpruneError(
-            f"the plan leaves {left} of '{name}', and the model needs {list(shape)}",
-            "this is a fault of fxprune: please report the architecture",
+            f"the plan gives '{name}' the shape {left}, but the model needs {list(shape)}",
+            "this is a bug in fxprune; please report it with the architecture",
         )
 
 
 def _check_finite(name: str, bits: Bits, dtype: torch.dtype) -> None:
-    """Of values as integers of their size: what is infinite or no number comes after all finite ones, signed if it is
-    positive and unsigned if it is negative, so that two quick passes tell."""
+    """Check values that are given as integers of the same size. Infinity and NaN are greater than all finite values: as
+    signed integers if positive, as unsigned integers if negative. So two fast passes are enough."""
     if not bits.size:
         return
     infinity = int(torch.tensor(float("inf"), dtype=dtype).view(_INTEGERS[dtype.itemsize]))
     unsigned = bits.view(f"u{dtype.itemsize}")
     if bits.max() >= infinity or unsigned.max() >= infinity + (1 << 8 * dtype.itemsize - 1):
-        raise VerificationError(f"'{name}' holds values that are not finite", "repair or re-download the checkpoint")
+        raise VerificationError(f"'{name}' holds values that are not finite", "repair or download the checkpoint again")

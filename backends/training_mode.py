@@ -1,4 +1,4 @@
-"""Training what was traced in evaluation mode: batch normalisation takes its batch's statistics again."""
+"""Train a graph that was traced in evaluation mode: batch normalisation uses the statistics of its batch again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation that holds nothing but the mode it is in; its tensors stay where the graph has them."""
+    """Batch normalisation that depends on training mode; its tensors stay where the graph has them."""
 
     def __init__(self, momentum: float, eps: float) -> None:
         super().__init__()
@@ -21,22 +21,22 @@ class BatchNorm(nn.Module):
     def forward(
         self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, mean: Any, variance: Any
     ) -> torch.Tensor:
-        """``x`` is ``[n, c, ...]``, all else ``[c]``; running statistics are updated in training mode."""
+        """``x`` is ``[n, c, ...]``, all other tensors ``[c]``; in training mode the running statistics are updated."""
         return F.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
 
 
 def follow_mode(module: fx.GraphModule) -> fx.GraphModule:
     """Make the batch normalisations of a graph that was traced in evaluation mode follow ``train()`` and ``eval()``.
 
-    Dropout left no trace in such a graph and does not come back.
+    Dropout is not part of such a graph, and stays absent.
 
     Args:
-        module: changed in place, and left in evaluation mode.
+        module: the graph; it is changed in place, and is in evaluation mode afterwards.
     """
     for node in list(module.graph.find_nodes(op="call_function", target=_BATCH_NORM)):
         x, weight, bias, mean, variance, training, momentum, eps, *_ = node.args
         if training or mean is None or variance is None:
-            continue  # the statistics are the batch's in either mode
+            continue  # it uses the statistics of the batch in both modes
         name = f"{node.name}_mode"
         module.add_submodule(name, BatchNorm(float(momentum), float(eps)))
         with module.graph.inserting_before(node):

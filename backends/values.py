@@ -1,4 +1,4 @@
-"""Where the values of a model's tensors are, and what follows from that for comparing, writing and checking them."""
+"""In-memory and on-disk weights: how to compare, write and check a model depends on where its weights are."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ from .streaming import StreamedWeights
 from .verify import FreshProcess, Job, Reference, verify_written
 
 LOGITS_LIMIT = 1 << 30
-"""The most bytes of float32 weights with which a streamed model is loaded again as a whole, to compare logits. Above
-it the fresh process compares every name and shape, and the values were looked at while they were written."""
+"""The largest size in bytes, as float32, at which a model with on-disk weights is loaded completely to compare logits.
+For larger models the fresh process compares all names and shapes, and values are checked while they are written."""
 
 
 class Values(Protocol):
-    """The values of the tensors of a model that is being saved."""
+    """The weights of a model that is being saved."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the configuration calls the dtype of the model."""
+        """The dtype of the model in its configuration."""
 
     def size(self, model: PreTrainedModel) -> int:
-        """Bytes that will be written."""
+        """Number of bytes that will be written."""
 
     def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
-        """Whether a configuration's own model, given the same weights, computes what ``model`` does."""
+        """A function that tells whether the model of a configuration, with the same weights, computes the same."""
 
     def write(self, model: PreTrainedModel, folder: Path, *, plain: bool, shard_size: str) -> Mapping[str, str]:
-        """Write the weights; ``plain`` under the names of the original checkpoint.
+        """Write the weights; with ``plain`` under the names of the original checkpoint.
 
         Returns:
-            File name -> sha256, of the files for which it is known already.
+            File name -> sha256, for those files whose digest was computed on the way.
         """
 
     def check(
         self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
     ) -> dict[str, Any]:
-        """Reload ``folder`` in a fresh process, ``fresh`` if there is one yet, and compare; ``source`` is the directory
-        it was made from."""
+        """Load ``folder`` in a fresh process (``fresh``, if given) and compare; ``source`` is the directory of the
+        original model."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """In the module itself, in the dtype in which they are to be stored.
+    """In-memory weights: they are in the module, in the dtype in which they are stored.
 
     Attributes:
         model: the module.
-        reference: inputs, and the logits that the rewritten graph gives on them in float32.
+        reference: inputs, and the float32 logits of the rewritten graph on them.
     """
 
     model: PreTrainedModel
@@ -75,8 +75,8 @@ class Held:
         return sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
 
     def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
-        """In the dtype of ``model``; the bound is the coarser of the artifact's own and what the dtype resolves, since
-        the fresh process checks in float32."""
+        """Compares outputs in the dtype of ``model``. If this is not float32, the tolerance is larger than that of the
+        fresh process, which compares in float32."""
         tolerance = LOGITS_TOLERANCE
         if model.dtype != torch.float32:
             tolerance = max(tolerance, roundings(STORED_ROUNDINGS, model.dtype))
@@ -90,7 +90,7 @@ class Held:
                 ).eval()
                 try:
                     found = reference.compared(candidate(**reference.inputs))
-                except Exception:  # a configuration that cannot run is not the one
+                except Exception:  # a configuration whose model cannot run is not the right one
                     return False
                 expected = reference.compared(model(**reference.inputs))
             pairs = zip(found, expected, strict=True)
@@ -99,7 +99,7 @@ class Held:
         return accept
 
     def write(self, model: PreTrainedModel, folder: Path, *, plain: bool, shard_size: str) -> Mapping[str, str]:
-        # Code beside the weights counts as foreign to transformers, which then renames no key while loading.
+        # If there is a modelling file, transformers renames no keys when it loads the weights.
         with quiet():
             model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=plain)
         return {}
@@ -112,14 +112,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Streamed:
-    """In the source's files; the module has none.
+    """On-disk weights: they are in the files of the source, not in the module.
 
     Attributes:
         weights: reads and writes them.
-        plan: what was removed, by the names of the source.
-        stand_ins: what the module runs on.
-        inputs: keyword arguments of the forward.
-        graph: float32 logits of the rewritten graph, given parameters by their first names.
+        plan: what was removed, with the tensor names of the source.
+        stand_ins: synthetic weights, on which the module runs.
+        inputs: keyword arguments of forward.
+        graph: a function from parameters by their first names to the float32 logits of the rewritten graph.
     """
 
     weights: StreamedWeights
@@ -136,7 +136,7 @@ class Streamed:
         return self.weights.size(model)
 
     def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
-        """On stand-ins for the weights, in float32."""
+        """Compares outputs with synthetic weights, in float32."""
         known: list[torch.Tensor] = []
 
         def accept(match: Match) -> bool:
@@ -146,7 +146,7 @@ class Streamed:
                 candidate = hollow(match.model_class, copy.deepcopy(match.config))
             try:
                 logits = self.stand_ins.logits(candidate, self.inputs)
-            except Exception:  # a configuration that cannot run is not the one
+            except Exception:  # a configuration whose model cannot run is not the right one
                 return False
             return relative_difference(logits, known[0]) <= LOGITS_TOLERANCE
 

@@ -1,4 +1,4 @@
-"""Checking a written model the way its user will load it: in a fresh process, with transformers alone."""
+"""Check a written model as its user will load it: in a fresh process, with transformers alone."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SCRIPT = Path(__file__).parent / "fresh_process.py"
 
 @dataclass(frozen=True)
 class Reference:
-    """What the artifact must compute.
+    """The outputs that an artifact must give.
 
     Attributes:
-        inputs: keyword arguments of the forward, all tensors; for a language model ``input_ids`` [batch, positions].
+        inputs: keyword arguments of forward, all tensors; for a language model ``input_ids`` [batch, positions].
         logits: first output of the rewritten graph on them, float32.
-        outputs: keys of what counts among the things that the model returns; empty when it is the first alone.
-        others: the tensors under those keys that come after the first.
+        outputs: keys of the outputs that are compared; empty when only the first output is.
+        others: the tensors under those keys, without the first.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -41,41 +41,41 @@ class Reference:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All that is compared."""
+        """All tensors that are compared."""
         return (self.logits, *self.others)
 
     def compared(self, output: Any) -> list[torch.Tensor]:
-        """Of what a model returned, the tensors that are compared; the fresh process picks them alike."""
+        """The tensors in the output of a model that are compared. The fresh process selects them in the same way."""
         if not self.outputs:
             return [output[0]]
         leaves = pytree.tree_leaves([output[key] for key in self.outputs])
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def difference(self, tensors: Sequence[torch.Tensor]) -> float:
-        """The worst :func:`relative_difference` of them; infinite when there are more or fewer."""
+        """The largest :func:`relative_difference` of the tensors; infinite when their number differs."""
         if len(tensors) != len(self.tensors):
             return float("inf")
         return max(relative_difference(a, b) for a, b in zip(tensors, self.tensors, strict=True))
 
 
 class VerificationError(FxpruneError):
-    """The written model is not the one that was to be written."""
+    """The written model does not pass its check."""
 
 
 class DecodingError(VerificationError):
-    """The written model decodes otherwise with a cache than without, or not at all."""
+    """The written model gives other tokens with a key-value cache than without, or cannot decode."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One directory to reload.
+    """One directory to check.
 
     Attributes:
         folder: a model directory.
-        reference: inputs and the logits that they must give; None compares names and shapes only, without loading.
+        reference: inputs and their expected outputs; when None, only names and shapes are compared.
         auto_class: name of the transformers Auto class that loads it.
         trust: whether its user passes ``trust_remote_code=True``.
-        decodes: whether decoding with a cache must give what decoding without one does.
+        decodes: whether decoding with a key-value cache must give the same tokens as without.
     """
 
     folder: Path
@@ -86,8 +86,8 @@ class Job:
 
 
 class FreshProcess:
-    """A Python process in which fxprune cannot be imported; it imports transformers while what it will reload is being
-    written. Used once, or closed without having been used."""
+    """A Python process in which fxprune cannot be imported. It imports transformers while the model is being written.
+    It can be used once."""
 
     def __init__(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="fxprune-verify-")
@@ -106,31 +106,35 @@ class FreshProcess:
         self._scratch.cleanup()
 
     def run(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """What it finds for each request; :class:`VerificationError` when it fails."""
+        """The report for each request.
+
+        Raises:
+            VerificationError: the process fails.
+        """
         output, complaint = self._process.communicate(json.dumps(requests))
         if self._process.returncode != 0:
             why = last_line(complaint) or self._process.returncode
             raise VerificationError(
                 f"a fresh Python process cannot load the written model: {why}",
-                "load it by hand for the whole message; the transformers that is installed may differ",
+                "check that the installed transformers and torch work together; otherwise report this as a bug",
             )
         reports: list[dict[str, Any]] = json.loads(last_line(output))
         return reports
 
 
 def verify(jobs: Sequence[Job], fresh: FreshProcess | None = None) -> list[dict[str, Any]]:
-    """Reload directories in one fresh process and compare each with its reference.
+    """Load directories in one fresh process, and compare each with its reference.
 
     Args:
-        jobs: what to reload.
-        fresh: one that was started earlier.
+        jobs: the directories to check.
+        fresh: a process that was started earlier.
 
     Returns:
-        For each the checks made, with the worst difference, for the record.
+        For each directory, the checks and the largest difference, for the record.
 
     Raises:
-        VerificationError: when one does not load, a key is missing, unexpected or of the wrong shape, a value is not
-            finite, the logits differ, or decoding with a cache gives other tokens than without.
+        VerificationError: a directory does not load, a key is missing, unexpected or of the wrong shape, a value is not
+            finite, the outputs differ, or decoding with a cache gives other tokens than without.
     """
     with fresh or FreshProcess() as process:
         requests = [_request(job, process.scratch / str(number)) for number, job in enumerate(jobs)]
@@ -140,17 +144,17 @@ def verify(jobs: Sequence[Job], fresh: FreshProcess | None = None) -> list[dict[
 
 
 def _outputs(file: str) -> list[torch.Tensor]:
-    """In the order in which they were written."""
+    """The tensors in a file, in the order in which they were written."""
     held = load_file(file)
     return [held[str(number)] for number in range(len(held))]
 
 
 def judge(report: Mapping[str, Any], logits: Sequence[torch.Tensor] | None, job: Job) -> dict[str, Any]:
-    """Turn what the fresh process found into the checks for the record, or the error."""
+    """Make the checks for the record from the report of the fresh process, or raise the error."""
     for kind, keys in report["keys"].items():
         if keys:
             what = f"the written model has {kind.replace('_', ' ')}: {', '.join(keys[:3])}"
-            raise VerificationError(what, "its configuration does not describe its weights")
+            raise VerificationError(what, "the configuration does not describe the weights; please report the model")
     if report["not_finite"]:
         what = f"'{report['not_finite'][0]}' holds values that are not finite"
         raise VerificationError(what, "check the source for NaN, or lower the learning rate of the recovery")
@@ -161,8 +165,8 @@ def judge(report: Mapping[str, Any], logits: Sequence[torch.Tensor] | None, job:
         raise VerificationError(
             f"the written model's logits differ from the graph's by {difference:.3g} of their scale "
             f"(allowed {LOGITS_TOLERANCE:.0e})",
-            "likely causes: the weights changed after the reference was computed, they are stored in a coarser dtype "
-            "than it was computed in, or the model derives an attribute from its configuration",
+            "likely causes: the weights have changed since the reference was computed, they are stored in a less "
+            "precise dtype, or the code of the model computes a width from its configuration",
         )
     generate = report["generate"]
     if job.decodes and generate:
@@ -177,7 +181,7 @@ def judge(report: Mapping[str, Any], logits: Sequence[torch.Tensor] | None, job:
 
 
 def _check_decoding(generate: Mapping[str, Any]) -> None:
-    hint = "the model's code for the cache reads a width that was not repaired"
+    hint = "likely cause: the code of the model for the cache reads a width that was not changed"
     if "error" in generate:
         raise DecodingError(f"the written model does not decode: {generate['error']}", hint)
     if generate["gap"] > LOGITS_TOLERANCE:
@@ -186,10 +190,10 @@ def _check_decoding(generate: Mapping[str, Any]) -> None:
 
 
 def verify_written(job: Job, source: Path | None, fresh: FreshProcess | None = None) -> dict[str, Any]:
-    """Reload what was written, as :func:`verify`.
+    """Check a written model, as :func:`verify` does.
 
-    Some models of transformers decode otherwise with a cache than without: where ``source``, from which this one was
-    made, does too, it is held to its logits, and the checks say so.
+    Some models of transformers give other tokens with a cache than without. If the original model in ``source`` does
+    so too, only the outputs of forward are compared, and the checks in the record say so.
     """
     try:
         (checks,) = verify([job], fresh)
@@ -201,13 +205,13 @@ def verify_written(job: Job, source: Path | None, fresh: FreshProcess | None = N
 
 
 def _class_in(folder: Path) -> str | None:
-    """The class of transformers that a model directory names, if it does."""
+    """The class of transformers in the config of a model directory, if there is one."""
     named: list[str] = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     return next((name for name in named if hasattr(transformers, name)), None)
 
 
 def _decodes(job: Job) -> bool:
-    """Whether a model decodes the same with a cache as without, in a fresh process."""
+    """Whether a model gives the same tokens with a cache as without, in a fresh process."""
     with FreshProcess() as process:
         (report,) = process.run([_request(job, process.scratch / "0")])
     try:

@@ -1,4 +1,4 @@
-"""ResNets of He et al. on CIFAR-10 with half of their multiply-accumulates removed, beside Torch-Pruning.
+"""ResNets of He et al. on CIFAR-10 with half of their multiply-accumulates removed, compared with Torch-Pruning.
 
 python benchmarks/cifar.py ../shared/vision --depths 20 56 --epochs 2 --write docs/cifar.md
 
@@ -37,10 +37,10 @@ from fxprune.tracer.export import trace_model
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEFT = 0.501
-"""Share of the multiply-accumulates that may be left: half, and a tenth of a percent, since units are whole."""
+"""Allowed share of the multiply-accumulates: half, and a tenth of a percent, since units are removed as a whole."""
 CALIBRATION = 256
 CONDITIONS = 3
-"""The line of the page from which on it says what rows depend on."""
+"""The index of the line of the page from which on the text describes the conditions of the rows."""
 EXAMPLE = {"x": torch.zeros(2, 3, 32, 32)}
 
 
@@ -85,7 +85,7 @@ class Images:
     labels: Tensor
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """In order, or shuffled, flipped and shifted by up to four pixels when a generator is given."""
+        """Batches in order; with a generator shuffled, flipped and shifted by up to four pixels."""
         count = len(self.labels)
         order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
         for rows in order.split(size):
@@ -105,7 +105,7 @@ def _augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def read_images(path: Path, limit: int | None) -> Images:
-    """Decode a file of JPEG images: ``jpeg`` holds all their bytes, ``offsets`` where each begins and ends."""
+    """Decode a file of JPEG images: ``jpeg`` has the bytes of all, ``offsets`` the start and the end of each."""
     from PIL import Image
 
     held = np.load(path)
@@ -131,7 +131,7 @@ class Sets:
 
 
 def accuracy(model: nn.Module, images: Images) -> float:
-    """Share of the images whose label has the largest logit."""
+    """Accuracy: share of the images whose label has the largest logit."""
     model.eval()
     with torch.no_grad():
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in images.batches(250))
@@ -139,7 +139,7 @@ def accuracy(model: nn.Module, images: Images) -> float:
 
 
 def tune(model: nn.Module, images: Images, epochs: int, rate: float = 0.02) -> None:
-    """SGD with momentum, the rate going down to zero on a cosine; the same for every model."""
+    """Fine-tune with SGD with momentum and a cosine learning rate schedule, in the same way for every model."""
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
     steps = epochs * -(-len(images.labels) // 128)
@@ -160,12 +160,12 @@ def cost(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """What every method is given.
+    """The input of every method.
 
     Attributes:
-        model: the network; a method may spoil it.
-        pixels, labels: what scores are computed on.
-        budget: multiply-accumulates of one image that may be left.
+        model: the network; a method may change it.
+        pixels, labels: the images on which scores are computed.
+        budget: allowed multiply-accumulates for one image.
     """
 
     model: ResNet
@@ -179,7 +179,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Smaller:
-    """A pruned network, and how it came about."""
+    """A pruned network, and how it was made."""
 
     module: nn.Module
     how: str
@@ -187,11 +187,11 @@ class Smaller:
 
 @dataclass(frozen=True)
 class Widths:
-    """What a ratio leaves.
+    """The widths that a ratio gives.
 
     Attributes:
-        ratio: of the inner widths.
-        kept: of the first dimension of every tensor that is cut there.
+        ratio: the removed share of the inner widths.
+        kept: the new extent of the first dimension of every tensor that is pruned there.
     """
 
     ratio: float
@@ -199,7 +199,7 @@ class Widths:
 
 
 def widths(model: nn.Module, budget: float) -> Widths:
-    """The smallest ratio of the inner widths, in 64ths, that meets the budget; the graph is counted, nothing runs."""
+    """The smallest ratio of the inner widths, in 64ths, that meets the budget; computed from the graph."""
     coupling = couple(trace_model(model, EXAMPLE).graph)
     groups, _ = chosen_groups(coupling.groups.values(), Scope())
     scores = {group.name: np.zeros(group.units) for group in groups}
@@ -211,24 +211,24 @@ def widths(model: nn.Module, budget: float) -> Widths:
 
 
 def by_fxprune(task: Task) -> Smaller:
-    """First-order Taylor scores, the same ratio for every inner width."""
+    """fxprune: first-order Taylor scores, the same ratio for every inner width."""
     ratio = widths(task.model, task.budget).ratio
     return _fxpruned(task, f"taylor{{ratio={ratio},channels=false}}")
 
 
 def by_fxprune_ranked(task: Task, *, channels: bool) -> Smaller:
-    """First-order Taylor scores, the budget spent where they are highest for what a unit costs."""
+    """fxprune: first-order Taylor scores, with the budget distributed over all layers by score and cost."""
     return _fxpruned(task, f"taylor{{target=macs:0.5,by=global,channels={str(channels).lower()}}}")
 
 
 def _fxpruned(task: Task, passes: str) -> Smaller:
     result = fxprune.prune_module(task.model, task.pixels[:8], passes, loss=task.loss)
-    form = "repaired in place" if result.in_place else "rewritten graph"
+    form = "module of the original class" if result.in_place else "rewritten graph"
     return Smaller(result.module, f"`{passes}`, {len(result.groups)} groups, {form}")
 
 
 def by_torch_pruning(task: Task) -> Smaller:
-    """The peer's first-order Taylor scores on the same images, with exactly the widths of fxprune's row."""
+    """Torch-Pruning: its first-order Taylor scores on the same images, with the same widths as the row of fxprune."""
     found = widths(task.model, task.budget)
     # It keeps int(width * (1 - ratio)); the half keeps a rounding of the product from taking one more.
     ratios = {
@@ -241,7 +241,7 @@ def by_torch_pruning(task: Task) -> Smaller:
 
 
 def by_torch_pruning_ranked(task: Task, *, inner: bool) -> Smaller:
-    """The peer ranks the units of all layers together; the smallest ratio that meets the budget, to a thousandth."""
+    """Torch-Pruning: units of all layers are ranked together; the smallest ratio that meets the budget, to 0.001."""
     options: dict[str, Any] = {"inner": inner, "global_pruning": True}
     low, high = 0.0, 0.9
     while high - low > 0.001:
@@ -278,7 +278,7 @@ METHODS: dict[str, Callable[[Task], Smaller]] = {
 
 
 def rows(depth: int, sets: Sets, epochs: int, known: list[str]) -> Iterator[str]:
-    """The table's lines for one network; those that are known are not measured again."""
+    """The lines of the table for one network; lines of an earlier page are not measured again."""
     model = ResNet(depth).eval()
     model.load_state_dict(load_file(sets.folder / f"resnet{depth}.safetensors"), strict=True)
     dense = cost(model)
@@ -311,24 +311,24 @@ def _measured(method: Callable[[Task], Smaller], task: Task, sets: Sets, epochs:
 
 ABOUT = """
 ResNets of He et al. (arXiv 1512.03385, section 4.2, option A) with the trained weights of akamaster's
-`pytorch_resnet_cifar10`, on {test:,} test images of CIFAR-10. The images are JPEG copies, so that every accuracy is
-lower than on the originals; its standard error is about half a percentage point.
+`pytorch_resnet_cifar10`, on {test:,} test images of CIFAR-10. The images are JPEG copies, so every accuracy is
+lower than on the original images; its standard error is about half a percentage point.
 
-Every pruned row has first-order Taylor scores from the same {calibration} training images, half of the
-multiply-accumulates removed (to a tenth of a percentage point at least), and {epochs} epochs of the same fine-tuning,
-one seed, on {train:,} training images: differences of less than a percentage point say nothing. The dense network was
-fine-tuned too, since that alone changes the accuracy on JPEG copies. *Inner widths* leaves the widths alone that the
-shortcuts carry. Without more said, every width loses the same share, and both programs keep equally many channels
-everywhere; *ranked over all layers* is `by=global` here and `global_pruning` there. MACs are for one image, counted by
-fxprune for every row. Rows that the page had are kept, so that it may be the work of several runs; the seconds of
-tuning were taken beside other work, and compare nothing.
+All pruned rows use first-order Taylor scores from the same {calibration} training images, remove half of the
+multiply-accumulates (within a tenth of a percentage point), and have {epochs} epochs of the same fine-tuning with
+one seed on {train:,} training images. Differences of less than a percentage point mean nothing. The dense network was
+fine-tuned too, since this alone changes the accuracy on JPEG copies. *Inner widths*: the widths of the shortcuts are
+not pruned. Unless stated otherwise, every width is reduced by the same share, and both programs keep the same number of
+channels everywhere; *ranked over all layers* is `by=global` in fxprune and `global_pruning` in Torch-Pruning. MACs are
+for one image, counted by fxprune for every row. Rows of an earlier page are kept, so the rows may be of several runs.
+The seconds of fine-tuning were measured with other work on the machine, and cannot be compared.
 
 | model | method | MACs | removed | parameters | accuracy, pruned | fine-tuned | |
 |---|---|---|---|---|---|---|---|"""
 
 
 def head(options: argparse.Namespace, train: int, test: int) -> list[str]:
-    """What stands above the table."""
+    """The text above the table."""
     arguments = " ".join(argument for argument in sys.argv[1:] if argument != str(options.vision))
     try:
         peer = f"torch-pruning {version('torch-pruning')}"
@@ -353,10 +353,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vision", nargs="?", type=Path, default=Path("../shared/vision"))
     parser.add_argument("--depths", nargs="+", type=int, default=[20, 56])
-    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning on the training images")
-    parser.add_argument("--images", type=int, help="use only so many of each set")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of fine-tuning on the training images")
+    parser.add_argument("--images", type=int, help="use only this many images of each set")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", type=Path, help="the page to write; rows that it has are kept")
+    parser.add_argument("--write", type=Path, help="the page to write; its rows are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

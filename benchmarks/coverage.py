@@ -1,10 +1,10 @@
-"""What works on every causal language model of transformers, and on other architectures of every kind: one tiny model
-each, in a process of its own.
+"""What works for every causal language model of transformers and for other architectures: one tiny model for each, in a
+process of its own.
 
 python benchmarks/coverage.py --rows rows.json --other other.json --out docs/coverage.md
 
-Rows that a JSON file holds already are not run again, but for those named with ``--again``. ``--onnx N`` exports the
-artifacts of the next N rows that have not been exported yet; ``--only`` says of which table.
+Rows that are in a JSON file already are not run again, except those given with ``--again``. ``--onnx N`` exports the
+artifacts of the next N rows that have not been exported yet; ``--only`` gives the table.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from typing import Any
 SECONDS = 180
 ONNX_SECONDS = 400
 BATCH = 6
-"""Artifacts that are loaded in one process."""
+"""Number of artifacts that are loaded in one process."""
 KINDS = ("heads", "width", "channels", "experts")
 
 
 def kind_of(group: Any) -> str:
-    """Key-value heads and query heads are heads."""
+    """The kind in the table: kv heads and query heads count as heads."""
     kind: str = group.kind.value
     return "heads" if kind in ("kv_heads", "query_heads") else kind
 
@@ -42,7 +42,7 @@ class CausalLanguageModels:
 
     title = "Causal language models"
     what = "model types that transformers maps to a causal language model"
-    how_much = "Half of every group went: a quarter of two key-value heads would be none."
+    how_much = "Half of every group was removed, since a quarter of two key-value heads is not a whole head."
     cached = True
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class OtherModels:
 
     title = "Encoders, encoder-decoders, vision, two towers, audio, time series"
     what = "model types"
-    how_much = "A quarter of every group went, half where a quarter of its heads is no whole head."
+    how_much = "A quarter of every group was removed, or half if a quarter of its heads is not a whole head."
     cached = False
 
     def __init__(self) -> None:
@@ -115,13 +115,13 @@ def inspect(name: str, row: dict[str, Any], models: Any) -> None:
 
 
 def share(groups: Iterable[Any], sizes: dict[str, int]) -> float:
-    """Parameters of tensors in which a unit of some group stands, over all parameters."""
+    """Share of the parameters that are in a tensor of one of these groups."""
     held = {tensor for group in groups for tensor in group.tensors}
     return sum(sizes.get(tensor, 0) for tensor in held) / sum(sizes.values())
 
 
 def largest_reason(groups: Iterable[Any], sizes: dict[str, int]) -> str:
-    """Why the frozen groups that hold most parameters are frozen."""
+    """The reason why most of the frozen parameters are frozen."""
     weight: dict[str, int] = {}
     for group in groups:
         weight[group.frozen] = weight.get(group.frozen, 0) + sum(sizes.get(tensor, 0) for tensor in group.tensors)
@@ -129,7 +129,7 @@ def largest_reason(groups: Iterable[Any], sizes: dict[str, int]) -> str:
 
 
 def differences(traced: Any, coupling: Any, model: Any, free: list[Any]) -> dict[str, float | str]:
-    """Kind -> worst difference of removing random units from zeroing them, for groups that no normalisation crosses."""
+    """Kind -> largest difference between removing and zeroing random units, if no normalisation crosses the group."""
     import numpy as np
 
     from fxprune.tests.equivalence import difference, random_units
@@ -154,7 +154,7 @@ def differences(traced: Any, coupling: Any, model: Any, free: list[Any]) -> dict
 
 
 def save(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
-    """Prune heads, inner widths and the residual width and write the artifact, beside it what it must compute."""
+    """Prune heads, inner widths and the residual width, and write the artifact and its expected outputs."""
     import torch
 
     from fxprune.api.pruning import apply
@@ -191,7 +191,7 @@ def save(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
 
 
 def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path, models: Any) -> None:
-    """Load artifacts in one process in which fxprune is not importable, and compare."""
+    """Load artifacts in one process in which fxprune cannot be imported, and compare their outputs."""
     import torch
 
     from fxprune.backends.verify import Job, Reference, VerificationError, verify
@@ -216,7 +216,7 @@ def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path, 
 
 
 def export(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
-    """The artifact as ONNX, which compares itself with torch."""
+    """Export the artifact to ONNX, which compares it with torch."""
     from fxprune.api import apply
     from fxprune.api import export as to_onnx
 
@@ -240,7 +240,7 @@ def export(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
 
 
 def child(name: str, sender: Connection, folder: Path, models: Any, onnx: bool) -> None:
-    """One row in a process of its own; what it found before it failed is kept."""
+    """Measure one row in a process of its own; if it fails, the results until then are kept."""
     import torch
 
     torch.set_num_threads(1)
@@ -260,7 +260,7 @@ def child(name: str, sender: Connection, folder: Path, models: Any, onnx: bool) 
 
 
 def run(name: str, folder: Path, models: Any, *, onnx: bool = False) -> dict[str, Any]:
-    """A row, measured in a fork of this process, which has the libraries loaded."""
+    """Measure a row in a fork of this process, which has imported the libraries."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=child, args=(name, sender, folder, models, onnx))
     process.start()
@@ -280,7 +280,7 @@ def run(name: str, folder: Path, models: Any, *, onnx: bool = False) -> dict[str
 def measured(
     models: Any, file: Path | None, again: Iterable[str], only: Iterable[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """The rows of a table, those that are not in the file yet measured now."""
+    """The rows of a table; those that are not in the file are measured now."""
     rows: dict[str, dict[str, Any]] = {}
     if file and file.exists():
         rows = json.loads(file.read_text(encoding="utf-8"))
@@ -316,13 +316,13 @@ def keep(rows: dict[str, dict[str, Any]], file: Path | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rows", type=Path, help="JSON file that keeps the rows of causal language models")
-    parser.add_argument("--other", type=Path, help="JSON file that keeps the rows of other models")
-    parser.add_argument("--out", type=Path, help="Markdown page")
-    parser.add_argument("--again", nargs="*", default=[], help="model types to run although the JSON file has them")
-    parser.add_argument("--names", nargs="*", default=[], help="model types to run now, and no others")
+    parser.add_argument("--rows", type=Path, help="JSON file for the rows of causal language models")
+    parser.add_argument("--other", type=Path, help="JSON file for the rows of other models")
+    parser.add_argument("--out", type=Path, help="the page to write, in Markdown")
+    parser.add_argument("--again", nargs="*", default=[], help="model types to measure again")
+    parser.add_argument("--names", nargs="*", default=[], help="measure only these model types")
     parser.add_argument("--onnx", type=int, default=0, metavar="N", help="export the artifacts of N more rows")
-    parser.add_argument("--only", choices=("rows", "other"), help="work on one table, and write no page")
+    parser.add_argument("--only", choices=("rows", "other"), help="work on one table only, and write no page")
     options = parser.parse_args()
     from fxprune.benchmarks.coverage_page import WAITING, head, page
 

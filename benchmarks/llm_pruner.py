@@ -1,7 +1,7 @@
-"""LLM-Pruner's own code at work on a Llama (arXiv 2305.11627), so that it can be measured beside fxprune.
+"""Run LLM-Pruner's own code on a Llama (arXiv 2305.11627), to compare it with fxprune.
 
-It is driven as its ``hf_prune.py`` drives it block-wise: heads and inner widths of some layers, the same share of each,
-the scores of one group summed. Needs a checkout of https://github.com/horseee/LLM-Pruner, which is no package.
+It is called as its ``hf_prune.py`` does in block-wise mode: heads and inner widths of some layers, the same share of
+each, scores summed within a group. Needs a checkout of https://github.com/horseee/LLM-Pruner, which is not a package.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ CRITERIA: Mapping[str, str | None] = {
     "element2": "param_mix",
     "second": "param_second",
 }
-"""The paper's name -> what ``--taylor`` calls it; None reads weights only."""
+"""Name in the paper -> value of ``--taylor``; None for a criterion that uses weights only."""
 
 LAYERS = (1, 7)
-"""First layer that is cut, and the one after the last."""
+"""The first layer that is pruned, and the one after the last."""
 
 AT_ONCE = 160
-"""Windows whose activations are in memory together; the gradient of the mean is the same."""
+"""Number of windows whose activations are in memory at a time; the mean gradient does not depend on it."""
 
 SQUARED = ("param_mix", "param_second")
 
 
 @dataclass(frozen=True)
 class LLMPruner:
-    """A checkout.
+    """A checkout of LLM-Pruner.
 
     Attributes:
-        checkout: the directory that holds the package ``LLMPruner``.
+        checkout: the directory with the package ``LLMPruner``.
     """
 
     checkout: Path
 
     def __post_init__(self) -> None:
         if not (self.checkout / "LLMPruner").is_dir():
-            raise SystemExit(f"{self.checkout} holds no LLMPruner: name a checkout of github.com/horseee/LLM-Pruner")
+            raise SystemExit(f"{self.checkout} has no LLMPruner: give a checkout of github.com/horseee/LLM-Pruner")
 
     def cut(self, model: Any, windows: Tensor, criterion: str, ratio: float) -> None:
-        """Cut a Llama in place.
+        """Prune a Llama in place.
 
         Args:
-            model: of transformers, in float32.
-            windows: ``[N, L]`` int64, what gradients are of; its code takes them in one batch, here of AT_ONCE at most.
+            model: a Llama of transformers, in float32.
+            windows: ``[N, L]`` int64, for the gradients; its code uses one batch, here at most AT_ONCE at a time.
             criterion: one of CRITERIA.
-            ratio: of the heads and of the inner width of each of LAYERS.
+            ratio: the share of the heads and of the inner width to remove in each of LAYERS.
         """
         if str(self.checkout) not in sys.path:
             sys.path.insert(0, str(self.checkout))
@@ -95,7 +95,7 @@ class LLMPruner:
 
 
 def _differentiate(model: Any, windows: Tensor, *, squares: bool) -> None:
-    """Leave gradients at the parameters: of the mean loss as ``grad``, the mean of their squares as ``acc_grad``."""
+    """Set gradients of all parameters: of the mean loss as ``grad``, the mean of their squares as ``acc_grad``."""
     for window in windows.split(1) if squares else ():
         model(window, labels=window).loss.backward()
         for parameter in model.parameters():

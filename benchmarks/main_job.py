@@ -1,4 +1,4 @@
-"""The main job on real models: prune, reload in a fresh process, export, decode; one table.
+"""Prune real models, check them in a fresh process, export them and decode; one table.
 
 python benchmarks/main_job.py --calib calib.txt MODEL [MODEL ...]
 """
@@ -17,7 +17,7 @@ import fxprune
 
 
 def run(model: Path, calib: Path, pipeline: str, folder: Path) -> dict[str, Any]:
-    """Prune one model, export it, and return what the checks found."""
+    """Prune one model, export it, and return the results of the checks."""
     applied = fxprune.apply(model, pipeline, calib=calib, out=folder / "out")
     assert applied.saved is not None
     exported = fxprune.export(folder / "out", folder / "onnx")

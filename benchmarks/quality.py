@@ -1,4 +1,4 @@
-"""Perplexity after pruning: models, budgets and pipelines, means over draws, without training and with a little.
+"""Perplexity after pruning: models, budgets and pipelines, means over draws, with little or no training.
 
 python benchmarks/quality.py --models ../shared/models --text ../shared/text --out docs/quality.md
 
@@ -42,7 +42,7 @@ SPARE_WINDOWS = 64
 
 
 class Bench:
-    """Models, tokenisers and texts, each read once."""
+    """Models, tokenizers and texts; each is read once."""
 
     def __init__(self, models: Path, text: Path, windows: int, llm_pruner: Path | None = None) -> None:
         self.models, self.text, self.windows = models, text, windows
@@ -50,7 +50,7 @@ class Bench:
         self._known: dict[Any, Any] = {}
 
     def of(self, name: str) -> tuple[Any, Any, Any]:
-        """Model, tokeniser and traced graph."""
+        """Model, tokenizer and traced graph."""
         if name not in self._known:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,7 +82,7 @@ class Bench:
         )
 
     def require_apart(self, run: Run) -> None:
-        """Stop when a text that the run may read shares a passage with one that it is measured on."""
+        """Stop if a text that the run may read overlaps a text that it is measured on."""
         refit = self.corpus(run.model, run.refit, "calib") if run.refit else None
         for read in (self.corpus(run.model, run.calibration, "calib"), refit, self.training(run)):
             if read is not None:
@@ -106,7 +106,7 @@ class Bench:
         return PAPER_WINDOWS if run.part in ("paper", "halves", "criteria") else self.windows
 
     def losses(self, run: Run, model: Any) -> list[float]:
-        """Log-perplexity on each evaluation text; on what training has left of the texts where a rate is chosen."""
+        """Log-perplexity on each evaluation text; to choose a learning rate, on spare text instead."""
         from fxprune.passes.measure import perplexity
 
         if run.part == "rate":
@@ -122,7 +122,7 @@ class Bench:
         return self._known[key]
 
     def remember_scores(self, run: Run, pipeline: Sequence[Any]) -> None:
-        """Scores do not depend on the budget or on how it is shared out: computed for the first of them."""
+        """Scores do not depend on the budget or its distribution, so they are computed once."""
         first = pipeline[0]
         if run.part in ("scores", "recovery", "rate"):
             compute = first.scores
@@ -162,7 +162,7 @@ class Bench:
         run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify, between=read_other)
 
     def _own_code(self, run: Run, state: Any) -> None:
-        """Cut by LLM-Pruner, on the windows that a pipeline that begins with ``generate`` reads."""
+        """Prune with LLM-Pruner, on the windows that a pipeline with ``generate`` reads."""
         from fxprune.passes.generate import Generate
 
         assert self.llm_pruner is not None
@@ -173,7 +173,7 @@ class Bench:
 
 
 def write(path: Path, rows: dict[str, Row], wanted: Iterable[Run]) -> None:
-    """Keep the rows, in the order in which they would be run, then those that would not be."""
+    """Write the rows: first those of known runs, in their order, then all others."""
     keys = dict.fromkeys([*(run.key for run in wanted if run.key in rows), *rows])
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(rows[key])}" for key in keys)
     path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
@@ -189,13 +189,13 @@ def main() -> None:
     parser.add_argument("--models", required=True, type=Path, help="folder of model directories")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt, -recover.txt and -eval.txt")
     parser.add_argument("--llm-pruner", type=Path, help="a checkout of github.com/horseee/LLM-Pruner, to run it too")
-    parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are kept")
-    parser.add_argument("--merge", type=Path, nargs="*", default=(), help="further files of rows, the last one holds")
+    parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="JSON file for the rows")
+    parser.add_argument("--merge", type=Path, nargs="*", default=(), help="further JSON files; later ones win")
     parser.add_argument("--out", type=Path, help="the page to write")
     parser.add_argument("--part", choices=PARTS, nargs="*", default=PARTS, help="run these parts only")
     parser.add_argument("--only", default="", help="run models whose name contains this")
-    parser.add_argument("--no-run", action="store_true", help="run nothing: merge, and write the page")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration windows")
+    parser.add_argument("--no-run", action="store_true", help="run nothing: merge rows, and write the page")
+    parser.add_argument("--seeds", type=int, default=3, help="number of draws of the calibration windows")
     parser.add_argument("--windows", type=int, default=100, help="evaluation windows of 128 tokens of each text")
     options = parser.parse_args()
     logging.disable(logging.WARNING)

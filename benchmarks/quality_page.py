@@ -1,4 +1,4 @@
-"""The page that benchmarks/quality.py writes: tables of the rows that were measured."""
+"""The page that benchmarks/quality.py writes: tables of the measured rows."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from fxprune.benchmarks.quality_runs import (
 from fxprune.benchmarks.recovery_text import EACH
 
 WORTH_RECOVERING = 0.05
-"""An increase of the log-perplexity below which a share of it says nothing."""
+"""Shares of an increase of the log-perplexity that is smaller than this are not shown."""
 
 
 def measured(rows: dict[str, Row]) -> str:
-    """The first day and the last one that a row was measured on."""
+    """The first and the last day on which a row was measured."""
     return " to ".join(sorted({min(row["date"] for row in rows.values()), max(row["date"] for row in rows.values())}))
 
 
@@ -56,7 +56,7 @@ def increase(row: Row) -> float:
 
 
 def best_of_paper(rows: dict[str, Row], target: float, windows: str = PAPER_OWN) -> list[float]:
-    """The least increase of the log-perplexity that any criterion of LLM-Pruner reaches on each text."""
+    """The smallest increase of the log-perplexity of any criterion of LLM-Pruner, for each text."""
     found = [rises_of(rows[run.key]) for run in criteria_runs(target, windows) if run.key in rows]
     if len(found) < len(CRITERIA):
         raise SystemExit(f"LLM-Pruner at {target} on {windows} was not measured: give --llm-pruner CHECKOUT")
@@ -64,7 +64,7 @@ def best_of_paper(rows: dict[str, Row], target: float, windows: str = PAPER_OWN)
 
 
 def shares(row: Row, best: list[float]) -> str:
-    """Its increases in terms of others."""
+    """The increases of a row divided by others, for each text."""
     return " / ".join(f"{rise / of:.2f}" for rise, of in zip(rises_of(row), best, strict=True))
 
 
@@ -99,7 +99,7 @@ def paper_verdict(rows: dict[str, Row]) -> str:
 
 
 def best_of_ten(rows: dict[str, Row]) -> str:
-    """The shares of the pipeline that reads the ten windows alone and is least where it is worst, at each size."""
+    """For each size, the shares of the best pipeline that reads only the ten windows; best by its worst text."""
     return least_worst(
         rows,
         lambda run: run.part == "paper" and run.calibration != MIXED and "generate" not in run.pipeline,
@@ -107,12 +107,12 @@ def best_of_ten(rows: dict[str, Row]) -> str:
 
 
 def best_of_halves(rows: dict[str, Row], chosen: str, refit: str) -> str:
-    """The same of the scores when units are chosen on one text and refitted on another."""
+    """The same for units that are chosen on one text and weights that are refitted on another."""
     return least_worst(rows, lambda run: run.part == "halves" and (run.calibration, run.refit) == (chosen, refit))
 
 
 def least_worst(rows: dict[str, Row], wanted: Callable[[Run], bool]) -> str:
-    """The shares of the row that is least on the text where it is worst, at each size."""
+    """For each size, the shares of the best row; best by its worst text."""
     found = []
     for target in PAPER_RATIOS:
         best = best_of_paper(rows, target)
@@ -123,7 +123,7 @@ def least_worst(rows: dict[str, Row], wanted: Callable[[Run], bool]) -> str:
 
 
 def worst_draws(rows: dict[str, Row], pipelines: Sequence[str]) -> str:
-    """The largest share over the draws, at each size and on each text."""
+    """For each size and each text, the largest share over the draws."""
     found = []
     for target in PAPER_RATIOS:
         best = best_of_paper(rows, target)
@@ -134,7 +134,7 @@ def worst_draws(rows: dict[str, Row], pipelines: Sequence[str]) -> str:
 
 
 def criteria_table(rows: dict[str, Row]) -> list[str]:
-    """LLM-Pruner's criteria and obs on the same windows; shares are of the best criterion on each text."""
+    """LLM-Pruner's criteria and obs on the same windows; shares are relative to the best criterion on each text."""
     names = " | ".join(CRITERIA)
     lines = [f"| kept | windows | {names} | `obs`, refit | increase, share of the best criterion's |"]
     lines.append("|---|---|" + "---|" * len(CRITERIA) + "---|---|")
@@ -150,7 +150,7 @@ def criteria_table(rows: dict[str, Row]) -> list[str]:
 
 
 def halves_table(rows: dict[str, Row]) -> list[str]:
-    """Shares of the paper's best by the text that units are chosen on, down, and the one that refits, across."""
+    """Shares of the paper's best: a row per text on which units are chosen, a column per text for refitting."""
     names = {PAPER_CALIBRATION: "the ten windows", MIXED: "three texts"}
     across = " | ".join(f"refitted on {names[text]}" if text else "not refitted" for text in REFITS)
     lines = [f"| kept | score | units chosen on | {across} |", "|---|---|---|" + "---|" * len(REFITS)]
@@ -179,7 +179,7 @@ def cell(found: list[float], digits: int = 3) -> str:
 
 
 def grouped(rows: dict[str, Row], part: str, seeds: int) -> dict[tuple[str, float], dict[str, list[Row]]]:
-    """(model, budget) -> column -> rows of the seeds."""
+    """(model, budget) -> column -> rows of all seeds."""
     found: dict[tuple[str, float], dict[str, list[Row]]] = {}
     for run in runs(seeds):
         if run.part == part and run.key in rows:
@@ -188,7 +188,7 @@ def grouped(rows: dict[str, Row], part: str, seeds: int) -> dict[tuple[str, floa
 
 
 def increases_table(found: dict[tuple[str, float], dict[str, list[Row]]]) -> list[str]:
-    """Models and budgets down, pipelines across; the least in bold."""
+    """A row per model and budget, a column per pipeline; the smallest value is in bold."""
     columns = list(dict.fromkeys(column for of in found.values() for column in of))
     lines = [f"| model | kept | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
     for (model, target), of_column in found.items():
@@ -200,7 +200,7 @@ def increases_table(found: dict[tuple[str, float], dict[str, list[Row]]]) -> lis
 
 
 def recovery_columns(rows: dict[str, Row], seeds: int) -> dict[tuple[str, float], dict[str, list[Row]]]:
-    """(model, budget) -> column of the table of recovery -> rows; those without recovery are rows of the scores."""
+    """(model, budget) -> column of the recovery table -> rows; columns without recovery are from the scores table."""
     without, trained = (grouped(rows, part, seeds) for part in ("scores", "recovery"))
     return {
         at: {
@@ -213,12 +213,12 @@ def recovery_columns(rows: dict[str, Row], seeds: int) -> dict[tuple[str, float]
 
 
 def recovery_table(rows: dict[str, Row], seeds: int) -> list[str]:
-    """Models and budgets down, without and with recovery across."""
+    """A row per model and budget, columns without and with recovery."""
     return increases_table(recovery_columns(rows, seeds))
 
 
 def recovered_share(rows: dict[str, Row], seeds: int) -> str:
-    """What recovery takes away of the increase, model by model: the least and the most over budgets and forms."""
+    """For each model, by how much recovery reduces the increase: smallest and largest over budgets and forms."""
     shares: dict[str, list[float]] = {}
     for (model, _), found in recovery_columns(rows, seeds).items():
         for form in RECOVERED:
@@ -234,7 +234,7 @@ def rates_table(rows: dict[str, Row], seeds: int) -> list[str]:
 
 
 def draws(rows: dict[str, Row], part: str, seeds: int) -> str:
-    """Of how many draws of the calibration windows a cell is the mean, model by model where they differ."""
+    """For each model, the number of draws in the mean of a cell."""
     found: dict[str, list[int]] = {}
     for (model, _), columns in grouped(rows, part, seeds).items():
         found.setdefault(model, []).extend(map(len, columns.values()))
@@ -242,7 +242,7 @@ def draws(rows: dict[str, Row], part: str, seeds: int) -> str:
 
 
 def dense_perplexities(rows: dict[str, Row], seeds: int) -> str:
-    """Of the model with several evaluation texts."""
+    """The dense perplexities of the model with several evaluation texts."""
     for (model, _), columns in grouped(rows, "scores", seeds).items():
         if model == PAPER_MODEL:
             return " / ".join(f"{math.exp(loss):.2f}" for loss in next(iter(columns.values()))[0]["dense"])
@@ -250,7 +250,7 @@ def dense_perplexities(rows: dict[str, Row], seeds: int) -> str:
 
 
 def perplexities_table(columns: dict[tuple[str, float], dict[str, list[Row]]]) -> list[str]:
-    """Of the model with several evaluation texts, text by text."""
+    """The perplexities of the model with several evaluation texts, for each text."""
     lines = [f"| kept | pipeline | {' | '.join(TEXTS)} |", "|---|---|" + "---|" * len(TEXTS)]
     for (model, target), found in columns.items():
         for column, of_seeds in found.items() if model == PAPER_MODEL else ():
@@ -260,7 +260,7 @@ def perplexities_table(columns: dict[tuple[str, float], dict[str, list[Row]]]) -
 
 
 def verdict(rows: dict[str, Row], seeds: int) -> str:
-    """Whether obs is ever worse than one of its peers, whichever way their budget is shared out."""
+    """A sentence that says in how many rows obs is better than wanda and flap, for any distribution of the budget."""
     cells, worse = 0, []
     for (model, target), found in grouped(rows, "scores", seeds).items():
         means = {column: statistics.mean(increase(row) for row in rows_) for column, rows_ in found.items()}

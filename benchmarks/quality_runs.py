@@ -1,4 +1,4 @@
-"""What benchmarks/quality.py measures: pipelines, budgets, models and draws."""
+"""The runs of benchmarks/quality.py: pipelines, budgets, models and draws."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Row = dict[str, Any]
 PARTS = ("scores", "paper", "halves", "criteria", "search", "recovery", "rate")
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
 PAPER_RATIOS = {0.839: 0.25, 0.634: 0.6}
-"""Kept parameters -> the ratio at which LLM-Pruner's layers and widths keep them."""
+"""Share of kept parameters -> the ratio with which LLM-Pruner keeps this share."""
 
 PAPER_MODEL = "llama-7m"
 PAPER_WINDOWS = 200
 PAPER_CALIBRATION = "bookcorpus"
 PAPER_FIRST = 10
-"""Windows that LLM-Pruner's figures and ours are calibrated on."""
+"""Number of calibration windows in the comparison with LLM-Pruner."""
 OBS_OF_TEN = "obs{target=params:TARGET,by=global,samples=10},compensate{samples=10,damping=0.3}"
 DRAWS = ("", *(f",seed={seed}" for seed in range(1, 6)))
 OBS_OF_WRITTEN = tuple(
@@ -48,7 +48,7 @@ PAPER_MORE = (
     "obs{target=params:TARGET,by=global,samples=128,seed=0},compensate{samples=384,seed=0}",
 )
 MIXED = "+".join(TEXTS)
-"""As many characters of the calibration part of each text, one after the other."""
+"""The same number of characters of the calibration part of each text, one after the other."""
 
 NO_REFIT = ""
 REFITS = {
@@ -56,9 +56,9 @@ REFITS = {
     PAPER_CALIBRATION: ",compensate{samples=10,damping=0.3}",
     MIXED: ",compensate{samples=384,seed=0}",
 }
-"""Text -> the refit that reads it, the ten windows or three texts."""
+"""Text -> the refit on it, for the ten windows and for three texts."""
 CHOICES = {PAPER_CALIBRATION: "samples=10", MIXED: "samples=128,seed=0"}
-"""Text -> the windows of it that a score reads."""
+"""Text -> number of its windows that a score reads."""
 
 SAME_WINDOWS = {
     "the paper's ten": (0, None, OBS_OF_TEN),
@@ -69,7 +69,7 @@ SAME_WINDOWS = {
     "another draw of the 384": (384, 1, OBS_OF_MORE[1]),
     "a third of the 384": (384, 2, OBS_OF_MORE[2]),
 }
-"""Windows -> how many the dense model writes beside the first ten, with which seed, and obs that reads them all."""
+"""Name of windows -> number that the dense model writes beside the first ten, the seed, and obs on all of them."""
 PAPER_OWN = "the paper's ten"
 
 SCORES_MODELS = ("stories260k", "tinystories-656k", "babyllama-1m", "llama-7m")
@@ -88,14 +88,14 @@ SCORES = {
 }
 PEERS = ("wanda", "flap")
 RECOVERED = {"uniform": "obs uniform", "free": "obs global"}
-"""Form -> the column of SCORES that is recovered: how its budget is shared out is all that differs."""
+"""Form -> the column of SCORES before recovery; the forms differ only in the distribution of the budget."""
 
 RECOVER = ",distill{steps=50,batch=16,micro_batch=16,length=128,lr=LR,seed=SEED}"
 RATES = ("0.00003", "0.0001", "0.0003", "0.001", "0.003", "0.01", "0.03")
-"""Learning rates that are tried at RATES_TARGET, in the free form, on spare text."""
+"""Learning rates that are tried for RATES_TARGET, in the free form, on spare text."""
 RATES_TARGET = 0.7
 CHOSEN = {"stories260k": "0.003", "tinystories-656k": "0.01", "babyllama-1m": "0.0001", "llama-7m": "0.0003"}
-"""Model -> the rate that does best there."""
+"""Model -> the best of these rates."""
 
 SEARCH = {
     f"fisher {way}": f"fisher{{target=params:TARGET,by={way},samples=10,seed=SEED}}" for way in ("uniform", "search")
@@ -107,18 +107,18 @@ class Run:
     """One pipeline on one model.
 
     Attributes:
-        part: of the benchmark, one of PARTS.
-        model: its folder.
-        calibration: the text that it is calibrated on.
-        texts: that its perplexity is measured on.
-        target: kept parameters.
-        column: of the table, or the pipeline.
-        pipeline: with TARGET, HALFWAY and SEED to be filled in; a name where LLM-Pruner's own code runs.
-        seed: of the draw of calibration windows, and of training; None where the first windows are read. For
-            LLM-Pruner's own code of what the dense model writes beside the first ten, None where it reads those alone.
-        training: texts that recovery is trained on.
-        written: windows that the dense model writes for LLM-Pruner's own code to read beside the first ten.
-        refit: the text that a refit reads, where it is not what the score reads.
+        part: the part of the benchmark, one of PARTS.
+        model: the folder of the model.
+        calibration: the calibration text.
+        texts: the texts on which perplexity is measured.
+        target: share of kept parameters.
+        column: the column of the table, or the pipeline.
+        pipeline: the pipeline, with TARGET, HALFWAY and SEED to be filled in; for LLM-Pruner's own code, a name.
+        seed: the seed of the draw of calibration windows and of training; None for the first windows of the text. For
+            LLM-Pruner's own code, the seed of the windows that the dense model writes; None if it reads only the ten.
+        training: the recovery texts.
+        written: number of windows that the dense model writes, in addition to the first ten, for LLM-Pruner's own code.
+        refit: the text for refitting, if it is not that for the scores.
     """
 
     part: str
@@ -141,13 +141,13 @@ class Run:
 
     @property
     def text(self) -> str:
-        """The pipeline with its budget and seed; halfway is halfway from the whole model."""
+        """The pipeline with its budget and seed; "halfway" is the mean of the budget and the dense model."""
         found = self.pipeline.replace("TARGET", f"{self.target:g}").replace("HALFWAY", f"{(1 + self.target) / 2:g}")
         return found.replace("SEED", "none" if self.seed is None else str(self.seed))
 
 
 def runs(seeds: int) -> Iterator[Run]:
-    """Everything, the cheapest parts first; a seed is finished before the next one begins."""
+    """All runs, the cheapest parts first, and all runs of a seed before the next."""
     yield from scores_runs(seeds)
     for target in PAPER_RATIOS:
         yield from paper_runs(target)
@@ -168,7 +168,7 @@ def runs(seeds: int) -> Iterator[Run]:
 
 
 def paper_runs(target: float) -> Iterator[Run]:
-    """What is measured against LLM-Pruner."""
+    """The runs of the comparison with LLM-Pruner."""
     for pipeline in PAPER_PIPELINES:
         yield Run("paper", PAPER_MODEL, PAPER_CALIBRATION, TEXTS, target, pipeline, pipeline)
     for pipeline in PAPER_MORE:
@@ -176,7 +176,7 @@ def paper_runs(target: float) -> Iterator[Run]:
 
 
 def halves_runs(target: float) -> Iterator[Run]:
-    """Units chosen on one text and refitted on another, or not at all: which of the two needs the text."""
+    """Units chosen on one text and weights refitted on another or not at all, to see which needs more text."""
     for chosen, reads in CHOICES.items():
         for refitted, refit in REFITS.items():
             for score in ("fisher", "obs"):
@@ -185,7 +185,7 @@ def halves_runs(target: float) -> Iterator[Run]:
 
 
 def criteria_runs(target: float, windows: str) -> Iterator[Run]:
-    """LLM-Pruner's own code on some of SAME_WINDOWS; weights alone know nothing of them and are cut once."""
+    """LLM-Pruner's own code on some of SAME_WINDOWS; criteria that use only weights run once."""
     count, seed, _ = SAME_WINDOWS[windows]
     for name, reads in CRITERIA.items():
         written, draw = (count, seed) if reads else (0, None)
@@ -194,18 +194,18 @@ def criteria_runs(target: float, windows: str) -> Iterator[Run]:
 
 
 def texts_of(model: str) -> tuple[str, tuple[str, ...]]:
-    """What a model is calibrated on, and what its perplexity is measured on."""
+    """The calibration text and the evaluation texts of a model."""
     return (PAPER_CALIBRATION, TEXTS) if model == PAPER_MODEL else (TEXTS[0], TEXTS[:1])
 
 
 def recovering(run: Run, part: str, rate: str) -> Run:
-    """The same with recovery behind it. The text that calibrates comes first, as in benchmarks/recovery.py."""
+    """The same with recovery after it. The calibration text comes first, as in benchmarks/recovery.py."""
     pipeline = run.pipeline + RECOVER.replace("LR", rate)
     return replace(run, part=part, pipeline=pipeline, training=tuple(reversed(run.texts)))
 
 
 def scores_runs(seeds: int) -> Iterator[Run]:
-    """Scores and ways to share a budget out."""
+    """Scores, and ways to distribute a budget."""
     for model in SCORES_MODELS:
         calibration, texts = texts_of(model)
         for seed in range(seeds):

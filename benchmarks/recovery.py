@@ -1,9 +1,9 @@
-"""Recovery of llama-7m without a fifth of its parameters: how much of the lost log-perplexity comes back, at what cost.
+"""Recovery of llama-7m after a fifth of its parameters was removed: how much quality training recovers, and its cost.
 
 python benchmarks/recovery.py --model ../shared/models/llama-7m --text ../shared/text --out docs/recovery.md
 
-Rows that the JSON file holds are not run again. What chooses, refits or trains reads ``-recover`` and ``-calib`` texts,
-perplexity the ``-eval`` ones: the same 200 windows of 128 tokens of each as in docs/quality.md.
+Rows in the JSON file are not run again. Scores, refitting and training read the ``-recover`` and ``-calib`` texts.
+Perplexity is of the ``-eval`` texts: the same 200 windows of 128 tokens of each as in docs/quality.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 COMMAND = "python benchmarks/recovery.py --model ../shared/models/llama-7m --text ../shared/text --out docs/recovery.md"
 
 BEGUN = "2026-11-24"
-"""When the first of the rows that the JSON file holds was measured."""
+"""The day on which the first row in the JSON file was measured."""
 
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
 WINDOWS, LENGTH = 200, 128
@@ -57,26 +57,26 @@ CHOICES = {
         "lr=0.004,teacher=1",
     ),
 }
-"""What lora learns from -> options that are tried."""
+"""What ``lora`` learns from -> options that are tried."""
 
 BEST = "fisher{target=params:0.8,by=global,samples=64,seed=0},compensate{samples=128,seed=0}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A pipeline, and the table that it is a row of."""
+    """A pipeline, and the table in which it is a row."""
 
     table: str
     pipeline: str
 
 
 def adapted(options: str) -> str:
-    """The pipeline of a choice."""
+    """The pipeline for some options of ``lora``."""
     return ADAPT.replace("OPTIONS", options)
 
 
 def runs(steps: int) -> Iterator[Run]:
-    """Everything, the most telling first."""
+    """All runs, the most important first."""
     long = LONG.replace("STEPS", str(steps))
     yield Run("long", CUT)
     yield Run("long", REFIT)
@@ -118,14 +118,14 @@ class Bench:
         self.spare = [spare_text(text, name, tokenizer).windows(LENGTH, SPARE_WINDOWS) for name in TEXTS]
 
     def losses(self, model: Any) -> Row:
-        """Log-perplexity on each evaluation text, and on each text that options are chosen on."""
+        """Log-perplexity on each evaluation text, and on each spare text, on which options are chosen."""
         from fxprune.passes.measure import perplexity
 
         read = {"losses": self.held, "spare": self.spare}
         return {name: [perplexity(model, windows).nll for windows in texts] for name, texts in read.items()}
 
     def run(self, pipeline: str) -> Row:
-        """Run a pipeline on a copy of the model; seconds of this process, and by the clock."""
+        """Run a pipeline on a copy of the model; measures process time and wall time."""
         from fxprune.ir.verifier import verify
         from fxprune.passes.manager import run_pipeline
         from fxprune.passes.measure import parameter_count
@@ -143,7 +143,7 @@ class Bench:
 
 
 def closed(row: Row, cut: Row, dense: Sequence[float]) -> list[float]:
-    """Of what the paper's cut lost in log-perplexity, the share that came back: text by text, and of the sum."""
+    """The recovered share of the increase of the log-perplexity: for each text, and for the sum."""
     texts = list(zip(row["losses"], cut["losses"], dense, strict=True))
     both = [sum(was - now for now, was, _ in texts), sum(was - whole for _, was, whole in texts)]
     return [*((was - now) / (was - whole) for now, was, whole in texts), both[0] / both[1]]
@@ -160,7 +160,7 @@ def table(rows: dict[str, Any], wanted: Sequence[Run]) -> list[str]:
 
 
 def chosen(rows: dict[str, Any]) -> dict[str, str]:
-    """What lora learns from -> the options with the least mean log-perplexity on spare text, of those that were run."""
+    """What ``lora`` learns from -> of the options that were run, those with the lowest log-perplexity on spare text."""
     measured = {
         kind: [each for each in options if "spare" in rows.get(adapted(each), {})] for kind, options in CHOICES.items()
     }
@@ -172,13 +172,13 @@ def chosen(rows: dict[str, Any]) -> dict[str, str]:
 
 
 def further(rows: dict[str, Any]) -> Iterator[Run]:
-    """More seeds of what spare text chooses: to be asked for once all options were run."""
+    """Further seeds of the options that were chosen on spare text; to be called when all options were run."""
     for options in chosen(rows).values():
         yield from (Run("choice", adapted(f"{options},seed={seed}")) for seed in SEEDS)
 
 
 def choice_table(rows: dict[str, Any]) -> list[str]:
-    """Every choice of options, the one that spare text chooses in bold, and its further seeds."""
+    """All options, with the ones chosen on spare text in bold, and their further seeds."""
     lines = [
         "| learns from | options | spare text: mean log-perplexity | perplexity | gap closed | of all | CPU s |",
         "|---|---|---|---|---|---|---|",
@@ -195,7 +195,7 @@ def choice_table(rows: dict[str, Any]) -> list[str]:
 
 
 def results(row: Row, rows: dict[str, Any]) -> str:
-    """The cells that all tables end in: perplexity, gap closed, of all, seconds."""
+    """The last cells of a row in all tables: perplexity, gap closed, of all, seconds."""
     *shares, whole = closed(row, rows[CUT], rows["dense"]["losses"])
     shown = " / ".join(f"{math.exp(loss):.2f}" for loss in row["losses"])
     texts = " / ".join(f"{share:.0%}" for share in shares)
@@ -225,11 +225,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True, type=Path, help="directory of llama-7m")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt, -recover.txt and -eval.txt")
-    parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="where rows are kept")
+    parser.add_argument("--rows", type=Path, default=Path(__file__).with_suffix(".json"), help="JSON file for the rows")
     parser.add_argument("--out", type=Path, help="the page to write")
-    parser.add_argument("--steps", type=int, default=290, help="of the long run")
+    parser.add_argument("--steps", type=int, default=290, help="training steps of the long run")
     parser.add_argument("--table", choices=("long", "equal", "choice"), help="run the rows of one table only")
-    parser.add_argument("--no-run", action="store_true", help="write the page from the rows that there are")
+    parser.add_argument(
+        "--no-run", action="store_true", help="run nothing: write the page from the rows in the JSON file"
+    )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

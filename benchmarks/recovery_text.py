@@ -1,4 +1,4 @@
-"""The texts that recovery is trained on in the benchmarks: none that anything is evaluated on."""
+"""The recovery texts of the benchmarks. Nothing is evaluated on them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 TRAINING = {"tinystories": ("recover", "calib"), "wikitext2": ("recover",), "bookcorpus": ("calib",)}
-"""Text -> the parts of it that are read, one after the other."""
+"""Text -> its parts, which are read one after the other."""
 
 EACH = {"tinystories": 360_000, "wikitext2": 720_000, "bookcorpus": 360_000}
-"""Characters of each text that are trained on."""
+"""Number of characters of each text for training."""
 
 SPARE = 36_000
-"""Characters after those, for choosing options: neither trained nor evaluated on."""
+"""Number of characters after those, for choosing options: neither trained nor evaluated on."""
 
 
 def recovery_text(folder: Path, names: Iterable[str], tokenizer: Any) -> Any:
-    """The named texts as one running text, in the order given.
+    """The texts with these names as one text, in this order.
 
     Args:
-        folder: holds NAME-recover.txt and NAME-calib.txt.
-        names: of the texts.
-        tokenizer: what cuts them into tokens.
+        folder: the folder with NAME-recover.txt and NAME-calib.txt.
+        names: names of the texts.
+        tokenizer: the tokenizer.
     """
     from fxprune.tracer.text import from_string
 
@@ -30,7 +30,7 @@ def recovery_text(folder: Path, names: Iterable[str], tokenizer: Any) -> Any:
 
 
 def spare_text(folder: Path, name: str, tokenizer: Any) -> Any:
-    """What comes after the characters of a text that are trained on."""
+    """The part of a text after the characters for training."""
     from fxprune.tracer.text import from_string
 
     return from_string(f"spare {name}", _read(folder, name)[EACH[name] :][:SPARE], tokenizer)

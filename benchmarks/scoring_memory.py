@@ -1,12 +1,12 @@
-"""Peak memory of scoring beyond weights and activations, in units of the largest single gradient.
+"""Peak memory of scoring in addition to weights and activations, in units of the largest single gradient.
 
     python benchmarks/scoring_memory.py
-    python benchmarks/scoring_memory.py --samples 2 --length 3   # few activations for a gradient to hide under
+    python benchmarks/scoring_memory.py --samples 2 --length 3   # small activations, so that gradients show
 
-Every allocation and release of torch's CPU allocator is recorded by its profiler. The peak of a scoring run is compared
-with the peak of a forward pass that keeps for the backward pass what training keeps, and a backward pass down to the
-token embeddings that computes no gradient of a parameter. The profiler keeps every event: a much larger model takes
-more memory to watch than to score. Exit code 1 when a variant needs more than two gradients.
+The profiler of torch records every allocation and release of its CPU allocator. The peak of a scoring run is compared
+with the peak of a forward pass that keeps activations for training, and a backward pass to the token embeddings that
+computes no gradient of a parameter. The profiler keeps every event, so for a much larger model the profile needs more
+memory than scoring. The exit code is 1 if a variant needs more than two gradients.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most bytes that were allocated during ``run`` and not yet released."""
+    """Peak memory in bytes that was allocated during ``run``."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     results = profiler.profiler.kineto_results  # type: ignore[union-attr]
@@ -42,7 +42,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 def activations_only(model: nn.Module, tokens: Tensor) -> None:
-    """Forward, and backward to the token embeddings, without the gradient of any parameter."""
+    """Forward pass, and backward pass to the token embeddings, without the gradient of any parameter."""
     embedded: list[Tensor] = []
     handle = model.get_input_embeddings().register_forward_hook(lambda _m, _i, output: embedded.append(output))
     try:
@@ -67,7 +67,7 @@ def build(options: argparse.Namespace, tied: bool) -> nn.Module:
 
 
 def measure(options: argparse.Namespace, tied: bool) -> list[tuple[str, float, float, float, float]]:
-    """Rows of variant, seconds, MiB of weights and activations, MiB beyond them, and those in largest gradients."""
+    """Rows of: variant, seconds, MiB of weights and activations, further MiB, and these in largest gradients."""
     model = build(options, tied)
     tokens = torch.randint(options.vocab, (options.samples, options.length))
     wanted = {name: frozenset(range(p.dim())) for name, p in model.named_parameters()}

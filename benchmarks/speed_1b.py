@@ -1,9 +1,9 @@
-"""A Llama of a billion parameters, half of its heads and feed-forward widths removed: what of that becomes speed.
+"""Speed of a Llama with a billion parameters after half of its heads and feed-forward widths were removed.
 
     python -m fxprune.benchmarks.speed_1b --json speed_1b.json
 
-Writes random float32 weights (4 GB), prunes them by magnitude, exports both to ONNX, and times dense against pruned, in
-torch and then in ONNX Runtime, as ``fxprune bench`` does: in turn, every second round in reverse. Deletes everything.
+Writes random float32 weights (4 GB), prunes them by magnitude, exports both models to ONNX, and compares their speed in
+torch and then in ONNX Runtime, as ``fxprune bench`` does: in turn, every second round in reverse. Deletes all files.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ CONFIG = LlamaConfig(
     vocab_size=32000, max_position_embeddings=2048, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 NEEDED = 22e9
-"""Bytes of disk: both models, and both again as ONNX while one is written."""
+"""Disk space in bytes: both models, and both again as ONNX while one is being written."""
 
 
 def write_model(folder: Path, layers: int) -> None:
-    """Random weights; a billion draws from one buffer take seconds instead of minutes."""
+    """Random weights, copied from one buffer: a billion random numbers would take minutes."""
     CONFIG.num_hidden_layers = layers
     with torch.device("meta"):
         model = LlamaForCausalLM(CONFIG)
@@ -52,14 +52,14 @@ def write_model(folder: Path, layers: int) -> None:
 
 
 def seconds_of(command: list[str]) -> float:
-    """Wall time of a process that must succeed."""
+    """Wall time of a process; it must succeed."""
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything, in a folder that is emptied afterwards."""
+    """Run the whole benchmark, in a folder that is emptied afterwards."""
 
     def say(text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
@@ -93,13 +93,13 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=18, help="18 are a billion parameters (default)")
+    parser.add_argument("--layers", type=int, default=18, help="number of layers (default: 18, a billion parameters)")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--new", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", help="where to write (default: the system's temporary folder)")
-    parser.add_argument("--json", metavar="FILE", help="where the figures go (default: to the screen)")
+    parser.add_argument("--folder", help="folder for the models (default: the temporary folder of the system)")
+    parser.add_argument("--json", metavar="FILE", help="file for the results (default: print them)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fxprune-1b-", dir=arguments.folder) as folder:
         free = shutil.disk_usage(folder).free

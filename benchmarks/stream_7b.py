@@ -1,12 +1,12 @@
-"""A Llama of 7B geometry pruned from file to file: time beside copying the same files, and peak memory.
+"""Prune a Llama with the geometry of 7B with weights on disk: time compared with copying the files, and peak memory.
 
     python -m fxprune.benchmarks.stream_7b --layers 8
 
-Writes random bfloat16 weights in shards, copies them, prunes them by magnitude in a process of its own, and deletes
-everything. Time: the copy, the pruning and a floor alternate, each right after the source was read once, so that what
-the system keeps of it in memory favours none. The floor is what the pruning cannot do without, in two threads: the
-sha256 of the source in one, and in the other reading as many bytes as are left, their sha256, and writing them. Memory:
-the peak resident size of the process, less that of a process that has only imported torch.
+Writes random bfloat16 weights in shards, copies them, prunes them by magnitude in a process of its own, and deletes all
+files. Time: the copy, the pruning and a lower bound alternate, each after the source was read once, so that the file
+cache of the system favours none of them. The lower bound is the minimal work, in two threads: one computes the sha256
+of the source; the other reads as many bytes as are kept, computes their sha256 and writes them. Memory: the peak memory
+of the process, minus that of a process that has only imported torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 MARGIN = 1.15
-"""Free disk that is asked for, beside what will be written."""
+"""Free disk space that must remain, in bytes."""
 
 PIECE = 1 << 20
 
@@ -47,12 +47,12 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def config_of(layers: int) -> LlamaConfig:
-    """Llama-7B with so many layers."""
+    """The configuration of Llama-7B with this number of layers."""
     return LlamaConfig(num_hidden_layers=layers, max_position_embeddings=2048)
 
 
 def write_model(folder: Path, layers: int) -> int:
-    """Random weights, shard by shard; returns their bytes."""
+    """Write random weights, shard by shard; returns their size in bytes."""
     config = config_of(layers)
     config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
     with torch.device("meta"):
@@ -75,7 +75,7 @@ def write_model(folder: Path, layers: int) -> int:
 
 
 def read(source: Path) -> None:
-    """Whatever the system can keep of the source in memory, it keeps from now on."""
+    """Read the source once, so that the system keeps as much of it in its file cache as it can."""
     memory = bytearray(1 << 24)
     for file in sorted(source.glob("*.safetensors")):
         with file.open("rb", buffering=0) as opened:
@@ -85,7 +85,7 @@ def read(source: Path) -> None:
 
 
 def seconds_of(work: list[str]) -> float:
-    """Wall time of a command, until its writes are on the disk."""
+    """Wall time of a command, until its output is on the disk."""
     os.sync()
     start = time.perf_counter()
     subprocess.run(work, check=True, stdout=subprocess.DEVNULL)
@@ -94,7 +94,7 @@ def seconds_of(work: list[str]) -> float:
 
 
 def peak_of(*arguments: str) -> tuple[float, float]:
-    """Seconds until everything is on the disk, and peak resident GB, of a process that runs the program."""
+    """Run the program in a process: seconds until its output is on the disk, and peak memory in GB."""
     os.sync()
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
@@ -103,7 +103,7 @@ def peak_of(*arguments: str) -> tuple[float, float]:
 
 
 def floor_of(source: Path, out: Path, size: int) -> float:
-    """Seconds, until they are on the disk, to read and hash the source beside reading, hashing and writing ``size``."""
+    """The lower bound: seconds to read and hash the source and, in parallel, to read, hash and write ``size`` bytes."""
     files = sorted(source.glob("*.safetensors"))
     os.sync()
     start = time.perf_counter()
@@ -129,7 +129,7 @@ def _hash(files: list[Path], target: RawIOBase | None, size: int) -> str:
 
 
 def measure(folder: Path, layers: int, ratio: float, repeats: int) -> dict[str, object]:
-    """Everything, in a folder that is emptied afterwards."""
+    """Run the whole benchmark, in a folder that is emptied afterwards."""
     source, copy, out = folder / "source", folder / "copy", folder / "out"
     source.mkdir()
     size = write_model(source, layers)
@@ -165,10 +165,10 @@ def measure(folder: Path, layers: int, ratio: float, repeats: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=32, help="32 are 13.5 GB (default)")
+    parser.add_argument("--layers", type=int, default=32, help="number of layers (default: 32, 13.5 GB)")
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--folder", help="where to write (default: the system's temporary folder)")
+    parser.add_argument("--folder", help="folder for the models (default: the temporary folder of the system)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fxprune-7b-", dir=arguments.folder) as folder:
         needed = (0.53 + 0.41 * arguments.layers) * 2e9 * MARGIN

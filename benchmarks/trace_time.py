@@ -1,4 +1,4 @@
-"""What analysis costs beside torch.export itself: trace, couple and plan of large geometries on the meta device.
+"""Time of the analysis compared with torch.export alone: trace, couple and plan of large models on the meta device.
 
 python benchmarks/trace_time.py
 """
@@ -41,7 +41,7 @@ def on_meta(config: Any) -> torch.nn.Module:
 
 
 def measure(config: Any, repeats: int) -> dict[str, float]:
-    """Best of ``repeats`` of every step, seconds, the two ways of tracing alternating."""
+    """The best time of every step in ``repeats`` runs, in seconds; the two ways of tracing alternate."""
     model = on_meta(config)
     rounds = [_round(model) for _ in range(repeats)]
     return {name: min(times[name] for times in rounds) for name in rounds[0]}
@@ -84,7 +84,7 @@ def main() -> None:
             couple(graph)
             times.append(time.perf_counter() - started)
         print(f"couple, {layers} layers: {min(times) * 1000:.0f} ms", flush=True)
-    print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 
 if __name__ == "__main__":

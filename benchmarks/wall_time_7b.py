@@ -1,9 +1,10 @@
-"""How long obs and compensate would take on a model of 7B geometry: one layer's work measured, times 32.
+"""Projected time of obs and compensate on a model with the geometry of 7B: one layer is measured, times 32.
 
 python benchmarks/wall_time_7b.py --json wall_time.json
 
-Weights and inputs are random, the operations those of the passes. Operations that grow with the number of calibration
-tokens are measured on --tokens of them and scaled to 128 windows of 128; rounds of obs are measured once each.
+Weights and inputs are random; the operations are those of the passes. Operations that depend on the number of
+calibration tokens are measured with --tokens tokens and scaled to 128 windows of 128. Each kind of round of obs is
+measured once.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Part:
     """One operation.
 
     Attributes:
-        name: what it is.
-        seconds: measured.
-        scale: to what one layer needs (tokens, rounds).
-        counts: how often ``obs`` and ``compensate`` do it in a layer.
+        name: its name in the table.
+        seconds: measured seconds.
+        scale: factor from the measured size to that of one layer (tokens, rounds).
+        counts: how often ``obs`` and ``compensate`` need it in a layer.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Part:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of one core that a piece of work takes, however busy the machine is; and its result."""
+    """Process time of a function, which does not depend on other load; and its result."""
     started = time.process_time()
     result = work()
     return time.process_time() - started, result
@@ -55,10 +56,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def layer_parts(tokens: int, scale: float) -> list[Part]:
     """Forward and backward of a decoder layer, float32.
 
-    compensate runs a layer eight times: for each of its two maps in the dense and in the pruned model, once more in
-    both to hand its outputs on, and, over all layers, about once more in both to check on one of 16 batches that
-    nothing else is handed on. obs under a budget runs the dense model alone, and once with gradients of the
-    activations, for what errors of outputs count.
+    compensate runs a layer eight times: for each of its two linear maps in the dense and in the pruned model; once more
+    in both for its outputs; and about once more in both to check, on one of 16 batches, that a layer passes nothing
+    else to the next. obs with a budget runs only the dense model, and once with gradients of the activations.
     """
     import torch
     from transformers import LlamaConfig
@@ -88,7 +88,7 @@ def layer_parts(tokens: int, scale: float) -> list[Part]:
 
 
 def metric_parts(tokens: int, scale: float) -> tuple[list[Part], Any]:
-    """What errors of the WIDTH outputs of a map count: their gradients' second moments, and the root of these."""
+    """The weights of output errors in obs: second moments of the gradients of WIDTH outputs, and their root."""
     import torch
 
     from fxprune.passes.obs import _root
@@ -131,9 +131,9 @@ def map_parts(name: str, inputs: int, unit: int, root: Any, tokens: int) -> list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tokens", type=int, default=512, help="calibration tokens that are measured")
-    parser.add_argument("--layer-only", action="store_true", help="measure the forward and backward of a layer alone")
-    parser.add_argument("--json", type=Path, help="where the measurements are kept")
+    parser.add_argument("--tokens", type=int, default=512, help="number of calibration tokens to measure with")
+    parser.add_argument("--layer-only", action="store_true", help="measure only forward and backward of a layer")
+    parser.add_argument("--json", type=Path, help="JSON file for the measurements")
     options = parser.parse_args()
     scale = CALIBRATION / options.tokens
     parts = layer_parts(options.tokens, scale)

@@ -1,10 +1,10 @@
-"""Zero-shot accuracy before and after pruning: lm-eval's own API on local task files, nothing downloaded.
+"""Zero-shot accuracy before and after pruning, with the API of lm-eval on local task files; nothing is downloaded.
 
 pip install -c constraints.txt -e '.[bench]'
 python benchmarks/zeroshot.py --model ../shared/models/llama-7m --calib ../shared/text/bookcorpus-calib.txt \\
     --tasks ../shared/tasks --rows zeroshot.json --out docs/zeroshot.md
 
-Models are pruned by ``fxprune.apply`` and read back from what it wrote. Rows in the JSON file are not run again.
+Models are pruned by ``fxprune.apply`` and loaded from its output. Rows in the JSON file are not run again.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ TASKS: dict[str, dict[str, Any]] = {
         "metric_list": [{"metric": "acc"}],
     },
 }
-"""lm-eval's task configurations; the data set is filled in."""
+"""Task configurations of lm-eval, without the data set."""
 
 CHANCE = {"boolq": 0.5, "piqa": 0.5, "winogrande": 0.5, "blimp": 0.5, "lambada": 0.0}
-"""0.25 for the others."""
+"""Accuracy by chance; 0.25 for the other tasks."""
 
 PIPELINES = {
     "dense": "",
@@ -78,12 +78,12 @@ def configuration(name: str, folder: Path) -> dict[str, Any]:
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """Numbers of documents evenly spread over a file: BLiMP's paradigms stand one after the other."""
+    """Indices of documents, spread evenly over a file, since BLiMP has its paradigms one after the other."""
     return sorted({round(at * (count - 1) / max(1, min(wanted, count) - 1)) for at in range(min(wanted, count))})
 
 
 def accuracies(model: Any, tokenizer: Any, tasks: Path, documents: int) -> dict[str, list[float]]:
-    """Task -> accuracy, its standard error, documents."""
+    """Task -> accuracy, its standard error, number of documents."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -107,7 +107,7 @@ def accuracies(model: Any, tokenizer: Any, tasks: Path, documents: int) -> dict[
 
 
 def measure(options: argparse.Namespace, pipeline: str) -> Row:
-    """Prune, read back what was written, ask."""
+    """Prune a model, load the artifact, and evaluate it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import fxprune
@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace, pipeline: str) -> Row:
 
 
 def table(rows: dict[str, Row]) -> list[str]:
-    """Tasks down, models across, in percent with standard errors."""
+    """A row per task and a column per model, in percent with standard errors."""
     names = [name for name in PIPELINES if name in rows]
     lines = [f"| task | questions | chance | {' | '.join(names)} |", "|---|---|---|" + "---|" * len(names)]
     for task in TASKS:
@@ -138,9 +138,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True, type=Path, help="a model directory")
     parser.add_argument("--calib", required=True, type=Path, help="calibration text")
-    parser.add_argument("--tasks", required=True, type=Path, help="folder of NAME.jsonl")
-    parser.add_argument("--documents", type=int, default=60, help="questions of a task (BLiMP: ten times as many)")
-    parser.add_argument("--rows", type=Path, default=Path("zeroshot.json"), help="where rows are kept")
+    parser.add_argument("--tasks", required=True, type=Path, help="folder with NAME.jsonl files")
+    parser.add_argument("--documents", type=int, default=60, help="questions per task (BLiMP: ten times as many)")
+    parser.add_argument("--rows", type=Path, default=Path("zeroshot.json"), help="JSON file for the rows")
     parser.add_argument("--out", type=Path, help="the page to write")
     options = parser.parse_args()
     logging.disable(logging.WARNING)

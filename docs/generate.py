@@ -1,4 +1,4 @@
-"""Writes the pages of the documentation that are generated: ``python docs/generate.py``."""
+"""Write the generated pages of the documentation: ``python docs/generate.py``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ HEAD = """# Operator rules
 Generated from the tables in `ir/rules/` by `python docs/generate.py`; [how to write one](writing-a-rule.md),
 [which models need which](operators-by-model.md).
 
-A rule says which dimensions of an operator's operands and results are the same axis. In the notation operands stand
-left of `->` and results right of it, the same letter is the same axis, `...` is any number of dimensions that
-broadcast, `(a * b)` is a product and `(a + b)` a concat. *Resizes* marks operators with arguments that depend on
-extents, which the rule rewrites when an axis shrinks. An operator without a rule freezes every axis that it touches.
+A rule says which dimensions of the operands and results of an operator are the same axis. In the notation, operands
+are left of `->` and results right of it. The same letter is the same axis, `...` is any number of dimensions that
+broadcast, `(a * b)` is a product and `(a + b)` a concat. *Resizes*: the operator has arguments that depend on extents,
+and the rule changes them when an axis shrinks. An operator without a rule freezes every axis that it touches.
 """
 
 
 def operators_page() -> str:
-    """The page on operator rules."""
+    """The text of the page on operator rules."""
     lines = [HEAD, f"{sum(map(len, FAMILIES.values()))} operators have a rule.", ""]
     for family, rules in FAMILIES.items():
         lines += [f"## {family.capitalize()}", "", "| operators | rule | resizes |", "|---|---|---|"]
@@ -34,7 +34,7 @@ def operators_page() -> str:
 
 
 def _said(rule: Rule) -> tuple[str, bool]:
-    """A row's text; an asterisk or a bar in the notation is no mark-up."""
+    """The text of a row, with asterisks and bars escaped for Markdown; and whether the rule resizes."""
     return rule.text.replace("|", "\\|").replace("*", "\\*"), rule.resize is not None
 
 

@@ -62,7 +62,7 @@ def magnitude(model: Module, wanted: Wanted, p: int, weights: Weights | None = N
         chosen = wanted_parameters(model, wanted, stored=weights is not None)
         for name, weight in chosen.items() if weights is None else weights(chosen):
             sums = _power_sums(weight.detach(), wanted[name], p, pool, memory)
-            require_finite(sums, f"the weights of {name!r} are not finite", "repair or re-download the checkpoint")
+            require_finite(sums, f"the weights of {name!r} are not finite", "repair or download the checkpoint again")
             contributions.update(as_contributions(name, sums))
     return contributions
 

@@ -24,5 +24,5 @@ def read_json_object(path: Path, hint: str) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise RequestError(f"{path} is damaged: {error}", hint) from error
     if not isinstance(data, dict):
-        raise RequestError(f"{path} is damaged: it holds no JSON object", hint)
+        raise RequestError(f"{path} is damaged: it is not a JSON object", hint)
     return data

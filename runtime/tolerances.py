@@ -66,7 +66,7 @@ def same_function(dtype: torch.dtype) -> float:
 
 
 def relative_difference(got: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest absolute difference over the largest absolute reference value; infinite where shapes differ."""
+    """The largest absolute difference, divided by the largest absolute reference value; infinite if shapes differ."""
     if got.shape != reference.shape:
         return float("inf")
     if torch.equal(got, reference):

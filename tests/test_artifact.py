@@ -91,11 +91,15 @@ def test_a_second_rename_that_fails_puts_the_old_one_back(tmp_path: Path, monkey
 FAILURES: dict[str, tuple[BaseException, type[BaseException], str]] = {
     "interrupt": (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
     "a failed check": (FxpruneError("logits differ"), FxpruneError, "logits differ"),
-    "full disk": (OSError(errno.ENOSPC, "No space left on device"), FxpruneError, "the disk is full: writing .*out"),
+    "full disk": (
+        OSError(errno.ENOSPC, "No space left on device"),
+        FxpruneError,
+        "cannot write .*out: the disk is full",
+    ),
     "full disk in safetensors": (
         safetensors.SafetensorError("I/O error: No space left on device (os error 28)"),
         FxpruneError,
-        "the disk is full: writing .*out",
+        "cannot write .*out: the disk is full",
     ),
     "failing disk": (
         OSError(errno.EIO, "Input/output error"),
@@ -145,9 +149,9 @@ def under_a_file(path: Path) -> Path:
     ("make", "force", "message", "hint"),
     [
         (existing, False, r"out already exists", "--force"),
-        (a_file, True, r"out is a file, not a directory", "another output"),
-        (other_files, True, r"out holds files but no model", "--force replaces models only"),
-        (under_a_file, False, r"out is a file, not a directory", "another output"),
+        (a_file, True, r"out is a file, not a directory", "another --out"),
+        (other_files, True, r"out contains files, but no model", "--force replaces only models"),
+        (under_a_file, False, r"out is a file, not a directory", "another --out"),
     ],
 )
 def test_targets_that_are_refused(
@@ -170,7 +174,7 @@ def test_an_unwritable_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10**9))
     check_target(tmp_path / "out", force=False, needed=10**9)
-    with pytest.raises(RequestError, match=r"has 1.00 GB free and 2.00 GB will be written"):
+    with pytest.raises(RequestError, match=r"has 1.00 GB free, but 2.00 GB are needed"):
         check_target(tmp_path / "out", force=False, needed=2 * 10**9)
 
 
@@ -178,7 +182,7 @@ def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_source_is_not_replaced(tmp_path: Path, inside: bool) -> None:
     out = model_directory(tmp_path / "out")
     source = model_directory(out / "source") if inside else out
-    with pytest.raises(RequestError, match="holds the model that is being read"):
+    with pytest.raises(RequestError, match="contains the model that is being read"):
         check_target(out, force=True, source=source)
 
 
@@ -207,14 +211,14 @@ def test_a_plan_reads_back_and_has_the_same_bytes_in_any_order(tmp_path: Path) -
         (None, r"plan.safetensors does not exist"),
         (b"", r"plan.safetensors is damaged"),
         (b"\x10\0\0\0\0\0\0\0{}", r"plan.safetensors is damaged"),
-        ({"weight": np.array([0])}, r"is not a plan: it holds 'weight', int64 of shape \(1,\)"),
-        ({"weight:x": np.array([0])}, r"is not a plan: it holds 'weight:x'"),
-        ({"weight:0": np.array([0.0])}, r"is not a plan: it holds 'weight:0', float64"),
-        ({"weight:0": np.array([[0]])}, r"is not a plan: it holds 'weight:0', int64 of shape \(1, 1\)"),
-        ({"weight:0": np.array([2, 1])}, r"the indices of 'weight:0' are not ascending"),
-        ({"weight:0": np.array([1, 1])}, r"the indices of 'weight:0' are not ascending"),
-        ({"weight:0": np.array([-1, 1])}, r"the indices of 'weight:0' are not ascending"),
-        ({"weight:0": np.array([], dtype=np.int64)}, r"the indices of 'weight:0' are not ascending"),
+        ({"weight": np.array([0])}, r"is not a plan: its entry 'weight' is int64 of shape \(1,\)"),
+        ({"weight:x": np.array([0])}, r"is not a plan: its entry 'weight:x'"),
+        ({"weight:0": np.array([0.0])}, r"is not a plan: its entry 'weight:0' is float64"),
+        ({"weight:0": np.array([[0]])}, r"is not a plan: its entry 'weight:0' is int64 of shape \(1, 1\)"),
+        ({"weight:0": np.array([2, 1])}, r"the indices of 'weight:0' are empty, negative or not ascending"),
+        ({"weight:0": np.array([1, 1])}, r"the indices of 'weight:0' are empty, negative or not ascending"),
+        ({"weight:0": np.array([-1, 1])}, r"the indices of 'weight:0' are empty, negative or not ascending"),
+        ({"weight:0": np.array([], dtype=np.int64)}, r"the indices of 'weight:0' are empty, negative or not ascending"),
     ],
 )
 def test_plans_that_are_refused(tmp_path: Path, tensors: dict[str, np.ndarray] | bytes | None, message: str) -> None:
@@ -244,7 +248,7 @@ def test_a_record_reads_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "does not exist"), ("{", "is damaged"), ("[]", "is damaged: it holds no JSON object")],
+    [(None, "does not exist"), ("{", "is damaged"), ("[]", "is damaged: it is not a JSON object")],
 )
 def test_records_that_are_refused(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:

@@ -122,7 +122,7 @@ def test_models_alternate_and_rounds_are_compared(monkeypatch: pytest.MonkeyPatc
     assert (faster.ideal, faster.notes) == (3, ())
     assert slower.ideal == 0.5
     assert slower.notes[0] == "first token, batch 1: slower, 0.50 times the speed"
-    assert unsure.notes[-1] == "decode, batch 8: no difference beyond the spread, 0.50 to 2.00"
+    assert unsure.notes[-1] == "decode, batch 8: no clear difference, 0.50 to 2.00 times the speed"
 
 
 def test_table() -> None:
@@ -157,11 +157,13 @@ def test_table() -> None:
 def test_nothing_to_time(options: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="nothing to time") as error:
         fxprune.bench(**{"models": ["demo"], **options})
-    assert error.value.hint == "give at least 1 of each"
+    assert error.value.hint == "give at least one model, and numbers of at least 1"
 
 
 def test_what_a_process_refuses_arrives(models: tuple[Path, Path]) -> None:
-    with pytest.raises(RequestError, match=r"65 tokens do not fit into the context of .*wide', 64") as error:
+    with pytest.raises(
+        RequestError, match=r"--prompt and --new together are 65 tokens, but .*wide' has a context of 64"
+    ) as error:
         fxprune.bench(models[0], prompt=60, new=5, threads=1)
     assert error.value.hint == "give a smaller --prompt or --new"
 
@@ -187,8 +189,8 @@ def test_a_process_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(bench_process, "_Timed", fail)
     found = serve({"job": job, "conditions": conditions})
     assert found == {
-        "error": "'m' cannot be timed: ValueError: no weights",
-        "hint": "check that the model runs: fxprune eval",
+        "error": "cannot time 'm': ValueError: no weights",
+        "hint": "check with `fxprune eval` that the model runs",
         "request": False,
     }
 
@@ -196,8 +198,8 @@ def test_a_process_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("import os; os.kill(os.getpid(), 9)", r"the process of 'm' ended with -9$"),
-        ("raise SystemExit('first\\nout of luck')", r"the process of 'm' ended with 1: out of luck$"),
+        ("import os; os.kill(os.getpid(), 9)", r"the process of 'm' ended with exit code -9$"),
+        ("raise SystemExit('first\\nout of luck')", r"the process of 'm' ended with exit code 1: out of luck$"),
     ],
 )
 def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, message: str) -> None:
@@ -208,4 +210,4 @@ def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pr
     monkeypatch.setattr(benchmark.sys, "executable", str(script))
     with pytest.raises(FxpruneError, match=message) as error:
         fxprune.bench("m", threads=1)
-    assert "two by two" in error.value.hint
+    assert "two models at a time" in error.value.hint

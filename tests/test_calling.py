@@ -90,10 +90,14 @@ def test_the_command_line_writes_a_hugging_face_model(vit: Path, tmp_path: Path)
 
 REFUSED: list[tuple[str, str, str]] = [
     ("--pass taylor", "taylor scores need a loss", "--loss package.module:function"),
-    ("--pass wanda", "pass 'wanda' works on causal language models, and ViTForImageClassification is none", "random"),
-    ("--pass drop{layers=1}", "pass 'drop' works on causal language models", "random, magnitude, taylor"),
-    ("--pass magnitude,lora", "pass 'lora' works on causal language models", "random, magnitude, taylor"),
-    ("--pass magnitude --calib x.txt", "ViTForImageClassification is no causal language model and reads no", "--loss"),
+    ("--pass wanda", "pass 'wanda' needs a causal language model, and ViTForImageClassification is not one", "random"),
+    ("--pass drop{layers=1}", "pass 'drop' needs a causal language model", "random, magnitude, taylor"),
+    ("--pass magnitude,lora", "pass 'lora' needs a causal language model", "random, magnitude, taylor"),
+    (
+        "--pass magnitude --calib x.txt",
+        "--calib and --data have no effect: ViTForImageClassification is not a",
+        "--loss",
+    ),
     ("--pass random --example float32[2,3,32,32]", "has no input name", "pixel_values=float32[2,3,"),
     ("--pass random --example pixels=float32[2,3]", "ViTForImageClassification takes no 'pixels'", "pixel_values"),
     ("--pass random --loss f", "'f' is not of the form package.module:callable", "package.module:callable"),

@@ -220,7 +220,7 @@ def test_a_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: 
     before = sorted(tmp_path.iterdir())
     code, out, err = run(capsys, "apply", *NET, "--pass", "random{ratio=0.5}", "--out", "out", "--dry-run")
     assert (code, err) == (0, "")
-    assert "repaired in place\ndry run, nothing written\n" in out
+    assert "module of the original class\ndry run: nothing was written\n" in out
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -255,7 +255,7 @@ def test_a_shortcut_that_pads_is_repaired_in_place(package: ModuleType) -> None:
 def test_a_single_sample_is_said_to_fix_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
     command = ("apply", f"{PACKAGE}:net", "--example", "float32[1,3,8,8]", "--pass", "random{ratio=0.5}", "--dry-run")
     _, out, _ = run(capsys, *command)
-    assert "runs at the number of samples of the example only: the example holds a single sample" in out
+    assert "accepts only the number of samples in the example: the example holds a single sample" in out
     groups = result(capsys, "trace", f"{PACKAGE}:net", "--example", "float32[1,3,8,8]")["groups"]
     assert any(group["frozen"] is None for group in groups)
 
@@ -263,10 +263,10 @@ def test_a_single_sample_is_said_to_fix_the_batch(capsys: pytest.CaptureFixture[
 TARGET = " --example float32[2,3,8,8]"
 RANDOM = " --pass random --ratio 0.5"
 BAD_REQUESTS: list[tuple[str, str, str]] = [
-    ("trace NETS:net", "NETS:net names a module, and nothing says what it takes", "--example 'float32[2,3,224,224]'"),
-    ("trace demo --example float32[2]", "and 'llama' is a causal language model", "leave it out: it is called with"),
+    ("trace NETS:net", "missing --example INPUTS for NETS:net", "--example 'float32[2,3,224,224]'"),
+    ("trace demo --example float32[2]", "--example has no effect on a causal", "leave --example out"),
     ("trace . --example float32[2]", "has no config.json", "Hugging Face model directory"),
-    (f"trace NETS:net{TARGET} --trust-remote-code", "only for Hugging Face models: --trust-remote-code", "leave that"),
+    (f"trace NETS:net{TARGET} --trust-remote-code", "--trust-remote-code: only for Hugging Face models", "leave it"),
     ("trace NETS:net --example float32(2)", "cannot be read: unexpected 'float32(2)'", "float32[2,3,224,224]"),
     ("trace NETS:net --example real[2]", "'real' is not a torch dtype", "float32[2,3,224,224]"),
     ("trace NETS:net --example x=float32[2],int64[2]", "has names for some inputs only", "float32[2,3,224,224]"),
@@ -279,22 +279,22 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     (f"trace NETS:seeded{TARGET}", "NETS:seeded() fails: TypeError", "without arguments"),
     (f"trace NETS:number{TARGET}", "NETS:number is not a torch.nn.Module but int", "give what builds"),
     (f"trace NETS:torch.zeros_like{TARGET}", "NETS:torch.zeros_like() fails: TypeError", "without arguments"),
-    (f"apply NETS:net{TARGET} --out out", "there is nothing to do", "--pass magnitude"),
-    (f"apply NETS:net{TARGET}{RANDOM}", "there is nowhere to write to", "--dry-run"),
+    (f"apply NETS:net{TARGET} --out out", "missing --pass PIPELINE", "--pass magnitude"),
+    (f"apply NETS:net{TARGET}{RANDOM}", "missing --out DIR", "--dry-run"),
     (f"apply NETS:net{TARGET}{RANDOM} --out .", "already exists", "--force"),
-    (f"apply NETS:net{TARGET}{RANDOM} --out . --force", "holds files but no model", "--force replaces models only"),
+    (f"apply NETS:net{TARGET}{RANDOM} --out . --force", "contains files, but no model", "--force replaces only models"),
     (f"apply NETS:net{TARGET} --pass randem --out out", "unknown pass 'randem'", "did you mean 'random'"),
     (f"apply NETS:net{TARGET} --pass magnitude --seed 1 --out out", "has an option 'seed'", ""),
     (f"apply NETS:net{TARGET} --pass random --ratio 2 --out out", "random: ratio=2 is outside [0, 1)", "a quarter"),
-    (f"apply NETS:net{TARGET} --pass lora --out out", "pass 'lora' works on language models", "random, magnitude or"),
+    (f"apply NETS:net{TARGET} --pass lora --out out", "'lora' needs a causal language model", "random, magnitude or"),
     (f"apply NETS:net{TARGET} --pass taylor --out out", "taylor scores need a loss", "--loss package.module:function"),
     (f"apply NETS:net{TARGET} --pass wanda --out out", "wanda scores need a loss", "--loss package.module:function"),
     (f"apply NETS:net{TARGET}{RANDOM} --loss f --out out", "'f' is not of the form package.module", "package.module:"),
     (f"apply NETS:net{TARGET}{RANDOM} --loss NETS:number --out out", "NETS:number is not a function but int", "func"),
     (f"apply NETS:net{TARGET} --pass taylor --loss NETS:vector --out out", "not a scalar tensor but of shape", ""),
-    ("apply demo --pass taylor --loss NETS:loss --dry-run", "a loss is for other models, and 'llama' is a", "--calib"),
+    ("apply demo --pass taylor --loss NETS:loss --dry-run", "--loss has no effect on a causal", "--calib"),
     *(
-        (f"apply NETS:net{TARGET}{RANDOM} --out out {option}", f"Face models: {option.split()[0]}; NETS:net names", "")
+        (f"apply NETS:net{TARGET}{RANDOM} --out out {option}", f"{option.split()[0]}: only for Hugging Face models", "")
         for option in (
             "--calib exits.py", "--data exits.py", "--plan exits.py", "--form free", "--allow-pickle",
             "--trust-remote-code", "--print-ir-after all",

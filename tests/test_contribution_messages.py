@@ -106,7 +106,7 @@ MESSAGES: list[tuple[Callable[[], Contributions], type[FxpruneError], str, str]]
         lambda: magnitude(with_nan_loss(build("llama-gqa")), {"model.norm.weight": frozenset({0})}, 2),
         FxpruneError,
         "the weights of 'model.norm.weight' are not finite",
-        "repair or re-download the checkpoint",
+        "repair or download the checkpoint again",
     ),
     *(
         (

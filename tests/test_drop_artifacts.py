@@ -119,13 +119,13 @@ def test_an_export_decodes_greedily_as_the_model(made: Made) -> None:
     [
         (
             lambda made: api.apply(made.source, plan=made.out, out=made.folder / "no"),
-            r"took out model\.layers\.0\.\w+, model\.layers\.0\.\w+, which no plan holds",
+            r"a run that dropped model\.layers\.0\.\w+, model\.layers\.0\.\w+; a plan cannot repeat that",
         ),
         (
             lambda made: api.apply(
                 made.source, f"drop{{sub_blocks=1,{SMALL}}}", out=made.folder / "no", form="uniform"
             ),
-            "no plain configuration describes the smaller model: model.layers.0.self_attn is absent",
+            "no plain configuration describes the pruned model: model.layers.0.self_attn is absent",
         ),
         (
             lambda made: api.apply(

@@ -134,7 +134,7 @@ def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
         return program
 
     monkeypatch.setattr(exported, "_exported", wrong)
-    with pytest.raises(VerificationError, match="outputs differ from the module's"):
+    with pytest.raises(VerificationError, match="outputs of the written program and of the module differ by"):
         result.save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -166,11 +166,11 @@ REFUSED: dict[str, tuple[Callable[[Places], Any], str]] = {
     ),
     "another class": (
         lambda at: fxprune.load(at.out, into=build("plain")),
-        "Plain has no tensor 'blocks.0.depthwise.0.bias'",
+        "Plain does not fit the plan of",
     ),
     "a smaller one": (
         lambda at: fxprune.load(at.out, into=fxprune.load(at.out, into=build("depthwise"))),
-        "that fits the plan",
+        "is missing or too small",
     ),
     "more in it": (
         lambda at: fxprune.load(at.out, into=_with_more(build("depthwise"))),
@@ -207,7 +207,7 @@ def fails(*_arguments: object, **_options: object) -> None:
 @pytest.mark.parametrize(
     ("place", "name", "replacement", "message"),
     [
-        (torch.export, "export", fails, "torch.export cannot export the smaller module: no such operator"),
+        (torch.export, "export", fails, "torch.export cannot export the pruned module: no such operator"),
         (
             subprocess,
             "run",
@@ -233,12 +233,12 @@ def test_a_program_that_is_not_the_module_is_not_written(
 def test_a_hugging_face_artifact_is_loaded_by_its_own_backend(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model")
     assert fxprune.load(folder).config.hidden_size == LLAMA.hidden_size
-    with pytest.raises(RequestError, match="which builds itself"):
+    with pytest.raises(RequestError, match="into= has no effect"):
         fxprune.load(folder, into=nn.Linear(2, 2))
 
 
 def test_a_record_of_something_else_is_no_module(tmp_path: Path) -> None:
     save_file({"x": torch.ones(1)}, tmp_path / "model.safetensors")
     (tmp_path / "fxprune.json").write_text("{}")
-    with pytest.raises(RequestError, match="holds no pruned module"):
+    with pytest.raises(RequestError, match="is not the artifact of a pruned module"):
         fxprune.load(tmp_path)

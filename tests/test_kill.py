@@ -253,7 +253,7 @@ def test_a_disk_that_fills_midway_leaves_the_old_artifact(tmp_path: Path, monkey
     monkeypatch.setattr(digests, "sha256", full)
     with pytest.raises(FxpruneError) as caught:
         api.apply(source, "random", ratio=0.25, out=tmp_path / "out", force=True)
-    assert caught.value.message == f"the disk is full: writing {tmp_path / 'out'}"
+    assert caught.value.message == f"cannot write {tmp_path / 'out'}: the disk is full"
     assert contents(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
@@ -278,7 +278,7 @@ def test_a_disk_that_fills_within_the_weights_leaves_the_old_artifact(
     monkeypatch.setattr(output._File, "write", full)
     with pytest.raises(FxpruneError) as caught:
         api.apply(source, "random", ratio=0.25, out=tmp_path / "out", force=True)
-    assert caught.value.message == f"the disk is full: writing {tmp_path / 'out'}"
+    assert caught.value.message == f"cannot write {tmp_path / 'out'}: the disk is full"
     assert len(seen) == 1
     assert seen[0] > 0
     assert contents(tmp_path / "out") == before

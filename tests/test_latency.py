@@ -117,12 +117,10 @@ def test_this_machine_is_timed_on_the_model_and_its_operators() -> None:
 def test_what_was_predicted_and_measured_is_shown() -> None:
     found = {"seconds": {"before": 0.04, "predicted": 0.032, "after": 0.0311}}
     assert latencies({"drop": {}, "taylor": found, "lora": {"seconds": 3.0}}) == [
-        "taylor: a run was to take 32 ms; 40 ms before, 31.1 ms now"
+        "taylor: latency target 32 ms (dense 40 ms); measured 31.1 ms"
     ]
     found["seconds"]["before"] = found["seconds"]["after"] = None  # type: ignore[assignment]
-    assert latencies({"taylor": found}) == [
-        "taylor: a run was to take 32 ms; not measured, the weights are not in memory"
-    ]
+    assert latencies({"taylor": found}) == ["taylor: latency target 32 ms; the result was not timed"]
 
 
 def test_a_model_without_weights_is_predicted_and_not_run() -> None:

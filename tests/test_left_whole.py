@@ -27,7 +27,7 @@ def test_heads_with_slopes_stay_and_the_line_of_code_is_named(tmp_path: Path) ->
     result = apply(tmp_path, "random", ratio=0.5, dry_run=True)
     assert {change.kind for change in result.groups} == {"width"}
     text = shown(result)
-    assert "left whole: transformer.h.0.self_attention:heads" in text
+    assert "not prunable: transformer.h.0.self_attention:heads" in text
     assert "the model's code computes values along it at transformer transformers/models/bloom/" in text
 
 
@@ -37,12 +37,12 @@ def report(*reasons: tuple[str, str]) -> Applied:
 
 def test_one_line_for_each_reason_the_commonest_first() -> None:
     text = shown(report(("a", "one"), ("b", "two"), ("c", "two"), ("d", "three"), ("e", "four"), ("f", "five")))
-    lines = [line.strip() for line in text.splitlines() if "left whole" in line]
+    lines = [line.strip() for line in text.splitlines() if "not prunable" in line]
     assert lines == [
-        "left whole: b and 1 more: two", "left whole: a: one", "left whole: d: three",
-        "left whole: 2 more groups, see --json",
+        "not prunable: b and 1 more: two", "not prunable: a: one", "not prunable: d: three",
+        "not prunable: 2 more groups, see --json",
     ]  # fmt: skip
 
 
 def test_nothing_is_said_when_nothing_is_frozen() -> None:
-    assert "left whole" not in shown(report())
+    assert "not prunable" not in shown(report())

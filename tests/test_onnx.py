@@ -237,7 +237,7 @@ def test_wrong_graph_is_refused(
 ) -> None:
     traced(change)
     with pytest.raises(
-        FxpruneError, match=rf"the ONNX graph is not the model: {check} differs by \d\S*, more"
+        FxpruneError, match=rf"the ONNX graph and the model differ: logits in check '{check}' by \d\S*, more"
     ) as error:
         export_onnx(Request(llama.source, tmp_path / "out"))
     assert cause in error.value.hint
@@ -252,9 +252,9 @@ def test_drift_over_many_steps_is_refused(llama: Exported) -> None:
             return (-logits if cache["past_key_values.0.key"].shape[2] > 20 else logits), cache
 
     model, _ = onnx_trace.load_causal_lm(llama.source, trust_remote_code=False)
-    with pytest.raises(FxpruneError, match="greedy differs by") as error:
+    with pytest.raises(FxpruneError, match="logits in check 'greedy' by") as error:
         check_onnx(Drifting(llama.out), model, "none", lambda _message: None)
-    assert error.value.hint == "likely cause: errors build up in the cache over many steps"
+    assert error.value.hint == "likely cause: errors accumulate in the cache over many steps"
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -338,13 +338,13 @@ def truncated(folder: Path) -> Path:
         (lambda folder: folder, {}, RequestError, "is not a directory"),
         (without_config, {}, RequestError, "has no config.json"),
         (lambda folder: with_config(folder, "{"), {}, RequestError, "is damaged: Expecting"),
-        (lambda folder: with_config(folder, "[]"), {}, RequestError, "is damaged: it holds no JSON object"),
-        (lambda folder: with_config(folder, "{}"), {}, RequestError, "holds no safetensors weights"),
+        (lambda folder: with_config(folder, "[]"), {}, RequestError, "is damaged: it is not a JSON object"),
+        (lambda folder: with_config(folder, "{}"), {}, RequestError, "has no safetensors weights"),
         (lambda folder: with_config(folder, '{"is_encoder_decoder": true}'), {}, RequestError, "is an encoder-decoder"),
-        (build_free, {}, RequestError, "brings its own modelling code: modeling_free.FreeForCausalLM"),
-        (without_a_weight, {}, FxpruneError, "lacks weights: model.norm.weight"),
+        (build_free, {}, RequestError, "has its own modelling code: modeling_free.FreeForCausalLM"),
+        (without_a_weight, {}, FxpruneError, "has no weights for model.norm.weight"),
         (truncated, {}, FxpruneError, "cannot load .*model"),
-        (without_config, {"optimize": "tpu"}, RequestError, "unknown optimisation 'tpu'"),
+        (without_config, {"optimize": "tpu"}, RequestError, "unknown --optimize 'tpu'"),
         (without_config, {"opset": 17}, RequestError, "opset 17 is not supported"),
     ],
 )

@@ -25,7 +25,7 @@ from .families import causal_lm
     ("output", "message"),
     [
         (SimpleNamespace(cache_params=[]), "Stateful returns no key-value cache"),
-        (SimpleNamespace(past_key_values=SimpleNamespace(layers=[SimpleNamespace()])), "layer 0 of Stateful keeps"),
+        (SimpleNamespace(past_key_values=SimpleNamespace(layers=[SimpleNamespace()])), "layer 0 of Stateful caches"),
     ],
 )
 def test_state_other_than_keys_and_values_is_refused(output: SimpleNamespace, message: str) -> None:
@@ -82,7 +82,7 @@ TOKENS, MASK, PAST = ["b", "s"], ["b", "t"], ["b", 2, "p", 8]
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ({"input_ids": TOKENS}, "takes input_ids: no input_ids, attention_mask or past_key_values"),
+        ({"input_ids": TOKENS}, "has inputs input_ids; it needs input_ids, attention_mask and past_key_values"),
         (
             {"input_ids": TOKENS, "attention_mask": ["b", 8], "past_key_values__layers__0__keys": PAST},
             r"attention_mask of shape \[batch_size, 8\] instead of \[batch_size, total_sequence_length\]",
@@ -93,7 +93,7 @@ TOKENS, MASK, PAST = ["b", "s"], ["b", "t"], ["b", 2, "p", 8]
         ),
         (
             {"input_ids": TOKENS, "attention_mask": MASK, "past_key_values__layers__0__keys": PAST, "pixels": [1]},
-            "an input or output 'pixels' that no runtime knows",
+            "an unexpected input or output 'pixels'",
         ),
     ],
 )
@@ -108,7 +108,7 @@ def test_decoder_refuses_what_it_cannot_run(tmp_path: Path) -> None:
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     other = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     for domain, kind, message in (
-        ("", RequestError, "takes x and is not a decoder"),
+        ("", RequestError, "is not a decoder with a key-value cache; its inputs are x"),
         ("nowhere", FxpruneError, "ONNX Runtime cannot open"),
     ):
         node = onnx.helper.make_node("Identity", ["x"], ["y"], domain=domain)

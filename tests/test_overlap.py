@@ -174,7 +174,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 MESSAGE = (
     "'{text}' overlaps the {read} text 'calib.txt' of {out}: {found} of {windows} windows share {shared} of its 30 "
-    "passages with it, such as '"
+    "passages, such as '"
 )
 
 

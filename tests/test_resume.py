@@ -214,13 +214,13 @@ def leave(_: Path) -> None:
 
 
 ERRORS = [
-    pytest.param(leave, {"ratio": 0.25}, "is of another one: pipeline random{.*, not random{ratio=0.25", id="ratio"),
-    pytest.param(leave, {"passes": "random,random"}, "is of another one: pipeline", id="pipeline"),
-    pytest.param(leave, {"data": __file__}, "is of another one: recovery None, not [0-9a-f]{64}", id="text"),
-    pytest.param(change_source, {}, "is of another one: source", id="source"),
+    pytest.param(leave, {"ratio": 0.25}, r"cannot resume .*/out: random\.ratio was 0\.5 and is 0\.25 now$", id="ratio"),
+    pytest.param(leave, {"passes": "random,random"}, "the passes were random and are random,random now$", id="passes"),
+    pytest.param(leave, {"data": __file__}, "--data was not given before$", id="text"),
+    pytest.param(change_source, {}, r"model\.safetensors of the model has changed$", id="source"),
     pytest.param(damage_stage, {}, r"\.out\.stages is damaged", id="stage"),
     pytest.param(damage_record, {}, r"fxprune\.json is damaged", id="record"),
-    pytest.param(leave, {"dry_run": True}, "a dry run writes nothing that it could resume", id="dry run"),
+    pytest.param(leave, {"dry_run": True}, "--resume has no effect with --dry-run", id="dry run"),
 ]  # fmt: skip
 
 
@@ -250,10 +250,10 @@ def test_what_it_says(
     again(copied, resume=False, out=tmp_path / "other", progress=said.append)
     assert not any("resum" in line for line in said)
     again(copied, out=tmp_path / "third", progress=said.append)
-    assert f"nothing to resume beside {tmp_path / 'third'}: from the beginning" in said
+    assert f"no interrupted run of {tmp_path / 'third'} found; starting from the beginning" in said
     shutil.copytree(copied / ".out.stages", tmp_path / ".fourth.stages")
     again(copied, resume=False, out=tmp_path / "fourth", progress=said.append)
-    assert f"{tmp_path / 'fourth'} was begun before; --resume would go on from there" in said
+    assert f"an interrupted run of {tmp_path / 'fourth'} exists; --resume would continue it" in said
     assert not (tmp_path / ".fourth.stages").exists()
     command = ["apply", str(copied / "source"), "--pass", "random", "--ratio", "0.5", "--out", str(copied / "out")]
     assert main([*command, "--resume"]) == 0
@@ -297,8 +297,8 @@ def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     ("trouble", "message"),
     [
         (full_disk, "the disk is full"),
-        (little_room, "not kept for --resume: 0.0 GB, and 0.0 GB are free"),
-        (not_kept, "not kept for --resume: "),
+        (little_room, "not saved for --resume: needs 0.0 GB, 0.0 GB are free"),
+        (not_kept, "not saved for --resume: "),
     ],
 )
 def test_a_run_does_not_fail_for_what_it_cannot_keep(
@@ -349,7 +349,7 @@ def test_scores_of_a_pass_that_does_not_run_again_are_written(
     run(scores=tmp_path / "whole.safetensors", out=tmp_path / "whole", resume=False)
     broken(Random, "scores", lambda: run(scores=tmp_path / "scores.safetensors"))
     assert not (tmp_path / "scores.safetensors").exists()
-    with pytest.raises(RequestError, match="is of another one: scores"):
+    with pytest.raises(RequestError, match="--scores was given before and is missing now"):
         run()
     run(scores=tmp_path / "scores.safetensors")
     assert (tmp_path / "scores.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

@@ -247,17 +247,17 @@ def test_files_and_pipelines_that_make_no_sense_are_refused(tmp_path: Path) -> N
     file = tmp_path / "s.safetensors"
     assert open_scores(None, lora, texts=False) is None
     rows: list[tuple[Any, Any, bool, str, str]] = [
-        (file, lora, True, "no pass of this run scores units", "taylor"),
-        (file, random, True, "'magnitude' reads no text", "leave it out"),
-        (file, taylor, False, "scores of a loss in code", "leave it out"),
-        (tmp_path / "no" / "s", taylor, True, "there is no directory", "make it"),
-        (_written(file, b"nothing"), taylor, True, "holds no scores that fxprune wrote", "another run"),
-        (_saved(tmp_path / "plain", {}), taylor, True, "holds no scores that fxprune wrote", "another run"),
+        (file, lora, True, "no pass of this run computes scores", "taylor"),
+        (file, random, True, "scores of 'magnitude' need no text", "leave --scores out"),
+        (file, taylor, False, "cannot be used with --loss", "leave --scores out"),
+        (tmp_path / "no" / "s", taylor, True, "does not exist", "make the directory"),
+        (_written(file, b"nothing"), taylor, True, "not a scores file of fxprune", "a new path"),
+        (_saved(tmp_path / "plain", {}), taylor, True, "not a scores file of fxprune", "a new path"),
         (
             _saved(tmp_path / "new", {ENTRY: '{"version": 7}'}),
             taylor,
             True,
-            "scores of version 7, and this is 1",
+            "format version 7, this fxprune reads 1",
             "again",
         ),
     ]

@@ -18,7 +18,7 @@ from .test_text import byte_tokenizer
     ("family", "message"),
     [
         ("llama", "makes token 220 from 'built-in calibration text', but the model has 131 tokens"),
-        ("musicgen", "a musicgen_decoder reads 4 rows of codes at a time, no text"),
+        ("musicgen", "a musicgen_decoder model does not read text, but 4 rows of codes at a time"),
     ],
 )
 def test_a_text_for_another_model_is_refused(family: str, message: str, tmp_path: Path) -> None:

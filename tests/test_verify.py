@@ -23,19 +23,19 @@ FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generat
         ({"keys": {"missing_keys": ["a", "b"]}}, 1.0, "the written model has missing keys: a, b", "configuration"),
         ({"keys": {"unexpected_keys": ["a"]}}, 1.0, "the written model has unexpected keys: a", "configuration"),
         ({"not_finite": ["a.weight"]}, 1.0, "'a.weight' holds values that are not finite", "NaN"),
-        ({}, 1.1, "logits differ from the graph's by 0.1 of their scale", "weights changed after"),
-        ({}, float("nan"), "logits differ from the graph's by inf of their scale", "coarser dtype"),
+        ({}, 1.1, "logits differ from the graph's by 0.1 of their scale", "weights have changed since"),
+        ({}, float("nan"), "logits differ from the graph's by inf of their scale", "less precise dtype"),
         (
             {"generate": {"cached": [1, 2], "uncached": [1, 3], "gap": 0.2}},
             1.0,
             r"decoding with a cache gives \[1, 2\], without one \[1, 3\]",
-            "not repaired",
+            "was not changed",
         ),
         (
             {"generate": {"error": "IndexError: index 9 is out of range"}},
             1.0,
             "the written model does not decode: IndexError: index 9 is out of range",
-            "not repaired",
+            "was not changed",
         ),
     ],
 )
