@@ -93,7 +93,11 @@ REFUSED: list[tuple[str, str, str]] = [
     ("--pass wanda", "pass 'wanda' needs a causal language model, and ViTForImageClassification is not one", "random"),
     ("--pass drop{layers=1}", "pass 'drop' needs a causal language model", "random, magnitude, taylor"),
     ("--pass magnitude,lora", "pass 'lora' needs a causal language model", "random, magnitude, taylor"),
-    ("--pass magnitude --calib x.txt", "--calib and --data have no effect: ViTForImageClassification is not a", "--loss"),
+    (
+        "--pass magnitude --calib x.txt",
+        "--calib and --data have no effect: ViTForImageClassification is not a",
+        "--loss",
+    ),
     ("--pass random --example float32[2,3,32,32]", "does not say which inputs these are", "pixel_values=float32[2,3,"),
     ("--pass random --example pixels=float32[2,3]", "ViTForImageClassification takes no 'pixels'", "pixel_values"),
     ("--pass random --loss f", "'f' names no attribute of a module", "package.module:callable"),

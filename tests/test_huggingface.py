@@ -325,7 +325,11 @@ def test_what_the_free_form_cannot_hold(tmp_path: Path, name: str, message: str)
     [
         ({}, RequestError, "config.json does not exist"),
         ({"config.json": "{"}, RequestError, "config.json is damaged"),
-        ({"config.json": '{"model_type": "llama"}'}, RequestError, "'architectures' is None, which transformers does not know"),
+        (
+            {"config.json": '{"model_type": "llama"}'},
+            RequestError,
+            "'architectures' is None, which",
+        ),
         (
             {"config.json": '{"model_type": "llama", "architectures": ["Mine"]}'},
             RequestError,
@@ -352,5 +356,5 @@ def test_weights_that_do_not_fit_do_not_load(tmp_path: Path) -> None:
     with pytest.raises(FxpruneError, match=r"out has missing keys: model.norm.weight"):
         load(out)
     (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(FxpruneError, match="out does not load"):
+    with pytest.raises(FxpruneError, match=r"cannot load .*out: "):
         load(out)

@@ -116,7 +116,10 @@ BAD_PLANS = [
     (lambda p: p | {"model.norm.bias:0": np.arange(3)}, "slices 'model.norm.bias', which the model does not have"),
     (lambda p: p | {f"{UP}:2": np.arange(3)}, f"slices dimension 2 of '{UP}', whose shape is (48, 32)"),
     (changed(f"{UP}:0", lambda k: np.append(k[:-1], 48)), f"dimension 0 of '{UP}' do not ascend within 0 to 47"),
-    (changed(f"{UP}:0", lambda k: np.append(k[:-1], k[-2])), f"the indices of '{UP}:0' are empty, negative or not ascending"),
+    (
+        changed(f"{UP}:0", lambda k: np.append(k[:-1], k[-2])),
+        f"the indices of '{UP}:0' are empty, negative or not ascending",
+    ),
     (changed(f"{UP}:0", lambda k: k[::-1]), f"the indices of '{UP}:0' are empty, negative or not ascending"),
     (changed(f"{UP}:0", lambda k: k - 1 - k[0]), f"the indices of '{UP}:0' are empty, negative or not ascending"),
     (changed(f"{UP}:0", lambda k: k.astype(np.int32)), f"is not a plan: its entry '{UP}:0' is int32"),
