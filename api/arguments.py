@@ -143,9 +143,7 @@ def _add_apply(commands: Any) -> None:
     text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
     text.add_argument("--calib", metavar="TEXT", help="calibration text: scores are computed on it")
     text.add_argument("--data", metavar="TEXT", help="recovery text: recovery passes train on it")
-    text.add_argument(
-        "--scores", metavar="FILE", help="use the scores in FILE; if it does not exist, save the scores of this run"
-    )
+    text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
     module = parser.add_argument_group("for package.module:callable, and models that are not causal language models")
     _add_example_option(module)
     _add_loss_option(module)

@@ -322,7 +322,7 @@ def test_what_the_free_form_cannot_hold(tmp_path: Path, name: str, message: str)
         (
             {"config.json": '{"model_type": "llama"}'},
             RequestError,
-            "'architectures' is None, which transformers does not know",
+            "'architectures' is None, which",
         ),
         (
             {"config.json": '{"model_type": "llama", "architectures": ["Mine"]}'},
@@ -350,5 +350,5 @@ def test_weights_that_do_not_fit_do_not_load(tmp_path: Path) -> None:
     with pytest.raises(FxpruneError, match=r"out has missing keys: model.norm.weight"):
         load(out)
     (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(FxpruneError, match="out does not load"):
+    with pytest.raises(FxpruneError, match=r"cannot load .*out: "):
         load(out)
