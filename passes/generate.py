@@ -85,7 +85,7 @@ class Joined:
         return "generated text" if self.given is None else f"{self.given.name} and generated text"
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> Tensor:
-        """As :class:`~.base.Corpus` says; in order, the user's windows come first.
+        """As :class:`~.data.Corpus` says; in order, the user's windows come first.
 
         Raises:
             RequestError: for windows longer than those written, or more than there are.
