@@ -79,7 +79,7 @@ class Joined:
         return "generated text" if self.given is None else f"{self.given.name} and generated text"
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> Tensor:
-        """As in :class:`~.base.Corpus`; without a seed, the user's windows come first.
+        """As in :class:`~.data.Corpus`; without a seed, the user's windows come first.
 
         Raises:
             RequestError: for windows longer than the generated ones, or more than there are.
