@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -25,8 +27,8 @@ from .families import causal_lm, other
 RUN_ELSEWHERE = {"docs/writing-a-rule.md", "docs/writing-a-pass.md", "docs/writing-a-backend.md"}
 """Their blocks make a package together, which has a test of its own."""
 
-PARSED_ONLY = {"BAMBA", "BERT", "llama-7m", "demo --out"}
-"""Commands with one of these are not run: their models are not here, or `test_demo.py` has run them."""
+PARSED_ONLY = {"BAMBA", "BERT", "llama-7m", "distill{steps=240}"}
+"""Commands with one of these are not run: their models are not here, or they train for minutes."""
 
 BLOCKS = blocks()
 PYTHON = [block for block in BLOCKS if block.language == "python" and block.document not in RUN_ELSEWHERE]
@@ -96,7 +98,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("tiny", None)
 
 
-def execute(block: Block, names: dict[str, object]) -> None:
+def execute(block: Block, names: dict[str, Any]) -> None:
     exec(compile("\n" * (block.line - 1) + block.text, ROOT / block.document, "exec"), names)
 
 
@@ -126,13 +128,12 @@ def test_a_command_prints_what_the_page_says(capsys: pytest.CaptureFixture[str],
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("folder")
 def test_the_python_of_the_readme_runs() -> None:
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for block in of("README.md", "python"):
         execute(block, names)
     assert Path("smaller-onnx").is_dir()
-    pruned = names["pruned"]
-    assert isinstance(pruned, fxprune.Pruned)
-    assert pruned.parameters[0] > pruned.parameters[1]
+    before, after = names["pruned"].parameters
+    assert before > after
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +165,9 @@ def test_a_command_of_the_documents_runs(line: str, folder: Path, smaller: Path)
     """On the demo's model and text, and on tiny ones of other kinds."""
     words = words_of(line)[1:]
     for name, part in {"text": "calibration", "a": "calibration", "b": "recovery", "held-out": "evaluation"}.items():
-        (folder / f"{name}.txt").write_text(text(part))
-    shutil.copy(folder / "b.txt", folder / "b.jsonl.txt")
-    (folder / "b.jsonl").write_text("".join(f'{{"text": "{word} and {word}"}}\n' for word in text("recovery").split()))
+        (folder / f"{name}.txt").write_text(text(part)[:60_000])
+    rows = [json.dumps({"text": row}) + "\n" for row in text("recovery").split("\n\n")[:64]]
+    (folder / "b.jsonl").write_text("".join(rows))
     out = words[words.index("--out") + 1] if "--out" in words else None
     if out != "OUT":
         shutil.copytree(smaller, folder / "OUT")
