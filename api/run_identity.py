@@ -30,7 +30,7 @@ _PLAN = "replay.sha256"
 def identity(
     source: Source, pipeline: Sequence[Pass], texts: Mapping[str, str | Rows | None], **options: Any
 ) -> Identity:
-    """What a result depends on, as JSON data. Texts count by their bytes, files of the model by size and time; those of a
+    """What a result depends on, as JSON data. Texts count by their bytes, model files by size and time; those of a
     loaded model, which every call writes again, by size and bytes.
 
     Args:
