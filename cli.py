@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .api import screen
-from .api.arguments import build_parser
+from .api.progress import hush
+from .api.terminal import screen
+from .api.terminal.arguments import build_parser
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError
 
@@ -27,7 +28,7 @@ COLLECTION = 100_000
 
 def _trace(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api import tables
+    from .api.terminal import tables
 
     with screen.working(debug=arguments.debug) as progress:
         if api.is_named_module(arguments.model, arguments.example):
@@ -61,7 +62,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run:
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
-    from .api import tables
+    from .api.terminal import tables
 
     with screen.working(debug=arguments.debug) as progress:
         given = {name: getattr(arguments, name) for name in _APPLY}
@@ -82,7 +83,7 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api import tables
+    from .api.terminal import tables
 
     with screen.working(debug=arguments.debug) as progress:
         exported = api.export(
@@ -104,7 +105,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api import tables
+    from .api.terminal import tables
 
     with screen.working(debug=arguments.debug) as progress:
         measured = api.evaluate(
@@ -123,7 +124,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api import tables
+    from .api.terminal import tables
 
     with screen.working(debug=arguments.debug) as progress:
         result = api.bench(
@@ -142,7 +143,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _passes(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api import tables
+    from .api.terminal import tables
 
     with screen.working(debug=arguments.debug):
         listed = api.list_passes()
@@ -152,7 +153,7 @@ def _passes(arguments: argparse.Namespace) -> int:
 
 def _formats(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api import tables
+    from .api.terminal import tables
 
     with screen.working(debug=arguments.debug):
         listed = api.list_formats()
@@ -162,7 +163,7 @@ def _formats(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api import tables
+    from .api.terminal import tables
 
     with screen.working(debug=arguments.debug) as progress:
         shown = api.run_demo(arguments.out, force=arguments.force, progress=progress)
@@ -195,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 bad request, 130 interrupted.
     """
-    screen.hush()
+    hush()
     gc.set_threshold(COLLECTION)
     atexit.register(gc.freeze)  # no garbage collection at exit
     arguments = build_parser(COMMANDS).parse_args(argv)

@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .benchmark import Benchmark, BenchmarkResult, bench
+    from .benchmarking.benchmark import Benchmark, BenchmarkResult, bench
     from .demo import Demo, run_demo
     from .evaluation import Measurement, evaluate
     from .exporting import export
     from .listing import FormatInfo, PassInfo, list_formats, list_passes
-    from .modules import Pruned, load, prune_module
-    from .pruning import Applied, GroupChange, apply
-    from .targets import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
+    from .modules.named import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
+    from .modules.prune import Pruned, load, prune_module
+    from .pruning.request import Applied, GroupChange, apply
     from .tracing import Hop, Trace, trace
 
 __all__ = [
@@ -49,14 +49,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "benchmark": ("Benchmark", "BenchmarkResult", "bench"),
+    "benchmarking.benchmark": ("Benchmark", "BenchmarkResult", "bench"),
     "demo": ("Demo", "run_demo"),
     "evaluation": ("Measurement", "evaluate"),
     "exporting": ("export",),
     "listing": ("FormatInfo", "PassInfo", "list_formats", "list_passes"),
-    "modules": ("Pruned", "load", "prune_module"),
-    "pruning": ("Applied", "GroupChange", "apply"),
-    "targets": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
+    "modules.prune": ("Pruned", "load", "prune_module"),
+    "pruning.request": ("Applied", "GroupChange", "apply"),
+    "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
     "tracing": ("Hop", "Trace", "trace"),
 }
 

@@ -13,7 +13,7 @@ from ..tracer.model import DEMO
 from .evaluation import Measurement, evaluate
 from .exporting import export
 from .progress import Progress, silent
-from .pruning import Applied, apply
+from .pruning.request import Applied, apply
 
 PRUNE = "taylor{ratio=0.25}"
 RECOVER = "lora{steps=60,batch=16,micro_batch=16,length=128,lr=0.001}"

@@ -14,14 +14,14 @@ import torch
 
 from ..ir.cost import macs
 from ..ir.errors import RequestError
-from ..passes.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
+from ..passes.model.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
 from ..tracer.model import DEMO, Source, build_meta, load_config, load_model
-from .given import GivenText, Model, is_loaded, is_path, list_models, read_text
 from .progress import Progress, silent
+from .request_checks import GivenText, Model, is_loaded, is_path, list_models, read_text
+from .seen_texts import refuse_overlap, text_of
 from .sources import open_source
-from .texts import refuse_overlap, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -193,8 +193,8 @@ def _open_torch(source: Source) -> _Runnable:
 
 def _load(source: Source) -> Any:
     """The model. The free form is loaded without running the modelling file in its directory."""
-    from ..backends.free_form import ENTRY
-    from ..backends.huggingface import load
+    from ..backends.huggingface.free_form import ENTRY
+    from ..backends.huggingface.save import load
 
     if hasattr(load_config(source), ENTRY) and not source.trust_remote_code:
         return load(source.directory, dtype=torch.float32).eval()
@@ -202,7 +202,7 @@ def _load(source: Source) -> Any:
 
 
 def _open_onnx(source: Source) -> _Runnable:
-    from ..backends.onnx_runtime import OnnxDecoder
+    from ..backends.onnx.runtime import OnnxDecoder
 
     decoder = OnnxDecoder(source.directory)
 

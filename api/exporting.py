@@ -12,9 +12,9 @@ from ..backends.registry import parse_format
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
 from ..tracer.model import load_config, load_model
-from .calling import Calling
-from .given import Model, check_example, check_model, check_paths
+from .model_call import Calling
 from .progress import Progress, silent
+from .request_checks import Model, check_example, check_model, check_paths
 from .sources import open_source
 
 if TYPE_CHECKING:

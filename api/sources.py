@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from ..backends.artifact import RECORD, read_record, write_json
 from ..tracer.loaded import write_loaded
 from ..tracer.model import Source, resolve
-from .given import Model, check_model
-from .texts import TEXTS
+from .request_checks import Model, check_model
+from .seen_texts import TEXTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

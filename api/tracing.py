@@ -13,13 +13,13 @@ from ..ir.errors import FxpruneError, RequestError
 from ..ir.graph import Graph, Op, Value
 from ..ir.groups import Group
 from ..ir.text import print_graph
-from ..passes.couple import VALUES, Coupling, couple
-from ..passes.couple import why as shortest_paths
+from ..passes.couple.coupling import VALUES, Coupling, couple
+from ..passes.couple.explain import why as shortest_paths
 from ..tracer.export import Traced
 from ..tracer.model import build_meta, load_config
-from .calling import Calling
-from .given import Model, check_example, check_paths
+from .model_call import Calling
 from .progress import Progress, silent
+from .request_checks import Model, check_example, check_paths
 from .sources import open_source
 
 

@@ -11,7 +11,7 @@ from ..ir.errors import RequestError
 from ..ir.options import options_of
 from ..ir.plugins import Table, joined
 from .exporter import Exporter
-from .onnx_exporter import Onnx
+from .onnx.exporter import Onnx
 
 EXPORTERS: tuple[type[Exporter], ...] = (Onnx,)
 """fxprune's own exporters."""

@@ -29,10 +29,11 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.ir.cost import macs
-from fxprune.passes.couple import couple
-from fxprune.passes.measure import parameter_count
-from fxprune.passes.select import Scope, chosen_groups, select
-from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.couple.coupling import couple
+from fxprune.passes.model.measure import parameter_count
+from fxprune.passes.select.scope import Scope, chosen_groups
+from fxprune.passes.select.select import select
+from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.tracer.export import trace_model
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -89,7 +89,7 @@ class OtherModels:
 
 def inspect(name: str, row: dict[str, Any], models: Any) -> None:
     """Fill a row stage by stage: build, trace, couple, then cut one group of every kind and compare with zeroing."""
-    from fxprune.passes.couple import couple
+    from fxprune.passes.couple.coupling import couple
 
     model = models.table.tiny_model(name)
     count = sum(p.numel() for p in model.parameters())
@@ -157,8 +157,8 @@ def save(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
     """Prune heads, inner widths and the residual width, and write the artifact and its expected outputs."""
     import torch
 
-    from fxprune.api.pruning import apply
-    from fxprune.backends import huggingface, values
+    from fxprune.api.pruning.request import apply
+    from fxprune.backends.huggingface import save, weight_source
     from fxprune.backends.verify import Job
 
     if name in models.table.NOT_SAVED:
@@ -170,8 +170,8 @@ def save(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
         held.append(job)
         return {}
 
-    values.verify_written = postpone
-    huggingface.FreshProcess = nullcontext  # type: ignore[assignment,misc]
+    weight_source.verify_written = postpone
+    save.FreshProcess = nullcontext  # type: ignore[assignment,misc]
     source, out = folder / name / "source", folder / name / "out"
     options, ratio = models.options(name), models.ratio[name]
     try:

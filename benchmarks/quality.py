@@ -62,7 +62,7 @@ class Bench:
         return found
 
     def corpus(self, name: str, text: str, part: str) -> Any:
-        from fxprune.tracer.text import from_string, load_text
+        from fxprune.tracer.texts.corpus import from_string, load_text
 
         tokenizer = self.of(name)[1]
         if text == MIXED:
@@ -90,7 +90,7 @@ class Bench:
                 self.once(key, lambda read=read: self._refuse_overlap(run, read))
 
     def _refuse_overlap(self, run: Run, read: Any) -> None:
-        from fxprune.tracer.fingerprints import Noted, overlap
+        from fxprune.tracer.texts.fingerprints import Noted, overlap
 
         noted = Noted(read)
         noted.windows(128)
@@ -107,7 +107,7 @@ class Bench:
 
     def losses(self, run: Run, model: Any) -> list[float]:
         """Log-perplexity on each evaluation text; to choose a learning rate, on spare text instead."""
-        from fxprune.passes.measure import perplexity
+        from fxprune.passes.model.measure import perplexity
 
         if run.part == "rate":
             tokenizer = self.of(run.model)[1]
@@ -130,7 +130,7 @@ class Bench:
             object.__setattr__(first, "scores", lambda groups, state: self.once(key, lambda: compute(groups, state)))
 
     def run(self, run: Run) -> Row:
-        from fxprune.passes.measure import parameter_count
+        from fxprune.passes.model.measure import parameter_count
         from fxprune.passes.state import Data, State, Subject
 
         whole, _, traced = self.of(run.model)
@@ -163,7 +163,7 @@ class Bench:
 
     def _own_code(self, run: Run, state: Any) -> None:
         """Prune with LLM-Pruner, on the windows that a pipeline with ``generate`` reads."""
-        from fxprune.passes.generate import Generate
+        from fxprune.passes.calibrate.generate import Generate
 
         assert self.llm_pruner is not None
         if run.seed is not None:

@@ -107,7 +107,7 @@ class Bench:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from fxprune.tracer.export import trace_causal_lm
-        from fxprune.tracer.text import load_text
+        from fxprune.tracer.texts.corpus import load_text
 
         tokenizer = AutoTokenizer.from_pretrained(model)
         self.whole = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
@@ -119,7 +119,7 @@ class Bench:
 
     def losses(self, model: Any) -> Row:
         """Log-perplexity on each evaluation text, and on each spare text, on which options are chosen."""
-        from fxprune.passes.measure import perplexity
+        from fxprune.passes.model.measure import perplexity
 
         read = {"losses": self.held, "spare": self.spare}
         return {name: [perplexity(model, windows).nll for windows in texts] for name, texts in read.items()}
@@ -128,7 +128,7 @@ class Bench:
         """Run a pipeline on a copy of the model; measures process time and wall time."""
         from fxprune.ir.verifier import verify
         from fxprune.passes.manager import run_pipeline
-        from fxprune.passes.measure import parameter_count
+        from fxprune.passes.model.measure import parameter_count
         from fxprune.passes.pipeline import parse_pipeline
         from fxprune.passes.registry import ANALYSES, PASSES
         from fxprune.passes.state import Data, State, Subject

@@ -24,14 +24,14 @@ def recovery_text(folder: Path, names: Iterable[str], tokenizer: Any) -> Any:
         names: names of the texts.
         tokenizer: the tokenizer.
     """
-    from fxprune.tracer.text import from_string
+    from fxprune.tracer.texts.corpus import from_string
 
     return from_string("recovery", "\n".join(_read(folder, name)[: EACH[name]] for name in names), tokenizer)
 
 
 def spare_text(folder: Path, name: str, tokenizer: Any) -> Any:
     """The part of a text after the characters for training."""
-    from fxprune.tracer.text import from_string
+    from fxprune.tracer.texts.corpus import from_string
 
     return from_string(f"spare {name}", _read(folder, name)[EACH[name] :][:SPARE], tokenizer)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fxprune.passes.gradients import taylor
+from fxprune.passes.score.taylor_terms import taylor
 
 LIMIT = 2.0
 MIB = 2**20

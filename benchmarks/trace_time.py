@@ -15,10 +15,11 @@ from typing import Any
 import torch
 import transformers
 
-from fxprune.passes.couple import couple
-from fxprune.passes.random import Random
-from fxprune.passes.select import Scope, chosen_groups, select
-from fxprune.passes.shrink import make_plan
+from fxprune.passes.couple.coupling import couple
+from fxprune.passes.score.random import Random
+from fxprune.passes.select.scope import Scope, chosen_groups
+from fxprune.passes.select.select import select
+from fxprune.passes.shrink.graph import make_plan
 from fxprune.passes.state import State, Subject
 from fxprune.tracer.export import trace_causal_lm
 

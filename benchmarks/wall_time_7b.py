@@ -91,7 +91,7 @@ def metric_parts(tokens: int, scale: float) -> tuple[list[Part], Any]:
     """The weights of output errors in obs: second moments of the gradients of WIDTH outputs, and their root."""
     import torch
 
-    from fxprune.passes.obs import _root
+    from fxprune.passes.score.obs import _root
 
     gradients, metric = torch.randn(tokens, WIDTH).double(), torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     counting = timed(lambda: metric.addmm_(gradients.T, gradients))[0]
@@ -108,7 +108,7 @@ def map_parts(name: str, inputs: int, unit: int, root: Any, tokens: int) -> list
     """Statistics, rounds of obs and the refit of one linear map with WIDTH outputs, float64 as in the passes."""
     import torch
 
-    from fxprune.passes.least_squares import Moments, Surgeon, refit
+    from fxprune.passes.calibrate.least_squares import Moments, Surgeon, refit
 
     x, y = torch.randn(tokens, inputs), torch.randn(tokens, WIDTH)
     moments, weight = Moments.empty(inputs, WIDTH), torch.randn(WIDTH, inputs)

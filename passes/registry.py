@@ -9,23 +9,23 @@ from typing import Any
 from ..ir.call_text import is_name
 from ..ir.options import options_of
 from ..ir.plugins import Table, joined
-from .activation import Activation
 from .base import Pass
-from .compensate import Compensate
-from .couple import couple
-from .distill import Distill
-from .drop import Drop
-from .finetune import Finetune
-from .fisher import Fisher
-from .flap import Flap
-from .generate import Generate
-from .lora import Lora
-from .magnitude import Magnitude
+from .calibrate.generate import Generate
+from .couple.coupling import couple
+from .drop.drop import Drop
 from .manager import Analysis
-from .obs import Obs
-from .random import Random
-from .taylor import Taylor
-from .wanda import Wanda
+from .recover.compensate import Compensate
+from .recover.distill import Distill
+from .recover.finetune import Finetune
+from .recover.lora import Lora
+from .score.activation import Activation
+from .score.fisher import Fisher
+from .score.flap import Flap
+from .score.magnitude import Magnitude
+from .score.obs import Obs
+from .score.random import Random
+from .score.taylor import Taylor
+from .score.wanda import Wanda
 
 PASSES: tuple[type[Pass], ...] = (
     Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,

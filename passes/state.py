@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from ..ir import Indices, Plan
     from ..ir.graph import Graph
-    from .couple import Coupling
+    from .couple.coupling import Coupling
     from .data import Corpus, Weights
-    from .saved import Saved
+    from .score_cache import Saved
 
 KEPT = "kept"
 """In the metadata of a part of :class:`State`: whether a run that goes on has it from the one that broke off. What is

@@ -46,17 +46,17 @@ def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) ->
 @pytest.fixture(scope="session", autouse=True)
 def without_head_start() -> Iterator[None]:
     """The process that checks what was written starts when it is needed: most tests check many at once, or none."""
-    from fxprune.backends import huggingface
+    from fxprune.backends.huggingface import save
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface, "FreshProcess", nullcontext)
+        patch.setattr(save, "FreshProcess", nullcontext)
         yield
 
 
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """What would be reloaded one by one, each in a process of its own; here all at once, at the end."""
-    from fxprune.backends import values
+    from fxprune.backends.huggingface import weight_source
 
     held: list[Job] = []
 
@@ -64,7 +64,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         held.append(job)
         return {}
 
-    monkeypatch.setattr(values, "verify_written", postpone)
+    monkeypatch.setattr(weight_source, "verify_written", postpone)
     return held
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from fxprune.backends.verify import Reference
 from fxprune.ir.plan import Plan
-from fxprune.passes.surgery import shrink_module
+from fxprune.passes.shrink.module import shrink_module
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 
 VOCAB = 40

@@ -13,8 +13,8 @@ from fxprune.backends.graph_module import raise_graph
 from fxprune.ir import Indices, Plan
 from fxprune.ir.groups import Group
 from fxprune.ir.verifier import verify
-from fxprune.passes.couple import Coupling
-from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.couple.coupling import Coupling
+from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.tracer.export import Traced
 
 TOLERANCE = 1e-10

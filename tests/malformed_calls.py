@@ -12,7 +12,7 @@ from dataclasses import replace
 from fxprune.ir.cost import macs_of
 from fxprune.ir.graph import Arg, DType, Graph, Op, Parameter, Value
 from fxprune.ir.rules import AS_IT_IS, RULES, Equations, contraction_of
-from fxprune.passes.couple import couple
+from fxprune.passes.couple.coupling import couple
 
 F64 = DType("f64")
 ODD: tuple[Arg, ...] = (99, -99, "odd", None, True, 0.5, (), (0, 99), Value("odd", F64, ()), Value("odd", F64, (0,)))

@@ -13,9 +13,9 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from fxprune.backends import onnx as backend
-from fxprune.backends.onnx import export_onnx
-from fxprune.backends.onnx_artifact import OnnxReport, Request
+from fxprune.backends.onnx import decoder as backend
+from fxprune.backends.onnx.artifact import OnnxReport, Request
+from fxprune.backends.onnx.decoder import export_onnx
 
 BASE: dict[str, Any] = {
     "vocab_size": 97,

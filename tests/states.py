@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fxprune.ir.graph import Graph
 from fxprune.ir.verifier import verify
 from fxprune.passes.base import Pass
-from fxprune.passes.couple import couple
+from fxprune.passes.couple.coupling import couple
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import ANALYSES, PASSES

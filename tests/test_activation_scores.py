@@ -13,15 +13,15 @@ from torch import nn
 
 from fxprune.ir import FxpruneError
 from fxprune.ir.groups import Kind
-from fxprune.passes.activation import Activation
-from fxprune.passes.compensate import Compensate
-from fxprune.passes.fisher import Fisher
-from fxprune.passes.flap import Flap
-from fxprune.passes.least_squares import Moments, Surgeon, refit
-from fxprune.passes.obs import Obs
-from fxprune.passes.select import select
+from fxprune.passes.calibrate.least_squares import Moments, Surgeon, refit
+from fxprune.passes.recover.compensate import Compensate
+from fxprune.passes.score.activation import Activation
+from fxprune.passes.score.fisher import Fisher
+from fxprune.passes.score.flap import Flap
+from fxprune.passes.score.obs import Obs
+from fxprune.passes.score.wanda import Wanda
+from fxprune.passes.select.select import select
 from fxprune.passes.state import State
-from fxprune.passes.wanda import Wanda
 
 from .corpora import RandomTokens
 from .decoders import random_decoder, special_tokens

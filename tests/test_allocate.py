@@ -14,20 +14,20 @@ import transformers
 from fxprune.ir import RequestError
 from fxprune.ir.cost import macs
 from fxprune.ir.groups import Kind
-from fxprune.passes.allocate import Curve, Knapsack, Target, even, levels, tied
-from fxprune.passes.costs import Costs, dense_cost
-from fxprune.passes.couple import Coupling, couple
-from fxprune.passes.fisher import Fisher
-from fxprune.passes.magnitude import Magnitude
-from fxprune.passes.measure import byte_count, parameter_count
-from fxprune.passes.obs import Obs
-from fxprune.passes.random import Random
-from fxprune.passes.select import best_units
-from fxprune.passes.sensitivity import Gauge, Silencer
-from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.couple.coupling import Coupling, couple
+from fxprune.passes.model.measure import byte_count, parameter_count
+from fxprune.passes.score.fisher import Fisher
+from fxprune.passes.score.magnitude import Magnitude
+from fxprune.passes.score.obs import Obs
+from fxprune.passes.score.random import Random
+from fxprune.passes.score.taylor import Taylor
+from fxprune.passes.score.wanda import Wanda
+from fxprune.passes.select.allocate import Curve, Knapsack, Target, even, levels, tied
+from fxprune.passes.select.costs import Costs, dense_cost
+from fxprune.passes.select.select import best_units
+from fxprune.passes.select.sensitivity import Gauge, Silencer
+from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.passes.state import Before, Subject
-from fxprune.passes.taylor import Taylor
-from fxprune.passes.wanda import Wanda
 from fxprune.tracer.export import trace_causal_lm
 
 from .corpora import RandomTokens

@@ -16,14 +16,8 @@ import safetensors
 from safetensors.numpy import save_file
 
 from fxprune.backends import artifact
-from fxprune.backends.artifact import (
-    atomic_directory,
-    check_target,
-    read_plan,
-    read_record,
-    write_json,
-    write_plan,
-)
+from fxprune.backends.artifact import read_plan, read_record, write_json, write_plan
+from fxprune.backends.atomic_directory import atomic_directory, check_target
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
 

@@ -12,9 +12,9 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
-from fxprune.api import bench_process, benchmark
-from fxprune.api.benchmark import Benchmark, BenchmarkResult, Conditions, Spread, Timing
-from fxprune.api.tables import benchmarked
+from fxprune.api.benchmarking import benchmark, process
+from fxprune.api.benchmarking.benchmark import Benchmark, BenchmarkResult, Conditions, Spread, Timing
+from fxprune.api.terminal.tables import benchmarked
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
@@ -170,7 +170,7 @@ def test_what_a_process_refuses_arrives(models: tuple[Path, Path]) -> None:
 
 def serve(told: dict[str, Any]) -> dict[str, Any]:
     answers = io.StringIO()
-    bench_process.serve(json.dumps(told), io.StringIO(""), answers)
+    process.serve(json.dumps(told), io.StringIO(""), answers)
     (answer,) = answers.getvalue().splitlines()
     found: dict[str, Any] = json.loads(answer)
     return found
@@ -186,7 +186,7 @@ def test_a_process_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_arguments: object) -> None:
         raise ValueError("no weights")
 
-    monkeypatch.setattr(bench_process, "_Timed", fail)
+    monkeypatch.setattr(process, "_Timed", fail)
     found = serve({"job": job, "conditions": conditions})
     assert found == {
         "error": "cannot time 'm': ValueError: no weights",

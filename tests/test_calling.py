@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from fxprune.api import apply, trace
-from fxprune.api.calling import Calling
+from fxprune.api.model_call import Calling
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.couple import couple
-from fxprune.passes.in_code import freeze_fixed
+from fxprune.passes.couple.computed_constants import freeze_fixed
+from fxprune.passes.couple.coupling import couple
 from fxprune.tracer.example import example_inputs, trace_call
 from fxprune.tracer.export import calls
 

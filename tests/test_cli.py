@@ -233,7 +233,7 @@ def test_an_interrupt_while_writing_leaves_nothing(
         written.extend(path.name for path in folder.iterdir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fxprune.backends.huggingface.write_plan", interrupt)
+    monkeypatch.setattr("fxprune.backends.huggingface.save.write_plan", interrupt)
     command = ["apply", model_dir, "--pass", "random{ratio=0.5}", "--out", tmp_path / "deep" / "out"]
     assert run(capsys, *command) == (130, "", "interrupted\n")
     assert "model.safetensors" in written

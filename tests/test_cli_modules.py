@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import fxprune
-from fxprune.api.modules import prune_module
+from fxprune.api.modules.prune import prune_module
 from fxprune.cli import main
 from fxprune.ir.parser import parse_graph
 from fxprune.ir.text import print_graph

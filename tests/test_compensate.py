@@ -14,14 +14,14 @@ import transformers
 
 from fxprune.demo import MODEL_DIR, text
 from fxprune.ir import FxpruneError, RequestError
-from fxprune.passes.compensate import Compensate
-from fxprune.passes.least_squares import Moments, Surgeon, refit
-from fxprune.passes.magnitude import Magnitude
-from fxprune.passes.measure import perplexity
-from fxprune.passes.obs import Obs
-from fxprune.passes.random import Random
+from fxprune.passes.calibrate.least_squares import Moments, Surgeon, refit
+from fxprune.passes.model.measure import perplexity
+from fxprune.passes.recover.compensate import Compensate
+from fxprune.passes.score.magnitude import Magnitude
+from fxprune.passes.score.obs import Obs
+from fxprune.passes.score.random import Random
 from fxprune.passes.state import State
-from fxprune.tracer.text import from_string
+from fxprune.tracer.texts.corpus import from_string
 
 from .corpora import RandomTokens
 from .decoders import random_decoder, special_tokens

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from fxprune.backends.config_search import find_config, model_shapes, retargets
-from fxprune.passes.surgery import shrink_module
+from fxprune.backends.huggingface.config_search import find_config, model_shapes, retargets
+from fxprune.passes.shrink.module import shrink_module
 from fxprune.tests.cuts import Cut, build, example, gpt2, logits, shrunk, spread
 
 

@@ -14,7 +14,7 @@ from fxprune.ir.cost import macs_of
 from fxprune.ir.graph import Op, Value
 from fxprune.ir.parser import parse_graph
 from fxprune.ir.rules import RULES, Contraction
-from fxprune.passes.watch import RECORDED
+from fxprune.passes.calibrate.linear_calls import RECORDED
 
 from .replay import Example, example, run
 from .rule_rows import Row
@@ -91,7 +91,7 @@ def test_a_contraction_lacks_no_part(name: str) -> None:
     assert bool(contraction.unrecorded) != (contraction in RECORDED.values())
 
 
-NAMED_ELSEWHERE = {"passes/sub_blocks.py": {"aten.scaled_dot_product_attention"}}
+NAMED_ELSEWHERE = {"passes/drop/sub_blocks.py": {"aten.scaled_dot_product_attention"}}
 """By which a part of a layer is told to attend; that is no fact about its product."""
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.contributions import Contributions, Wanted, magnitude
-from fxprune.passes.gradients import taylor
+from fxprune.passes.score.taylor_terms import taylor
+from fxprune.passes.score.units import Contributions, Wanted
+from fxprune.passes.score.weight_powers import magnitude
 
 from .test_contributions import VARIANTS, build, draw
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune.ir.errors import FxpruneError
-from fxprune.passes import contributions as parts
-from fxprune.passes.contributions import Contributions, Wanted, magnitude
-from fxprune.passes.gradients import taylor
+from fxprune.passes.score import position_scores as parts
+from fxprune.passes.score.taylor_terms import taylor
+from fxprune.passes.score.units import Contributions, Wanted
+from fxprune.passes.score.weight_powers import magnitude
 
 VARIANTS = ("vector", "element1", "second", "element2")
 SIZES = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}

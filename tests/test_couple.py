@@ -11,7 +11,8 @@ import pytest
 from fxprune.ir.axes import atoms_of
 from fxprune.ir.groups import Kind, positions
 from fxprune.ir.parser import parse_graph
-from fxprune.passes.couple import Coupling, couple, why
+from fxprune.passes.couple.coupling import Coupling, couple
+from fxprune.passes.couple.explain import why
 
 from .test_golden import CASES, sections
 

@@ -19,14 +19,14 @@ import pytest
 import torch
 import transformers
 
-from fxprune.backends import onnx as backend
-from fxprune.backends import onnx_rounding
-from fxprune.backends.onnx import export_onnx
-from fxprune.backends.onnx_artifact import OnnxReport, Request
-from fxprune.backends.onnx_layout import LAYOUTS
-from fxprune.backends.onnx_quantize import BITS, ONNX_DTYPES, convert_weights, save_graph
-from fxprune.backends.onnx_rounding import GROWTH
-from fxprune.backends.onnx_runtime import OnnxDecoder
+from fxprune.backends.onnx import decoder as backend
+from fxprune.backends.onnx import rounding
+from fxprune.backends.onnx.artifact import OnnxReport, Request
+from fxprune.backends.onnx.decoder import export_onnx
+from fxprune.backends.onnx.layout import LAYOUTS
+from fxprune.backends.onnx.quantize import BITS, ONNX_DTYPES, convert_weights, save_graph
+from fxprune.backends.onnx.rounding import GROWTH
+from fxprune.backends.onnx.runtime import OnnxDecoder
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
@@ -167,9 +167,7 @@ def test_logits_that_are_no_numbers_are_refused(decoders: Decoders) -> None:
             return logits * np.float32("nan"), cache
 
     with pytest.raises(FxpruneError, match=r"% of the information from the context is lost \(at most 5%\)"):
-        onnx_rounding.check_rounded(
-            Broken(decoders.export("tied").path), decoders.torch("tied"), "int8", lambda _said: None
-        )
+        rounding.check_rounded(Broken(decoders.export("tied").path), decoders.torch("tied"), "int8", lambda _said: None)
 
 
 def tiny_graph(

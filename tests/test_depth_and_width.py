@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fxprune.ir.cost import macs
-from fxprune.passes.measure import parameter_count
+from fxprune.passes.model.measure import parameter_count
 from fxprune.tracer.export import trace_model
 
 from .states import decoder_state, run_passes

@@ -12,14 +12,14 @@ import torch
 from transformers import LlamaForCausalLM
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.block_distillation import distil_blocks
-from fxprune.passes.distill import Distill
-from fxprune.passes.finetune import Finetune
-from fxprune.passes.lora import Lora
-from fxprune.passes.recovery import Recovery
+from fxprune.passes.recover.base import Recovery
+from fxprune.passes.recover.block_distillation import distil_blocks
+from fxprune.passes.recover.distill import Distill
+from fxprune.passes.recover.finetune import Finetune
+from fxprune.passes.recover.lora import Lora
+from fxprune.passes.recover.teacher import Teacher
+from fxprune.passes.recover.training import pad
 from fxprune.passes.state import State
-from fxprune.passes.teacher import Teacher
-from fxprune.passes.training import pad
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .corpora import RepeatedTokens, RunningTokens, UnequalRows

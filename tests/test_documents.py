@@ -15,7 +15,7 @@ import pytest
 import transformers
 
 import fxprune
-from fxprune.api.arguments import build_parser
+from fxprune.api.terminal.arguments import build_parser
 from fxprune.cli import COMMANDS, main
 from fxprune.demo import text
 from fxprune.passes.pipeline import parse_pipeline

@@ -11,11 +11,11 @@ import torch
 import transformers
 
 from fxprune.ir import FxpruneError, Plan, RequestError
-from fxprune.passes.blocks import find_blocks, keep_blocks
-from fxprune.passes.couple import couple
-from fxprune.passes.drop import Drop, _pass_on, block_influence
-from fxprune.passes.measure import perplexity
-from fxprune.passes.random import Random
+from fxprune.passes.couple.coupling import couple
+from fxprune.passes.drop.drop import Drop, _pass_on, block_influence
+from fxprune.passes.model.blocks import find_blocks, keep_blocks
+from fxprune.passes.model.measure import perplexity
+from fxprune.passes.score.random import Random
 from fxprune.passes.state import NoHost, State
 
 from .corpora import RandomTokens

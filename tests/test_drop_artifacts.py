@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from fxprune import api
-from fxprune.api import work
-from fxprune.backends import values
-from fxprune.backends.huggingface import load
+from fxprune.api.pruning import model_run
+from fxprune.backends.huggingface import weight_source
+from fxprune.backends.huggingface.save import load
 from fxprune.backends.verify import Job
 from fxprune.ir import FxpruneError
 from fxprune.runtime.absence import absences
@@ -52,8 +52,8 @@ def jobs() -> Iterator[list[Job]]:
         return {}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(values, "verify_written", postpone)
-        patch.setattr(work.Work, "read_texts", read_windows)
+        patch.setattr(weight_source, "verify_written", postpone)
+        patch.setattr(model_run.Work, "read_texts", read_windows)
         yield held
 
 

@@ -12,14 +12,14 @@ import transformers
 from torch.nn.functional import cosine_similarity
 
 from fxprune.ir import FxpruneError, Plan
-from fxprune.passes.blocks import find_blocks
-from fxprune.passes.couple import couple
-from fxprune.passes.drop import Drop
-from fxprune.passes.measure import perplexity
-from fxprune.passes.random import Random
+from fxprune.passes.couple.coupling import couple
+from fxprune.passes.drop.drop import Drop
+from fxprune.passes.drop.sub_block_scores import choose, sub_block_influence
+from fxprune.passes.drop.sub_blocks import SubBlock, find_sub_blocks, taken_out
+from fxprune.passes.model.blocks import find_blocks
+from fxprune.passes.model.measure import perplexity
+from fxprune.passes.score.random import Random
 from fxprune.passes.state import State
-from fxprune.passes.sub_block_scores import choose, sub_block_influence
-from fxprune.passes.sub_blocks import SubBlock, find_sub_blocks, taken_out
 from fxprune.runtime.absence import absences
 from fxprune.tracer.export import trace_causal_lm
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fxprune.backends.graph_module import raise_graph
 from fxprune.ir.groups import Kind
-from fxprune.passes.couple import Coupling, couple
-from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.couple.coupling import Coupling, couple
+from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from .decoders import random_decoder

@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GptOssForCausalLM, MixtralForCausalLM
 
-from fxprune.api.pruning import apply
+from fxprune.api.pruning.request import apply
 from fxprune.backends.graph_module import raise_graph
 from fxprune.ir import RequestError
 from fxprune.ir.graph import Graph
 from fxprune.ir.groups import Group, Kind
-from fxprune.passes.couple import VALUES, Coupling, couple, why
-from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.couple.coupling import VALUES, Coupling, couple
+from fxprune.passes.couple.explain import why
+from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.tracer.export import Traced, trace_causal_lm, trace_model
 
 from .equivalence import TOLERANCE, sliced, tensors_of

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.api.modules import Pruned, prune_module
-from fxprune.backends import exported
+from fxprune.api.modules.prune import Pruned, prune_module
+from fxprune.backends.pt2 import save
 from fxprune.backends.verify import VerificationError
 from fxprune.ir.errors import FxpruneError, RequestError
 
@@ -126,14 +126,14 @@ def test_what_was_trained_since_is_written(tmp_path: Path) -> None:
 
 def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = prune_module(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.randn(2, 4), "magnitude", ratio=0.5)
-    export = exported._exported
+    export = save._exported
 
-    def wrong(product: exported.Product, *, free: bool) -> Any:
+    def wrong(product: save.Product, *, free: bool) -> Any:
         program = export(replace(product, module=copy.deepcopy(product.module)), free=free)
         program.state_dict["0.bias"].data += 1
         return program
 
-    monkeypatch.setattr(exported, "_exported", wrong)
+    monkeypatch.setattr(save, "_exported", wrong)
     with pytest.raises(VerificationError, match="outputs of the written program and of the module differ by"):
         result.save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -214,7 +214,7 @@ def fails(*_arguments: object, **_options: object) -> None:
             lambda *_, **__: subprocess.CompletedProcess([], 1, "", "Traceback ...\nRuntimeError: no such kernel\n"),
             "a fresh Python process cannot run the written program: RuntimeError: no such kernel",
         ),
-        (exported, "load_file", lambda _path: {}, "the written program returns 0 tensors, the module 1"),
+        (save, "load_file", lambda _path: {}, "the written program returns 0 tensors, the module 1"),
     ],
     ids=["export", "run", "outputs"],
 )

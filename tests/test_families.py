@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fxprune.ir.groups import Group, Kind
-from fxprune.passes.couple import couple
+from fxprune.passes.couple.coupling import couple
 from fxprune.tracer.export import trace_causal_lm
 
 from .equivalence import TOLERANCE, difference, random_units

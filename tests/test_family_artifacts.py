@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.api.pruning import apply
+from fxprune.api.pruning.request import apply
 from fxprune.backends.verify import Job, verify
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.api.modules import Pruned, prune_module
+from fxprune.api.modules.prune import Pruned, prune_module
 from fxprune.ir.errors import FxpruneError
 
 from .equivalence import TOLERANCE, tensors_of, zeroed

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from fxprune.backends.genai import write_genai_config
-from fxprune.backends.onnx_rounding import GROWTH
-from fxprune.backends.onnx_runtime import OnnxDecoder
+from fxprune.backends.onnx.genai import write_genai_config
+from fxprune.backends.onnx.rounding import GROWTH
+from fxprune.backends.onnx.runtime import OnnxDecoder
 
 from .onnx_models import ROUNDED, Decoders
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from fxprune.ir import FxpruneError, Plan, RequestError
-from fxprune.passes.fisher import Fisher
-from fxprune.passes.generate import Generate, Joined, written_by
+from fxprune.passes.calibrate.generate import Generate, Joined, written_by
+from fxprune.passes.score.fisher import Fisher
 from fxprune.passes.state import State
 
 from .corpora import OneToken

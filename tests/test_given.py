@@ -20,8 +20,8 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import fxprune
-from fxprune.api.arguments import build_parser
-from fxprune.api.given import Rows, check_model, list_models, read_text
+from fxprune.api.request_checks import Rows, check_model, list_models, read_text
+from fxprune.api.terminal.arguments import build_parser
 from fxprune.cli import COMMANDS
 from fxprune.ir.errors import FxpruneError, RequestError
 
@@ -183,9 +183,9 @@ def test_every_result_is_json_data() -> None:
     assert len(kinds) >= 7
     # What a result holds or gives in turn, where that is a result of its own.
     from fxprune.api import Demo, GroupChange, Hop, PrunedTarget
-    from fxprune.api.pruned import Pruned
-    from fxprune.backends.exported import SavedModule
-    from fxprune.backends.huggingface import Saved
+    from fxprune.api.modules.result import Pruned
+    from fxprune.backends.huggingface.save import Saved
+    from fxprune.backends.pt2.save import SavedModule
     from fxprune.passes.manager import Step
 
     assert Pruned in kinds

@@ -20,8 +20,8 @@ from fxprune.ir import RequestError
 from fxprune.ir.parser import parse_graph
 from fxprune.ir.text import print_graph
 from fxprune.ir.verifier import verify
-from fxprune.passes.couple import Coupling, couple
-from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.couple.coupling import Coupling, couple
+from fxprune.passes.shrink.graph import make_plan, rewrite
 
 FOLDER = Path(fxprune.__file__).parent / "tests" / "golden"
 CASES = sorted(path.stem for path in FOLDER.glob("*.txt"))

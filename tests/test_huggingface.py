@@ -16,14 +16,14 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from fxprune.backends import values
 from fxprune.backends.artifact import read_plan
 from fxprune.backends.digests import sha256
-from fxprune.backends.huggingface import Saved, auto_class_of, load, save
+from fxprune.backends.huggingface import weight_source
+from fxprune.backends.huggingface.save import Saved, auto_class_of, load, save
 from fxprune.backends.verify import Job, Reference, VerificationError, verify
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
-from fxprune.passes.surgery import shrink_module
+from fxprune.passes.shrink.module import shrink_module
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 from fxprune.tests.cuts import CUTS, Cut, example, llama_mha, llama_range, llama_residual, logits, shrunk
 
@@ -47,7 +47,7 @@ FORMS = {
 @pytest.fixture
 def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the fresh process where a test is about something else."""
-    monkeypatch.setattr(values, "verify_written", lambda *_: {"skipped": True})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {"skipped": True})
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Saved
     root = tmp_path_factory.mktemp("artifacts")
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(values, "verify_written", lambda *_: {"skipped": True})
+        patch.setattr(weight_source, "verify_written", lambda *_: {"skipped": True})
         for name, (form, _) in FORMS.items():
             make = CUTS.get(name.removesuffix("_free"), llama_residual)
             cut, details = shrunk(make)

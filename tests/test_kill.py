@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from fxprune import api
-from fxprune.backends import digests, output, values
-from fxprune.backends.artifact import PARTIAL, REPLACED, atomic_directory, clear_leftovers
-from fxprune.backends.streaming import StreamedWeights
+from fxprune.backends import digests
+from fxprune.backends.atomic_directory import PARTIAL, REPLACED, atomic_directory, clear_leftovers
+from fxprune.backends.huggingface import direct_file, weight_source
+from fxprune.backends.huggingface.streamed_weights import StreamedWeights
 from fxprune.ir.errors import FxpruneError
 
 from .checkpoints import contents, write_checkpoint
@@ -198,7 +199,7 @@ def test_an_artifact_that_was_moved_aside_comes_back_unless_there_is_another(tmp
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no second file system")
 def test_an_out_on_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
     source = write_checkpoint(tmp_path / "source")
     place = Path("/dev/shm") / f"fxprune-test-{os.getpid()}"
     place.mkdir()
@@ -214,7 +215,7 @@ def test_an_out_on_another_file_system(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_file_that_cannot_grow_leaves_the_old_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
     source = write_checkpoint(tmp_path / "source")
     api.apply(source, "random", ratio=0.5, out=tmp_path / "out")
     before = contents(tmp_path / "out")
@@ -238,7 +239,7 @@ def test_a_file_that_cannot_grow_leaves_the_old_artifact(tmp_path: Path, monkeyp
 
 
 def test_a_disk_that_fills_midway_leaves_the_old_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
     source = write_checkpoint(tmp_path / "source")
     api.apply(source, "random", ratio=0.5, out=tmp_path / "out")
     before = contents(tmp_path / "out")
@@ -261,11 +262,11 @@ def test_a_disk_that_fills_midway_leaves_the_old_artifact(tmp_path: Path, monkey
 def test_a_disk_that_fills_within_the_weights_leaves_the_old_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
     source = write_checkpoint(tmp_path / "source")
     api.apply(source, "random", ratio=0.5, out=tmp_path / "out")
     before = contents(tmp_path / "out")
-    write, left, seen = output._File.write, [5], []
+    write, left, seen = direct_file._File.write, [5], []
 
     def full(*arguments: Any) -> None:
         left[0] -= 1
@@ -274,8 +275,8 @@ def test_a_disk_that_fills_within_the_weights_leaves_the_old_artifact(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(*arguments)
 
-    monkeypatch.setattr(output, "BLOCK", 1 << 12)
-    monkeypatch.setattr(output._File, "write", full)
+    monkeypatch.setattr(direct_file, "BLOCK", 1 << 12)
+    monkeypatch.setattr(direct_file._File, "write", full)
     with pytest.raises(FxpruneError) as caught:
         api.apply(source, "random", ratio=0.25, out=tmp_path / "out", force=True)
     assert caught.value.message == f"cannot write {tmp_path / 'out'}: the disk is full"

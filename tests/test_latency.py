@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fxprune.api.tables import latencies
+from fxprune.api.terminal.tables import latencies
 from fxprune.ir import FxpruneError, RequestError
 from fxprune.ir.cost import macs_of
 from fxprune.ir.graph import DType, Op, Value
-from fxprune.passes import latency
-from fxprune.passes.allocate import Target
-from fxprune.passes.couple import couple
-from fxprune.passes.latency import TOKENS, Clock, Latency, forward_seconds
-from fxprune.passes.magnitude import Magnitude
+from fxprune.passes.couple.coupling import couple
+from fxprune.passes.score.magnitude import Magnitude
+from fxprune.passes.select import latency
+from fxprune.passes.select.allocate import Target
+from fxprune.passes.select.latency import TOKENS, Clock, Latency, forward_seconds
 from fxprune.passes.state import State
 from fxprune.tracer.export import trace_causal_lm, trace_model
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fxprune.api import tables
-from fxprune.api.pruning import Applied, apply
+from fxprune.api.pruning.request import Applied, apply
+from fxprune.api.terminal import tables
 
 from .families.causal_lm import tiny_config
 

@@ -18,15 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 import fxprune
 from fxprune import api
-from fxprune.api import benchmark, exporting
-from fxprune.api.benchmark import Conditions
+from fxprune.api import exporting
+from fxprune.api.benchmarking import benchmark
+from fxprune.api.benchmarking.benchmark import Conditions
+from fxprune.api.seen_texts import record_of
 from fxprune.api.sources import open_source
-from fxprune.api.texts import record_of
-from fxprune.backends import values
 from fxprune.backends.artifact import RECORD
-from fxprune.backends.onnx_artifact import Request
+from fxprune.backends.huggingface import weight_source
+from fxprune.backends.onnx.artifact import Request
 from fxprune.ir.errors import RequestError
-from fxprune.passes.taylor import Taylor
+from fxprune.passes.score.taylor import Taylor
 
 from .checkpoints import LLAMA, contents
 from .test_resume import LORA, TAYLOR, VOCABULARY, broken, write_source
@@ -92,7 +93,7 @@ def test_a_loaded_model_gives_the_files_that_its_directory_gives(
 def test_the_record_says_that_the_model_was_loaded_and_the_texts_were_lists(
     source: Path, model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
     fxprune.apply(model, TAYLOR, tokenizer=tokenizer, calib=ROWS, out=tmp_path / "out")
     text = (tmp_path / "out" / RECORD).read_text()
     record = json.loads(text)
@@ -122,7 +123,7 @@ def test_a_run_on_a_loaded_model_and_lists_goes_on(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is known by the values of its weights and by the strings."""
-    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
 
     def apply(rows: list[str] = ROWS, **options: Any) -> api.Applied:
         given = {"tokenizer": tokenizer, "calib": rows, "out": tmp_path / "out", "resume": True}

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes import lora as lora_module
-from fxprune.passes import trainer
-from fxprune.passes.lora import Adapter, Lora, projection_modules
-from fxprune.passes.training import pad
+from fxprune.passes.recover import lora as lora_module
+from fxprune.passes.recover import trainer
+from fxprune.passes.recover.lora import Adapter, Lora, projection_modules
+from fxprune.passes.recover.training import pad
 
 from .corpora import RepeatedTokens, UnequalRows
 from .decoders import gpt2, llama

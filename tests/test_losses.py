@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.api.modules import prune_module
-from fxprune.passes.contributions import position_sums
-from fxprune.passes.losses import taylor_of_losses
+from fxprune.api.modules.prune import prune_module
+from fxprune.passes.score.position_scores import position_sums
+from fxprune.passes.score.taylor_of_losses import taylor_of_losses
 
 from .nets import build, images, quadratic
 

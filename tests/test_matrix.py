@@ -11,10 +11,11 @@ import pytest
 import torch
 import transformers
 
-from fxprune.api import calling, work
-from fxprune.api.pruning import Applied, apply
-from fxprune.backends import values
-from fxprune.backends.huggingface import load
+from fxprune.api import model_call
+from fxprune.api.pruning import model_run
+from fxprune.api.pruning.request import Applied, apply
+from fxprune.backends.huggingface import weight_source
+from fxprune.backends.huggingface.save import load
 from fxprune.backends.verify import Job, verify
 from fxprune.runtime.absence import absences
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
@@ -100,9 +101,9 @@ def cells(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 
     made: dict[tuple[str, str], tuple[Path, Applied]] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(values, "verify_written", postpone)
-        patch.setattr(work.Work, "read_texts", read_windows)
-        patch.setattr(calling, "trace_causal_lm", trace_once)
+        patch.setattr(weight_source, "verify_written", postpone)
+        patch.setattr(model_run.Work, "read_texts", read_windows)
+        patch.setattr(model_call, "trace_causal_lm", trace_once)
         wanted = MODELS if "slow" in (request.config.option.markexpr or "").replace("not slow", "") else DEFAULT
         for number, model in enumerate(wanted):
             config = MODELS[model]

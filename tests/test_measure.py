@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.measure import byte_count, parameter_count, perplexity, tokens_per_second
+from fxprune.passes.model.measure import byte_count, parameter_count, perplexity, tokens_per_second
 
 from .decoders import VOCABULARY, llama
 

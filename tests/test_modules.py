@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.api.modules import Pruned, prune_module
+from fxprune.api.modules.prune import Pruned, prune_module
 from fxprune.ir.errors import RequestError
-from fxprune.passes.couple import Coupling, couple
-from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.couple.coupling import Coupling, couple
+from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.tracer.export import Traced
 from fxprune.tracer.module import bind, trace_module
 

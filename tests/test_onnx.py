@@ -21,12 +21,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from fxprune.backends import onnx as backend
-from fxprune.backends import onnx_trace
-from fxprune.backends.onnx import export_onnx
-from fxprune.backends.onnx_artifact import OnnxReport, Request
-from fxprune.backends.onnx_check import check_onnx
-from fxprune.backends.onnx_runtime import OnnxDecoder
+from fxprune.backends.onnx import decoder as backend
+from fxprune.backends.onnx import trace
+from fxprune.backends.onnx.artifact import OnnxReport, Request
+from fxprune.backends.onnx.check import check_onnx
+from fxprune.backends.onnx.decoder import export_onnx
+from fxprune.backends.onnx.runtime import OnnxDecoder
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.runtime.tolerances import ONNX_LOGITS_TOLERANCE
 
@@ -251,7 +251,7 @@ def test_drift_over_many_steps_is_refused(llama: Exported) -> None:
             logits, cache = super().step(input_ids, cache, **options)
             return (-logits if cache["past_key_values.0.key"].shape[2] > 20 else logits), cache
 
-    model, _ = onnx_trace.load_causal_lm(llama.source, trust_remote_code=False)
+    model, _ = trace.load_causal_lm(llama.source, trust_remote_code=False)
     with pytest.raises(FxpruneError, match="logits in check 'greedy' by") as error:
         check_onnx(Drifting(llama.out), model, "none", lambda _message: None)
     assert error.value.hint == "likely cause: errors accumulate in the cache over many steps"
@@ -363,7 +363,7 @@ def test_failing_exporter_is_reported(llama: Exported, monkeypatch: pytest.Monke
     def fail(*_arguments: object) -> None:
         raise ValueError("no such operator\nand more")
 
-    monkeypatch.setattr(onnx_trace.OnnxExporter, "export", fail)
-    model, _ = onnx_trace.load_causal_lm(llama.source, trust_remote_code=False)
+    monkeypatch.setattr(trace.OnnxExporter, "export", fail)
+    model, _ = trace.load_causal_lm(llama.source, trust_remote_code=False)
     with pytest.raises(FxpruneError, match=r"cannot be exported to ONNX: ValueError: no such operator$"):
-        onnx_trace.trace_onnx(model, optimize="cpu", opset=None)
+        trace.trace_onnx(model, optimize="cpu", opset=None)

@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from fxprune.api import apply, export
-from fxprune.backends import onnx_forward, onnx_trace
-from fxprune.backends.onnx_artifact import OnnxReport
+from fxprune.backends.onnx import forward, trace
+from fxprune.backends.onnx.artifact import OnnxReport
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
@@ -100,15 +100,15 @@ def test_what_stays_open(name: str, form: str, dtype: str, free: tuple[str, ...]
     assert report.dtype == dtype
     plain = {check: worst for check, worst in report.differences.items() if not check.startswith(dtype + " ")}
     assert max(plain.values()) <= 1e-5
-    assert max(report.differences.values()) <= onnx_forward.ONNX_OUTPUT_TOLERANCE[dtype]
+    assert max(report.differences.values()) <= forward.ONNX_OUTPUT_TOLERANCE[dtype]
 
 
 def test_a_difference_is_refused_and_nothing_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_model("vit").save_pretrained(tmp_path / "source")
-    monkeypatch.setitem(onnx_forward.ONNX_OUTPUT_TOLERANCE, "float32", -1.0)
-    monkeypatch.setattr(onnx_forward, "OPEN", onnx_forward.OPEN[:1])
+    monkeypatch.setitem(forward.ONNX_OUTPUT_TOLERANCE, "float32", -1.0)
+    monkeypatch.setattr(forward, "OPEN", forward.OPEN[:1])
     command = ["export", str(tmp_path / "source"), "--out", str(tmp_path / "out")]
     assert main(command) == 1
     assert "the float32 ONNX graph and the model differ: outputs in check 'example' by" in capsys.readouterr().err
@@ -121,7 +121,7 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise ValueError("no translation of aten::something")
 
-    monkeypatch.setattr(onnx_trace.OnnxExporter, "export", fail)
+    monkeypatch.setattr(trace.OnnxExporter, "export", fail)
     with pytest.raises(
         FxpruneError, match="ViTForImageClassification cannot be exported to ONNX: ValueError: no trans"
     ):
@@ -132,7 +132,7 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_convolutions_are_not_stored_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_model("resnet").save_pretrained(tmp_path / "source")
-    monkeypatch.setattr(onnx_forward, "OPEN", onnx_forward.OPEN[1:2])
+    monkeypatch.setattr(forward, "OPEN", forward.OPEN[1:2])
     with pytest.raises(FxpruneError, match="the graph has no linear map that can be stored as int8") as caught:
         export(tmp_path / "source", tmp_path / "out", dtype="int8")
     assert caught.value.hint == "use --dtype float32 or --dtype float16"
@@ -145,8 +145,8 @@ def test_a_graph_that_does_not_run_says_so(tmp_path: Path, monkeypatch: pytest.M
             raise RuntimeError("no kernel for Conv\nand more")
 
     tiny_model("vit").save_pretrained(tmp_path / "source")
-    monkeypatch.setattr(onnx_forward, "OPEN", onnx_forward.OPEN[1:2])
-    monkeypatch.setattr(onnx_forward, "open_session", lambda *_: Refusing())
+    monkeypatch.setattr(forward, "OPEN", forward.OPEN[1:2])
+    monkeypatch.setattr(forward, "open_session", lambda *_: Refusing())
     with pytest.raises(
         FxpruneError, match=r"ONNX Runtime cannot run the graph \(example\): RuntimeError: no kernel for Conv$"
     ) as caught:

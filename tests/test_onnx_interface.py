@@ -11,11 +11,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from fxprune.backends import onnx_trace
-from fxprune.backends.onnx import export_onnx
-from fxprune.backends.onnx_artifact import Request
-from fxprune.backends.onnx_names import rename_interface
-from fxprune.backends.onnx_runtime import OnnxDecoder
+from fxprune.backends.onnx import trace
+from fxprune.backends.onnx.artifact import Request
+from fxprune.backends.onnx.decoder import export_onnx
+from fxprune.backends.onnx.names import rename_interface
+from fxprune.backends.onnx.runtime import OnnxDecoder
 from fxprune.ir.errors import FxpruneError, RequestError
 
 from .families import causal_lm
@@ -34,7 +34,7 @@ def test_state_other_than_keys_and_values_is_refused(output: SimpleNamespace, me
             return output
 
     with pytest.raises(FxpruneError, match=message):
-        onnx_trace.trace_onnx(Stateful(), optimize="cpu", opset=None)
+        trace.trace_onnx(Stateful(), optimize="cpu", opset=None)
 
 
 def test_a_model_that_does_not_run_on_token_ids_is_refused() -> None:
@@ -45,13 +45,13 @@ def test_a_model_that_does_not_run_on_token_ids_is_refused() -> None:
     with pytest.raises(
         FxpruneError, match=r"Odd does not run on token ids \[2, \d+\]: RuntimeError: four codebooks"
     ) as caught:
-        onnx_trace.trace_onnx(Odd(), optimize="cpu", opset=None)
+        trace.trace_onnx(Odd(), optimize="cpu", opset=None)
     assert "--no-cache" in caught.value.hint
 
 
 def test_a_class_that_no_auto_class_knows_is_loaded_by_its_name(tmp_path: Path) -> None:
     causal_lm.tiny_model("emu3").save_pretrained(tmp_path)
-    model, _ = onnx_trace.load_causal_lm(tmp_path, trust_remote_code=False)
+    model, _ = trace.load_causal_lm(tmp_path, trust_remote_code=False)
     assert type(model).__name__ == "Emu3ForCausalLM"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from fxprune.api.pruning import Applied, apply
+from fxprune.api.pruning.request import Applied, apply
 from fxprune.backends.verify import Job, verify
-from fxprune.passes.measure import parameter_count
+from fxprune.passes.model.measure import parameter_count
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE
 
 from .families.other import HALF, NOT_SAVED, NOT_TRACED, ROWS, SAMPLE, SAVED_WITH, STAYS, WITHOUT, tiny_model

@@ -12,7 +12,7 @@ import torch
 import fxprune
 from fxprune.ir.groups import Group
 from fxprune.ir.plan import Indices
-from fxprune.passes.couple import couple
+from fxprune.passes.couple.coupling import couple
 from fxprune.tracer.export import trace_model
 
 from .equivalence import TOLERANCE, difference, random_units

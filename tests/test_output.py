@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fxprune.backends import output
-from fxprune.backends.output import Output
+from fxprune.backends.huggingface import direct_file
+from fxprune.backends.huggingface.direct_file import Output
 
 BLOCK = 1 << 16
 SIZES = (0, 1, BLOCK - 1, BLOCK, 5 * BLOCK, 7 * BLOCK + 333)
@@ -19,7 +19,7 @@ SIZES = (0, 1, BLOCK - 1, BLOCK, 5 * BLOCK, 7 * BLOCK + 333)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "BLOCK", BLOCK)
+    monkeypatch.setattr(direct_file, "BLOCK", BLOCK)
 
 
 def write(path: Path, data: bytes, piece: int) -> str:
@@ -32,7 +32,7 @@ def write(path: Path, data: bytes, piece: int) -> str:
 @pytest.mark.parametrize("large", [0, 1 << 40], ids=["past the cache", "through the cache"])
 @pytest.mark.parametrize("piece", [1000, BLOCK, 3 * BLOCK + 1])
 def test_the_bytes_and_their_digest(large: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "LARGE", large)
+    monkeypatch.setattr(direct_file, "LARGE", large)
     for size in SIZES:
         data = os.urandom(size)
         assert write(tmp_path / "file", data, piece) == hashlib.sha256(data).hexdigest()
@@ -42,11 +42,11 @@ def test_the_bytes_and_their_digest(large: int, piece: int, tmp_path: Path, monk
 def test_a_file_system_that_wants_another_alignment_is_written_through_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "LARGE", 0)
+    monkeypatch.setattr(direct_file, "LARGE", 0)
     real, refused = os.write, []
 
     def picky(file: int, data: memoryview) -> int:
-        if hasattr(os, "O_DIRECT") and output.fcntl.fcntl(file, output.fcntl.F_GETFL) & os.O_DIRECT:
+        if hasattr(os, "O_DIRECT") and direct_file.fcntl.fcntl(file, direct_file.fcntl.F_GETFL) & os.O_DIRECT:
             refused.append(len(data))
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return real(file, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fxprune.passes.couple import couple
+from fxprune.passes.couple.coupling import couple
 from fxprune.tracer.export import trace_model
 
 

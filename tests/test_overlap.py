@@ -16,11 +16,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
-from fxprune.api.texts import read_so_far
+from fxprune.api.seen_texts import read_so_far
 from fxprune.cli import main
 from fxprune.ir.errors import RequestError
-from fxprune.tracer.fingerprints import KEPT, PASSAGE, Fingerprint, Noted, overlap
-from fxprune.tracer.text import Text, from_string, load_text
+from fxprune.tracer.texts.corpus import Text, from_string, load_text
+from fxprune.tracer.texts.fingerprints import KEPT, PASSAGE, Fingerprint, Noted, overlap
 
 from .corpora import word_tokenizer
 

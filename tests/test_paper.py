@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from fxprune.ir.graph import Graph
-from fxprune.passes.measure import parameter_count
-from fxprune.passes.random import Random
+from fxprune.passes.model.measure import parameter_count
+from fxprune.passes.score.random import Random
 from fxprune.tracer.export import trace_causal_lm
 
 from .states import decoder_state

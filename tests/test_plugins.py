@@ -125,7 +125,7 @@ def brings(site: Path, package: str, kind: str, module: str, attribute: str = "T
 
 RULE = "from fxprune.ir.rules import pattern\nTHING = {'%s': pattern('... k -> ... k')}\n"
 PASS = (
-    "from dataclasses import dataclass\nfrom fxprune.passes.random import Random\n"
+    "from dataclasses import dataclass\nfrom fxprune.passes.score.random import Random\n"
     "@dataclass(frozen=True, kw_only=True)\nclass THING(Random):\n    name = '%s'\n"
 )
 EXPORTER = (

@@ -15,9 +15,9 @@ from safetensors.torch import load_file as load_tensors
 from transformers import GPT2Config, LlamaConfig
 
 from fxprune import api
-from fxprune.api import work
-from fxprune.backends import values
+from fxprune.api.pruning import model_run
 from fxprune.backends.artifact import PLAN, RECORD
+from fxprune.backends.huggingface import weight_source
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
@@ -30,7 +30,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
 @pytest.fixture(autouse=True)
 def _no_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written is compared byte by byte here."""
-    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     write_checkpoint(folder / "source", shard_size="20kB")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(values, "verify_written", lambda *_: {})
+        patch.setattr(weight_source, "verify_written", lambda *_: {})
         api.apply(folder / "source", "magnitude", ratio=0.5, out=folder / "out")
     return folder
 
@@ -63,7 +63,7 @@ def test_a_replay_gives_the_bytes_of_the_run(
     source = write_checkpoint(tmp_path / "source", config)
     api.apply(source, passes, out=tmp_path / "out")
     if not streamed:
-        monkeypatch.setattr(work, "open_stream", lambda *_: None)
+        monkeypatch.setattr(model_run, "open_stream", lambda *_: None)
     for name in ("again", "and-again"):
         api.apply(source, plan=tmp_path / "out" / PLAN, out=tmp_path / name)
     assert contents(tmp_path / "again", RECORD) == contents(tmp_path / "out", RECORD)

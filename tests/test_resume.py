@@ -20,18 +20,18 @@ import torch
 from transformers import GPT2Config, LlamaConfig
 
 from fxprune import api
-from fxprune.api import resume, work
-from fxprune.backends import values
+from fxprune.api.pruning import model_run, resume
 from fxprune.backends.artifact import RECORD
+from fxprune.backends.huggingface import weight_source
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.compensate import Compensate
-from fxprune.passes.drop import Drop
-from fxprune.passes.lora import Lora
-from fxprune.passes.magnitude import Magnitude
-from fxprune.passes.random import Random
+from fxprune.passes.drop.drop import Drop
+from fxprune.passes.recover.compensate import Compensate
+from fxprune.passes.recover.lora import Lora
+from fxprune.passes.score.magnitude import Magnitude
+from fxprune.passes.score.random import Random
+from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.state import KEPT, Before, Data, Ledger, NoHost, State, Subject
-from fxprune.passes.taylor import Taylor
 
 from .checkpoints import TIED, WIDTHS, contents, write_checkpoint
 from .corpora import word_tokenizer
@@ -86,13 +86,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 CASES = [
-    pytest.param((None, "random,magnitude", work.Work, "save", []), id="streamed, broken while writing"),
+    pytest.param((None, "random,magnitude", model_run.Work, "save", []), id="streamed, broken while writing"),
     pytest.param((None, f"{TAYLOR},{COMPENSATE},{LORA}", Lora, "recover", ["lora"]), id="recovery"),
     pytest.param(
         (None, f"generate{{windows=8,length=8,first=2}},{TAYLOR},{COMPENSATE}", Compensate, "_refit", ["compensate"]),
         id="generated text",
     ),
-    pytest.param((None, f"{TAYLOR},{LORA}", work.Work, "save", []), id="recovered", marks=pytest.mark.slow),
+    pytest.param((None, f"{TAYLOR},{LORA}", model_run.Work, "save", []), id="recovered", marks=pytest.mark.slow),
     pytest.param(
         (TIED, f"drop{{layers=1,samples=4,length=8}},{TAYLOR},{LORA}", Taylor, "scores", ["taylor", "lora"]),
         id="layers",
@@ -181,7 +181,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "save", full)
+        patch.setattr(model_run, "save", full)
         with pytest.raises(OSError, match="No space"):
             api.apply(source, "random", ratio=0.5, out=folder / "out", resume=True)
     return folder
@@ -245,7 +245,7 @@ def test_a_stage_of_another_user_is_not_read(copied: Path, monkeypatch: pytest.M
 def test_what_it_says(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
     said: list[str] = []
     again(copied, resume=False, out=tmp_path / "other", progress=said.append)
     assert not any("resum" in line for line in said)
@@ -263,7 +263,7 @@ def test_what_it_says(
 def kept_after(folder: Path, **options: Any) -> bool:
     """Whether a run that broke off while it wrote left a stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work.Work, "save", lambda *_, **__: (_ for _ in ()).throw(Broken))
+        patch.setattr(model_run.Work, "save", lambda *_, **__: (_ for _ in ()).throw(Broken))
         with pytest.raises(Broken):
             again(folder, **options)
     return any(folder.glob(".out.stages*"))
@@ -286,11 +286,11 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 100_000))
-    monkeypatch.setattr(work, "open_stream", lambda *_: None)  # a streamed model holds nothing
+    monkeypatch.setattr(model_run, "open_stream", lambda *_: None)  # a streamed model holds nothing
 
 
 def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "state_parts", lambda _: {"graph": lambda: 0})
+    monkeypatch.setattr(model_run, "state_parts", lambda _: {"graph": lambda: 0})
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_a_failed_pass_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_scores_of_a_pass_that_does_not_run_again_are_written(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "verify_written", lambda *_: {})
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
     write_source(tmp_path / "source")
 
     def run(**options: Any) -> api.Applied:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fxprune.api.run_identity import changes, identity
+from fxprune.api.pruning.run_identity import changes, identity
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
-from fxprune.passes.replay import Replay
+from fxprune.passes.shrink.replay import Replay
 from fxprune.tracer.model import Source, resolve
 
 from .checkpoints import LLAMA

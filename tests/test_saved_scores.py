@@ -16,11 +16,11 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import fxprune
-from fxprune.api.scores import ENTRY, open_scores
+from fxprune.api.pruning.score_file import ENTRY, open_scores
 from fxprune.ir.errors import RequestError
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
-from fxprune.passes.saved import CURVE, Saved
+from fxprune.passes.score_cache import CURVE, Saved
 from fxprune.passes.state import State
 from fxprune.tracer.export import Traced, trace_causal_lm
 

@@ -13,13 +13,15 @@ import transformers
 from fxprune.ir import RequestError
 from fxprune.ir.axes import Atom, Concat, Product
 from fxprune.ir.groups import Group, Kind, Occurrence, Role
-from fxprune.passes.couple import couple
-from fxprune.passes.magnitude import Magnitude
-from fxprune.passes.prune import join_plans
-from fxprune.passes.random import Random
-from fxprune.passes.select import Scope, best_units, chosen_groups, kept_count, select, unit_scores
-from fxprune.passes.shrink import make_plan, rewrite
-from fxprune.passes.taylor import Taylor
+from fxprune.passes.couple.coupling import couple
+from fxprune.passes.score.magnitude import Magnitude
+from fxprune.passes.score.random import Random
+from fxprune.passes.score.taylor import Taylor
+from fxprune.passes.score.units import unit_scores
+from fxprune.passes.select.scope import Scope, chosen_groups
+from fxprune.passes.select.select import best_units, kept_count, select
+from fxprune.passes.shrink.cut import join_plans
+from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.tracer.export import trace_causal_lm
 
 from .states import decoder_state

@@ -14,8 +14,8 @@ from fxprune.backends.graph_module import raise_graph
 from fxprune.ir import RequestError
 from fxprune.ir.parser import parse_graph
 from fxprune.ir.text import print_arg
-from fxprune.passes.couple import Coupling, couple
-from fxprune.passes.shrink import extents_by_module, make_plan, rewrite
+from fxprune.passes.couple.coupling import Coupling, couple
+from fxprune.passes.shrink.graph import extents_by_module, make_plan, rewrite
 
 from . import random_models
 from .draws import draws

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from fxprune.ir import FxpruneError
-from fxprune.passes.couple import couple
-from fxprune.passes.inputs import readers_of
-from fxprune.passes.statistics import Spread, matrix
-from fxprune.passes.streams import Stream
-from fxprune.passes.watch import Watch
+from fxprune.passes.calibrate.batches import matrix
+from fxprune.passes.calibrate.blockwise_run import Stream
+from fxprune.passes.calibrate.linear_calls import Watch
+from fxprune.passes.calibrate.spread import Spread
+from fxprune.passes.couple.coupling import couple
+from fxprune.passes.score.consumer_scores import readers_of
 from fxprune.tracer.export import trace_causal_lm
 
 VOCAB = 31

@@ -26,15 +26,15 @@ from transformers import (
 )
 
 from fxprune import api
-from fxprune.api import streams, work
-from fxprune.backends import stand_ins, stored, streaming, values
-from fxprune.backends.stand_ins import StandIns, hollow
-from fxprune.backends.stored import Checkpoint
-from fxprune.backends.streaming import INDEX, StreamedWeights, obstacle
+from fxprune.api.pruning import model_run, streamed_model
+from fxprune.backends.huggingface import checkpoint, streamed_weights, synthetic_weights, weight_source
+from fxprune.backends.huggingface.checkpoint import Checkpoint
+from fxprune.backends.huggingface.streamed_weights import INDEX, StreamedWeights, obstacle
+from fxprune.backends.huggingface.synthetic_weights import StandIns, hollow
 from fxprune.ir.errors import FxpruneError
 from fxprune.ir.plan import Plan
-from fxprune.passes.contributions import magnitude
-from fxprune.passes.random import Random
+from fxprune.passes.score.random import Random
+from fxprune.passes.score.weight_powers import magnitude
 from fxprune.tracer.model import build_meta
 
 from .checkpoints import LLAMA, TIED, WIDTHS, contents, write_checkpoint
@@ -53,11 +53,11 @@ def streams_opened(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     opened: list[bool] = []
 
     def spy(*arguments: Any) -> Any:
-        stream = streams.open_stream(*arguments)
+        stream = streamed_model.open_stream(*arguments)
         opened.append(stream is not None)
         return stream
 
-    monkeypatch.setattr(work, "open_stream", spy)
+    monkeypatch.setattr(model_run, "open_stream", spy)
     return opened
 
 
@@ -80,7 +80,7 @@ def test_the_bytes_are_those_of_the_model_in_memory(
     assert len(list(source.glob("*.safetensors"))) > 1
     apply(source, tmp_path / "streamed", passes)
     assert streams_opened == [True]
-    monkeypatch.setattr(work, "open_stream", lambda *_: None)
+    monkeypatch.setattr(model_run, "open_stream", lambda *_: None)
     apply(source, tmp_path / "held", passes)
     assert contents(tmp_path / "streamed") == contents(tmp_path / "held")
 
@@ -89,7 +89,7 @@ def test_the_bytes_are_those_of_the_model_in_memory(
 def test_shards_and_their_index_are_those_of_save_pretrained(plain: bool, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", TIED)
     streamed, held = tmp_path / "streamed", tmp_path / "held"
-    weights, model = streamed_weights(source)
+    weights, model = weights_of(source)
     streamed.mkdir()
     digests = weights.write(model, Plan(), streamed, plain=plain, shard_size="8kB")
     whole = AutoModelForCausalLM.from_pretrained(source)
@@ -99,7 +99,7 @@ def test_shards_and_their_index_are_those_of_save_pretrained(plain: bool, tmp_pa
     assert len(digests) > 2
 
 
-def streamed_weights(source: Path) -> tuple[StreamedWeights, Any]:
+def weights_of(source: Path) -> tuple[StreamedWeights, Any]:
     config = json.loads((source / "config.json").read_text())
     classes = {"llama": LLAMA, "qwen2": TIED}
     model = build_meta(classes[config["model_type"]], buffers=True)
@@ -167,7 +167,7 @@ def test_obstacles_to_streaming(change: Any, why: str, tmp_path: Path) -> None:
 def test_above_the_limit_names_and_shapes_are_compared_in_a_fresh_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "LOGITS_LIMIT", 0)
+    monkeypatch.setattr(weight_source, "LOGITS_LIMIT", 0)
     for config, name in ((TIED, "uniform"), (GPT2, "free")):
         source = write_checkpoint(tmp_path / f"source-{name}", config)
         applied = apply(source, tmp_path / name)
@@ -181,7 +181,7 @@ def test_above_the_limit_names_and_shapes_are_compared_in_a_fresh_process(
 
 
 def test_the_shape_check_sees_a_config_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "LOGITS_LIMIT", 0)
+    monkeypatch.setattr(weight_source, "LOGITS_LIMIT", 0)
     source = write_checkpoint(tmp_path / "source", TIED)
     write = StreamedWeights.write
 
@@ -204,18 +204,18 @@ def test_what_is_finite_is_told_from_its_bits(dtype: torch.dtype) -> None:
     finite = torch.tensor(
         [[0.0, -0.0, info.max], [info.min, info.smallest_normal, -info.smallest_normal / 2]], dtype=dtype
     )
-    integers = streaming._INTEGERS[dtype.itemsize]
-    streaming._check_finite("w", finite.view(integers).numpy(), dtype)
-    streaming._check_finite("w", finite[:0].view(integers).numpy(), dtype)
+    integers = streamed_weights._INTEGERS[dtype.itemsize]
+    streamed_weights._check_finite("w", finite.view(integers).numpy(), dtype)
+    streamed_weights._check_finite("w", finite[:0].view(integers).numpy(), dtype)
     nan = torch.tensor(float("nan"), dtype=dtype).view(integers)
     lowest = torch.tensor(float("inf"), dtype=dtype).view(integers) + 1  # of all numbers that are none
     odd = [torch.tensor(value, dtype=dtype).view(integers) for value in (float("inf"), float("-inf"))]
     for bits in (*odd, nan, nan | torch.iinfo(integers).min, lowest, lowest | torch.iinfo(integers).min):
         values = finite.view(integers).clone()
         values[1, 2] = bits
-        assert not values.view(dtype).isfinite().all()
+        assert not weight_source.view(dtype).isfinite().all()
         with pytest.raises(FxpruneError, match="'w' holds values that are not finite"):
-            streaming._check_finite("w", values.numpy(), dtype)
+            streamed_weights._check_finite("w", weight_source.numpy(), dtype)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -232,7 +232,7 @@ def test_a_value_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> 
 
 def test_scores_read_from_files_are_those_of_the_module(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", LLAMA, shard_size="8kB")
-    weights, model = streamed_weights(source)
+    weights, model = weights_of(source)
     wanted = {name: frozenset(range(p.dim())) for name, p in model.named_parameters()}
     read: list[str] = []
 
@@ -270,7 +270,7 @@ def test_a_mixture_of_experts_is_loaded_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_memory_is_some_rows_to_write_and_nothing_to_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored, "PIECE", 1 << 15)
+    monkeypatch.setattr(checkpoint, "PIECE", 1 << 15)
     config = LlamaConfig(**WIDTHS | {"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 6})
     source = write_checkpoint(tmp_path / "source", config)
     model = build_meta(config, buffers=True)
@@ -300,7 +300,7 @@ def test_memory_is_some_rows_to_write_and_nothing_to_score(tmp_path: Path, monke
 def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
     piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "PIECE", piece)
+    monkeypatch.setattr(checkpoint, "PIECE", piece)
     tensors = {"a": torch.randn(7, 5, 3), "b": torch.randn(9), "c": torch.tensor(2.0), "d": torch.zeros(0, 4)}
     save_file(tensors, tmp_path / "x.safetensors")
     first, middle, last = np.array([0, 4, 5]), np.array([2]), np.array([1, 2])
@@ -313,8 +313,8 @@ def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
         for dim, kept in slices.items():
             expected = expected.index_select(dim, torch.from_numpy(kept))
         found = Checkpoint([tmp_path / "x.safetensors"]).tensors[name]
-        assert torch.equal(stored.whole(found, slices), expected)
-        rows = [part.copy() for part in stored.Cutter().rows(found, slices)]
+        assert torch.equal(checkpoint.whole(found, slices), expected)
+        rows = [part.copy() for part in checkpoint.Cutter().rows(found, slices)]
         joined = np.concatenate([part.reshape(-1) for part in rows]) if rows else np.empty(0, np.int32)
         assert np.array_equal(joined, expected.reshape(-1).view(torch.int32).numpy())
         if name == "a":  # 60 bytes a row of the source
@@ -323,7 +323,7 @@ def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source")
-    weights, model = streamed_weights(source)
+    weights, model = weights_of(source)
     os.truncate(source / "model.safetensors", 5000)
     with pytest.raises(FxpruneError, match="ends within"):
         weights.write(model, Plan(), tmp_path, plain=True, shard_size="1GB")
@@ -332,11 +332,11 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
 def test_products_with_large_stand_ins_are_sampled_alike_and_still_tell_layouts_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stand_ins, "LARGE", 1)
-    monkeypatch.setattr(stand_ins, "BLOCK", 1)
+    monkeypatch.setattr(synthetic_weights, "LARGE", 1)
+    monkeypatch.setattr(synthetic_weights, "BLOCK", 1)
     test_stand_ins_tell_8_heads_of_6_from_6_heads_of_8()
     x, weight = torch.randn(3, 100), torch.randn(100, 5)
-    with stand_ins.played():
+    with synthetic_weights.played():
         sampled = x @ weight
         assert torch.equal(torch.nn.functional.linear(x, weight.t().contiguous()), sampled)
         assert torch.equal(torch.nn.functional.linear(x, weight.t(), torch.ones(5)), sampled + 1)

@@ -15,8 +15,8 @@ from torch import nn
 from fxprune.ir.errors import FxpruneError
 from fxprune.ir.plan import Plan
 from fxprune.ir.repairs import ConfigView, Repairs, repair
-from fxprune.passes.rehearsal import Rehearsal
-from fxprune.passes.surgery import shrink_module
+from fxprune.passes.shrink.dry_run import Rehearsal
+from fxprune.passes.shrink.module import shrink_module
 from fxprune.tests.cuts import (
     CUTS,
     Cut,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.api.tables import remarks, trained
+from fxprune.api.terminal.tables import remarks, trained
 
 
 def test_a_training_is_a_line_with_its_loss_at_both_ends() -> None:

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from fxprune.ir.errors import RequestError
-from fxprune.tracer.records import split_spec
-from fxprune.tracer.text import Text, from_string, load_text
+from fxprune.tracer.texts.corpus import Text, from_string, load_text
+from fxprune.tracer.texts.rows import split_spec
 
 BOS, EOS = 256, 257
 

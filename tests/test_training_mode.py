@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.api.modules import Pruned, prune_module
-from fxprune.backends.training_mode import BatchNorm
+from fxprune.api.modules.prune import Pruned, prune_module
+from fxprune.backends.pt2.training_mode import BatchNorm
 
 from .nets import build, images
 

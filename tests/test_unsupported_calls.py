@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fxprune.api.modules import prune_module
+from fxprune.api.modules.prune import prune_module
 from fxprune.ir import FxpruneError
 from fxprune.ir.cost import macs
 from fxprune.ir.graph import Op
 from fxprune.ir.parser import parse_graph
 from fxprune.ir.rules import RULES, Equations, Resized, Rule, rule_table
-from fxprune.passes.couple import Coupling, couple
-from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.couple.coupling import Coupling, couple
+from fxprune.passes.shrink.graph import make_plan, rewrite
 
 from .malformed_calls import calls, fault, variants
 
@@ -187,7 +187,7 @@ def test_the_check_finds_a_call_that_is_not_frozen(monkeypatch: pytest.MonkeyPat
     without_weight = Op(op.target, op.args[:1], {}, op.results)
     assert fault(without_weight) is None
     monkeypatch.setattr(Equations, "freeze_call", lambda *_: None)
-    monkeypatch.setattr("fxprune.passes.couple._lonely", lambda *_: {})
+    monkeypatch.setattr("fxprune.passes.couple.coupling._lonely", lambda *_: {})
     assert "is not frozen" in (fault(without_weight) or "")
 
 

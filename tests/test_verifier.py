@@ -14,8 +14,8 @@ from fxprune.ir.parser import parse_graph
 from fxprune.ir.rules import RULES
 from fxprune.ir.text import print_graph
 from fxprune.ir.verifier import verify
-from fxprune.passes.couple import couple
-from fxprune.passes.shrink import make_plan, rewrite
+from fxprune.passes.couple.coupling import couple
+from fxprune.passes.shrink.graph import make_plan, rewrite
 
 MLP = """\
 graph @mlp(%x: f32[2, 16]) -> %y
@@ -160,6 +160,6 @@ def test_a_rewrite_that_forgets_a_shape_argument(monkeypatch: pytest.MonkeyPatch
     verify(rewrite(coupling, plan))
     with monkeypatch.context() as broken:
         rules = {**RULES, "aten.view": replace(RULES["aten.view"], resize=None)}
-        broken.setattr("fxprune.passes.shrink.rule_table", lambda: rules)
+        broken.setattr("fxprune.passes.shrink.graph.rule_table", lambda: rules)
         wrong = rewrite(coupling, plan)
     assert "the argument [2, 2, 4] should be [2, 2, 2]" in refusal(wrong)

@@ -18,8 +18,9 @@ from ..ir.errors import FxpruneError, first_line
 from ..ir.graph import Graph
 from ..runtime.experts import BATCHED, experts_as
 from ..runtime.quiet import quiet
-from .blame import blamed, drawing
 from .lower import lower
+from .randomness import drawing
+from .trace_errors import blamed
 
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107)
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..ir.graph import Arg, DType, Graph, Op, Parameter, Source, Value
 from ..runtime.dtypes import SHORT_NAMES
-from .blame import DRAWS
+from .randomness import DRAWS
 
 _PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy"})
 """Arguments about the device or memory layout of a tensor, which the IR leaves out."""

@@ -1,0 +1,1 @@
+"""How quick a model is: measured in processes of their own, compared, told."""

@@ -1,0 +1,324 @@
+"""``bench``: compare the speed of models, and how much of the removed computation becomes speed.
+
+Each model runs in its own process, so that its peak memory can be measured. All models are loaded first. Then they are
+timed in turn, for several rounds, every second round in reverse order, so that other load on the machine affects all of
+them alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from ...ir.errors import FxpruneError, RequestError, last_line
+from ..progress import Progress, silent
+from ..request_checks import Model, is_path, list_models
+from .process import Job
+
+BATCHES = (1, 8)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A measured value over all rounds: median, lowest and highest."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The times at one batch size.
+
+    Attributes:
+        batch: number of sequences.
+        first_token: seconds from the prompt to the first new token.
+        tokens_per_second: decoding speed with a key-value cache, summed over all sequences.
+    """
+
+    batch: int
+    first_token: Spread
+    tokens_per_second: Spread
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One model in one runtime.
+
+    Attributes:
+        name: the model as the user gave it.
+        runtime: ``torch`` or ``onnxruntime``.
+        parameters: number of parameters; a tied one is counted once.
+        bytes: size of the weight files.
+        macs: multiply-accumulates for one prompt.
+        peak_memory: peak memory in bytes, without the interpreter and its libraries; None if the system cannot tell.
+        timings: one entry per batch size.
+        ideal: multiply-accumulates of the first model of the same runtime, divided by this model's.
+        speedups: time of that first model divided by this model's, by measured value and batch size; over the ratios
+            of the same round.
+        notes: batch sizes at which the model is slower, or the difference is within the spread.
+    """
+
+    name: str
+    runtime: str
+    parameters: int
+    bytes: int
+    macs: int
+    peak_memory: int | None
+    timings: tuple[Timing, ...]
+    ideal: float
+    speedups: dict[str, Spread]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The settings that all models were timed with.
+
+    Attributes:
+        prompt, new: tokens in the prompt, and tokens generated.
+        rounds: timed rounds, after a warm-up round.
+        threads: threads within one operator, in torch and in ONNX Runtime.
+        batches: the batch sizes.
+    """
+
+    prompt: int
+    new: int
+    rounds: int
+    threads: int
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """The compared models. The first of each runtime is the one that the others are compared with."""
+
+    conditions: Conditions
+    models: tuple[Benchmark, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"conditions": dataclasses.asdict(self.conditions), "models": [row.to_json() for row in self.models]}
+
+
+def bench(
+    models: Sequence[Model] | Model,
+    *,
+    onnx: bool = False,
+    prompt: int = 128,
+    new: int = 32,
+    rounds: int = 5,
+    batches: Sequence[int] = BATCHES,
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> BenchmarkResult:
+    """Time models side by side, fairly: alternating, warmed up, with their spread.
+
+    Args:
+        models: Hugging Face model directories, Hub ids, ``demo``, what :func:`fxprune.export` wrote, or loaded models
+            of transformers, which are written to the temporary directory first. The first is what the others are
+            compared with.
+        onnx: whether each that is no ONNX directory is exported too (float32, to a temporary directory) and timed in
+            ONNX Runtime.
+        prompt, new: tokens read and tokens written, random ones.
+        rounds: how often each model is timed, after one round that does not count.
+        batches: sequences at once.
+        threads: of one operator; torch's choice for this machine when None.
+        trust_remote_code: whether a model's own code may run.
+        progress: told what is going on.
+
+    Raises:
+        RequestError: a model that cannot be found, one too short for ``prompt + new``, or a count below one.
+        FxpruneError: a model that cannot be loaded, exported or run.
+    """
+    found = list_models(models)
+    if not found or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
+        raise RequestError(
+            f"nothing to time: {len(found)} models, prompt {prompt}, new {new}, rounds {rounds}, batches "
+            f"{', '.join(map(str, batches))}, threads {threads}",
+            "give at least one model, and numbers of at least 1",
+        )
+    conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
+    with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
+        jobs = [Job(*_place(model, stack, trust_remote_code), trust_remote_code) for model in found]
+        if onnx:
+            jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
+        workers = [stack.enter_context(_worker(job, conditions, progress)) for job in jobs]
+        for worker in workers:
+            worker.ready()
+        progress("warming up")
+        for worker in workers:
+            worker.time()
+        times: list[list[dict[str, list[float]]]] = [[] for _ in workers]
+        for index in range(rounds):
+            order = range(len(workers)) if index % 2 == 0 else reversed(range(len(workers)))
+            for number in order:
+                progress(f"round {index + 1} of {rounds}: {jobs[number].name}")
+                times[number].append(workers[number].time())
+        figures = [worker.figures() for worker in workers]
+    return BenchmarkResult(conditions, tuple(_rows(jobs, figures, times, conditions)))
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _place(model: Any, stack: ExitStack, trust_remote_code: bool) -> tuple[str, str]:
+    """What a model is called and where it lies; a loaded one is written for as long as ``stack`` lasts."""
+    if is_path(model):
+        return os.fspath(model), os.fspath(model)
+    from ..sources import open_source
+
+    source = stack.enter_context(open_source(model, trust_remote_code=trust_remote_code))
+    return source.name, str(source.directory)
+
+
+def _exported(torch_jobs: Sequence[Job], folder: Path, trust_remote_code: bool, progress: Progress) -> list[Job]:
+    from ..exporting import export
+
+    jobs = []
+    for index, job in enumerate(torch_jobs):
+        if not (Path(job.path) / "model.onnx").is_file():
+            out = folder / str(index)
+            export(job.path, out, trust_remote_code=trust_remote_code, progress=progress)
+            jobs.append(Job(job.name, str(out), trust_remote_code))
+    return jobs
+
+
+class _Worker:
+    """The process of one model, which answers every line with a line of JSON."""
+
+    def __init__(self, job: Job, process: subprocess.Popen[str], said: TextIO) -> None:
+        self.job = job
+        self.process = process
+        self.said = said
+
+    def ready(self) -> None:
+        """Wait until the model is loaded."""
+        self._answer()
+
+    def time(self) -> dict[str, list[float]]:
+        """Batch size -> seconds to the first token, and seconds for all other tokens."""
+        return self._ask("time")
+
+    def figures(self) -> dict[str, Any]:
+        """Size, MACs and peak memory of the model."""
+        return self._ask("figures")
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(what + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the process has ended; reading its answer fails below, with the reason
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            self.said.seek(0)
+            last = last_line(self.said.read())
+            raise FxpruneError(
+                f"the process of {self.job.name!r} ended with exit code {code}{f': {last}' if last else ''}",
+                "if memory is too small for all models at once, compare two models at a time",
+            )
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            kind = RequestError if found["request"] else FxpruneError
+            raise kind(found["error"], found["hint"])
+        return found
+
+
+@contextmanager
+def _worker(job: Job, conditions: Conditions, progress: Progress) -> Iterator[_Worker]:
+    progress(f"{job.name}: loading")
+    package = __name__.rpartition(".")[0]
+    told = json.dumps({"job": dataclasses.asdict(job), "conditions": dataclasses.asdict(conditions)})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(conditions.threads)}
+    command = [sys.executable, "-m", f"{package}.bench_process", told]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process only, and it ends the others
+        ) as process,
+    ):
+        try:
+            yield _Worker(job, process, said)
+        finally:
+            process.kill()
+
+
+def _rows(
+    jobs: Sequence[Job],
+    figures: Sequence[dict[str, Any]],
+    times: Sequence[Sequence[dict[str, list[float]]]],
+    conditions: Conditions,
+) -> Iterator[Benchmark]:
+    firsts: dict[str, int] = {}
+    for number, job in enumerate(jobs):
+        own = figures[number]
+        first = firsts.setdefault(own["runtime"], number)
+        speedups = {} if first == number else _speedups(times[first], times[number])
+        yield Benchmark(
+            name=job.name,
+            runtime=own["runtime"],
+            parameters=own["parameters"],
+            bytes=own["bytes"],
+            macs=own["macs"],
+            peak_memory=own["peak"],
+            timings=tuple(_timing(batch, times[number], conditions.new) for batch in conditions.batches),
+            ideal=figures[first]["macs"] / own["macs"],
+            speedups=speedups,
+            notes=tuple(note for name, ratio in speedups.items() for note in _notes(name, ratio)),
+        )
+
+
+def _timing(batch: int, rounds: Sequence[dict[str, list[float]]], new: int) -> Timing:
+    first, decode = zip(*(found[str(batch)] for found in rounds), strict=True)
+    return Timing(batch, _spread(first), _spread([batch * new / seconds for seconds in decode]))
+
+
+def _speedups(before: Sequence[dict[str, list[float]]], after: Sequence[dict[str, list[float]]]) -> dict[str, Spread]:
+    """``<measured value>, batch <size>`` -> ratio of the times of the two models in the same round."""
+    found = {}
+    for batch in before[0]:
+        for index, figure in enumerate(("first token", "decode")):
+            ratios = [old[batch][index] / own[batch][index] for old, own in zip(before, after, strict=True)]
+            found[f"{figure}, batch {batch}"] = _spread(ratios)
+    return found
+
+
+def _notes(name: str, ratio: Spread) -> Iterator[str]:
+    if ratio.high <= 1:
+        yield f"{name}: slower, {ratio.median:.2f} times the speed"
+    elif ratio.low <= 1:
+        yield f"{name}: no clear difference, {ratio.low:.2f} to {ratio.high:.2f} times the speed"
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))

@@ -1,0 +1,180 @@
+"""The process in which :func:`fxprune.bench` runs one model.
+
+It is run as a module with one JSON argument. First it writes a line of JSON when the model is loaded. Then it answers
+each line of its input with a line of JSON: ``time`` with seconds by batch size, ``figures`` with the size of the model
+and its peak memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ...ir.errors import FxpruneError, RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from ...tracer.model import Source
+
+    # The module; a function (ids [B, n], cache) -> (best next token [B, 1], cache); the bytes of the weight files; and
+    # the peak memory before loading.
+    _Opened = tuple[Module, Callable[[Tensor, Any], tuple[Tensor, Any]], int, int | None]
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """The model that one process times.
+
+    Attributes:
+        name: the model as the user gave it.
+        path: where it is loaded from: the same, or an ONNX directory that was exported from it.
+        trust_remote_code: whether the model's own code may run.
+    """
+
+    name: str
+    path: str
+    trust_remote_code: bool
+
+
+class _Timed:
+    """A loaded model."""
+
+    def __init__(self, job: Job, conditions: Mapping[str, Any]) -> None:
+        import torch
+
+        from ...tracer.model import load_config, resolve
+        from .. import evaluation
+
+        torch.set_num_threads(conditions["threads"])
+        self.conditions = conditions
+        onnx = (Path(job.path) / evaluation.MODEL_FILE).is_file()
+        source = resolve(job.path, weights=not onnx, trust_remote_code=job.trust_remote_code)
+        config = load_config(source).get_text_config()
+        self.vocabulary = int(config.vocab_size)
+        wanted, context = conditions["prompt"] + conditions["new"], getattr(config, "max_position_embeddings", None)
+        if context is not None and wanted > context:
+            raise RequestError(
+                f"--prompt and --new together are {wanted} tokens, but {job.name!r} has a context of {context}",
+                "give a smaller --prompt or --new",
+            )
+        self.runtime = "onnxruntime" if onnx else "torch"
+        self.module, self.step, self.bytes, self.before = (_open_onnx if onnx else _open_torch)(source, conditions)
+
+    def time(self) -> dict[str, list[float]]:
+        """Batch size -> seconds to the first token, and seconds for all other tokens."""
+        import torch
+
+        found = {}
+        generator = torch.Generator().manual_seed(_SEED)
+        with torch.no_grad():
+            for batch in self.conditions["batches"]:
+                shape = (batch, self.conditions["prompt"])
+                ids = torch.randint(self.vocabulary, shape, generator=generator)
+                start = time.perf_counter()
+                token, cache = self.step(ids, None)
+                read = time.perf_counter()
+                for _ in range(self.conditions["new"]):
+                    token, cache = self.step(token, cache)
+                found[str(batch)] = [read - start, time.perf_counter() - read]
+        return found
+
+    def figures(self) -> dict[str, Any]:
+        """Size, MACs and peak memory of the model. To be called last, since counting MACs takes memory too."""
+        from ...passes.model.measure import parameter_count
+        from .. import evaluation
+
+        peak = self.peak()
+        return {
+            "runtime": self.runtime,
+            "parameters": parameter_count(self.module),
+            "bytes": self.bytes,
+            "macs": evaluation._macs(self.module, self.conditions["prompt"]),
+            "peak": peak,
+        }
+
+    def peak(self) -> int | None:
+        after = _peak()
+        return None if after is None or self.before is None else after - self.before
+
+
+def _open_torch(source: Source, _conditions: Mapping[str, Any]) -> _Opened:
+    from .. import evaluation
+
+    before = _peak()
+    opened = evaluation._open_torch(source)
+    module: Any = opened.module
+
+    def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        output = module(input_ids=ids, past_key_values=cache, use_cache=True)
+        return output.logits[:, -1:].argmax(-1), output.past_key_values
+
+    return module, step, opened.bytes, before
+
+
+def _open_onnx(source: Source, conditions: Mapping[str, Any]) -> _Opened:
+    import torch
+
+    from ...backends.onnx.runtime import MODEL_FILE, OnnxDecoder
+    from ...tracer.model import build_meta, load_config
+
+    module = build_meta(load_config(source), trust_remote_code=source.trust_remote_code)
+    before = _peak()
+    decoder = OnnxDecoder(source.directory, threads=conditions["threads"])
+
+    def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        logits, after = decoder.step(ids.numpy(), decoder.empty_cache(len(ids)) if cache is None else cache)
+        return torch.from_numpy(logits[:, -1:].argmax(-1)), after
+
+    return module, step, sum(file.stat().st_size for file in source.directory.glob(f"{MODEL_FILE}*")), before
+
+
+def _peak() -> int | None:
+    """Peak memory of this process in bytes. On Linux ``getrusage`` would include the parent's, so ``/proc`` is read."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        return int(line.split()[1]) * 1024 if line else None
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def serve(told: str, questions: TextIO, answers: TextIO) -> None:
+    """Answer questions until the input ends."""
+
+    def say(answer: Mapping[str, Any]) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    asked = json.loads(told)
+    try:
+        timed = _Timed(Job(**asked["job"]), asked["conditions"])
+        say({"ready": True})
+        for line in questions:
+            say(timed.time() if line.strip() == "time" else timed.figures())
+    except FxpruneError as error:
+        say({"error": error.message, "hint": error.hint, "request": isinstance(error, RequestError)})
+    except Exception as error:
+        said = f"cannot time {asked['job']['name']!r}: {type(error).__name__}: {error}"
+        say({"error": said, "hint": "check with `fxprune eval` that the model runs", "request": False})
+
+
+if __name__ == "__main__":
+    # What other libraries print goes to stderr: stdout is for answers only.
+    own = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    from ..progress import hush
+
+    hush()
+    serve(sys.argv[1], sys.stdin, own)

@@ -1,0 +1,1 @@
+"""Any `torch.nn.Module` and example inputs in, a smaller module out."""

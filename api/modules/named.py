@@ -1,0 +1,171 @@
+"""A module that is given by its name, ``package.module:callable``, with example inputs as text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...backends.atomic_directory import check_target, clear_leftovers
+from ...backends.pt2.save import SavedModule, save_module
+from ...ir.errors import FxpruneError, RequestError
+from ...passes.base import PassKind
+from ...passes.couple.coupling import couple
+from ...passes.model.measure import parameter_count
+from ...passes.pipeline import parse_pipeline
+from ...passes.registry import all_passes
+from ...tracer import module as modules
+from ...tracer.export import Traced
+from ..progress import Progress, silent
+from ..tracing import Trace
+from .prune import DEFAULTS, Pruned, prune_module
+
+EXAMPLE = "give its inputs, such as --example 'float32[2,3,224,224]'; separate several inputs with commas"
+WITHOUT_LOSS = ("random", "magnitude")
+LOSS = "give --loss package.module:function; it takes the module and returns a scalar"
+
+
+@dataclass(frozen=True)
+class PrunedTarget:
+    """The result of pruning a named module.
+
+    Attributes:
+        model: its name, as the user gave it.
+        pruned: the result.
+        saved: what was written; None in a dry run.
+    """
+
+    model: str
+    pruned: Pruned
+    saved: SavedModule | None
+
+    @property
+    def pipeline(self) -> str:
+        """The passes that ran, as text; options at their defaults are left out."""
+        return self.pruned.pipeline
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        saved = self.saved.to_json() if self.saved is not None else None
+        return {"model": self.model, **self.pruned.to_json(), "saved": saved}
+
+
+def is_named_module(model: str, example: str | None) -> bool:
+    """Whether ``MODEL`` on the command line is ``package.module:callable``.
+
+    Raises:
+        RequestError: it is, and there are no example inputs.
+    """
+    named = modules.is_target(model) and not Path(model).exists()
+    if named and example is None:
+        raise RequestError(f"missing --example INPUTS for {model}", EXAMPLE)
+    return named
+
+
+def refuse_options(model: str, options: Mapping[str, object]) -> None:
+    """Refuse options that have no effect on a named module.
+
+    Args:
+        model: its name.
+        options: name -> value; a true value means that the option was given.
+
+    Raises:
+        RequestError: at least one was given.
+    """
+    given = ["--" + name.replace("_", "-") for name, value in options.items() if value]
+    if given:
+        raise RequestError(
+            f"{', '.join(given)}: only for Hugging Face models; {model} is a module",
+            "leave it out; --loss gives the loss that scores are computed from",
+        )
+
+
+def trace_target(model: str, example: str, *, progress: Progress = silent) -> Trace:
+    """Trace a named module and find its coupled groups.
+
+    Args:
+        model: ``package.module:callable``.
+        example: its inputs, such as ``float32[2,3,224,224]``.
+        progress: called with a message when a new step begins.
+
+    Raises:
+        RequestError: the name or the inputs are not valid.
+        FxpruneError: the module does not run on the inputs, or ``torch.export`` cannot trace it.
+    """
+    inputs = modules.parse_example(example)
+    progress(f"building {model}")
+    module = copy.deepcopy(modules.resolve_module(model)).eval()
+    call = modules.bind(module, inputs)
+    modules.run(module, call)
+    progress(f"tracing {model}")
+    traced = _traced(module, call)
+    progress("finding groups")
+    return Trace(model, traced, couple(traced.graph), parameter_count(module))
+
+
+def _traced(module: nn.Module, call: modules.Call) -> Traced:
+    """Trace for any number of samples where the module allows it, so that no width is confused with that number."""
+    if call.batch is not None and call.batch > 1:
+        try:
+            return modules.trace_module(module, call, batch=True)
+        except FxpruneError:
+            pass
+    return modules.trace_module(module, call, batch=False)
+
+
+def prune_target(
+    model: str,
+    example: str,
+    passes: Sequence[str],
+    *,
+    loss: str | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+    **shared: Any,
+) -> PrunedTarget:
+    """Make a named module smaller and write it.
+
+    Args:
+        model: ``package.module:callable``.
+        example: its inputs, such as ``float32[2,3,224,224]``.
+        passes: pipeline texts that run one after the other.
+        loss: ``package.module:function``, for scores that need one.
+        out: the directory to make, complete or absent; may be left out in a dry run.
+        force: whether an existing ``out`` is replaced.
+        dry_run: write nothing.
+        progress: told what is going on.
+        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target``, ``channels``, for every pass that has such
+            an option.
+
+    Raises:
+        RequestError: a mistake in the request.
+        FxpruneError: the module cannot be traced, a pass failed, or what was written computes something else.
+    """
+    if not passes:
+        raise RequestError("missing --pass PIPELINE", "give one, such as --pass magnitude")
+    pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
+    blind = [step.name for step in pipeline if step.kind == PassKind.SCORE and step.name not in WITHOUT_LOSS]
+    if loss is None and blind:
+        raise RequestError(f"{blind[0]} scores need a loss", LOSS)
+    if out is None and not dry_run:
+        raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
+    if out is not None:
+        clear_leftovers(Path(out))
+        check_target(Path(out), force=force)
+    inputs = modules.parse_example(example)
+    progress(f"building {model}")
+    module = modules.resolve_module(model)
+    function = None if loss is None else modules.resolve_function(loss)
+    pruned = prune_module(module, inputs, passes, loss=function, progress=progress, **shared)
+    if out is None or dry_run:
+        return PrunedTarget(model, pruned, None)
+    progress(f"writing {out}")
+    assert pruned.product is not None
+    report = {"model": model, **pruned.to_record()}
+    return PrunedTarget(model, pruned, save_module(pruned.product, Path(out), report=report, force=force))

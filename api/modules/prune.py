@@ -1,0 +1,331 @@
+"""``prune_module``: make any ``torch.nn.Module`` smaller, given example inputs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from ...backends.graph_module import raise_graph
+from ...backends.pt2.save import Product, load
+from ...backends.pt2.training_mode import follow_mode
+from ...ir.cost import macs
+from ...ir.errors import FxpruneError, RequestError
+from ...ir.graph import Graph
+from ...ir.plan import Plan
+from ...ir.verifier import verify
+from ...passes.base import Pass, PassKind
+from ...passes.manager import Step, run_pipeline
+from ...passes.model.measure import parameter_count
+from ...passes.pipeline import parse_pipeline, print_pipeline
+from ...passes.registry import ANALYSES, all_passes
+from ...passes.state import Data, NoHost, State, Subject
+from ...runtime.tensors import tensors_by_every_name
+from ...runtime.tolerances import relative_difference, same_function
+from ...tracer.export import Traced
+from ...tracer.module import Call, Inputs, bind, run, trace_module
+from ..progress import Progress, silent
+from ..pruning.result import GroupChange
+from ..request_checks import check_loss, check_module, list_batches
+from .result import Pruned
+
+__all__ = ["Pruned", "load", "prune_module"]
+
+DEFAULTS: Mapping[str, Any] = {"channels": True}
+"""Options that are another thing for a module than for a language model, where neither the pipeline text nor the call
+says anything: the widths that shortcuts carry go too."""
+
+Loss = Callable[..., torch.Tensor]
+
+
+def prune_module(
+    module: nn.Module,
+    example_inputs: Inputs,
+    passes: str | Sequence[str],
+    *,
+    loss: Loss | None = None,
+    calib: Iterable[Any] | None = None,
+    data: Iterable[Any] | None = None,
+    ratio: float | str | None = None,
+    layers: tuple[int, int] | str | None = None,
+    seed: int | str | None = None,
+    multiple_of: int | str | None = None,
+    target: str | None = None,
+    channels: bool | str | None = None,
+    progress: Progress = silent,
+) -> Pruned:
+    """Make a module smaller.
+
+    The module that is given stays as it is. A copy of it is pruned in evaluation mode and repaired in place: its
+    tensors become slices, the integers that its forward reads follow. Where its forward does not hold at the smaller
+    widths (one is written in its code), the rewritten graph is returned as a ``torch.fx.GraphModule`` with tensors of
+    the same names. Either is compared with the rewritten graph before it is returned.
+
+    Args:
+        module: any module that ``torch.export`` can trace.
+        example_inputs: one tensor, a sequence of the forward's positional arguments, or a mapping of its keyword
+            arguments. The first dimension of every tensor counts samples, if it is the same; two samples or more.
+        passes: pipeline text, such as ``"taylor{variant=element1}"``; several run one after the other.
+        loss: for scores that need one: takes the module and returns a scalar; with ``calib`` it takes a batch too.
+        calib: what scores are computed on: batches for ``loss``; the scores are of the mean of all losses.
+        data: what recovery trains on. No pass for modules trains, so this is refused.
+        ratio, layers, seed, multiple_of, target, channels: for every pass that has an option of that name.
+            ``channels``, the widths that several blocks share, is true for a pass that is told nothing
+            (:data:`DEFAULTS`).
+        progress: told what is going on.
+
+    Raises:
+        RequestError: a mistake in the request, before any work.
+        FxpruneError: the module cannot be traced, or a pass failed.
+    """
+    check_module(module)
+    losses = _losses(loss, calib, data)
+    shared = {
+        "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
+        "channels": channels,
+    }  # fmt: skip
+    pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
+    _check_passes(pipeline, losses)
+    work = _Work(module, bind(module, example_inputs), progress)
+    return work.run(pipeline, losses)
+
+
+def _losses(
+    loss: Loss | None, calib: Iterable[Any] | None, data: Iterable[Any] | None
+) -> list[Callable[[nn.Module], torch.Tensor]]:
+    check_loss(loss, named=False)
+    if data is not None:
+        raise RequestError(
+            "data is what recovery trains on, and no pass for modules trains",
+            "give the batches that scores are computed on as calib=",
+        )
+    if loss is None:
+        if calib is not None:
+            raise RequestError("calib without a loss", "give loss=, a function of the module and a batch")
+        return []
+    if calib is None:
+        return [loss]
+
+    def on(module: nn.Module, batch: Any) -> torch.Tensor:
+        return loss(module, batch)
+
+    return [functools.partial(on, batch=batch) for batch in list_batches(calib, "calib")]
+
+
+def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
+    for step in pipeline:
+        if step.kind != PassKind.SCORE:
+            raise RequestError(
+                f"pass {step.name!r} needs a causal language model", "use random, magnitude or taylor for other modules"
+            )
+        if step.takes_loss and not losses:
+            raise RequestError(
+                f"{step.name} scores need a loss", "give loss=, a function that takes the module and returns a scalar"
+            )
+
+
+class _Work(NoHost):
+    """A module on its way through a pipeline; it is the host of the passes, which may cut widths and no more."""
+
+    def __init__(self, module: nn.Module, call: Call, progress: Progress) -> None:
+        self.original, self.call, self.progress = module, call, progress
+        self.model = copy.deepcopy(module).eval()
+        self.dense = run(self.model, call)
+        self._check_repeatable()
+        progress(f"tracing {type(module).__name__}")
+        self.fixed_batch = ""
+        self.arrange = _arrangement(self.model, call)
+        self.traced = self._trace()
+        self.rebuilt_because = ""
+        self.worst = 0.0
+
+    def _check_repeatable(self) -> None:
+        again = run(self.model, self.call)
+        if not self.dense:
+            raise FxpruneError(
+                f"{type(self.original).__name__} returns no tensor", "give a module whose forward returns tensors"
+            )
+        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(self.dense, again, strict=True)):
+            raise FxpruneError(
+                f"{type(self.original).__name__} returns different outputs for the same inputs",
+                "switch off randomness in forward; in evaluation mode equal inputs must give equal outputs",
+            )
+
+    def _trace(self) -> Traced:
+        """Trace for any number of samples where the module allows it, otherwise for that of the example."""
+        batch = self.call.batch
+        if batch is None:
+            self.fixed_batch = "the first dimensions of the inputs differ"
+        elif batch < 2:
+            self.fixed_batch = "the example holds a single sample"
+        else:
+            try:
+                traced = trace_module(self.model, self.call, batch=True)
+                if self._holds_at(traced, batch) and self._holds_at(traced, batch + 1):
+                    return traced
+                self.fixed_batch = "the module computes something else for other numbers of samples"
+            except FxpruneError as error:
+                self.fixed_batch = f"the module does not run with other numbers of samples: {error.message}"
+        traced = trace_module(self.model, self.call, batch=False)
+        worst = _worst(self._graph_module(traced.graph, traced), self.call, self.dense)
+        if not worst <= _same(self.dense):
+            raise FxpruneError(
+                f"the outputs of the traced graph and of {type(self.original).__name__} differ by {worst:.3g}",
+                "control flow that depends on values of tensors cannot be traced; remove it from forward",
+            )
+        return traced
+
+    def _holds_at(self, traced: Traced, batch: int) -> bool:
+        call = self.call.resized(batch)
+        expected = run(self.model, call)
+        return _worst(self._graph_module(traced.graph, traced), call, expected) <= _same(expected)
+
+    def _graph_module(
+        self, graph: Graph, traced: Traced, tensors: Mapping[str, torch.Tensor] | None = None
+    ) -> fx.GraphModule:
+        return raise_graph(
+            graph,
+            # A rewritten graph has no tensors that nothing reads.
+            tensors_by_every_name(self.model) | dict(tensors or {}),
+            traced.constants,
+            batch=traced.graph.extents.get("b"),
+            inputs=functools.partial(_placeholders, self.call),
+            outputs=self.arrange,
+        )
+
+    def run(self, pipeline: Sequence[Pass], losses: Sequence[Callable[[nn.Module], torch.Tensor]]) -> Pruned:
+        before = parameter_count(self.model)
+        subject = Subject(self.traced.graph, self.model, example=self.call.bound)
+        state = State(subject, Data(losses=losses), host=self)
+        groups: dict[str, Any] = {}
+
+        def between(_step: Step, state: State) -> None:
+            coupling = state.subject.coupling
+            for name, group in coupling.groups.items() if coupling is not None else ():
+                groups.setdefault(name, group)
+
+        def announce(text: str, number: int, count: int) -> None:
+            self.progress(f"{text} ({number} of {count})")
+
+        steps = run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify, between=between, announce=announce)
+        plan = state.ledger.plan or Plan()
+        worst = self._check(state)
+        changes = [groups[name] for name in plan.keep]
+        result = state.subject.model.train(self.original.training)
+        return Pruned(
+            module=result,
+            in_place=not self.rebuilt_because,
+            rebuilt_because=self.rebuilt_because,
+            fixed_batch=self.fixed_batch,
+            pipeline=print_pipeline(pipeline),
+            options=print_pipeline(pipeline, defaults=True),
+            parameters=(before, parameter_count(result)),
+            macs=(self._macs(self.traced.graph), self._macs(state.subject.graph)),
+            groups=tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, len(plan.keep[g.name])) for g in changes),
+            plan=plan,
+            worst_difference=worst,
+            steps=steps,
+            report=dict(state.ledger.report),
+            product=Product(result, self.call.args, self.call.kwargs, plan, state.ledger.repairs, not self.fixed_batch),
+        )
+
+    def _check(self, state: State) -> float:
+        """Compare the result with the rewritten graph: on the example, and with one more sample unless it is fixed."""
+        worst = 0.0
+        for call in [self.call] if self.fixed_batch else [self.call, self.call.resized((self.call.batch or 1) + 1)]:
+            expected = self._run_graph(state.subject.graph, state.subject.model, call)
+            worst = max(worst, _worst(state.subject.model, call, expected))
+            if not worst <= _same(expected):
+                raise FxpruneError(
+                    f"the outputs of the pruned module and of its graph differ by {worst:.3g}",
+                    "this is a bug in fxprune; please report it with the module",
+                )
+        return worst
+
+    def _macs(self, graph: Graph) -> int:
+        traced = self.traced.graph.extents.get("b")
+        return macs(graph) * (self.call.batch or 1) // traced if traced else macs(graph)
+
+    def execute(self, graph: Graph, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """All outputs of a graph and all outputs of a module on the example, as two vectors."""
+        expected = self._run_graph(graph, module, self.call)
+        return _vector(expected), _vector(run(module, self.call))
+
+    def _run_graph(self, graph: Graph, module: nn.Module, call: Call) -> list[torch.Tensor]:
+        """All outputs of a rewritten graph with the tensors of a module.
+
+        Raises:
+            FxpruneError: the graph does not run. A possible cause: a width became equal to the number of samples in
+                the trace, and the graph cannot tell the two numbers apart.
+        """
+        smaller = self._graph_module(graph, self.traced, tensors_by_every_name(module))
+        try:
+            return run(smaller, call)
+        except FxpruneError as error:
+            raise FxpruneError(
+                f"the graph of the pruned {error.message}", "give an example with a single sample, or another ratio"
+            ) from error
+
+    def rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
+        """A graph module, where the module itself does not run at the smaller widths."""
+        self.rebuilt_because = reason
+        return follow_mode(self._graph_module(graph, self.traced, tensors))
+
+
+def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:
+    """Make the arguments of the module, and return the tensors in them. Other values are fixed as in the example."""
+    found: list[fx.Node] = []
+
+    def walk(node: fx.Node, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.append(node)
+        elif isinstance(value, Mapping | list | tuple):
+            for key in value if isinstance(value, Mapping) else range(len(value)):
+                walk(graph.call_function(operator.getitem, (node, key)), value[key])
+
+    for name, value in call.bound.items():
+        has_tensor = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+        walk(graph.placeholder(name) if has_tensor else graph.placeholder(name, default_value=None), value)
+    return found
+
+
+def _arrangement(model: nn.Module, call: Call) -> Callable[[list[fx.Node]], Any]:
+    """A function that arranges the outputs of the graph as the module returns them, in dicts and tuples."""
+    with torch.no_grad():
+        output = _plain(model(*call.args, **call.kwargs))
+    leaves, spec = pytree.tree_flatten(output)
+
+    def arrange(nodes: list[fx.Node]) -> Any:
+        rest = iter(nodes)
+        return pytree.tree_unflatten([next(rest) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
+
+    return arrange
+
+
+def _plain(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return {key: _plain(value) for key, value in output.items()}
+    if isinstance(output, tuple | list):
+        return tuple(_plain(value) for value in output)
+    return output
+
+
+def _worst(module: nn.Module, call: Call, expected: Sequence[torch.Tensor]) -> float:
+    got = run(module, call)
+    if len(got) != len(expected):
+        return float("inf")
+    return max(relative_difference(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def _same(outputs: Sequence[torch.Tensor]) -> float:
+    return max(same_function(tensor.dtype) for tensor in outputs)
+
+
+def _vector(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in outputs])

@@ -1,0 +1,272 @@
+"""A model on its way through a pipeline: loaded, traced, pruned, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ...backends.artifact import write_json
+from ...backends.graph_module import constants_of
+from ...backends.huggingface.checkpoint import STORED_DTYPES
+from ...backends.huggingface.save import Form, Saved, save
+from ...backends.huggingface.synthetic_weights import played
+from ...ir.graph import Graph
+from ...ir.groups import Group
+from ...ir.plan import Plan
+from ...ir.verifier import verify
+from ...passes.base import Pass
+from ...passes.couple.computed_constants import freeze_computed, freeze_fixed
+from ...passes.couple.coupling import Coupling, couple
+from ...passes.data import Weights
+from ...passes.manager import Analysis, Step, run_pipeline
+from ...passes.model.measure import parameter_count
+from ...passes.pipeline import print_pipeline
+from ...passes.recover.lora import Adapter
+from ...passes.registry import brought
+from ...passes.score_cache import Saved as SavedScores
+from ...passes.shrink.graph import extents_by_module
+from ...passes.state import State, Subject
+from ...runtime.tensors import tensors_by_name
+from ...tracer.export import Traced
+from ...tracer.model import Source, build_meta, load_model
+from ...tracer.module import resolve_function
+from ...tracer.texts.fingerprints import Noted
+from ..model_call import Calling
+from ..progress import Progress
+from ..request_checks import Rows
+from ..seen_texts import CALIBRATION, RECOVERY, Entries, noted, read_so_far, record_of
+from .recorded_plan import Recorded
+from .result import Applied, GroupChange
+from .resume import Parts, Stages, pieces_of, restore, state_parts
+from .streamed_model import open_stream, stored
+
+ADAPTER = "adapter"
+
+
+class Work:
+    """A model of transformers on its way through a pipeline; it is the host of the passes.
+
+    Attributes:
+        rebuild: no module but the model itself will do.
+    """
+
+    rebuild: None = None
+
+    def __init__(self, source: Source, pipeline: Sequence[Pass] | None, calling: Calling, progress: Progress) -> None:
+        """Load and trace a model.
+
+        Args:
+            source: the model.
+            pipeline: the passes that will run; None when no weights are needed.
+            calling: how the model is called.
+            progress: called with a message when a new step begins.
+        """
+        self.source, self.calling, self.progress = source, calling, progress
+        progress(f"loading {source.name}")
+        self.config = calling.config
+        self.checkpoint = None if pipeline is None else stored(source)
+        streamed = self.checkpoint if calling.language else None
+        self.stream = open_stream(source, self.config, streamed, pipeline or ())
+        if self.stream is not None:
+            module = self.stream.module
+        elif pipeline is not None:
+            module = load_model(source)
+        else:
+            module = build_meta(self.config, trust_remote_code=source.trust_remote_code)
+        self.before = parameter_count(module)
+        progress(f"tracing {source.name}")
+        with self.stream.played() if self.stream is not None else nullcontext():
+            self.traced: Traced = calling.trace(module)
+        self.state = State(Subject(self.traced.graph, module, example=self.traced.example), host=self)
+        self.quantities: frozenset[tuple[int, int]] = frozenset()
+        self._runs = pipeline is not None
+        self.groups: dict[str, Group] = {}
+        self.recorded: Recorded | None = None
+        self.texts: dict[str, Noted | None] = {}
+
+    def read(
+        self,
+        pipeline: Sequence[Pass],
+        texts: Mapping[str, str | Rows | None],
+        *,
+        loss: str | Callable[[torch.nn.Module], torch.Tensor] | None,
+        recorded: Recorded | None,
+        scores: SavedScores | None,
+    ) -> None:
+        """Give the passes what they read: texts, a loss, a plan, saved scores."""
+        self.state.subject.outputs = () if self.calling.language else self.traced.outputs
+        self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
+        self.state.ledger.scores = scores
+        self.recorded = recorded
+        self.read_texts(pipeline, texts)
+
+    def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, str | Rows | None]) -> None:
+        """Tokenize the texts, if any pass reads weights."""
+        if not self.calling.language or not any(step.needs_weights for step in pipeline):
+            return
+        self.progress("reading texts")
+        self.texts = {part: noted(spec, part, self.source) for part, spec in texts.items()}
+        self.state.data.calibration, self.state.data.recovery = self.texts[CALIBRATION], self.texts[RECOVERY]
+
+    def _read(self) -> Entries:
+        replayed = self.recorded.record if self.recorded is not None else {}
+        return read_so_far(self.texts, record_of(self.source.directory), replayed)
+
+    def run(self, pipeline: Sequence[Pass], show: Callable[[Step, State], None], stages: Stages | None) -> Applied:
+        steps: list[Step] = []
+        done = stages.done if stages is not None else 0
+        if stages is not None and done:
+            steps += self._resume(stages.read())
+        resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
+
+        def between(step: Step, state: State) -> None:
+            steps.append(step)
+            coupling = state.subject.coupling
+            for name, group in coupling.groups.items() if coupling is not None else ():
+                self.groups.setdefault(name, group)  # the group before anything was removed
+            show(step, state)
+
+        def keep(number: int) -> None:
+            if stages is not None and number:
+                stages.keep(done + number, lambda: self._parts(steps))
+
+        def announce(text: str, number: int, count: int) -> None:
+            keep(number - 1)
+            self.progress(f"{text} ({done + number} of {done + count})")
+
+        self.state.data.recorded = self.recorded.slices if self.recorded is not None else None
+        analyses = (Analysis("couple", "coupling", self._couple),)
+        rest = pipeline[done:]
+        if rest or not done:
+            run_pipeline(rest, self.state, analyses=analyses, verify=verify, between=between, announce=announce)
+        keep(len(rest))
+        parameters = (self.before, parameter_count(self.state.subject.model))
+        text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
+        report = {name: _plain(entry) for name, entry in self.state.ledger.report.items()}
+        changes = self._changes()
+        return Applied(
+            self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed,
+            brought(pipeline),
+        )  # fmt: skip
+
+    def _parts(self, steps: Sequence[Step]) -> Parts:
+        """What a stage holds."""
+        own = {"traced": self.traced, "quantities": self.quantities, "groups": self.groups}
+        return {"state": state_parts(self.state), "work": own, "steps": steps, "texts": pieces_of(self.texts)}
+
+    def _resume(self, parts: Parts) -> Sequence[Step]:
+        """Restore a stage; returns the steps that ran before it."""
+        restore(self.state, parts["state"])
+        self.traced, self.quantities, self.groups = parts["work"].values()
+        for part, pieces in parts["texts"].items():
+            if (text := self.texts.get(part)) is not None:
+                text.remember(pieces)
+        steps: Sequence[Step] = parts["steps"]
+        return steps
+
+    def _couple(self, graph: Graph) -> Coupling:
+        """The coupling for a model that will be saved: units that its own code numbers or computes with are frozen."""
+        model = self.state.subject.model
+        constants = constants_of(graph, tensors_by_name(model), self.traced.constants)
+        coupling = freeze_fixed(couple(graph), model)
+        return freeze_computed(coupling, constants, model.state_dict(keep_vars=True).keys())
+
+    def _changes(self) -> tuple[GroupChange, ...]:
+        keep = (self.state.ledger.plan or Plan()).keep
+        groups = [self.groups[name] for name in keep]
+        return tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, len(keep[g.name])) for g in groups)
+
+    def save(self, out: Path, applied: Applied, *, form: Form, force: bool) -> Saved:
+        """Write a Hugging Face model directory, in the dtype of the source."""
+        subject, ledger = self.state.subject, self.state.ledger
+        plan = _on_source(ledger.plan or Plan(), ledger.renamed)
+        if self.stream is None:
+            self._store_dtype()
+            reference = self.calling.reference(subject.graph, self.traced, subject.model)
+            values = None
+        else:
+            reference = None
+            values = self.stream.values(plan, self.calling.inputs, self._graph_logits)
+        return save(
+            subject.model,
+            out,
+            source=self.source.directory,
+            plan=plan,
+            repairs=ledger.repairs,
+            quantities=self.quantities | self._changed_extents(),
+            reference=reference,
+            values=values,
+            report=applied.to_record(),
+            form=form,
+            force=force,
+            origin=self.recorded.origin if self.recorded is not None else None,
+            extra=self._keep_adapters,
+        )
+
+    def _store_dtype(self) -> None:
+        """Convert from float32 back to the dtype of the files; if they mix several, to that of the configuration."""
+        kinds = self.checkpoint.dtypes if self.checkpoint is not None else set()
+        dtype = STORED_DTYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
+        dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
+        # Buffers that are not stored, such as rotary tables, stay in float32: loading computes them in float32.
+        for tensor in self.state.subject.model.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+
+    @property
+    def weights(self) -> Weights | None:
+        """Of a model that is larger than memory, from its files."""
+        return None if self.stream is None else self.stream.reader(self.state.ledger)
+
+    @property
+    def execute(self) -> Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None:
+        """Runs a graph and a module; None for a configuration alone."""
+        return self._execute if self._runs else None
+
+    def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
+        """Trace a model that a pass has changed, and remember the extents that have changed so far."""
+        self.quantities |= self._changed_extents()
+        self.traced = self.calling.trace(model)
+        return self.traced.graph, self.traced.example
+
+    def _changed_extents(self) -> frozenset[tuple[int, int]]:
+        return extents_by_module(self.traced.graph, self.state.subject.graph).get("", frozenset())
+
+    def _execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs of a graph and of a module with the same weights, on the same inputs, in float32."""
+        if self.stream is not None:
+            stand_ins = self.stream.stand_ins
+            with played():
+                expected = self.calling.run_graph(graph, self.traced, module, stand_ins.tensors(module))
+            return expected[0], stand_ins.logits(module, self.calling.inputs)
+        found = self.calling.run_graph(graph, self.traced, module), self.calling.run(module, self.traced)
+        graphs, modules = (torch.cat([tensor.float().flatten() for tensor in tensors]) for tensors in found)
+        return graphs, modules
+
+    def _graph_logits(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        subject = self.state.subject
+        return self.calling.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
+
+    def _keep_adapters(self, folder: Path) -> None:
+        """Write the low-rank adapter in the format of PEFT, beside the model that it was merged into."""
+        for entry in self.state.ledger.report.values():
+            adapter = entry.get(ADAPTER)
+            if isinstance(adapter, Adapter):
+                (folder / ADAPTER).mkdir(exist_ok=True)
+                write_json(folder / ADAPTER / "adapter_config.json", adapter.config)
+                save_file(adapter.tensors, folder / ADAPTER / "adapter_model.safetensors")
+
+
+def _on_source(plan: Plan, renamed: Mapping[str, str]) -> Plan:
+    """The plan with the tensor names of the source."""
+    return Plan(plan.keep, {(renamed.get(name, name), dim): kept for (name, dim), kept in plan.slices.items()})
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of a pass as JSON data, without its adapter, which is written to files of its own."""
+    return {name: value for name, value in entry.items() if not isinstance(value, Adapter)}

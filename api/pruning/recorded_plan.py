@@ -1,0 +1,85 @@
+"""``--plan``: a plan that another run wrote, checked against the model that it will be applied to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...backends.artifact import PLAN, RECORD, read_plan, read_record
+from ...backends.digests import sha256, source_digests
+from ...ir.errors import FxpruneError, RequestError
+from ...ir.plan import Indices
+from ...tracer.model import Source
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A plan file and the record beside it.
+
+    Attributes:
+        path: the plan file.
+        sha256: the hash of that file.
+        slices: (tensor name, dimension) -> indices that are kept.
+        record: the ``fxprune.json`` beside it; empty when there is none.
+        origin: the sha256 of each weight file of the model, if they had to be computed here.
+    """
+
+    path: Path
+    sha256: str
+    slices: Mapping[tuple[str, int], Indices]
+    record: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, str] | None = None
+
+    def check_result(self, parameters: tuple[int, int]) -> None:
+        """Check that the model has shrunk to the same size as in the run that made the plan.
+
+        Args:
+            parameters: number of parameters before and after.
+
+        Raises:
+            FxpruneError: both runs began at the same size and ended at different sizes.
+        """
+        theirs = self.record.get("parameters") or {}
+        if theirs.get("before") == parameters[0] and theirs.get("after") not in (None, parameters[1]):
+            raise FxpruneError(
+                f"{self.path} leaves {parameters[1]:,} parameters, but the run that made it left {theirs['after']:,}",
+                f"a plan holds no dropped layers; run the whole pipeline instead: {self.record.get('pipeline')}",
+            )
+
+
+def read_recorded(plan: str | Path, source: Source) -> Recorded:
+    """Read a plan, and check that the model is the one it was made from.
+
+    Args:
+        plan: a plan file, or the directory of an artifact.
+        source: the model that it will be applied to.
+
+    Raises:
+        RequestError: the file is missing, damaged or not a plan; or the plan was made from a model directory of this
+            name with other weights.
+    """
+    path = Path(plan).expanduser()
+    path = path / PLAN if path.is_dir() else path
+    slices = read_plan(path)
+    record = read_record(path.parent) if (path.parent / RECORD).is_file() else {}
+    absent = (record.get("passes") or {}).get("drop", {}).get("sub_blocks", ())
+    if absent:
+        gone = ", ".join(part["module"] for part in absent)
+        raise RequestError(
+            f"{path} is from a run that dropped {gone}; a plan cannot repeat that",
+            f"run its pipeline instead: {record.get('pipeline')}",
+        )
+    origin = record.get("source") or {}
+    found = None
+    if origin.get("sha256") and origin.get("name") == source.directory.resolve().name:
+        found = source_digests(source.directory)
+        made_from = origin["sha256"]
+        changed = [name for name in sorted({**found, **made_from}) if found.get(name) != made_from.get(name)]
+        if changed:
+            raise RequestError(
+                f"{source.directory} has changed since {path} was made: {', '.join(changed[:3])}",
+                f"restore these files; or, to apply the plan to other weights, copy it away from its {RECORD}",
+            )
+    return Recorded(path, sha256(path), slices, record, found)

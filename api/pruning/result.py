@@ -1,0 +1,100 @@
+"""The result of ``apply``: for the caller, as JSON, and as the record in the artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...backends.huggingface.save import Saved
+from ...passes.manager import Step
+from ..seen_texts import TEXTS, Entries
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """A group from which units were removed.
+
+    Attributes:
+        name, kind, layer: of the group.
+        before, after: number of its units; of a nested group, summed over all units of its parent.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    before: int
+    after: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a pipeline did.
+
+    Attributes:
+        model: as the user gave it.
+        pipeline: the passes that ran, as text.
+        options: the same with every option, those at their defaults too.
+        skipped: passes that a dry run left out, as text.
+        parameters: elements of all parameters, before and after.
+        groups: those that lost units.
+        steps: passes and analyses with their times.
+        report: what the passes recorded, by pass name.
+        texts: fingerprints of what was read, so that no text is measured on that a model has seen.
+        saved: what was written; None in a dry run.
+        resumed: the last pass that had been done by a run which broke off; "" when there was none.
+        plugins: the passes that installed packages bring -> package and version.
+    """
+
+    model: str
+    pipeline: str
+    options: str
+    skipped: str
+    parameters: tuple[int, int]
+    groups: tuple[GroupChange, ...]
+    steps: tuple[Step, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+    texts: Entries = field(default_factory=list)
+    saved: Saved | None = None
+    resumed: str = ""
+    plugins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> float:
+        """Share of the parameters that was kept."""
+        return self.parameters[1] / self.parameters[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data: what ``fxprune.json`` keeps, with the model as the user gave it, the times and what was
+        written."""
+        return {
+            **self.to_record(),
+            "model": self.model,
+            "passes": dict(self.report),
+            "skipped": self.skipped,
+            "resumed": self.resumed,
+            "steps": [step.to_json() for step in self.steps],
+            "saved": self.saved.to_json() if self.saved else None,
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        """The content of ``fxprune.json``. It holds no times, so that the same run gives the same bytes."""
+        return {
+            # The path to the model depends on the machine, so only its last part is kept.
+            "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
+            "pipeline": self.options,
+            "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
+            "groups": [change.to_json() for change in self.groups],
+            "passes": {
+                name: {key: value for key, value in entry.items() if key != "seconds"}
+                for name, entry in self.report.items()
+            },
+            TEXTS: self.texts,
+            **({"plugins": dict(self.plugins)} if self.plugins else {}),
+        }

@@ -1,0 +1,86 @@
+"""``--scores``: a file that keeps the scores of a run, so that other budgets of the same model can reuse them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ...ir.errors import RequestError
+from ...passes.base import Pass
+from ...passes.prune import Prune
+from ...passes.score_cache import Saved
+
+ENTRY = "fxprune.scores"
+VERSION = 1
+
+
+def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: bool) -> Saved | None:
+    """The scores in a file; an empty object to be filled by this run when the file does not exist.
+
+    Args:
+        path: the file; None when scores are neither saved nor reused.
+        pipeline: the passes that will run.
+        texts: whether scores are computed from text, rather than from a loss in code.
+
+    Raises:
+        RequestError: no pass computes scores that are worth saving, the file holds no scores, or its directory does
+            not exist.
+    """
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    scoring = [step for step in pipeline if isinstance(step, Prune)]
+    if not scoring:
+        raise RequestError(
+            f"--scores {file}: no pass of this run computes scores", "leave --scores out, or add a pass such as taylor"
+        )
+    if scoring[0].streams or not scoring[0].needs_weights:
+        raise RequestError(
+            f"--scores {file}: scores of {scoring[0].name!r} need no text and are quick to compute again",
+            "leave --scores out",
+        )
+    if not texts:
+        raise RequestError(
+            f"--scores {file}: cannot be used with --loss; a file cannot tell whether the code of the loss has changed",
+            "leave --scores out",
+        )
+    if not file.exists():
+        if not file.parent.is_dir():
+            raise RequestError(
+                f"--scores {file}: directory {file.parent} does not exist", "make the directory, or check the path"
+            )
+        return Saved(file.name)
+    try:
+        with safe_open(file, framework="numpy") as held:
+            record = json.loads((held.metadata() or {})[ENTRY])
+            arrays = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise RequestError(
+            f"--scores {file}: not a scores file of fxprune", "give a scores file, or a new path to write one"
+        ) from error
+    if record.get("version") != VERSION:
+        raise RequestError(
+            f"--scores {file}: the file has format version {record.get('version')}, this fxprune reads {VERSION}",
+            "remove the file to compute the scores again",
+        )
+    return Saved(file.name, arrays, record, loaded=True)
+
+
+def write_scores(path: str | Path | None, saved: Saved | None) -> None:
+    """Write the scores that a run has computed, if any are new. The file appears complete or not at all."""
+    if path is None or saved is None or not saved.changed:
+        return
+    file = Path(path).expanduser()
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    record: dict[str, Any] = {"version": VERSION, **saved.record}
+    try:
+        save_file(saved.arrays, beside, metadata={ENTRY: json.dumps(record, sort_keys=True)})
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""The texts of a run, which of their parts were read, and a check that a model is not measured on those parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backends.artifact import RECORD, read_record
+from ..ir.errors import RequestError
+from ..tracer.export import rows_per_sample
+from ..tracer.model import DEMO, Source, load_config, load_tokenizer
+from ..tracer.texts.corpus import Text, from_rows, from_string, load_text
+from ..tracer.texts.fingerprints import Fingerprint, Noted, overlap
+from .request_checks import Rows
+
+TEXTS = "texts"
+"""The entry of ``fxprune.json`` that lists the texts that were read."""
+
+CALIBRATION, RECOVERY = "calibration", "recovery"
+
+Entries = list[dict[str, Any]]
+
+
+def noted(spec: str | Rows | None, part: str, source: Source) -> Noted | None:
+    """A text under a model's tokenizer, which remembers what is read of it.
+
+    Args:
+        spec: as :func:`~fxprune.tracer.texts.corpus.load_text` reads it, or rows; for ``demo`` its own text when None.
+        part: ``calibration`` or ``recovery``.
+        source: the model.
+
+    Raises:
+        RequestError: as :func:`~fxprune.tracer.texts.corpus.load_text`.
+    """
+    if spec is None and source.name != DEMO:
+        return None
+    return Noted(text_of(spec, part, source))
+
+
+def text_of(spec: str | Rows | None, part: str, source: Source) -> Text:
+    """A text that the user gave, or a part of the built-in text, tokenized for a model.
+
+    Raises:
+        RequestError: as :func:`~fxprune.tracer.texts.corpus.load_text`, or the model does not read text.
+    """
+    config = load_config(source)
+    if (rows := rows_per_sample(config)) != 1:
+        raise RequestError(
+            f"a {config.model_type} model does not read text, but {rows} rows of codes at a time",
+            "use passes that read no text: magnitude, random",
+        )
+    tokenizer = load_tokenizer(source)
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    if isinstance(spec, Rows):
+        return replace(from_rows(spec.name, spec.rows, tokenizer), vocabulary=vocabulary)
+    if spec is not None:
+        return replace(load_text(spec, tokenizer), vocabulary=vocabulary)
+    from ..demo import text as built_in
+
+    return replace(from_string(f"built-in {part} text", built_in(part), tokenizer), vocabulary=vocabulary)
+
+
+def read_so_far(texts: Mapping[str, Noted | None], *records: Mapping[str, Any]) -> Entries:
+    """The texts that were read, for ``fxprune.json``, after those of the earlier runs that made the model."""
+    entries: Entries = [entry for record in records for entry in record.get(TEXTS) or ()]
+    for part, text in texts.items():
+        # The path to a text depends on the machine, so only its last part is kept.
+        found = text.fingerprint(part, Path(text.name).name) if text is not None else None
+        if found is not None:
+            entries.append(found.to_json())
+    return [entry for at, entry in enumerate(entries) if entry not in entries[:at]]
+
+
+def record_of(folder: Path) -> Mapping[str, Any]:
+    """The ``fxprune.json`` of an artifact; empty for a directory that fxprune did not write."""
+    return read_record(folder) if (folder / RECORD).is_file() else {}
+
+
+def refuse_overlap(source: Source, windows: torch.Tensor, text: Text) -> None:
+    """Refuse to measure a model on text that it was calibrated or trained on.
+
+    Args:
+        source: the model.
+        windows: the windows to measure on, ``[N, L]`` int64.
+        text: the text that the windows are from.
+
+    Raises:
+        RequestError: some windows overlap such a text; it says how many, with an example.
+    """
+    entries: Sequence[Mapping[str, Any]] = record_of(source.directory).get(TEXTS) or ()
+    for read in map(Fingerprint.from_json, entries):
+        found = overlap(read.passages, windows, text)
+        if found is not None:
+            raise RequestError(
+                f"'{text.name}' overlaps the {read.read_as} text '{read.name}' of {source.name}: {found.windows} of "
+                f"{len(windows)} windows share {found.passages} of its {len(read.passages):,} passages, "
+                f"such as {found.example!r}",
+                "give a text that the model was not calibrated or trained on, or --allow-overlap",
+            )

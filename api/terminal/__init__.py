@@ -1,0 +1,1 @@
+"""What the command line reads and prints: arguments, tables, progress, errors."""

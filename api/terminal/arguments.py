@@ -1,0 +1,268 @@
+"""The commands and options of the command line, with their help.
+
+Nothing heavy is imported here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from ...ir.errors import RequestError
+from . import screen
+
+BAD_REQUEST = RequestError.exit_code
+
+Run = Callable[[argparse.Namespace], int]
+
+MODEL_HELP = "a Hugging Face model directory, a Hub id, or demo for the built-in model"
+ANY_MODEL_HELP = MODEL_HELP + "; or package.module:callable, which returns any torch.nn.Module"
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that reports errors as every other error of this program is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        screen.complain(message, f"see `{self.prog} --help`")
+        raise SystemExit(BAD_REQUEST)
+
+
+def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
+    """The parser of the whole command line.
+
+    Args:
+        commands: name of a command -> function that runs it and returns the exit code.
+    """
+    parser = _Parser(
+        prog="fxprune",
+        description="Make PyTorch models smaller by structured pruning: trace, couple, score, prune, export.",
+        epilog="`fxprune COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 bad request.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_demo):
+        add(subparsers)
+    for name, run in commands.items():
+        subparsers.choices[name].set_defaults(run=run)
+    return parser
+
+
+def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text.partition(". ")[0].rstrip("."), description=text
+    )
+    parser.add_argument("--json", action="store_true", help="print the result on stdout as one JSON object")
+    parser.add_argument("--debug", action="store_true", help="print progress line by line, and a traceback on errors")
+    return parser
+
+
+def _add_code_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust-remote-code", action="store_true", help="allow code that comes with the model to run")
+
+
+def _add_pickle_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="allow pickled weights (*.bin) when there are no safetensors"
+    )
+
+
+def _add_example_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--example",
+        metavar="INPUTS",
+        help="example inputs of a package.module:callable: 'float32[2,3,224,224]', or by name "
+        "'ids=int64[2,16],mask=bool[2,16]'; the first dimension counts samples. A Hugging Face model that is not a "
+        "causal language model takes it too (default: made from its config)",
+    )
+
+
+def _add_loss_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--loss",
+        metavar="NAME",
+        help="package.module:function that takes the module and returns a scalar loss, for scores that need one",
+    )
+
+
+def _add_trace(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "trace",
+        "Show the operators, axes and groups of coupled channels of a model. No weights are read.",
+    )
+    parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--ir", action="store_true", help="print the graph and its groups as text")
+    what.add_argument(
+        "--why", nargs=2, metavar=("A", "B"), help="show why weights A and B shrink together, operator by operator"
+    )
+    parser.add_argument("--dot", metavar="FILE", help="write the coupling graph as a Graphviz file")
+    _add_example_option(parser)
+    _add_code_option(parser)
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    shared = parser.add_argument_group("options for all passes that have an option of this name")
+    shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
+    shared.add_argument("--target", metavar="T", help="size of the result: params=0.8, bytes=..., macs=...")
+    shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
+    shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
+    shared.add_argument("--seed", metavar="N", help="random seed")
+    shared.add_argument(
+        "--channels",
+        choices=("true", "false"),
+        help="prune the residual width; left out: false for Hugging Face models, true for package.module:callable",
+    )
+
+
+def _add_apply(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "apply",
+        "Make a model smaller. Runs the passes of a pipeline. A Hugging Face model becomes a model directory that "
+        "transformers loads; any other module becomes a safetensors file and an exported program (.pt2).",
+    )
+    parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
+    parser.add_argument(
+        "--pass",
+        dest="passes",
+        action="append",
+        default=[],
+        metavar="PIPELINE",
+        help="passes to run: taylor, or 'taylor{variant=element2},lora{epochs=1}'; may be repeated; "
+        "see `fxprune passes`",
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="FILE",
+        help="plan.safetensors of another run: remove the same units, before any passes",
+    )
+    _add_shared(parser)
+    text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
+    text.add_argument("--calib", metavar="TEXT", help="calibration text: scores are computed on it")
+    text.add_argument("--data", metavar="TEXT", help="recovery text: recovery passes train on it")
+    text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
+    module = parser.add_argument_group("for package.module:callable, and models that are not causal language models")
+    _add_example_option(module)
+    _add_loss_option(module)
+    _add_output(parser, required=False)
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run of this command after its last finished pass"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the result without training or writing")
+    parser.add_argument(
+        "--form",
+        choices=("auto", "uniform", "free"),
+        default="auto",
+        help="uniform: equal widths in all layers, described by a plain config; free: widths may differ per layer, "
+        "described by a modelling file; auto (default): uniform if the widths allow it",
+    )
+    parser.add_argument(
+        "--print-ir-after",
+        action="append",
+        default=[],
+        metavar="PASS",
+        help="print the graph on stderr after this pass; may be repeated; 'all' for every pass",
+    )
+    _add_code_option(parser)
+    _add_pickle_option(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--out", required=required, metavar="DIR", help="directory to write")
+    parser.add_argument("--force", action="store_true", help="replace DIR if it exists")
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(commands, "export", "Write a model in another format. The result is compared with the original.")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP + "; usually the DIR that apply wrote")
+    parser.add_argument(
+        "--format",
+        default="onnx",
+        metavar="FORMAT",
+        help="what to write, with its options if you like: 'onnx{dtype=int8,layout=transformers.js}' (default: onnx); "
+        "see `fxprune formats`",
+    )
+    shared = parser.add_argument_group("options of the format, if it has them; the values are those of onnx")
+    shared.add_argument(
+        "--dtype",
+        metavar="TYPE",
+        help="of the weights: float32 (default), float16, or weight-only int8 or int4",
+    )
+    shared.add_argument(
+        "--layout",
+        metavar="NAME",
+        help="names and places of the files: onnxruntime (default), which onnxruntime-genai runs too, or "
+        "transformers.js",
+    )
+    shared.add_argument(
+        "--optimize",
+        metavar="DEVICE",
+        help="fuse for ONNX Runtime on cpu (default) or cuda, or none: only standard operators",
+    )
+    shared.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_const",
+        const=False,
+        help="export a causal language model without a key-value cache: it reads whole sequences and returns logits",
+    )
+    _add_example_option(parser)
+    _add_output(parser, required=True)
+    _add_code_option(parser)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "eval",
+        "Compare models: perplexity, parameters, bytes, MACs, tokens per second.",
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory written by export"
+    )
+    parser.add_argument("--text", metavar="FILE", help="held-out text (required unless one of the models is demo)")
+    parser.add_argument("--window", type=int, default=128, metavar="N", help="tokens in a window (default: 128)")
+    parser.add_argument("--windows", type=int, metavar="N", help="measure on the first N windows only (default: all)")
+    parser.add_argument(
+        "--allow-overlap", action="store_true", help="allow text that a model was calibrated or trained on"
+    )
+    _add_code_option(parser)
+    _add_pickle_option(parser)
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", "Compare the speed of models: time to first token, tokens per second, memory.")
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help=MODEL_HELP + "; or an ONNX directory. The first model is the one that the others are compared with",
+    )
+    parser.add_argument("--onnx", action="store_true", help="also export each model to ONNX, and time it there")
+    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens in the prompt (default: 128)")
+    parser.add_argument("--new", type=int, default=32, metavar="N", help="tokens to generate (default: 32)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="timed rounds, after a warm-up round (default: 5)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
+    _add_code_option(parser)
+
+
+def _add_passes(commands: Any) -> None:
+    _command(commands, "passes", "List every pass with its options, their types and defaults.")
+
+
+def _add_formats(commands: Any) -> None:
+    _command(commands, "formats", "List every format of export with its options, their types and defaults.")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        "Run a complete example on the built-in model: prune 25%, recover, export to ONNX, measure.",
+    )
+    _add_output(parser, required=True)

@@ -1,0 +1,113 @@
+"""The terminal: quiet libraries and a progress line during a call; results and errors after it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ...ir.errors import FxpruneError
+from ...ir.plugins import PluginWarning
+from ..progress import Progress
+
+
+@contextlib.contextmanager
+def working(*, debug: bool) -> Iterator[Progress]:
+    """While the block runs, drop what other libraries print, and show progress if stderr is a terminal.
+
+    Args:
+        debug: drop nothing, and print progress on stderr line by line.
+
+    Yields:
+        A function that shows a progress message.
+    """
+    if debug:
+        yield lambda message: print(message, file=sys.stderr)
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with warnings.catch_warnings(), _no_stdout(), contextlib.ExitStack() as stack:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", PluginWarning)
+        warnings.showwarning = _warn
+        _no_bars()
+        logging.disable(logging.WARNING)
+        stack.callback(logging.disable, logging.NOTSET)
+        if console.is_terminal:
+            yield stack.enter_context(console.status("starting")).update
+        else:
+            yield lambda _: None
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Say on stderr what was left out."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _no_bars() -> None:
+    """Switch off the progress bars of transformers, if it is imported already: importing it takes seconds."""
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def _no_stdout() -> Iterator[None]:
+    """Drop everything that Python or C code writes to stdout, so that only the result appears there."""
+    sys.stdout.flush()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        kept = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def emit(result: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print the result on stdout: a mapping as JSON, a sequence as tables."""
+    if isinstance(result, Mapping):
+        print(json.dumps(result, indent=2, allow_nan=False))
+        return
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(*result, sep="\n")
+        return
+    # In a file or a pipe, lines are not cut to 80 characters and not padded.
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    with console.capture() as capture:
+        console.print(*result, sep="\n")
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def complain(message: str, hint: str) -> None:
+    """Print on stderr what is wrong and what to do."""
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def explain(error: Exception) -> int:
+    """Print what went wrong; returns the exit code."""
+    if isinstance(error, FxpruneError):
+        complain(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        complain(f"{error.strerror}{where}", "check the disk and the permissions")
+    else:
+        complain(
+            f"unexpected {type(error).__name__}: {error}",
+            "this is a bug in fxprune; run again with --debug and report it",
+        )
+    return FxpruneError.exit_code

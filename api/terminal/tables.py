@@ -1,0 +1,349 @@
+"""Results as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ...ir.options import write_value
+
+if TYPE_CHECKING:
+    from ...backends.exporter import ExportReport
+    from ...ir.groups import Group
+    from ...passes.manager import Step
+    from ..benchmarking.benchmark import BenchmarkResult
+    from ..demo import Demo
+    from ..evaluation import Measurement
+    from ..listing import FormatInfo, PassInfo
+    from ..modules.named import PrunedTarget
+    from ..pruning.request import Applied, GroupChange
+    from ..tracing import Hop, Trace
+
+REASONS = 3
+"""The number of reasons that are shown for groups that are not prunable."""
+
+MEASURED = ("parameters", "size", "MACs", "perplexity", "prefill tok/s", "decode tok/s")
+
+
+def trace(traced: Trace) -> list[RenderableType]:
+    """A line about the graph, and a table of its groups. Equal groups of several layers share a row."""
+    graph, operators = traced.graph, traced.operators
+    common = ", ".join(f"{name} {count}" for name, count in list(operators.items())[:6])
+    more = ", ..." if len(operators) > 6 else ""
+    head = f"{graph.name}: {traced.parameters:,} parameters, {len(graph.ops)} operators ({common}{more})"
+    table = _table("group", "kind", "units", "tensors", "state", right=("units",))
+    for groups in _alike(traced.groups):
+        first = groups[0]
+        table.add_row(_name(groups), first.kind.value, _units(first), _members(first), _state(first))
+    unknown = sorted({op.target for op in traced.coupling.unknown})
+    note = [Text("operators without a rule, whose axes are frozen: " + ", ".join(unknown))] if unknown else []
+    return [Text(head), table, *note]
+
+
+def why(paths: Mapping[str, Sequence[Hop]], first: str, second: str) -> list[RenderableType]:
+    """The paths from one weight to another, operator by operator: one for each group that contains both."""
+    shown: list[RenderableType] = [Text(f"{first} and {second} shrink together:")]
+    for group, hops in paths.items():
+        table = _table("place", "axis", "operator", "module", "source line")
+        for hop in hops:
+            line = f"{hop.source}  {hop.code}".strip()
+            table.add_row(hop.place, hop.axis, hop.operator or "", hop.module, line)
+        shown += [Text(f"\nin {group}"), table]
+    return shown
+
+
+def applied(result: Applied) -> list[RenderableType]:
+    """The result of ``apply``: what was removed, and what was written."""
+    before, after = result.parameters
+    head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept)"
+    notes = (
+        []
+        if result.saved
+        else ["dry run: nothing was written" + (f"; skipped: {result.skipped}" if result.skipped else "")]
+    )
+    if result.saved is not None:
+        saved = result.saved
+        notes.append(f"{saved.path}: {saved.form} form, {saved.model_type}")
+        notes += [f"architecture changed from {saved.retargeted}"] if saved.retargeted else []
+        notes += [f"not in uniform form: {saved.why_free}"] if saved.why_free else []
+        notes.append(_checked(saved.checks))
+    notes += [f"resumed after {result.resumed}"] if result.resumed else []
+    report = result.report
+    left = [*latencies(report), *trained(report), *remarks(report), *_left_whole(report)]
+    return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]
+
+
+def _checked(checks: Mapping[str, Any]) -> str:
+    """The checks and their results; a check that does not apply to the model is left out."""
+    done = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in checks.items() if value is not None)
+    return "checked in a fresh process; " + ", ".join(done)
+
+
+def latencies(report: Mapping[str, Any]) -> list[str]:
+    """For every pass with a latency target, a line: the target, the time of the dense model, the time of the result."""
+    lines = []
+    for name, entry in report.items():
+        found = entry.get("seconds")
+        if not isinstance(found, Mapping):
+            continue
+        now, then, predicted = (
+            None if seconds is None else f"{seconds * 1000:.3g} ms"
+            for seconds in (found["after"], found["before"], found["predicted"])
+        )
+        dense = f" (dense {then})" if then else ""
+        measured = f"measured {now}" if now else "the result was not timed"
+        lines.append(f"{name}: latency target {predicted}{dense}; {measured}")
+    return lines
+
+
+def trained(report: Mapping[str, Any]) -> list[str]:
+    """For every pass that trained, a line: the mean loss over the first and the last tenth of the steps, and a warning
+    if it has not become lower."""
+    lines = []
+    for name, entry in report.items():
+        losses = entry.get("loss")
+        if not losses:
+            continue
+        share = max(1, len(losses) // 10)
+        first, last = fmean(losses[:share]), fmean(losses[-share:])
+        warning = (
+            ""
+            if last < first or len(losses) == 1
+            else f"; the loss has not decreased: try a lower lr or more steps, or leave {name} out"
+        )
+        lines.append(f"{name}: loss {first:.4g} to {last:.4g} in {len(losses)} steps{warning}")
+    return lines
+
+
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """For every pass with notes, a line: its first note and the number of further notes."""
+    lines = []
+    for name, entry in report.items():
+        notes = entry.get("notes")
+        if notes:
+            lines.append(f"{name}: {notes[0]}" + (f"; {len(notes) - 1} more, see --json" if len(notes) > 1 else ""))
+    return lines
+
+
+def _left_whole(report: Mapping[str, Any]) -> list[str]:
+    """A line for each reason why groups are not prunable, the most frequent reason first."""
+    names: dict[str, list[str]] = {}
+    for entry in report.values():
+        for name, reason in entry.get("frozen", {}).items():
+            names.setdefault(reason, []).append(name)
+    ordered = sorted(names.items(), key=lambda item: -len(item[1]))
+    lines = [
+        f"not prunable: {held[0]}{f' and {len(held) - 1} more' if len(held) > 1 else ''}: {reason}"
+        for reason, held in ordered[:REASONS]
+    ]
+    more = sum(len(held) for _, held in ordered[REASONS:])
+    return lines + ([f"not prunable: {more} more groups, see --json"] if more else [])
+
+
+def pruned(result: PrunedTarget) -> list[RenderableType]:
+    """The result of ``apply`` on a named module: what was removed, the kind of the result, and what was written."""
+    made = result.pruned
+    (before, after), (dense, lean) = made.parameters, made.macs
+    head = (
+        f"{result.pipeline}: {before:,} parameters to {after:,} ({after / before:.2%} kept), "
+        f"MACs {_count(dense)} to {_count(lean)}"
+    )
+    notes = ["module of the original class" if made.in_place else f"rewritten as a graph: {made.rebuilt_because}"]
+    notes += [f"accepts only the number of samples in the example: {made.fixed_batch}"] if made.fixed_batch else []
+    if result.saved is None:
+        notes.append("dry run: nothing was written")
+    else:
+        batch = "any number of samples" if result.saved.any_batch else "the number of samples in the example"
+        notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
+        notes.append(_checked(result.saved.checks))
+    left = [*remarks(made.report), *_left_whole(made.report)]
+    return [Text(head), _changes(made.groups), *map(Text, left), Text(_times(made.steps)), *map(Text, notes)]
+
+
+def demo(shown: Demo) -> list[RenderableType]:
+    """The result of ``demo`` in one table."""
+    table = _table("model", *MEASURED, "largest logit difference", right=MEASURED)
+    for row in shown.rows:
+        checks = ", ".join(f"{name} {_value(value)}" for name, value in shown.checks[row.name].items())
+        table.add_row(*_cells(row), checks)
+    return [table, Text(f"artifacts in {shown.path}; {shown.seconds:.0f} s")]
+
+
+def exported(report: ExportReport) -> list[RenderableType]:
+    """What was written and how well it agrees."""
+    parts: list[RenderableType] = []
+    for title, values in report.measured.items():
+        table = _table("check", title, right=(title,))
+        for name, value in values.items():
+            table.add_row(name, value)
+        parts.append(table)
+    return [Text(f"{report.path}: {', '.join(filter(None, (size(report.bytes), report.summary)))}"), *parts]
+
+
+def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
+    """The result of ``eval``: a row per model."""
+    table = _table("model", *MEASURED, right=MEASURED)
+    for row in rows:
+        table.add_row(*_cells(row))
+    return [table]
+
+
+def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
+    """The result of ``bench``: size and speed of each model, and the speed-up compared with the first."""
+    asked = result.conditions
+    head = (
+        f"prompt {asked.prompt}, then {asked.new} tokens; {asked.threads} threads; median (lowest to highest) of "
+        f"{asked.rounds} alternating rounds"
+    )
+    right = ("parameters", "size", "MACs", "memory")
+    speeds = [f"{figure}, batch {batch}" for batch in asked.batches for figure in ("first token ms", "tokens/s")]
+    table = _table("model", "runtime", *right, *speeds, right=(*right, *speeds))
+    for row in result.models:
+        figures = [
+            _spread_of(spread.median * scale, spread.low * scale, spread.high * scale)
+            for timing in row.timings
+            for spread, scale in ((timing.first_token, 1e3), (timing.tokens_per_second, 1))
+        ]
+        memory = "unknown" if row.peak_memory is None else size(row.peak_memory)
+        table.add_row(row.name, row.runtime, f"{row.parameters:,}", size(row.bytes), _count(row.macs), memory, *figures)
+    parts: list[RenderableType] = [Text(head), table]
+    compared = [row for row in result.models if row.speedups]
+    if compared:
+        names = list(compared[0].speedups)
+        gains = _table("speed-up", "runtime", "ideal (MACs)", *names, right=("ideal (MACs)", *names))
+        for row in compared:
+            found = [f"{s.median:.2f} ({s.low:.2f} to {s.high:.2f})" for s in row.speedups.values()]
+            gains.add_row(row.name, row.runtime, f"{row.ideal:.2f}", *found)
+        parts += [Text(""), gains]
+    notes = [f"{row.name} in {row.runtime}, {note}" for row in compared for note in row.notes]
+    return [*parts, *map(Text, notes)]
+
+
+def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
+    """The result of ``passes``: every pass with its options."""
+    return [part for row in rows for part in _with_options(row, f"{row.kind}  {row.help}")]
+
+
+def formats(rows: Sequence[FormatInfo]) -> list[RenderableType]:
+    """Every format with its options."""
+    return [part for row in rows for part in _with_options(row, row.help)]
+
+
+def _with_options(row: PassInfo | FormatInfo, help: str) -> list[RenderableType]:
+    origin = f"  (from {row.origin})" if row.origin else ""
+    table = _table("option", "value", "default", "")
+    for option in row.options:
+        table.add_row(option.name, option.wants, write_value(option.default), option.help)
+    return [Text.assemble((row.name, "bold"), f"  {help}{origin}"), table, Text("")]
+
+
+def size(count: int) -> str:
+    """A number of bytes as text, in a unit of fitting size."""
+    return _scaled(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
+
+
+def _count(count: int) -> str:
+    return _scaled(count, (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
+
+
+def _scaled(count: int, units: Sequence[tuple[str, float]], plain: str) -> str:
+    for unit, factor in units:
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count} {plain}".rstrip()
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _spread_of(median: float, low: float, high: float) -> str:
+    digits = 1 if median < 100 else 0
+    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def _cells(row: Measurement) -> list[str]:
+    return [
+        row.name,
+        f"{row.parameters:,}",
+        size(row.bytes),
+        _count(row.macs),
+        f"{row.perplexity.value:.2f}",
+        f"{row.speed.prefill.median:,.0f}",
+        f"{row.speed.decode.median:,.0f}",
+    ]
+
+
+def _changes(groups: Sequence[GroupChange]) -> Table:
+    table = _table("group", "units", "", "kept", right=("units", "kept"))
+    for changes in _alike_changes(groups):
+        first = changes[0]
+        name = _spread(first.name, first.layer, changes[-1].layer)
+        table.add_row(name, str(first.before), "to", str(first.after))
+    return table
+
+
+def _times(steps: Sequence[Step]) -> str:
+    return ", ".join(f"{step.name} {step.seconds:.1f} s" for step in steps)
+
+
+def _alike(groups: Sequence[Group]) -> list[list[Group]]:
+    """Lists of groups that differ only by their layer."""
+    found: dict[tuple[object, ...], list[Group]] = {}
+    for group in groups:
+        place = _layerless(group.name, group.layer)
+        members = tuple((_layerless(m.tensor, group.layer), m.dim) for m in group.members)
+        found.setdefault((place, group.size, group.frozen, members), []).append(group)
+    return list(found.values())
+
+
+def _layerless(name: str, layer: int | None) -> str:
+    return name if layer is None else name.replace(f".{layer}.", ".*.", 1)
+
+
+def _name(groups: Sequence[Group]) -> str:
+    return _spread(groups[0].name, groups[0].layer, groups[-1].layer)
+
+
+def _spread(name: str, first: int | None, last: int | None) -> str:
+    """A name in layer ``first``, changed to stand for the layers from ``first`` to ``last``."""
+    if first is None or first == last:
+        return name
+    return _layerless(name, first).replace("*", f"{{{first}..{last}}}", 1)
+
+
+def _alike_changes(changes: Sequence[GroupChange]) -> list[list[GroupChange]]:
+    found: dict[tuple[object, ...], list[GroupChange]] = {}
+    for change in changes:
+        place = _layerless(change.name, change.layer)
+        found.setdefault((place, change.before, change.after), []).append(change)
+    return list(found.values())
+
+
+def _value(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def _units(group: Group) -> str:
+    return f"{group.parent.size} x {group.size}" if group.parent else str(group.size)
+
+
+def _members(group: Group) -> str:
+    names = [f"{member.tensor}.{member.dim}" for member in group.members]
+    common = group.name.split(":")[0] + "."
+    short = [name.removeprefix(common) for name in names]
+    return " ".join(short[:6]) + (f" and {len(short) - 6} more" if len(short) > 6 else "")
+
+
+def _state(group: Group) -> str:
+    if group.frozen:
+        return f"frozen: {group.frozen}"
+    return "normalised" if group.normalised else ""

@@ -1,0 +1,1 @@
+"""Model directories that transformers loads: written, described by a config, checked."""

@@ -1,0 +1,148 @@
+"""Tensors in safetensors files: map them into memory, and slice them by a plan, some rows at a time."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...ir.errors import FxpruneError
+from ...ir.plan import Indices
+
+PIECE = 1 << 20
+"""Bytes of a tensor that are sliced, checked, hashed and written together, while they are in the processor's cache."""
+
+STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""In the order in which safetensors writes them, so that every tensor is aligned to its element size."""
+
+_BITS: dict[int, type[np.signedinteger[Any]]] = {8: np.int64, 4: np.int32, 2: np.int16}
+
+Bits = npt.NDArray[np.signedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file.
+
+    Attributes:
+        file: the safetensors file.
+        name: its name in that file.
+        dtype: its dtype, with the name that safetensors uses.
+        shape: its shape.
+        start: the position of its data in the file, in bytes.
+    """
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return prod(self.shape) * STORED_DTYPES[self.dtype].itemsize
+
+    def mapped(self) -> Bits:
+        """The values as integers of the same element size, mapped into memory: the system reads only the parts that are
+        used, and keeps them until the array is freed. The file is never changed."""
+        if not self.size:
+            return np.empty(self.shape, self._bits)
+        before = self.start % mmap.ALLOCATIONGRANULARITY
+        try:
+            with self.file.open("rb") as file:
+                # A private mapping, since torch needs writable memory.
+                memory = mmap.mmap(
+                    file.fileno(), before + self.size, access=mmap.ACCESS_COPY, offset=self.start - before
+                )
+        except ValueError:  # it would end after the end of the file
+            raise FxpruneError(
+                f"{self.file} is incomplete: it ends within '{self.name}'", "copy or download the model again"
+            ) from None
+        values = np.frombuffer(memory, self._bits, prod(self.shape), before).reshape(self.shape)
+        return values if values.flags.aligned else values.copy()
+
+    @property
+    def _bits(self) -> type[np.signedinteger[Any]]:
+        return _BITS[STORED_DTYPES[self.dtype].itemsize]
+
+
+class Checkpoint:
+    """The safetensors files of a model. They must be complete. Only their headers are read.
+
+    Attributes:
+        tensors: name -> tensor, in the order of the files.
+        metadata: the metadata of all files together.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.tensors: dict[str, Stored] = {}
+        self.metadata: dict[str, str] = {}
+        for file in files:
+            with file.open("rb") as opened:
+                length = int.from_bytes(opened.read(8), "little")
+                header = json.loads(opened.read(length))
+            self.metadata.update(header.pop("__metadata__", None) or {})
+            for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
+                start = 8 + length + entry["data_offsets"][0]
+                self.tensors[name] = Stored(file, name, entry["dtype"], tuple(entry["shape"]), start)
+
+    @property
+    def dtypes(self) -> set[str]:
+        """The dtypes of all tensors, with the names that safetensors uses."""
+        return {stored.dtype for stored in self.tensors.values()}
+
+
+def whole(stored: Stored, slices: Mapping[int, Indices]) -> torch.Tensor:
+    """The kept part of a tensor, in its own dtype; mapped into memory if all of it is kept."""
+    values = stored.mapped()
+    for dim, kept in sorted(slices.items()):
+        values = np.take(values, kept, axis=dim)
+    return torch.from_numpy(values).view(STORED_DTYPES[stored.dtype])
+
+
+class Cutter:
+    """Slices tensors, some rows at a time. Memory is reused, since to get new pages takes longer than to fill them."""
+
+    def __init__(self) -> None:
+        self._memory = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+
+    def rows(self, stored: Stored, slices: Mapping[int, Indices]) -> Iterator[Bits]:
+        """The kept part of a tensor in pieces of about :data:`PIECE` bytes, as integers of the same element size. A
+        piece is valid until the second next piece is requested."""
+        values = stored.mapped()
+        values = np.atleast_1d(values)
+        kept, others = slices.get(0), {dim: indices for dim, indices in slices.items() if dim}
+        count = values.shape[0] if kept is None else len(kept)
+        step = max(1, PIECE // max(1, values[:1].nbytes))
+        for start in range(0, count, step):
+            if kept is None:
+                yield self._cut(values[start : start + step], others)
+            else:
+                yield self._cut(values, {0: kept[start : start + step], **others})
+
+    def _cut(self, values: Bits, slices: Mapping[int, Indices]) -> Bits:
+        cuts = sorted(slices.items())
+        if not cuts:
+            return values
+        for dim, kept in cuts[:-1]:
+            values = np.take(values, kept, axis=dim)
+        dim, chosen = cuts[-1]
+        shape = (*values.shape[:dim], len(chosen), *values.shape[dim + 1 :])
+        size = prod(shape) * values.itemsize
+        self._memory.reverse()
+        if self._memory[0].size < size:
+            self._memory[0] = np.empty(max(size, PIECE), np.uint8)
+        cut: Bits = self._memory[0][:size].view(values.dtype).reshape(shape)
+        # "clip" writes directly into ``out``; the indices of the plan have been checked before. numpy copies runs of
+        # elements, while index_select of torch copies element by element.
+        np.take(values, chosen, axis=dim, out=cut, mode="clip")
+        return cut

@@ -1,0 +1,171 @@
+"""The free form: widths that no configuration describes, set by a small modelling file beside the weights.
+
+The file defines a subclass of the original class of transformers, with the same name. It builds the model from the
+configuration of the source, then sets the shapes and attributes in the ``fxprune`` entry of config.json, and removes
+the modules that this entry lists. It has no code for any architecture, and needs only transformers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ...ir.errors import FxpruneError, RequestError
+from ...ir.plan import Plan
+from ...ir.repairs import ConfigView, Repairs, repair
+from ...runtime.absence import Absence, absences
+from .config_search import built_shapes, model_shapes
+
+ENTRY = "fxprune"
+MODULE = "modeling_fxprune"
+
+HEADER = '''\
+# Copyright the fxprune authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""{name} with layers of their own widths, as fxprune {version} cut them.
+
+The original class builds itself from the configuration; then the tensors get the shapes, and the modules the
+attributes, that the "fxprune" entry of config.json lists.{absent} Load it with
+
+    transformers.{auto}.from_pretrained(PATH, trust_remote_code=True)
+"""
+
+from typing import Any
+
+import torch
+import transformers
+
+'''
+
+FOOTER = '''
+
+class {name}(transformers.{name}):
+    """The original architecture; only widths differ."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        replay(self, config.fxprune)
+{absent}
+    # transformers looks at the module that defines a class for both; here the original's answers hold.
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        return transformers.{name}.is_custom_code()
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return transformers.{name}._can_set_experts_implementation()
+'''
+
+ORIGINAL = ("is_custom_code", "_can_set_experts_implementation")
+"""Methods for which the modelling file calls the original class."""
+
+ABSENT = ' The modules under "absent" go.'
+TAKE_OUT = "        take_out(self, config.fxprune)\n"
+
+
+class Absent(Absence, torch.nn.Module):
+    """Stands in place of a removed module."""
+
+
+def replay(model: torch.nn.Module, entry: dict[str, Any]) -> None:
+    """Give a freshly built model the shapes and attributes of ``entry``; tied tensors stay tied."""
+    smaller = {}
+    for name, shape in entry["shapes"].items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        old = getattr(module, leaf)
+        if id(old) not in smaller:
+            new = old.detach()[tuple(slice(size) for size in shape)].clone()
+            is_parameter = isinstance(old, torch.nn.Parameter)
+            smaller[id(old)] = (old, torch.nn.Parameter(new, old.requires_grad) if is_parameter else new)
+        setattr(module, leaf, smaller[id(old)][1])
+    for path, attributes in entry["attributes"].items():
+        for attribute, (_, value) in attributes.items():
+            repair(model.get_submodule(path), attribute, value)
+
+
+def take_out(model: torch.nn.Module, entry: dict[str, Any]) -> None:
+    """Put what adds nothing in place of the modules that ``entry`` lists as absent."""
+    for path, absence in entry.get("absent", {}).items():
+        model.set_submodule(path, Absent(absence))
+
+
+def base_class(model: nn.Module) -> type[PreTrainedModel]:
+    """The class of transformers that a model has, or that its class derives from.
+
+    Raises:
+        RequestError: there is none, because the code of the model came with its checkpoint.
+    """
+    for candidate in type(model).__mro__:
+        if issubclass(candidate, PreTrainedModel) and candidate.__module__.startswith("transformers.models."):
+            return candidate
+    raise RequestError(
+        f"{type(model).__name__} is not a class of transformers",
+        "models with their own modelling code cannot be saved yet",
+    )
+
+
+def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class: str) -> PreTrainedConfig:
+    """The configuration of the free form: that of the source, the changed shapes, and the name of the modelling file.
+
+    Raises:
+        FxpruneError: the plan has changed a tensor that is not stored in checkpoints.
+    """
+    source = plain_config(model.config)
+    base = base_class(model)
+    absent = absences(model)
+    gone = tuple(f"{path}." for path in absent)
+    built = built_shapes(base, source)
+    before, after = {name: built[name] for name in built if not name.startswith(gone)}, model_shapes(model)
+    if before.keys() != after.keys():
+        odd = sorted(before.keys() ^ after.keys())[0]
+        raise FxpruneError(
+            f"the model and {base.__name__} do not have the same tensors: '{odd}'", "merge adapters before saving"
+        )
+    buffers = {name for name, _ in model.named_buffers()}
+    for name in sorted({name for name, _ in plan.slices} & buffers - after.keys()):
+        raise FxpruneError(
+            f"units were removed from '{name}', which checkpoints do not store", "do not prune its group"
+        )
+    earlier = Repairs.from_json(getattr(model.config, ENTRY, {}).get("attributes", {}))
+    entry = {
+        "shapes": {name: list(after[name]) for name in sorted(after) if after[name] != before[name]},
+        "attributes": earlier.then(repairs).to_json(),
+    }
+    if absent:
+        entry["absent"] = absent
+    auto_map = {auto_class: f"{MODULE}.{base.__name__}"}
+    return type(source).from_dict({**source.to_dict(), "auto_map": auto_map, ENTRY: entry})
+
+
+def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a configuration without the entries that the free form added."""
+    data = {key: value for key, value in config.to_dict().items() if key not in (ENTRY, "auto_map")}
+    return type(config).from_dict(data)
+
+
+def write_code(folder: Path, name: str, auto_class: str, version: str, *, absent: bool = False) -> None:
+    """Write the modelling file for the class ``name``; ``absent`` tells that modules were removed."""
+    needed = (ConfigView, repair, replay, *((Absence, Absent, take_out) if absent else ()))
+    parts = "\n\n".join(inspect.getsource(part) for part in needed)
+    header = HEADER.format(name=name, version=version, auto=auto_class, absent=ABSENT if absent else "")
+    footer = FOOTER.format(name=name, absent=TAKE_OUT if absent else "")
+    (folder / f"{MODULE}.py").write_text(f"{header}\n{parts}{footer}", encoding="utf-8")
+
+
+def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class that the modelling file defines, made from the code of fxprune without running the file."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        base.__init__(self, config, *args, **kwargs)
+        replay(self, getattr(config, ENTRY))
+        take_out(self, getattr(config, ENTRY))
+
+    answers = {name: getattr(base, name) for name in ORIGINAL}  # methods bound to the original class
+    return type(base.__name__, (base,), {"__init__": __init__, "__module__": __name__, **answers})

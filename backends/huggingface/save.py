@@ -1,0 +1,293 @@
+"""Write a pruned model as a Hugging Face model directory, and check it in another process before it is in place."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ...ir.errors import FxpruneError, RequestError
+from ...ir.plan import Plan
+from ...ir.repairs import Repairs
+from ...runtime.absence import absences
+from ..artifact import RECORD, write_json, write_plan
+from ..atomic_directory import atomic_directory, check_target
+from ..digests import digests, source_digests
+from ..verify import FreshProcess, Reference, VerificationError
+from .config_search import find_config, model_shapes
+from .free_form import ENTRY, MODULE, base_class, free_class, free_config, plain_config, write_code
+from .weight_source import Held, Values
+
+Form = Literal["auto", "uniform", "free"]
+
+SHARD_SIZE = "5GB"
+COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+    "*.tiktoken", "chat_template*", "*.jinja", "generation_config.json", "preprocessor_config.json",
+    "processor_config.json", "LICENSE*",
+)  # fmt: skip
+"""Files of the source that also apply to the pruned model: tokenizer, generation, processing, licence."""
+
+USUAL = (
+    "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText",
+    "AutoModelForSequenceClassification", "AutoModelForMaskedLM", "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering", "AutoModelForImageClassification", "AutoModel",
+)  # fmt: skip
+AUTO_CLASSES = (
+    *USUAL,
+    *(name for name in sorted(dir(transformers)) if name.startswith("AutoModelFor") and name not in USUAL),
+)
+"""The Auto classes in the order in which they are searched: several may load the same class."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The artifact that was written.
+
+    Attributes:
+        path: the directory.
+        form: ``uniform`` (a plain config describes it) or ``free`` (it has a modelling file).
+        model_type: the ``model_type`` in its configuration.
+        retargeted: the architectures before and now, and the reason; "" when the architecture is the same.
+        why_free: why no plain configuration was used; "" for the uniform form.
+        config_changes: dotted config field -> (before, now), for the uniform form.
+        checks: the results of the check in a fresh process.
+    """
+
+    path: Path
+    form: Literal["uniform", "free"]
+    model_type: str
+    retargeted: str = ""
+    why_free: str = ""
+    config_changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def save(
+    model: PreTrainedModel,
+    out: Path,
+    *,
+    source: Path | None,
+    plan: Plan,
+    repairs: Repairs,
+    quantities: Iterable[tuple[int, int]],
+    report: Mapping[str, Any],
+    reference: Reference | None = None,
+    values: Values | None = None,
+    form: Form = "auto",
+    force: bool = False,
+    shard_size: str = SHARD_SIZE,
+    origin: Mapping[str, str] | None = None,
+    extra: Callable[[Path], None] | None = None,
+) -> Saved:
+    """Write a pruned model as a directory that transformers loads, and check that it loads and computes the same.
+
+    Args:
+        model: the model, shrunk in place, with the configuration of the source. Its weights are in the dtype to store,
+            unless ``values`` has them.
+        out: the directory to write. It appears complete or not at all.
+        source: the directory that the model was read from; its tokenizer and generation files are copied.
+        plan: what was removed; written as ``plan.safetensors``.
+        repairs: the result of ``shrink_module``.
+        quantities: (old, new) of the extents in the whole graph that changed (``extents[""]``), for the search of a
+            configuration.
+        report: further entries for ``fxprune.json`` (pipeline, groups before and after, renamed tensors, ...).
+        reference: inputs, and the float32 logits of the rewritten graph on them; not with ``values``.
+        values: the weights, when the module does not hold them.
+        form: ``auto`` uses the uniform form if a configuration describes the model, otherwise the free form.
+        force: whether to replace an existing artifact.
+        shard_size: as in ``save_pretrained``.
+        origin: sha256 of the weight files of the source, if they are known.
+        extra: a function that writes further files into the directory before it is complete.
+
+    Raises:
+        RequestError: before any work: ``out`` cannot be written, or ``form`` is ``uniform`` and no plain configuration
+            describes the model.
+        FxpruneError: writing fails.
+        VerificationError: the written model does not pass its check; ``out`` is as it was before.
+    """
+    if form not in ("auto", "uniform", "free"):
+        raise RequestError(f"unknown --form '{form}'", "choose from auto, uniform, free")
+    if values is None:
+        assert reference is not None, "a model that holds its values needs a reference"
+        values = Held(model, reference)
+    check_target(out, force=force, source=source, needed=values.size(model))
+    was_training = model.training
+    model.eval()
+
+    def written(design: _Design, fresh: FreshProcess | None = None) -> Saved:
+        with atomic_directory(out, force=force) as folder:
+            known = _write(model, folder, source, design, values=values, shard_size=shard_size)
+            write_plan(folder, plan)
+            checks = values.check(folder, design.auto_class, design.form == "free", source, fresh)
+            saved = design.saved(out, checks)
+            if extra is not None:
+                extra(folder)
+            record = _record(saved, source, report, origin)
+            write_json(folder / RECORD, {**record, "files": digests(folder, known=known)})
+        return saved
+
+    try:
+        with FreshProcess() as fresh:  # started here, so that its imports run while the model is being written
+            design = _design(model, plan, repairs, quantities, values, form=form)
+            try:
+                return written(design, fresh)
+            except VerificationError as error:
+                if form != "auto" or design.form == "free":
+                    raise
+                # If attention is nearly uniform, the search cannot tell a wrong number of heads from the right one.
+                why = f"the plain configuration that gives these shapes did not pass: {error.message}"
+                return written(replace(_design(model, plan, repairs, quantities, values, form="free"), why_free=why))
+    finally:
+        model.train(was_training)
+
+
+def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTrainedModel:
+    """Load an artifact of either form. The free form is loaded without running its modelling file.
+
+    Raises:
+        RequestError: the directory has no model of a class of transformers.
+        FxpruneError: the tensors do not fit the configuration.
+    """
+    if not (path / "config.json").is_file():
+        raise RequestError(f"{path / 'config.json'} does not exist", "give a model directory")
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+        base = getattr(transformers, (config.architectures or ["none named"])[0], None)
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{path / 'config.json'} is damaged: {error}", "write the artifact again") from error
+    if base is None:
+        raise RequestError(
+            f"{path / 'config.json'}: 'architectures' is {config.architectures}, which transformers does not know",
+            "set 'architectures' to a class of transformers",
+        )
+    model_class = free_class(base) if hasattr(config, ENTRY) else base
+    try:
+        model, info = model_class.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
+        raise FxpruneError(f"cannot load {path}: {error}", "write the artifact again") from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if info[kind]:
+            names = ", ".join(sorted(info[kind])[:3])
+            raise FxpruneError(f"{path} has {kind.replace('_', ' ')}: {names}", "write the artifact again")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def auto_class_of(model_class: type[PreTrainedModel]) -> str:
+    """Name of the Auto class that loads a class of transformers. If there is none, as for the text part of a multimodal
+    model, the name of the class itself."""
+    for name in AUTO_CLASSES:
+        mapping = getattr(transformers, name)._model_mapping
+        if model_class.config_class in mapping:
+            found = mapping[model_class.config_class]
+            if model_class in (found if isinstance(found, tuple) else (found,)):
+                return name
+    if model_class.__module__.startswith("transformers.models."):
+        return model_class.__name__
+    raise RequestError(f"no Auto class of transformers loads {model_class.__name__}", "prune a model with a task head")
+
+
+@dataclass(frozen=True)
+class _Design:
+    """The configuration and the classes with which a model will be written."""
+
+    form: Literal["uniform", "free"]
+    config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+    auto_class: str
+    retargeted: str = ""
+    why_free: str = ""
+    changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    def saved(self, out: Path, checks: Mapping[str, Any]) -> Saved:
+        """The result, when the model has been written to ``out``."""
+        model_type: str = self.config.model_type
+        return Saved(out.resolve(), self.form, model_type, self.retargeted, self.why_free, self.changes, checks)
+
+
+def _design(
+    model: PreTrainedModel,
+    plan: Plan,
+    repairs: Repairs,
+    quantities: Iterable[tuple[int, int]],
+    values: Values,
+    *,
+    form: Form,
+) -> _Design:
+    base = base_class(model)
+    why = "asked for"
+    if form != "free":
+        source = plain_config(model.config)
+        accept = values.same_function(model)
+        match, why = None, f"{next(iter(absences(model)), '')} is absent"
+        if not absences(model):
+            match, why = find_config(source, base, model_shapes(model), quantities, accept=accept)
+        if match is not None:
+            note = ""
+            if match.retarget is not None:
+                note = f"{match.retarget.source} to {match.retarget.target}: {match.retarget.why}"
+            auto = auto_class_of(match.model_class)
+            return _Design("uniform", match.config, match.model_class, auto, note, "", match.changes)
+        if form == "uniform":
+            raise RequestError(
+                f"--form uniform is not possible: no plain configuration describes the pruned model: {why}",
+                "use --form free, or --form auto",
+            )
+    auto = auto_class_of(base)
+    if auto not in AUTO_CLASSES:  # with ``auto_map``, an Auto class also loads a class that it does not know
+        auto = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
+    return _Design("free", free_config(model, plan, repairs, auto), base, auto, "", why)
+
+
+def _write(
+    model: PreTrainedModel, folder: Path, source: Path | None, design: _Design, *, values: Values, shard_size: str
+) -> Mapping[str, str]:
+    """Write weights, configuration, code and companion files; returns the digests that were computed on the way."""
+    known = values.write(model, folder, plain=design.form == "uniform", shard_size=shard_size)
+    design.config.architectures = [design.model_class.__name__]
+    design.config.dtype = str(values.dtype).removeprefix("torch.")
+    design.config.to_json_file(folder / "config.json", use_diff=True)
+    code = folder / f"{MODULE}.py"
+    code.unlink(missing_ok=True)
+    if design.form == "free":
+        absent = bool(absences(model))
+        write_code(folder, design.model_class.__name__, design.auto_class, version("fxprune"), absent=absent)
+    for path in sorted(source.iterdir()) if source is not None and source.is_dir() else ():
+        if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in COMPANIONS):
+            shutil.copyfile(path, folder / path.name)
+    return known
+
+
+def _record(
+    saved: Saved, source: Path | None, report: Mapping[str, Any], known: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """The content of ``fxprune.json``. It has no absolute path and no time, so equal runs give equal bytes."""
+    origin = None
+    if source is not None:
+        weights = known if known is not None else source_digests(source)
+        origin = {"name": source.resolve().name, "sha256": dict(weights)}
+    return {
+        "versions": {name: version(name) for name in ("fxprune", "torch", "transformers", "safetensors")},
+        "source": origin,
+        **report,
+        "form": saved.form,
+        "why_free": saved.why_free,
+        "model_type": saved.model_type,
+        "retargeted": saved.retargeted,
+        "config_changes": {name: list(change) for name, change in saved.config_changes.items()},
+        "checks": dict(saved.checks),
+    }

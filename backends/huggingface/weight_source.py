@@ -1,0 +1,171 @@
+"""In-memory and on-disk weights: how to compare, write and check a model depends on where its weights are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from ...ir.plan import Plan
+from ...runtime.quiet import quiet
+from ...runtime.tolerances import LOGITS_TOLERANCE, STORED_ROUNDINGS, relative_difference, roundings
+from ..verify import FreshProcess, Job, Reference, verify_written
+from .checkpoint import Checkpoint
+from .config_search import Match
+from .streamed_weights import StreamedWeights
+from .synthetic_weights import StandIns, hollow
+
+LOGITS_LIMIT = 1 << 30
+"""The largest size in bytes, as float32, at which a model with on-disk weights is loaded completely to compare logits.
+For larger models the fresh process compares all names and shapes, and values are checked while they are written."""
+
+
+class Values(Protocol):
+    """The weights of a model that is being saved."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model in its configuration."""
+
+    def size(self, model: PreTrainedModel) -> int:
+        """Number of bytes that will be written."""
+
+    def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
+        """A function that tells whether the model of a configuration, with the same weights, computes the same."""
+
+    def write(self, model: PreTrainedModel, folder: Path, *, plain: bool, shard_size: str) -> Mapping[str, str]:
+        """Write the weights; with ``plain`` under the names of the original checkpoint.
+
+        Returns:
+            File name -> sha256, for those files whose digest was computed on the way.
+        """
+
+    def check(
+        self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
+    ) -> dict[str, Any]:
+        """Load ``folder`` in a fresh process (``fresh``, if given) and compare; ``source`` is the directory of the
+        original model."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """In-memory weights: they are in the module, in the dtype in which they are stored.
+
+    Attributes:
+        model: the module.
+        reference: inputs, and the float32 logits of the rewritten graph on them.
+    """
+
+    model: PreTrainedModel
+    reference: Reference
+
+    @property
+    def dtype(self) -> torch.dtype:
+        found: torch.dtype = self.model.dtype
+        return found
+
+    def size(self, model: PreTrainedModel) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+
+    def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
+        """Compares outputs in the dtype of ``model``. If this is not float32, the tolerance is larger than that of the
+        fresh process, which compares in float32."""
+        tolerance = LOGITS_TOLERANCE
+        if model.dtype != torch.float32:
+            tolerance = max(tolerance, roundings(STORED_ROUNDINGS, model.dtype))
+        reference = self.reference
+
+        def accept(match: Match) -> bool:
+            state = dict(model.state_dict())
+            with torch.no_grad(), quiet():
+                candidate = match.model_class.from_pretrained(
+                    None, config=copy.deepcopy(match.config), state_dict=state, dtype=model.dtype
+                ).eval()
+                try:
+                    found = reference.compared(candidate(**reference.inputs))
+                except Exception:  # a configuration whose model cannot run is not the right one
+                    return False
+                expected = reference.compared(model(**reference.inputs))
+            pairs = zip(found, expected, strict=True)
+            return all(relative_difference(got, wanted) <= tolerance for got, wanted in pairs)
+
+        return accept
+
+    def write(self, model: PreTrainedModel, folder: Path, *, plain: bool, shard_size: str) -> Mapping[str, str]:
+        # If there is a modelling file, transformers renames no keys when it loads the weights.
+        with quiet():
+            model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=plain)
+        return {}
+
+    def check(
+        self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
+    ) -> dict[str, Any]:
+        return verify_written(Job(folder, self.reference, auto_class, trust), source, fresh)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """On-disk weights: they are in the files of the source, not in the module.
+
+    Attributes:
+        weights: reads and writes them.
+        plan: what was removed, with the tensor names of the source.
+        stand_ins: synthetic weights, on which the module runs.
+        inputs: keyword arguments of forward.
+        graph: a function from parameters by their first names to the float32 logits of the rewritten graph.
+    """
+
+    weights: StreamedWeights
+    plan: Plan
+    stand_ins: StandIns
+    inputs: Mapping[str, torch.Tensor]
+    graph: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.dtype
+
+    def size(self, model: PreTrainedModel) -> int:
+        return self.weights.size(model)
+
+    def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
+        """Compares outputs with synthetic weights, in float32."""
+        known: list[torch.Tensor] = []
+
+        def accept(match: Match) -> bool:
+            if not known:
+                known.append(self.stand_ins.logits(model, self.inputs))
+            with quiet():
+                candidate = hollow(match.model_class, copy.deepcopy(match.config))
+            try:
+                logits = self.stand_ins.logits(candidate, self.inputs)
+            except Exception:  # a configuration whose model cannot run is not the right one
+                return False
+            return relative_difference(logits, known[0]) <= LOGITS_TOLERANCE
+
+        return accept
+
+    def write(self, model: PreTrainedModel, folder: Path, *, plain: bool, shard_size: str) -> Mapping[str, str]:
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        return self.weights.write(model, self.plan, folder, plain=plain, shard_size=shard_size)
+
+    def check(
+        self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
+    ) -> dict[str, Any]:
+        files = sorted(folder.glob("model*.safetensors"))
+        elements = sum(prod(stored.shape) for stored in Checkpoint(files).tensors.values())
+        reference = self._reference(files) if 4 * elements <= LOGITS_LIMIT else None
+        return verify_written(Job(folder, reference, auto_class, trust), source, fresh)
+
+    def _reference(self, files: Iterable[Path]) -> Reference:
+        first = {stored.name: name for name, stored in self.weights.stored.items()}
+        tensors = {first[name]: tensor for file in files for name, tensor in load_file(file).items()}
+        return Reference(self.inputs, self.graph(tensors))

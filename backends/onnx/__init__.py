@@ -1,0 +1,1 @@
+"""ONNX: graphs, their names and layout, rounding of weights, checks in ONNX Runtime."""

@@ -1,0 +1,153 @@
+"""Decode with ONNX Runtime, from a directory that ``export_onnx`` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from ...ir.errors import FxpruneError, RequestError, first_line
+
+Tokens = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Cache = dict[str, npt.NDArray[np.floating[Any]]]
+
+MODEL_FILE = "model.onnx"
+
+
+def open_session(file: Path, provider: str, threads: int | None = None) -> Any:
+    """Open a graph in ONNX Runtime.
+
+    Args:
+        file: the ``.onnx`` file.
+        provider: the execution provider; operators that it does not have run on the CPU.
+        threads: threads within one operator; all cores of the machine when None.
+
+    Raises:
+        FxpruneError: ONNX Runtime cannot open it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: other messages would appear on stderr between our own
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=providers)
+    # onnxruntime has an exception class for each status code, without a common base.
+    except Exception as error:
+        raise FxpruneError(
+            f"ONNX Runtime cannot open {file}: {first_line(error)}",
+            "if an operator is missing, export again with `--optimize none`, or use a machine with the provider that "
+            "the graph was optimised for",
+        ) from error
+
+
+class OnnxDecoder:
+    """A causal language model in ONNX Runtime, called with token ids.
+
+    Args:
+        path: a directory with a graph that has a key-value cache, with the names in :mod:`.onnx_names`.
+        file_name: the file of the graph in it.
+        provider, threads: as for :func:`open_session`.
+
+    Raises:
+        RequestError: the file does not exist, or the graph has other inputs.
+        FxpruneError: ONNX Runtime cannot open it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        file_name: str = MODEL_FILE,
+        provider: str = "CPUExecutionProvider",
+        threads: int | None = None,
+    ) -> None:
+        file = Path(path) / file_name
+        if not file.is_file():
+            raise RequestError(f"{path} has no {file_name}", "give a directory that `fxprune export` wrote")
+        self._session = open_session(file, provider, threads)
+        self.inputs: dict[str, list[int | str]] = {item.name: item.shape for item in self._session.get_inputs()}
+        self.outputs: list[str] = [item.name for item in self._session.get_outputs()]
+        self._past = [name for name in self.inputs if name.startswith("past_key_values.")]
+        types = {item.name: item.type for item in self._session.get_inputs()}
+        self._cache_type = np.float16 if self._past and types[self._past[0]] == "tensor(float16)" else np.float32
+        if not self._past or "input_ids" not in self.inputs or "logits" not in self.outputs:
+            raise RequestError(
+                f"{file} is not a decoder with a key-value cache; its inputs are {', '.join(self.inputs)}",
+                "export a causal language model, without --no-cache",
+            )
+
+    def empty_cache(self, batch: int) -> Cache:
+        """An empty cache for prefill: tensors ``[batch, kv heads, 0, head size]`` for every layer."""
+        return {
+            name: np.zeros((batch, int(self.inputs[name][1]), 0, int(self.inputs[name][3])), self._cache_type)
+            for name in self._past
+        }
+
+    def step(self, input_ids: Tokens, cache: Cache, *, attention_mask: Tokens | None = None) -> tuple[Floats, Cache]:
+        """Run new tokens after the tokens in the cache.
+
+        Args:
+            input_ids: ``[batch, sequence]``.
+            cache: the result of :meth:`empty_cache` or of an earlier step.
+            attention_mask: ``[batch, past + sequence]``, 0 for padding tokens; all ones when None. Padding tokens get
+                no position.
+
+        Returns:
+            Logits ``[batch, sequence, vocabulary]`` and the cache with the new tokens appended.
+        """
+        batch, sequence = input_ids.shape
+        total = cache[self._past[0]].shape[2] + sequence
+        mask = np.ones((batch, total), np.int64) if attention_mask is None else attention_mask
+        feed = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": token_positions(mask)[:, -sequence:],
+            **cache,
+        }
+        results = self._session.run(self.outputs, {name: feed[name] for name in self.inputs})
+        named = dict(zip(self.outputs, results, strict=True))
+        return named["logits"].astype(np.float32, copy=False), {
+            name: named[name.replace("past_key_values", "present")] for name in self._past
+        }
+
+    def logits(self, input_ids: Tokens | Sequence[Sequence[int]]) -> Floats:
+        """Logits ``[batch, sequence, vocabulary]`` of unpadded token ids ``[batch, sequence]``."""
+        tokens = np.asarray(input_ids, np.int64)
+        return self.step(tokens, self.empty_cache(len(tokens)))[0]
+
+    def generate(self, input_ids: Sequence[int] | Tokens, n: int) -> list[int]:
+        """Continue one prompt greedily by exactly ``n`` tokens; an end token does not stop it.
+
+        Args:
+            input_ids: the token ids of the prompt, ``[sequence]`` or ``[1, sequence]``.
+            n: number of tokens to generate.
+
+        Returns:
+            The new tokens, without the prompt.
+
+        Raises:
+            RequestError: the prompt is empty.
+        """
+        tokens = np.asarray(input_ids, np.int64).reshape(1, -1)
+        if not tokens.size:
+            raise RequestError("the prompt is empty", "give at least one token id")
+        cache = self.empty_cache(1)
+        new: list[int] = []
+        while len(new) < n:
+            logits, cache = self.step(tokens, cache)
+            new.append(int(logits[0, -1].argmax()))
+            tokens = np.array([[new[-1]]], np.int64)
+        return new
+
+
+def token_positions(attention_mask: Tokens) -> Tokens:
+    """The position of every token, ``[batch, length]``: the number of tokens before it that are not padding. Padding
+    at the start gets 0."""
+    positions: Tokens = np.maximum(attention_mask.cumsum(-1) - 1, 0)
+    return positions

@@ -1,0 +1,1 @@
+"""Programs of `torch.export`: modules that are no Hugging Face models."""

@@ -1,0 +1,327 @@
+"""The artifact of a pruned module: safetensors and an exported program; and loading an artifact of either kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file, save_model
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from ...ir.errors import FxpruneError, RequestError, first_line, last_line
+from ...ir.plan import Plan
+from ...ir.repairs import Repairs, repair
+from ...runtime.quiet import quiet
+from ...runtime.tensors import slice_tensors, tensors_by_name
+from ...runtime.tolerances import relative_difference, same_program
+from ..artifact import RECORD, read_plan, read_record, write_json, write_plan
+from ..atomic_directory import atomic_directory, check_target
+from ..digests import digests
+from ..verify import VerificationError
+
+WEIGHTS = "model.safetensors"
+PROGRAM = "model.pt2"
+KIND = "module"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A module that is ready to be written.
+
+    Attributes:
+        module: the pruned module.
+        args, kwargs: its example inputs.
+        plan: what was removed from the original.
+        repairs: attributes that were changed to fit.
+        any_batch: whether the first dimension of every input may vary.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    plan: Plan
+    repairs: Repairs
+    any_batch: bool
+
+
+@dataclass(frozen=True)
+class SavedModule:
+    """What was written.
+
+    Attributes:
+        path: the directory.
+        any_batch: whether the exported program takes any number of samples.
+        checks: the checks made in a fresh process, with the largest difference.
+    """
+
+    path: Path
+    any_batch: bool
+    checks: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {"path": str(self.path), "any_batch": self.any_batch, "checks": dict(self.checks)}
+
+
+def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force: bool) -> SavedModule:
+    """Write a module: ``model.safetensors``, ``model.pt2``, ``plan.safetensors``, ``fxprune.json``.
+
+    Before the directory is moved into place, a fresh Python process without fxprune loads the exported program, and
+    its outputs are compared with those of the module.
+
+    Raises:
+        RequestError: ``out`` cannot be written.
+        FxpruneError: the module cannot be exported.
+        VerificationError: the program does not load, or its outputs differ.
+    """
+    size = sum(t.numel() * t.element_size() for t in (*product.module.parameters(), *product.module.buffers()))
+    check_target(out, force=force, needed=2 * size)
+    training = product.module.training
+    product.module.eval()
+    try:
+        program, any_batch = _export(product)
+        with atomic_directory(out, force=force) as folder:
+            # A tensor that several modules share is stored once.
+            save_model(product.module, str(folder / WEIGHTS), metadata={"format": "pt"})
+            torch.export.save(program, folder / PROGRAM)
+            write_plan(folder, product.plan)
+            checks = _check(product, folder)
+            record = {
+                "fxprune": version("fxprune"),
+                "torch": torch.__version__,
+                "artifact": KIND,
+                **report,
+                "any_batch": any_batch,
+                "repairs": product.repairs.to_json(),
+                "checks": checks,
+                "files": digests(folder, WEIGHTS, PROGRAM),
+            }
+            write_json(folder / RECORD, record)
+    finally:
+        product.module.train(training)
+    return SavedModule(out.resolve(), any_batch, checks)
+
+
+def _export(product: Product) -> tuple[ExportedProgram, bool]:
+    """The exported program; for any number of samples if the module accepts that and torch can prove it."""
+    if product.any_batch:
+        try:
+            return _exported(product, free=True), True
+        except Exception:  # torch may fail to prove this for any number; the number of the example may still work
+            pass
+    try:
+        return _exported(product, free=False), False
+    except Exception as error:
+        raise FxpruneError(
+            f"torch.export cannot export the smaller module: {first_line(error)}",
+            "run again with --debug for the full traceback",
+        ) from error
+
+
+def _exported(product: Product, *, free: bool) -> ExportedProgram:
+    def dynamic(leaf: Any) -> Any:
+        return {0: Dim.DYNAMIC} if isinstance(leaf, torch.Tensor) else None
+
+    shapes = None
+    if free:
+        named = pytree.tree_map(dynamic, product.args), pytree.tree_map(dynamic, dict(product.kwargs))
+        shapes = {**_by_name(product.module, named[0]), **named[1]}
+    # The class of an output, such as ModelOutput, needs its library to load; so the program returns a dict.
+    hook = product.module.register_forward_hook(lambda _module, _args, output: _plain(output))
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(
+                product.module, product.args, dict(product.kwargs), dynamic_shapes=shapes, strict=False
+            )
+    finally:
+        hook.remove()
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # it holds paths of this machine
+    return program
+
+
+def _plain(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return {key: _plain(value) for key, value in output.items()}
+    return output
+
+
+def _by_name(module: nn.Module, values: tuple[Any, ...]) -> dict[str, Any]:
+    import inspect
+
+    return dict(inspect.signature(module.forward).bind(*values).arguments)
+
+
+_SCRIPT = """
+import json, sys, torch
+from safetensors.torch import load_file, save_file
+sys.modules["fxprune"] = None
+request = json.loads(sys.argv[1])
+held = load_file(request["inputs"])
+def real(x):
+    if isinstance(x, dict):
+        return held[x["tensor"]] if "tensor" in x else {k: real(v) for k, v in x["dict"].items()}
+    return type(x)(map(real, x)) if isinstance(x, list) else x
+program = torch.export.load(request["program"])
+with torch.no_grad():
+    made = program.module()(*real(request["args"]), **{k: real(v) for k, v in request["kwargs"].items()})
+leaves = [x for x in torch.utils._pytree.tree_leaves(made) if isinstance(x, torch.Tensor)]
+save_file({str(i): x.contiguous() for i, x in enumerate(leaves)}, request["outputs"])
+"""
+
+
+def _check(product: Product, folder: Path) -> dict[str, Any]:
+    """Run the program on the example inputs in a process without fxprune, and compare its outputs."""
+    held: dict[str, torch.Tensor] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            held[f"t{len(held)}"] = value.detach().cpu().clone().contiguous()
+            return {"tensor": f"t{len(held) - 1}"}
+        if isinstance(value, Mapping):
+            return {"dict": {key: plain(item) for key, item in value.items()}}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    with tempfile.TemporaryDirectory(prefix="fxprune-verify-") as scratch:
+        inputs, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
+        request = {
+            "args": [plain(value) for value in product.args],
+            "kwargs": {key: plain(value) for key, value in product.kwargs.items()},
+            "inputs": str(inputs),
+            "outputs": str(outputs),
+            "program": str(folder / PROGRAM),
+        }
+        save_file(held, inputs)
+        command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps(request)]
+        done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
+        if done.returncode != 0:
+            raise VerificationError(
+                f"a fresh Python process cannot run the written program: {last_line(done.stderr) or done.returncode}",
+                "this is a bug in fxprune; please report it with the module",
+            )
+        found = load_file(outputs)
+    with torch.no_grad():
+        output = product.module(*product.args, **product.kwargs)
+    expected = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    if len(found) != len(expected):
+        raise VerificationError(
+            f"the written program returns {len(found)} tensors, the module {len(expected)}",
+            "this is a bug in fxprune; please report it with the module",
+        )
+    worst, limit = 0.0, 0.0
+    for number, tensor in enumerate(expected):
+        limit = max(limit, same_program(tensor.dtype))
+        got = found[str(number)]
+        worst = max(worst, relative_difference(got, tensor.cpu()))
+    if not worst <= limit:
+        raise VerificationError(
+            f"the outputs of the written program and of the module differ by {worst:.3g} of their scale, more than "
+            f"{limit:g}",
+            "this is a bug in fxprune; please report it with the module",
+        )
+    return {"loaded_by": "torch.export.load", "worst_difference": worst, "tolerance": limit}
+
+
+def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
+    """Load the module from an artifact.
+
+    Args:
+        path: a directory that fxprune wrote: a Hugging Face model, which is loaded with transformers, or a pruned
+            module.
+        into: a new module of the original class with the original widths. It gets the tensors and the changed
+            attributes of the artifact, so that the result has this class. When None, the exported program is loaded.
+
+    Raises:
+        RequestError: ``path`` is not an artifact, or a damaged one; or ``into`` does not fit it.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise RequestError(f"path is of type {type(path).__name__}", "give a directory that fxprune wrote")
+    folder = Path(path)
+    if not os.path.isdir(folder):  # unlike Path.is_dir it has no error for a name that is too long
+        raise RequestError(f"{folder} does not exist", "give a directory that fxprune wrote")
+    if (folder / "config.json").is_file() and not (folder / PROGRAM).is_file():
+        from ..huggingface.save import load as load_huggingface
+
+        if into is not None:
+            raise RequestError(f"into= has no effect: {folder} is a Hugging Face model", "leave into= out")
+        found: nn.Module = load_huggingface(folder)
+        return found
+    record = read_record(folder)
+    if record.get("artifact") != KIND:
+        raise RequestError(f"{folder} is not the artifact of a pruned module", "give a directory that fxprune wrote")
+    return _load_program(folder) if into is None else _load_into(folder, record, into)
+
+
+def _load_program(folder: Path) -> nn.Module:
+    try:
+        with quiet():
+            program = torch.export.load(folder / PROGRAM)
+    except Exception as error:  # reading a damaged archive may raise any exception
+        raise RequestError(f"{folder / PROGRAM} is damaged: {error}", "write the artifact again") from error
+    module: nn.Module = program.module()
+    return module
+
+
+def _load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.Module:
+    if record.get("form") == "graph":
+        raise RequestError(
+            f"into= cannot be used: {folder} holds a rewritten graph, because {record.get('rebuilt_because')}",
+            "leave into= out",
+        )
+    held = _weights(folder)
+    tensors = tensors_by_name(into)
+    slices = read_plan(folder)
+    for (name, dim), kept in slices.items():
+        if name not in tensors or dim >= tensors[name].dim() or kept[-1] >= tensors[name].shape[dim]:
+            raise RequestError(
+                f"{type(into).__name__} does not fit the plan of {folder}: tensor '{name}' is missing or too small",
+                "give a new module with the class and the widths of the original",
+            )
+    slice_tensors(into, Plan(slices=slices))
+    for path, changes in Repairs.from_json(record.get("repairs") or {}).attributes.items():
+        for attribute, (_, new) in changes.items():
+            repair(into.get_submodule(path), attribute, new)
+    try:
+        missing, unexpected = into.load_state_dict(held, strict=False)
+    except RuntimeError as error:
+        raise RequestError(
+            f"{type(into).__name__} does not fit {folder}: {error}",
+            "give a new module with the class and the widths of the original",
+        ) from None
+    shared = _shared_names(into)
+    missing = [name for name in missing if not shared.get(name, set()) & held.keys()]
+    if missing or unexpected:
+        what = f"{', '.join([*missing, *unexpected][:3])}"
+        raise RequestError(
+            f"{type(into).__name__} does not fit {folder}: tensors missing or unexpected: {what}",
+            "give a new module with the class and the widths of the original",
+        )
+    return into
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"{folder / WEIGHTS} is damaged: {error}", "write the artifact again") from error
+
+
+def _shared_names(module: nn.Module) -> dict[str, set[str]]:
+    """Each name of a tensor -> all names of the same tensor."""
+    names: dict[int, set[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), set()).add(name)
+    return {name: group for group in names.values() for name in group}

@@ -1,0 +1,323 @@
+"""couple: solve the axes of a graph and find the groups of units that must be removed together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import networkx as nx
+
+from ...ir.axes import Atom, Axis, Concat, Product, Solution, atoms_of
+from ...ir.errors import UnsupportedCall
+from ...ir.graph import Graph, Op, Parameter, Value
+from ...ir.groups import Group, Kind, Occurrence, Role
+from ...ir.rules import AS_IT_IS, Equations, contraction_of, follow_positions, picked_from, rule_table
+from .head_axes import head_channels
+
+Place = tuple[Value, int]
+"""A dimension of a value."""
+
+VALUES = -1
+"""Used in place of a dimension when the integers in a tensor name units, instead of its positions."""
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The dependency analysis of one graph.
+
+    Attributes:
+        graph: what was analysed.
+        axes: every value -> the axis term of each of its dimensions.
+        groups: name -> group, in the order of the parameters.
+        unknown: operators without a rule; all their axes are frozen.
+        positions: integer tensors whose values are positions of an axis -> that axis.
+    """
+
+    graph: Graph
+    axes: Mapping[Value, tuple[Axis, ...]]
+    groups: Mapping[str, Group]
+    unknown: tuple[Op, ...] = ()
+    positions: Mapping[Value, Axis] = field(default_factory=dict)
+
+    def axis(self, value: Value, dim: int) -> Axis:
+        """The axis of a dimension; for ``VALUES``, the axis that the integers in the tensor count along."""
+        return self.positions[value] if dim == VALUES else self.axes[value][dim]
+
+    @cached_property
+    def by_atom(self) -> Mapping[int, Group]:
+        return {group.atom: group for group in self.groups.values()}
+
+    @property
+    def prunable(self) -> list[Group]:
+        """Groups that are not frozen."""
+        return [group for group in self.groups.values() if group.frozen is None]
+
+    @cached_property
+    def network(self) -> nx.Graph:
+        """The occurrences of atoms, connected by the operators that equate them.
+
+        Nodes are ``(value, dim, atom)`` for atoms that occur in a parameter; edges carry the operator as ``op``. The
+        dimension is ``VALUES`` where the integers of a router name units.
+        Each connected component is a coupled group.
+        """
+        network = nx.Graph()
+        atoms = set(self.by_atom)
+        for parameter in self.graph.parameters:
+            network.add_nodes_from(self._nodes(parameter.value, atoms))
+        for op in self.graph.ops:
+            first: dict[int, tuple[Value, int, int]] = {}
+            for value in (*op.operands, *op.made):
+                for node in self._nodes(value, atoms):
+                    anchor = first.setdefault(node[2], node)
+                    if anchor != node:
+                        network.add_edge(anchor, node, op=op)
+                    else:
+                        network.add_node(node)
+        return network
+
+    def _nodes(self, value: Value, atoms: set[int]) -> list[tuple[Value, int, int]]:
+        places = list(enumerate(self.axes[value]))
+        if value in self.positions:
+            places.append((VALUES, self.positions[value]))
+        return [
+            (value, dim, atom.id) for dim, axis in places for atom in dict.fromkeys(atoms_of(axis)) if atom.id in atoms
+        ]
+
+
+def couple(graph: Graph) -> Coupling:
+    """Analyse a graph.
+
+    The rule of every operator states equations between the axes of its operands and results; a unifier solves them. An
+    operator without a rule freezes all its axes. Axes that reach an input or output of the model are frozen too. The
+    running time is linear in the number of operators.
+    """
+    eq = Equations()
+    unknown = _state(graph, eq)
+    order = [*(p.value for p in graph.parameters), *graph.constants, *graph.inputs]
+    values = list(dict.fromkeys([*order, *graph.all_values()]))
+    solution = eq.axes.solve(axis for value in values for axis in eq.of(value))
+    axes = {value: tuple(solution.term(axis) for axis in eq.of(value)) for value in values}
+    positions = {value: solution.term(axis) for value, axis in eq.positions.items()}
+    return Coupling(graph, axes, _groups(graph, axes, solution, _minima(eq, solution)), unknown, positions)
+
+
+def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
+    unknown = []
+    for value in graph.inputs:
+        eq.freeze(eq.of(value), f"input of the model, %{value.name}")
+    for op in graph.ops:
+        eq.op = op
+        rule = rule_table().get(op.packet)
+        if rule is None:
+            unknown.append(op)
+            eq.freeze_call(op, f"no rule for {op.packet}")
+            continue
+        try:
+            rule.couple(eq, op)
+            follow_positions(eq, op)
+            if rule.resize is not None:
+                rule.resize(op, AS_IT_IS)
+        except UnsupportedCall as odd:
+            eq.freeze_call(op, f"an unusual call: {odd}")
+        except Exception as odd:  # whatever a rule raises: such a call costs coverage, never correctness
+            eq.freeze_call(op, f"an unusual call: {type(odd).__name__}: {odd}")
+    eq.op = None
+    for value in graph.outputs:
+        eq.freeze(eq.of(value), f"output of the model, %{value.name}")
+        if value in eq.positions:
+            eq.freeze([eq.positions[value]], f"output of the model, %{value.name}")
+    return tuple(unknown)
+
+
+def _minima(eq: Equations, solution: Solution) -> dict[int, int]:
+    """Atom -> number of units that must be kept, so that its axes keep the minimum number of positions."""
+    minima: dict[int, int] = {}
+    for axis, count in eq.least:
+        term = solution.term(axis)
+        for atom in atoms_of(term):
+            share = atom.size / term.size if isinstance(term, Product) else 1
+            minima[atom.id] = max(minima.get(atom.id, 1), min(atom.size, math.ceil(count * share)))
+    return minima
+
+
+def _groups(
+    graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], solution: Solution, minima: Mapping[int, int]
+) -> dict[str, Group]:
+    roles = _roles(graph, axes)
+    members: dict[int, list[Occurrence]] = defaultdict(list)
+    read = {value for op in graph.ops for value in op.operands}
+    for parameter in graph.parameters:
+        if parameter.value not in read:  # a buffer for folded operators only: its constants are sliced instead
+            continue
+        for dim, axis in enumerate(axes[parameter.value]):
+            for unit in dict.fromkeys(atoms_of(axis)):
+                role = roles.get((parameter.value, dim), Role.IN)
+                members[unit.id].append(Occurrence(parameter.name, dim, axis, role))
+    held = [axis for parameter in graph.parameters for axis in axes[parameter.value]]
+    held += [axis for value in _constants(graph) for axis in axes[value]]
+    parents, inside, repeated = _parents(held)
+    frozen = dict(solution.frozen)
+    for squared in repeated:
+        frozen.setdefault(squared, "the units occur twice in one product")
+    for atom, reason in _lonely(graph, axes, members).items():
+        frozen.setdefault(atom, reason)
+    heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
+    channels = head_channels(graph, axes)
+    for atom in members.keys() - heads:
+        if inside[atom] & heads or atom in channels:  # without a fused attention, no operator marks it
+            solution.marks.setdefault(atom, set()).add("head_dim")
+    return _name(members, parents, frozen, solution, stacked=_stacked(graph, axes), minima=minima)
+
+
+def _constants(graph: Graph) -> list[Value]:
+    used = {value for op in graph.ops for value in op.operands}
+    folded = [value for op in graph.folded for value in op.made]
+    return [value for value in (*graph.constants, *folded) if value in used]
+
+
+def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, Role]:
+    """Role of each weight dimension: OUT if its atoms are in the operator's result, IN if they are summed over."""
+    parameters = graph.parameter_of()
+    roles: dict[Place, Role] = {}
+    for op in graph.ops:
+        leaves = [value for value in op.operands if value in parameters]
+        if not leaves:
+            continue
+        alive = {atom.id for value in op.made for axis in axes[value] for atom in atoms_of(axis)}
+        for value in leaves:
+            contracted = _contracted(op, value)
+            for dim, axis in enumerate(axes[value]):
+                makes = dim not in contracted and all(atom.id in alive for atom in atoms_of(axis))
+                roles.setdefault((value, dim), Role.OUT if makes else Role.IN)
+    return roles
+
+
+ROW = 8
+"""Kernels for grouped matrix products, such as torch's, need rows of 16 bytes: 8 values of a 16-bit dtype."""
+
+
+def _contracted(op: Op, weight: Value) -> set[int]:
+    """The dimensions of its weight that an operator sums over; none where the value is not the operator's weight.
+
+    They take units in even where these live on in the result because a residual adds them again.
+    """
+    contraction = contraction_of(op)
+    if contraction is None or contraction.weight_of(op) is not weight:
+        return set()
+    return contraction.taken_in(op)
+
+
+def _lonely(
+    graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], members: Mapping[int, list[Occurrence]]
+) -> dict[int, str]:
+    """Atoms in a single dimension of a single tensor that no linear map makes -> reason to freeze them."""
+    known = ((op, contraction_of(op)) for op in graph.ops)
+    weights = {contraction.weight_of(op) for op, contraction in known if contraction is not None}
+    maps = {parameter.name for parameter in graph.parameters if parameter.value in weights}
+    computed = {atom.id for value in _constants(graph) for axis in axes[value] for atom in atoms_of(axis)}
+    found: dict[int, str] = {}
+    for atom, held in members.items():
+        if len(held) == 1 and held[0].tensor not in maps:  # longer inputs would read more of them, or they are tokens
+            found[atom] = f"positions of {held[0].tensor}"
+        elif len(held) == 1 and held[0].role is Role.IN and atom in computed:  # the module's code computes them again
+            found[atom] = f"features of a constant that {held[0].tensor} takes in"
+    return found
+
+
+def _stacked(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> set[int]:
+    """Atoms of weights that hold one linear map per expert, where an index picks the expert's linear map."""
+    leaves = {parameter.value for parameter in graph.parameters}
+    picked = [value for op in graph.ops if (value := picked_from(op)) is not None and value in leaves]
+    held = [axis for value in picked for axis in axes[value][1:]]
+    return {atom.id for axis in held for atom in atoms_of(axis)}
+
+
+def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], dict[int, set[int]], set[int]]:
+    """Atom -> atoms to its left in a product, in every occurrence; the same in any occurrence; repeated atoms."""
+    above: dict[int, set[int]] = {}
+    anywhere: dict[int, set[int]] = defaultdict(set)
+    repeated: set[int] = set()
+
+    def walk(axis: Axis, outer: tuple[int, ...]) -> None:
+        if isinstance(axis, Atom):
+            if axis.id in outer:
+                repeated.add(axis.id)
+            above[axis.id] = above[axis.id] & set(outer) if axis.id in above else set(outer)
+            anywhere[axis.id] |= set(outer)
+        elif isinstance(axis, Concat):
+            for part in axis.parts:
+                walk(part, outer)
+        else:
+            for factor in axis.factors:
+                walk(factor, outer)
+                outer = (*outer, *(atom.id for atom in atoms_of(factor)))
+
+    for term in dict.fromkeys(terms):
+        walk(term, ())
+    return above, anywhere, repeated
+
+
+def _name(
+    members: Mapping[int, list[Occurrence]],
+    parents: Mapping[int, set[int]],
+    frozen: Mapping[int, str],
+    solution: Solution,
+    *,
+    stacked: Set[int],
+    minima: Mapping[int, int],
+) -> dict[str, Group]:
+    heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
+    nested = {atom: next(iter(parents[atom] & heads), None) for atom in heads}
+    with_children = {parent for parent in nested.values() if parent is not None}
+    groups: dict[str, Group] = {}
+    by_atom: dict[int, Group] = {}
+    for atom in sorted(members, key=lambda a: (nested.get(a) is not None, a)):
+        marks = solution.marks.get(atom, set())
+        path, layer = _common(member.tensor for member in members[atom])
+        spans = layer is None
+        if spans and not any(held.id in heads for member in members[atom] for held in atoms_of(member.axis)):
+            marks = marks - {"head_dim"}  # attention with one head, as wide as the residual stream
+        kind = _kind(atom, marks, nested, with_children, spans=spans)
+        parent = by_atom[p] if kind is Kind.QUERY_HEADS and (p := nested[atom]) is not None else None
+        name = f"{path}:{kind.value}"
+        if name in groups:
+            name += f".{sum(other.startswith(f'{name}') for other in groups)}"
+        groups[name] = by_atom[atom] = Group(
+            name, atom, solution.sizes[atom], kind, tuple(members[atom]), parent,
+            frozen.get(atom), "normalised" in marks, layer,
+            math.gcd(ROW, solution.sizes[atom]) if atom in stacked else 1, minima.get(atom, 1),
+        )  # fmt: skip
+    return dict(sorted(groups.items(), key=lambda item: item[1].atom))
+
+
+def _kind(
+    atom: int, marks: set[str], nested: Mapping[int, int | None], with_children: set[int], *, spans: bool
+) -> Kind:
+    if "heads" in marks:
+        if nested.get(atom) is not None:
+            return Kind.QUERY_HEADS
+        return Kind.KV_HEADS if atom in with_children else Kind.HEADS
+    if "head_dim" in marks:
+        return Kind.HEAD_DIM
+    if "experts" in marks:
+        return Kind.EXPERTS
+    return Kind.CHANNELS if spans else Kind.WIDTH
+
+
+def _common(tensors: Iterable[str]) -> tuple[str, int | None]:
+    """The longest common module path of some tensors, and the layer index in it, if any."""
+    paths = [name.split(".")[:-1] for name in tensors]
+    shared: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    index = next((int(part) for part in shared if re.fullmatch(r"\d+", part)), None)
+    return ".".join(shared) or "model", index
+
+
+__all__ = ["Coupling", "Parameter", "couple"]

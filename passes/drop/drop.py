@@ -1,0 +1,215 @@
+"""drop: remove whole layers, or the attention and MLP sub-blocks of layers, that matter least."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ...ir import FxpruneError, Plan, RequestError
+from ...ir.options import option
+from ...ir.repairs import Repairs
+from ...runtime.absence import absences
+from ..base import Pass, PassKind
+from ..model.blocks import Blocks, find_blocks, keep_blocks
+from ..model.forward import inference
+from ..model.measure import perplexity
+from ..state import State
+from .greedy import one_after_the_other
+from .sub_block_scores import choose
+from .sub_blocks import ATTENTION, MLP, find_sub_blocks, take_out
+
+CRITERIA = ("influence", "perplexity")
+ANY = "any"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop(Pass):
+    """Remove whole layers, or attention and MLP sub-blocks of layers, that change the hidden states or the loss least.
+
+    By block influence (ShortGPT, arXiv 2403.03853), or greedily by perplexity.
+    """
+
+    name: ClassVar[str] = "drop"
+    kind: ClassVar[PassKind] = PassKind.SCORE
+    invalidates: ClassVar[tuple[str, ...]] = ("couple",)
+
+    layers: int | None = option(None, "number of layers to remove; 1 when sub_blocks is none too", at_least=0)
+    sub_blocks: int | None = option(
+        None, "number of attention or MLP sub-blocks to remove, after the layers", at_least=0
+    )
+    of: str = option(ANY, "which sub-blocks may be removed", (ANY, ATTENTION, MLP))
+    by: str = option("influence", "influence: one forward pass; perplexity: greedy, one removal at a time", CRITERIA)
+    samples: int = option(10, "calibration windows", at_least=1)
+    length: int = option(
+        128, "tokens in a calibration window", at_least=2, hint="a window of one token holds nothing to predict"
+    )
+    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
+
+    def check(self) -> None:
+        """Also refuse a choice among sub-blocks of which none go."""
+        super().check()
+        if self.of != ANY and not self.sub_blocks:
+            raise RequestError(f"drop: of={self.of} has no effect without sub_blocks", "give sub_blocks=N too")
+
+    def run(self, state: State) -> None:
+        """Choose what to remove, remove it, trace the model again.
+
+        Raises:
+            RequestError: without calibration text, when nothing would be left, or for layers after sub-blocks.
+            FxpruneError: for scores that are not finite, or when no configuration describes the new depth.
+        """
+        layers = (1 if self.sub_blocks is None else 0) if self.layers is None else self.layers
+        model = state.subject.model
+        count = len(find_blocks(model, state.subject.graph).modules)
+        if layers >= count:
+            raise RequestError(f"drop: {layers} of {count} layers leave none", f"drop at most {count - 1}")
+        if layers and absences(model):
+            raise RequestError(
+                "drop: layers cannot be removed after sub-blocks", "write the pass that drops layers first"
+            )
+        tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed)
+        if layers or not self.sub_blocks:
+            self._drop_layers(state, tokens, layers)
+        if self.sub_blocks:
+            self._drop_sub_blocks(state, tokens, self.sub_blocks)
+
+    def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int) -> None:
+        model, blocks = state.subject.model, find_blocks(state.subject.model, state.subject.graph)
+        ledger = state.ledger
+        score: Callable[[nn.Module, Blocks, torch.Tensor, int], tuple[list[int], list[float]]] = {
+            "influence": _by_influence, "perplexity": _by_perplexity,
+        }[self.by]  # fmt: skip
+        gone, scores = score(model, blocks, tokens, layers)
+        kept = [index for index in range(len(blocks.modules)) if index not in gone]
+        ledger.report[self.name] = {"by": self.by, "dropped": sorted(gone), "scores": scores}
+        if not gone:
+            return
+        names = keep_blocks(model, blocks, kept)
+        ledger.repairs = _renumbered(ledger.repairs, blocks.path, kept)
+        ledger.renamed = {now: ledger.renamed.get(before, before) for now, before in names.items()}
+        ledger.report[self.name]["renamed"] = {now: old for now, old in ledger.renamed.items() if now != old}
+        _traced_anew(state, names)
+
+    def _drop_sub_blocks(self, state: State, tokens: torch.Tensor, count: int) -> None:
+        model = state.subject.model
+        found = find_sub_blocks(model, find_blocks(model, state.subject.graph), state.subject.graph, tokens)
+        parts = [part for part in found if self.of in (ANY, part.kind)]
+        if count >= len(found) or count > len(parts):
+            which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"
+            most = min(len(parts), len(found) - 1)
+            raise RequestError(f"drop: cannot remove {count} of {len(parts)} {which}", f"drop at most {most}")
+        gone, scores = choose(self.by, model, parts, tokens, count)
+        take_out(model, [parts[index] for index in gone])
+        scored = range(len(parts)) if self.by == "influence" else gone
+        earlier = state.ledger.report.get(self.name, {})
+        state.ledger.report[self.name] = {
+            **earlier,
+            "sub_blocks": [
+                *earlier.get("sub_blocks", ()),
+                *({"module": parts[i].path, "kind": parts[i].kind, "with": list(parts[i].members)} for i in gone),
+            ],
+            "sub_block_scores": {
+                "by": self.by,
+                "scores": {parts[i].path: score for i, score in zip(scored, scores, strict=True)},
+            },
+        }
+        _traced_anew(state, {name: name for name in model.state_dict()})
+
+
+def _traced_anew(state: State, names: dict[str, str]) -> None:
+    """Update the state after blocks were removed; ``names``: present tensor name -> name before."""
+    state.ledger.plan = _renamed(state.ledger.plan, names)
+    state.before.same_layers, state.ledger.consumers = None, []
+    state.subject.graph, state.subject.example = state.host.retrace(state.subject.model)
+
+
+def _renumbered(repairs: Repairs, path: str, kept: Sequence[int]) -> Repairs:
+    """The repairs of the remaining blocks, under the new block indices."""
+    block = re.compile(re.escape(path) + r"\.(\d+)(?=\.|$)")
+    now = {str(before): f"{path}.{place}" for place, before in enumerate(kept)}
+    left = {
+        block.sub(lambda found: now[found[1]], module): changes
+        for module, changes in repairs.attributes.items()
+        if (found := block.match(module)) is None or found[1] in now
+    }
+    return Repairs(left)
+
+
+def _renamed(plan: Plan | None, names: dict[str, str]) -> Plan | None:
+    """The plan for the remaining tensors, under their new names."""
+    if plan is None:
+        return None
+    slices = {
+        (now, dim): kept for now, before in names.items() for (n, dim), kept in plan.slices.items() if n == before
+    }
+    return Plan(plan.keep, slices)
+
+
+def _by_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int) -> tuple[list[int], list[float]]:
+    scores = block_influence(model, blocks, tokens)
+    order = sorted(range(len(scores)), key=lambda index: (scores[index], index))
+    return order[:layers], scores
+
+
+def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> list[float]:
+    """One minus the mean cosine similarity between the input and the output of each block, over all tokens.
+
+    Args:
+        model: in eval mode.
+        blocks: the model's blocks.
+        tokens: int64 ``[N, L]``.
+
+    Raises:
+        FxpruneError: when an influence is not finite.
+    """
+    cosines = [0.0] * len(blocks.modules)
+
+    def watch(index: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            entered = args[0] if args else kwargs["hidden_states"]
+            left = output[0] if isinstance(output, tuple) else output
+            cosine = torch.nn.functional.cosine_similarity(entered.double(), left.double(), dim=-1)
+            cosines[index] += float(cosine.sum())
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(i), with_kwargs=True) for i, m in enumerate(blocks.modules)]
+    try:
+        with inference(model):
+            for window in tokens.split(1):
+                model(input_ids=window, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    scores = [1 - total / tokens.numel() for total in cosines]
+    if not all(map(math.isfinite, scores)):
+        raise FxpruneError(f"block influences are not finite: {scores}", "check the weights and the calibration text")
+    return scores
+
+
+def _by_perplexity(
+    model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int
+) -> tuple[list[int], list[float]]:
+    """Remove one layer at a time: always the one whose removal gives the lowest perplexity on the calibration text."""
+    return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(model, blocks, gone, tokens))
+
+
+def _without(model: nn.Module, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:
+    """Perplexity when some blocks return their input unchanged."""
+    handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
+    try:
+        return perplexity(model, tokens).value
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pass_on(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    entered = args[0] if args else kwargs["hidden_states"]
+    return (entered, *output[1:]) if isinstance(output, tuple) else entered

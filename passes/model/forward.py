@@ -1,0 +1,41 @@
+"""Forward passes without gradients, and the logits of whatever a model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """Inside, no gradients, and a module is in eval mode; its mode is restored afterwards."""
+    training = isinstance(model, torch.nn.Module) and model.training
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if training:
+            model.train()
+
+
+def logits_of(model: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
+    """Logits ``[B, L, V]`` of token ids ``[B, L]``, without a key-value cache."""
+    out = model(input_ids=ids.to(_device(model)), **_options(model))
+    logits: torch.Tensor = out if isinstance(out, torch.Tensor) else out.logits
+    return logits
+
+
+def _options(model: Callable[..., Any]) -> dict[str, Any]:
+    from transformers import PreTrainedModel
+
+    return {"use_cache": False} if isinstance(model, PreTrainedModel) else {}
+
+
+def _device(model: Callable[..., Any]) -> torch.device:
+    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return parameter.device if parameter is not None else torch.device("cpu")

@@ -1,0 +1,1 @@
+"""What repairs a pruned model: least squares on its consumers, training."""

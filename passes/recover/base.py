@@ -1,0 +1,186 @@
+"""The base of all recovery passes: options, text, teacher, and restoring the model's state afterwards."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...ir.errors import FxpruneError, RequestError
+from ...ir.options import option
+from ..base import Pass, PassKind
+from ..state import State
+from .teacher import Teacher
+from .training import Example, Recipe, Training, examples_of, preserved_randomness
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery(Pass):
+    """Trains on text what pruning left of a transformers causal language model.
+
+    ``state.ledger.report[name]`` receives the loss of every step, steps, tokens and seconds, and what the pass adds.
+    """
+
+    kind: ClassVar[PassKind] = PassKind.RECOVER
+
+    epochs: int = option(2, "epochs over the data; used when steps is 0", at_least=1)
+    lr: float = option(1e-4, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-4")
+    batch: int = option(64, "examples per optimizer step", at_least=1)
+    micro_batch: int = option(
+        4, "examples per forward pass and device; a batch of several uses gradient accumulation", at_least=1
+    )
+    length: int = option(256, "maximum number of tokens in an example", at_least=2)
+    steps: int = option(0, "optimizer steps; with 0, epochs decides", at_least=0)
+    warmup: int = option(100, "steps of linear warm-up, limited to a tenth of all steps", at_least=0)
+    seed: int = option(42, "random seed for data order, dropout and adapter weights", at_least=0, below=2**32)
+    dtype: str = option(
+        "float32",
+        "arithmetic: float32 (also for half-precision weights), or bfloat16 autocast",
+        ("float32", "bfloat16"),
+    )
+    teacher: float = option(
+        0.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the text",
+        at_least=0, at_most=1, hint="0 uses the text only, 1 the dense model only",
+    )  # fmt: skip
+    temperature: float = option(
+        1.0, "softmax temperature of the comparison with the dense model's predictions", above=0,
+        hint="1 compares the predictions unchanged",
+    )  # fmt: skip
+
+    @property
+    def looks_back_at(self) -> tuple[Literal["model"], ...]:
+        """A teacher is the model as it was before anything was removed."""
+        return ("model",) if self.teacher else ()
+
+    def check(self) -> None:
+        """Also refuse a temperature for no teacher, and a batch that is no whole number of micro-batches."""
+        super().check()
+        if self.temperature != 1 and not self.teacher:
+            raise RequestError(
+                f"{self.name}: temperature={self.temperature:g} means nothing without a teacher",
+                "give teacher=1 too",
+            )
+        if self.batch % min(self.micro_batch, self.batch):
+            raise RequestError(
+                f"{self.name}: batch={self.batch} is not a multiple of micro_batch={self.micro_batch}",
+                "change one of them",
+            )
+
+    def run(self, state: State) -> None:
+        """Train; ``state.subject.model`` stays the same object with the same parameters, in eval mode.
+
+        Raises:
+            RequestError: no data, or too little of it; a model that is no transformers causal language model, or that
+                this pass finds nothing to train in; a teacher, and no dense model to be it.
+            FxpruneError: a loss that is not finite.
+        """
+        if state.data.recovery is None:
+            raise RequestError(f"{self.name} has no text to train on", "give --data FILE")
+        model = state.subject.model
+        if not isinstance(model, PreTrainedModel):
+            raise RequestError(
+                f"{self.name} cannot train a {type(model).__name__}", "give a transformers causal language model"
+            )
+        self.require(state, model)
+        if self.teacher and state.before.model is None:
+            raise RequestError(
+                f"{self.name} needs the dense model as teacher, but no pass before it removed anything",
+                f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
+            )
+        examples = examples_of(state.data.recovery, self.length)
+        dense = state.before.model if self.teacher else None
+        widened = [held for held in (model, dense) if held is not None] if self.dtype == "float32" else []
+        with preserved_randomness(), _full_precision(*widened), _restored(model):
+            teacher = None if dense is None else Teacher(dense, self.teacher, self.temperature)
+            state.ledger.report[self.name] = self.recover(state, model, examples, teacher)
+
+    def require(self, state: State, model: PreTrainedModel) -> None:
+        """Check that this pass can train the model.
+
+        Raises:
+            RequestError: with what is missing.
+        """
+
+    @abstractmethod
+    def recover(
+        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+    ) -> dict[str, Any]:
+        """Train ``model`` in place; returns what to report."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The options as a training recipe."""
+        return Recipe(
+            epochs=self.epochs,
+            steps=self.steps,
+            lr=self.lr,
+            warmup=self.warmup,
+            batch=self.batch,
+            micro_batch=self.micro_batch,
+            bfloat16=self.dtype == "bfloat16",
+            seed=self.seed,
+        )
+
+
+def reported(training: Training) -> dict[str, Any]:
+    """The part of the report that all recovery passes have."""
+    return {
+        "loss": training.losses,
+        "steps": len(training.losses),
+        "tokens": training.tokens,
+        "seconds": training.seconds,
+    }
+
+
+def require_finite(model: nn.Module, consequence: str) -> None:
+    """Check that all trained parameters are finite.
+
+    Args:
+        model: after training.
+        consequence: what happened to the model, for the hint.
+
+    Raises:
+        FxpruneError: with the name of the first parameter that is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise FxpruneError(
+                f"recovery training failed: '{name}' is not finite after the last step",
+                f"lower lr or raise warmup; {consequence}",
+            )
+
+
+@contextmanager
+def _full_precision(*models: nn.Module) -> Iterator[None]:
+    """Inside, half-precision tensors are float32, because small updates would be lost in half precision."""
+    tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    half = [(tensor, tensor.dtype) for tensor in tensors if tensor.dtype in HALF]
+    for tensor, _ in half:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in half:
+            tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def _restored(model: PreTrainedModel) -> Iterator[None]:
+    """Afterwards, restore ``requires_grad``, set eval mode, and remove the attributes that PEFT added."""
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+            parameter.grad = None
+        model.eval()
+        vars(model).pop("peft_config", None)

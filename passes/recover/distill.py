@@ -1,0 +1,55 @@
+"""distill: recovery training of all weights with the dense model as the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from transformers import PreTrainedModel
+
+from ...ir.errors import RequestError
+from ...ir.options import option
+from ..state import State
+from .block_distillation import distil_blocks
+from .finetune import Finetune
+from .teacher import Teacher
+from .training import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Finetune):
+    """Train the pruned model to match the dense model's predictions (arXiv 1503.02531; Minitron, arXiv 2407.14679).
+
+    With ``blocks``, every block is first trained alone to match the output of the dense model's block.
+    Predictions are compared on the text. It need not be the dense model's training text, but it should be similar.
+    """
+
+    name: ClassVar[str] = "distill"
+
+    lr: float = option(1e-3, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-3")
+    batch: int = option(16, "examples in an optimizer step", at_least=1)
+    teacher: float = option(
+        1.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the text",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    blocks: int = option(
+        0, "optimizer steps for every block alone, in order, before the whole model is trained", at_least=0
+    )
+
+    def check(self) -> None:
+        """Also refuse ``teacher=0``: that is ``finetune``."""
+        super().check()
+        if not self.teacher:
+            raise RequestError("distill: teacher=0 does not use the dense model", "use finetune instead")
+
+    def recover(
+        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+    ) -> dict[str, Any]:
+        """Train the blocks, then all parameters."""
+        assert teacher is not None, "check refuses a share of 0"
+        found: dict[str, Any] = {}
+        if self.blocks:
+            found["blocks"] = distil_blocks(
+                model, teacher.model, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
+            )
+        return super().recover(state, model, examples, teacher) | found

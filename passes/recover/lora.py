@@ -1,0 +1,178 @@
+"""lora: recovery training with low-rank adapters that are merged into the weights afterwards."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ...ir.errors import FxpruneError, RequestError
+from ...ir.options import option
+from ...runtime.tolerances import MERGED_ROUNDINGS, roundings
+from ..model.forward import logits_of
+from ..state import State
+from .base import Recovery, reported, require_finite
+from .teacher import Teacher
+from .training import Example
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter in PEFT's format. It belongs to the pruned model *before* the merge.
+
+    Attributes:
+        config: content of PEFT's adapter_config.json.
+        tensors: content of PEFT's adapter_model.safetensors.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Recovery):
+    """Recovery training as LLM-Pruner does it (arXiv 2305.11627, section 3.3), with PEFT and the transformers Trainer.
+
+    ``state.ledger.report["lora"]`` receives besides the projections adapted, and the worst logit difference between
+    adapter and merged model; with ``keep_adapter`` an ``Adapter`` under ``adapter``. When training fails the model is
+    as it was before; when the merge does, it is not.
+    """
+
+    name: ClassVar[str] = "lora"
+
+    r: int = option(8, "rank of the adapters", at_least=1)
+    alpha: int = option(16, "scale of the adapters: their output is multiplied by alpha / r", at_least=1)
+    dropout: float = option(
+        0.05, "dropout on the inputs of the adapters", at_least=0, below=1, hint="the paper uses 0.05"
+    )
+    keep_adapter: bool = option(False, "also write the adapter, beside the merged model")
+
+    def require(self, state: State, model: PreTrainedModel) -> None:
+        """Check that the model has projections to adapt."""
+        del state
+        if not projection_modules(model):
+            raise RequestError(f"{type(model).__name__} has no projection that lora could adapt", "leave lora out")
+
+    def recover(
+        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+    ) -> dict[str, Any]:
+        """Train and merge.
+
+        Raises:
+            FxpruneError: for a loss that is not finite, or a merged model that differs from the trained one.
+        """
+        from transformers import set_seed
+
+        from .trainer import train
+
+        del state
+        targets = projection_modules(model)
+        set_seed(self.seed)
+        adapted = _adapt(model, self._config(model, targets))
+        try:
+            training = train(adapted, examples, self.recipe, teacher)
+            require_finite(adapted, "nothing was merged")
+        except BaseException:
+            adapted.unload()
+            raise
+        adapter = _adapter(adapted) if self.keep_adapter else None
+        difference = _merge(adapted, torch.tensor([examples[0]["input_ids"]]))
+        report = reported(training) | {"projections": targets, "merge_difference": difference}
+        return report | ({"adapter": adapter} if adapter else {})
+
+    def _config(self, model: PreTrainedModel, targets: list[str]) -> LoraConfig:
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            bias="none",
+            target_modules=_targets(model, targets),
+            # PEFT corrects this for each module by its type; with the right value it does not warn.
+            fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
+        )
+
+
+def projection_modules(model: torch.nn.Module) -> list[str]:
+    """Names of the modules that lora adapts: every linear projection with its own matrix.
+
+    Input and output embeddings are left out. So are matrices that several modules share: an adapter merged into one
+    module would change the others too.
+    """
+    modules = dict(model.named_modules())
+    holders = Counter(id(module.weight) for module in modules.values() if hasattr(module, "weight"))
+    embeddings = (
+        [model.get_input_embeddings(), model.get_output_embeddings()] if isinstance(model, PreTrainedModel) else []
+    )
+    return [
+        name
+        for name, module in modules.items()
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+        and module.weight.ndim == 2
+        and holders[id(module.weight)] == 1
+        and not any(module is embedding for embedding in embeddings)
+    ]
+
+
+def _adapt(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    from peft import PeftModel, get_peft_model
+
+    with warnings.catch_warnings():
+        # For a model with Linear and Conv1D projections, PEFT sets fan_in_fan_out by the type and warns each time.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        # PEFT 0.21 uses the old name of a gradient checkpointing property of transformers 5.23.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise FxpruneError(f"PEFT cannot adapt this {type(model).__name__}: {error}", "leave lora out") from error
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def _targets(model: PreTrainedModel, names: list[str]) -> list[str] | str:
+    """The projections for PEFT: a list of names, which PEFT matches as suffixes, or a regular expression if a suffix
+    would match other modules too."""
+    wanted, suffixes = set(names), tuple(f".{name}" for name in names)
+    if any(name.endswith(suffixes) for name, _ in model.named_modules() if name not in wanted):
+        return "|".join(map(re.escape, names))
+    return names
+
+
+def _adapter(adapted: PeftModel) -> Adapter:
+    from peft import get_peft_model_state_dict
+
+    config = adapted.peft_config["default"].to_dict()
+    targets = config["target_modules"]
+    config |= {"inference_mode": True, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return Adapter(config, {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
+
+
+def _merge(adapted: PeftModel, probe: torch.Tensor) -> float:
+    """Merge the adapters into the weights; returns the largest change of the logits for ``probe``, ``[1, n]``."""
+    adapted.eval()
+    plain = adapted.get_base_model()
+    with torch.no_grad():
+        before = logits_of(plain, probe)
+        adapted.merge_and_unload()
+        after = logits_of(plain, probe)
+    difference = (before - after).abs().max().item()
+    allowed = roundings(MERGED_ROUNDINGS, plain.dtype) * max(1.0, before.abs().max().item())
+    if not difference <= allowed:
+        raise FxpruneError(
+            f"the merged model differs from the trained one by {difference:.3g} in its logits (allowed {allowed:.3g})",
+            "this is a bug in fxprune or PEFT; please report it with the model's config",
+        )
+    return difference

@@ -1,0 +1,136 @@
+"""Recovery training with the transformers Trainer: in memory, without output, repeatable; stops at a non-finite loss.
+
+Imported only when there is something to train, because importing Trainer takes half a second.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ...ir.errors import FxpruneError, RequestError
+from .teacher import Teacher
+from .training import Example, Recipe, Training, pad, preserved_randomness
+
+
+def train(
+    model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe, teacher: Teacher | None = None
+) -> Training:
+    """Train the parameters of ``model`` that require a gradient, with AdamW and the causal language model loss or a
+    teacher's.
+
+    Writes to a temporary directory only and prints nothing. Afterwards the devices of model and teacher,
+    ``config.use_cache`` and the random state of the process are restored; dtypes never change.
+
+    Raises:
+        RequestError: when ``batch`` is not a multiple of the examples in one forward pass on all devices.
+        FxpruneError: when a loss or gradient is not finite, with the step.
+    """
+    log = _Log()
+    home = next(model.parameters()).device
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="fxprune-") as scratch, preserved_randomness(), _cache_setting(model):
+        arguments = _arguments(recipe, len(examples), scratch)
+        trainer = _Taught(
+            teacher,
+            model=model,
+            args=arguments,
+            train_dataset=list(examples),
+            data_collator=pad,
+            callbacks=[log],
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints every log entry on stdout
+        try:
+            trainer.train()
+        finally:
+            model.to(home)
+            if teacher is not None:
+                teacher.model.to(home)
+    return Training(log.losses, int(trainer.state.num_input_tokens_seen), time.perf_counter() - start)
+
+
+def _arguments(recipe: Recipe, examples: int, scratch: str) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=scratch,
+        per_device_train_batch_size=min(recipe.micro_batch, recipe.batch),
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.steps or -1,
+        learning_rate=recipe.lr,
+        seed=recipe.seed,
+        bf16=recipe.bfloat16,
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        include_num_input_tokens_seen="non_padding",
+        label_names=["labels"],
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    together = arguments.train_batch_size * arguments.world_size
+    if recipe.batch % together:
+        raise RequestError(
+            f"batch={recipe.batch} is not a multiple of the {together} examples in one forward pass on all devices",
+            "change batch or micro_batch (examples per device)",
+        )
+    arguments.gradient_accumulation_steps = recipe.batch // together
+    total = recipe.steps or recipe.epochs * math.ceil(examples / recipe.batch)
+    arguments.warmup_steps = min(recipe.warmup, total // 10)
+    return arguments
+
+
+@contextmanager
+def _cache_setting(model: torch.nn.Module) -> Iterator[None]:
+    """Restore ``config.use_cache`` afterwards: Trainer turns it off, and it is saved with the model."""
+    config = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if config is not None and before is not None:
+            config.use_cache = before
+
+
+class _Taught(Trainer):
+    """A Trainer that uses the teacher's loss instead of the model's own, if there is a teacher."""
+
+    def __init__(self, teacher: Teacher | None, **given: Any) -> None:
+        super().__init__(compute_loss_func=None if teacher is None else teacher.loss, **given)
+        self._teacher = teacher
+        if teacher is not None:
+            teacher.model.to(self.args.device)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self._teacher is not None:
+            with self.accelerator.autocast():
+                self._teacher.answer(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class _Log(TrainerCallback):
+    """Records the loss of every step; stops at a loss that is not finite."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_log(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **event: Any) -> None:
+        logs = event.get("logs") or {}
+        if "loss" not in logs:
+            return
+        for name in ("loss", "grad_norm"):
+            value = logs.get(name, 0.0)
+            if not math.isfinite(value):
+                raise FxpruneError(
+                    f"recovery training failed: {name} is {value} at step {state.global_step}",
+                    "lower lr, raise warmup, or look for NaN in the weights; nothing was merged",
+                )
+        self.losses.append(float(logs["loss"]))

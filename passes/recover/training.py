@@ -1,0 +1,106 @@
+"""Data, recipe and result of recovery training; :mod:`trainer` runs it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from ..data import Corpus
+from .teacher import IGNORED
+
+Example = dict[str, list[int]]
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Text with separate rows, each a training example, instead of one running text."""
+
+    def examples(self, length: int) -> list[Example]:
+        """``input_ids`` and ``labels`` per example, at most ``length`` tokens each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        epochs: epochs over the examples; used when ``steps`` is 0.
+        steps: optimizer steps; with 0, ``epochs`` decides.
+        lr: peak learning rate, falling linearly to 0.
+        warmup: steps of linear warm-up, limited to a tenth of all steps.
+        batch: examples in an optimizer step, over all devices.
+        micro_batch: examples in one forward pass on one device; the rest is gradient accumulation.
+        bfloat16: whether to use bfloat16 autocast; weights keep their dtype.
+        seed: random seed of dropout and of the order of the examples.
+    """
+
+    epochs: int
+    steps: int
+    lr: float
+    warmup: int
+    batch: int
+    micro_batch: int
+    bfloat16: bool
+    seed: int
+
+
+@dataclass
+class Training:
+    """Result of a training run.
+
+    Attributes:
+        losses: mean loss of every optimizer step, in nats per predicted token.
+        tokens: number of tokens, without padding.
+        seconds: wall time.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def examples_of(data: Corpus, length: int) -> list[Example]:
+    """Training examples of a corpus: its rows if it has rows, otherwise its windows, with the loss on every token.
+
+    Raises:
+        RequestError: when the text is too short for one example.
+    """
+    if isinstance(data, Rows):
+        return data.examples(length)
+    return [{"input_ids": ids, "labels": list(ids)} for ids in data.windows(length).tolist()]
+
+
+def pad(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """One batch ``[B, longest]``, padded on the right with token 0, which mask and labels exclude.
+
+    The first label is excluded too. No token predicts it, but Trainer averages over labels and would count it for
+    models whose loss it does not know to be shifted.
+    """
+    longest = max(len(example["input_ids"]) for example in examples)
+
+    def stack(rows: list[list[int]], filler: int) -> torch.Tensor:
+        return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+
+    return {
+        "input_ids": stack([example["input_ids"] for example in examples], 0),
+        "labels": stack([[IGNORED, *example["labels"][1:]] for example in examples], IGNORED),
+        "attention_mask": stack([[1] * len(example["input_ids"]) for example in examples], 0),
+    }
+
+
+@contextmanager
+def preserved_randomness() -> Iterator[None]:
+    """Afterwards restore the random state of the process, so that our seeds do not affect other code."""
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

@@ -1,0 +1,65 @@
+"""activation: remove the units with small activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...ir.groups import Group
+from ..calibrate.batches import Seen
+from ..calibrate.blockwise_run import Stream
+from ..data import Scores
+from ..state import State
+from .consumer_scores import InputScored, Reader, readers_of, require_scores, visit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation(InputScored):
+    """Remove the units with the smallest activations (Minitron, arXiv 2407.14679, section 2.2).
+
+    At a token, the size of a unit is the L2 norm of its channels (for one channel, its absolute value). These sizes are
+    averaged over the tokens of a window; the score is the L2 norm of the averages over all windows. Where several
+    linear maps read the same units, their scores are added.
+    """
+
+    name: ClassVar[str] = "activation"
+
+    def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+        """Importance from one forward pass over the calibration data.
+
+        Raises:
+            RequestError: without calibration data, or for a group whose units no linear map reads.
+            FxpruneError: for activations that are not finite.
+        """
+        stream = Stream.of(state.subject.model, self.feeds(state.data))
+        readers = readers_of(groups, state.subject.graph)
+        totals: dict[int, Scores] = {}
+
+        def receive(reader: Reader, seen: Seen) -> None:
+            at = readers.index(reader)
+            squares = _squared_means(seen.x, seen.sample, reader).cpu().numpy()
+            totals[at] = totals[at] + squares if at in totals else squares
+
+        visit(stream, readers, receive)
+        scores = {group.name: np.zeros(group.units) for group in groups}
+        for at, total in totals.items():
+            scores[readers[at].group.name] += np.sqrt(total)
+        require_scores(scores, groups, {readers[at].group.name for at in totals}, self.name)
+        return scores
+
+
+def _squared_means(x: Tensor, sample: Tensor, reader: Reader) -> Tensor:
+    """Squared mean size of every unit, summed over the samples: float64 ``[units]``."""
+    units = torch.from_numpy(reader.units(x.shape[1])).to(x.device)
+    there = units >= 0
+    sizes = x.new_zeros(len(x), reader.group.units, dtype=torch.float64)
+    sizes.index_add_(1, units[there], x[:, there].double().square())
+    samples = int(sample.max()) + 1 if len(sample) else 1
+    sums = sizes.new_zeros(samples, reader.group.units).index_add_(0, sample, sizes.sqrt())
+    counts = torch.bincount(sample, minlength=samples).clamp(min=1)
+    return (sums / counts[:, None]).square().sum(0)

@@ -1,0 +1,217 @@
+"""obs: remove the units with the smallest error after the remaining weights are refitted."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ...ir import FxpruneError
+from ...ir.groups import Group, Kind
+from ...ir.options import option
+from ...runtime.tensors import tensors_by_name
+from ..calibrate.batches import Feed, Seen
+from ..calibrate.blockwise_run import Stream
+from ..calibrate.dense_and_pruned import Map, Pairs
+from ..calibrate.least_squares import Moments, Surgeon
+from ..data import Scores
+from ..select.allocate import UNIFORM
+from ..select.select import kept_count
+from ..state import State
+from .activation_gradients import backward, losses_of
+from .consumer_scores import InputScored, Reader, readers_of, require_scores
+
+METRICS = ("loss", "outputs")
+
+HEADS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+
+
+Metrics = dict[tuple[str, int | None], torch.Tensor]
+"""(tensor, expert) -> metric of the outputs, ``[n, n]`` float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obs(InputScored):
+    """Remove the units that the others can best replace (OBS: OSSCAR, SlimGPT, Tyr-the-Pruner, arXiv 2503.09657).
+
+    Units are removed in rounds, and the costs of the remaining units are computed again after every round: heads one by
+    one, other widths in ``rounds`` steps. Layers are scored in order: all layers before are already cut and refitted,
+    and the outputs are compared with the dense model's. With a target or another ``by`` than uniform, widths are
+    decided after the scores, so every layer is scored with dense inputs. With ``metric=loss``, errors are weighed by
+    their effect on the loss, and scores of all groups can be compared. Write ``compensate`` after it for the final
+    refit.
+    """
+
+    name: ClassVar[str] = "obs"
+
+    rounds: int = option(
+        16, "how often scores of units other than heads are computed again", at_least=1,
+        hint="use 1 to score once, or 16",
+    )  # fmt: skip
+    damping: float = option(
+        0.01, "strength of the pull to the present weights, relative to the mean second moment", at_least=0,
+        hint="use 0.01, or 0 for none",
+    )  # fmt: skip
+    metric: str = option(
+        "loss", "loss: output errors are weighed by their effect on the loss; outputs: all count equally", METRICS
+    )
+    sequential: bool = option(
+        True, "true: layers are scored after the layers before them were pruned; false: with dense inputs"
+    )
+
+    def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+        """For every unit the total error when it is removed, with all units that were removed before it.
+
+        Raises:
+            RequestError: without calibration data, or for a group whose units no linear map reads.
+            FxpruneError: for second moments that are not finite, or singular without damping.
+        """
+        sequential = self.sequential and not self._open
+        model = copy.deepcopy(state.subject.model) if sequential else state.subject.model
+        metrics = self._metrics(state, groups) if self.metric == "loss" else {}
+        pairs = self._pairs(state, model, self.feeds(state.data), groups)
+        by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.subject.graph)}
+        scores = {group.name: np.zeros(group.units) for group in groups}
+        seen: set[str] = set()
+        ordered = [by_place[c.tensor, c.dim] for c in pairs.consumers]
+        for name, found in groupby(ordered, key=lambda reader: reader.group.name):
+            readers = list(found)
+            group = readers[0].group
+            alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
+            rounds = alone and group.kind is not Kind.CHANNELS
+            scores[name] += self._of_group(group, self._surgeons(pairs, readers, metrics), rounds=rounds)
+            seen.add(name)
+        require_scores(scores, groups, seen, self.name)
+        return scores
+
+    def _of_group(self, group: Group, surgeons: Sequence[tuple[Map, Surgeon]], *, rounds: bool) -> Scores:
+        """Scores from the linear maps that read one activation; only their statistics are in memory."""
+        if not rounds:
+            return sum((s.costs().cpu().numpy() for _, s in surgeons), np.zeros(group.units))
+        scores = self._in_rounds(group, [surgeon for _, surgeon in surgeons])
+        if self.sequential and not self._open:
+            for at, surgeon in surgeons:
+                at.put(surgeon.weight)
+        return scores
+
+    @property
+    def compares(self) -> bool:
+        """True with ``metric=loss``: all scores are changes of one loss."""
+        return self.metric == "loss"
+
+    @property
+    def for_one_budget(self) -> bool:
+        """False when all units of each group are scored, for any budget."""
+        return not self._open
+
+    @property
+    def _open(self) -> bool:
+        """Whether widths are decided after the scores. Then all units of each group are scored, and every layer gets
+        dense inputs."""
+        return self.target is not None or self.by != UNIFORM
+
+    def losses(self, group: Group, scores: Scores) -> Scores:
+        """The scores: the total error when a unit is removed; for channels, the scores are summed as usual."""
+        if group.kind is Kind.CHANNELS:
+            return super().losses(group, scores)
+        rows = np.sort(scores.reshape(-1, group.size), axis=1)
+        return np.concatenate([np.zeros(1), np.maximum.accumulate(rows.max(0))])
+
+    def _pairs(self, state: State, model: torch.nn.Module, batches: Sequence[Feed], groups: Sequence[Group]) -> Pairs:
+        graph = state.subject.graph
+        places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, graph)]
+        dense = Stream.of(state.subject.model, batches)
+        return Pairs.between(graph, dense, dense if model is dense.model else Stream.of(model, batches), places)
+
+    def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
+        """For every linear map the square root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
+
+        ``g`` is the gradient of the summed loss at the outputs of one token. Output errors ``e`` change the loss by
+        about ``1/2 sum (e^T E[g g^T] e) / T`` nats per token, with ``T`` tokens in total (the Kronecker factors of
+        Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
+        """
+        tensors = tensors_by_name(state.subject.model)
+        watched = {r.consumer.tensor: tensors[r.consumer.tensor] for r in readers_of(groups, state.subject.graph)}
+        sums: dict[tuple[str, int | None], torch.Tensor] = {}
+        predictions = 0
+        for number, loss in enumerate(losses_of(self, state.data)):
+            calls: list[Seen] = []
+            gradients, count = backward(
+                state.subject.model,
+                loss,
+                watched,
+                calls.append,
+                number=number,
+                wanted=lambda calls=calls: [seen.gave for seen in calls],  # type: ignore[misc]
+            )
+            predictions += count
+            for seen, gradient in zip(calls, gradients, strict=True):
+                if gradient is not None:
+                    rows = gradient.double().movedim(seen.channels, -1).flatten(0, -2)
+                    key = (seen.tensor, seen.expert)
+                    sums[key] = sums.get(key, 0.0) + rows.T @ rows
+        return {key: _root(total) / predictions for key, total in sums.items()}
+
+    def _surgeons(self, pairs: Pairs, readers: Sequence[Reader], metrics: Metrics) -> list[tuple[Map, Surgeon]]:
+        found: dict[Map, Moments] = {}
+        for reader in readers:
+            for at, x, y, _ in pairs.observed([reader.consumer]):
+                if at not in found:
+                    found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
+                found[at].add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
+        by_tensor = {reader.consumer.tensor: reader for reader in readers}
+        surgeons = []
+        for at in list(found):
+            moments = found.pop(at)
+            if not moments.count:
+                continue
+            try:
+                columns = _columns(at, by_tensor[at.tensor])
+                metric = metrics.get((at.tensor, at.expert))
+                surgeon = Surgeon.of(moments, at.whole(), self.damping, columns, metric)
+            except FxpruneError as error:
+                raise FxpruneError(f"{at}: {error.message}", error.hint) from error
+            surgeons.append((at, surgeon))
+        return surgeons
+
+    def _in_rounds(self, group: Group, surgeons: Sequence[Surgeon]) -> Scores:
+        """Remove units, cheapest first, until only the units to keep are left."""
+        rows = group.units // group.size
+        stay = 1 if self._open else kept_count(group.size, self.ratio, self.step(group))
+        excess = group.size - stay
+        scores, total = np.zeros((rows, group.size)), 0.0
+        alive = np.ones((rows, group.size), dtype=bool)
+        at_once = 1 if group.kind in HEADS else max(1, math.ceil(excess / self.rounds))
+        while True:
+            costs = sum((s.costs().cpu().numpy() for s in surgeons), np.zeros(group.units)).reshape(rows, -1)
+            costs[~alive] = np.inf
+            if excess <= 0:
+                scores[alive] = total + costs[alive]
+                return scores.ravel()
+            count = min(at_once, excess)
+            order = np.argsort(costs, axis=1, kind="stable")[:, :count]
+            going = np.take_along_axis(costs, order, axis=1)
+            np.put_along_axis(scores, order, total + going.cumsum(axis=1), axis=1)
+            np.put_along_axis(alive, order, False, axis=1)
+            units = (order + np.arange(rows)[:, None] * group.size).ravel().tolist()
+            for surgeon in surgeons:
+                surgeon.remove(units)
+            total += float(going.sum())
+            excess -= count
+
+
+def _root(matrix: torch.Tensor) -> torch.Tensor:
+    """The symmetric square root of a matrix without negative eigenvalues."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _columns(at: Map, reader: Reader) -> list[torch.Tensor]:
+    units = reader.units(at.weight.shape[1])
+    return [torch.from_numpy(np.flatnonzero(units == unit)).to(at.weight.device) for unit in range(reader.group.units)]

@@ -1,0 +1,49 @@
+"""taylor: remove the units whose removal changes the loss least, estimated to first or second order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...ir.groups import Group
+from ...ir.options import option
+from ..data import Scores
+from ..prune import Prune
+from ..state import State
+from .taylor_of_losses import taylor_of_losses
+from .taylor_terms import VARIANTS, taylor
+from .units import REDUCTIONS, unit_scores, wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taylor(Prune):
+    """Remove the units with the smallest Taylor importance (LLM-Pruner, arXiv 2305.11627, section 3.2)."""
+
+    name: ClassVar[str] = "taylor"
+    takes_loss: ClassVar[bool] = True
+
+    variant: str = option(
+        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with squared g", tuple(VARIANTS)
+    )
+    reduce: str = option("sum", "how the scores of a group's tensors are combined", REDUCTIONS)
+    samples: int = option(10, "calibration windows", at_least=1)
+    length: int = option(
+        128, "tokens in a calibration window", at_least=2, hint="a window of one token holds nothing to predict"
+    )
+    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
+
+    def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+        """Importance from one pass over the calibration windows, for all groups at once.
+
+        Raises:
+            RequestError: without calibration text or losses, or with too little text.
+            FxpruneError: for a loss or gradient that is not finite.
+        """
+        model, places = state.subject.model, wanted(groups, state.subject.graph)
+        if state.data.losses:
+            found = taylor_of_losses(model, state.data.losses, places, self.variant)
+            return {group.name: unit_scores(group, found, self.reduce) for group in groups}
+        tokens = state.data.text("taylor scores need").windows(self.length, self.samples, self.seed)
+        found = taylor(model, tokens, places, self.variant)
+        return {group.name: unit_scores(group, found, self.reduce) for group in groups}

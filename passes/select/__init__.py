@@ -1,0 +1,1 @@
+"""Scores and a budget to the units that stay."""

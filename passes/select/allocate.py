@@ -1,0 +1,247 @@
+"""allocate: turn a budget for the whole model into the number of units that every group keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ...ir import RequestError
+from .costs import LATENCY, MEASURES, Costs
+
+Losses = npt.NDArray[np.float64]
+Amounts = npt.NDArray[np.int64]
+
+UNIFORM = "uniform"
+WAYS = (UNIFORM, "kinds", "global", "search")
+TOLERANCE = 0.005
+"""Largest relative difference between the cost of a plan and its budget."""
+
+LEVELS = 256
+"""Largest number of widths that are considered for one group."""
+
+CELLS = 8192
+"""Largest number of cells that a budget is divided into."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The budget of a model: a measure and a value.
+
+    Attributes:
+        measure: ``params``, ``bytes``, ``macs`` or ``latency``.
+        value: below 1, a share of the cost before any pass; above 1, an amount.
+    """
+
+    measure: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read ``params=0.8`` or ``params:0.8``.
+
+        Raises:
+            RequestError: for an unknown measure, or a value that is neither a share nor an amount.
+        """
+        measure, _, number = text.replace(":", "=", 1).partition("=")
+        if measure not in MEASURES:
+            raise RequestError(f"target {text!r} has no measure", f"use {', '.join(f'{m}=0.8' for m in MEASURES)}")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf or value == 1:
+            raise RequestError(
+                f"target {text!r} needs a share between 0 and 1, or an amount above 1",
+                f"{measure}=0.8 keeps 80 percent; {measure}=5e9 is an amount",
+            )
+        if measure == LATENCY and value > 1:
+            raise RequestError(
+                f"target {text!r} is not a share; latency takes a share only, because times differ between machines",
+                "give a share of the time that the model takes on this machine: latency=0.8",
+            )
+        if measure == "bytes" and value > 1:
+            raise RequestError(
+                f"target {text!r} is an amount; bytes takes a share only, because files keep the dtype of the source",
+                "give a share, bytes=0.8, or a number of parameters, params=5e9",
+            )
+        return cls(measure, value)
+
+    def __str__(self) -> str:
+        return f"{self.measure}={self.value:g}"
+
+    def amount(self, dense: int) -> int:
+        """The budget as an amount, for a model whose dense cost is ``dense``."""
+        return round(self.value * dense) if self.value < 1 else round(self.value)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The possible widths of some groups that keep equal numbers of units, with the loss and cost of each width.
+
+    Attributes:
+        groups: their names.
+        counts: units that each group keeps, ascending, ``[levels]``.
+        losses: loss of quality at each count, ``[levels]``; smallest where all units are kept.
+        costs: cost at each count minus the cost at the first, int64 ``[levels]``.
+    """
+
+    groups: tuple[str, ...]
+    counts: Amounts
+    losses: Losses
+    costs: Amounts
+
+
+def levels(size: int, step: int, minimum: int) -> Amounts:
+    """The counts that a group may keep: multiples of ``step`` from ``minimum`` on, at most LEVELS, and ``size``."""
+    counts = [count for count in range(step, size, step) if count >= max(1, minimum)]
+    if len(counts) >= LEVELS:
+        counts = [counts[at] for at in np.unique(np.linspace(0, len(counts) - 1, LEVELS - 1).round().astype(int))]
+    return np.array([*counts, size], dtype=np.int64)
+
+
+class Knapsack:
+    """Chooses one level of every curve: the smallest total loss within the budget (multiple-choice knapsack).
+
+    Dynamic programming solves it for all budgets at once. The result is exact when the budget divided by the greatest
+    common divisor of all costs is at most CELLS; otherwise costs are rounded up to whole cells.
+
+    Args:
+        curves: at least one.
+        budget: the largest budget that :meth:`at` will get.
+    """
+
+    def __init__(self, curves: Sequence[Curve], budget: int) -> None:
+        divisor = math.gcd(*(int(cost) for curve in curves for cost in curve.costs)) or 1
+        self.cell = max(divisor, math.ceil(budget / CELLS))
+        cells = budget // self.cell
+        best = np.zeros(cells + 1)
+        self._choices = np.zeros((len(curves), cells + 1), dtype=np.int32)
+        self._steps = [-(-curve.costs // self.cell) for curve in curves]
+        for at, (curve, steps) in enumerate(zip(curves, self._steps, strict=True)):
+            found = np.full(cells + 1, np.inf)
+            for level, (loss, step) in enumerate(zip(curve.losses, steps.tolist(), strict=True)):
+                if step <= cells:
+                    reached = best[: cells + 1 - step] + loss
+                    better = reached < found[step:]
+                    found[step:][better] = reached[better]
+                    self._choices[at, step:][better] = level
+            best = found
+
+    def at(self, budget: int) -> list[int]:
+        """The best level of every curve for a budget of 0 or more."""
+        left = min(budget // self.cell, self._choices.shape[1] - 1)
+        chosen: list[int] = []
+        for choices, steps in zip(reversed(self._choices), reversed(self._steps), strict=True):
+            level = int(choices[left])
+            chosen.append(level)
+            left -= int(steps[level])
+        return chosen[::-1]
+
+
+def allocate(curves: Sequence[Curve], costs: Costs, budget: int) -> dict[str, int]:
+    """How many units every group keeps: the smallest total loss whose cost meets the budget.
+
+    Args:
+        curves: together they hold every group once.
+        costs: the cost model.
+        budget: what the model may cost; met within TOLERANCE, from below if possible.
+
+    Raises:
+        RequestError: when no plan is that close; the message gives the nearest cost.
+    """
+    table = Knapsack(curves, sum(int(curve.costs[-1]) for curve in curves))
+    found = []
+    for limit in (budget, math.floor(budget * (1 + TOLERANCE))):
+        chosen = _within(curves, table, costs, limit)
+        counts = counts_of(curves, chosen)
+        reached = costs.of(counts)
+        if abs(reached - budget) <= TOLERANCE * budget:
+            return counts
+        found.append(reached)
+    above = [costs.of(counts_of(curves, up)) for up in _one_up(curves, chosen) if up is not None]
+    nearest = min([*found, *above], key=lambda reached: abs(reached - budget))
+    dense = costs.of({})
+    raise RequestError(
+        f"no plan meets a budget of {budget:,} within {TOLERANCE:.1%}: the nearest costs {nearest:,}, "
+        f"{nearest / dense:.4f} of the model",
+        "use that as the target, or allow more to be cut: more layers, channels=true, a smaller multiple_of",
+    )
+
+
+def counts_of(curves: Sequence[Curve], chosen: Sequence[int]) -> dict[str, int]:
+    """Group name -> units that are kept, for the chosen level of every curve."""
+    return {name: int(c.counts[level]) for c, level in zip(curves, chosen, strict=True) for name in c.groups}
+
+
+def _within(curves: Sequence[Curve], table: Knapsack, costs: Costs, limit: int) -> list[int]:
+    """The best levels whose exact cost is within a limit; the smallest levels when none is.
+
+    The costs of groups need not add up, because a matrix can lie between two widths that are both cut. So this searches
+    for the summed budget whose solution has an exact cost within the limit.
+    """
+    low, high = 0, sum(int(curve.costs[-1]) for curve in curves)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if costs.of(counts_of(curves, table.at(middle))) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+        if high - low < table.cell:
+            break
+    return fill(curves, costs, table.at(low), limit)
+
+
+def fill(curves: Sequence[Curve], costs: Costs, chosen: Sequence[int], limit: int) -> list[int]:
+    """Spend what rounding left of the limit: raise the level with the best gain per cost as long as one fits."""
+    chosen = list(chosen)
+    cost = costs.of(counts_of(curves, chosen))
+    while True:
+        steps = []
+        for at, up in enumerate(_one_up(curves, chosen)):
+            if up is None:
+                continue
+            reached = costs.of(counts_of(curves, up))
+            if cost < reached <= limit:
+                gain = curves[at].losses[chosen[at]] - curves[at].losses[up[at]]
+                steps.append((gain / (reached - cost), -at, reached, up))
+        if not steps:
+            return chosen
+        _, _, cost, chosen = max(steps, key=lambda step: step[:2])
+
+
+def _one_up(curves: Sequence[Curve], chosen: Sequence[int]) -> list[list[int] | None]:
+    """For every curve, the chosen levels with that curve one level higher; None where it is at its highest."""
+    return [
+        [*chosen[:at], chosen[at] + 1, *chosen[at + 1 :]] if chosen[at] + 1 < len(curve.counts) else None
+        for at, curve in enumerate(curves)
+    ]
+
+
+def even(sizes: Mapping[str, int], curves: Sequence[Curve]) -> list[Curve]:
+    """Curves whose best choice is the same ratio for all groups: the loss is the squared ratio times the cost.
+
+    With ``c_g`` the cost of all units of a curve and ``r_g`` the ratio removed, ``sum of c_g r_g**2`` for a fixed
+    ``sum of c_g r_g`` is smallest where all ``r_g`` are equal.
+    """
+    found = []
+    for curve in curves:
+        ratios = 1 - curve.counts / sizes[curve.groups[0]]
+        whole = curve.costs[-1] / ratios[0] if ratios[0] else 0.0
+        found.append(Curve(curve.groups, curve.counts, whole * ratios**2, curve.costs))
+    return found
+
+
+def tied(curves: Sequence[Curve], keys: Sequence[object]) -> list[Curve]:
+    """Join curves with the same key and the same counts: their groups keep equal numbers, and the losses add up."""
+    joined: dict[tuple[object, tuple[int, ...]], Curve] = {}
+    for curve, key in zip(curves, keys, strict=True):
+        place = (key, tuple(curve.counts.tolist()))
+        known = joined.get(place)
+        joined[place] = curve if known is None else Curve(
+            known.groups + curve.groups, known.counts, known.losses + curve.losses, known.costs + curve.costs
+        )  # fmt: skip
+    return list(joined.values())

@@ -1,0 +1,141 @@
+"""budget: from scores and a target, decide how many units every group keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...ir import RequestError
+from ...ir.groups import Group
+from ..couple.coupling import Coupling
+from ..data import Scores
+from ..score_cache import Saved
+from ..state import State
+from .allocate import UNIFORM, Amounts, Curve, Losses, Target, allocate, even, levels, tied
+from .costs import LATENCY, Costs
+from .latency import Latency
+from .select import kept_count, step_of
+from .sensitivity import Gauge, Search, Silencer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The budget of a pruning pass, and how it is divided among groups.
+
+    Attributes:
+        target: what the model may cost; None for the parameters that are left when every group loses ``ratio``.
+        by: ``uniform``, ``kinds``, ``global`` or ``search``.
+        ratio: used when there is no target.
+        multiple_of: widths are multiples of this.
+        moves: how many exchanges between groups a search tries.
+        samples, length, seed, batch: the calibration windows for the measurements of a search.
+    """
+
+    target: Target | None
+    by: str
+    ratio: float
+    multiple_of: int
+    moves: int
+    samples: int
+    length: int
+    seed: int | None
+    batch: int
+
+    def amount(self, state: State, groups: Sequence[Group], costs: Costs) -> int:
+        """The budget in the unit of its measure.
+
+        Raises:
+            RequestError: when the model already costs no more than the budget.
+        """
+        now = costs.of({})
+        if self.target is None:
+            return costs.of({g.name: self._at_ratio(g) for g in groups})
+        assert state.before.graph is not None, "the manager keeps the first graph"
+        amount = self.target.amount(costs.whole(state.before.graph))
+        if amount >= now:
+            raise RequestError(
+                f"target {self.target} is {amount:,}, and the model already has {now:,}: nothing would be removed",
+                "give a smaller target",
+            )
+        return amount
+
+    def _windows(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("samples", "length", "seed", "batch")}
+
+    def _at_ratio(self, group: Group) -> int:
+        return kept_count(group.size, self.ratio, step_of(group, self.multiple_of), group.minimum)
+
+    def widths(
+        self,
+        state: State,
+        coupling: Coupling,
+        groups: Sequence[Group],
+        scores: Mapping[str, Scores],
+        losses: Mapping[str, Losses],
+        *,
+        alike: bool,
+        saved: Saved | None = None,
+    ) -> tuple[dict[str, int], dict[str, object]]:
+        """How many units every group keeps, and what to report about it.
+
+        Args:
+            state: before the cut.
+            coupling: the analysis of its graph.
+            groups: the groups to cut.
+            scores: scores of their units.
+            losses: group name -> loss of quality when 0, 1, ... units of every parent unit go, ``[size + 1]``.
+            alike: whether losses of different groups have the same unit.
+            saved: stores what a search measures for single groups.
+
+        Raises:
+            RequestError: for a budget that no plan meets, or that removes nothing; as :class:`Search` does.
+        """
+        measure = self.target.measure if self.target is not None else "params"
+        names = [group.name for group in groups]
+        costs = Latency(coupling, names, state.subject) if measure == LATENCY else Costs(coupling, names, measure)
+        amount = self.amount(state, groups, costs)
+        if not alike:
+            losses = comparable(losses, groups, costs)
+        curves = [self._curve(group, losses[group.name], costs) for group in groups]
+        if self.by in (UNIFORM, "kinds"):
+            curves = tied(curves, [(group.kind, group.size) for group in groups])
+        if self.by == UNIFORM:
+            curves = even({group.name: group.size for group in groups}, curves)
+        report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
+        if self.by == "search":
+            silencer = Silencer(state.subject.model, coupling.graph, groups)
+            gauge = Gauge.of(state.subject.model, state.data, **self._windows())
+            search = Search(gauge, silencer, {group.name: group for group in groups}, scores, saved)
+            counts, report["distance"] = self._searched(search, curves, costs, amount)
+        else:
+            counts = allocate(curves, costs, amount)
+        if isinstance(costs, Latency):
+            report["seconds"] = {"before": costs.seconds, "predicted": costs.of(counts) / 1e9}
+        return counts, report | {"reached": costs.of(counts)}
+
+    def _curve(self, group: Group, losses: Losses, costs: Costs) -> Curve:
+        counts: Amounts = levels(group.size, step_of(group, self.multiple_of), group.minimum)
+        saved = np.array([costs.saved(group.name, int(count)) for count in counts], dtype=np.int64)
+        return Curve((group.name,), counts, losses[group.size - counts], saved[0] - saved)
+
+    def _searched(
+        self, search: Search, curves: Sequence[Curve], costs: Costs, amount: int
+    ) -> tuple[dict[str, int], float]:
+        """The better of two allocations, by scores and by measured curves, refined; and its distance from dense."""
+        measured = [search.measured(curve) for curve in curves]
+        start = min((allocate(found, costs, amount) for found in (curves, measured)), key=search.distance)
+        counts = search.refined(measured, costs, start, max(amount, costs.of(start)), moves=self.moves)
+        return counts, search.distance(counts)
+
+
+def comparable(losses: Mapping[str, Losses], groups: Sequence[Group], costs: Costs) -> dict[str, Losses]:
+    """Scale losses to one common unit: the loss of a whole group becomes the cost of the whole group."""
+    found = {}
+    for group in groups:
+        own = losses[group.name]
+        whole = costs.saved(group.name, max(1, group.minimum))
+        found[group.name] = own * (whole / own[-1]) if own[-1] > 0 else own
+    return found

@@ -1,0 +1,85 @@
+"""Which groups a pruning pass may cut, and why others are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...ir import RequestError
+from ...ir.groups import Group, Kind
+
+REASONS = 5
+"""Largest number of reasons in an error message."""
+
+
+HEADS = ("kv", "query", "off")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which groups a pruning pass may cut.
+
+    Attributes:
+        layers: range of layer indices, end exclusive; all layers when None.
+        heads: ``kv`` cuts whole key-value heads with their query heads; ``query`` cuts query heads within each
+            key-value head; ``off`` cuts no heads.
+        widths: whether to cut inner widths, such as those of feed-forward layers.
+        channels: whether to cut the width of the residual stream, which belongs to no layer.
+        experts: whether to cut whole experts.
+    """
+
+    layers: tuple[int, int] | None = None
+    heads: str = "kv"
+    widths: bool = True
+    channels: bool = False
+    experts: bool = False
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        kinds = {"kv": {Kind.HEADS, Kind.KV_HEADS}, "query": {Kind.HEADS, Kind.QUERY_HEADS}, "off": set()}[self.heads]
+        return frozenset(
+            kinds
+            | ({Kind.WIDTH} if self.widths else set())
+            | ({Kind.CHANNELS} if self.channels else set())
+            | ({Kind.EXPERTS} if self.experts else set())
+        )
+
+    def holds(self, group: Group) -> bool:
+        """Whether this group is in the scope, frozen or not."""
+        if group.kind not in self.kinds or group.units < 2:
+            return False
+        if group.kind is Kind.CHANNELS or self.layers is None:
+            return True
+        return group.layer is not None and self.layers[0] <= group.layer < self.layers[1]
+
+
+def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], list[Group]]:
+    """The groups in the scope that can be cut, and those in the scope that are frozen.
+
+    Raises:
+        RequestError: when no group can be cut, with the reasons.
+    """
+    asked = [group for group in groups if scope.holds(group)]
+    free = [group for group in asked if group.frozen is None]
+    frozen = [group for group in asked if group.frozen is not None]
+    if not free:
+        if frozen:
+            reason = f"all {len(frozen)} chosen groups are frozen; {_reasons(frozen)}"
+        else:
+            where = f" in layers {scope.layers[0]}:{scope.layers[1]}" if scope.layers else ""
+            reason = f"there is no {' or '.join(sorted(kind.value for kind in scope.kinds)) or 'prunable'} group{where}"
+        raise RequestError(f"nothing to remove: {reason}", "list the groups with `fxprune trace MODEL`")
+    return free, frozen
+
+
+def _reasons(frozen: Iterable[Group]) -> str:
+    """Why groups are frozen: each reason with an example, reasons with the most units first."""
+    units: dict[str, int] = {}
+    names: dict[str, str] = {}
+    for group in frozen:
+        reason = group.frozen or ""
+        units[reason] = units.get(reason, 0) + group.units
+        names.setdefault(reason, group.name)
+    ordered = sorted(units, key=lambda reason: -units[reason])
+    more = f"; and {len(ordered) - REASONS} more reasons" if len(ordered) > REASONS else ""
+    return "; ".join(f"{names[reason]}: {reason}" for reason in ordered[:REASONS]) + more

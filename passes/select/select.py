@@ -1,0 +1,72 @@
+"""select: from scores and a ratio, choose the units that every group keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from ...ir import Indices, RequestError
+from ...ir.groups import Group, Kind
+from ..data import Scores
+
+
+def kept_count(size: int, ratio: float, multiple_of: int = 1, minimum: int = 1) -> int:
+    """How many of ``size`` units are kept for a ratio, rounded up to a multiple, at least ``minimum``.
+
+    Args:
+        size: present number of units.
+        ratio: share to remove, in [0, 1).
+        multiple_of: the count is rounded up to a multiple of this, but not above ``size``.
+        minimum: smallest count for any ratio.
+    """
+    exact = size * (1 - Fraction(str(ratio)))
+    count = math.ceil(math.ceil(exact) / multiple_of) * multiple_of
+    return max(minimum, min(size, count))
+
+
+def step_of(group: Group, multiple_of: int = 1) -> int:
+    """The number of units that a group keeps is a multiple of this; ``multiple_of`` applies to widths only."""
+    return math.lcm(group.multiple, multiple_of if group.kind in (Kind.WIDTH, Kind.CHANNELS) else 1)
+
+
+def best_units(group: Group, scores: Scores, count: int) -> Indices:
+    """The ``count`` units with the highest scores, per parent unit in a nested group; ties go to the lower index.
+
+    Returns:
+        Sorted int64 unit numbers.
+    """
+    rows = scores.reshape(-1, group.size)
+    order = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+    units = order + np.arange(len(rows))[:, None] * group.size
+    return np.sort(units.ravel()).astype(np.int64)
+
+
+def select(
+    groups: Sequence[Group], scores: Mapping[str, Scores], ratio: float, multiple_of: int = 1
+) -> dict[str, Indices]:
+    """Choose the units to keep with the same ratio for every group, so that groups of equal size stay equally wide.
+
+    Args:
+        groups: the groups to cut.
+        scores: group name -> scores of its units.
+        ratio: share to remove, in [0, 1).
+        multiple_of: widths other than heads become multiples of this.
+
+    Raises:
+        RequestError: when the groups are so small that a ratio above 0 removes nothing.
+    """
+    keep = {}
+    for group in groups:
+        count = kept_count(group.size, ratio, step_of(group, multiple_of), group.minimum)
+        keep[group.name] = best_units(group, scores[group.name], count)
+    if ratio > 0 and all(len(keep[group.name]) == group.units for group in groups):
+        sizes = ", ".join(sorted({f"{group.kind.value} {group.size}" for group in groups}))
+        raise RequestError(
+            f"nothing to remove: ratio {ratio} is less than one unit in groups of {sizes}"
+            + (f" in multiples of {multiple_of}" if multiple_of > 1 else ""),
+            "give a larger ratio" + (" or a smaller --multiple-of" if multiple_of > 1 else ""),
+        )
+    return keep

@@ -1,0 +1,83 @@
+"""A decision carried out: the plan, the rewritten graph, and the module that is shrunk in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...ir import FxpruneError, Indices, Plan
+from ...ir.graph import Graph
+from ...ir.repairs import Repairs
+from ...runtime.tensors import sliced, tensors_by_name
+from ...runtime.tolerances import FUNCTION_TOLERANCE, relative_difference
+from ..couple.consumers import taking_in
+from ..couple.coupling import Coupling
+from ..state import State
+from .graph import extents_by_module, make_plan, rewrite
+from .module import shrink_module
+
+
+def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
+    """Apply a decision: rewrite the graph, shrink the module, combine the plan with that of earlier passes."""
+    plan = make_plan(coupling, keep)
+    subject, ledger = state.subject, state.ledger
+    before, after = subject.graph, rewrite(coupling, plan)
+    if not plan.removes_nothing:
+        _shrink(state, plan, before, after)
+    ledger.consumers += consumers_of(coupling, plan)
+    subject.graph = after
+    ledger.plan = plan if ledger.plan is None else join_plans(ledger.plan, plan, coupling)
+
+
+def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
+    """Shrink the module in place; if its own forward does not work at the new widths, rebuild it when possible."""
+    subject, ledger, rebuild = state.subject, state.ledger, state.host.rebuild
+    whole = tensors_by_name(subject.model) if rebuild is not None else {}
+    try:
+        repairs = shrink_module(
+            subject.model, plan, extents_by_module(before, after), subject.example,
+            outputs=subject.outputs, accept=_acceptance(state, after),
+        )  # fmt: skip
+    except FxpruneError as stuck:
+        if rebuild is None:
+            raise
+        subject.model = rebuild(after, sliced(whole, plan), stuck.message)
+        ledger.repairs = Repairs()
+    else:
+        ledger.repairs = ledger.repairs.then(repairs)
+
+
+def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:
+    """(tensor, dimension) of every weight that reads, or may read, units of a group that the plan cuts."""
+    members = [m for name in plan.keep for m in taking_in(coupling.groups[name], coupling.graph)]
+    return list(dict.fromkeys((m.tensor, m.dim) for m in members))
+
+
+def _acceptance(state: State, after: Any) -> Any:
+    execute = state.host.execute
+    if execute is None:
+        return None
+
+    def accept() -> bool:
+        expected, got = execute(after, state.subject.model)
+        return relative_difference(got, expected) <= FUNCTION_TOLERANCE
+
+    return accept
+
+
+def join_plans(first: Plan, second: Plan, coupling: Coupling) -> Plan:
+    """Combine two plans that ran one after the other into one plan on the dense model.
+
+    Args:
+        first: plan on the dense model.
+        second: plan on the result of the first.
+        coupling: analysis of the result of the first.
+    """
+    slices = dict(first.slices)
+    for key, kept in second.slices.items():
+        slices[key] = slices[key][kept] if key in slices else kept
+    keep = dict(first.keep)
+    for name, kept in second.keep.items():
+        # Units that the first plan keeps stay in order, so the second plan's unit numbers are positions in that list.
+        keep[name] = keep[name][kept] if name in keep and len(keep[name]) == coupling.groups[name].units else kept
+    return Plan(keep, slices)

@@ -1,0 +1,97 @@
+"""Shrinks a module in place: slices its tensors, and repairs its integer attributes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ...ir.errors import FxpruneError
+from ...ir.plan import Plan
+from ...ir.repairs import Repairs
+from ...runtime.tensors import slice_tensors, tensors_by_name
+from .attributes import Extents, find_repairs, put
+from .dry_run import Rehearsal
+
+
+def shrink_module(
+    model: nn.Module,
+    plan: Plan,
+    extents: Extents,
+    example: Mapping[str, Any],
+    *,
+    outputs: Sequence[str] = (),
+    accept: Callable[[], bool] | None = None,
+) -> Repairs:
+    """Replace every tensor that ``plan`` slices and repair the integer attributes that the forward reads.
+
+    Attributes are found by value, never by name: an attribute that equals a changed extent gets the new extent. If the
+    same number also equals an extent that did not change, the choice is decided by a dry run of the repair, on a copy
+    with synthetic weights: the same modules must run and return the same shapes. The model is changed only if one
+    choice passes. Configuration objects are never changed; a module whose forward reads a changed width from one gets
+    its own view of it. Constants such as the attention scale keep the value for the dense head size.
+
+    Args:
+        model: on any device, also the meta device; shrunk in place.
+        plan: ``slices`` names tensors by their first name in ``named_parameters()`` or ``named_buffers()``.
+        extents: module path ("" for the root) -> (old, new) of every extent and integer shape argument in the operators
+            of the module and its children; also unchanged pairs.
+        example: keyword arguments of the forward, with at least one sample and several positions.
+        outputs: keys of the outputs whose shapes must not change; all outputs when empty.
+        accept: called after each repair that runs, with ``model`` shrunk and repaired; the first accepted repair is
+            used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
+
+    Returns:
+        The repairs, which a backend can apply again.
+
+    Raises:
+        FxpruneError: when the plan does not fit the model; when the model runs with no choice of attributes (the
+            message has the module and its error; the model is not changed); when ``accept`` refused every choice (the
+            tensors are already sliced).
+    """
+    shapes = smaller_shapes(model, plan)
+    rehearsal = Rehearsal(model, example, outputs)
+    candidates = find_repairs(model, rehearsal, shapes, extents)
+    first = next(candidates)
+    slice_tensors(model, plan)
+    if accept is None:
+        put(model, first)
+        return first
+    tried = 0
+    for repairs in itertools.chain([first], candidates):
+        take_back = put(model, repairs)
+        if accept():
+            return repairs
+        take_back()
+        tried += 1
+    raise FxpruneError(
+        f"the shrunken model runs but computes something else than its graph ({tried} ways to repair it were tried)",
+        "please report the architecture; until then, do not prune this group",
+    )
+
+
+def smaller_shapes(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The new shape of every sliced tensor.
+
+    Raises:
+        FxpruneError: for a tensor, a dimension or an index that the model does not have.
+    """
+    hint = "the plan was made for another model"
+    tensors = tensors_by_name(model)
+    shapes: dict[str, list[int]] = {}
+    for (name, dim), kept in sorted(plan.slices.items()):
+        if name not in tensors:
+            raise FxpruneError(f"the plan slices '{name}', which the model does not have", hint)
+        shape = tuple(tensors[name].shape)
+        if not 0 <= dim < len(shape):
+            raise FxpruneError(f"the plan slices dimension {dim} of '{name}', whose shape is {shape}", hint)
+        if len(kept) == 0 or int(kept[0]) < 0 or int(kept[-1]) >= shape[dim] or (np.diff(kept) <= 0).any():
+            raise FxpruneError(
+                f"the plan's indices for dimension {dim} of '{name}' do not ascend within 0 to {shape[dim] - 1}",
+                hint,
+            )
+        shapes.setdefault(name, list(shape))[dim] = len(kept)
+    return {name: tuple(shape) for name, shape in shapes.items()}

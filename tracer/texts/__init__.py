@@ -1,0 +1,1 @@
+"""Texts and their rows, tokenised; what was read of them."""

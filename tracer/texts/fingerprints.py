@@ -1,0 +1,177 @@
+"""Fingerprints of calibration and training texts: hashes of their passages, without the text."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...ir.errors import RequestError
+from .corpus import Text
+
+Hashes = npt.NDArray[np.uint64]
+
+PASSAGE = 100
+"""Characters in a passage, without white space. A window holds several passages, and two texts rarely share one by
+chance (test and training parts of WikiText-2: one in 32,000; of TinyStories: none)."""
+
+SHARED = 2
+"""Number of shared passages that counts as overlap."""
+
+KEPT = 4096
+"""Largest number of stored passages of one text; of a longer text, every n-th passage is stored."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The fingerprint of a text that was read.
+
+    Attributes:
+        read_as: ``calibration`` or ``recovery``.
+        name: name of the text, without its directory.
+        pieces: number of windows or rows that were read.
+        passages: hashes of passages, ascending.
+    """
+
+    read_as: str
+    name: str
+    pieces: int
+    passages: Hashes
+
+    def to_json(self) -> dict[str, Any]:
+        """The fingerprint as JSON data; the hashes are base64 of little-endian 64-bit integers."""
+        packed = base64.b64encode(self.passages.astype("<u8").tobytes()).decode("ascii")
+        return {"read_as": self.read_as, "name": self.name, "pieces": self.pieces, "passages": packed}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            RequestError: for damaged data.
+        """
+        try:
+            passages = np.frombuffer(base64.b64decode(data["passages"], validate=True), dtype="<u8").astype(np.uint64)
+            return cls(str(data["read_as"]), str(data["name"]), int(data["pieces"]), passages)
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"the record of a text that was read is damaged: {error!r}"
+            raise RequestError(message, "write the artifact again") from error
+
+
+@dataclass
+class Noted:
+    """A tracked text: records what was read of it. Implements the passes' ``Corpus``, with rows.
+
+    Attributes:
+        text: the text.
+    """
+
+    text: Text
+    _pieces: dict[bytes, None] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the text."""
+        return self.text.name
+
+    @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """The windows and rows that were read, in order, each once."""
+        return tuple(self._pieces)
+
+    def remember(self, pieces: Iterable[bytes]) -> None:
+        """Also count ``pieces`` as read, from a run that this run resumes."""
+        self._pieces.update(dict.fromkeys(pieces))
+
+    def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
+        """As :meth:`Text.windows`, recorded as read."""
+        found = self.text.windows(length, count, seed)
+        self._note(found.tolist())
+        return found
+
+    def examples(self, length: int) -> list[dict[str, list[int]]]:
+        """As :meth:`Text.examples`, recorded as read."""
+        found = self.text.examples(length)
+        self._note(example["input_ids"] for example in found)
+        return found
+
+    def _note(self, pieces: Iterable[Sequence[int]]) -> None:
+        self._pieces.update((np.asarray(piece, dtype="<i4").tobytes(), None) for piece in pieces)
+
+    def fingerprint(self, read_as: str, name: str) -> Fingerprint | None:
+        """The fingerprint of what was read; None when nothing was read."""
+        if not self._pieces:
+            return None
+        pieces = (np.frombuffer(piece, dtype="<i4").tolist() for piece in self._pieces)
+        hashes = np.unique(np.concatenate([_apart(piece) for piece in _plain(pieces, self.text)]))
+        if len(hashes) > KEPT:
+            hashes = hashes[np.linspace(0, len(hashes) - 1, KEPT).round().astype(int)]
+        return Fingerprint(read_as, name, len(self._pieces), hashes)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The overlap of two texts.
+
+    Attributes:
+        passages: number of stored passages that the other text shares.
+        windows: number of windows of the other text that hold a shared passage, or the end of one.
+        example: one shared passage, without white space.
+    """
+
+    passages: int
+    windows: int
+    example: str
+
+
+def overlap(known: Hashes, windows: torch.Tensor, text: Text) -> Overlap | None:
+    """The overlap of a text with one that was read before; None if they share no more than chance explains.
+
+    Args:
+        known: passage hashes of the text that was read.
+        windows: windows to read of the other text, int64 ``[N, L]``.
+        text: the other text.
+    """
+    pieces = list(_plain(windows.tolist(), text))
+    hashes = _sliding("".join(pieces))
+    found = np.flatnonzero(np.isin(hashes, known))
+    passages = len(np.unique(hashes[found]))
+    if passages < SHARED:
+        return None
+    ends = np.cumsum([len(piece) for piece in pieces])
+    holding = np.unique(np.searchsorted(ends, found + PASSAGE - 1, side="right"))
+    first = int(found[0])
+    return Overlap(passages, len(holding), "".join(pieces)[first : first + PASSAGE])
+
+
+def _plain(pieces: Iterable[Sequence[int]], text: Text) -> Iterator[str]:
+    """Token ids decoded to text, in lower case and without white space, which differ between tokenizers."""
+    for piece in pieces:
+        yield "".join(str(text.tokenizer.decode(list(piece), skip_special_tokens=True)).split()).casefold()
+
+
+def _apart(piece: str) -> Hashes:
+    """Hashes of the adjacent passages of a piece, from its start."""
+    return _sliding(piece)[::PASSAGE]
+
+
+def _sliding(piece: str) -> Hashes:
+    """Hashes of all passages of a piece, one for every start position: a polynomial in 64 bits."""
+    codes = np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    if len(codes) < PASSAGE:
+        return np.empty(0, dtype=np.uint64)
+    mixed = (codes + _ODD) * _ODD
+    mixed ^= mixed >> np.uint64(29)
+    found = np.zeros(len(codes) - PASSAGE + 1, dtype=np.uint64)
+    for place in range(PASSAGE):
+        found = found * _BASE + mixed[place : place + len(found)]
+    return found
+
+
+_ODD, _BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
+"""Constants of SplitMix64; products wrap around."""
