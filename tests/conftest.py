@@ -15,7 +15,7 @@ from . import draws
 if TYPE_CHECKING:
     from fxprune.backends.verify import Job
 
-    from .onnx_models import Decoders
+    from .backends.onnx.onnx_models import Decoders
 
 # What tests share holds assertions too; rewritten, they run under ``python -O`` and say what they compared. Pytest
 # imports it as part of a package that is called as the checkout's folder is.
@@ -71,7 +71,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
 @pytest.fixture(scope="session")
 def decoders(tmp_path_factory: pytest.TempPathFactory) -> Decoders:
     """Tiny decoders, and their ONNX directories as tests ask for them."""
-    from .onnx_models import Decoders
+    from .backends.onnx.onnx_models import Decoders
 
     return Decoders(tmp_path_factory.mktemp("decoders"))
 

@@ -1,0 +1,356 @@
+"""--resume: a run that broke off goes on after its last finished pass, and gives the bytes of one that did not."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, LlamaConfig
+
+from fxprune import api
+from fxprune.api.pruning import model_run, resume
+from fxprune.backends.artifact import RECORD
+from fxprune.backends.huggingface import weight_source
+from fxprune.cli import main
+from fxprune.ir.errors import FxpruneError, RequestError
+from fxprune.passes.drop.drop import Drop
+from fxprune.passes.recover.compensate import Compensate
+from fxprune.passes.recover.lora import Lora
+from fxprune.passes.score.magnitude import Magnitude
+from fxprune.passes.score.random import Random
+from fxprune.passes.score.taylor import Taylor
+from fxprune.passes.state import KEPT, Before, Data, Ledger, NoHost, State, Subject
+
+from ..checkpoints import TIED, WIDTHS, contents, write_checkpoint
+from ..corpora import word_tokenizer
+
+VOCABULARY = {word: number for number, word in enumerate("abcdefghijklmnopqrstuvwxyz")}
+GPT2 = GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=26, n_positions=64, bos_token_id=0, eos_token_id=0)
+TAYLOR, COMPENSATE = "taylor{samples=4,length=8}", "compensate{samples=8,length=8}"
+LORA = "lora{steps=2,batch=2,length=8}"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(" ".join(list(VOCABULARY)[i * i % 26] for i in range(400)))
+    return file
+
+
+def write_source(folder: Path, config: Any = None, **options: Any) -> Path:
+    source = write_checkpoint(folder, config or LlamaConfig(**WIDTHS | {"num_hidden_layers": 3}), **options)
+    word_tokenizer(VOCABULARY).save_pretrained(source)
+    return source
+
+
+class Broken(Exception):
+    """What breaks a run off."""
+
+
+def broken(owner: type, method: str, run: Callable[[], object]) -> None:
+    """Run with a method of a class that raises."""
+
+    def raises(*_: Any, **__: Any) -> None:
+        raise Broken
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, method, raises)
+        with pytest.raises(Broken):
+            run()
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The passes that run."""
+    names: list[str] = []
+    for step in (Random, Magnitude, Taylor, Drop, Compensate, Lora):
+
+        def noted(self: Any, state: State, run: Any = step.run) -> None:
+            names.append(self.name)
+            run(self, state)
+
+        monkeypatch.setattr(step, "run", noted)
+    return names
+
+
+CASES = [
+    pytest.param((None, "random,magnitude", model_run.Work, "save", []), id="streamed, broken while writing"),
+    pytest.param((None, f"{TAYLOR},{COMPENSATE},{LORA}", Lora, "recover", ["lora"]), id="recovery"),
+    pytest.param(
+        (None, f"generate{{windows=8,length=8,first=2}},{TAYLOR},{COMPENSATE}", Compensate, "_refit", ["compensate"]),
+        id="generated text",
+    ),
+    pytest.param((None, f"{TAYLOR},{LORA}", model_run.Work, "save", []), id="recovered", marks=pytest.mark.slow),
+    pytest.param(
+        (TIED, f"drop{{layers=1,samples=4,length=8}},{TAYLOR},{LORA}", Taylor, "scores", ["taylor", "lora"]),
+        id="layers",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        (GPT2, f"drop{{sub_blocks=1,samples=4,length=8}},{TAYLOR}", Taylor, "scores", ["taylor"]),
+        id="free, sub-blocks",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        (GPT2, f"{TAYLOR},{COMPENSATE}", Compensate, "_refit", ["compensate"]), id="free", marks=pytest.mark.slow
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_goes_on_gives_the_same_bytes(
+    case: tuple[Any, str, type, str, list[str]], tmp_path: Path, text: Path, ran: list[str]
+) -> None:
+    config, passes, owner, method, rest = case
+    source = write_source(tmp_path / "source", config)
+    texts = {} if "magnitude" in passes else {"calib": text, "data": text}
+
+    def apply(out: str, **options: Any) -> api.Applied:
+        return api.apply(source, passes, ratio=0.5, out=tmp_path / out, **texts, **options)
+
+    torch.manual_seed(1)
+    whole = apply("whole")
+    torch.manual_seed(1)
+    broken(owner, method, lambda: apply("out", resume=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.stages", "source", "whole"]
+    torch.manual_seed(2)
+    ran.clear()
+    applied = apply("out", resume=True)
+    assert ran == rest
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert applied.resumed
+    assert [step.text for step in applied.steps] == [step.text for step in whole.steps]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "whole"]
+
+
+KILLED = """
+import contextlib, os, signal, sys
+from fxprune.api import resume
+from fxprune.backends import huggingface, values
+from fxprune.cli import main
+huggingface.FreshProcess = contextlib.nullcontext
+values.verify_written = lambda *_: {"the same": "in every record"}
+keep, at = resume.Stages.keep, int(sys.argv[1])
+def kept(self, done, parts):
+    keep(self, done, parts)
+    if done == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+resume.Stages.keep = kept
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_killed_between_passes(at: int, tmp_path: Path, text: Path) -> None:
+    source = write_source(tmp_path / "source")
+    command = [str(source), "--pass", f"{TAYLOR},{COMPENSATE},{LORA}", "--ratio", "0.5"]
+    command = ["apply", *command, "--calib", str(text), "--data", str(text)]
+    program = [sys.executable, "-c", KILLED]
+    subprocess.run([*program, "9", *command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    command += ["--out", str(tmp_path / "out"), "--resume", "--json"]
+    killed = subprocess.run([*program, str(at), *command], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    done = subprocess.run([*program, "9", *command], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["resumed"].startswith(("taylor", "compensate", "lora")[at - 1])
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "whole"]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a source and the stage of a run that broke off while it wrote."""
+    folder = tmp_path_factory.mktemp("begun")
+    source = write_source(folder / "source")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_run, "save", full)
+        with pytest.raises(OSError, match="No space"):
+            api.apply(source, "random", ratio=0.5, out=folder / "out", resume=True)
+    return folder
+
+
+def again(folder: Path, passes: str = "random", **options: Any) -> api.Applied:
+    return api.apply(folder / "source", passes, **{"ratio": 0.5, "out": folder / "out", "resume": True} | options)
+
+
+@pytest.fixture
+def copied(begun: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(begun, tmp_path / "copied"))  # keeps the times of files, which tell a source
+
+
+def change_source(folder: Path) -> None:
+    os.utime(folder / "source" / "model.safetensors", (1, 1))
+
+
+def damage_stage(folder: Path) -> None:
+    stage = folder / ".out.stages" / resume.STATE
+    stage.write_bytes(stage.read_bytes()[:1000])
+
+
+def damage_record(folder: Path) -> None:
+    (folder / ".out.stages" / RECORD).write_text("{")
+
+
+def leave(_: Path) -> None:
+    pass
+
+
+ERRORS = [
+    pytest.param(leave, {"ratio": 0.25}, r"cannot resume .*/out: random\.ratio was 0\.5 and is 0\.25 now$", id="ratio"),
+    pytest.param(leave, {"passes": "random,random"}, "the passes were random and are random,random now$", id="passes"),
+    pytest.param(leave, {"data": __file__}, "--data was not given before$", id="text"),
+    pytest.param(change_source, {}, r"model\.safetensors of the model has changed$", id="source"),
+    pytest.param(damage_stage, {}, r"\.out\.stages is damaged", id="stage"),
+    pytest.param(damage_record, {}, r"fxprune\.json is damaged", id="record"),
+    pytest.param(leave, {"dry_run": True}, "--resume has no effect with --dry-run", id="dry run"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "options", "message"), ERRORS)
+def test_what_cannot_be_resumed(
+    change: Callable[[Path], None], options: dict[str, Any], message: str, copied: Path
+) -> None:
+    change(copied)
+    with pytest.raises(RequestError, match=message) as caught:
+        again(copied, **options)
+    assert caught.value.hint
+    assert sorted(path.name for path in copied.iterdir()) == [".out.stages", "source"]
+
+
+def test_a_stage_of_another_user_is_not_read(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: (copied / "source").stat().st_uid + 1)
+    with pytest.raises(RequestError, match="belongs to another user") as caught:
+        again(copied)
+    assert "remove it" in caught.value.hint
+
+
+def test_what_it_says(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
+    said: list[str] = []
+    again(copied, resume=False, out=tmp_path / "other", progress=said.append)
+    assert not any("resum" in line for line in said)
+    again(copied, out=tmp_path / "third", progress=said.append)
+    assert f"no interrupted run of {tmp_path / 'third'} found; starting from the beginning" in said
+    shutil.copytree(copied / ".out.stages", tmp_path / ".fourth.stages")
+    again(copied, resume=False, out=tmp_path / "fourth", progress=said.append)
+    assert f"an interrupted run of {tmp_path / 'fourth'} exists; --resume would continue it" in said
+    assert not (tmp_path / ".fourth.stages").exists()
+    command = ["apply", str(copied / "source"), "--pass", "random", "--ratio", "0.5", "--out", str(copied / "out")]
+    assert main([*command, "--resume"]) == 0
+    assert "resumed after random{ratio=0.5}" in capsys.readouterr().out
+
+
+def kept_after(folder: Path, **options: Any) -> bool:
+    """Whether a run that broke off while it wrote left a stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_run.Work, "save", lambda *_, **__: (_ for _ in ()).throw(Broken))
+        with pytest.raises(Broken):
+            again(folder, **options)
+    return any(folder.glob(".out.stages*"))
+
+
+def test_work_of_more_than_a_minute_is_kept_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_source(tmp_path / "source")
+    monkeypatch.setattr(resume, "WORTH", 3600)
+    assert not kept_after(tmp_path, resume=False)
+    monkeypatch.setattr(resume, "WORTH", 0)
+    assert kept_after(tmp_path, resume=False)
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 100_000))
+    monkeypatch.setattr(model_run, "open_stream", lambda *_: None)  # a streamed model holds nothing
+
+
+def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_run, "state_parts", lambda _: {"graph": lambda: 0})
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (full_disk, "the disk is full"),
+        (little_room, "not saved for --resume: needs 0.0 GB, 0.0 GB are free"),
+        (not_kept, "not saved for --resume: "),
+    ],
+)
+def test_a_run_does_not_fail_for_what_it_cannot_keep(
+    trouble: Callable[[pytest.MonkeyPatch], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_source(tmp_path / "source")
+    trouble(monkeypatch)
+    said: list[str] = []
+    assert not kept_after(tmp_path, progress=said.append)
+    assert any(message in line for line in said)
+
+
+def test_every_field_of_a_state_is_kept_or_made_anew() -> None:
+    """Also one that is added: it is in a part, and each part says which of the two it is."""
+    parts = dataclasses.fields(State)
+    assert all(type(part.metadata[KEPT]) is bool for part in parts)
+
+    def filled(part: type[Any], at: str) -> Any:
+        return part(**{field.name: f"{at}.{field.name}" for field in dataclasses.fields(part)})
+
+    kept = State(filled(Subject, "old"), filled(Data, "old"), NoHost(), filled(Before, "old"), filled(Ledger, "old"))
+    kept.ledger.written = []
+    after, host = State(filled(Subject, "now"), filled(Data, "now")), NoHost()
+    after.host = host
+    resume.restore(after, pickle.loads(pickle.dumps(resume.state_parts(kept))))
+    assert (after.subject, after.before, after.ledger) == (kept.subject, kept.before, kept.ledger)
+    assert after.data == filled(Data, "now")
+    assert after.host is host
+
+
+def test_a_failed_pass_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_source(tmp_path / "source")
+    monkeypatch.setattr(Magnitude, "scores", lambda *_: (_ for _ in ()).throw(FxpruneError("no")))
+    with pytest.raises(FxpruneError, match="no"):
+        again(tmp_path, "random,magnitude")
+    assert json.loads((tmp_path / ".out.stages" / RECORD).read_text())["done"] == 1
+
+
+def test_scores_of_a_pass_that_does_not_run_again_are_written(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
+    write_source(tmp_path / "source")
+
+    def run(**options: Any) -> api.Applied:
+        return again(tmp_path, f"{TAYLOR},random", calib=text, **options)
+
+    run(scores=tmp_path / "whole.safetensors", out=tmp_path / "whole", resume=False)
+    broken(Random, "scores", lambda: run(scores=tmp_path / "scores.safetensors"))
+    assert not (tmp_path / "scores.safetensors").exists()
+    with pytest.raises(RequestError, match="--scores was given before and is missing now"):
+        run()
+    run(scores=tmp_path / "scores.safetensors")
+    assert (tmp_path / "scores.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")

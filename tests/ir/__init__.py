@@ -1,0 +1,1 @@
+"""The IR: axes, rules, text form, verifier."""

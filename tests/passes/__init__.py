@@ -1,0 +1,1 @@
+"""Passes: pipelines, the manager, and each folder of passes in a folder of its own."""

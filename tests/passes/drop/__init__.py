@@ -1,0 +1,1 @@
+"""Layers and sub-blocks taken out."""

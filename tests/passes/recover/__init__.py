@@ -1,0 +1,1 @@
+"""Refits and training."""

@@ -1,0 +1,1 @@
+"""The tracer: models, texts, traces and what stands in their way."""
