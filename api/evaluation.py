@@ -17,7 +17,7 @@ from ..ir.errors import RequestError
 from ..passes.model.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
-from ..tracer.model import DEMO, Source, build_meta, load_config, load_model
+from ..tracer.model import DEMO, ModelSource, build_meta, load_config, load_model
 from .progress import Progress, silent
 from .request_checks import GivenText, Model, is_loaded, is_path, list_models, read_text
 from .seen_texts import refuse_overlap, text_of
@@ -26,7 +26,7 @@ from .sources import open_source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MODEL_FILE = "model.onnx"
+ONNX_MODEL = "model.onnx"
 DECODED = 32
 
 
@@ -139,7 +139,7 @@ def evaluate(
         return [_measure(*each, progress) for each in zip(sources, read, contexts, strict=True)]
 
 
-def _context(source: Source, window: int) -> int:
+def _context(source: ModelSource, window: int) -> int:
     """The number of tokens in the context of a model."""
     context: int = getattr(load_config(source).get_text_config(), "max_position_embeddings", None) or window
     if window > context:
@@ -150,7 +150,7 @@ def _context(source: Source, window: int) -> int:
     return context
 
 
-def _measure(source: Source, ids: torch.Tensor, context: int, progress: Progress) -> Measurement:
+def _measure(source: ModelSource, ids: torch.Tensor, context: int, progress: Progress) -> Measurement:
     config, window = load_config(source).get_text_config(), ids.shape[1]
     progress(f"{source.name}: loading")
     runnable = _open_onnx(source) if _is_onnx(source.directory) else _open_torch(source)
@@ -176,10 +176,10 @@ def _macs(module: torch.nn.Module, window: int) -> int:
 
 
 def _is_onnx(directory: str | os.PathLike[str]) -> bool:
-    return (Path(directory) / MODEL_FILE).is_file()
+    return (Path(directory) / ONNX_MODEL).is_file()
 
 
-def _open_torch(source: Source) -> _Runnable:
+def _open_torch(source: ModelSource) -> _Runnable:
     model = _load(source)
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)
     return _Runnable(
@@ -191,17 +191,17 @@ def _open_torch(source: Source) -> _Runnable:
     )
 
 
-def _load(source: Source) -> Any:
+def _load(source: ModelSource) -> Any:
     """The model. The free form is loaded without running the modelling file in its directory."""
-    from ..backends.huggingface.free_form import ENTRY
+    from ..backends.huggingface.free_form import CONFIG_ENTRY
     from ..backends.huggingface.save import load
 
-    if hasattr(load_config(source), ENTRY) and not source.trust_remote_code:
+    if hasattr(load_config(source), CONFIG_ENTRY) and not source.trust_remote_code:
         return load(source.directory, dtype=torch.float32).eval()
     return load_model(source)
 
 
-def _open_onnx(source: Source) -> _Runnable:
+def _open_onnx(source: ModelSource) -> _Runnable:
     from ..backends.onnx.runtime import OnnxDecoder
 
     decoder = OnnxDecoder(source.directory)
@@ -219,5 +219,5 @@ def _open_onnx(source: Source) -> _Runnable:
         logits=logits,
         step=step,
         format="onnx",
-        bytes=sum(file.stat().st_size for file in source.directory.glob(f"{MODEL_FILE}*")),
+        bytes=sum(file.stat().st_size for file in source.directory.glob(f"{ONNX_MODEL}*")),
     )

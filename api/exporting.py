@@ -12,7 +12,7 @@ from ..backends.registry import parse_format
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
 from ..tracer.model import load_config, load_model
-from .model_call import Calling
+from .model_call import ModelCall
 from .progress import Progress, silent
 from .request_checks import Model, check_example, check_model, check_paths
 from .sources import open_source
@@ -78,7 +78,7 @@ def export(
                 source=source.directory,
                 out=Path(out),
                 config=config,
-                causal_lm=Calling(config, example).language,
+                causal_lm=ModelCall(config, example).language,
                 load=load,
                 inputs=lambda module: example_inputs(module, example),
                 inner=calls()["inner"],

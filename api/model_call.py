@@ -22,7 +22,7 @@ from ..tracer.model import predicts_next_token
 Tensors = Mapping[str, torch.Tensor]
 
 
-class Calling:
+class ModelCall:
     """The inputs of one transformers model, and how the model and its graph run on them.
 
     Args:

@@ -28,7 +28,7 @@ TEXT_HINT = "give the path of a text file, a `datasets` id, or a list of strings
 
 
 @dataclass(frozen=True)
-class Rows:
+class GivenRows:
     """A text that was given as a list of strings.
 
     Attributes:
@@ -104,7 +104,7 @@ def list_models(models: object, tokenizer: object = None) -> list[Any]:
     return found
 
 
-def read_text(text: object, name: str) -> str | Rows | None:
+def read_text(text: object, name: str) -> str | GivenRows | None:
     """A text as it was given: the path or id of it, or its rows.
 
     Args:
@@ -127,7 +127,7 @@ def read_text(text: object, name: str) -> str | Rows | None:
             raise RequestError(f"{name}[{index}] is {_kind(row)}, not a string", TEXT_HINT)
     if not any(row.strip() for row in rows):
         raise RequestError(f"{name} is a list without any text", "give at least one string with text in it")
-    return Rows(name, rows)
+    return GivenRows(name, rows)
 
 
 def _path_of_text(text: str, name: str) -> str:

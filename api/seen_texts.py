@@ -12,10 +12,10 @@ import torch
 from ..backends.artifact import RECORD, read_record
 from ..ir.errors import RequestError
 from ..tracer.export import rows_per_sample
-from ..tracer.model import DEMO, Source, load_config, load_tokenizer
+from ..tracer.model import DEMO, ModelSource, load_config, load_tokenizer
 from ..tracer.texts.corpus import Text, from_rows, from_string, load_text
-from ..tracer.texts.fingerprints import Fingerprint, Noted, overlap
-from .request_checks import Rows
+from ..tracer.texts.fingerprints import Fingerprint, TrackedText, overlap
+from .request_checks import GivenRows
 
 TEXTS = "texts"
 """The entry of ``fxprune.json`` that lists the texts that were read."""
@@ -25,7 +25,7 @@ CALIBRATION, RECOVERY = "calibration", "recovery"
 Entries = list[dict[str, Any]]
 
 
-def noted(spec: str | Rows | None, part: str, source: Source) -> Noted | None:
+def noted(spec: str | GivenRows | None, part: str, source: ModelSource) -> TrackedText | None:
     """A text under a model's tokenizer, which remembers what is read of it.
 
     Args:
@@ -38,10 +38,10 @@ def noted(spec: str | Rows | None, part: str, source: Source) -> Noted | None:
     """
     if spec is None and source.name != DEMO:
         return None
-    return Noted(text_of(spec, part, source))
+    return TrackedText(text_of(spec, part, source))
 
 
-def text_of(spec: str | Rows | None, part: str, source: Source) -> Text:
+def text_of(spec: str | GivenRows | None, part: str, source: ModelSource) -> Text:
     """A text that the user gave, or a part of the built-in text, tokenized for a model.
 
     Raises:
@@ -55,7 +55,7 @@ def text_of(spec: str | Rows | None, part: str, source: Source) -> Text:
         )
     tokenizer = load_tokenizer(source)
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
-    if isinstance(spec, Rows):
+    if isinstance(spec, GivenRows):
         return replace(from_rows(spec.name, spec.rows, tokenizer), vocabulary=vocabulary)
     if spec is not None:
         return replace(load_text(spec, tokenizer), vocabulary=vocabulary)
@@ -64,7 +64,7 @@ def text_of(spec: str | Rows | None, part: str, source: Source) -> Text:
     return replace(from_string(f"built-in {part} text", built_in(part), tokenizer), vocabulary=vocabulary)
 
 
-def read_so_far(texts: Mapping[str, Noted | None], *records: Mapping[str, Any]) -> Entries:
+def read_so_far(texts: Mapping[str, TrackedText | None], *records: Mapping[str, Any]) -> Entries:
     """The texts that were read, for ``fxprune.json``, after those of the earlier runs that made the model."""
     entries: Entries = [entry for record in records for entry in record.get(TEXTS) or ()]
     for part, text in texts.items():
@@ -80,7 +80,7 @@ def record_of(folder: Path) -> Mapping[str, Any]:
     return read_record(folder) if (folder / RECORD).is_file() else {}
 
 
-def refuse_overlap(source: Source, windows: torch.Tensor, text: Text) -> None:
+def refuse_overlap(source: ModelSource, windows: torch.Tensor, text: Text) -> None:
     """Refuse to measure a model on text that it was calibrated or trained on.
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..backends.artifact import RECORD, read_record, write_json
 from ..tracer.loaded import write_loaded
-from ..tracer.model import Source, resolve
+from ..tracer.model import ModelSource, resolve
 from .request_checks import Model, check_model
 from .seen_texts import TEXTS
 
@@ -27,7 +27,7 @@ def open_source(
     weights: bool = True,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
-) -> Iterator[Source]:
+) -> Iterator[ModelSource]:
     """The directory of a model, for as long as the block runs.
 
     A loaded model is written to a temporary directory first, which is removed at the end: everything that follows, the
@@ -55,7 +55,7 @@ def open_source(
         yield source
 
 
-def _remember_texts(origin: Path, source: Source) -> None:
+def _remember_texts(origin: Path, source: ModelSource) -> None:
     """What the directory that it was loaded from was calibrated and trained on, the loaded model was too."""
     texts = read_record(origin).get(TEXTS) if (origin / RECORD).is_file() else None
     if texts:

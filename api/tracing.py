@@ -17,7 +17,7 @@ from ..passes.couple.coupling import VALUES, Coupling, couple
 from ..passes.couple.explain import why as shortest_paths
 from ..tracer.export import Traced
 from ..tracer.model import build_meta, load_config
-from .model_call import Calling
+from .model_call import ModelCall
 from .progress import Progress, silent
 from .request_checks import Model, check_example, check_paths
 from .sources import open_source
@@ -177,7 +177,7 @@ def trace(
     with open_source(model, weights=False, trust_remote_code=trust_remote_code) as source:
         progress(f"building {source.name} without weights")
         config = load_config(source)
-        calling = Calling(config, example)
+        calling = ModelCall(config, example)
         module = build_meta(config, trust_remote_code=trust_remote_code)
     progress(f"tracing {source.name}")
     traced = calling.trace(module)

@@ -11,7 +11,7 @@ from pathlib import Path
 INDEX_SUFFIX = ".safetensors.index.json"
 SOURCE_SUFFIXES = (".safetensors", INDEX_SUFFIX)
 
-WINDOW = 1 << 27
+READ_WINDOW = 1 << 27
 """Bytes that are hashed in one call, and in memory during it. Between calls a thread waits for Python's global lock,
 which costs milliseconds while another thread imports or traces."""
 
@@ -21,8 +21,8 @@ def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     size = path.stat().st_size
     with path.open("rb") as file:
-        for start in range(0, size, WINDOW):
-            length = min(WINDOW, size - start)
+        for start in range(0, size, READ_WINDOW):
+            length = min(READ_WINDOW, size - start)
             with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start) as window:
                 digest.update(window)
     return digest.hexdigest()

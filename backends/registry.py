@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from ..ir.call_text import Kind, Scanner, bind, having, is_name
+from ..ir.call_text import CallKind, Scanner, bind, having, is_name
 from ..ir.errors import RequestError
 from ..ir.options import options_of
 from ..ir.plugins import Table, joined
@@ -16,7 +16,7 @@ from .onnx.exporter import Onnx
 EXPORTERS: tuple[type[Exporter], ...] = (Onnx,)
 """fxprune's own exporters."""
 
-FORMAT = Kind(
+FORMAT = CallKind(
     "format",
     "formats",
     "a format is name{option=value}, such as onnx{dtype=int8}; see `fxprune formats`",

@@ -90,9 +90,9 @@ class Bench:
                 self.once(key, lambda read=read: self._refuse_overlap(run, read))
 
     def _refuse_overlap(self, run: Run, read: Any) -> None:
-        from fxprune.tracer.texts.fingerprints import Noted, overlap
+        from fxprune.tracer.texts.fingerprints import TrackedText, overlap
 
-        noted = Noted(read)
+        noted = TrackedText(read)
         noted.windows(128)
         known = noted.fingerprint("read", read.name)
         for name in run.texts:

@@ -108,14 +108,14 @@ def map_parts(name: str, inputs: int, unit: int, root: Any, tokens: int) -> list
     """Statistics, rounds of obs and the refit of one linear map with WIDTH outputs, float64 as in the passes."""
     import torch
 
-    from fxprune.passes.calibrate.least_squares import Moments, Surgeon, refit
+    from fxprune.passes.calibrate.least_squares import Moments, ObsSolver, refit
 
     x, y = torch.randn(tokens, inputs), torch.randn(tokens, WIDTH)
     moments, weight = Moments.empty(inputs, WIDTH), torch.randn(WIDTH, inputs)
     adding = timed(lambda: moments.add(x, y))[0]
     fitting = timed(lambda: refit(moments, weight, 0.01))[0]
     columns = list(torch.arange(inputs).split(unit))
-    making, surgeon = timed(lambda: Surgeon.of(moments, weight, 0.01, columns, root))
+    making, surgeon = timed(lambda: ObsSolver.of(moments, weight, 0.01, columns, root))
     rounds = len(columns) - 1 if unit > 1 else ROUNDS
     at_once = 1 if unit > 1 else -(-(len(columns) - 1) // ROUNDS)
     costing = timed(surgeon.costs)[0]

@@ -20,8 +20,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from .text import text
 
 VOCABULARY = 1024
-WINDOW = 256
-BATCH = 4
+TRAIN_WINDOW = 256
+TRAIN_BATCH = 4
 PEAK_RATE = 2e-3
 WEIGHT_DECAY = 0.1
 WARM_UP = 0.03
@@ -61,7 +61,7 @@ def new_model() -> LlamaForCausalLM:
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=16,
-        max_position_embeddings=WINDOW,
+        max_position_embeddings=TRAIN_WINDOW,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
@@ -88,10 +88,10 @@ def perplexity(model: LlamaForCausalLM, tokens: torch.Tensor) -> float:
 def batches(tokens: torch.Tensor) -> Iterator[torch.Tensor]:
     """Endless batches ``[BATCH, WINDOW]``; each epoch cuts the text at another offset and shuffles the windows."""
     while True:
-        start = int(torch.randint(WINDOW, ()))
-        count = (len(tokens) - start) // WINDOW
-        windows = tokens[start : start + count * WINDOW].view(count, WINDOW)
-        yield from windows[torch.randperm(count)].split(BATCH)
+        start = int(torch.randint(TRAIN_WINDOW, ()))
+        count = (len(tokens) - start) // TRAIN_WINDOW
+        windows = tokens[start : start + count * TRAIN_WINDOW].view(count, TRAIN_WINDOW)
+        yield from windows[torch.randperm(count)].split(TRAIN_BATCH)
 
 
 def rate(progress: float) -> float:
@@ -162,7 +162,7 @@ def main() -> None:
     steps = fit(model, train, watched, options.minutes * 60)
     save(model, tokenizer, options.out)
     saved = LlamaForCausalLM.from_pretrained(options.out, dtype=torch.float32)
-    print(f"{steps} steps, {steps * BATCH * WINDOW / len(train):.1f} epochs")
+    print(f"{steps} steps, {steps * TRAIN_BATCH * TRAIN_WINDOW / len(train):.1f} epochs")
     for name, tokens in (("train", train[: len(held_out)]), ("calibration", watched), ("evaluation", held_out)):
         print(f"{name} perplexity {perplexity(saved, tokens):.2f}")
 

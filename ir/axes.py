@@ -18,7 +18,7 @@ AxisId = int
 ONE: AxisId = 0
 """The axis of every dimension of extent 1. It broadcasts and is never equated with another axis."""
 
-Form = Literal["leaf", "product", "concat"]
+TermForm = Literal["leaf", "product", "concat"]
 
 
 class ClashError(Exception):
@@ -37,7 +37,7 @@ class Atom:
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class ProductAxis:
     """Factors in row-major order; without factors, the axis of extent 1."""
 
     factors: tuple[Axis, ...]
@@ -51,7 +51,7 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Concat:
+class ConcatAxis:
     """Concatenated parts, in order."""
 
     parts: tuple[Axis, ...]
@@ -64,14 +64,14 @@ class Concat:
         return "(" + " + ".join(map(str, self.parts)) + ")"
 
 
-Axis = Atom | Product | Concat
+Axis = Atom | ProductAxis | ConcatAxis
 
 
 @dataclass(slots=True)
 class _Node:
     size: int
     parent: AxisId
-    form: Form = "leaf"
+    form: TermForm = "leaf"
     children: tuple[AxisId, ...] = ()
     frozen: str | None = None
     marks: frozenset[str] = frozenset()
@@ -180,7 +180,7 @@ class Axes:
         above.frozen = above.frozen or below.frozen
         above.marks |= below.marks
 
-    def _flat(self, axis: AxisId, form: Form) -> list[AxisId]:
+    def _flat(self, axis: AxisId, form: TermForm) -> list[AxisId]:
         """The representatives of the children; nested nodes of the same form are flattened."""
         root = self.find(axis)
         if self._nodes[root].form != form or root == ONE:
@@ -281,7 +281,7 @@ class Solution:
 
     def __init__(self, axes: Axes, order: Iterable[AxisId]) -> None:
         self._axes = axes
-        self._terms: dict[AxisId, Axis] = {ONE: Product(())}
+        self._terms: dict[AxisId, Axis] = {ONE: ProductAxis(())}
         self.sizes: dict[int, int] = {}
         self.frozen: dict[int, str] = {}
         self.marks: dict[int, set[str]] = {}
@@ -305,7 +305,7 @@ class Solution:
             self.sizes[atom.id] = node.size
             return atom
         children = tuple(self.term(c) for c in self._axes._flat(root, node.form))
-        return Product(children) if node.form == "product" else Concat(children)
+        return ProductAxis(children) if node.form == "product" else ConcatAxis(children)
 
     def _spread(self) -> None:
         """Pass freezes and marks from every term to its atoms."""
@@ -338,5 +338,5 @@ def atoms_of(axis: Axis) -> list[Atom]:
     """All atoms of a term from left to right; an atom that occurs twice is listed twice."""
     if isinstance(axis, Atom):
         return [axis]
-    children = axis.factors if isinstance(axis, Product) else axis.parts
+    children = axis.factors if isinstance(axis, ProductAxis) else axis.parts
     return [atom for child in children for atom in atoms_of(child)]

@@ -38,7 +38,7 @@ C = TypeVar("C", bound=Checked)
 
 
 @dataclass(frozen=True)
-class Kind:
+class CallKind:
     """What a text calls, in the words of an error.
 
     Attributes:
@@ -70,7 +70,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Word:
+class CallWord:
     """A name or a value, and its place in the text."""
 
     value: str
@@ -79,11 +79,11 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Call:
+class OptionCall:
     """One call as written: its name and settings, not yet checked against anything."""
 
-    name: Word
-    settings: tuple[tuple[Word, Word], ...]
+    name: CallWord
+    settings: tuple[tuple[CallWord, CallWord], ...]
     span: Span
 
 
@@ -95,24 +95,24 @@ class Scanner:
         kind: what it calls.
     """
 
-    def __init__(self, text: str, kind: Kind) -> None:
+    def __init__(self, text: str, kind: CallKind) -> None:
         self.text = text
         self.kind = kind
         self.at = 0
 
-    def call(self) -> Call:
+    def call(self) -> OptionCall:
         """The call that comes next, up to its closing brace."""
         self._skip_space()
         start = self.at
         name = self._word(_NAME, f"the name of a {self.kind.one}", self.kind.usage)
-        settings: list[tuple[Word, Word]] = []
+        settings: list[tuple[CallWord, CallWord]] = []
         if self.take("{") and not self.take("}"):
             settings.append(self._setting())
             while self.take(","):
                 settings.append(self._setting())
             if not self.take("}"):
                 raise self._here().error("expected ',' or '}'", "options are written {name=value,name=value}")
-        return Call(name, tuple(settings), Span(self.text, start, self.at))
+        return OptionCall(name, tuple(settings), Span(self.text, start, self.at))
 
     def take(self, char: str) -> bool:
         """If ``char`` comes next, after any spaces, move past it and return True."""
@@ -127,13 +127,13 @@ class Scanner:
         if self.at < len(self.text):
             raise self._here().error(f"expected {expected}, found {self.text[self.at]!r}", hint)
 
-    def _setting(self) -> tuple[Word, Word]:
+    def _setting(self) -> tuple[CallWord, CallWord]:
         key = self._word(_NAME, "the name of an option", "options are written {name=value,name=value}")
         if not self.take("="):
             raise self._here().error(f"expected '=' after option {key.value!r}", f"write {key.value}=VALUE")
         return key, self._value(key.value)
 
-    def _value(self, key: str) -> Word:
+    def _value(self, key: str) -> CallWord:
         self._skip_space()
         quoted = _QUOTED.match(self.text, self.at)
         if not quoted:
@@ -144,15 +144,15 @@ class Scanner:
         except ValueError:
             raise span.error("this is not a string", 'quote as JSON does: \\" and \\\\ for " and \\') from None
         self.at = quoted.end()
-        return Word(value, span, quoted=True)
+        return CallWord(value, span, quoted=True)
 
-    def _word(self, pattern: re.Pattern[str], expected: str, hint: str) -> Word:
+    def _word(self, pattern: re.Pattern[str], expected: str, hint: str) -> CallWord:
         self._skip_space()
         match = pattern.match(self.text, self.at)
         if not match:
             raise self._here().error(f"expected {expected}", hint)
         self.at = match.end()
-        return Word(match.group(), Span(self.text, match.start(), match.end()))
+        return CallWord(match.group(), Span(self.text, match.start(), match.end()))
 
     def _skip_space(self) -> None:
         match = _SPACE.match(self.text, self.at)
@@ -163,10 +163,10 @@ class Scanner:
 
 
 def bind(
-    call: Call,
+    call: OptionCall,
     by_name: Mapping[str, type[C]],
     shared: Mapping[str, Any],
-    kind: Kind,
+    kind: CallKind,
     defaults: Mapping[str, Any] | None = None,
 ) -> C:
     """What ``call`` names, with its options typed and checked.
@@ -225,11 +225,11 @@ def _shared_values(shared: Mapping[str, Any], options: Mapping[str, Option]) -> 
         if name in options:
             text = value if isinstance(value, str) else write_value(value)
             source = f"{name}={text}"
-            values[name] = _read(options[name], Word(text, Span(source, len(name) + 1, len(source))))
+            values[name] = _read(options[name], CallWord(text, Span(source, len(name) + 1, len(source))))
     return values
 
 
-def _read(option: Option, word: Word) -> Any:
+def _read(option: Option, word: CallWord) -> Any:
     try:
         return option.read(word.value, quoted=word.quoted)
     except ValueError:
@@ -239,7 +239,7 @@ def _read(option: Option, word: Word) -> Any:
         ) from None
 
 
-def _options_hint(key: Word, options: Mapping[str, Option]) -> str:
+def _options_hint(key: CallWord, options: Mapping[str, Option]) -> str:
     if not options:
         return "it has no options"
     return _near(key.value, options) + "options: " + ", ".join(options)

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from .axes import Atom, Axis, Concat, Product, atoms_of
+from .axes import Atom, Axis, ConcatAxis, ProductAxis, atoms_of
 from .plan import Indices
 
 Mask = npt.NDArray[np.bool_]
@@ -119,9 +119,9 @@ def positions(axis: Axis, atom: int) -> Indices:
     """
     if isinstance(axis, Atom):
         return np.arange(axis.size) if axis.id == atom else np.full(axis.size, -1)
-    if isinstance(axis, Concat):
+    if isinstance(axis, ConcatAxis):
         return np.concatenate([positions(part, atom) for part in axis.parts])
-    assert isinstance(axis, Product)
+    assert isinstance(axis, ProductAxis)
     found, outer, inner = np.full(axis.size, -1), 1, axis.size
     for factor in axis.factors:
         inner //= factor.size
@@ -165,7 +165,7 @@ def _alive(axis: Axis, alive: Mapping[int, Mask]) -> Mask:
     """Mask of the kept positions; a position with units of several atoms is kept if all of them are."""
     if isinstance(axis, Atom):
         return alive.get(axis.id, np.ones(axis.size, dtype=bool))
-    if isinstance(axis, Concat):
+    if isinstance(axis, ConcatAxis):
         return np.concatenate([_alive(part, alive) for part in axis.parts])
     stays = np.ones(1, dtype=bool)
     for factor in axis.factors:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from .errors import FxpruneError
 
-T = TypeVar("T")
+EntryT = TypeVar("EntryT")
 
 
 class PluginWarning(UserWarning):
@@ -38,18 +38,18 @@ class Origin:
         return f"{self.package} {self.version} ({self.place})"
 
 
-class Table(Mapping[str, T]):
+class Table(Mapping[str, EntryT]):
     """Everything of one kind by name, fxprune's own first; it cannot be changed.
 
     Attributes:
         origins: the name of whatever an installed package brings -> where it comes from.
     """
 
-    def __init__(self, entries: Mapping[str, T], origins: Mapping[str, Origin]) -> None:
+    def __init__(self, entries: Mapping[str, EntryT], origins: Mapping[str, Origin]) -> None:
         self._entries = dict(entries)
         self.origins = dict(origins)
 
-    def __getitem__(self, name: str) -> T:
+    def __getitem__(self, name: str) -> EntryT:
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -59,7 +59,9 @@ class Table(Mapping[str, T]):
         return len(self._entries)
 
 
-def joined(kind: str, group: str, own: Mapping[str, T], read: Callable[[Any], Mapping[str, T]]) -> Table[T]:
+def joined(
+    kind: str, group: str, own: Mapping[str, EntryT], read: Callable[[Any], Mapping[str, EntryT]]
+) -> Table[EntryT]:
     """fxprune's own entries and those that installed packages bring under ``group``.
 
     A plug-in that cannot be imported, or that ``read`` refuses, is left out: a :class:`PluginWarning` names it.

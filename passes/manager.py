@@ -34,7 +34,7 @@ class Analysis:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRecord:
     """One thing that ran: a pass of the pipeline, or an analysis that a pass needed.
 
     Attributes:
@@ -55,7 +55,7 @@ class Step:
 
 
 Verify = Callable[["Graph"], None]
-Between = Callable[[Step, State], None]
+Between = Callable[[StepRecord, State], None]
 Announce = Callable[[str, int, int], None]
 
 
@@ -84,7 +84,7 @@ def run_pipeline(
     verify: Verify,
     between: Between | None = None,
     announce: Announce | None = None,
-) -> tuple[Step, ...]:
+) -> tuple[StepRecord, ...]:
     """Run ``pipeline`` on ``state``, in place.
 
     Args:
@@ -106,9 +106,9 @@ def run_pipeline(
     verify(state.subject.graph)
     state.before.graph = state.before.graph or state.subject.graph
     known = {analysis.name: analysis for analysis in analyses}
-    steps: list[Step] = []
+    steps: list[StepRecord] = []
 
-    def record(step: Step) -> None:
+    def record(step: StepRecord) -> None:
         steps.append(step)
         if between is not None:
             between(step, state)
@@ -126,7 +126,7 @@ def run_pipeline(
         seconds = time.perf_counter() - started
         for name in step.invalidates:
             setattr(state.subject, known[name].part, None)
-        record(Step(step.name, print_pass(step), seconds))
+        record(StepRecord(step.name, print_pass(step), seconds))
         _verify_after(step, state, verify)
     return tuple(steps)
 
@@ -141,10 +141,10 @@ def _keep_before(state: State, rest: Sequence[Pass]) -> None:
         before.same_layers = before.model if fresh else copy.deepcopy(model)
 
 
-def _analyse(analysis: Analysis, state: State) -> Step:
+def _analyse(analysis: Analysis, state: State) -> StepRecord:
     started = time.perf_counter()
     setattr(state.subject, analysis.part, analysis.run(state.subject.graph))
-    return Step(analysis.name, analysis.name, time.perf_counter() - started, is_analysis=True)
+    return StepRecord(analysis.name, analysis.name, time.perf_counter() - started, is_analysis=True)
 
 
 def _verify_after(step: Pass, state: State, verify: Verify) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..ir.call_text import Call, Kind, Scanner, bind, having
+from ..ir.call_text import CallKind, OptionCall, Scanner, bind, having
 from ..ir.errors import RequestError
 from ..ir.options import options_of, write_value
 from .base import Pass
 
-PASS = Kind(
+PASS = CallKind(
     "pass",
     "passes",
     "a pipeline is pass,pass{option=value}; see `fxprune passes`",
@@ -66,7 +66,7 @@ def print_pass(step: Pass, *, defaults: bool = False) -> str:
     return step.name + ("{" + ",".join(given) + "}" if given else "")
 
 
-def _calls(text: str) -> list[Call]:
+def _calls(text: str) -> list[OptionCall]:
     scanner = Scanner(text, PASS)
     calls = [scanner.call()]
     while scanner.take(","):

@@ -19,12 +19,12 @@ from .score_cache import fingerprint
 from .select.allocate import UNIFORM, WAYS, Target
 from .select.budget import Budget
 from .select.latency import forward_seconds
-from .select.scope import HEADS, Scope, chosen_groups
+from .select.scope import HEAD_CHOICES, Scope, chosen_groups
 from .select.select import best_units, select, step_of
 from .shrink.cut import cut
 from .state import State
 
-BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of"})
+BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of"})
 """Options that decide how much is removed and do not change the scores."""
 
 
@@ -41,7 +41,9 @@ class Prune(Pass):
         hint="give the share to remove: 0.25 removes a quarter",
     )  # fmt: skip
     layers: tuple[int, int] | None = option(None, "layers to prune, START:END, END exclusive; none means all layers")
-    heads: str = option("kv", "kv: kv heads with their query heads; query: query heads of each kv head; off", HEADS)
+    heads: str = option(
+        "kv", "kv: kv heads with their query heads; query: query heads of each kv head; off", HEAD_CHOICES
+    )
     ffn: bool = option(True, "prune inner widths, such as those of feed-forward layers")
     channels: bool = option(
         False, "prune the residual width (the paper's channel-wise mode); true for package.module:callable"
@@ -131,7 +133,7 @@ class Prune(Pass):
 
     def _scoring_options(self) -> dict[str, str]:
         """The options that scores depend on, as text."""
-        names = [o.name for o in options_of(type(self)) if self.for_one_budget or o.name not in BUDGET]
+        names = [o.name for o in options_of(type(self)) if self.for_one_budget or o.name not in BUDGET_OPTIONS]
         return {name: write_value(getattr(self, name)) for name in names}
 
     @property

@@ -25,7 +25,7 @@ AGAIN = "give another FILE to --scores; the scores of this run are kept there"
 
 
 @dataclass
-class Saved:
+class ScoreCache:
     """The scores of the first pruning pass of a pipeline, and what they were computed with.
 
     Attributes:
@@ -66,7 +66,7 @@ class Saved:
         if self.loaded:
             self._require(record, text, names)
             return {name: self.arrays[name] for name in names}
-        witness = Witness(text) if text is not None else None
+        witness = RecordingCorpus(text) if text is not None else None
         found = compute(witness)
         self.arrays = {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
         self.changed = True
@@ -121,7 +121,7 @@ class Saved:
         return RequestError(f"{self.name} holds {what}", hint)
 
 
-class Witness:
+class RecordingCorpus:
     """A corpus that records which windows were read (recording corpus)."""
 
     def __init__(self, text: Corpus) -> None:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ..ir.graph import Graph
     from .couple.coupling import Coupling
     from .data import Corpus, Weights
-    from .score_cache import Saved
+    from .score_cache import ScoreCache
 
-KEPT = "kept"
+KEPT_ON_RESUME = "kept"
 """In the metadata of a part of :class:`State`: whether a run that goes on has it from the one that broke off. What is
 not kept, it makes anew."""
 
@@ -157,7 +157,7 @@ class Ledger:
     consumers: list[tuple[str, int]] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
     written: list[tuple[int, torch.Tensor]] = field(default_factory=list)
-    scores: Saved | None = None
+    scores: ScoreCache | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
 
@@ -173,8 +173,8 @@ class State:
         ledger: what has been done.
     """
 
-    subject: Subject = field(metadata={KEPT: True})
-    data: Data = field(default_factory=Data, metadata={KEPT: False})
-    host: Host = field(default_factory=NoHost, metadata={KEPT: False})
-    before: Before = field(default_factory=Before, metadata={KEPT: True})
-    ledger: Ledger = field(default_factory=Ledger, metadata={KEPT: True})
+    subject: Subject = field(metadata={KEPT_ON_RESUME: True})
+    data: Data = field(default_factory=Data, metadata={KEPT_ON_RESUME: False})
+    host: Host = field(default_factory=NoHost, metadata={KEPT_ON_RESUME: False})
+    before: Before = field(default_factory=Before, metadata={KEPT_ON_RESUME: True})
+    ledger: Ledger = field(default_factory=Ledger, metadata={KEPT_ON_RESUME: True})

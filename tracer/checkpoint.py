@@ -12,7 +12,7 @@ from ..ir.errors import RequestError
 
 SINGLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
-INDEX = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -29,8 +29,8 @@ def weight_files(directory: Path, *, allow_pickle: bool = False) -> tuple[Path, 
     """
     if (directory / SINGLE).is_file():
         files = [directory / SINGLE]
-    elif (directory / INDEX).is_file():
-        files = _shards(directory / INDEX)
+    elif (directory / INDEX_FILE).is_file():
+        files = _shards(directory / INDEX_FILE)
     else:
         return _pickle(directory, allow_pickle)
     held = {file.name: check_safetensors(file) for file in files}
@@ -49,7 +49,7 @@ def check_safetensors(file: Path) -> frozenset[str]:
         RequestError: the file is missing, truncated or corrupt.
     """
     if not file.is_file():
-        raise RequestError(f"{file} is missing, but {INDEX} lists it", "copy or download the model again")
+        raise RequestError(f"{file} is missing, but {INDEX_FILE} lists it", "copy or download the model again")
     try:
         with safe_open(file, framework="numpy") as opened:
             return frozenset(opened.keys())
@@ -62,7 +62,7 @@ def check_safetensors(file: Path) -> frozenset[str]:
 
 def _check_index(directory: Path, held: Mapping[str, frozenset[str]]) -> None:
     """Compare an index with the shards: ``held`` is file name -> names of its tensors."""
-    index = directory / INDEX
+    index = directory / INDEX_FILE
     for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
         if name not in held[file]:
             raise RequestError(
@@ -71,7 +71,7 @@ def _check_index(directory: Path, held: Mapping[str, frozenset[str]]) -> None:
     for path in sorted(directory.glob(SHARDS)):
         if path.name not in held:
             raise RequestError(
-                f"{path.name} is not listed in {INDEX} of {directory}", "remove the file, or add it to the index"
+                f"{path.name} is not listed in {INDEX_FILE} of {directory}", "remove the file, or add it to the index"
             )
 
 
@@ -88,7 +88,7 @@ def _shards(index: Path) -> list[Path]:
 def _pickle(directory: Path, allow_pickle: bool) -> tuple[Path, ...]:
     found = next((directory / name for name in PICKLES if (directory / name).is_file()), None)
     if found is None:
-        raise RequestError(f"{directory} holds no weights", f"add {SINGLE}, or shards with {INDEX}")
+        raise RequestError(f"{directory} holds no weights", f"add {SINGLE}, or shards with {INDEX_FILE}")
     if not allow_pickle:
         raise RequestError(
             f"{found} is a pickle, which can run any code when it is loaded",

@@ -23,10 +23,10 @@ _SHAPE = re.compile(r"(?P<dtype>\w+)\[(?P<extents>[^\]]*)\]")
 _FIRST_TOKEN = 3
 """In most vocabularies, smaller ids are special tokens, such as padding."""
 
-Inputs = dict[str, torch.Tensor]
+NamedInputs = dict[str, torch.Tensor]
 
 
-def example_inputs(model: Any, text: str | None = None) -> Inputs:
+def example_inputs(model: Any, text: str | None = None) -> NamedInputs:
     """Example inputs of a transformers model: keyword arguments of its forward, on the CPU.
 
     Args:

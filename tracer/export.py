@@ -20,7 +20,7 @@ from ..runtime.experts import BATCHED, experts_as
 from ..runtime.quiet import quiet
 from .lower import lower
 from .randomness import drawing
-from .trace_errors import blamed
+from .trace_errors import explained
 
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107)
 
@@ -70,7 +70,7 @@ def trace_model(
             if _mutates(program):
                 program = program.run_decompositions({})
     except Exception as error:
-        where = blamed(error, model)
+        where = explained(error, model)
         raise FxpruneError(
             f"torch.export cannot trace {type(model).__name__}{f', at {where}' if where else ''}: {first_line(error)}",
             "rewrite that code so that tensor values do not decide what runs, or trace a submodule; --debug shows more",

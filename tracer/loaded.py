@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from ..ir.errors import FxpruneError, RequestError
-from .model import Source, build_meta
+from .model import ModelSource, build_meta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ def write_loaded(
     *,
     weights: bool,
     trust_remote_code: bool,
-) -> Source:
+) -> ModelSource:
     """Write a loaded model as a model directory; the model stays as it is.
 
     The directory holds as many bytes as the model's tensors take. On the way tensors are copied to the CPU, of a model
@@ -65,7 +65,7 @@ def write_loaded(
             model.config.save_pretrained(directory)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
-    return Source(name=name, directory=directory, trust_remote_code=trust_remote_code, loaded=True)
+    return ModelSource(name=name, directory=directory, trust_remote_code=trust_remote_code, loaded=True)
 
 
 def _saved(model: PreTrainedModel, directory: Path, name: str) -> None:

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ModelSource:
     """A model directory on this machine and what its user allows.
 
     Attributes:
@@ -55,7 +55,7 @@ class Source:
 
 def resolve(
     name: str | Path, *, weights: bool = True, trust_remote_code: bool = False, allow_pickle: bool = False
-) -> Source:
+) -> ModelSource:
     """Find the directory of a model; a model of the Hub is downloaded to the Hugging Face cache.
 
     Args:
@@ -73,7 +73,9 @@ def resolve(
         raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
     if weights:
         weight_files(directory, allow_pickle=allow_pickle)
-    return Source(name=str(name), directory=directory, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    return ModelSource(
+        name=str(name), directory=directory, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
 
 
 def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
@@ -103,7 +105,7 @@ def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
         ) from None
 
 
-def load_config(source: Source) -> Any:
+def load_config(source: ModelSource) -> Any:
     """The model's ``PreTrainedConfig``.
 
     Raises:
@@ -121,7 +123,7 @@ def load_config(source: Source) -> Any:
     )
 
 
-def _check_architecture(source: Source, raw: dict[str, Any]) -> None:
+def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:
     model_type, own_code = raw.get("model_type"), raw.get("auto_map") or {}
     if raw.get("quantization_config"):
         raise RequestError(
@@ -218,7 +220,7 @@ def _without_values() -> Iterator[None]:
         yield
 
 
-def load_model(source: Source, *, dtype: torch.dtype = torch.float32) -> Any:
+def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32) -> Any:
     """The model with its weights on the CPU, in eval mode.
 
     Args:
@@ -253,7 +255,7 @@ def load_model(source: Source, *, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval()
 
 
-def _check_keys(source: Source, config: Any, info: dict[str, Any]) -> None:
+def _check_keys(source: ModelSource, config: Any, info: dict[str, Any]) -> None:
     wrong = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),
@@ -269,7 +271,7 @@ def _check_keys(source: Source, config: Any, info: dict[str, Any]) -> None:
     raise FxpruneError(f"the weights of {source.name!r} do not fit its config: tensors {found}", hint)
 
 
-def load_tokenizer(source: Source) -> Any:
+def load_tokenizer(source: ModelSource) -> Any:
     """The model's tokenizer.
 
     Raises:

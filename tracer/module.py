@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from .export import Traced, trace_model
 
-Inputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
+ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, a tuple of positional arguments, or a dict of keyword arguments of a forward."""
 
 EXAMPLE_HINT = "write --example as 'float32[2,3,224,224]': dtype and extents; separate several inputs by commas"
@@ -29,7 +29,7 @@ _BATCHES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)
 
 
 @dataclass(frozen=True)
-class Call:
+class ForwardCall:
     """A call of a forward: its arguments.
 
     Attributes:
@@ -52,7 +52,7 @@ class Call:
         extents = {tensor.shape[0] if tensor.dim() else None for tensor in self.tensors}
         return extents.pop() if len(extents) == 1 else None
 
-    def resized(self, batch: int) -> Call:
+    def resized(self, batch: int) -> ForwardCall:
         """The same call with another number of samples; the given samples are repeated."""
 
         def resize(leaf: Any) -> Any:
@@ -62,10 +62,10 @@ class Call:
             return leaf.index_select(0, rows)
 
         args, kwargs, bound = (pytree.tree_map(resize, part) for part in (self.args, dict(self.kwargs), self.bound))
-        return Call(args, kwargs, bound)
+        return ForwardCall(args, kwargs, bound)
 
 
-def bind(module: nn.Module, inputs: Inputs) -> Call:
+def bind(module: nn.Module, inputs: ExampleInputs) -> ForwardCall:
     """The call of a forward on example inputs.
 
     Raises:
@@ -97,13 +97,13 @@ def bind(module: nn.Module, inputs: Inputs) -> Call:
             )
         else:
             named[name] = value
-    call = Call(args, kwargs, named)
+    call = ForwardCall(args, kwargs, named)
     if not call.tensors:
         raise RequestError("the example inputs hold no tensor", "give tensors that the forward accepts")
     return call
 
 
-def trace_module(module: nn.Module, call: Call, *, batch: bool) -> Traced:
+def trace_module(module: nn.Module, call: ForwardCall, *, batch: bool) -> Traced:
     """Trace a module.
 
     Args:
@@ -126,7 +126,7 @@ def _free_batches(module: nn.Module) -> Iterator[int]:
     return (prime for prime in _BATCHES if not any(extent and extent % prime == 0 for extent in taken))
 
 
-def _meta(call: Call, batch: int, module: nn.Module) -> dict[str, Any]:
+def _meta(call: ForwardCall, batch: int, module: nn.Module) -> dict[str, Any]:
     """The arguments with another number of samples, without memory: one element, expanded."""
     tensor = next(iter(module.parameters()), torch.empty(0))
 
@@ -236,7 +236,7 @@ def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[s
     return tuple(tensor for _, tensor in found)
 
 
-def run(module: nn.Module, call: Call) -> list[torch.Tensor]:
+def run(module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
     """The tensors that a module returns, also nested ones.
 
     Raises:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..ir.graph import Graph
 
-_NAMES = """
+_RANDOM_OPERATORS = """
 bernoulli bernoulli_ binomial multinomial normal normal_ poisson rand rand_like randint randint_like randn randn_like
 randperm rrelu_with_noise uniform uniform_
 """
 
 
-DRAWS = frozenset(f"aten.{name}" for name in _NAMES.split())
+DRAWS = frozenset(f"aten.{name}" for name in _RANDOM_OPERATORS.split())
 """Operators that draw random numbers."""
 
 

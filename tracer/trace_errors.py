@@ -19,7 +19,7 @@ _OWN = str(Path(__file__).parent.parent / "tracer")
 _SWITCHES |= {"rrelu": 3, "scaled_dot_product_attention": 4}
 
 
-def blamed(error: BaseException, model: nn.Module) -> str:
+def explained(error: BaseException, model: nn.Module) -> str:
     """``module (file:line)`` of the innermost frame of the model's own code in the traceback; "" for none."""
     paths = {id(module): path or "its root module" for path, module in model.named_modules()}
     found = ""

@@ -23,13 +23,13 @@ from typing import Any, TextIO
 from ...ir.errors import FxpruneError, RequestError, last_line
 from ..progress import Progress, silent
 from ..request_checks import Model, is_path, list_models
-from .process import Job
+from .process import TimingJob
 
 BATCHES = (1, 8)
 
 
 @dataclass(frozen=True)
-class Spread:
+class RoundSpread:
     """A measured value over all rounds: median, lowest and highest."""
 
     median: float
@@ -48,8 +48,8 @@ class Timing:
     """
 
     batch: int
-    first_token: Spread
-    tokens_per_second: Spread
+    first_token: RoundSpread
+    tokens_per_second: RoundSpread
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Benchmark:
     peak_memory: int | None
     timings: tuple[Timing, ...]
     ideal: float
-    speedups: dict[str, Spread]
+    speedups: dict[str, RoundSpread]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def bench(
         )
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
-        jobs = [Job(*_place(model, stack, trust_remote_code), trust_remote_code) for model in found]
+        jobs = [TimingJob(*_place(model, stack, trust_remote_code), trust_remote_code) for model in found]
         if onnx:
             jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
         workers = [stack.enter_context(_worker(job, conditions, progress)) for job in jobs]
@@ -189,7 +189,9 @@ def _place(model: Any, stack: ExitStack, trust_remote_code: bool) -> tuple[str, 
     return source.name, str(source.directory)
 
 
-def _exported(torch_jobs: Sequence[Job], folder: Path, trust_remote_code: bool, progress: Progress) -> list[Job]:
+def _exported(
+    torch_jobs: Sequence[TimingJob], folder: Path, trust_remote_code: bool, progress: Progress
+) -> list[TimingJob]:
     from ..exporting import export
 
     jobs = []
@@ -197,14 +199,14 @@ def _exported(torch_jobs: Sequence[Job], folder: Path, trust_remote_code: bool, 
         if not (Path(job.path) / "model.onnx").is_file():
             out = folder / str(index)
             export(job.path, out, trust_remote_code=trust_remote_code, progress=progress)
-            jobs.append(Job(job.name, str(out), trust_remote_code))
+            jobs.append(TimingJob(job.name, str(out), trust_remote_code))
     return jobs
 
 
 class _Worker:
     """The process of one model, which answers every line with a line of JSON."""
 
-    def __init__(self, job: Job, process: subprocess.Popen[str], said: TextIO) -> None:
+    def __init__(self, job: TimingJob, process: subprocess.Popen[str], said: TextIO) -> None:
         self.job = job
         self.process = process
         self.said = said
@@ -249,7 +251,7 @@ class _Worker:
 
 
 @contextmanager
-def _worker(job: Job, conditions: Conditions, progress: Progress) -> Iterator[_Worker]:
+def _worker(job: TimingJob, conditions: Conditions, progress: Progress) -> Iterator[_Worker]:
     progress(f"{job.name}: loading")
     package = __name__.rpartition(".")[0]
     told = json.dumps({"job": dataclasses.asdict(job), "conditions": dataclasses.asdict(conditions)})
@@ -274,7 +276,7 @@ def _worker(job: Job, conditions: Conditions, progress: Progress) -> Iterator[_W
 
 
 def _rows(
-    jobs: Sequence[Job],
+    jobs: Sequence[TimingJob],
     figures: Sequence[dict[str, Any]],
     times: Sequence[Sequence[dict[str, list[float]]]],
     conditions: Conditions,
@@ -303,7 +305,9 @@ def _timing(batch: int, rounds: Sequence[dict[str, list[float]]], new: int) -> T
     return Timing(batch, _spread(first), _spread([batch * new / seconds for seconds in decode]))
 
 
-def _speedups(before: Sequence[dict[str, list[float]]], after: Sequence[dict[str, list[float]]]) -> dict[str, Spread]:
+def _speedups(
+    before: Sequence[dict[str, list[float]]], after: Sequence[dict[str, list[float]]]
+) -> dict[str, RoundSpread]:
     """``<measured value>, batch <size>`` -> ratio of the times of the two models in the same round."""
     found = {}
     for batch in before[0]:
@@ -313,12 +317,12 @@ def _speedups(before: Sequence[dict[str, list[float]]], after: Sequence[dict[str
     return found
 
 
-def _notes(name: str, ratio: Spread) -> Iterator[str]:
+def _notes(name: str, ratio: RoundSpread) -> Iterator[str]:
     if ratio.high <= 1:
         yield f"{name}: slower, {ratio.median:.2f} times the speed"
     elif ratio.low <= 1:
         yield f"{name}: no clear difference, {ratio.low:.2f} to {ratio.high:.2f} times the speed"
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values))
+def _spread(values: Sequence[float]) -> RoundSpread:
+    return RoundSpread(statistics.median(values), min(values), max(values))

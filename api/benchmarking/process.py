@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from ...tracer.model import Source
+    from ...tracer.model import ModelSource
 
     # The module; a function (ids [B, n], cache) -> (best next token [B, 1], cache); the bytes of the weight files; and
     # the peak memory before loading.
     _Opened = tuple[Module, Callable[[Tensor, Any], tuple[Tensor, Any]], int, int | None]
 
-_SEED = 0
+_PROMPT_SEED = 0
 
 
 @dataclass(frozen=True)
-class Job:
+class TimingJob:
     """The model that one process times.
 
     Attributes:
@@ -49,7 +49,7 @@ class Job:
 class _Timed:
     """A loaded model."""
 
-    def __init__(self, job: Job, conditions: Mapping[str, Any]) -> None:
+    def __init__(self, job: TimingJob, conditions: Mapping[str, Any]) -> None:
         import torch
 
         from ...tracer.model import load_config, resolve
@@ -57,7 +57,7 @@ class _Timed:
 
         torch.set_num_threads(conditions["threads"])
         self.conditions = conditions
-        onnx = (Path(job.path) / evaluation.MODEL_FILE).is_file()
+        onnx = (Path(job.path) / evaluation.ONNX_MODEL).is_file()
         source = resolve(job.path, weights=not onnx, trust_remote_code=job.trust_remote_code)
         config = load_config(source).get_text_config()
         self.vocabulary = int(config.vocab_size)
@@ -75,7 +75,7 @@ class _Timed:
         import torch
 
         found = {}
-        generator = torch.Generator().manual_seed(_SEED)
+        generator = torch.Generator().manual_seed(_PROMPT_SEED)
         with torch.no_grad():
             for batch in self.conditions["batches"]:
                 shape = (batch, self.conditions["prompt"])
@@ -107,7 +107,7 @@ class _Timed:
         return None if after is None or self.before is None else after - self.before
 
 
-def _open_torch(source: Source, _conditions: Mapping[str, Any]) -> _Opened:
+def _open_torch(source: ModelSource, _conditions: Mapping[str, Any]) -> _Opened:
     from .. import evaluation
 
     before = _peak()
@@ -121,7 +121,7 @@ def _open_torch(source: Source, _conditions: Mapping[str, Any]) -> _Opened:
     return module, step, opened.bytes, before
 
 
-def _open_onnx(source: Source, conditions: Mapping[str, Any]) -> _Opened:
+def _open_onnx(source: ModelSource, conditions: Mapping[str, Any]) -> _Opened:
     import torch
 
     from ...backends.onnx.runtime import MODEL_FILE, OnnxDecoder
@@ -159,7 +159,7 @@ def serve(told: str, questions: TextIO, answers: TextIO) -> None:
 
     asked = json.loads(told)
     try:
-        timed = _Timed(Job(**asked["job"]), asked["conditions"])
+        timed = _Timed(TimingJob(**asked["job"]), asked["conditions"])
         say({"ready": True})
         for line in questions:
             say(timed.time() if line.strip() == "time" else timed.figures())

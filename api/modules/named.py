@@ -107,7 +107,7 @@ def trace_target(model: str, example: str, *, progress: Progress = silent) -> Tr
     return Trace(model, traced, couple(traced.graph), parameter_count(module))
 
 
-def _traced(module: nn.Module, call: modules.Call) -> Traced:
+def _traced(module: nn.Module, call: modules.ForwardCall) -> Traced:
     """Trace for any number of samples where the module allows it, so that no width is confused with that number."""
     if call.batch is not None and call.batch > 1:
         try:

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ...backends.graph_module import raise_graph
-from ...backends.pt2.save import Product, load
+from ...backends.pt2.save import SavableModule, load
 from ...backends.pt2.training_mode import follow_mode
 from ...ir.cost import macs
 from ...ir.errors import FxpruneError, RequestError
@@ -21,7 +21,7 @@ from ...ir.graph import Graph
 from ...ir.plan import Plan
 from ...ir.verifier import verify
 from ...passes.base import Pass, PassKind
-from ...passes.manager import Step, run_pipeline
+from ...passes.manager import StepRecord, run_pipeline
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import ANALYSES, all_passes
@@ -29,7 +29,7 @@ from ...passes.state import Data, NoHost, State, Subject
 from ...runtime.tensors import tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
-from ...tracer.module import Call, Inputs, bind, run, trace_module
+from ...tracer.module import ExampleInputs, ForwardCall, bind, run, trace_module
 from ..progress import Progress, silent
 from ..pruning.result import GroupChange
 from ..request_checks import check_loss, check_module, list_batches
@@ -41,15 +41,15 @@ DEFAULTS: Mapping[str, Any] = {"channels": True}
 """Options that are another thing for a module than for a language model, where neither the pipeline text nor the call
 says anything: the widths that shortcuts carry go too."""
 
-Loss = Callable[..., torch.Tensor]
+LossFunction = Callable[..., torch.Tensor]
 
 
 def prune_module(
     module: nn.Module,
-    example_inputs: Inputs,
+    example_inputs: ExampleInputs,
     passes: str | Sequence[str],
     *,
-    loss: Loss | None = None,
+    loss: LossFunction | None = None,
     calib: Iterable[Any] | None = None,
     data: Iterable[Any] | None = None,
     ratio: float | str | None = None,
@@ -92,12 +92,12 @@ def prune_module(
     }  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses)
-    work = _Work(module, bind(module, example_inputs), progress)
+    work = _ModuleRun(module, bind(module, example_inputs), progress)
     return work.run(pipeline, losses)
 
 
 def _losses(
-    loss: Loss | None, calib: Iterable[Any] | None, data: Iterable[Any] | None
+    loss: LossFunction | None, calib: Iterable[Any] | None, data: Iterable[Any] | None
 ) -> list[Callable[[nn.Module], torch.Tensor]]:
     check_loss(loss, named=False)
     if data is not None:
@@ -130,10 +130,10 @@ def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
             )
 
 
-class _Work(NoHost):
+class _ModuleRun(NoHost):
     """A module on its way through a pipeline; it is the host of the passes, which may cut widths and no more."""
 
-    def __init__(self, module: nn.Module, call: Call, progress: Progress) -> None:
+    def __init__(self, module: nn.Module, call: ForwardCall, progress: Progress) -> None:
         self.original, self.call, self.progress = module, call, progress
         self.model = copy.deepcopy(module).eval()
         self.dense = run(self.model, call)
@@ -205,7 +205,7 @@ class _Work(NoHost):
         state = State(subject, Data(losses=losses), host=self)
         groups: dict[str, Any] = {}
 
-        def between(_step: Step, state: State) -> None:
+        def between(_step: StepRecord, state: State) -> None:
             coupling = state.subject.coupling
             for name, group in coupling.groups.items() if coupling is not None else ():
                 groups.setdefault(name, group)
@@ -232,7 +232,9 @@ class _Work(NoHost):
             worst_difference=worst,
             steps=steps,
             report=dict(state.ledger.report),
-            product=Product(result, self.call.args, self.call.kwargs, plan, state.ledger.repairs, not self.fixed_batch),
+            product=SavableModule(
+                result, self.call.args, self.call.kwargs, plan, state.ledger.repairs, not self.fixed_batch
+            ),
         )
 
     def _check(self, state: State) -> float:
@@ -257,7 +259,7 @@ class _Work(NoHost):
         expected = self._run_graph(graph, module, self.call)
         return _vector(expected), _vector(run(module, self.call))
 
-    def _run_graph(self, graph: Graph, module: nn.Module, call: Call) -> list[torch.Tensor]:
+    def _run_graph(self, graph: Graph, module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
         """All outputs of a rewritten graph with the tensors of a module.
 
         Raises:
@@ -278,7 +280,7 @@ class _Work(NoHost):
         return follow_mode(self._graph_module(graph, self.traced, tensors))
 
 
-def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:
+def _placeholders(call: ForwardCall, graph: fx.Graph) -> list[fx.Node]:
     """Make the arguments of the module, and return the tensors in them. Other values are fixed as in the example."""
     found: list[fx.Node] = []
 
@@ -295,7 +297,7 @@ def _placeholders(call: Call, graph: fx.Graph) -> list[fx.Node]:
     return found
 
 
-def _arrangement(model: nn.Module, call: Call) -> Callable[[list[fx.Node]], Any]:
+def _arrangement(model: nn.Module, call: ForwardCall) -> Callable[[list[fx.Node]], Any]:
     """A function that arranges the outputs of the graph as the module returns them, in dicts and tuples."""
     with torch.no_grad():
         output = _plain(model(*call.args, **call.kwargs))
@@ -316,7 +318,7 @@ def _plain(output: Any) -> Any:
     return output
 
 
-def _worst(module: nn.Module, call: Call, expected: Sequence[torch.Tensor]) -> float:
+def _worst(module: nn.Module, call: ForwardCall, expected: Sequence[torch.Tensor]) -> float:
     got = run(module, call)
     if len(got) != len(expected):
         return float("inf")

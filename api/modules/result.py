@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from ...backends.pt2.save import Product, SavedModule, save_module
+from ...backends.pt2.save import SavableModule, SavedModule, save_module
 from ...ir.plan import Plan
-from ...passes.manager import Step
+from ...passes.manager import StepRecord
 from ..pruning.result import GroupChange
 from ..request_checks import check_paths
 
@@ -48,9 +48,9 @@ class Pruned:
     groups: tuple[GroupChange, ...]
     plan: Plan
     worst_difference: float
-    steps: tuple[Step, ...]
+    steps: tuple[StepRecord, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
-    product: Product | None = field(default=None, repr=False)
+    product: SavableModule | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""

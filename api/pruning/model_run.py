@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ...backends.artifact import write_json
 from ...backends.graph_module import constants_of
 from ...backends.huggingface.checkpoint import STORED_DTYPES
-from ...backends.huggingface.save import Form, Saved, save
+from ...backends.huggingface.save import Form, SavedModel, save
 from ...backends.huggingface.synthetic_weights import played
 from ...ir.graph import Graph
 from ...ir.groups import Group
@@ -23,32 +23,32 @@ from ...passes.base import Pass
 from ...passes.couple.computed_constants import freeze_computed, freeze_fixed
 from ...passes.couple.coupling import Coupling, couple
 from ...passes.data import Weights
-from ...passes.manager import Analysis, Step, run_pipeline
+from ...passes.manager import Analysis, StepRecord, run_pipeline
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import print_pipeline
 from ...passes.recover.lora import Adapter
 from ...passes.registry import brought
-from ...passes.score_cache import Saved as SavedScores
+from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
-from ...tracer.model import Source, build_meta, load_model
+from ...tracer.model import ModelSource, build_meta, load_model
 from ...tracer.module import resolve_function
-from ...tracer.texts.fingerprints import Noted
-from ..model_call import Calling
+from ...tracer.texts.fingerprints import TrackedText
+from ..model_call import ModelCall
 from ..progress import Progress
-from ..request_checks import Rows
+from ..request_checks import GivenRows
 from ..seen_texts import CALIBRATION, RECOVERY, Entries, noted, read_so_far, record_of
 from .recorded_plan import Recorded
 from .result import Applied, GroupChange
 from .resume import Parts, Stages, pieces_of, restore, state_parts
-from .streamed_model import open_stream, stored
+from .streamed_model import checkpoint_of, open_stream
 
 ADAPTER = "adapter"
 
 
-class Work:
+class ModelRun:
     """A model of transformers on its way through a pipeline; it is the host of the passes.
 
     Attributes:
@@ -57,7 +57,9 @@ class Work:
 
     rebuild: None = None
 
-    def __init__(self, source: Source, pipeline: Sequence[Pass] | None, calling: Calling, progress: Progress) -> None:
+    def __init__(
+        self, source: ModelSource, pipeline: Sequence[Pass] | None, calling: ModelCall, progress: Progress
+    ) -> None:
         """Load and trace a model.
 
         Args:
@@ -69,7 +71,7 @@ class Work:
         self.source, self.calling, self.progress = source, calling, progress
         progress(f"loading {source.name}")
         self.config = calling.config
-        self.checkpoint = None if pipeline is None else stored(source)
+        self.checkpoint = None if pipeline is None else checkpoint_of(source)
         streamed = self.checkpoint if calling.language else None
         self.stream = open_stream(source, self.config, streamed, pipeline or ())
         if self.stream is not None:
@@ -87,12 +89,12 @@ class Work:
         self._runs = pipeline is not None
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
-        self.texts: dict[str, Noted | None] = {}
+        self.texts: dict[str, TrackedText | None] = {}
 
     def read(
         self,
         pipeline: Sequence[Pass],
-        texts: Mapping[str, str | Rows | None],
+        texts: Mapping[str, str | GivenRows | None],
         *,
         loss: str | Callable[[torch.nn.Module], torch.Tensor] | None,
         recorded: Recorded | None,
@@ -105,7 +107,7 @@ class Work:
         self.recorded = recorded
         self.read_texts(pipeline, texts)
 
-    def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, str | Rows | None]) -> None:
+    def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, str | GivenRows | None]) -> None:
         """Tokenize the texts, if any pass reads weights."""
         if not self.calling.language or not any(step.needs_weights for step in pipeline):
             return
@@ -117,14 +119,16 @@ class Work:
         replayed = self.recorded.record if self.recorded is not None else {}
         return read_so_far(self.texts, record_of(self.source.directory), replayed)
 
-    def run(self, pipeline: Sequence[Pass], show: Callable[[Step, State], None], stages: Stages | None) -> Applied:
-        steps: list[Step] = []
+    def run(
+        self, pipeline: Sequence[Pass], show: Callable[[StepRecord, State], None], stages: Stages | None
+    ) -> Applied:
+        steps: list[StepRecord] = []
         done = stages.done if stages is not None else 0
         if stages is not None and done:
             steps += self._resume(stages.read())
         resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
 
-        def between(step: Step, state: State) -> None:
+        def between(step: StepRecord, state: State) -> None:
             steps.append(step)
             coupling = state.subject.coupling
             for name, group in coupling.groups.items() if coupling is not None else ():
@@ -154,19 +158,19 @@ class Work:
             brought(pipeline),
         )  # fmt: skip
 
-    def _parts(self, steps: Sequence[Step]) -> Parts:
+    def _parts(self, steps: Sequence[StepRecord]) -> Parts:
         """What a stage holds."""
         own = {"traced": self.traced, "quantities": self.quantities, "groups": self.groups}
         return {"state": state_parts(self.state), "work": own, "steps": steps, "texts": pieces_of(self.texts)}
 
-    def _resume(self, parts: Parts) -> Sequence[Step]:
+    def _resume(self, parts: Parts) -> Sequence[StepRecord]:
         """Restore a stage; returns the steps that ran before it."""
         restore(self.state, parts["state"])
         self.traced, self.quantities, self.groups = parts["work"].values()
         for part, pieces in parts["texts"].items():
             if (text := self.texts.get(part)) is not None:
                 text.remember(pieces)
-        steps: Sequence[Step] = parts["steps"]
+        steps: Sequence[StepRecord] = parts["steps"]
         return steps
 
     def _couple(self, graph: Graph) -> Coupling:
@@ -181,7 +185,7 @@ class Work:
         groups = [self.groups[name] for name in keep]
         return tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, len(keep[g.name])) for g in groups)
 
-    def save(self, out: Path, applied: Applied, *, form: Form, force: bool) -> Saved:
+    def save(self, out: Path, applied: Applied, *, form: Form, force: bool) -> SavedModel:
         """Write a Hugging Face model directory, in the dtype of the source."""
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)

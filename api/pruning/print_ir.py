@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from ...ir.errors import RequestError
 from ...ir.text import print_graph
 from ...passes.base import Pass
-from ...passes.manager import Step
+from ...passes.manager import StepRecord
 from ...passes.registry import ANALYSES
 from ...passes.state import State
 
@@ -24,10 +24,10 @@ def check_printing(names: Sequence[str], pipeline: Sequence[Pass]) -> None:
             raise RequestError(f"--print-ir-after {name}: not a pass of this run", f"choose from {', '.join(known)}")
 
 
-def printer(names: Sequence[str]) -> Callable[[Step, State], None]:
+def printer(names: Sequence[str]) -> Callable[[StepRecord, State], None]:
     """A callback that prints the graph on stderr after the passes with these names."""
 
-    def show(step: Step, state: State) -> None:
+    def show(step: StepRecord, state: State) -> None:
         if ALL in names or step.name in names:
             print(f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.subject.graph)}", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from ...backends.artifact import PLAN, RECORD, read_plan, read_record
 from ...backends.digests import sha256, source_digests
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.plan import Indices
-from ...tracer.model import Source
+from ...tracer.model import ModelSource
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recorded:
             )
 
 
-def read_recorded(plan: str | Path, source: Source) -> Recorded:
+def read_recorded(plan: str | Path, source: ModelSource) -> Recorded:
     """Read a plan, and check that the model is the one it was made from.
 
     Args:

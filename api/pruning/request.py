@@ -17,13 +17,13 @@ from ...passes.base import Pass, PassKind
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.replay import Replay
-from ...tracer.model import Source, load_config
-from ..model_call import Calling
+from ...tracer.model import ModelSource, load_config
+from ..model_call import ModelCall
 from ..progress import Progress, silent
 from ..request_checks import GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
 from ..seen_texts import CALIBRATION, RECOVERY
 from ..sources import open_source
-from .model_run import Work
+from .model_run import ModelRun
 from .print_ir import check_printing, printer
 from .recorded_plan import read_recorded
 from .result import Applied, GroupChange
@@ -120,14 +120,14 @@ def apply(
         recorded = None if plan is None else read_recorded(plan, source)
         if recorded is not None:
             pipeline = (Replay(sha256=recorded.sha256), *pipeline)
-        calling = Calling(load_config(source), example)
+        calling = ModelCall(load_config(source), example)
         calling.check(asked, loss=loss is not None, texts=any(text is not None for text in texts.values()))
         stages = None
         if out is not None and not dry_run:
             place = None if scores is None else str(scores)
             run = identity(source, pipeline, texts, example=example, loss=loss, scores=place)
             stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
-        work = Work(source, pipeline if weights else None, calling, progress)
+        work = ModelRun(source, pipeline if weights else None, calling, progress)
         work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
         applied = work.run(pipeline, printer(shown), stages)
         write_scores(scores, work.state.ledger.scores)
@@ -158,7 +158,7 @@ def _require_place(out: str | Path | None, *, resume: bool, dry_run: bool) -> No
         raise RequestError("--resume has no effect with --dry-run", "leave out one of the two")
 
 
-def _claim_place(out: str | Path | None, source: Source, *, force: bool, dry_run: bool) -> None:
+def _claim_place(out: str | Path | None, source: ModelSource, *, force: bool, dry_run: bool) -> None:
     """Check that the directory can be made, and begin to hash the source in the background."""
     if out is not None:
         clear_leftovers(Path(out))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...backends.huggingface.save import Saved
-from ...passes.manager import Step
+from ...backends.huggingface.save import SavedModel
+from ...passes.manager import StepRecord
 from ..seen_texts import TEXTS, Entries
 
 
@@ -58,10 +58,10 @@ class Applied:
     skipped: str
     parameters: tuple[int, int]
     groups: tuple[GroupChange, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[StepRecord, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
     texts: Entries = field(default_factory=list)
-    saved: Saved | None = None
+    saved: SavedModel | None = None
     resumed: str = ""
     plugins: Mapping[str, str] = field(default_factory=dict)
 

@@ -25,8 +25,8 @@ from ...ir.errors import FxpruneError, RequestError
 from ...passes.base import Pass
 from ...passes.calibrate.generate import Joined
 from ...passes.pipeline import print_pipeline
-from ...passes.state import KEPT, State
-from ...tracer.texts.fingerprints import Noted
+from ...passes.state import KEPT_ON_RESUME, State
+from ...tracer.texts.fingerprints import TrackedText
 from ..progress import Progress
 from .run_identity import changes
 
@@ -77,12 +77,12 @@ class Stages:
             return 0
         record = read_record(self.folder)
         if changed := changes(record.get("run") or {}, self._identity):
-            raise RequestError(f"cannot resume {self._out}: {changed}", _HINT)
+            raise RequestError(f"cannot resume {self._out}: {changed}", _RESUME_HINT)
         # It is a pickle, which can hold any code: only what this user wrote is read.
         if hasattr(os, "geteuid") and any(
             path.stat().st_uid != os.geteuid() for path in (self.folder, self.folder / STATE)
         ):
-            raise RequestError(f"{self.folder} belongs to another user", f"remove it, or {_HINT}")
+            raise RequestError(f"{self.folder} belongs to another user", f"remove it, or {_RESUME_HINT}")
         done: int = record["done"]
         return done
 
@@ -92,7 +92,7 @@ class Stages:
         try:
             parts: Parts = torch.load(self.folder / STATE, weights_only=False)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
-            raise RequestError(f"{self.folder} is damaged: {error}", _HINT) from error
+            raise RequestError(f"{self.folder} is damaged: {error}", _RESUME_HINT) from error
         random.setstate(parts["random"])
         np.random.set_state(parts["numpy"])
         torch.set_rng_state(parts["torch"])
@@ -122,12 +122,12 @@ class Stages:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-_HINT = "repeat the interrupted command as it was, or leave out --resume to start again"
+_RESUME_HINT = "repeat the interrupted command as it was, or leave out --resume to start again"
 
 
 def state_parts(state: State) -> Parts:
-    """The parts of a state that a stage must hold; see :data:`~fxprune.passes.state.KEPT` for the others."""
-    return {part.name: getattr(state, part.name) for part in dataclasses.fields(state) if part.metadata[KEPT]}
+    """The parts of a state that a stage must hold; see :data:`~fxprune.passes.state.KEPT_ON_RESUME` for the others."""
+    return {part.name: getattr(state, part.name) for part in dataclasses.fields(state) if part.metadata[KEPT_ON_RESUME]}
 
 
 def restore(state: State, parts: Parts) -> None:
@@ -138,7 +138,7 @@ def restore(state: State, parts: Parts) -> None:
         state.data.calibration = Joined(state.data.calibration, first, windows)
 
 
-def pieces_of(texts: Mapping[str, Noted | None]) -> Parts:
+def pieces_of(texts: Mapping[str, TrackedText | None]) -> Parts:
     """For every text, the pieces of it that were read."""
     return {part: text.pieces for part, text in texts.items() if text is not None}
 

@@ -12,8 +12,8 @@ from typing import Any
 from ...backends.digests import sha256
 from ...ir.options import options_of, write_value
 from ...passes.base import Pass
-from ...tracer.model import Source
-from ..request_checks import Rows
+from ...tracer.model import ModelSource
+from ..request_checks import GivenRows
 
 Identity = dict[str, Any]
 
@@ -28,7 +28,7 @@ _PLAN = "replay.sha256"
 
 
 def identity(
-    source: Source, pipeline: Sequence[Pass], texts: Mapping[str, str | Rows | None], **options: Any
+    source: ModelSource, pipeline: Sequence[Pass], texts: Mapping[str, str | GivenRows | None], **options: Any
 ) -> Identity:
     """What a result depends on, as JSON data. Texts count by their bytes, model files by size and time; those of a
     loaded model, which every call writes again, by size and bytes.
@@ -120,8 +120,8 @@ def _stamp(path: Path, loaded: bool) -> list[Any]:
     return [path.stat().st_size, sha256(path) if loaded else path.stat().st_mtime_ns]
 
 
-def _text(spec: str | Rows | None) -> str | None:
-    if isinstance(spec, Rows):
+def _text(spec: str | GivenRows | None) -> str | None:
+    if isinstance(spec, GivenRows):
         return hashlib.sha256(json.dumps(spec.rows).encode()).hexdigest()
     if spec is None or not Path(spec).is_file():
         return None if spec is None else str(spec)

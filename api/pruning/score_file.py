@@ -14,13 +14,13 @@ from safetensors.numpy import save_file
 from ...ir.errors import RequestError
 from ...passes.base import Pass
 from ...passes.prune import Prune
-from ...passes.score_cache import Saved
+from ...passes.score_cache import ScoreCache
 
-ENTRY = "fxprune.scores"
+SCORES_ENTRY = "fxprune.scores"
 VERSION = 1
 
 
-def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: bool) -> Saved | None:
+def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: bool) -> ScoreCache | None:
     """The scores in a file; an empty object to be filled by this run when the file does not exist.
 
     Args:
@@ -55,10 +55,10 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
             raise RequestError(
                 f"--scores {file}: directory {file.parent} does not exist", "make the directory, or check the path"
             )
-        return Saved(file.name)
+        return ScoreCache(file.name)
     try:
         with safe_open(file, framework="numpy") as held:
-            record = json.loads((held.metadata() or {})[ENTRY])
+            record = json.loads((held.metadata() or {})[SCORES_ENTRY])
             arrays = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RequestError(
@@ -69,10 +69,10 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
             f"--scores {file}: the file has format version {record.get('version')}, this fxprune reads {VERSION}",
             "remove the file to compute the scores again",
         )
-    return Saved(file.name, arrays, record, loaded=True)
+    return ScoreCache(file.name, arrays, record, loaded=True)
 
 
-def write_scores(path: str | Path | None, saved: Saved | None) -> None:
+def write_scores(path: str | Path | None, saved: ScoreCache | None) -> None:
     """Write the scores that a run has computed, if any are new. The file appears complete or not at all."""
     if path is None or saved is None or not saved.changed:
         return
@@ -80,7 +80,7 @@ def write_scores(path: str | Path | None, saved: Saved | None) -> None:
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     record: dict[str, Any] = {"version": VERSION, **saved.record}
     try:
-        save_file(saved.arrays, beside, metadata={ENTRY: json.dumps(record, sort_keys=True)})
+        save_file(saved.arrays, beside, metadata={SCORES_ENTRY: json.dumps(record, sort_keys=True)})
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)

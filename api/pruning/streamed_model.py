@@ -11,21 +11,21 @@ from torch import nn
 
 from ...backends.huggingface.checkpoint import Checkpoint
 from ...backends.huggingface.streamed_weights import StreamedWeights, obstacle
-from ...backends.huggingface.synthetic_weights import StandIns
-from ...backends.huggingface.weight_source import Streamed
+from ...backends.huggingface.synthetic_weights import SyntheticWeights
+from ...backends.huggingface.weight_source import OnDiskWeights
 from ...ir.plan import Plan
 from ...passes.base import Pass
 from ...passes.data import Weights
 from ...passes.state import Ledger
 from ...tracer.checkpoint import weight_files
-from ...tracer.model import Source, build_meta
+from ...tracer.model import ModelSource, build_meta
 
 GraphLogits = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 SAFETENSORS = ".safetensors"
 
 
-class Stream:
+class StreamedModel:
     """A model whose weights stay in its files.
 
     Attributes:
@@ -37,7 +37,7 @@ class Stream:
     def __init__(self, checkpoint: Checkpoint, module: Any) -> None:
         self.module = module
         self.weights = StreamedWeights(checkpoint, module)
-        self.stand_ins = StandIns(module)
+        self.stand_ins = SyntheticWeights(module)
 
     def reader(self, ledger: Ledger) -> Weights:
         """A function that reads weights, without the units that were removed so far."""
@@ -68,20 +68,22 @@ class Stream:
             for module, leaf, parameter in real:
                 module._parameters[leaf] = parameter
 
-    def values(self, plan: Plan, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> Streamed:
+    def values(self, plan: Plan, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> OnDiskWeights:
         """What the backend needs to write the weights."""
-        return Streamed(self.weights, plan, self.stand_ins, inputs, graph)
+        return OnDiskWeights(self.weights, plan, self.stand_ins, inputs, graph)
 
 
-def stored(source: Source) -> Checkpoint | None:
+def checkpoint_of(source: ModelSource) -> Checkpoint | None:
     """The safetensors files of the source; None when its weights are a pickle."""
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)
     return Checkpoint(files) if files[0].suffix == SAFETENSORS else None
 
 
-def open_stream(source: Source, config: Any, checkpoint: Checkpoint | None, pipeline: Sequence[Pass]) -> Stream | None:
+def open_stream(
+    source: ModelSource, config: Any, checkpoint: Checkpoint | None, pipeline: Sequence[Pass]
+) -> StreamedModel | None:
     """On-disk weights, if no pass needs the whole model in memory and the files name tensors as the module does."""
     if checkpoint is None or not all(step.streams for step in pipeline):
         return None
     module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
-    return None if obstacle(checkpoint, module) else Stream(checkpoint, module)
+    return None if obstacle(checkpoint, module) else StreamedModel(checkpoint, module)

@@ -15,7 +15,7 @@ from ...ir.options import write_value
 if TYPE_CHECKING:
     from ...backends.exporter import ExportReport
     from ...ir.groups import Group
-    from ...passes.manager import Step
+    from ...passes.manager import StepRecord
     from ..benchmarking.benchmark import BenchmarkResult
     from ..demo import Demo
     from ..evaluation import Measurement
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..pruning.request import Applied, GroupChange
     from ..tracing import Hop, Trace
 
-REASONS = 3
+REASONS_PRINTED = 3
 """The number of reasons that are shown for groups that are not prunable."""
 
 MEASURED = ("parameters", "size", "MACs", "perplexity", "prefill tok/s", "decode tok/s")
@@ -139,9 +139,9 @@ def _left_whole(report: Mapping[str, Any]) -> list[str]:
     ordered = sorted(names.items(), key=lambda item: -len(item[1]))
     lines = [
         f"not prunable: {held[0]}{f' and {len(held) - 1} more' if len(held) > 1 else ''}: {reason}"
-        for reason, held in ordered[:REASONS]
+        for reason, held in ordered[:REASONS_PRINTED]
     ]
-    more = sum(len(held) for _, held in ordered[REASONS:])
+    more = sum(len(held) for _, held in ordered[REASONS_PRINTED:])
     return lines + ([f"not prunable: {more} more groups, see --json"] if more else [])
 
 
@@ -291,7 +291,7 @@ def _changes(groups: Sequence[GroupChange]) -> Table:
     return table
 
 
-def _times(steps: Sequence[Step]) -> str:
+def _times(steps: Sequence[StepRecord]) -> str:
     return ", ".join(f"{step.name} {step.seconds:.1f} s" for step in steps)
 
 

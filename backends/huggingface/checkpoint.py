@@ -29,7 +29,7 @@ Bits = npt.NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in a safetensors file.
 
     Attributes:
@@ -84,7 +84,7 @@ class Checkpoint:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.tensors: dict[str, Stored] = {}
+        self.tensors: dict[str, StoredTensor] = {}
         self.metadata: dict[str, str] = {}
         for file in files:
             with file.open("rb") as opened:
@@ -93,7 +93,7 @@ class Checkpoint:
             self.metadata.update(header.pop("__metadata__", None) or {})
             for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
                 start = 8 + length + entry["data_offsets"][0]
-                self.tensors[name] = Stored(file, name, entry["dtype"], tuple(entry["shape"]), start)
+                self.tensors[name] = StoredTensor(file, name, entry["dtype"], tuple(entry["shape"]), start)
 
     @property
     def dtypes(self) -> set[str]:
@@ -101,7 +101,7 @@ class Checkpoint:
         return {stored.dtype for stored in self.tensors.values()}
 
 
-def whole(stored: Stored, slices: Mapping[int, Indices]) -> torch.Tensor:
+def require_whole(stored: StoredTensor, slices: Mapping[int, Indices]) -> torch.Tensor:
     """The kept part of a tensor, in its own dtype; mapped into memory if all of it is kept."""
     values = stored.mapped()
     for dim, kept in sorted(slices.items()):
@@ -109,13 +109,13 @@ def whole(stored: Stored, slices: Mapping[int, Indices]) -> torch.Tensor:
     return torch.from_numpy(values).view(STORED_DTYPES[stored.dtype])
 
 
-class Cutter:
+class RowCutter:
     """Slices tensors, some rows at a time. Memory is reused, since to get new pages takes longer than to fill them."""
 
     def __init__(self) -> None:
         self._memory = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
 
-    def rows(self, stored: Stored, slices: Mapping[int, Indices]) -> Iterator[Bits]:
+    def rows(self, stored: StoredTensor, slices: Mapping[int, Indices]) -> Iterator[Bits]:
         """The kept part of a tensor in pieces of about :data:`PIECE` bytes, as integers of the same element size. A
         piece is valid until the second next piece is requested."""
         values = stored.mapped()

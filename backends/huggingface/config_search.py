@@ -26,7 +26,7 @@ from ...runtime.quiet import quiet
 MAX_BUILDS = 96
 MAX_ALONGSIDE = 8
 
-Shapes = Mapping[str, tuple[int, ...]]
+TensorShapes = Mapping[str, tuple[int, ...]]
 Field = tuple[str | int, ...]
 """The path to a value in nested configuration data: keys of dicts and positions in lists."""
 
@@ -64,7 +64,7 @@ class Retarget:
 
 
 @dataclass(frozen=True)
-class Match:
+class ConfigMatch:
     """A plain configuration that describes the pruned model.
 
     Attributes:
@@ -83,7 +83,7 @@ class Match:
 
 
 @dataclass(eq=False)
-class Search:
+class ConfigSearch:
     """One search over the integer fields of a configuration, best candidate first.
 
     Args:
@@ -97,11 +97,11 @@ class Search:
     config_class: type[PreTrainedConfig]
     model_class: type[PreTrainedModel]
     data: dict[str, Any]
-    shapes: Shapes
+    shapes: TensorShapes
     retarget: Retarget | None = None
     builds: int = 0
     refusals: list[str] = field(default_factory=list)
-    _built: dict[frozenset[tuple[Field, int]], Shapes | None] = field(default_factory=dict)
+    _built: dict[frozenset[tuple[Field, int]], TensorShapes | None] = field(default_factory=dict)
 
     def run(self, edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
         """Small sets of edits that give the shapes, until the limit on builds is reached.
@@ -161,7 +161,7 @@ class Search:
         names = built.keys() | self.shapes.keys()
         return sum(built.get(name) != self.shapes.get(name) for name in names)
 
-    def build(self, edits: Mapping[Field, int]) -> Shapes | None:
+    def build(self, edits: Mapping[Field, int]) -> TensorShapes | None:
         """The shapes that some edits give; None when the config rejects them. Each model is built once."""
         key = frozenset(edits.items())
         if key not in self._built:
@@ -174,10 +174,10 @@ class Search:
                 self._built[key] = None
         return self._built[key]
 
-    def match(self, edits: Mapping[Field, int], builds: int) -> Match:
+    def match(self, edits: Mapping[Field, int], builds: int) -> ConfigMatch:
         """The match for some edits."""
         changes = _changes(self.data, edits)
-        return Match(self.configured(edits), self.model_class, changes, self.retarget, builds)
+        return ConfigMatch(self.configured(edits), self.model_class, changes, self.retarget, builds)
 
     def configured(self, edits: Mapping[Field, int]) -> PreTrainedConfig:
         """The configuration with some fields changed."""
@@ -193,11 +193,11 @@ class Search:
 def find_config(
     config: PreTrainedConfig,
     model_class: type[PreTrainedModel],
-    shapes: Shapes,
+    shapes: TensorShapes,
     quantities: Iterable[tuple[int, int]],
     *,
-    accept: Callable[[Match], bool] | None = None,
-) -> tuple[Match | None, str]:
+    accept: Callable[[ConfigMatch], bool] | None = None,
+) -> tuple[ConfigMatch | None, str]:
     """Find the plain configuration whose model has exactly ``shapes``.
 
     First the integer fields are tried whose value equals an extent that changed. Then also fields without a value,
@@ -222,12 +222,12 @@ def find_config(
     ragged = _ragged(before, shapes)
     if ragged:
         return None, f"widths differ between layers: {ragged}"
-    searches = [Search(type(config), model_class, config.to_dict(), shapes)]
+    searches = [ConfigSearch(type(config), model_class, config.to_dict(), shapes)]
     for retarget in retargets():
         if _applies(retarget, config, model_class):
             partner = getattr(transformers, retarget.classes[model_class.__name__])
-            searches.append(Search(partner.config_class, partner, retarget.apply(config), shapes, retarget))
-    rejected: list[tuple[Search, dict[Field, int]]] = []
+            searches.append(ConfigSearch(partner.config_class, partner, retarget.apply(config), shapes, retarget))
+    rejected: list[tuple[ConfigSearch, dict[Field, int]]] = []
     for empty in (False, True):
         for search in searches:
             for edits in search.run(_edits(search.data, pairs, empty=empty)):
@@ -240,7 +240,7 @@ def find_config(
     return None, _why_none(searches, len(rejected))
 
 
-def _why_none(searches: list[Search], rejected: int) -> str:
+def _why_none(searches: list[ConfigSearch], rejected: int) -> str:
     builds = sum(search.builds for search in searches)
     why = f"no value of the configuration's fields gives these shapes ({builds} models were built)"
     if rejected:
@@ -249,7 +249,7 @@ def _why_none(searches: list[Search], rejected: int) -> str:
     return f"{why}; {searches[0].config_class.__name__}: {refusal}" if refusal else why
 
 
-def _ragged(before: Shapes, after: Shapes) -> str:
+def _ragged(before: TensorShapes, after: TensorShapes) -> str:
     """An example of a tensor that had the same shape in all layers and no longer has; "" when there is none."""
     groups: dict[str, set[Any]] = defaultdict(set)
     for name in before.keys() & after.keys():

@@ -18,19 +18,19 @@ try:
 except ImportError:  # only POSIX has it
     fcntl = None  # type: ignore[assignment]
 
-BLOCK = 1 << 22
+WRITE_BLOCK = 1 << 22
 """Bytes that are hashed and written at once; a multiple of the block size that any file system needs for direct I/O."""
 
-BLOCKS = 3
+WRITE_BLOCKS = 3
 """One block is filled, one is hashed, one is written."""
 
-LARGE = 1 << 26
+DIRECT_SIZE = 1 << 26
 """Files of at least this many bytes are written with direct I/O."""
 
 Bytes = npt.NDArray[np.uint8]
 
 
-class Output:
+class DirectFile:
     """A file of known size that is written from start to end; two threads hash and write the data.
 
     Args:
@@ -44,20 +44,20 @@ class Output:
     def __init__(self, path: Path, size: int) -> None:
         self._file = _File(path, size)
         self._digest = hashlib.sha256()
-        memory = mmap.mmap(-1, BLOCK * BLOCKS)  # aligned, as direct I/O needs it
-        self._blocks: list[Bytes] = list(np.frombuffer(memory, np.uint8).reshape(BLOCKS, BLOCK))
-        self._busy: list[list[Future[None]]] = [[] for _ in range(BLOCKS)]
+        memory = mmap.mmap(-1, WRITE_BLOCK * WRITE_BLOCKS)  # aligned, as direct I/O needs it
+        self._blocks: list[Bytes] = list(np.frombuffer(memory, np.uint8).reshape(WRITE_BLOCKS, WRITE_BLOCK))
+        self._busy: list[list[Future[None]]] = [[] for _ in range(WRITE_BLOCKS)]
         self._filled = 0
         self._hasher, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> DirectFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self._pass_on()
-                self._settle(list(range(BLOCKS)))
+                self._settle(list(range(WRITE_BLOCKS)))
         finally:
             self._hasher.shutdown(cancel_futures=True)
             self._writer.shutdown(cancel_futures=True)
@@ -68,11 +68,11 @@ class Output:
         while len(data):
             if not self._filled:
                 self._settle([0])
-            count = min(len(data), BLOCK - self._filled)
+            count = min(len(data), WRITE_BLOCK - self._filled)
             self._blocks[0][self._filled : self._filled + count] = data[:count]
             self._filled += count
             data = data[count:]
-            if self._filled == BLOCK:
+            if self._filled == WRITE_BLOCK:
                 self._pass_on()
 
     def sha256(self) -> str:
@@ -105,13 +105,13 @@ class _File:
         try:
             if size and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._file, 0, size)  # to allocate all space at once takes half of the time
-            self._direct = size >= LARGE and self._set_direct(True)
+            self._direct = size >= DIRECT_SIZE and self._set_direct(True)
         except BaseException:
             self.close()
             raise
 
     def write(self, data: memoryview) -> None:
-        if self._direct and len(data) < BLOCK:  # the end of the file
+        if self._direct and len(data) < WRITE_BLOCK:  # the end of the file
             self._direct = self._set_direct(False)
         while data:
             try:

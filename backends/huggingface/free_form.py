@@ -21,7 +21,7 @@ from ...ir.repairs import ConfigView, Repairs, repair
 from ...runtime.absence import Absence, absences
 from .config_search import built_shapes, model_shapes
 
-ENTRY = "fxprune"
+CONFIG_ENTRY = "fxprune"
 MODULE = "modeling_fxprune"
 
 HEADER = '''\
@@ -133,7 +133,7 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class
         raise FxpruneError(
             f"units were removed from '{name}', which checkpoints do not store", "do not prune its group"
         )
-    earlier = Repairs.from_json(getattr(model.config, ENTRY, {}).get("attributes", {}))
+    earlier = Repairs.from_json(getattr(model.config, CONFIG_ENTRY, {}).get("attributes", {}))
     entry = {
         "shapes": {name: list(after[name]) for name in sorted(after) if after[name] != before[name]},
         "attributes": earlier.then(repairs).to_json(),
@@ -141,12 +141,12 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class
     if absent:
         entry["absent"] = absent
     auto_map = {auto_class: f"{MODULE}.{base.__name__}"}
-    return type(source).from_dict({**source.to_dict(), "auto_map": auto_map, ENTRY: entry})
+    return type(source).from_dict({**source.to_dict(), "auto_map": auto_map, CONFIG_ENTRY: entry})
 
 
 def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy of a configuration without the entries that the free form added."""
-    data = {key: value for key, value in config.to_dict().items() if key not in (ENTRY, "auto_map")}
+    data = {key: value for key, value in config.to_dict().items() if key not in (CONFIG_ENTRY, "auto_map")}
     return type(config).from_dict(data)
 
 
@@ -164,8 +164,8 @@ def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
-        replay(self, getattr(config, ENTRY))
-        take_out(self, getattr(config, ENTRY))
+        replay(self, getattr(config, CONFIG_ENTRY))
+        take_out(self, getattr(config, CONFIG_ENTRY))
 
     answers = {name: getattr(base, name) for name in ORIGINAL}  # methods bound to the original class
     return type(base.__name__, (base,), {"__init__": __init__, "__module__": __name__, **answers})

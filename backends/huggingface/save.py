@@ -24,8 +24,8 @@ from ..atomic_directory import atomic_directory, check_target
 from ..digests import digests, source_digests
 from ..verify import FreshProcess, Reference, VerificationError
 from .config_search import find_config, model_shapes
-from .free_form import ENTRY, MODULE, base_class, free_class, free_config, plain_config, write_code
-from .weight_source import Held, Values
+from .free_form import CONFIG_ENTRY, MODULE, base_class, free_class, free_config, plain_config, write_code
+from .weight_source import InMemoryWeights, WeightSource
 
 Form = Literal["auto", "uniform", "free"]
 
@@ -50,7 +50,7 @@ AUTO_CLASSES = (
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedModel:
     """The artifact that was written.
 
     Attributes:
@@ -86,13 +86,13 @@ def save(
     quantities: Iterable[tuple[int, int]],
     report: Mapping[str, Any],
     reference: Reference | None = None,
-    values: Values | None = None,
+    values: WeightSource | None = None,
     form: Form = "auto",
     force: bool = False,
     shard_size: str = SHARD_SIZE,
     origin: Mapping[str, str] | None = None,
     extra: Callable[[Path], None] | None = None,
-) -> Saved:
+) -> SavedModel:
     """Write a pruned model as a directory that transformers loads, and check that it loads and computes the same.
 
     Args:
@@ -123,12 +123,12 @@ def save(
         raise RequestError(f"unknown --form '{form}'", "choose from auto, uniform, free")
     if values is None:
         assert reference is not None, "a model that holds its values needs a reference"
-        values = Held(model, reference)
+        values = InMemoryWeights(model, reference)
     check_target(out, force=force, source=source, needed=values.size(model))
     was_training = model.training
     model.eval()
 
-    def written(design: _Design, fresh: FreshProcess | None = None) -> Saved:
+    def written(design: _Design, fresh: FreshProcess | None = None) -> SavedModel:
         with atomic_directory(out, force=force) as folder:
             known = _write(model, folder, source, design, values=values, shard_size=shard_size)
             write_plan(folder, plan)
@@ -174,7 +174,7 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
             f"{path / 'config.json'}: 'architectures' is {config.architectures}, which transformers does not know",
             "set 'architectures' to a class of transformers",
         )
-    model_class = free_class(base) if hasattr(config, ENTRY) else base
+    model_class = free_class(base) if hasattr(config, CONFIG_ENTRY) else base
     try:
         model, info = model_class.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
@@ -213,10 +213,10 @@ class _Design:
     why_free: str = ""
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
-    def saved(self, out: Path, checks: Mapping[str, Any]) -> Saved:
+    def saved(self, out: Path, checks: Mapping[str, Any]) -> SavedModel:
         """The result, when the model has been written to ``out``."""
         model_type: str = self.config.model_type
-        return Saved(out.resolve(), self.form, model_type, self.retargeted, self.why_free, self.changes, checks)
+        return SavedModel(out.resolve(), self.form, model_type, self.retargeted, self.why_free, self.changes, checks)
 
 
 def _design(
@@ -224,7 +224,7 @@ def _design(
     plan: Plan,
     repairs: Repairs,
     quantities: Iterable[tuple[int, int]],
-    values: Values,
+    values: WeightSource,
     *,
     form: Form,
 ) -> _Design:
@@ -254,7 +254,7 @@ def _design(
 
 
 def _write(
-    model: PreTrainedModel, folder: Path, source: Path | None, design: _Design, *, values: Values, shard_size: str
+    model: PreTrainedModel, folder: Path, source: Path | None, design: _Design, *, values: WeightSource, shard_size: str
 ) -> Mapping[str, str]:
     """Write weights, configuration, code and companion files; returns the digests that were computed on the way."""
     known = values.write(model, folder, plain=design.form == "uniform", shard_size=shard_size)
@@ -273,7 +273,7 @@ def _write(
 
 
 def _record(
-    saved: Saved, source: Path | None, report: Mapping[str, Any], known: Mapping[str, str] | None
+    saved: SavedModel, source: Path | None, report: Mapping[str, Any], known: Mapping[str, str] | None
 ) -> dict[str, Any]:
     """The content of ``fxprune.json``. It has no absolute path and no time, so equal runs give equal bytes."""
     origin = None

@@ -19,11 +19,11 @@ from ...ir.errors import FxpruneError
 from ...ir.plan import Indices, Plan
 from ...runtime.threads import one_thread
 from ..verify import VerificationError
-from .checkpoint import STORED_DTYPES, Bits, Checkpoint, Cutter, Stored, whole
-from .direct_file import Output
+from .checkpoint import STORED_DTYPES, Bits, Checkpoint, RowCutter, StoredTensor, require_whole
+from .direct_file import DirectFile
 
-WEIGHTS = "model{suffix}.safetensors"
-INDEX = "model.safetensors.index.json"
+SHARD_NAME = "model{suffix}.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
 
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
@@ -39,7 +39,7 @@ class StreamedWeights:
     def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
         self.metadata = {"format": "pt", **checkpoint.metadata}
         first: dict[int, str] = {}
-        self.stored: dict[str, Stored] = {}
+        self.stored: dict[str, StoredTensor] = {}
         self._place = {stored: number for number, stored in enumerate(checkpoint.tensors.values())}
         for name, tensor in model.state_dict(keep_vars=True).items():
             key = first.setdefault(id(tensor), name)
@@ -64,7 +64,7 @@ class StreamedWeights:
         chosen = sorted(set(names) & self.stored.keys(), key=lambda name: self._place[self.stored[name]])
         slices = plan.by_tensor() if plan is not None else {}
         for name in chosen:
-            yield name, whole(self.stored[name], slices.get(name, {}))
+            yield name, require_whole(self.stored[name], slices.get(name, {}))
 
     def size(self, model: PreTrainedModel) -> int:
         """Size in bytes of the tensors of the model, in the dtypes of the checkpoint."""
@@ -102,7 +102,7 @@ class StreamedWeights:
         if plain:
             sizes = dict(sorted(sizes.items(), key=lambda item: dot_natural_key(item[0])))
         split = split_state_dict_into_shards_factory(
-            sizes, get_storage_size=lambda size: size, filename_pattern=WEIGHTS, max_shard_size=shard_size
+            sizes, get_storage_size=lambda size: size, filename_pattern=SHARD_NAME, max_shard_size=shard_size
         )
         files = {file: {key: by_stored[key] for key in keys} for file, keys in split.filename_to_tensors.items()}
         with one_thread() as threads, ThreadPoolExecutor(min(threads, len(files))) as pool:
@@ -112,7 +112,7 @@ class StreamedWeights:
             metadata = {"total_parameters": model.num_parameters(), **split.metadata}
             index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-            (folder / INDEX).write_text(text, encoding="utf-8")
+            (folder / SHARD_INDEX).write_text(text, encoding="utf-8")
         return digests
 
     def _write_file(
@@ -122,9 +122,9 @@ class StreamedWeights:
         rank = list(STORED_DTYPES)
         order = sorted(names, key=lambda key: (rank.index(self.stored[names[key]].dtype), key))
         slices = plan.by_tensor()
-        cutter = Cutter()
+        cutter = RowCutter()
         header, size = self._header([(key, self.stored[names[key]].dtype, shapes[names[key]]) for key in order])
-        with Output(path, len(header) + size) as file:
+        with DirectFile(path, len(header) + size) as file:
             file.write(np.frombuffer(header, np.uint8))
             for key in order:
                 stored, cuts = self.stored[names[key]], slices.get(names[key], {})
@@ -172,7 +172,7 @@ def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
     return ""
 
 
-def _check_shape(name: str, stored: Stored, slices: Mapping[int, Indices], shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, stored: StoredTensor, slices: Mapping[int, Indices], shape: tuple[int, ...]) -> None:
     left = [len(slices[dim]) if dim in slices else extent for dim, extent in enumerate(stored.shape)]
     if left != list(shape):
         raise FxpruneError(

@@ -28,14 +28,14 @@ PERIOD = 1_000_003
 SLACK = 8191
 """A tensor starts in the buffer at a hash of its name modulo this, so that no two tensors of a layer are equal."""
 
-LARGE = 1 << 20
+SAMPLED_SIZE = 1 << 20
 """Products with a matrix of at least this many elements are sampled."""
 
-BLOCKS, BLOCK = 16, 8
+SAMPLED_BLOCKS, SAMPLED_ROWS = 16, 8
 """Number of sampled blocks, and rows in each: some in every head of most models, and whole cache lines."""
 
 
-class StandIns:
+class SyntheticWeights:
     """Synthetic weights for the parameters of a model, and of the smaller models made from it.
 
     Args:
@@ -95,22 +95,22 @@ class _Sampling(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if not kwargs and func is torch.ops.aten.mm.default and args[1].numel() >= LARGE:
+        if not kwargs and func is torch.ops.aten.mm.default and args[1].numel() >= SAMPLED_SIZE:
             return _sampled(*args)
-        if not kwargs and func is torch.ops.aten.addmm.default and args[2].numel() >= LARGE:
+        if not kwargs and func is torch.ops.aten.addmm.default and args[2].numel() >= SAMPLED_SIZE:
             return args[0] + _sampled(*args[1:])
         return func(*args, **(kwargs or {}))
 
 
 def _sampled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     rows = weight.shape[0]
-    if rows <= BLOCKS * BLOCK:
+    if rows <= SAMPLED_BLOCKS * SAMPLED_ROWS:
         return x @ weight
     out = x.new_zeros(x.shape[0], weight.shape[1])
-    for number in range(BLOCKS):
-        block = slice(start := number * (rows - BLOCK) // (BLOCKS - 1), start + BLOCK)
+    for number in range(SAMPLED_BLOCKS):
+        block = slice(start := number * (rows - SAMPLED_ROWS) // (SAMPLED_BLOCKS - 1), start + SAMPLED_ROWS)
         out.addmm_(x[:, block], weight[block])  # views: to gather the blocks would take most of the time
-    return out * (rows / (BLOCKS * BLOCK)) ** 0.5
+    return out * (rows / (SAMPLED_BLOCKS * SAMPLED_ROWS)) ** 0.5
 
 
 def hollow(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:

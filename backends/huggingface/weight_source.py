@@ -18,16 +18,16 @@ from ...runtime.quiet import quiet
 from ...runtime.tolerances import LOGITS_TOLERANCE, STORED_ROUNDINGS, relative_difference, roundings
 from ..verify import FreshProcess, Job, Reference, verify_written
 from .checkpoint import Checkpoint
-from .config_search import Match
+from .config_search import ConfigMatch
 from .streamed_weights import StreamedWeights
-from .synthetic_weights import StandIns, hollow
+from .synthetic_weights import SyntheticWeights, hollow
 
 LOGITS_LIMIT = 1 << 30
 """The largest size in bytes, as float32, at which a model with on-disk weights is loaded completely to compare logits.
 For larger models the fresh process compares all names and shapes, and values are checked while they are written."""
 
 
-class Values(Protocol):
+class WeightSource(Protocol):
     """The weights of a model that is being saved."""
 
     @property
@@ -37,7 +37,7 @@ class Values(Protocol):
     def size(self, model: PreTrainedModel) -> int:
         """Number of bytes that will be written."""
 
-    def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
+    def same_function(self, model: PreTrainedModel) -> Callable[[ConfigMatch], bool]:
         """A function that tells whether the model of a configuration, with the same weights, computes the same."""
 
     def write(self, model: PreTrainedModel, folder: Path, *, plain: bool, shard_size: str) -> Mapping[str, str]:
@@ -55,7 +55,7 @@ class Values(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
+class InMemoryWeights:
     """In-memory weights: they are in the module, in the dtype in which they are stored.
 
     Attributes:
@@ -74,7 +74,7 @@ class Held:
     def size(self, model: PreTrainedModel) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
 
-    def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
+    def same_function(self, model: PreTrainedModel) -> Callable[[ConfigMatch], bool]:
         """Compares outputs in the dtype of ``model``. If this is not float32, the tolerance is larger than that of the
         fresh process, which compares in float32."""
         tolerance = LOGITS_TOLERANCE
@@ -82,7 +82,7 @@ class Held:
             tolerance = max(tolerance, roundings(STORED_ROUNDINGS, model.dtype))
         reference = self.reference
 
-        def accept(match: Match) -> bool:
+        def accept(match: ConfigMatch) -> bool:
             state = dict(model.state_dict())
             with torch.no_grad(), quiet():
                 candidate = match.model_class.from_pretrained(
@@ -111,7 +111,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Streamed:
+class OnDiskWeights:
     """On-disk weights: they are in the files of the source, not in the module.
 
     Attributes:
@@ -124,7 +124,7 @@ class Streamed:
 
     weights: StreamedWeights
     plan: Plan
-    stand_ins: StandIns
+    stand_ins: SyntheticWeights
     inputs: Mapping[str, torch.Tensor]
     graph: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
@@ -135,11 +135,11 @@ class Streamed:
     def size(self, model: PreTrainedModel) -> int:
         return self.weights.size(model)
 
-    def same_function(self, model: PreTrainedModel) -> Callable[[Match], bool]:
+    def same_function(self, model: PreTrainedModel) -> Callable[[ConfigMatch], bool]:
         """Compares outputs with synthetic weights, in float32."""
         known: list[torch.Tensor] = []
 
-        def accept(match: Match) -> bool:
+        def accept(match: ConfigMatch) -> bool:
             if not known:
                 known.append(self.stand_ins.logits(model, self.inputs))
             with quiet():

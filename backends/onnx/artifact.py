@@ -43,7 +43,7 @@ def check_opset(opset: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class Request:
+class OnnxRequest:
     """A request to export a model.
 
     Attributes:
@@ -106,7 +106,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checks:
+class OnnxChecks:
     """How well a graph agrees with torch.
 
     Attributes:
@@ -128,7 +128,7 @@ class Checks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxReport(Checks):
+class OnnxReport(OnnxChecks):
     """What was exported, and how well it agrees with torch.
 
     Attributes:
@@ -184,7 +184,7 @@ class OnnxReport(Checks):
         return {"format": "onnx", **fields}
 
 
-def write_program(request: Request, program: ir.Model, model: Module, staging: Path) -> None:
+def write_program(request: OnnxRequest, program: ir.Model, model: Module, staging: Path) -> None:
     """Write the graph, its weights and the small files of the source into ``staging``."""
     graph = staging / request.file
     graph.parent.mkdir(exist_ok=True)
@@ -203,10 +203,10 @@ def write_program(request: Request, program: ir.Model, model: Module, staging: P
 
 
 def write_report(
-    request: Request,
+    request: OnnxRequest,
     program: ir.Model,
     staging: Path,
-    checks: Checks,
+    checks: OnnxChecks,
     *,
     source_dtype: str,
     open: tuple[str, ...] = (),

@@ -16,10 +16,10 @@ from ...runtime.tolerances import ONNX_LOGITS_TOLERANCE
 from .runtime import Floats, OnnxDecoder, Tokens, token_positions
 
 GREEDY_TOKENS = 32
-_PROMPT = 8
-_SEED = 0
+_PROMPT_LENGTH = 8
+_CHECK_SEED = 0
 # These extents all differ from those of the traced example.
-_BATCH, _LENGTH = 3, 7
+_CHECK_BATCH, _CHECK_LENGTH = 3, 7
 _PADDED_LENGTHS = (9, 4, 6)
 _CHUNK = 4
 
@@ -56,7 +56,7 @@ def check_onnx(
     Raises:
         FxpruneError: a difference above :data:`ONNX_LOGITS_TOLERANCE`, with its size and likely cause.
     """
-    reference = Reference(model)
+    reference = TorchReference(model)
     checks = {"prefill": _prefill, "decode": decode_pairs, "padded": padded_pairs}
     differences: dict[str, float] = {}
     for name, check in checks.items():
@@ -70,7 +70,7 @@ def check_onnx(
     return Agreement(differences, len(shortfalls), sum(gap == 0.0 for gap in shortfalls))
 
 
-class Reference:
+class TorchReference:
     """The torch model, called as the graph is: with explicit mask and positions, and the whole text at once.
 
     Args:
@@ -87,7 +87,7 @@ class Reference:
     def tokens(self, batch: int, length: int) -> Tokens:
         if self._text is not None:
             return self._text[:batch, :length]
-        return np.random.default_rng(_SEED + length).integers(0, self.vocabulary, (batch, length))
+        return np.random.default_rng(_CHECK_SEED + length).integers(0, self.vocabulary, (batch, length))
 
     def logits(self, input_ids: Tokens, mask: Tokens | None = None) -> Floats:
         mask = np.ones_like(input_ids) if mask is None else mask
@@ -118,25 +118,25 @@ class Reference:
         return min(GREEDY_TOKENS, int(context) - prompt)
 
 
-def _prefill(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, Floats]]:
-    for batch, length in ((_BATCH, _LENGTH), (1, _LENGTH + 1), (1, 1)):
+def _prefill(decoder: OnnxDecoder, reference: TorchReference) -> Iterator[tuple[Floats, Floats]]:
+    for batch, length in ((_CHECK_BATCH, _CHECK_LENGTH), (1, _CHECK_LENGTH + 1), (1, 1)):
         tokens = reference.tokens(batch, length)
         yield decoder.logits(tokens), reference.logits(tokens)
 
 
-def decode_pairs(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, Floats]]:
+def decode_pairs(decoder: OnnxDecoder, reference: TorchReference) -> Iterator[tuple[Floats, Floats]]:
     """Logits of both: a prefill, then single tokens, then several tokens at once."""
-    for batch in (_BATCH, 1):
-        tokens = reference.tokens(batch, _LENGTH + 2 + _CHUNK)
+    for batch in (_CHECK_BATCH, 1):
+        tokens = reference.tokens(batch, _CHECK_LENGTH + 2 + _CHUNK)
         expected = reference.logits(tokens)
         cache, start = decoder.empty_cache(batch), 0
-        for width in (_LENGTH, 1, 1, _CHUNK):
+        for width in (_CHECK_LENGTH, 1, 1, _CHUNK):
             logits, cache = decoder.step(tokens[:, start : start + width], cache)
             yield logits, expected[:, start : start + width]
             start += width
 
 
-def padded_pairs(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, Floats]]:
+def padded_pairs(decoder: OnnxDecoder, reference: TorchReference) -> Iterator[tuple[Floats, Floats]]:
     """Logits of both for a left-padded batch: a prefill, then two decoding steps; padding tokens are left out."""
     length = max(_PADDED_LENGTHS)
     tokens = reference.tokens(len(_PADDED_LENGTHS), length + 2)
@@ -150,14 +150,14 @@ def padded_pairs(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[F
         start = end
 
 
-def greedy_shortfalls(decoder: OnnxDecoder, reference: Reference) -> Iterator[float]:
+def greedy_shortfalls(decoder: OnnxDecoder, reference: TorchReference) -> Iterator[float]:
     """For each token that torch generates greedily: the best logit in ONNX Runtime minus the logit of that token.
 
     ONNX Runtime always continues with the tokens of torch, so that after a tie the later steps still agree.
     """
-    prompt = reference.tokens(1, _PROMPT)
+    prompt = reference.tokens(1, _PROMPT_LENGTH)
     cache, tokens = decoder.empty_cache(1), prompt
-    for chosen in reference.generate(prompt, reference.room(_PROMPT)):
+    for chosen in reference.generate(prompt, reference.room(_PROMPT_LENGTH)):
         logits, cache = decoder.step(tokens, cache)
         last = logits[0, -1]
         yield float(last.max() - last[chosen])

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ...runtime.tolerances import ONNX_LOGITS_TOLERANCE
 from ..atomic_directory import atomic_directory
-from .artifact import Checks, OnnxReport, Request, write_program, write_report
+from .artifact import OnnxChecks, OnnxReport, OnnxRequest, write_program, write_report
 from .check import check_onnx
 from .genai import write_genai_config
 from .quantize import convert_weights
@@ -21,7 +21,7 @@ from .trace import load_causal_lm, trace_onnx
 
 
 def export_onnx(
-    request: Request, *, trust_remote_code: bool = False, progress: Callable[[str], None] | None = None
+    request: OnnxRequest, *, trust_remote_code: bool = False, progress: Callable[[str], None] | None = None
 ) -> OnnxReport:
     """Export a model to ONNX, check it in ONNX Runtime, then move it into place.
 
@@ -49,7 +49,7 @@ def export_onnx(
         write_program(request, program, model, staging)
         decoder = OnnxDecoder(staging, file_name=request.file, provider=request.provider)
         agreement = check_onnx(decoder, model, request.optimize, say)
-        checks = Checks(**dataclasses.asdict(agreement), tolerance=ONNX_LOGITS_TOLERANCE)
+        checks = OnnxChecks(**dataclasses.asdict(agreement), tolerance=ONNX_LOGITS_TOLERANCE)
         if request.dtype != "float32":
             say(f"converting the weights to {request.dtype}")
             convert_weights(staging / request.file, request.dtype, request.data)

@@ -8,9 +8,9 @@ from typing import ClassVar
 from ...ir.errors import RequestError
 from ...ir.options import option
 from ..exporter import ExportRequest
-from .artifact import PROVIDERS, OnnxReport, Request, check_opset
+from .artifact import PROVIDERS, OnnxReport, OnnxRequest, check_opset
 from .decoder import export_onnx
-from .forward import Forward, export_forward
+from .forward import ExportedForward, export_forward
 from .layout import LAYOUTS
 from .quantize import ONNX_DTYPES
 
@@ -37,7 +37,7 @@ class Onnx:
         """Write an ONNX directory."""
         if not request.causal_lm and not self.cache:
             raise RequestError(f"{request.name} is no causal language model and has no cache", "leave out --no-cache")
-        wanted = Request(
+        wanted = OnnxRequest(
             request.source,
             request.out,
             dtype=self.dtype,
@@ -50,6 +50,6 @@ class Onnx:
         if request.causal_lm and self.cache:
             return export_onnx(wanted, trust_remote_code=request.trust_remote_code, progress=request.progress)
         module = request.load()
-        forward = Forward(module, request.inputs(module), request.inner)
+        forward = ExportedForward(module, request.inputs(module), request.inner)
         held = str(getattr(request.config, "dtype", None) or "float32").removeprefix("torch.")
         return export_forward(wanted, forward, source_dtype=held, progress=request.progress)

@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 from ...ir.errors import FxpruneError
 from ...runtime.tolerances import ONNX_OUTPUT_TOLERANCE, relative_difference
 from ..atomic_directory import atomic_directory
-from .artifact import Checks, OnnxReport, Request, write_program, write_report
-from .names import BATCH, SEQUENCE, rename_symbols
+from .artifact import OnnxChecks, OnnxReport, OnnxRequest, write_program, write_report
+from .names import BATCH_SYMBOL, SEQUENCE, rename_symbols
 from .quantize import convert_weights
 from .runtime import open_session
 from .trace import convert, innermost_line
@@ -31,12 +31,12 @@ from .trace import convert, innermost_line
 OPEN = ("samples and lengths", "samples", "nothing")
 """Which dimensions of the inputs are dynamic, tried in this order."""
 
-Inputs = Mapping[str, torch.Tensor]
+ForwardInputs = Mapping[str, torch.Tensor]
 Outputs = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Forward:
+class ExportedForward:
     """A model and its example inputs, to be exported.
 
     Attributes:
@@ -47,10 +47,10 @@ class Forward:
     """
 
     model: Any
-    inputs: Inputs
+    inputs: ForwardInputs
     beside: Collection[str]
 
-    def outputs(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+    def outputs(self, inputs: ForwardInputs) -> dict[str, torch.Tensor]:
         """The outputs of the graph by name."""
         with torch.no_grad():
             return _flat(self._counting(self.model(**inputs)))
@@ -70,7 +70,7 @@ class Forward:
         finally:
             del self.model.forward
 
-    def masked(self) -> Forward:
+    def masked(self) -> ExportedForward:
         """The same with an attention mask, if the model takes token ids and a mask."""
         accepted = inspect.signature(self.model.forward).parameters
         ids = self.inputs.get("input_ids")
@@ -84,8 +84,8 @@ class Forward:
 
 
 def export_forward(
-    request: Request,
-    forward: Forward,
+    request: OnnxRequest,
+    forward: ExportedForward,
     *,
     source_dtype: str = "float32",
     progress: Callable[[str], None] | None = None,
@@ -113,12 +113,12 @@ def export_forward(
             convert_weights(staging / request.file, request.dtype, request.data, keep=names)
             rounded = _check(request, forward, program, staging, request.dtype)
             differences |= {f"{request.dtype} {name}": difference for name, difference in rounded.items()}
-        checks = Checks(differences=differences, tolerance=ONNX_OUTPUT_TOLERANCE[request.dtype])
+        checks = OnnxChecks(differences=differences, tolerance=ONNX_OUTPUT_TOLERANCE[request.dtype])
         return write_report(request, program, staging, checks, source_dtype=source_dtype, open=_open(program))
 
 
 def _widest(
-    request: Request, forward: Forward, staging: Path, say: Callable[[str], None]
+    request: OnnxRequest, forward: ExportedForward, staging: Path, say: Callable[[str], None]
 ) -> tuple[ir.Model, dict[str, float]]:
     """The graph with the most dynamic dimensions that passes its check, written, and the result of :func:`_check`.
 
@@ -137,7 +137,7 @@ def _widest(
     raise refused
 
 
-def trace_forward(forward: Forward, *, free: str, optimize: str, opset: int | None) -> ir.Model:
+def trace_forward(forward: ExportedForward, *, free: str, optimize: str, opset: int | None) -> ir.Model:
     """One forward as a graph; its inputs are named as the arguments of forward.
 
     Raises:
@@ -171,7 +171,9 @@ def _symbols(graph: ir.Graph) -> dict[str, str]:
         name = str(value.name)
         beside = "input_ids" in names and not name.endswith(("_ids", "_mask"))
         length = f"decoder_{SEQUENCE}" if name.startswith("decoder_") else SEQUENCE
-        for dim, known in zip(value.shape or (), (f"{name}_{BATCH}" if beside else BATCH, length), strict=False):
+        for dim, known in zip(
+            value.shape or (), (f"{name}_{BATCH_SYMBOL}" if beside else BATCH_SYMBOL, length), strict=False
+        ):
             if not isinstance(dim, int):
                 found.setdefault(str(dim.value), known)
     return found
@@ -182,7 +184,9 @@ def _open(program: ir.Model) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(dim.value) for dim in dims))
 
 
-def _check(request: Request, forward: Forward, program: ir.Model, staging: Path, dtype: str) -> dict[str, float]:
+def _check(
+    request: OnnxRequest, forward: ExportedForward, program: ir.Model, staging: Path, dtype: str
+) -> dict[str, float]:
     """Worst relative difference from torch by what was varied.
 
     Raises:
@@ -221,7 +225,7 @@ def _check(request: Request, forward: Forward, program: ir.Model, staging: Path,
     return found
 
 
-def _varied(forward: Forward, program: ir.Model) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+def _varied(forward: ExportedForward, program: ir.Model) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """The example; then other numbers of samples, other lengths and a mask, if these are dynamic."""
     inputs = {str(value.name): forward.inputs[str(value.name)] for value in program.graph.inputs}
     yield "example", inputs

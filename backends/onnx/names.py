@@ -15,16 +15,16 @@ import onnx_ir as ir
 
 from ...ir.errors import FxpruneError
 
-BATCH, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+BATCH_SYMBOL, SEQUENCE, PAST, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 
 # The name of each dynamic dimension of an input or output; None for a fixed dimension.
 _LAYOUT: dict[str, tuple[str | None, ...]] = {
-    "input_ids": (BATCH, SEQUENCE),
-    "attention_mask": (BATCH, TOTAL),
-    "position_ids": (BATCH, SEQUENCE),
-    "past_key_values": (BATCH, None, PAST, None),
-    "logits": (BATCH, SEQUENCE, None),
-    "present": (BATCH, None, TOTAL, None),
+    "input_ids": (BATCH_SYMBOL, SEQUENCE),
+    "attention_mask": (BATCH_SYMBOL, TOTAL),
+    "position_ids": (BATCH_SYMBOL, SEQUENCE),
+    "past_key_values": (BATCH_SYMBOL, None, PAST, None),
+    "logits": (BATCH_SYMBOL, SEQUENCE, None),
+    "present": (BATCH_SYMBOL, None, TOTAL, None),
 }
 _CACHE = re.compile(r"(?:input\.|output\.)?past_key_values\.layers\.(\d+)\.(key|value)s")
 
@@ -72,7 +72,7 @@ def _rename_dimensions(graph: ir.Graph) -> None:
             _UNSUPPORTED,
         )
     batch, sequence, before = str(tokens[0]), str(tokens[1]), str(past[2])
-    symbols = {batch: BATCH, sequence: SEQUENCE, before: PAST}
+    symbols = {batch: BATCH_SYMBOL, sequence: SEQUENCE, before: PAST}
     totals = {f"{before} + {sequence}", f"{sequence} + {before}"}
     if str(mask[1]) not in symbols:
         totals.add(str(mask[1]))

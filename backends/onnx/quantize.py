@@ -2,7 +2,7 @@
 
 ``float16`` converts weights, arithmetic and key-value cache, except for operators that overflow in half precision (see
 :data:`_FLOAT32_OPERATORS`). ``int8`` and ``int4`` are weight-only: every linear map becomes a ``MatMulNBits``. Its
-weight is quantized in blocks of :data:`BLOCK` along the contracted axis, each with its own scale and zero point.
+weight is quantized in blocks of :data:`ROUNDING_BLOCK` along the contracted axis, each with its own scale and zero point.
 Activations and cache stay float32. Embedding tables are stored as float16: fewer bits would cost quality and save no
 arithmetic.
 """
@@ -25,7 +25,7 @@ from ...runtime.quiet import quiet
 
 ONNX_DTYPES = ("float32", "float16", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}
-BLOCK = 32
+ROUNDING_BLOCK = 32
 
 # The squares of 256 and more overflow float16, and a normalisation in standard operators computes squares.
 _FLOAT32_OPERATORS = ("Pow", "ReduceMean", "Sqrt", "Reciprocal")
@@ -123,7 +123,7 @@ def _to_integers(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     _separate_tied_head(model.graph)
-    quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=BLOCK, is_symmetric=False)
+    quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=ROUNDING_BLOCK, is_symmetric=False)
     quantizer.process()
     converted: onnx.ModelProto = quantizer.model.model
     if not any(node.op_type == "MatMulNBits" for node in converted.graph.node):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ...ir.errors import FxpruneError
-from .check import Reference, decode_pairs, greedy_shortfalls, padded_pairs
+from .check import TorchReference, decode_pairs, greedy_shortfalls, padded_pairs
 from .runtime import Floats, OnnxDecoder, Tokens
 
 # The largest allowed relative growth of perplexity. int8 costs almost nothing. The loss by int4 depends on the model,
@@ -26,12 +26,12 @@ GROWTH = {"float16": 0.002, "int8": 0.01, "int4": 0.25}
 # untrained model the context adds little, so perplexity would hardly grow in a graph that ignores the context.
 LOST = {"float16": 0.01, "int8": 0.05, "int4": 0.5}
 
-_SEQUENCES, _LENGTH = 4, 64
-_SEED = 0
+_SEQUENCES, _TEXT_LENGTH = 4, 64
+_TEXT_SEED = 0
 
 
 @dataclass(frozen=True)
-class Loss:
+class RoundingLoss:
     """The loss by rounding.
 
     Attributes:
@@ -46,13 +46,15 @@ class Loss:
     greedy_equal: int
 
 
-def check_rounded(decoder: OnnxDecoder, model: torch.nn.Module, dtype: str, progress: Callable[[str], None]) -> Loss:
+def check_rounded(
+    decoder: OnnxDecoder, model: torch.nn.Module, dtype: str, progress: Callable[[str], None]
+) -> RoundingLoss:
     """Compare a rounded graph with ``model`` (float32, CPU).
 
     Raises:
         FxpruneError: perplexity grows by more than :data:`GROWTH`, or the loss is more than :data:`LOST`.
     """
-    reference = Reference(model, _written(model))
+    reference = TorchReference(model, _written(model))
     checks = {"text": _text, "decode": decode_pairs, "padded": padded_pairs}
     growth: dict[str, float] = {}
     for name, pairs in checks.items():
@@ -67,11 +69,11 @@ def check_rounded(decoder: OnnxDecoder, model: torch.nn.Module, dtype: str, prog
                 "use --dtype float32, or the next larger type",
             )
     shortfalls = list(greedy_shortfalls(decoder, reference))
-    return Loss(growth, len(shortfalls), sum(gap == 0.0 for gap in shortfalls))
+    return RoundingLoss(growth, len(shortfalls), sum(gap == 0.0 for gap in shortfalls))
 
 
-def _text(decoder: OnnxDecoder, reference: Reference) -> Iterator[tuple[Floats, Floats]]:
-    tokens = reference.tokens(_SEQUENCES, _LENGTH)
+def _text(decoder: OnnxDecoder, reference: TorchReference) -> Iterator[tuple[Floats, Floats]]:
+    tokens = reference.tokens(_SEQUENCES, _TEXT_LENGTH)
     yield decoder.logits(tokens), reference.logits(tokens)
 
 
@@ -93,12 +95,12 @@ def _compare(pairs: list[tuple[Floats, Floats]]) -> tuple[float, float]:
 def _written(model: torch.nn.Module) -> Tokens:
     """Text sampled from the model, ``[sequences, length]``, after random first tokens."""
     vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    context = getattr(model.config, "max_position_embeddings", None) or _LENGTH
-    tokens = torch.from_numpy(np.random.default_rng(_SEED).integers(0, vocabulary, (_SEQUENCES, 1)))
-    generator = torch.Generator().manual_seed(_SEED)
+    context = getattr(model.config, "max_position_embeddings", None) or _TEXT_LENGTH
+    tokens = torch.from_numpy(np.random.default_rng(_TEXT_SEED).integers(0, vocabulary, (_SEQUENCES, 1)))
+    generator = torch.Generator().manual_seed(_TEXT_SEED)
     cache = None
     with torch.no_grad():
-        while tokens.shape[1] < min(_LENGTH, int(context)):
+        while tokens.shape[1] < min(_TEXT_LENGTH, int(context)):
             fed = tokens if cache is None else tokens[:, -1:]
             output = model(input_ids=fed, past_key_values=cache, use_cache=True)
             cache = output.past_key_values

@@ -18,10 +18,10 @@ from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...runtime.json_object import read_json_object
 from ...runtime.quiet import quiet
-from .names import BATCH, PAST, SEQUENCE, rename_interface, strip_provenance
+from .names import BATCH_SYMBOL, PAST, SEQUENCE, rename_interface, strip_provenance
 
 # Extents of the traced example. All differ, and none is 0 or 1, which torch.export would make constant.
-_BATCH, _SEQUENCE, _PAST = 2, 3, 5
+_TRACE_BATCH, _SEQUENCE, _PAST = 2, 3, 5
 
 _BOUND = re.compile(r"^ *(\w+) = Dim\('\1', max=(\d+)\)$", re.MULTILINE)
 """The suggestion of torch.export when the code of a model limits an extent."""
@@ -89,7 +89,7 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
         FxpruneError: the model caches something else than keys and values, or the exporter fails.
     """
     cache = _example_cache(model)
-    open_dims = {name: torch.export.Dim(name) for name in (BATCH, SEQUENCE, PAST)}
+    open_dims = {name: torch.export.Dim(name) for name in (BATCH_SYMBOL, SEQUENCE, PAST)}
     try:
         program = convert(model, *_call(model, cache, open_dims), optimize=optimize, opset=opset)
     except FxpruneError as error:
@@ -107,21 +107,21 @@ def _call(
     model: torch.nn.Module, cache: DynamicCache, open_dims: Mapping[str, torch.export.Dim]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The inputs of the traced call, and their dynamic dimensions."""
-    tokens = {0: open_dims[BATCH], 1: open_dims[SEQUENCE]}
+    tokens = {0: open_dims[BATCH_SYMBOL], 1: open_dims[SEQUENCE]}
     inputs: dict[str, Any] = {
-        "input_ids": torch.zeros(_BATCH, _SEQUENCE, dtype=torch.int64),
-        "attention_mask": torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.int64),
+        "input_ids": torch.zeros(_TRACE_BATCH, _SEQUENCE, dtype=torch.int64),
+        "attention_mask": torch.ones(_TRACE_BATCH, _PAST + _SEQUENCE, dtype=torch.int64),
     }
     # The total length is a sum of two lengths. torch.export cannot express this, so it has to infer it.
     shapes: dict[str, Any] = {
         "input_ids": tokens,
-        "attention_mask": {0: open_dims[BATCH], 1: torch.export.Dim.DYNAMIC},
+        "attention_mask": {0: open_dims[BATCH_SYMBOL], 1: torch.export.Dim.DYNAMIC},
     }
     if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1)
+        inputs["position_ids"] = torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_TRACE_BATCH, 1)
         shapes["position_ids"] = tokens
     inputs["past_key_values"] = cache
-    shapes["past_key_values"] = [{0: open_dims[BATCH], 2: open_dims[PAST]}] * (2 * len(cache.layers))
+    shapes["past_key_values"] = [{0: open_dims[BATCH_SYMBOL], 2: open_dims[PAST]}] * (2 * len(cache.layers))
     return inputs, shapes
 
 
@@ -166,10 +166,10 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
     """
     try:
         with torch.no_grad(), quiet():
-            output = model(input_ids=torch.zeros(_BATCH, _PAST, dtype=torch.int64), use_cache=True)
+            output = model(input_ids=torch.zeros(_TRACE_BATCH, _PAST, dtype=torch.int64), use_cache=True)
     except Exception as error:  # whatever a model's own code raises
         raise FxpruneError(
-            f"{type(model).__name__} does not run on token ids [{_BATCH}, {_PAST}]: {innermost_line(error)}",
+            f"{type(model).__name__} does not run on token ids [{_TRACE_BATCH}, {_PAST}]: {innermost_line(error)}",
             "a cache needs a model that takes token ids and returns keys and values; otherwise use --no-cache",
         ) from error
     filled = getattr(output, "past_key_values", None)
@@ -181,7 +181,7 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
                 f"layer {index} of {type(model).__name__} caches a {type(layer).__name__}, not keys and values",
                 "use --no-cache; the graph then reads whole sequences",
             )
-        for_key, for_value = (torch.zeros(_BATCH, kept.shape[1], _PAST, kept.shape[3]) for kept in (keys, values))
+        for_key, for_value = (torch.zeros(_TRACE_BATCH, kept.shape[1], _PAST, kept.shape[3]) for kept in (keys, values))
         cache.update(for_key, for_value, index)
     if not cache.layers:
         raise FxpruneError(

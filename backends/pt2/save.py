@@ -31,13 +31,13 @@ from ..atomic_directory import atomic_directory, check_target
 from ..digests import digests
 from ..verify import VerificationError
 
-WEIGHTS = "model.safetensors"
+MODULE_WEIGHTS = "model.safetensors"
 PROGRAM = "model.pt2"
 KIND = "module"
 
 
 @dataclass(frozen=True)
-class Product:
+class SavableModule:
     """A module that is ready to be written.
 
     Attributes:
@@ -75,7 +75,7 @@ class SavedModule:
         return {"path": str(self.path), "any_batch": self.any_batch, "checks": dict(self.checks)}
 
 
-def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force: bool) -> SavedModule:
+def save_module(product: SavableModule, out: Path, *, report: Mapping[str, Any], force: bool) -> SavedModule:
     """Write a module: ``model.safetensors``, ``model.pt2``, ``plan.safetensors``, ``fxprune.json``.
 
     Before the directory is moved into place, a fresh Python process without fxprune loads the exported program, and
@@ -94,7 +94,7 @@ def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force
         program, any_batch = _export(product)
         with atomic_directory(out, force=force) as folder:
             # A tensor that several modules share is stored once.
-            save_model(product.module, str(folder / WEIGHTS), metadata={"format": "pt"})
+            save_model(product.module, str(folder / MODULE_WEIGHTS), metadata={"format": "pt"})
             torch.export.save(program, folder / PROGRAM)
             write_plan(folder, product.plan)
             checks = _check(product, folder)
@@ -106,7 +106,7 @@ def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force
                 "any_batch": any_batch,
                 "repairs": product.repairs.to_json(),
                 "checks": checks,
-                "files": digests(folder, WEIGHTS, PROGRAM),
+                "files": digests(folder, MODULE_WEIGHTS, PROGRAM),
             }
             write_json(folder / RECORD, record)
     finally:
@@ -114,7 +114,7 @@ def save_module(product: Product, out: Path, *, report: Mapping[str, Any], force
     return SavedModule(out.resolve(), any_batch, checks)
 
 
-def _export(product: Product) -> tuple[ExportedProgram, bool]:
+def _export(product: SavableModule) -> tuple[ExportedProgram, bool]:
     """The exported program; for any number of samples if the module accepts that and torch can prove it."""
     if product.any_batch:
         try:
@@ -130,7 +130,7 @@ def _export(product: Product) -> tuple[ExportedProgram, bool]:
         ) from error
 
 
-def _exported(product: Product, *, free: bool) -> ExportedProgram:
+def _exported(product: SavableModule, *, free: bool) -> ExportedProgram:
     def dynamic(leaf: Any) -> Any:
         return {0: Dim.DYNAMIC} if isinstance(leaf, torch.Tensor) else None
 
@@ -183,7 +183,7 @@ save_file({str(i): x.contiguous() for i, x in enumerate(leaves)}, request["outpu
 """
 
 
-def _check(product: Product, folder: Path) -> dict[str, Any]:
+def _check(product: SavableModule, folder: Path) -> dict[str, Any]:
     """Run the program on the example inputs in a process without fxprune, and compare its outputs."""
     held: dict[str, torch.Tensor] = {}
 
@@ -314,9 +314,9 @@ def _load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.M
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(folder / WEIGHTS)
+        return load_file(folder / MODULE_WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise RequestError(f"{folder / WEIGHTS} is damaged: {error}", "write the artifact again") from error
+        raise RequestError(f"{folder / MODULE_WEIGHTS} is damaged: {error}", "write the artifact again") from error
 
 
 def _shared_names(module: nn.Module) -> dict[str, set[str]]:

@@ -14,16 +14,16 @@ from .picking import follow_positions, picked_from
 from .rule import AS_IT_IS, Equations, Resized, Rule, pattern
 
 FAMILIES: Mapping[str, Mapping[str, Rule]] = {
-    "pointwise": pointwise.TABLE,
-    "linear": linear.TABLE,
-    "reduce": reduce.TABLE,
-    "picking": picking.TABLE,
-    "shape": shape.TABLE,
-    "slicing": slicing.TABLE,
-    "writing": writing.TABLE,
-    "convolution": convolution.TABLE,
-    "creation": creation.TABLE,
-    "whole": whole.TABLE,
+    "pointwise": pointwise.POINTWISE_RULES,
+    "linear": linear.LINEAR_RULES,
+    "reduce": reduce.REDUCE_RULES,
+    "picking": picking.PICKING_RULES,
+    "shape": shape.SHAPE_RULES,
+    "slicing": slicing.SLICING_RULES,
+    "writing": writing.WRITING_RULES,
+    "convolution": convolution.CONVOLUTION_RULES,
+    "creation": creation.CREATION_RULES,
+    "whole": whole.WHOLE_RULES,
 }
 
 

@@ -200,7 +200,7 @@ _POOLS = {
     "reflection_pad3d replication_pad3d upsample_nearest3d upsample_trilinear3d",
 }
 
-TABLE = {
+CONVOLUTION_RULES = {
     "aten.convolution": _rule(_GENERIC),
     **{f"aten.conv{n}d": _rule(_PLAIN) for n in (1, 2, 3)},
     **{f"aten.conv_transpose{n}d": _rule(_TRANSPOSED) for n in (1, 2, 3)},

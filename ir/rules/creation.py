@@ -30,7 +30,7 @@ def _one_hot(eq: Equations, op: Op) -> None:
     eq.freeze(result[-1:], "one position per class")
 
 
-TABLE = {
+CREATION_RULES = {
     **{f"aten.{name}": _shape(0) for name in ("zeros", "ones", "full", "empty", "rand", "randn")},
     **{f"aten.{name}": _shape(1) for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
     "aten.tril": Rule(_triangle, text="freezes the last two dimensions"),

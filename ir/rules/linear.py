@@ -173,7 +173,7 @@ _EINSUM = Rule(
     ),
 )
 
-TABLE = {
+LINEAR_RULES = {
     "aten.linear": contracting(pattern("... k, n k, n? -> ... n"), "input weight bias", weight="weight"),
     "aten.addmm": contracting(_ADD_MATMUL, "input mat1 mat2", weight="mat2", plain={"alpha": 1, "beta": 1}),
     "aten.mm": contracting(pattern("m k, k n -> m n"), "input mat2", weight="mat2"),

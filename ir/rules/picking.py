@@ -12,11 +12,11 @@ from .arguments import argument, integer, place, tensor
 from .reduce import NORMALISED
 from .rule import Equations, Rule
 
-_NAMES = """
+_PICKING_OPERATORS = """
 _to_copy _unsafe_view alias chunk clone contiguous detach expand expand_as flatten narrow permute repeat reshape select
 slice split squeeze t to transpose unbind unflatten unsqueeze view
 """
-PASSING = frozenset(f"aten.{name}" for name in _NAMES.split())
+PASSING = frozenset(f"aten.{name}" for name in _PICKING_OPERATORS.split())
 """Operators whose result holds values of their operand, unchanged."""
 
 READING = frozenset(f"aten.{name}" for name in ("index", "gather", "scatter", "scatter_add", "index_select"))
@@ -55,4 +55,4 @@ def picked_from(op: Op) -> Value | None:
     return stack if isinstance(stack, Value) and len(stack.shape) > 2 else None
 
 
-TABLE = {"aten.topk": Rule(_topk, text="picks positions of the dimension, never fewer than k of which stay")}
+PICKING_RULES = {"aten.topk": Rule(_topk, text="picks positions of the dimension, never fewer than k of which stay")}

@@ -32,5 +32,5 @@ def _couple(eq: Equations, op: Op) -> None:
 
 
 POINTWISE = Rule(_couple, text="..., ... -> ...")
-TABLE = {f"aten.{name}": POINTWISE for name in NAMES.split()}
-TABLE["aten.native_dropout"] = pattern("... -> ..., ...")
+POINTWISE_RULES = {f"aten.{name}": POINTWISE for name in NAMES.split()}
+POINTWISE_RULES["aten.native_dropout"] = pattern("... -> ..., ...")

@@ -238,7 +238,7 @@ def _native_batch_norm(eq: Equations, op: Op) -> None:
         eq.mark((operand[0], *operand[2:]), NORMALISED)
 
 
-TABLE = {
+REDUCE_RULES = {
     **{f"aten.{name}": _reduction(None) for name in ("sum", "nansum", "any")},
     **{
         f"aten.{name}": _reduction(NORMALISED)

@@ -187,7 +187,7 @@ _SAME_ELEMENTS = Rule(_reshape, text="finest runs of dimensions with equal produ
 _WITH_SHAPE = Rule(_reshape, _to_new_shape, text=_SAME_ELEMENTS.text)
 _PERMUTE = Rule(_permute, text="permutes dimensions")
 
-TABLE = {
+SHAPE_RULES = {
     **{f"aten.{name}": _WITH_SHAPE for name in ("view", "reshape", "_unsafe_view")},
     **{f"aten.{name}": _SAME_ELEMENTS for name in ("flatten", "unsqueeze", "ravel")},
     **{f"aten.{name}": Rule(_reshape, _as_reshape, text=_SAME_ELEMENTS.text) for name in ("squeeze", "_reshape_alias")},

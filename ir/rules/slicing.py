@@ -282,7 +282,7 @@ def _index_put(eq: Equations, op: Op) -> None:
 
 _SPLIT = _split()
 
-TABLE = {
+SLICING_RULES = {
     "aten.cat": Rule(_cat, text="concat of the operands' dimensions"),
     "aten.concat": Rule(_cat, text="concat of the operands' dimensions"),
     "aten.concatenate": Rule(_cat, text="concat of the operands' dimensions"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..graph import Op
 from .rule import Equations, Rule
 
-REASONS = {
+WHOLE_REASONS = {
     "addresses memory by strides": "as_strided empty_strided",
     "pairs the positions of two axes": "diag diag_embed diagonal trace",
     "counts positions by what they hold": "bincount masked_scatter masked_select nonzero",
@@ -22,4 +22,4 @@ def _whole(reason: str) -> Rule:
     return Rule(couple, text=f"freezes every dimension: {reason}")
 
 
-TABLE = {f"aten.{name}": _whole(reason) for reason, names in REASONS.items() for name in names.split()}
+WHOLE_RULES = {f"aten.{name}": _whole(reason) for reason, names in WHOLE_REASONS.items() for name in names.split()}

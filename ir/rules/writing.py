@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..graph import Arg, Op
 from .arguments import argument, tensor
 from .rule import Equations, Resized, Rule
-from .slicing import TABLE as SLICING
+from .slicing import SLICING_RULES as SLICING
 
 
 def _read(op: Op) -> Op:
@@ -40,7 +40,7 @@ def _copy(eq: Equations, op: Op) -> None:
 
 _WRITE = Rule(_write, _write_bounds, text="the part that is written has the axes of what is written")
 
-TABLE = {
+WRITING_RULES = {
     "aten.slice_scatter": _WRITE,
     "aten.select_scatter": _WRITE,
     "aten.copy": Rule(_copy, text="..., ... -> ..."),

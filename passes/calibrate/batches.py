@@ -17,7 +17,7 @@ Feed = Callable[[nn.Module], Any]
 
 
 @dataclass(eq=False)
-class Seen:
+class LinearCall:
     """One recorded linear call: a call of a linear map with its inputs and outputs.
 
     Attributes:
@@ -72,7 +72,7 @@ def _feed(window: Tensor) -> Feed:
     return run
 
 
-def matrix(weight: Tensor, seen: Seen) -> Tensor:
+def matrix(weight: Tensor, seen: LinearCall) -> Tensor:
     """The part of a weight that a call used, as a view ``[n, k]``; writing to it changes the weight."""
     part = weight if seen.expert is None else weight[seen.expert]
     dim = seen.dim if seen.expert is None else seen.dim - 1
@@ -97,4 +97,4 @@ def padding_mask(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
         handle.remove()
 
 
-__all__ = ["Feed", "Seen", "calibration_feeds", "matrix", "padding_mask"]
+__all__ = ["Feed", "LinearCall", "calibration_feeds", "matrix", "padding_mask"]

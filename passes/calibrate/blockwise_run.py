@@ -16,16 +16,16 @@ from ...runtime.experts import ONE_BY_ONE, experts_as
 from ...runtime.tolerances import BLOCK_TOLERANCE, relative_difference
 from ..model.blocks import find_blocks
 from ..model.forward import inference
-from .batches import Feed, Seen, padding_mask
-from .linear_calls import Watch
+from .batches import Feed, LinearCall, padding_mask
+from .linear_calls import LinearCallRecorder
 
 
-class _Reached(Exception):
+class _LastBlockReached(Exception):
     """The last block that is needed has run."""
 
 
 @dataclass
-class Stream:
+class BlockwiseRun:
     """A blockwise run of one model on calibration batches.
 
     The outputs of the last finished block are stored for every batch, and finished blocks do not run again. If blocks
@@ -47,7 +47,7 @@ class Stream:
     _kept: list[Any] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: nn.Module, feeds: Sequence[Feed]) -> Stream:
+    def of(cls, model: nn.Module, feeds: Sequence[Feed]) -> BlockwiseRun:
         """A run with no finished block."""
         try:
             found = find_blocks(model)
@@ -69,8 +69,8 @@ class Stream:
         hook: tuple[str, Any] | None = None,
         *,
         shapes_only: bool = False,
-        receive: Callable[[Seen], None] | None = None,
-    ) -> list[Seen]:
+        receive: Callable[[LinearCall], None] | None = None,
+    ) -> list[LinearCall]:
         """Run one batch and record the linear calls on some weights.
 
         Args:
@@ -88,7 +88,7 @@ class Stream:
                 module = self.model.get_submodule(hook[0])
                 handle = module.register_forward_pre_hook(hook[1], with_kwargs=True)
                 stack.callback(handle.remove)
-            watch = Watch(weights, mask, shapes_only=shapes_only, receive=receive)
+            watch = LinearCallRecorder(weights, mask, shapes_only=shapes_only, receive=receive)
             with watch:
                 self._run(batch, last)
         return watch.seen
@@ -117,7 +117,7 @@ class Stream:
         with inference(self.model), self._shortened(batch, last):
             try:
                 self.feeds[batch](self.model)
-            except _Reached:
+            except _LastBlockReached:
                 return
 
     @contextmanager
@@ -125,7 +125,7 @@ class Stream:
         """Inside, finished blocks return their stored outputs, and the run ends after block ``last``."""
 
         def stop(_module: nn.Module, _args: Any, _out: Any) -> None:
-            raise _Reached
+            raise _LastBlockReached
 
         replaced = self.blocks[: self.done]
         handle = None
@@ -161,4 +161,4 @@ def _same(first: Any, second: Any) -> bool:
     )
 
 
-__all__ = ["Stream"]
+__all__ = ["BlockwiseRun"]

@@ -17,17 +17,17 @@ from ...runtime.tensors import tensors_by_name
 from ..couple.consumers import Consumer, find_consumers
 from ..model.forward import inference
 from ..state import State
-from .batches import Feed, Seen, matrix
-from .blockwise_run import Stream
-from .linear_calls import Watch
+from .batches import Feed, LinearCall, matrix
+from .blockwise_run import BlockwiseRun
+from .linear_calls import LinearCallRecorder
 
 
 @dataclass(frozen=True)
-class Map:
+class LinearMap:
     """One linear map of the pruned model: a weight, or one expert's part of it, and its bias.
 
     Attributes:
-        tensor, expert, dim: as in :class:`~.statistics.Seen`.
+        tensor, expert, dim: as in :class:`~.statistics.LinearCall`.
         weight: the parameter, or the expert's part of it, as a view ``[n, k]``.
         bias: ``[n]``; None without a bias.
     """
@@ -59,7 +59,7 @@ class Map:
 
 
 @dataclass
-class Pairs:
+class DenseAndPruned:
     """The two models, and the linear maps whose inputs lost units.
 
     Attributes:
@@ -70,17 +70,17 @@ class Pairs:
         last_of_blocks: index of the last operator that runs in one of the blocks.
     """
 
-    dense: Stream
-    pruned: Stream
+    dense: BlockwiseRun
+    pruned: BlockwiseRun
     plan: Plan
     consumers: list[Consumer]
     left: list[str]
     last_of_blocks: int
     _weights: tuple[dict[str, Tensor], dict[str, Tensor]]
-    _probed: dict[str, Seen]
+    _probed: dict[str, LinearCall]
 
     @classmethod
-    def of(cls, state: State, batches: Sequence[Feed]) -> Pairs:
+    def of(cls, state: State, batches: Sequence[Feed]) -> DenseAndPruned:
         """The models before and after the pruning passes, and what reads the places that were cut.
 
         Args:
@@ -91,13 +91,18 @@ class Pairs:
         assert before.same_layers is not None
         assert ledger.plan is not None
         places = [place for place in ledger.consumers if place in ledger.plan.slices]
-        dense, pruned = Stream.of(before.same_layers, batches), Stream.of(subject.model, batches)
+        dense, pruned = BlockwiseRun.of(before.same_layers, batches), BlockwiseRun.of(subject.model, batches)
         return cls.between(subject.graph, dense, pruned, places, ledger.plan)
 
     @classmethod
     def between(
-        cls, graph: Graph, dense: Stream, pruned: Stream, places: Sequence[tuple[str, int]], plan: Plan | None = None
-    ) -> Pairs:
+        cls,
+        graph: Graph,
+        dense: BlockwiseRun,
+        pruned: BlockwiseRun,
+        places: Sequence[tuple[str, int]],
+        plan: Plan | None = None,
+    ) -> DenseAndPruned:
         """Two models, and the linear maps of the pruned one at some (tensor, input dimension) places.
 
         Args:
@@ -126,7 +131,7 @@ class Pairs:
             probe,
         )  # fmt: skip
 
-    def probed(self, consumer: Consumer) -> Map:
+    def probed(self, consumer: Consumer) -> LinearMap:
         """The linear map of a consumer, or of one of its experts."""
         return self._map(self._probed[consumer.tensor])
 
@@ -142,7 +147,7 @@ class Pairs:
 
     def observed(
         self, consumers: Sequence[Consumer], *, residual: bool = False
-    ) -> Iterator[tuple[Map, Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[LinearMap, Tensor, Tensor, Tensor]]:
         """For every call of every batch: the linear map, its inputs, its target outputs, its present outputs.
 
         The targets are the dense model's outputs. With ``residual``, if the outputs are added to the residual stream,
@@ -179,9 +184,9 @@ class Pairs:
                     wanted_now = wanted_now + self._kept(theirs, theirs.beside) - mine.beside
                 yield self._map(mine), mine.x, wanted_now, mine.y
 
-    def _routed(self, owner: str, entered: Sequence[Any], originals: dict[str, Tensor]) -> list[Seen]:
+    def _routed(self, owner: str, entered: Sequence[Any], originals: dict[str, Tensor]) -> list[LinearCall]:
         model = self.dense.model
-        module, watch = model.get_submodule(owner), Watch(originals)
+        module, watch = model.get_submodule(owner), LinearCallRecorder(originals)
         with inference(model), experts_as(ONE_BY_ONE, model), watch:
             for args, kwargs in entered:
                 module(*args, **kwargs)
@@ -199,11 +204,11 @@ class Pairs:
         self.pruned.advance(block)
         return block if block < len(self.dense.blocks) else None
 
-    def _map(self, seen: Seen) -> Map:
+    def _map(self, seen: LinearCall) -> LinearMap:
         weight = matrix(self._weights[1][seen.tensor].detach(), seen)
-        return Map(seen.tensor, seen.expert, seen.dim, weight, seen.bias)
+        return LinearMap(seen.tensor, seen.expert, seen.dim, weight, seen.bias)
 
-    def _kept(self, seen: Seen, outputs: Tensor) -> Tensor:
+    def _kept(self, seen: LinearCall, outputs: Tensor) -> Tensor:
         """The outputs of a dense call that the pruned linear map still has."""
         weight = self._weights[0][seen.tensor]
         first = 0 if seen.expert is None else 1
@@ -212,5 +217,5 @@ class Pairs:
         return outputs if kept is None else outputs.index_select(1, torch.from_numpy(kept).to(outputs.device))
 
 
-def _blocks(stream: Stream, consumer: Consumer) -> set[int]:
+def _blocks(stream: BlockwiseRun, consumer: Consumer) -> set[int]:
     return {block for module in consumer.modules if (block := stream.block_of(module)) is not None}

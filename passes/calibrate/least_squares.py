@@ -84,7 +84,7 @@ def _factor(moments: Moments, damping: float) -> torch.Tensor:
 
 
 @dataclass
-class Surgeon:
+class ObsSolver:
     """One linear map from which inputs are removed; the remaining weights compensate for each removal (OBS).
 
     With ``H`` the damped second moments of its inputs, removing the inputs ``S`` of weights ``W`` at the optimum costs
@@ -115,7 +115,7 @@ class Surgeon:
         damping: float,
         columns: list[torch.Tensor],
         metric: torch.Tensor | None = None,
-    ) -> Surgeon:
+    ) -> ObsSolver:
         """Start at the optimum of :func:`refit`, with all inputs present.
 
         Args:

@@ -18,11 +18,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ...ir import FxpruneError
 from ...ir.rules import Contraction, rule_table
-from .batches import Seen
+from .batches import LinearCall
 
 
 @dataclass(frozen=True)
-class _Part:
+class _WeightPart:
     """A weight, or a tensor derived from it before a call: one expert's part, or the transpose."""
 
     tensor: Tensor
@@ -32,16 +32,16 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Output:
+class _RecordedOutput:
     """The output of a call, the recorded call, its rows without padding, and the time of the call."""
 
     tensor: Tensor
-    seen: Seen
+    seen: LinearCall
     rows: slice | Tensor
     time: int
 
 
-class Watch(TorchFunctionMode):
+class LinearCallRecorder(TorchFunctionMode):
     """Inside, linear calls on the given weights are recorded in ``seen``.
 
     Args:
@@ -58,20 +58,20 @@ class Watch(TorchFunctionMode):
         mask: Callable[[], Tensor | None] = lambda: None,
         *,
         shapes_only: bool = False,
-        receive: Callable[[Seen], None] | None = None,
+        receive: Callable[[LinearCall], None] | None = None,
     ) -> None:
         super().__init__()
         self._shapes_only = shapes_only
-        self.seen: list[Seen] = []
+        self.seen: list[LinearCall] = []
         self._receive = receive or self.seen.append
         self._mask = mask
         self._follows = not shapes_only and receive is None
         # Outputs that may be added later: kept alive, so that their id() is not reused.
-        self._outputs: dict[int, _Output] = {}
+        self._outputs: dict[int, _RecordedOutput] = {}
         # Creation time of each tensor, to tell tensors made from outputs from those that existed before.
         self._made: Any = WeakIdKeyDictionary()
         self._clock = 0
-        self._parts = {id(weight): _Part(weight, name) for name, weight in weights.items()}
+        self._parts = {id(weight): _WeightPart(weight, name) for name, weight in weights.items()}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -110,9 +110,9 @@ class Watch(TorchFunctionMode):
         elif func in _PASSES_ON and known and isinstance(out, Tensor):
             found = known[0][1]
             if out.shape[-1] == found.seen.y.shape[1] and out.numel() == args[0].numel():
-                self._outputs[id(out)] = _Output(out, found.seen, found.rows, found.time)
+                self._outputs[id(out)] = _RecordedOutput(out, found.seen, found.rows, found.time)
 
-    def _keep(self, call: _Read | None, out: Tensor) -> None:
+    def _keep(self, call: _MapArguments | None, out: Tensor) -> None:
         part = None if call is None else self._parts.get(id(call.weight))
         if call is None or part is None:
             return
@@ -125,17 +125,17 @@ class Watch(TorchFunctionMode):
         dim = across if part.expert is None else across + 1
         if dims == 3 and not call.conv:
             for expert, (x, y) in enumerate(zip(call.x, out, strict=True)):
-                self._receive(Seen(part.name, expert, dim, x, y, None, _samples(x[:, None]), call.given, -1, out))
+                self._receive(LinearCall(part.name, expert, dim, x, y, None, _samples(x[:, None]), call.given, -1, out))
             return
         rows = (call.x.flatten(0, -2), (out.movedim(1, -1) if call.conv else out).flatten(0, -2), _samples(call.x))
         kept = slice(0) if self._shapes_only else self._unpadded(len(rows[0]), call.conv, part, call.x.device)
         x, y, sample = (values[kept] for values in rows)
-        seen = Seen(part.name, part.expert, dim, x, y, call.bias, sample, call.given, 1 if call.conv else -1, out)
+        seen = LinearCall(part.name, part.expert, dim, x, y, call.bias, sample, call.given, 1 if call.conv else -1, out)
         self._receive(seen)
         if self._follows and not call.conv and part.expert is None:
-            self._outputs[id(out)] = _Output(out, seen, kept, self._clock + 1)
+            self._outputs[id(out)] = _RecordedOutput(out, seen, kept, self._clock + 1)
 
-    def _unpadded(self, rows: int, conv: bool, part: _Part, device: torch.device) -> slice | Tensor:
+    def _unpadded(self, rows: int, conv: bool, part: _WeightPart, device: torch.device) -> slice | Tensor:
         """The rows of a call that are not padding."""
         mask = self._mask()
         if mask is None or conv or bool(mask.all()):
@@ -156,7 +156,7 @@ def _samples(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Read:
+class _MapArguments:
     """Arguments of a possible linear call: inputs ``[..., k]``; ``rows``: whether the weight is ``[..., n, k]``."""
 
     x: Tensor
@@ -172,7 +172,7 @@ class _Read:
         return self.x if self.raw is None else self.raw
 
 
-def _read(said: Contraction, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Read | None:
+def _read(said: Contraction, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _MapArguments | None:
     """A call as the linear map that its rule says it is; None where it is none after all."""
     call = dict(zip(said.arguments, args, strict=False)) | dict(kwargs)
     if any(call.get(name, value) != value for name, value in said.plain.items()):
@@ -182,9 +182,9 @@ def _read(said: Contraction, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         return None
     if said.windows:
         batched = x.dim() == weight.dim()
-        return _Read(_patches(x, weight, call), weight, bias, conv=True, raw=x) if batched else None
+        return _MapArguments(_patches(x, weight, call), weight, bias, conv=True, raw=x) if batched else None
     fits = x.dim() > 1 if weight.dim() == 2 else x.dim() == weight.dim() == 3
-    return _Read(x, weight, bias, rows=said.summed == -1) if fits else None
+    return _MapArguments(x, weight, bias, rows=said.summed == -1) if fits else None
 
 
 def _patches(x: Tensor, weight: Tensor, call: Mapping[str, Any]) -> Tensor:
@@ -232,7 +232,7 @@ _PASSES_ON = frozenset({
 """Functions that an output may pass through before an addition."""
 
 
-def _selected(part: _Part, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Part | None:
+def _selected(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart | None:
     del kwargs
     index = args[0]
     single = isinstance(index, int) or (
@@ -240,21 +240,21 @@ def _selected(part: _Part, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[s
     )
     single = single and not isinstance(index, bool)
     whole = part.expert is None and part.tensor.dim() == 3
-    return _Part(out, part.name, int(index), part.flipped) if single and whole else None
+    return _WeightPart(out, part.name, int(index), part.flipped) if single and whole else None
 
 
-def _turned(part: _Part, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Part | None:
+def _turned(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart | None:
     dims = sorted(d % out.dim() for d in (*args, *kwargs.values()))
     last_two = dims in ([], [out.dim() - 2, out.dim() - 1]) and (dims or out.dim() == 2)
-    return _Part(out, part.name, part.expert, not part.flipped) if last_two else None
+    return _WeightPart(out, part.name, part.expert, not part.flipped) if last_two else None
 
 
-def _same(part: _Part, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Part:
+def _same(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart:
     del args, kwargs
-    return _Part(out, part.name, part.expert, part.flipped)
+    return _WeightPart(out, part.name, part.expert, part.flipped)
 
 
-_VIEWS: dict[Any, Callable[[_Part, Tensor, tuple[Any, ...], Mapping[str, Any]], _Part | None]] = {
+_VIEWS: dict[Any, Callable[[_WeightPart, Tensor, tuple[Any, ...], Mapping[str, Any]], _WeightPart | None]] = {
     torch.Tensor.__getitem__: _selected,
     **{f: _turned for f in (torch.Tensor.t, torch.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__)},  # type: ignore[attr-defined]
     **{f: _turned for f in (torch.Tensor.transpose, torch.transpose)},

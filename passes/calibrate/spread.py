@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass
-class Spread:
+class RunningVariance:
     """Running mean and variance of every input column, merged batch by batch (Chan, Golub, LeVeque 1979).
 
     Attributes:

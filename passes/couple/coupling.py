@@ -11,7 +11,7 @@ from functools import cached_property
 
 import networkx as nx
 
-from ...ir.axes import Atom, Axis, Concat, Product, Solution, atoms_of
+from ...ir.axes import Atom, Axis, ConcatAxis, ProductAxis, Solution, atoms_of
 from ...ir.errors import UnsupportedCall
 from ...ir.graph import Graph, Op, Parameter, Value
 from ...ir.groups import Group, Kind, Occurrence, Role
@@ -139,7 +139,7 @@ def _minima(eq: Equations, solution: Solution) -> dict[int, int]:
     for axis, count in eq.least:
         term = solution.term(axis)
         for atom in atoms_of(term):
-            share = atom.size / term.size if isinstance(term, Product) else 1
+            share = atom.size / term.size if isinstance(term, ProductAxis) else 1
             minima[atom.id] = max(minima.get(atom.id, 1), min(atom.size, math.ceil(count * share)))
     return minima
 
@@ -248,7 +248,7 @@ def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], dict[int, set[
                 repeated.add(axis.id)
             above[axis.id] = above[axis.id] & set(outer) if axis.id in above else set(outer)
             anywhere[axis.id] |= set(outer)
-        elif isinstance(axis, Concat):
+        elif isinstance(axis, ConcatAxis):
             for part in axis.parts:
                 walk(part, outer)
         else:

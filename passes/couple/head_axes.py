@@ -15,10 +15,10 @@ from ...ir.graph import Graph, Value
 from ...ir.rules import contraction_of, picked_from
 from ...ir.rules.contraction import Product
 
-Axes = Mapping[Value, tuple[Axis, ...]]
+ValueAxes = Mapping[Value, tuple[Axis, ...]]
 
 
-def head_channels(graph: Graph, axes: Axes) -> set[int]:
+def head_channels(graph: Graph, axes: ValueAxes) -> set[int]:
     """Atoms that products of two activations sum over, or keep when such a product sums over positions."""
     weights = _weights(graph)
     held = {atom for p in graph.parameters for axis in axes[p.value] for atom in _atoms([axis])}
@@ -45,7 +45,7 @@ def _atoms(axes: Iterable[Axis]) -> set[int]:
     return {atom.id for axis in axes for atom in atoms_of(axis)}
 
 
-def _sides(product: Product, axes: Axes) -> tuple[list[Axis], list[Axis]]:
+def _sides(product: Product, axes: ValueAxes) -> tuple[list[Axis], list[Axis]]:
     """Axes that both factors are summed over, and those of one factor only, which stay."""
     places = [
         {word: axis for word, axis in zip(dims, axes[value], strict=True) if not word.startswith(".")}

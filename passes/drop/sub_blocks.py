@@ -22,7 +22,7 @@ ADD = ("aten.add", "aten.add_")
 FUSED = "aten.scaled_dot_product_attention"
 
 
-class Absent(Absence, nn.Module):
+class AbsentModule(Absence, nn.Module):
     """Stands in place of a removed module."""
 
 
@@ -78,7 +78,7 @@ def find_sub_blocks(model: nn.Module, blocks: Blocks, graph: Graph, tokens: torc
     return tuple(found)
 
 
-def _part(layer: _Layer, add: Op, end: str, members: Sequence[str], calls: Mapping[str, _Call]) -> SubBlock | None:
+def _part(layer: _Layer, add: Op, end: str, members: Sequence[str], calls: Mapping[str, _ChildCall]) -> SubBlock | None:
     """The sub-block of some children; None when they have no weight matrix, or when their replacement would return
     zeros of another width."""
     members = [path for path in members if calls[path].parameters]
@@ -97,7 +97,7 @@ def take_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> dict[str, nn.M
     for sub_block in sub_blocks:
         for path, absence in zip(sub_block.members, sub_block.absences, strict=True):
             before[path] = model.get_submodule(path)
-            model.set_submodule(path, Absent(dict(absence)).eval())
+            model.set_submodule(path, AbsentModule(dict(absence)).eval())
     return before
 
 
@@ -217,7 +217,7 @@ class _Layer:
 
 
 @dataclass
-class _Call:
+class _ChildCall:
     """What a child was seen to take and to return.
 
     Attributes:
@@ -239,7 +239,7 @@ class _Call:
     filled: int | None = None
 
     @classmethod
-    def of(cls, module: nn.Module, given: Sequence[Any]) -> _Call:
+    def of(cls, module: nn.Module, given: Sequence[Any]) -> _ChildCall:
         width = next((value.shape[-1] for value in given if isinstance(value, torch.Tensor)), 0)
         cache = _cache_in(given)
         return cls(max((p.ndim for p in module.parameters()), default=0), width, cache is not None, _lengths(cache))
@@ -266,15 +266,15 @@ def _lengths(cache: Any) -> list[int]:
     return [int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0 for layer in layers]
 
 
-def _observe(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> dict[str, _Call]:
+def _observe(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> dict[str, _ChildCall]:
     """Path of every child of a layer that ran -> its recorded inputs and outputs, in execution order."""
-    calls: dict[str, _Call] = {}
+    calls: dict[str, _ChildCall] = {}
     paths = {
         child: f"{blocks.path}.{i}.{n}" for i, block in enumerate(blocks.modules) for n, child in block.named_children()
     }
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls[paths[module]] = _Call.of(module, [*args, *kwargs.values()])
+        calls[paths[module]] = _ChildCall.of(module, [*args, *kwargs.values()])
 
     def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         calls[paths[module]].leave([*args, *kwargs.values()], output)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ...ir.errors import FxpruneError, RequestError
 from ..calibrate.batches import Feed
-from ..calibrate.blockwise_run import Stream
+from ..calibrate.blockwise_run import BlockwiseRun
 from ..model.blocks import find_blocks
 from .training import Example, pad
 
 
 @dataclass(frozen=True)
-class Lesson:
+class BlockBatch:
     """One training batch of a block.
 
     Attributes:
@@ -67,7 +67,7 @@ def distil_blocks(
     device = next(student.parameters()).device
     feeds = [_feed(each, device) for each in batches]
     masks = [each["attention_mask"].bool().to(device) for each in batches]
-    streams = Stream.of(teacher, feeds), Stream.of(student, feeds)
+    streams = BlockwiseRun.of(teacher, feeds), BlockwiseRun.of(student, feeds)
     losses = []
     for number, block in enumerate(blocks):
         path = f"{dense.path}.{number}"
@@ -83,7 +83,7 @@ def _feed(batch: dict[str, Tensor], device: torch.device) -> Feed:
     return lambda model: model(**given, use_cache=False)
 
 
-def _lesson(streams: tuple[Stream, Stream], at: int, number: int, path: str, mask: Tensor) -> Lesson:
+def _lesson(streams: tuple[BlockwiseRun, BlockwiseRun], at: int, number: int, path: str, mask: Tensor) -> BlockBatch:
     dense, pruned = streams
     outputs: list[Any] = []
     calls: list[tuple[Any, Any]] = []
@@ -93,7 +93,7 @@ def _lesson(streams: tuple[Stream, Stream], at: int, number: int, path: str, mas
     finally:
         handle.remove()
     pruned.calls(at, {}, number, (path, lambda _m, args, kwargs: calls.append((args, kwargs))))
-    return Lesson(*calls[-1], _hidden(outputs[-1]), mask)
+    return BlockBatch(*calls[-1], _hidden(outputs[-1]), mask)
 
 
 def _incomparable(left: str) -> RequestError:
@@ -108,7 +108,7 @@ def _hidden(output: Any) -> Tensor:
     return found
 
 
-def _train(block: nn.Module, number: int, lessons: Sequence[Lesson], steps: int, lr: float) -> tuple[float, float]:
+def _train(block: nn.Module, number: int, lessons: Sequence[BlockBatch], steps: int, lr: float) -> tuple[float, float]:
     parameters = [parameter.requires_grad_(True) for parameter in block.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)

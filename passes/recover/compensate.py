@@ -13,7 +13,7 @@ from ...ir import FxpruneError, RequestError
 from ...ir.options import option
 from ..base import Pass, PassKind
 from ..calibrate.batches import calibration_feeds
-from ..calibrate.dense_and_pruned import Map, Pairs
+from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
 from ..calibrate.least_squares import Moments, refit
 from ..couple.consumers import Consumer
 from ..state import State
@@ -72,7 +72,7 @@ class Compensate(Pass):
             seed=self.seed,
             batch=self.batch,
         )
-        pairs = Pairs.of(state, batches)
+        pairs = DenseAndPruned.of(state, batches)
         notes: list[str] = []
         if self.method == "bias":
             _require_biases(pairs)
@@ -85,7 +85,7 @@ class Compensate(Pass):
             "method": self.method, "refitted": [c.tensor for c in pairs.consumers], "left": pairs.left, "notes": notes,
         }  # fmt: skip
 
-    def _require(self, at: Map, tokens: int, notes: list[str] | None) -> None:
+    def _require(self, at: LinearMap, tokens: int, notes: list[str] | None) -> None:
         """Note that a linear map has more unknowns than tokens; without damping, raise RequestError."""
         short = at.unknowns - tokens
         if short <= 0:
@@ -102,8 +102,8 @@ class Compensate(Pass):
                 "(generate writes some for a language model)"
             )
 
-    def _refit(self, pairs: Pairs, consumers: Sequence[Consumer], notes: list[str]) -> None:
-        found: dict[Map, Moments] = {}
+    def _refit(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str]) -> None:
+        found: dict[LinearMap, Moments] = {}
         for at, x, y, _ in pairs.observed(consumers, residual=self.residual):
             moments = found.get(at)
             if moments is None:
@@ -123,9 +123,9 @@ class Compensate(Pass):
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
 
-    def _shift(self, pairs: Pairs, consumers: Sequence[Consumer], notes: list[str]) -> None:
+    def _shift(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str]) -> None:
         del notes
-        sums: dict[Map, tuple[Tensor, int]] = {}
+        sums: dict[LinearMap, tuple[Tensor, int]] = {}
         for at, _, wanted, got in pairs.observed(consumers):
             total, count = sums.get(at, (0.0, 0))
             sums[at] = total + (wanted.double() - got.double()).sum(0), count + len(got)
@@ -137,7 +137,7 @@ class Compensate(Pass):
             at.bias.data += shift.to(at.bias.dtype)
 
 
-def _require_biases(pairs: Pairs) -> None:
+def _require_biases(pairs: DenseAndPruned) -> None:
     without = [consumer.owner for consumer in pairs.consumers if pairs.probed(consumer).bias is None]
     if without:
         raise RequestError(f"compensate: {without[0]} has no bias to correct", "use method=lstsq, which needs no bias")

@@ -18,7 +18,7 @@ Example = dict[str, list[int]]
 
 
 @runtime_checkable
-class Rows(Protocol):
+class RowCorpus(Protocol):
     """Text with separate rows, each a training example, instead of one running text."""
 
     def examples(self, length: int) -> list[Example]:
@@ -71,7 +71,7 @@ def examples_of(data: Corpus, length: int) -> list[Example]:
     Raises:
         RequestError: when the text is too short for one example.
     """
-    if isinstance(data, Rows):
+    if isinstance(data, RowCorpus):
         return data.examples(length)
     return [{"input_ids": ids, "labels": list(ids)} for ids in data.windows(length).tolist()]
 

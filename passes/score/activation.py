@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from ...ir.groups import Group
-from ..calibrate.batches import Seen
-from ..calibrate.blockwise_run import Stream
+from ..calibrate.batches import LinearCall
+from ..calibrate.blockwise_run import BlockwiseRun
 from ..data import Scores
 from ..state import State
-from .consumer_scores import InputScored, Reader, readers_of, require_scores, visit
+from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores, visit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activation(InputScored):
+class Activation(ConsumerScored):
     """Remove the units with the smallest activations (Minitron, arXiv 2407.14679, section 2.2).
 
     At a token, the size of a unit is the L2 norm of its channels (for one channel, its absolute value). These sizes are
@@ -36,11 +36,11 @@ class Activation(InputScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for activations that are not finite.
         """
-        stream = Stream.of(state.subject.model, self.feeds(state.data))
+        stream = BlockwiseRun.of(state.subject.model, self.feeds(state.data))
         readers = readers_of(groups, state.subject.graph)
         totals: dict[int, Scores] = {}
 
-        def receive(reader: Reader, seen: Seen) -> None:
+        def receive(reader: ConsumerMember, seen: LinearCall) -> None:
             at = readers.index(reader)
             squares = _squared_means(seen.x, seen.sample, reader).cpu().numpy()
             totals[at] = totals[at] + squares if at in totals else squares
@@ -53,7 +53,7 @@ class Activation(InputScored):
         return scores
 
 
-def _squared_means(x: Tensor, sample: Tensor, reader: Reader) -> Tensor:
+def _squared_means(x: Tensor, sample: Tensor, reader: ConsumerMember) -> Tensor:
     """Squared mean size of every unit, summed over the samples: float64 ``[units]``."""
     units = torch.from_numpy(reader.units(x.shape[1])).to(x.device)
     there = units >= 0

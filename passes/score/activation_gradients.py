@@ -10,18 +10,18 @@ from torch.nn import functional
 
 from ...ir import FxpruneError, RequestError
 from ...runtime.experts import ONE_BY_ONE, experts_as
-from ..calibrate.batches import Seen
-from ..calibrate.linear_calls import Watch
+from ..calibrate.batches import LinearCall
+from ..calibrate.linear_calls import LinearCallRecorder
 from ..model.forward import logits_of
 from ..state import Data
 from .backward import as_it_was
-from .consumer_scores import InputScored
+from .consumer_scores import ConsumerScored
 
-Loss = Callable[[nn.Module], tuple[Tensor, int]]
+BatchLoss = Callable[[nn.Module], tuple[Tensor, int]]
 """Takes a module; returns the loss summed over predictions, and the number of predictions."""
 
 
-def losses_of(step: InputScored, data: Data) -> Iterator[Loss]:
+def losses_of(step: ConsumerScored, data: Data) -> Iterator[BatchLoss]:
     """One loss for every batch of the calibration text; the user's losses if there are any.
 
     Raises:
@@ -37,11 +37,11 @@ def losses_of(step: InputScored, data: Data) -> Iterator[Loss]:
     yield from (_next_tokens(batch) for batch in windows.split(step.batch))
 
 
-def _counted(loss: Callable[[nn.Module], Tensor]) -> Loss:
+def _counted(loss: Callable[[nn.Module], Tensor]) -> BatchLoss:
     return lambda model: (loss(model), 1)
 
 
-def _next_tokens(windows: Tensor) -> Loss:
+def _next_tokens(windows: Tensor) -> BatchLoss:
     def loss(model: nn.Module) -> tuple[Tensor, int]:
         logits = logits_of(model, windows)[:, :-1].flatten(0, 1)
         targets = windows[:, 1:].flatten().to(logits.device)
@@ -52,9 +52,9 @@ def _next_tokens(windows: Tensor) -> Loss:
 
 def backward(
     model: nn.Module,
-    loss: Loss,
+    loss: BatchLoss,
     watched: Mapping[str, Tensor],
-    receive: Callable[[Seen], None],
+    receive: Callable[[LinearCall], None],
     *,
     number: int,
     wanted: Callable[[], Sequence[Tensor]],
@@ -78,7 +78,7 @@ def backward(
     with as_it_was(model), torch.enable_grad(), experts_as(ONE_BY_ONE, model):
         # Activations need an autograd history; the backward pass below computes their gradients only.
         model.requires_grad_(True)
-        with Watch(watched, receive=receive):
+        with LinearCallRecorder(watched, receive=receive):
             value, count = loss(model)
         if not bool(value.isfinite()):
             raise FxpruneError(f"the loss on batch {number} is {value.item()}", "run in float32; check the calibration")

@@ -15,9 +15,9 @@ from ...ir.graph import Graph
 from ...ir.groups import Group, Occurrence
 from ...ir.options import option
 from ...runtime.tensors import tensors_by_name
-from ..calibrate.batches import Feed, Seen, calibration_feeds, matrix
-from ..calibrate.blockwise_run import Stream
-from ..calibrate.spread import Spread
+from ..calibrate.batches import Feed, LinearCall, calibration_feeds, matrix
+from ..calibrate.blockwise_run import BlockwiseRun
+from ..calibrate.spread import RunningVariance
 from ..couple.consumers import Consumer, find_consumers, taking_in
 from ..data import Scores
 from ..prune import Prune
@@ -25,7 +25,7 @@ from ..state import Data, State
 
 
 @dataclass(frozen=True)
-class Reader:
+class ConsumerMember:
     """A weight that reads the units of a group.
 
     Attributes:
@@ -48,7 +48,7 @@ class Reader:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputScored(Prune):
+class ConsumerScored(Prune):
     """A pruning pass whose scores come from the inputs of the weights that read the units."""
 
     samples: int = option(64, "calibration windows", at_least=1)
@@ -62,28 +62,30 @@ class InputScored(Prune):
         return calibration_feeds(data, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
 
 
-def readers_of(groups: Sequence[Group], graph: Graph) -> list[Reader]:
+def readers_of(groups: Sequence[Group], graph: Graph) -> list[ConsumerMember]:
     """The members that may read units of the groups, in execution order."""
     found = []
     for group in groups:
         members = taking_in(group, graph)
         by_place = {(m.tensor, m.dim): m for m in members}
         consumers = find_consumers(graph, by_place)
-        found += [Reader(group, by_place[c.tensor, c.dim], c) for c in consumers]
+        found += [ConsumerMember(group, by_place[c.tensor, c.dim], c) for c in consumers]
     return sorted(found, key=lambda reader: reader.consumer.order)
 
 
-def visit(stream: Stream, readers: Sequence[Reader], receive: Callable[[Reader, Seen], None]) -> None:
+def visit(
+    stream: BlockwiseRun, readers: Sequence[ConsumerMember], receive: Callable[[ConsumerMember, LinearCall], None]
+) -> None:
     """One pass over the calibration data; passes every call of a reader's weight to ``receive`` as it happens.
 
     Calls that contract another dimension of the weight are ignored.
     """
     tensors = tensors_by_name(stream.model)
-    by_place: dict[tuple[str, int], list[Reader]] = {}
+    by_place: dict[tuple[str, int], list[ConsumerMember]] = {}
     for reader in readers:
         by_place.setdefault((reader.consumer.tensor, reader.consumer.dim), []).append(reader)
 
-    def route(seen: Seen) -> None:
+    def route(seen: LinearCall) -> None:
         for reader in by_place.get((seen.tensor, seen.dim), ()):
             receive(reader, seen)
 
@@ -92,11 +94,11 @@ def visit(stream: Stream, readers: Sequence[Reader], receive: Callable[[Reader, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColumnScored(InputScored):
+class ColumnScored(ConsumerScored):
     """Scores of single columns, from their weights and the variance of their inputs, combined into units."""
 
     @abstractmethod
-    def columns(self, weight: Tensor, spread: Spread) -> Tensor:
+    def columns(self, weight: Tensor, spread: RunningVariance) -> Tensor:
         """The score of every input of a linear map, float64 ``[k]``.
 
         Args:
@@ -116,14 +118,14 @@ class ColumnScored(InputScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for inputs that are not finite.
         """
-        stream = Stream.of(state.subject.model, self.feeds(state.data))
+        stream = BlockwiseRun.of(state.subject.model, self.feeds(state.data))
         readers = readers_of(groups, state.subject.graph)
-        spreads: dict[tuple[int, int | None], tuple[Reader, Seen, Spread]] = {}
+        spreads: dict[tuple[int, int | None], tuple[ConsumerMember, LinearCall, RunningVariance]] = {}
 
-        def receive(reader: Reader, seen: Seen) -> None:
+        def receive(reader: ConsumerMember, seen: LinearCall) -> None:
             key = (readers.index(reader), seen.expert)
             if key not in spreads:
-                spreads[key] = (reader, without_data(seen), Spread())
+                spreads[key] = (reader, without_data(seen), RunningVariance())
             spreads[key][2].add(seen.x)
 
         visit(stream, readers, receive)
@@ -140,7 +142,7 @@ class ColumnScored(InputScored):
         return scores
 
 
-def without_data(seen: Seen) -> Seen:
+def without_data(seen: LinearCall) -> LinearCall:
     """The recorded call without its inputs and outputs."""
     none = seen.x[:0].clone()
     return replace(seen, x=none, y=seen.y[:0].clone(), sample=seen.sample[:0].clone(), given=none, gave=none)
@@ -165,7 +167,7 @@ def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: 
             )
 
 
-def weight_of(stream: Stream, seen: Seen) -> Tensor:
+def weight_of(stream: BlockwiseRun, seen: LinearCall) -> Tensor:
     """The part of a weight that a call used, as float64 ``[n, k]``."""
     with torch.no_grad():
         return matrix(tensors_by_name(stream.model)[seen.tensor].detach(), seen).double()

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from ...ir.groups import Group
 from ...runtime.tensors import tensors_by_name
-from ..calibrate.batches import Seen
+from ..calibrate.batches import LinearCall
 from ..data import Scores
 from ..state import State
-from .activation_gradients import Loss, backward, losses_of
-from .consumer_scores import InputScored, Reader, readers_of, require_scores
+from .activation_gradients import BatchLoss, backward, losses_of
+from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fisher(InputScored):
+class Fisher(ConsumerScored):
     """Remove the units whose removal raises the loss least, to second order, with the Fisher information as Hessian.
 
     Every unit has a mask at every token, 1 when it is on. Let ``s_tu`` be the derivative of the summed loss by this
@@ -60,14 +60,16 @@ class Fisher(InputScored):
         return scores
 
 
-def _switches(model: nn.Module, loss: Loss, readers: Sequence[Reader], number: int) -> tuple[dict[str, Scores], int]:
+def _switches(
+    model: nn.Module, loss: BatchLoss, readers: Sequence[ConsumerMember], number: int
+) -> tuple[dict[str, Scores], int]:
     """Squared derivatives with respect to the masks, summed, for every group in the loss; and the predictions."""
     tensors = tensors_by_name(model)
     watched = {reader.consumer.tensor: tensors[reader.consumer.tensor] for reader in readers}
     # Several linear maps of a group (keys, queries, values) read one activation, which has one gradient.
-    read: dict[tuple[str, int], tuple[Reader, Tensor, int]] = {}
+    read: dict[tuple[str, int], tuple[ConsumerMember, Tensor, int]] = {}
 
-    def receive(seen: Seen) -> None:
+    def receive(seen: LinearCall) -> None:
         for reader in readers:
             if (reader.consumer.tensor, reader.consumer.dim) == (seen.tensor, seen.dim) and seen.given.requires_grad:
                 read.setdefault((reader.group.name, id(seen.given)), (reader, seen.given, seen.channels))
@@ -83,7 +85,7 @@ def _switches(model: nn.Module, loss: Loss, readers: Sequence[Reader], number: i
     return found, count
 
 
-def _squares(x: Tensor, gradient: Tensor, channels: int, reader: Reader) -> Tensor:
+def _squares(x: Tensor, gradient: Tensor, channels: int, reader: ConsumerMember) -> Tensor:
     """Squared derivatives with respect to the mask of every unit, summed over rows: float64 ``[units]``."""
     products = (x.double() * gradient.double()).movedim(channels, -1)
     products = products.reshape(-1, products.shape[-1])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...ir import Indices
 from ...ir.groups import Group, Kind
-from ..calibrate.spread import Spread
+from ..calibrate.spread import RunningVariance
 from ..data import Scores
 from .consumer_scores import ColumnScored
 
@@ -26,7 +26,7 @@ class Flap(ColumnScored):
 
     name: ClassVar[str] = "flap"
 
-    def columns(self, weight: Tensor, spread: Spread) -> Tensor:
+    def columns(self, weight: Tensor, spread: RunningVariance) -> Tensor:
         """Sum of squared deviations of a column's input, times the squared norm of its weights."""
         return spread.squares * weight.square().sum(0)
 

@@ -16,20 +16,20 @@ from ...ir import FxpruneError
 from ...ir.groups import Group, Kind
 from ...ir.options import option
 from ...runtime.tensors import tensors_by_name
-from ..calibrate.batches import Feed, Seen
-from ..calibrate.blockwise_run import Stream
-from ..calibrate.dense_and_pruned import Map, Pairs
-from ..calibrate.least_squares import Moments, Surgeon
+from ..calibrate.batches import Feed, LinearCall
+from ..calibrate.blockwise_run import BlockwiseRun
+from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
+from ..calibrate.least_squares import Moments, ObsSolver
 from ..data import Scores
 from ..select.allocate import UNIFORM
 from ..select.select import kept_count
 from ..state import State
 from .activation_gradients import backward, losses_of
-from .consumer_scores import InputScored, Reader, readers_of, require_scores
+from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores
 
 METRICS = ("loss", "outputs")
 
-HEADS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+HEAD_KINDS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
 
 
 Metrics = dict[tuple[str, int | None], torch.Tensor]
@@ -37,7 +37,7 @@ Metrics = dict[tuple[str, int | None], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Obs(InputScored):
+class Obs(ConsumerScored):
     """Remove the units that the others can best replace (OBS: OSSCAR, SlimGPT, Tyr-the-Pruner, arXiv 2503.09657).
 
     Units are removed in rounds, and the costs of the remaining units are computed again after every round: heads one by
@@ -90,7 +90,7 @@ class Obs(InputScored):
         require_scores(scores, groups, seen, self.name)
         return scores
 
-    def _of_group(self, group: Group, surgeons: Sequence[tuple[Map, Surgeon]], *, rounds: bool) -> Scores:
+    def _of_group(self, group: Group, surgeons: Sequence[tuple[LinearMap, ObsSolver]], *, rounds: bool) -> Scores:
         """Scores from the linear maps that read one activation; only their statistics are in memory."""
         if not rounds:
             return sum((s.costs().cpu().numpy() for _, s in surgeons), np.zeros(group.units))
@@ -123,11 +123,15 @@ class Obs(InputScored):
         rows = np.sort(scores.reshape(-1, group.size), axis=1)
         return np.concatenate([np.zeros(1), np.maximum.accumulate(rows.max(0))])
 
-    def _pairs(self, state: State, model: torch.nn.Module, batches: Sequence[Feed], groups: Sequence[Group]) -> Pairs:
+    def _pairs(
+        self, state: State, model: torch.nn.Module, batches: Sequence[Feed], groups: Sequence[Group]
+    ) -> DenseAndPruned:
         graph = state.subject.graph
         places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, graph)]
-        dense = Stream.of(state.subject.model, batches)
-        return Pairs.between(graph, dense, dense if model is dense.model else Stream.of(model, batches), places)
+        dense = BlockwiseRun.of(state.subject.model, batches)
+        return DenseAndPruned.between(
+            graph, dense, dense if model is dense.model else BlockwiseRun.of(model, batches), places
+        )
 
     def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
         """For every linear map the square root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
@@ -141,7 +145,7 @@ class Obs(InputScored):
         sums: dict[tuple[str, int | None], torch.Tensor] = {}
         predictions = 0
         for number, loss in enumerate(losses_of(self, state.data)):
-            calls: list[Seen] = []
+            calls: list[LinearCall] = []
             gradients, count = backward(
                 state.subject.model,
                 loss,
@@ -158,8 +162,10 @@ class Obs(InputScored):
                     sums[key] = sums.get(key, 0.0) + rows.T @ rows
         return {key: _root(total) / predictions for key, total in sums.items()}
 
-    def _surgeons(self, pairs: Pairs, readers: Sequence[Reader], metrics: Metrics) -> list[tuple[Map, Surgeon]]:
-        found: dict[Map, Moments] = {}
+    def _surgeons(
+        self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metrics: Metrics
+    ) -> list[tuple[LinearMap, ObsSolver]]:
+        found: dict[LinearMap, Moments] = {}
         for reader in readers:
             for at, x, y, _ in pairs.observed([reader.consumer]):
                 if at not in found:
@@ -174,20 +180,20 @@ class Obs(InputScored):
             try:
                 columns = _columns(at, by_tensor[at.tensor])
                 metric = metrics.get((at.tensor, at.expert))
-                surgeon = Surgeon.of(moments, at.whole(), self.damping, columns, metric)
+                surgeon = ObsSolver.of(moments, at.whole(), self.damping, columns, metric)
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
             surgeons.append((at, surgeon))
         return surgeons
 
-    def _in_rounds(self, group: Group, surgeons: Sequence[Surgeon]) -> Scores:
+    def _in_rounds(self, group: Group, surgeons: Sequence[ObsSolver]) -> Scores:
         """Remove units, cheapest first, until only the units to keep are left."""
         rows = group.units // group.size
         stay = 1 if self._open else kept_count(group.size, self.ratio, self.step(group))
         excess = group.size - stay
         scores, total = np.zeros((rows, group.size)), 0.0
         alive = np.ones((rows, group.size), dtype=bool)
-        at_once = 1 if group.kind in HEADS else max(1, math.ceil(excess / self.rounds))
+        at_once = 1 if group.kind in HEAD_KINDS else max(1, math.ceil(excess / self.rounds))
         while True:
             costs = sum((s.costs().cpu().numpy() for s in surgeons), np.zeros(group.units)).reshape(rows, -1)
             costs[~alive] = np.inf
@@ -212,6 +218,6 @@ def _root(matrix: torch.Tensor) -> torch.Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def _columns(at: Map, reader: Reader) -> list[torch.Tensor]:
+def _columns(at: LinearMap, reader: ConsumerMember) -> list[torch.Tensor]:
     units = reader.units(at.weight.shape[1])
     return [torch.from_numpy(np.flatnonzero(units == unit)).to(at.weight.device) for unit in range(reader.group.units)]

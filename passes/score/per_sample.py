@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...runtime.tolerances import LOSS_ROUNDINGS, roundings
 from .position_scores import as_contributions, slabs_of
-from .sample_gradients import Call, NotSplittableError, fingerprint, is_activation, sample_gradient, tensors_of
+from .sample_gradients import NotSplittableError, RecordedCall, fingerprint, is_activation, sample_gradient, tensors_of
 from .units import Contributions
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class _Recorder(TorchFunctionMode):
         self.factors = _factors(self.samples)
         self.names = {id(parameter): name for name, parameter in scoring.parameters.items()}
         self.derived: dict[int, tuple[Tensor, str]] = {}
-        self.uses: dict[str, list[tuple[Call, Tensor]]] = {}
+        self.uses: dict[str, list[tuple[RecordedCall, Tensor]]] = {}
         self.recorded: Counter[str] = Counter()
         self.missing: Counter[str] = Counter()
         self.failed: set[str] = set()
@@ -246,7 +246,7 @@ class _Recorder(TorchFunctionMode):
                 def kept(value: Any) -> Any:
                     return value.detach() if isinstance(value, torch.Tensor) and id(value) not in detached else value
 
-                call = Call(
+                call = RecordedCall(
                     function=func,
                     args=tuple(map(kept, args)),
                     kwargs={k: kept(v) for k, v in kwargs.items()},
@@ -264,7 +264,7 @@ class _Recorder(TorchFunctionMode):
         rows = output.shape[0] if output.dim() else 0
         return rows > 0 and rows % self.samples == 0 and any(is_activation(t, rows) for t in activations)
 
-    def _watch(self, call: Call, output: Tensor) -> Tensor:
+    def _watch(self, call: RecordedCall, output: Tensor) -> Tensor:
         if output._is_view():
             # A linear layer with a bias returns a view of a temporary. If a view is overwritten later, autograd routes
             # its gradient around the node with the hook.
@@ -279,7 +279,7 @@ class _Recorder(TorchFunctionMode):
         node.register_prehook(lambda gradients: self._arrived(call, gradients[position]))
         return output
 
-    def _arrived(self, call: Call, gradient: Tensor | None) -> None:
+    def _arrived(self, call: RecordedCall, gradient: Tensor | None) -> None:
         if gradient is None:
             return
         names = [name for operand in call.operands if (name := self._name(operand))]

@@ -20,7 +20,7 @@ class NotSplittableError(Exception):
 
 
 @dataclass(eq=False)
-class Call:
+class RecordedCall:
     """One recorded call.
 
     Attributes:
@@ -78,7 +78,9 @@ class Call:
             self.args, self.kwargs, self.versions, self.gradient = (), {}, [], None
 
 
-def sample_gradient(call: Call, operand: Tensor, root: Tensor, sample: int, total: Tensor | None) -> Tensor | None:
+def sample_gradient(
+    call: RecordedCall, operand: Tensor, root: Tensor, sample: int, total: Tensor | None
+) -> Tensor | None:
     """Add the gradient of one sample through one call to ``total``.
 
     Args:
@@ -110,7 +112,7 @@ def sample_gradient(call: Call, operand: Tensor, root: Tensor, sample: int, tota
     return total.add_(part)
 
 
-def _replayed(call: Call, operand: Tensor, sample: int) -> Tensor | None:
+def _replayed(call: RecordedCall, operand: Tensor, sample: int) -> Tensor | None:
     """The gradient of any call: repeat it for one sample, with only ``operand`` requiring a gradient."""
     assert call.gradient is not None
     alias = operand.detach().requires_grad_()
@@ -137,7 +139,7 @@ def _replayed(call: Call, operand: Tensor, sample: int) -> Tensor | None:
     return gradient
 
 
-def _check_output(call: Call, output: Any, sample: int) -> None:
+def _check_output(call: RecordedCall, output: Any, sample: int) -> None:
     expected = call.piece(call.output_print, sample)
     found = fingerprint(output)
     tolerance = half_the_digits(output.dtype) * float(expected.abs().amax())
@@ -172,11 +174,11 @@ class _Linear:
     """``F.linear``: needs no second forward, and adds up several calls in place."""
 
     @staticmethod
-    def applies(call: Call, weight: Tensor) -> bool:
+    def applies(call: RecordedCall, weight: Tensor) -> bool:
         return len(call.args) > 1 and weight is call.args[1] and weight is not call.args[0]
 
     @staticmethod
-    def add(call: Call, weight: Tensor, sample: int, total: Tensor | None) -> Tensor:
+    def add(call: RecordedCall, weight: Tensor, sample: int, total: Tensor | None) -> Tensor:
         assert call.gradient is not None
         inputs = call.piece(call.args[0], sample).reshape(-1, weight.shape[1])
         outputs = call.piece(call.gradient, sample).reshape(-1, weight.shape[0])
@@ -189,17 +191,17 @@ class _Embedding:
     OPTIONS = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
     @classmethod
-    def options(cls, call: Call) -> dict[str, Any]:
+    def options(cls, call: RecordedCall) -> dict[str, Any]:
         return dict(zip(cls.OPTIONS, call.args[2:], strict=False)) | call.kwargs
 
     @classmethod
-    def applies(cls, call: Call, weight: Tensor) -> bool:
+    def applies(cls, call: RecordedCall, weight: Tensor) -> bool:
         options = cls.options(call)
         unusual = any(options.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
         return len(call.args) > 1 and weight is call.args[1] and not unusual
 
     @classmethod
-    def add(cls, call: Call, weight: Tensor, sample: int, total: Tensor | None) -> Tensor:
+    def add(cls, call: RecordedCall, weight: Tensor, sample: int, total: Tensor | None) -> Tensor:
         assert call.gradient is not None
         tokens = call.piece(call.args[0], sample).reshape(-1)
         outputs = call.piece(call.gradient, sample).reshape(-1, weight.shape[1])

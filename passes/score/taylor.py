@@ -12,7 +12,7 @@ from ..data import Scores
 from ..prune import Prune
 from ..state import State
 from .taylor_of_losses import taylor_of_losses
-from .taylor_terms import VARIANTS, taylor
+from .taylor_terms import TAYLOR_TERMS, taylor
 from .units import REDUCTIONS, unit_scores, wanted
 
 
@@ -24,7 +24,7 @@ class Taylor(Prune):
     takes_loss: ClassVar[bool] = True
 
     variant: str = option(
-        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with squared g", tuple(VARIANTS)
+        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with squared g", tuple(TAYLOR_TERMS)
     )
     reduce: str = option("sum", "how the scores of a group's tensors are combined", REDUCTIONS)
     samples: int = option(10, "calibration windows", at_least=1)

@@ -10,18 +10,18 @@ import torch
 from ...ir.errors import FxpruneError, RequestError
 from .backward import as_it_was
 from .position_scores import Slab, as_contributions, position_sums, require_finite, wanted_parameters
-from .taylor_terms import VARIANTS
+from .taylor_terms import TAYLOR_TERMS
 from .units import Contributions, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-Loss = Callable[["Module"], "Tensor"]
+ModuleLoss = Callable[["Module"], "Tensor"]
 """Takes a module and returns its loss, a scalar, on data that the callable holds."""
 
 
-def taylor_of_losses(model: Module, losses: Sequence[Loss], wanted: Wanted, variant: str) -> Contributions:
+def taylor_of_losses(model: Module, losses: Sequence[ModuleLoss], wanted: Wanted, variant: str) -> Contributions:
     """Contributions as in :func:`~.gradients.taylor`, where each loss counts as one sample.
 
     ``W`` is a weight, ``g`` its gradient of the mean of all losses, ``G2`` the mean of the squared gradients of each
@@ -37,8 +37,8 @@ def taylor_of_losses(model: Module, losses: Sequence[Loss], wanted: Wanted, vari
         RequestError: for an unknown variant, or a loss that is not a scalar.
         FxpruneError: for a loss or gradient that is not finite, or losses that depend on none of the parameters.
     """
-    if variant not in VARIANTS:
-        raise RequestError(f"unknown Taylor variant {variant!r}", f"use one of {', '.join(VARIANTS)}")
+    if variant not in TAYLOR_TERMS:
+        raise RequestError(f"unknown Taylor variant {variant!r}", f"use one of {', '.join(TAYLOR_TERMS)}")
     parameters = wanted_parameters(model, wanted)
     first: dict[str, Tensor] = {}
     second: dict[str, Tensor] = {}
@@ -69,7 +69,7 @@ def taylor_of_losses(model: Module, losses: Sequence[Loss], wanted: Wanted, vari
     return contributions
 
 
-def _value(loss: Loss, model: Module, number: int) -> Tensor:
+def _value(loss: ModuleLoss, model: Module, number: int) -> Tensor:
     value = loss(model)
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         what = f"of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__

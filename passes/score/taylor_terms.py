@@ -44,9 +44,9 @@ def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contr
         RequestError: for an unknown variant, tokens of another shape or dtype, or a ``wanted`` that does not fit.
         FxpruneError: for a loss or gradient that is not finite, or a loss that depends on none of the parameters.
     """
-    compute = VARIANTS.get(variant)
+    compute = TAYLOR_TERMS.get(variant)
     if compute is None:
-        raise RequestError(f"unknown Taylor variant {variant!r}", f"use one of {', '.join(VARIANTS)}")
+        raise RequestError(f"unknown Taylor variant {variant!r}", f"use one of {', '.join(TAYLOR_TERMS)}")
     if tokens.dim() != 2 or tokens.dtype != torch.int64 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise RequestError(
             f"calibration tokens of shape {list(tokens.shape)} and type {tokens.dtype}",
@@ -83,7 +83,7 @@ def _first_order(scoring: Scoring, absolute: bool) -> Contributions:
     return contributions
 
 
-VARIANTS: dict[str, Callable[[Scoring], Contributions]] = {
+TAYLOR_TERMS: dict[str, Callable[[Scoring], Contributions]] = {
     "vector": lambda scoring: _first_order(scoring, absolute=False),
     "element1": lambda scoring: _first_order(scoring, absolute=True),
     "second": squared,

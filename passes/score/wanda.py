@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..calibrate.spread import Spread
+from ..calibrate.spread import RunningVariance
 from .consumer_scores import ColumnScored
 
 
@@ -17,6 +17,6 @@ class Wanda(ColumnScored):
 
     name: ClassVar[str] = "wanda"
 
-    def columns(self, weight: Tensor, spread: Spread) -> Tensor:
+    def columns(self, weight: Tensor, spread: RunningVariance) -> Tensor:
         """Sum of the absolute weights of a column, times the norm of its input over all tokens."""
         return weight.abs().sum(0) * (spread.second * spread.count).sqrt()

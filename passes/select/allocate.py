@@ -17,7 +17,7 @@ Amounts = npt.NDArray[np.int64]
 
 UNIFORM = "uniform"
 WAYS = (UNIFORM, "kinds", "global", "search")
-TOLERANCE = 0.005
+BUDGET_TOLERANCE = 0.005
 """Largest relative difference between the cost of a plan and its budget."""
 
 LEVELS = 256
@@ -79,7 +79,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LossCurve:
     """The possible widths of some groups that keep equal numbers of units, with the loss and cost of each width.
 
     Attributes:
@@ -114,7 +114,7 @@ class Knapsack:
         budget: the largest budget that :meth:`at` will get.
     """
 
-    def __init__(self, curves: Sequence[Curve], budget: int) -> None:
+    def __init__(self, curves: Sequence[LossCurve], budget: int) -> None:
         divisor = math.gcd(*(int(cost) for curve in curves for cost in curve.costs)) or 1
         self.cell = max(divisor, math.ceil(budget / CELLS))
         cells = budget // self.cell
@@ -142,7 +142,7 @@ class Knapsack:
         return chosen[::-1]
 
 
-def allocate(curves: Sequence[Curve], costs: Costs, budget: int) -> dict[str, int]:
+def allocate(curves: Sequence[LossCurve], costs: Costs, budget: int) -> dict[str, int]:
     """How many units every group keeps: the smallest total loss whose cost meets the budget.
 
     Args:
@@ -155,29 +155,29 @@ def allocate(curves: Sequence[Curve], costs: Costs, budget: int) -> dict[str, in
     """
     table = Knapsack(curves, sum(int(curve.costs[-1]) for curve in curves))
     found = []
-    for limit in (budget, math.floor(budget * (1 + TOLERANCE))):
+    for limit in (budget, math.floor(budget * (1 + BUDGET_TOLERANCE))):
         chosen = _within(curves, table, costs, limit)
         counts = counts_of(curves, chosen)
         reached = costs.of(counts)
-        if abs(reached - budget) <= TOLERANCE * budget:
+        if abs(reached - budget) <= BUDGET_TOLERANCE * budget:
             return counts
         found.append(reached)
     above = [costs.of(counts_of(curves, up)) for up in _one_up(curves, chosen) if up is not None]
     nearest = min([*found, *above], key=lambda reached: abs(reached - budget))
     dense = costs.of({})
     raise RequestError(
-        f"no plan meets a budget of {budget:,} within {TOLERANCE:.1%}: the nearest costs {nearest:,}, "
+        f"no plan meets a budget of {budget:,} within {BUDGET_TOLERANCE:.1%}: the nearest costs {nearest:,}, "
         f"{nearest / dense:.4f} of the model",
         "use that as the target, or allow more to be cut: more layers, channels=true, a smaller multiple_of",
     )
 
 
-def counts_of(curves: Sequence[Curve], chosen: Sequence[int]) -> dict[str, int]:
+def counts_of(curves: Sequence[LossCurve], chosen: Sequence[int]) -> dict[str, int]:
     """Group name -> units that are kept, for the chosen level of every curve."""
     return {name: int(c.counts[level]) for c, level in zip(curves, chosen, strict=True) for name in c.groups}
 
 
-def _within(curves: Sequence[Curve], table: Knapsack, costs: Costs, limit: int) -> list[int]:
+def _within(curves: Sequence[LossCurve], table: Knapsack, costs: Costs, limit: int) -> list[int]:
     """The best levels whose exact cost is within a limit; the smallest levels when none is.
 
     The costs of groups need not add up, because a matrix can lie between two widths that are both cut. So this searches
@@ -195,7 +195,7 @@ def _within(curves: Sequence[Curve], table: Knapsack, costs: Costs, limit: int) 
     return fill(curves, costs, table.at(low), limit)
 
 
-def fill(curves: Sequence[Curve], costs: Costs, chosen: Sequence[int], limit: int) -> list[int]:
+def fill(curves: Sequence[LossCurve], costs: Costs, chosen: Sequence[int], limit: int) -> list[int]:
     """Spend what rounding left of the limit: raise the level with the best gain per cost as long as one fits."""
     chosen = list(chosen)
     cost = costs.of(counts_of(curves, chosen))
@@ -213,7 +213,7 @@ def fill(curves: Sequence[Curve], costs: Costs, chosen: Sequence[int], limit: in
         _, _, cost, chosen = max(steps, key=lambda step: step[:2])
 
 
-def _one_up(curves: Sequence[Curve], chosen: Sequence[int]) -> list[list[int] | None]:
+def _one_up(curves: Sequence[LossCurve], chosen: Sequence[int]) -> list[list[int] | None]:
     """For every curve, the chosen levels with that curve one level higher; None where it is at its highest."""
     return [
         [*chosen[:at], chosen[at] + 1, *chosen[at + 1 :]] if chosen[at] + 1 < len(curve.counts) else None
@@ -221,7 +221,7 @@ def _one_up(curves: Sequence[Curve], chosen: Sequence[int]) -> list[list[int] | 
     ]
 
 
-def even(sizes: Mapping[str, int], curves: Sequence[Curve]) -> list[Curve]:
+def even(sizes: Mapping[str, int], curves: Sequence[LossCurve]) -> list[LossCurve]:
     """Curves whose best choice is the same ratio for all groups: the loss is the squared ratio times the cost.
 
     With ``c_g`` the cost of all units of a curve and ``r_g`` the ratio removed, ``sum of c_g r_g**2`` for a fixed
@@ -231,17 +231,17 @@ def even(sizes: Mapping[str, int], curves: Sequence[Curve]) -> list[Curve]:
     for curve in curves:
         ratios = 1 - curve.counts / sizes[curve.groups[0]]
         whole = curve.costs[-1] / ratios[0] if ratios[0] else 0.0
-        found.append(Curve(curve.groups, curve.counts, whole * ratios**2, curve.costs))
+        found.append(LossCurve(curve.groups, curve.counts, whole * ratios**2, curve.costs))
     return found
 
 
-def tied(curves: Sequence[Curve], keys: Sequence[object]) -> list[Curve]:
+def tied(curves: Sequence[LossCurve], keys: Sequence[object]) -> list[LossCurve]:
     """Join curves with the same key and the same counts: their groups keep equal numbers, and the losses add up."""
-    joined: dict[tuple[object, tuple[int, ...]], Curve] = {}
+    joined: dict[tuple[object, tuple[int, ...]], LossCurve] = {}
     for curve, key in zip(curves, keys, strict=True):
         place = (key, tuple(curve.counts.tolist()))
         known = joined.get(place)
-        joined[place] = curve if known is None else Curve(
+        joined[place] = curve if known is None else LossCurve(
             known.groups + curve.groups, known.counts, known.losses + curve.losses, known.costs + curve.costs
         )  # fmt: skip
     return list(joined.values())

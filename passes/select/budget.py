@@ -12,13 +12,13 @@ from ...ir import RequestError
 from ...ir.groups import Group
 from ..couple.coupling import Coupling
 from ..data import Scores
-from ..score_cache import Saved
+from ..score_cache import ScoreCache
 from ..state import State
-from .allocate import UNIFORM, Amounts, Curve, Losses, Target, allocate, even, levels, tied
+from .allocate import UNIFORM, Amounts, LossCurve, Losses, Target, allocate, even, levels, tied
 from .costs import LATENCY, Costs
 from .latency import Latency
 from .select import kept_count, step_of
-from .sensitivity import Gauge, Search, Silencer
+from .sensitivity import DivergenceGauge, MeasuredAllocation, UnitMask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Budget:
         losses: Mapping[str, Losses],
         *,
         alike: bool,
-        saved: Saved | None = None,
+        saved: ScoreCache | None = None,
     ) -> tuple[dict[str, int], dict[str, object]]:
         """How many units every group keeps, and what to report about it.
 
@@ -91,7 +91,7 @@ class Budget:
             saved: stores what a search measures for single groups.
 
         Raises:
-            RequestError: for a budget that no plan meets, or that removes nothing; as :class:`Search` does.
+            RequestError: for a budget that no plan meets, or that removes nothing; as :class:`MeasuredAllocation` does.
         """
         measure = self.target.measure if self.target is not None else "params"
         names = [group.name for group in groups]
@@ -106,9 +106,9 @@ class Budget:
             curves = even({group.name: group.size for group in groups}, curves)
         report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
         if self.by == "search":
-            silencer = Silencer(state.subject.model, coupling.graph, groups)
-            gauge = Gauge.of(state.subject.model, state.data, **self._windows())
-            search = Search(gauge, silencer, {group.name: group for group in groups}, scores, saved)
+            silencer = UnitMask(state.subject.model, coupling.graph, groups)
+            gauge = DivergenceGauge.of(state.subject.model, state.data, **self._windows())
+            search = MeasuredAllocation(gauge, silencer, {group.name: group for group in groups}, scores, saved)
             counts, report["distance"] = self._searched(search, curves, costs, amount)
         else:
             counts = allocate(curves, costs, amount)
@@ -116,13 +116,13 @@ class Budget:
             report["seconds"] = {"before": costs.seconds, "predicted": costs.of(counts) / 1e9}
         return counts, report | {"reached": costs.of(counts)}
 
-    def _curve(self, group: Group, losses: Losses, costs: Costs) -> Curve:
+    def _curve(self, group: Group, losses: Losses, costs: Costs) -> LossCurve:
         counts: Amounts = levels(group.size, step_of(group, self.multiple_of), group.minimum)
         saved = np.array([costs.saved(group.name, int(count)) for count in counts], dtype=np.int64)
-        return Curve((group.name,), counts, losses[group.size - counts], saved[0] - saved)
+        return LossCurve((group.name,), counts, losses[group.size - counts], saved[0] - saved)
 
     def _searched(
-        self, search: Search, curves: Sequence[Curve], costs: Costs, amount: int
+        self, search: MeasuredAllocation, curves: Sequence[LossCurve], costs: Costs, amount: int
     ) -> tuple[dict[str, int], float]:
         """The better of two allocations, by scores and by measured curves, refined; and its distance from dense."""
         measured = [search.measured(curve) for curve in curves]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ...ir.axes import Atom, Axis, Concat, atoms_of
+from ...ir.axes import Atom, Axis, ConcatAxis, atoms_of
 from ...ir.cost import macs, macs_of
 from ...ir.graph import Arg, Graph, Op, Value
 from ...ir.rules import contraction_of
@@ -118,7 +118,7 @@ def extent(axis: Axis, kept: Mapping[int, int]) -> int:
     """The extent of an axis after some atoms keep fewer units (``kept``: atom id -> how many)."""
     if isinstance(axis, Atom):
         return kept.get(axis.id, axis.size)
-    if isinstance(axis, Concat):
+    if isinstance(axis, ConcatAxis):
         return sum(extent(part, kept) for part in axis.parts)
     return math.prod(extent(factor, kept) for factor in axis.factors)
 

@@ -31,7 +31,7 @@ TOKENS = 128
 OPERATOR, RUN = 0.03, 0.5
 """Minimum seconds to spend on timing one operator, and the model; the fastest run counts."""
 
-Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+TimeCurve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 """Multiply-accumulates and nanoseconds, both ascending."""
 
 
@@ -51,7 +51,7 @@ class Latency(Costs):
     def __init__(self, coupling: Coupling, names: Iterable[str], subject: Subject) -> None:
         self._clock = Clock(subject.model)
         self._shapes = _shapes(coupling)
-        self._curves: dict[int, Curve] = {}
+        self._curves: dict[int, TimeCurve] = {}
         contracted = self._contractions(coupling)
         self.seconds = forward_seconds(subject)
         measured = 0 if self.seconds is None else round(self.seconds * 1e9)
@@ -83,7 +83,7 @@ class Latency(Costs):
         macs = macs_of(sized(op, self._axes, {**self._shapes, **kept}))
         return round(float(np.interp(macs, counted, took)))
 
-    def _curve(self, op: Op) -> Curve:
+    def _curve(self, op: Op) -> TimeCurve:
         found: dict[int, int] = {}
         atoms = {a.id: a.size for v in (*op.operands, *op.made) for axis in self._axes[v] for a in atoms_of(axis)}
         for width in WIDTHS:

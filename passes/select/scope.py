@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from ...ir import RequestError
 from ...ir.groups import Group, Kind
 
-REASONS = 5
+REASONS_SHOWN = 5
 """Largest number of reasons in an error message."""
 
 
-HEADS = ("kv", "query", "off")
+HEAD_CHOICES = ("kv", "query", "off")
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,5 @@ def _reasons(frozen: Iterable[Group]) -> str:
         units[reason] = units.get(reason, 0) + group.units
         names.setdefault(reason, group.name)
     ordered = sorted(units, key=lambda reason: -units[reason])
-    more = f"; and {len(ordered) - REASONS} more reasons" if len(ordered) > REASONS else ""
-    return "; ".join(f"{names[reason]}: {reason}" for reason in ordered[:REASONS]) + more
+    more = f"; and {len(ordered) - REASONS_SHOWN} more reasons" if len(ordered) > REASONS_SHOWN else ""
+    return "; ".join(f"{names[reason]}: {reason}" for reason in ordered[:REASONS_SHOWN]) + more

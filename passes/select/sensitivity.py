@@ -19,9 +19,9 @@ from ...runtime.tensors import tensors_by_name
 from ..couple.consumers import taking_in
 from ..data import Scores
 from ..model.forward import inference, logits_of
-from ..score_cache import Saved
+from ..score_cache import ScoreCache
 from ..state import Data
-from .allocate import Curve, counts_of, fill
+from .allocate import LossCurve, counts_of, fill
 from .costs import Costs
 from .select import best_units
 
@@ -30,7 +30,7 @@ PROBES = 7
 
 
 @dataclass
-class Gauge:
+class DivergenceGauge:
     """The distance of a model's predictions on calibration data from the dense model's predictions.
 
     For a language model: the Kullback-Leibler divergence of the next-token distributions, in nats per token. For any
@@ -49,7 +49,9 @@ class Gauge:
     dense: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: nn.Module, data: Data, *, samples: int, length: int, seed: int | None, batch: int) -> Gauge:
+    def of(
+        cls, model: nn.Module, data: Data, *, samples: int, length: int, seed: int | None, batch: int
+    ) -> DivergenceGauge:
         """Read the dense model, which is this one as it is now.
 
         Raises:
@@ -93,7 +95,7 @@ class Gauge:
                 yield functional.log_softmax(logits_of(self.model, window).float(), dim=-1)
 
 
-class Silencer:
+class UnitMask:
     """Masks units of groups and restores them: the weights that read a masked unit are set to zero.
 
     This equals removal unless a normalisation runs over the units.
@@ -146,7 +148,7 @@ class Silencer:
 
 
 @dataclass(frozen=True)
-class Search:
+class MeasuredAllocation:
     """Allocation by measurements: first every group alone, then all groups together.
 
     Attributes:
@@ -156,13 +158,13 @@ class Search:
         saved: stores measurements of single groups, or has them from another run; None without a score file.
     """
 
-    gauge: Gauge
-    silencer: Silencer
+    gauge: DivergenceGauge
+    silencer: UnitMask
     groups: Mapping[str, Group]
     scores: Mapping[str, Scores]
-    saved: Saved | None = None
+    saved: ScoreCache | None = None
 
-    def measured(self, curve: Curve) -> Curve:
+    def measured(self, curve: LossCurve) -> LossCurve:
         """The curve with measured losses: each group is cut alone; losses between measured counts are interpolated."""
         probes = np.unique(np.linspace(0, len(curve.counts) - 1, PROBES).round().astype(int))
         losses = np.zeros(len(curve.counts))
@@ -185,7 +187,14 @@ class Search:
             return self.gauge.read()
 
     def refined(
-        self, curves: Sequence[Curve], costs: Costs, chosen: Mapping[str, int], limit: int, *, moves: int, seed: int = 0
+        self,
+        curves: Sequence[LossCurve],
+        costs: Costs,
+        chosen: Mapping[str, int],
+        limit: int,
+        *,
+        moves: int,
+        seed: int = 0,
     ) -> dict[str, int]:
         """Move budget between two random groups, and keep a move that lowers the distance (evolution with one parent).
 
@@ -211,7 +220,7 @@ class Search:
 
 
 def _moved(
-    curves: Sequence[Curve], costs: Costs, levels: Sequence[int], limit: int, generator: np.random.Generator
+    curves: Sequence[LossCurve], costs: Costs, levels: Sequence[int], limit: int, generator: np.random.Generator
 ) -> list[int]:
     """Cut one group by up to an eighth of its levels, give the savings to another, and spend the rest anywhere."""
     giver, taker = (int(at) for at in generator.choice(len(curves), 2, replace=False))

@@ -19,17 +19,17 @@ from torch import nn
 from ...ir.errors import FxpruneError
 from ...ir.repairs import Number, Repairs, repair
 from ...runtime.tensors import tensors_by_every_name, tensors_by_name
-from .dry_run import Failure, Rehearsal, is_integral
+from .dry_run import DryRun, DryRunFailure, is_integral
 
-Extents = Mapping[str, frozenset[tuple[int, int]]]
-Shapes = Mapping[str, tuple[int, ...]]
+ModuleExtents = Mapping[str, frozenset[tuple[int, int]]]
+ParameterShapes = Mapping[str, tuple[int, ...]]
 Changes = dict[tuple[str, str], tuple[Number, Number]]
 
 MAX_TRIALS = 256
 
 
 @dataclass
-class Choice:
+class AttributeChoice:
     """One decision for all instances of a class that are in the same position.
 
     Attributes:
@@ -58,7 +58,9 @@ def put(model: nn.Module, repairs: Repairs) -> Callable[[], None]:
     return take_back
 
 
-def find_repairs(model: nn.Module, rehearsal: Rehearsal, shapes: Shapes, extents: Extents) -> Iterator[Repairs]:
+def find_repairs(
+    model: nn.Module, rehearsal: DryRun, shapes: ParameterShapes, extents: ModuleExtents
+) -> Iterator[Repairs]:
     """Every set of attribute changes with which the smaller model runs as the dense model did, most likely first.
 
     Args:
@@ -70,11 +72,11 @@ def find_repairs(model: nn.Module, rehearsal: Rehearsal, shapes: Shapes, extents
     Raises:
         FxpruneError: when the model runs with none of them.
     """
-    survey = Survey(model, rehearsal.reads, shapes, extents)
+    survey = AttributeSurvey(model, rehearsal.reads, shapes, extents)
     settled = survey.settled()
     choices = survey.choices(settled)
     rehearsal.resize(shapes)
-    failure: Failure | None = None
+    failure: DryRunFailure | None = None
     found = False
     for changes in itertools.islice(_combinations(choices), MAX_TRIALS):
         repairs = _repairs({**settled, **changes})
@@ -86,7 +88,9 @@ def find_repairs(model: nn.Module, rehearsal: Rehearsal, shapes: Shapes, extents
             yield repairs
         elif failure is None:
             failure = (
-                result if isinstance(result, Failure) else Failure("", "other modules run, or other shapes result")
+                result
+                if isinstance(result, DryRunFailure)
+                else DryRunFailure("", "other modules run, or other shapes result")
             )
     if not found and failure is not None:
         raise FxpruneError(
@@ -95,10 +99,12 @@ def find_repairs(model: nn.Module, rehearsal: Rehearsal, shapes: Shapes, extents
         )
 
 
-class Survey:
+class AttributeSurvey:
     """The integer attributes of a model, and what is known about each before any trial run."""
 
-    def __init__(self, model: nn.Module, reads: Mapping[str, set[str]], shapes: Shapes, extents: Extents) -> None:
+    def __init__(
+        self, model: nn.Module, reads: Mapping[str, set[str]], shapes: ParameterShapes, extents: ModuleExtents
+    ) -> None:
         self.modules = dict(model.named_modules())
         self.reads = reads
         self.extents = extents
@@ -125,9 +131,9 @@ class Survey:
                     changes[path, attribute] = (old, new)
         return changes
 
-    def choices(self, settled: Changes) -> list[Choice]:
+    def choices(self, settled: Changes) -> list[AttributeChoice]:
         """Attributes and configuration fields that a forward reads and that need a trial run."""
-        choices: dict[Any, Choice] = {}
+        choices: dict[Any, AttributeChoice] = {}
         for path, module in self.modules.items():
             for attribute in sorted(self.reads.get(path, ())):
                 config = "." in attribute
@@ -143,7 +149,7 @@ class Survey:
                 if config:
                     options.sort(key=lambda option: option != old)
                 key = (type(module), attribute, old, options[0] == old, len(options))
-                choice = choices.setdefault(key, Choice(config, [{} for _ in options]))
+                choice = choices.setdefault(key, AttributeChoice(config, [{} for _ in options]))
                 for changes, new in zip(choice.options, options, strict=True):
                     changes[path, attribute] = (old, new)
         return list(choices.values())
@@ -228,7 +234,7 @@ class Survey:
         return [old, *news] if stays else [*news, old]
 
 
-def _combinations(choices: list[Choice]) -> Iterator[Changes]:
+def _combinations(choices: list[AttributeChoice]) -> Iterator[Changes]:
     """All combinations of options: few changes from the most likely options first, configuration fields last.
 
     At first every configuration field keeps its value: most fields that a forward reads count layers or tokens.
@@ -242,7 +248,7 @@ def _combinations(choices: list[Choice]) -> Iterator[Changes]:
                     yield from _departing(attributes, [*some, *others])
 
 
-def _departing(attributes: list[Choice], departing: list[Choice]) -> Iterator[Changes]:
+def _departing(attributes: list[AttributeChoice], departing: list[AttributeChoice]) -> Iterator[Changes]:
     usual: Changes = {}
     for choice in attributes:
         usual.update(choice.options[0])

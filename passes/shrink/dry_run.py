@@ -27,7 +27,7 @@ Reads = dict[str, set[str]]
 
 
 @dataclass(frozen=True)
-class Performance:
+class DryRunResult:
     """The result of one dry run.
 
     Attributes:
@@ -40,7 +40,7 @@ class Performance:
 
 
 @dataclass(frozen=True)
-class Failure:
+class DryRunFailure:
     """A dry run that raised an error: the module and the error."""
 
     path: str
@@ -48,7 +48,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Mode:
+class DryRunMode:
     """How a dry run works: the device of the synthetic weights, and whether to decode one more token from the cache."""
 
     device: str
@@ -58,10 +58,10 @@ class Mode:
 _COSTLY = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution", "aten::linear"})
 
 ATTENTIONS = ("sdpa", "eager")
-MODES = (Mode("meta", True), Mode("meta", False), Mode("cpu", True), Mode("cpu", False))
+MODES = (DryRunMode("meta", True), DryRunMode("meta", False), DryRunMode("cpu", True), DryRunMode("cpu", False))
 
 
-def stand_in(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+def synthetic_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
     """A synthetic tensor of ``shape`` that takes no memory."""
     if device == "meta":
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -87,10 +87,10 @@ class _ShapesOnly(TorchDispatchMode):
         if func.name().partition(".")[0] not in _COSTLY or any(tensor.is_meta for tensor in operands):
             return func(*args, **(kwargs or {}))
         result = func(*(arg.to("meta") if isinstance(arg, torch.Tensor) else arg for arg in args), **(kwargs or {}))
-        return stand_in(tuple(result.shape), result.dtype, "cpu")
+        return synthetic_tensor(tuple(result.shape), result.dtype, "cpu")
 
 
-class Rehearsal:
+class DryRun:
     """A copy of a model with synthetic weights that can be resized, changed and run.
 
     Args:
@@ -104,8 +104,8 @@ class Rehearsal:
 
     def __init__(self, model: nn.Module, example: Mapping[str, Any], outputs: Sequence[str] = ()) -> None:
         self.outputs = outputs
-        self.original: Performance | None = None
-        failures: list[Failure] = []
+        self.original: DryRunResult | None = None
+        failures: list[DryRunFailure] = []
         for mode in MODES:
             self.mode = mode
             self.model = _weightless(model, mode.device)
@@ -115,7 +115,7 @@ class Rehearsal:
             self.attentions: tuple[str | None, ...] = (None,)
             with _reading(self.model) as reads:
                 result = self.run()
-                if isinstance(result, Performance):
+                if isinstance(result, DryRunResult):
                     self.original, self.reads = result, reads
                     used = {getattr(config, "_attn_implementation", None) for config in self.configs}
                     same = (name for name in ATTENTIONS if used == {name} or self._once(name) == result)
@@ -132,9 +132,9 @@ class Rehearsal:
         """Give the named parameters and buffers new shapes; tied parameters stay tied."""
         places = Places(self.model)
         for name, shape in shapes.items():
-            places.replace(name, stand_in(shape, places.tensors[name].dtype, self.mode.device))
+            places.replace(name, synthetic_tensor(shape, places.tensors[name].dtype, self.mode.device))
 
-    def run(self) -> Performance | Failure:
+    def run(self) -> DryRunResult | DryRunFailure:
         """Run the forward in every attention implementation, and once more with the returned cache if there is one.
 
         The implementations read different attributes (one repeats the keys of a group itself, another lets torch do
@@ -143,7 +143,7 @@ class Rehearsal:
         results = [self._once(attention) for attention in self.attentions]
         return next((result for result in results if result != self.original), results[0])
 
-    def _once(self, attention: str | None) -> Performance | Failure:
+    def _once(self, attention: str | None) -> DryRunResult | DryRunFailure:
         for config in self.configs if attention else ():
             config._attn_implementation = attention
         calls: list[str] = []
@@ -156,19 +156,19 @@ class Rehearsal:
                 if self.mode.decode and cache is not None and "input_ids" in self.example:
                     self.model(input_ids=self.example["input_ids"][:, -1:], past_key_values=cache)
             except Exception as error:
-                return Failure(stack[-1], class_and_first_line(error))
-        return Performance(_shapes(output, self.outputs), tuple(calls))
+                return DryRunFailure(stack[-1], class_and_first_line(error))
+        return DryRunResult(_shapes(output, self.outputs), tuple(calls))
 
 
 def _weightless(model: nn.Module, device: str) -> Any:
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(
-            stand_in(tuple(parameter.shape), parameter.dtype, device), requires_grad=False
+            synthetic_tensor(tuple(parameter.shape), parameter.dtype, device), requires_grad=False
         )
     for tensor in model.buffers():
         real = device != "meta" and tensor.device.type != "meta"
-        memo[id(tensor)] = tensor.to(device) if real else stand_in(tuple(tensor.shape), tensor.dtype, device)
+        memo[id(tensor)] = tensor.to(device) if real else synthetic_tensor(tuple(tensor.shape), tensor.dtype, device)
     return copy.deepcopy(model, memo)
 
 

@@ -13,14 +13,14 @@ from ...ir.errors import FxpruneError
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.tensors import slice_tensors, tensors_by_name
-from .attributes import Extents, find_repairs, put
-from .dry_run import Rehearsal
+from .attributes import ModuleExtents, find_repairs, put
+from .dry_run import DryRun
 
 
 def shrink_module(
     model: nn.Module,
     plan: Plan,
-    extents: Extents,
+    extents: ModuleExtents,
     example: Mapping[str, Any],
     *,
     outputs: Sequence[str] = (),
@@ -53,7 +53,7 @@ def shrink_module(
             tensors are already sliced).
     """
     shapes = smaller_shapes(model, plan)
-    rehearsal = Rehearsal(model, example, outputs)
+    rehearsal = DryRun(model, example, outputs)
     candidates = find_repairs(model, rehearsal, shapes, extents)
     first = next(candidates)
     slice_tensors(model, plan)

@@ -19,7 +19,7 @@ from .graph import make_plan
 
 Slices = Mapping[tuple[str, int], Indices]
 
-_HINT = "the plan was made for another model; give a plan of the same architecture and sizes"
+_OTHER_MODEL_HINT = "the plan was made for another model; give a plan of the same architecture and sizes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,9 @@ def kept_units(coupling: Coupling, slices: Slices) -> dict[str, Indices]:
     for key in sorted({**plan.slices, **slices}):
         ours, theirs = plan.slices.get(key), slices.get(key)
         if ours is None or theirs is None or not np.array_equal(ours, theirs):
-            raise RequestError(f"the plan's indices for dimension {key[1]} of '{key[0]}' split a unit", _HINT)
+            raise RequestError(
+                f"the plan's indices for dimension {key[1]} of '{key[0]}' split a unit", _OTHER_MODEL_HINT
+            )
     return keep
 
 
@@ -75,13 +77,15 @@ def _check_extents(coupling: Coupling, slices: Slices) -> None:
     shapes = {parameter.name: parameter.value.shape for parameter in coupling.graph.parameters}
     for (name, dim), kept in sorted(slices.items()):
         if name not in shapes:
-            raise RequestError(f"the plan slices '{name}', which the model does not have", _HINT)
+            raise RequestError(f"the plan slices '{name}', which the model does not have", _OTHER_MODEL_HINT)
         if dim >= len(shapes[name]):
-            raise RequestError(f"the plan slices dimension {dim} of '{name}', whose shape is {shapes[name]}", _HINT)
+            raise RequestError(
+                f"the plan slices dimension {dim} of '{name}', whose shape is {shapes[name]}", _OTHER_MODEL_HINT
+            )
         if len(kept) == 0 or kept[0] < 0 or (np.diff(kept) <= 0).any() or kept[-1] >= shapes[name][dim]:
             raise RequestError(
                 f"the plan's indices for dimension {dim} of '{name}' do not ascend within 0 to {shapes[name][dim] - 1}",
-                _HINT,
+                _OTHER_MODEL_HINT,
             )
 
 

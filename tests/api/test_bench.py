@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
 from fxprune.api.benchmarking import benchmark, process
-from fxprune.api.benchmarking.benchmark import Benchmark, BenchmarkResult, Conditions, Spread, Timing
+from fxprune.api.benchmarking.benchmark import Benchmark, BenchmarkResult, Conditions, RoundSpread, Timing
 from fxprune.api.terminal.tables import benchmarked
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
@@ -115,10 +115,10 @@ def test_models_alternate_and_rounds_are_compared(monkeypatch: pytest.MonkeyPatc
     ]
     first, faster, slower, unsure = result.models
     # The round that warms up, 9 seconds long, does not count.
-    assert first.timings[0] == Timing(1, Spread(1.5, 1.0, 2.25), Spread(16 / 6, 16 / 9, 16 / 4))
+    assert first.timings[0] == Timing(1, RoundSpread(1.5, 1.0, 2.25), RoundSpread(16 / 6, 16 / 9, 16 / 4))
     assert first.timings[1].tokens_per_second.median == 8 * 16 / 12
     assert (first.speedups, first.notes, first.ideal) == ({}, (), 1)
-    assert set(faster.speedups.values()) == {Spread(2, 2, 2)}
+    assert set(faster.speedups.values()) == {RoundSpread(2, 2, 2)}
     assert (faster.ideal, faster.notes) == (3, ())
     assert slower.ideal == 0.5
     assert slower.notes[0] == "first token, batch 1: slower, 0.50 times the speed"
@@ -126,11 +126,20 @@ def test_models_alternate_and_rounds_are_compared(monkeypatch: pytest.MonkeyPatc
 
 
 def test_table() -> None:
-    timing = Timing(1, Spread(0.25, 0.125, 0.5), Spread(1200, 900, 1500))
+    timing = Timing(1, RoundSpread(0.25, 0.125, 0.5), RoundSpread(1200, 900, 1500))
     rows = [
         Benchmark("a", "torch", 2000, 8000, 4000, 10**6, (timing,), 1, {}, ()),
         Benchmark(
-            "b", "torch", 1000, 4000, 2000, None, (timing,), 2, {"decode, batch 1": Spread(0.5, 0.4, 0.6)}, ("slow",)
+            "b",
+            "torch",
+            1000,
+            4000,
+            2000,
+            None,
+            (timing,),
+            2,
+            {"decode, batch 1": RoundSpread(0.5, 0.4, 0.6)},
+            ("slow",),
         ),
     ]
     from rich.console import Console

@@ -275,7 +275,7 @@ def test_a_disk_that_fills_within_the_weights_leaves_the_old_artifact(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(*arguments)
 
-    monkeypatch.setattr(direct_file, "BLOCK", 1 << 12)
+    monkeypatch.setattr(direct_file, "WRITE_BLOCK", 1 << 12)
     monkeypatch.setattr(direct_file._File, "write", full)
     with pytest.raises(FxpruneError) as caught:
         api.apply(source, "random", ratio=0.25, out=tmp_path / "out", force=True)

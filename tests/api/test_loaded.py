@@ -25,7 +25,7 @@ from fxprune.api.seen_texts import record_of
 from fxprune.api.sources import open_source
 from fxprune.backends.artifact import RECORD
 from fxprune.backends.huggingface import weight_source
-from fxprune.backends.onnx.artifact import Request
+from fxprune.backends.onnx.artifact import OnnxRequest
 from fxprune.ir.errors import RequestError
 from fxprune.passes.score.taylor import Taylor
 
@@ -165,7 +165,7 @@ def test_what_an_artifact_was_calibrated_on_goes_along_when_it_is_loaded(source:
 def test_a_loaded_model_is_exported_from_a_directory_that_goes(
     model: Any, tokenizer: Any, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exported(request: Request, **_: Any) -> set[str]:
+    def exported(request: OnnxRequest, **_: Any) -> set[str]:
         assert load_file(request.source / "model.safetensors")
         return {path.name for path in request.source.iterdir()}
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from fxprune.api import apply, trace
-from fxprune.api.model_call import Calling
+from fxprune.api.model_call import ModelCall
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.couple.computed_constants import freeze_fixed
@@ -154,7 +154,7 @@ def test_torchs_own_attention_keeps_its_heads() -> None:
 def test_a_model_that_does_not_run_is_said_not_to() -> None:
     model = tiny_model("vit")
     model.config.architectures = ["ViTForImageClassification"]
-    calling = Calling(model.config)
+    calling = ModelCall(model.config)
     traced = calling.trace(model)
     calling.inputs["pixel_values"] = torch.ones(1, 3, 16, 16)
     with pytest.raises(FxpruneError, match="ViTForImageClassification does not run: ValueError: Input image size"):
@@ -166,8 +166,8 @@ def test_code_of_its_own_does_not_make_an_encoder_decoder_a_language_model() -> 
     config = tiny_model("whisper").config
     config.auto_map = {"AutoModelForCausalLM": "modeling_fxprune.Free"}
     config.architectures = ["WhisperForConditionalGeneration"]
-    assert not Calling(config, None).language
+    assert not ModelCall(config, None).language
     config.architectures = ["WhisperForCausalLM"]
-    assert Calling(config, None).language
+    assert ModelCall(config, None).language
     config.architectures = ["SomebodysOwnForCausalLM"]
-    assert Calling(config, None).language
+    assert ModelCall(config, None).language

@@ -20,7 +20,7 @@ from fxprune.api.seen_texts import read_so_far
 from fxprune.cli import main
 from fxprune.ir.errors import RequestError
 from fxprune.tracer.texts.corpus import Text, from_string, load_text
-from fxprune.tracer.texts.fingerprints import KEPT, PASSAGE, Fingerprint, Noted, overlap
+from fxprune.tracer.texts.fingerprints import KEPT, PASSAGE, Fingerprint, TrackedText, overlap
 
 from ..corpora import word_tokenizer
 
@@ -37,7 +37,7 @@ def text(content: str, name: str = "calib.txt") -> Text:
 
 
 def fingerprint(content: str, length: int = 64, count: int | None = None, seed: int | None = None) -> Fingerprint:
-    noted = Noted(text(content))
+    noted = TrackedText(text(content))
     noted.windows(length, count, seed)
     found = noted.fingerprint("calibration", "calib.txt")
     assert found is not None
@@ -56,7 +56,7 @@ def test_a_window_holds_its_passages_side_by_side() -> None:
 
 
 def test_windows_read_twice_count_once() -> None:
-    noted = Noted(text(words(0, 400)))
+    noted = TrackedText(text(words(0, 400)))
     noted.windows(64, 3)
     noted.windows(64, 2)
     found = noted.fingerprint("calibration", "calib.txt")
@@ -104,7 +104,7 @@ def test_text_that_was_not_read_is_not_remembered() -> None:
 def test_rows_of_recovery_data_are_remembered(tmp_path: Path) -> None:
     rows = [words(seed, 50) for seed in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    noted = Noted(load_text(str(tmp_path / "rows.jsonl"), word_tokenizer(WORDS)))
+    noted = TrackedText(load_text(str(tmp_path / "rows.jsonl"), word_tokenizer(WORDS)))
     assert len(noted.examples(128)) == 4
     found = noted.fingerprint("recovery", "rows.jsonl")
     assert found is not None
@@ -120,12 +120,12 @@ def test_of_long_texts_a_part_is_remembered() -> None:
 
 
 def test_nothing_read_leaves_nothing() -> None:
-    assert Noted(text(words(0, 100))).fingerprint("calibration", "calib.txt") is None
-    assert read_so_far({"calibration": Noted(text(words(0, 100))), "recovery": None}) == []
+    assert TrackedText(text(words(0, 100))).fingerprint("calibration", "calib.txt") is None
+    assert read_so_far({"calibration": TrackedText(text(words(0, 100))), "recovery": None}) == []
 
 
 def test_what_earlier_runs_read_comes_first_and_once() -> None:
-    first, noted = fingerprint(words(0, 64)).to_json(), Noted(text(words(1, 64)))
+    first, noted = fingerprint(words(0, 64)).to_json(), TrackedText(text(words(1, 64)))
     noted.windows(64)
     entries = read_so_far({"calibration": noted}, {"texts": [first]}, {"texts": [first]}, {})
     assert entries == [first, fingerprint(words(1, 64)).to_json()]

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import fxprune
-from fxprune.api.request_checks import Rows, check_model, list_models, read_text
+from fxprune.api.request_checks import GivenRows, check_model, list_models, read_text
 from fxprune.api.terminal.arguments import build_parser
 from fxprune.cli import COMMANDS
 from fxprune.ir.errors import FxpruneError, RequestError
@@ -104,7 +104,7 @@ def test_what_is_a_text() -> None:
     assert read_text(None, "calib") is None
     assert read_text(Path("a") / "b.txt", "calib") == str(Path("a") / "b.txt")
     assert read_text("org/set:split", "calib") == "org/set:split"
-    assert read_text(["a", ""], "data") == Rows("data", ("a", ""))
+    assert read_text(["a", ""], "data") == GivenRows("data", ("a", ""))
 
 
 OTHERS: list[tuple[Callable[[], Any], str]] = [
@@ -184,12 +184,12 @@ def test_every_result_is_json_data() -> None:
     # What a result holds or gives in turn, where that is a result of its own.
     from fxprune.api import Demo, GroupChange, Hop, PrunedTarget
     from fxprune.api.modules.result import Pruned
-    from fxprune.backends.huggingface.save import Saved
+    from fxprune.backends.huggingface.save import SavedModel
     from fxprune.backends.pt2.save import SavedModule
-    from fxprune.passes.manager import Step
+    from fxprune.passes.manager import StepRecord
 
     assert Pruned in kinds
-    for kind in [*kinds, Demo, GroupChange, Hop, PrunedTarget, SavedModule, Saved, Step]:
+    for kind in [*kinds, Demo, GroupChange, Hop, PrunedTarget, SavedModule, SavedModel, StepRecord]:
         assert typing.get_type_hints(kind.to_json)["return"] == dict[str, Any], kind
 
 

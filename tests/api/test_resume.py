@@ -31,7 +31,7 @@ from fxprune.passes.recover.lora import Lora
 from fxprune.passes.score.magnitude import Magnitude
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
-from fxprune.passes.state import KEPT, Before, Data, Ledger, NoHost, State, Subject
+from fxprune.passes.state import KEPT_ON_RESUME, Before, Data, Ledger, NoHost, State, Subject
 
 from ..checkpoints import TIED, WIDTHS, contents, write_checkpoint
 from ..corpora import word_tokenizer
@@ -86,13 +86,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 CASES = [
-    pytest.param((None, "random,magnitude", model_run.Work, "save", []), id="streamed, broken while writing"),
+    pytest.param((None, "random,magnitude", model_run.ModelRun, "save", []), id="streamed, broken while writing"),
     pytest.param((None, f"{TAYLOR},{COMPENSATE},{LORA}", Lora, "recover", ["lora"]), id="recovery"),
     pytest.param(
         (None, f"generate{{windows=8,length=8,first=2}},{TAYLOR},{COMPENSATE}", Compensate, "_refit", ["compensate"]),
         id="generated text",
     ),
-    pytest.param((None, f"{TAYLOR},{LORA}", model_run.Work, "save", []), id="recovered", marks=pytest.mark.slow),
+    pytest.param((None, f"{TAYLOR},{LORA}", model_run.ModelRun, "save", []), id="recovered", marks=pytest.mark.slow),
     pytest.param(
         (TIED, f"drop{{layers=1,samples=4,length=8}},{TAYLOR},{LORA}", Taylor, "scores", ["taylor", "lora"]),
         id="layers",
@@ -263,7 +263,7 @@ def test_what_it_says(
 def kept_after(folder: Path, **options: Any) -> bool:
     """Whether a run that broke off while it wrote left a stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_run.Work, "save", lambda *_, **__: (_ for _ in ()).throw(Broken))
+        patch.setattr(model_run.ModelRun, "save", lambda *_, **__: (_ for _ in ()).throw(Broken))
         with pytest.raises(Broken):
             again(folder, **options)
     return any(folder.glob(".out.stages*"))
@@ -314,7 +314,7 @@ def test_a_run_does_not_fail_for_what_it_cannot_keep(
 def test_every_field_of_a_state_is_kept_or_made_anew() -> None:
     """Also one that is added: it is in a part, and each part says which of the two it is."""
     parts = dataclasses.fields(State)
-    assert all(type(part.metadata[KEPT]) is bool for part in parts)
+    assert all(type(part.metadata[KEPT_ON_RESUME]) is bool for part in parts)
 
     def filled(part: type[Any], at: str) -> Any:
         return part(**{field.name: f"{at}.{field.name}" for field in dataclasses.fields(part)})

@@ -11,7 +11,7 @@ from fxprune.api.pruning.run_identity import changes, identity
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.shrink.replay import Replay
-from fxprune.tracer.model import Source, resolve
+from fxprune.tracer.model import ModelSource, resolve
 
 from ..checkpoints import LLAMA
 
@@ -20,14 +20,14 @@ OPTIONS = {"example": None, "loss": None, "scores": None}
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Source:
+def source(tmp_path: Path) -> ModelSource:
     LLAMA.save_pretrained(tmp_path / "model")
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_text("two")
     return resolve(tmp_path / "model", weights=False)
 
 
-def of(source: Source, passes: str = "taylor,lora", **given: Any) -> dict[str, Any]:
+def of(source: ModelSource, passes: str = "taylor,lora", **given: Any) -> dict[str, Any]:
     """The identity of a run; texts are named by their files beside the model."""
     places = {part: given.pop(part, None) for part in TEXTS}
     texts = {part: name and source.directory.parent / name for part, name in places.items()}
@@ -53,11 +53,11 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("before", "now", "message"), ROWS)
-def test_what_changed(before: dict[str, Any], now: dict[str, Any], message: str, source: Source) -> None:
+def test_what_changed(before: dict[str, Any], now: dict[str, Any], message: str, source: ModelSource) -> None:
     assert changes(of(source, **before), of(source, **now)) == message
 
 
-def test_files_of_the_model(source: Source) -> None:
+def test_files_of_the_model(source: ModelSource) -> None:
     before = of(source)
     (source.directory / "config.json").write_text("{}")
     (source.directory / "extra.json").write_text("{}")
@@ -66,16 +66,16 @@ def test_files_of_the_model(source: Source) -> None:
     assert changes(now, before) == "config.json of the model has changed; extra.json of the model is missing"
 
 
-def test_versions(source: Source) -> None:
+def test_versions(source: ModelSource) -> None:
     before, now = of(source), of(source)
     before["versions"] = {**before["versions"], "peft": "0.1"}
     assert changes(before, now) == f"the version of peft was 0.1 and is {now['versions']['peft']} now"
 
 
-def test_a_plan_is_called_what_was_typed(source: Source) -> None:
+def test_a_plan_is_called_what_was_typed(source: ModelSource) -> None:
     before, now = (identity(source, [Replay(sha256=text)], TEXTS, **OPTIONS) for text in ("a", "b"))
     assert changes(before, now) == "--plan names a file with other content now"
 
 
-def test_a_record_without_passes_is_of_another_run(source: Source) -> None:
+def test_a_record_without_passes_is_of_another_run(source: ModelSource) -> None:
     assert changes({}, of(source)).startswith("the passes were none and are taylor,lora now; ")

@@ -18,7 +18,7 @@ def digest(data: bytes) -> str:
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 3 * 4096 + 7])
 def test_a_file_is_hashed_window_by_window(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WINDOW", 4096)
+    monkeypatch.setattr(module, "READ_WINDOW", 4096)
     data = os.urandom(size)
     (tmp_path / "file").write_bytes(data)
     assert sha256(tmp_path / "file") == digest(data)

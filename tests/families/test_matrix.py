@@ -102,7 +102,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     made: dict[tuple[str, str], tuple[Path, Applied]] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weight_source, "verify_written", postpone)
-        patch.setattr(model_run.Work, "read_texts", read_windows)
+        patch.setattr(model_run.ModelRun, "read_texts", read_windows)
         patch.setattr(model_call, "trace_causal_lm", trace_once)
         wanted = MODELS if "slow" in (request.config.option.markexpr or "").replace("not slow", "") else DEFAULT
         for number, model in enumerate(wanted):

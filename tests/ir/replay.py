@@ -14,7 +14,7 @@ import torch
 
 from fxprune.backends.graph_module import function_of
 from fxprune.ir import Indices
-from fxprune.ir.axes import Atom, Axis, Product, Solution, atoms_of
+from fxprune.ir.axes import Atom, Axis, ProductAxis, Solution, atoms_of
 from fxprune.ir.graph import Arg, DType, Op, Value
 from fxprune.ir.groups import positions
 from fxprune.ir.parser import parse_graph
@@ -172,7 +172,7 @@ def show(case: Example) -> str:
     def axis(term: Axis) -> str:
         if isinstance(term, Atom):
             return atom(term)
-        sign, children = ("*", term.factors) if isinstance(term, Product) else ("+", term.parts)
+        sign, children = ("*", term.factors) if isinstance(term, ProductAxis) else ("+", term.parts)
         return f"({f' {sign} '.join(map(axis, children))})" if children else "1"
 
     def side(values: Sequence[Value]) -> str:

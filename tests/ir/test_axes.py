@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.ir.axes import ONE, Atom, Axes, Axis, AxisId, ClashError, Concat, Product, Solution, atoms_of
+from fxprune.ir.axes import ONE, Atom, Axes, Axis, AxisId, ClashError, ConcatAxis, ProductAxis, Solution, atoms_of
 from fxprune.ir.groups import positions
 
 
@@ -153,13 +153,13 @@ ROW = st.lists(st.sampled_from(ATOMS), min_size=1, max_size=3).map(tuple)
 
 
 def _product(factors: tuple[Axis, ...]) -> Axis:
-    flat = [f for factor in factors for f in (factor.factors if isinstance(factor, Product) else (factor,))]
-    return flat[0] if len(flat) == 1 else Product(tuple(flat))
+    flat = [f for factor in factors for f in (factor.factors if isinstance(factor, ProductAxis) else (factor,))]
+    return flat[0] if len(flat) == 1 else ProductAxis(tuple(flat))
 
 
 def _concat(parts: tuple[Axis, ...]) -> Axis:
-    flat = [p for part in parts for p in (part.parts if isinstance(part, Concat) else (part,))]
-    return flat[0] if len(flat) == 1 else Concat(tuple(flat))
+    flat = [p for part in parts for p in (part.parts if isinstance(part, ConcatAxis) else (part,))]
+    return flat[0] if len(flat) == 1 else ConcatAxis(tuple(flat))
 
 
 FACTOR = st.one_of(st.sampled_from(ATOMS), ROW.map(_concat))
@@ -201,13 +201,13 @@ class World:
 def decompositions(term: Axis) -> list[tuple[str, tuple[Axis, ...]]]:
     """Ways to say the same axis."""
     found: list[tuple[str, tuple[Axis, ...]]] = [("same", (term,))]
-    if isinstance(term, Product):
+    if isinstance(term, ProductAxis):
         cuts = range(1, len(term.factors))
         found += [("product", (_product(term.factors[:k]), _product(term.factors[k:]))) for k in cuts]
         found.append(("product", term.factors))
-        if isinstance(first := term.factors[0], Concat):
+        if isinstance(first := term.factors[0], ConcatAxis):
             found.append(("concat", tuple(_product((part, *term.factors[1:])) for part in first.parts)))
-    elif isinstance(term, Concat):
+    elif isinstance(term, ConcatAxis):
         cuts = range(1, len(term.parts))
         found += [("concat", (_concat(term.parts[:k]), _concat(term.parts[k:]))) for k in cuts]
         found.append(("concat", term.parts))
@@ -218,7 +218,7 @@ def coordinates(axis: Axis) -> list[tuple[tuple[int, ...], ...]]:
     """For every position the units that stand there, of every atom; an atom squared in a product has several."""
     if isinstance(axis, Atom):
         return [((axis.id, i),) for i in range(axis.size)]
-    if isinstance(axis, Concat):
+    if isinstance(axis, ConcatAxis):
         return [c for part in axis.parts for c in coordinates(part)]
     rows: list[tuple[tuple[int, ...], ...]] = [()]
     for factor in axis.factors:

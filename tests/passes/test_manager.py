@@ -11,7 +11,7 @@ import torch
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.options import option
 from fxprune.passes.base import Pass, PassKind
-from fxprune.passes.manager import Analysis, Step, run_pipeline
+from fxprune.passes.manager import Analysis, StepRecord, run_pipeline
 from fxprune.passes.state import State
 
 from ..states import state_of
@@ -57,7 +57,7 @@ def a_state(device: str = "cpu") -> State:
 ANALYSES = (Analysis("couple", "coupling", lambda graph: f"coupling of {graph}"),)
 
 
-def run(pipeline: list[Pass], state: State, **options: Any) -> tuple[Step, ...]:
+def run(pipeline: list[Pass], state: State, **options: Any) -> tuple[StepRecord, ...]:
     return run_pipeline(pipeline, state, **{"analyses": ANALYSES, "verify": lambda _: None, **options})
 
 

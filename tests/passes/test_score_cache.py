@@ -16,11 +16,11 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import fxprune
-from fxprune.api.pruning.score_file import ENTRY, open_scores
+from fxprune.api.pruning.score_file import SCORES_ENTRY, open_scores
 from fxprune.ir.errors import RequestError
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
-from fxprune.passes.score_cache import CURVE, Saved
+from fxprune.passes.score_cache import CURVE, ScoreCache
 from fxprune.passes.state import State
 from fxprune.tracer.export import Traced, trace_causal_lm
 
@@ -58,19 +58,19 @@ def traced() -> Traced:
     return trace_causal_lm(llama())
 
 
-def run(text: str, saved: Saved | None = None, model: Any = None, corpus: Any = None) -> State:
+def run(text: str, saved: ScoreCache | None = None, model: Any = None, corpus: Any = None) -> State:
     return run_passes(decoder_state(model or llama(), traced(), calibration=corpus or drawn(), saved=saved), text)
 
 
-def kept(text: str) -> Saved:
+def kept(text: str) -> ScoreCache:
     """As another run reads them back."""
-    saved = Saved("scores.safetensors")
+    saved = ScoreCache("scores.safetensors")
     run(text, saved)
-    return Saved(saved.name, saved.arrays, json.loads(json.dumps(saved.record)), loaded=True)
+    return ScoreCache(saved.name, saved.arrays, json.loads(json.dumps(saved.record)), loaded=True)
 
 
-def again(saved: Saved) -> Saved:
-    return Saved(saved.name, saved.arrays, saved.record, loaded=True)
+def again(saved: ScoreCache) -> ScoreCache:
+    return ScoreCache(saved.name, saved.arrays, saved.record, loaded=True)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_files_and_pipelines_that_make_no_sense_are_refused(tmp_path: Path) -> N
         (_written(file, b"nothing"), taylor, True, "not a scores file of fxprune", "a new path"),
         (_saved(tmp_path / "plain", {}), taylor, True, "not a scores file of fxprune", "a new path"),
         (
-            _saved(tmp_path / "new", {ENTRY: '{"version": 7}'}),
+            _saved(tmp_path / "new", {SCORES_ENTRY: '{"version": 7}'}),
             taylor,
             True,
             "format version 7, this fxprune reads 1",

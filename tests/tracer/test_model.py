@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.tracer.checkpoint import weight_files
-from fxprune.tracer.model import Source, build_meta, load_config, load_model, load_tokenizer, resolve
+from fxprune.tracer.model import ModelSource, build_meta, load_config, load_model, load_tokenizer, resolve
 
 from ..corpora import word_tokenizer
 
@@ -81,7 +81,7 @@ def test_a_hub_id_becomes_a_directory(saved: Path, monkeypatch: pytest.MonkeyPat
         return str(saved)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve("owner/tiny", weights=False) == Source(name="owner/tiny", directory=saved)
+    assert resolve("owner/tiny", weights=False) == ModelSource(name="owner/tiny", directory=saved)
     assert load_model(resolve("owner/tiny")).config.hidden_size == 16
     assert ["*.safetensors" in patterns for patterns in wanted] == [False, True]
     assert not any("*.bin" in pattern for patterns in wanted for pattern in patterns)

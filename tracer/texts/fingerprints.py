@@ -64,7 +64,7 @@ class Fingerprint:
 
 
 @dataclass
-class Noted:
+class TrackedText:
     """A tracked text: records what was read of it. Implements the passes' ``Corpus``, with rows.
 
     Attributes:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fxprune.backends.huggingface import direct_file
-from fxprune.backends.huggingface.direct_file import Output
+from fxprune.backends.huggingface.direct_file import DirectFile
 
 BLOCK = 1 << 16
 SIZES = (0, 1, BLOCK - 1, BLOCK, 5 * BLOCK, 7 * BLOCK + 333)
@@ -19,11 +19,11 @@ SIZES = (0, 1, BLOCK - 1, BLOCK, 5 * BLOCK, 7 * BLOCK + 333)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_file, "BLOCK", BLOCK)
+    monkeypatch.setattr(direct_file, "WRITE_BLOCK", BLOCK)
 
 
 def write(path: Path, data: bytes, piece: int) -> str:
-    with Output(path, len(data)) as file:
+    with DirectFile(path, len(data)) as file:
         for start in range(0, len(data), piece):
             file.write(np.frombuffer(data[start : start + piece], np.uint8))
     return file.sha256()
@@ -32,7 +32,7 @@ def write(path: Path, data: bytes, piece: int) -> str:
 @pytest.mark.parametrize("large", [0, 1 << 40], ids=["past the cache", "through the cache"])
 @pytest.mark.parametrize("piece", [1000, BLOCK, 3 * BLOCK + 1])
 def test_the_bytes_and_their_digest(large: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_file, "LARGE", large)
+    monkeypatch.setattr(direct_file, "DIRECT_SIZE", large)
     for size in SIZES:
         data = os.urandom(size)
         assert write(tmp_path / "file", data, piece) == hashlib.sha256(data).hexdigest()
@@ -42,7 +42,7 @@ def test_the_bytes_and_their_digest(large: int, piece: int, tmp_path: Path, monk
 def test_a_file_system_that_wants_another_alignment_is_written_through_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct_file, "LARGE", 0)
+    monkeypatch.setattr(direct_file, "DIRECT_SIZE", 0)
     real, refused = os.write, []
 
     def picky(file: int, data: memoryview) -> int:

@@ -19,7 +19,7 @@ from torch import nn
 from fxprune.backends.artifact import read_plan
 from fxprune.backends.digests import sha256
 from fxprune.backends.huggingface import weight_source
-from fxprune.backends.huggingface.save import Saved, auto_class_of, load, save
+from fxprune.backends.huggingface.save import SavedModel, auto_class_of, load, save
 from fxprune.backends.verify import Job, Reference, VerificationError, verify
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
@@ -51,7 +51,7 @@ def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Saved, Reference]]:
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[SavedModel, Reference]]:
     """One artifact per family; a single fresh process checks them all."""
     root = tmp_path_factory.mktemp("artifacts")
     made = {}
@@ -72,7 +72,7 @@ def trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path],
     return lambda path: transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
 
 
-def test_every_family_loads_in_a_fresh_process(artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+def test_every_family_loads_in_a_fresh_process(artifacts: dict[str, tuple[SavedModel, Reference]]) -> None:
     forms = {name: (saved.form, saved.model_type) for name, (saved, _) in artifacts.items()}
     assert forms == FORMS
     jobs = [
@@ -85,7 +85,7 @@ def test_every_family_loads_in_a_fresh_process(artifacts: dict[str, tuple[Saved,
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_load(artifacts: dict[str, tuple[Saved, Reference]], name: str) -> None:
+def test_load(artifacts: dict[str, tuple[SavedModel, Reference]], name: str) -> None:
     saved, reference = artifacts[name]
     model = load(saved.path)
     assert relative_difference(logits(model.eval()), reference.logits) <= LOGITS_TOLERANCE
@@ -95,7 +95,7 @@ def test_load(artifacts: dict[str, tuple[Saved, Reference]], name: str) -> None:
     assert all(weights[tensor].shape[dim] == len(kept) for (tensor, dim), kept in plan.items())
 
 
-def test_the_reports_say_why(artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+def test_the_reports_say_why(artifacts: dict[str, tuple[SavedModel, Reference]]) -> None:
     assert artifacts["llama_mha"][0].retargeted.startswith("llama to mistral: LlamaConfig rejects")
     assert artifacts["llama_queries"][0].retargeted == ""
     assert artifacts["llama_gqa"][0].config_changes == {
@@ -111,7 +111,7 @@ def test_the_reports_say_why(artifacts: dict[str, tuple[Saved, Reference]]) -> N
 
 @pytest.mark.parametrize("name", ["llama_range", "gpt2", "phi3_free"])
 def test_the_free_form_survives_save_pretrained(
-    artifacts: dict[str, tuple[Saved, Reference]], name: str, trusted: Callable[[Path], Any], tmp_path: Path
+    artifacts: dict[str, tuple[SavedModel, Reference]], name: str, trusted: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     saved, reference = artifacts[name]
     trusted(saved.path).save_pretrained(tmp_path / "again")
@@ -122,12 +122,12 @@ def test_the_free_form_survives_save_pretrained(
     assert relative_difference(logits(load(tmp_path / "again").eval()), reference.logits) <= LOGITS_TOLERANCE
 
 
-def test_the_free_form_needs_the_flag(artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+def test_the_free_form_needs_the_flag(artifacts: dict[str, tuple[SavedModel, Reference]]) -> None:
     with pytest.raises(RuntimeError, match="mismatch"):
         transformers.AutoModelForCausalLM.from_pretrained(artifacts["llama_range"][0].path)
 
 
-def test_the_modelling_file_is_short_and_knows_no_fxprune(artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+def test_the_modelling_file_is_short_and_knows_no_fxprune(artifacts: dict[str, tuple[SavedModel, Reference]]) -> None:
     code = (artifacts["gpt2"][0].path / "modeling_fxprune.py").read_text()
     assert len(code.splitlines()) < 75
     assert "Apache License" in code
@@ -138,7 +138,7 @@ def test_the_modelling_file_is_short_and_knows_no_fxprune(artifacts: dict[str, t
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # read by peft
 @pytest.mark.parametrize("name", ["llama_range", "gpt2"])
 def test_lora_and_the_trainer_work_on_the_free_form(
-    artifacts: dict[str, tuple[Saved, Reference]], name: str, trusted: Callable[[Path], Any], tmp_path: Path
+    artifacts: dict[str, tuple[SavedModel, Reference]], name: str, trusted: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     model = peft.get_peft_model(
         trusted(artifacts[name][0].path),
@@ -213,7 +213,7 @@ def test_shards_and_a_half_precision(tmp_path: Path, make: Callable[[], Cut]) ->
 
 
 @pytest.mark.usefixtures("unverified")
-def test_a_free_artifact_is_cut_again(tmp_path: Path, artifacts: dict[str, tuple[Saved, Reference]]) -> None:
+def test_a_free_artifact_is_cut_again(tmp_path: Path, artifacts: dict[str, tuple[SavedModel, Reference]]) -> None:
     model = load(artifacts["gpt2"][0].path).eval()
     cut = Cut(model)
     keep = list(range(96))

@@ -29,8 +29,8 @@ from fxprune import api
 from fxprune.api.pruning import model_run, streamed_model
 from fxprune.backends.huggingface import checkpoint, streamed_weights, synthetic_weights, weight_source
 from fxprune.backends.huggingface.checkpoint import Checkpoint
-from fxprune.backends.huggingface.streamed_weights import INDEX, StreamedWeights, obstacle
-from fxprune.backends.huggingface.synthetic_weights import StandIns, hollow
+from fxprune.backends.huggingface.streamed_weights import SHARD_INDEX, StreamedWeights, obstacle
+from fxprune.backends.huggingface.synthetic_weights import SyntheticWeights, hollow
 from fxprune.ir.errors import FxpruneError
 from fxprune.ir.plan import Plan
 from fxprune.passes.score.random import Random
@@ -95,7 +95,7 @@ def test_shards_and_their_index_are_those_of_save_pretrained(plain: bool, tmp_pa
     whole = AutoModelForCausalLM.from_pretrained(source)
     whole.save_pretrained(held, max_shard_size="8kB", save_original_format=plain)
     assert contents(streamed) == contents(held, "config.json", "generation_config.json")
-    assert digests == contents(streamed, INDEX)
+    assert digests == contents(streamed, SHARD_INDEX)
     assert len(digests) > 2
 
 
@@ -255,7 +255,7 @@ def test_stand_ins_tell_8_heads_of_6_from_6_heads_of_8() -> None:
 
     one, other = model(8, 6), model(6, 8)
     assert all(parameter.is_meta for parameter in one.parameters())
-    played = StandIns(one)
+    played = SyntheticWeights(one)
     inputs = {"input_ids": torch.arange(10).view(2, 5)}
     first, second = played.logits(one, inputs), played.logits(other, inputs)
     assert torch.equal(first, played.logits(model(8, 6), inputs))
@@ -313,8 +313,8 @@ def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
         for dim, kept in slices.items():
             expected = expected.index_select(dim, torch.from_numpy(kept))
         found = Checkpoint([tmp_path / "x.safetensors"]).tensors[name]
-        assert torch.equal(checkpoint.whole(found, slices), expected)
-        rows = [part.copy() for part in checkpoint.Cutter().rows(found, slices)]
+        assert torch.equal(checkpoint.require_whole(found, slices), expected)
+        rows = [part.copy() for part in checkpoint.RowCutter().rows(found, slices)]
         joined = np.concatenate([part.reshape(-1) for part in rows]) if rows else np.empty(0, np.int32)
         assert np.array_equal(joined, expected.reshape(-1).view(torch.int32).numpy())
         if name == "a":  # 60 bytes a row of the source
@@ -332,8 +332,8 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
 def test_products_with_large_stand_ins_are_sampled_alike_and_still_tell_layouts_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(synthetic_weights, "LARGE", 1)
-    monkeypatch.setattr(synthetic_weights, "BLOCK", 1)
+    monkeypatch.setattr(synthetic_weights, "SAMPLED_SIZE", 1)
+    monkeypatch.setattr(synthetic_weights, "SAMPLED_ROWS", 1)
     test_stand_ins_tell_8_heads_of_6_from_6_heads_of_8()
     x, weight = torch.randn(3, 100), torch.randn(100, 5)
     with synthetic_weights.played():

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
 from fxprune.backends.onnx import decoder as backend
-from fxprune.backends.onnx.artifact import OnnxReport, Request
+from fxprune.backends.onnx.artifact import OnnxReport, OnnxRequest
 from fxprune.backends.onnx.decoder import export_onnx
 
 BASE: dict[str, Any] = {
@@ -119,7 +119,7 @@ class Decoders:
         key = (name, dtype, layout)
         if key in self.made:
             return self.made[key]
-        request = Request(self.source(name), self.folder / "-".join(key), dtype=dtype, layout=layout)
+        request = OnnxRequest(self.source(name), self.folder / "-".join(key), dtype=dtype, layout=layout)
         with pytest.MonkeyPatch.context() as patch:
             if key != (name, "float32", "onnxruntime"):
                 graph = self.export(name).path / "model.onnx"

@@ -21,7 +21,7 @@ import transformers
 
 from fxprune.backends.onnx import decoder as backend
 from fxprune.backends.onnx import rounding
-from fxprune.backends.onnx.artifact import OnnxReport, Request
+from fxprune.backends.onnx.artifact import OnnxReport, OnnxRequest
 from fxprune.backends.onnx.decoder import export_onnx
 from fxprune.backends.onnx.layout import LAYOUTS
 from fxprune.backends.onnx.quantize import BITS, ONNX_DTYPES, convert_weights, save_graph
@@ -155,7 +155,7 @@ def test_a_graph_that_rounding_spoilt_is_refused(
     with pytest.raises(
         FxpruneError, match=r"int4 graph predicts worse .*: perplexity grows by \S+% \(at most"
     ) as error:
-        export_onnx(Request(decoders.source("tied"), tmp_path / "out", dtype="int4"))
+        export_onnx(OnnxRequest(decoders.source("tied"), tmp_path / "out", dtype="int4"))
     assert "next larger type" in error.value.hint
     assert list(tmp_path.iterdir()) == []
 
@@ -210,7 +210,7 @@ def test_a_failing_tool_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_bad_request(decoders: Decoders, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message) as error:
-        export_onnx(Request(decoders.source("tied"), tmp_path / "out", **options))
+        export_onnx(OnnxRequest(decoders.source("tied"), tmp_path / "out", **options))
     assert error.value.hint.startswith("choose from ")
     assert list(tmp_path.iterdir()) == []
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from fxprune.backends.onnx import decoder as backend
 from fxprune.backends.onnx import trace
-from fxprune.backends.onnx.artifact import OnnxReport, Request
+from fxprune.backends.onnx.artifact import OnnxReport, OnnxRequest
 from fxprune.backends.onnx.check import check_onnx
 from fxprune.backends.onnx.decoder import export_onnx
 from fxprune.backends.onnx.runtime import OnnxDecoder
@@ -45,7 +45,7 @@ class Exported:
 def export(source: Path, heads: list[int], *, trust_remote_code: bool = False, **options: Any) -> Exported:
     out = source.with_name(f"{source.name}-onnx")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        report = export_onnx(Request(source, out, **options), trust_remote_code=trust_remote_code)
+        report = export_onnx(OnnxRequest(source, out, **options), trust_remote_code=trust_remote_code)
     return Exported(source, out, report, printed.getvalue(), heads)
 
 
@@ -175,7 +175,7 @@ def test_bfloat16_arithmetic_is_refused(
     values = {**BASE, "alibi": True, "multi_query": False, "parallel_attn": False}
     monkeypatch.setitem(FAMILIES, "falcon-alibi", ("falcon", values))
     with pytest.raises(FxpruneError, match=r"ONNX Runtime cannot open .* Could not find an implementation for Mul"):
-        export_onnx(Request(build(tmp_path / "model", "falcon-alibi"), tmp_path / "out"))
+        export_onnx(OnnxRequest(build(tmp_path / "model", "falcon-alibi"), tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -239,7 +239,7 @@ def test_wrong_graph_is_refused(
     with pytest.raises(
         FxpruneError, match=rf"the ONNX graph and the model differ: logits in check '{check}' by \d\S*, more"
     ) as error:
-        export_onnx(Request(llama.source, tmp_path / "out"))
+        export_onnx(OnnxRequest(llama.source, tmp_path / "out"))
     assert cause in error.value.hint
     assert "--optimize none" in error.value.hint
     assert list(tmp_path.iterdir()) == []
@@ -288,7 +288,7 @@ def test_failure_leaves_what_was_there(
 
     monkeypatch.setattr(shutil, "copyfile", fail)
     with pytest.raises(raised, match=message):
-        export_onnx(Request(llama.source, out, force=force))
+        export_onnx(OnnxRequest(llama.source, out, force=force))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -299,8 +299,8 @@ def test_force_replaces(llama: Exported, traced: Callable[..., None], tmp_path: 
     (out / "config.json").write_text("{}")
     (out / "stale").touch()
     with pytest.raises(RequestError, match="already exists"):
-        export_onnx(Request(llama.source, out))
-    export_onnx(Request(llama.source, out, force=True), progress=said.append)
+        export_onnx(OnnxRequest(llama.source, out))
+    export_onnx(OnnxRequest(llama.source, out, force=True), progress=said.append)
     assert not (out / "stale").exists()
     assert (out / "model.onnx").read_bytes() == (llama.out / "model.onnx").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -353,7 +353,7 @@ def test_bad_request(
 ) -> None:
     source = make(tmp_path / "model")
     with pytest.raises(FxpruneError, match=message) as error:
-        export_onnx(Request(source, tmp_path / "out", **options))
+        export_onnx(OnnxRequest(source, tmp_path / "out", **options))
     assert type(error.value) is kind
     assert error.value.hint
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fxprune.backends.onnx import trace
-from fxprune.backends.onnx.artifact import Request
+from fxprune.backends.onnx.artifact import OnnxRequest
 from fxprune.backends.onnx.decoder import export_onnx
 from fxprune.backends.onnx.names import rename_interface
 from fxprune.backends.onnx.runtime import OnnxDecoder
@@ -58,7 +58,7 @@ def test_a_class_that_no_auto_class_knows_is_loaded_by_its_name(tmp_path: Path) 
 def test_lengths_that_a_table_in_the_models_code_bounds_stay_open_up_to_there(tmp_path: Path) -> None:
     model = causal_lm.tiny_model("gpt_neo").eval()
     model.save_pretrained(tmp_path / "source")
-    export_onnx(Request(tmp_path / "source", tmp_path / "out"))
+    export_onnx(OnnxRequest(tmp_path / "source", tmp_path / "out"))
     decoder = OnnxDecoder(tmp_path / "out")
     context = model.config.max_position_embeddings
     ids = torch.arange(2 * context).reshape(2, context) % causal_lm.VOCAB

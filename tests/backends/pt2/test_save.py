@@ -128,7 +128,7 @@ def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
     result = prune_module(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.randn(2, 4), "magnitude", ratio=0.5)
     export = save._exported
 
-    def wrong(product: save.Product, *, free: bool) -> Any:
+    def wrong(product: save.SavableModule, *, free: bool) -> Any:
         program = export(replace(product, module=copy.deepcopy(product.module)), free=free)
         program.state_dict["0.bias"].data += 1
         return program

@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from fxprune.ir import FxpruneError
 from fxprune.passes.calibrate.batches import matrix
-from fxprune.passes.calibrate.blockwise_run import Stream
-from fxprune.passes.calibrate.linear_calls import Watch
-from fxprune.passes.calibrate.spread import Spread
+from fxprune.passes.calibrate.blockwise_run import BlockwiseRun
+from fxprune.passes.calibrate.linear_calls import LinearCallRecorder
+from fxprune.passes.calibrate.spread import RunningVariance
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.score.consumer_scores import readers_of
 from fxprune.tracer.export import trace_causal_lm
@@ -59,7 +59,7 @@ CASES: list[tuple[str, Any, tuple[int, ...]]] = [
 def test_a_call_gives_inputs_whose_product_with_the_weight_is_the_output(build: Any, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     module = build().double()
-    with torch.no_grad(), Watch({"weight": module.weight}) as watch:
+    with torch.no_grad(), LinearCallRecorder({"weight": module.weight}) as watch:
         out = module(torch.randn(shape, dtype=torch.float64))
     expected = len(out) if isinstance(out, list) else 4 if module.weight.dim() == 3 and "Bare" in repr(module) else 1
     assert len(watch.seen) == expected
@@ -84,7 +84,7 @@ def test_a_call_gives_inputs_whose_product_with_the_weight_is_the_output(build: 
 )
 def test_what_is_no_linear_map_of_the_weight_is_not_taken_for_one(build: Any, shape: tuple[int, ...] | None) -> None:
     module = build()
-    with torch.no_grad(), Watch({"weight": module.weight}) as watch:
+    with torch.no_grad(), LinearCallRecorder({"weight": module.weight}) as watch:
         module(torch.tensor([1, 2]) if shape is None else torch.randn(shape))
     assert not watch.seen
 
@@ -111,7 +111,7 @@ def test_padding_is_left_out() -> None:
     found = []
     for fill in (0, 7):
         ids, mask = padded(fill)
-        stream = Stream.of(model, [lambda m, ids=ids, mask=mask: m(input_ids=ids, attention_mask=mask)])
+        stream = BlockwiseRun.of(model, [lambda m, ids=ids, mask=mask: m(input_ids=ids, attention_mask=mask)])
         found.append(stream.calls(0, weights))
     assert len(found[0]) == 3
     for first, second in zip(*found, strict=True):
@@ -152,7 +152,7 @@ class Added(nn.Module):
 def test_what_outputs_are_added_to_is_kept(how: Any, scale: int | None) -> None:
     module = Added(how)
     x = torch.randn(2, 3, 5)
-    with torch.no_grad(), Watch({"w": module.map.weight}) as watch:
+    with torch.no_grad(), LinearCallRecorder({"w": module.map.weight}) as watch:
         module(x)
     (seen,) = watch.seen
     if scale is None:
@@ -168,7 +168,7 @@ def test_padding_that_cannot_be_told_is_refused() -> None:
     with (
         pytest.raises(FxpruneError, match="reads 5 vectors of a batch of 2 tokens") as caught,
         torch.no_grad(),
-        Watch({"w": module.weight}, lambda: mask),
+        LinearCallRecorder({"w": module.weight}, lambda: mask),
     ):
         module(torch.randn(5, 3))
     assert caught.value.hint
@@ -176,7 +176,7 @@ def test_padding_that_cannot_be_told_is_refused() -> None:
 
 def test_moments_of_batches_are_those_of_everything() -> None:
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 3 + 100
-    spread = Spread()
+    spread = RunningVariance()
     for part in (*x.split(13), x[:0]):
         spread.add(part)
     values = x.double().numpy()
@@ -219,9 +219,9 @@ def batches(count: int) -> list[Any]:
 def test_blocks_that_are_done_do_not_run_again_and_nothing_runs_after_the_last() -> None:
     model = llama()
     weight = {"w": model.model.layers[1].mlp.down_proj.weight}
-    plain = [Stream.of(model, batches(2)).calls(i, weight) for i in range(2)]
+    plain = [BlockwiseRun.of(model, batches(2)).calls(i, weight) for i in range(2)]
     runs = counted(model)
-    stream = Stream.of(model, batches(2))
+    stream = BlockwiseRun.of(model, batches(2))
     stream.advance(1)
     assert runs == [2, 0, 0]
     found = [stream.calls(i, weight, last=1) for i in range(2)]
@@ -263,7 +263,7 @@ def test_blocks_that_hand_over_more_than_their_outputs_run_in_full() -> None:
     torch.manual_seed(0)
     model = Skipping()
     data = [torch.randn(2, 4), torch.randn(2, 4)]
-    stream = Stream.of(model, [lambda m, x=x: m(x) for x in data])
+    stream = BlockwiseRun.of(model, [lambda m, x=x: m(x) for x in data])
     weight = {"w": model.layers[2].linear.weight}
     plain = stream.calls(0, weight)
     stream.advance(1)

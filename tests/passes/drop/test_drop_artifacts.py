@@ -53,7 +53,7 @@ def jobs() -> Iterator[list[Job]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weight_source, "verify_written", postpone)
-        patch.setattr(model_run.Work, "read_texts", read_windows)
+        patch.setattr(model_run.ModelRun, "read_texts", read_windows)
         yield held
 
 

@@ -14,7 +14,7 @@ import transformers
 
 from fxprune.demo import MODEL_DIR, text
 from fxprune.ir import FxpruneError, RequestError
-from fxprune.passes.calibrate.least_squares import Moments, Surgeon, refit
+from fxprune.passes.calibrate.least_squares import Moments, ObsSolver, refit
 from fxprune.passes.model.measure import perplexity
 from fxprune.passes.recover.compensate import Compensate
 from fxprune.passes.score.magnitude import Magnitude
@@ -107,7 +107,7 @@ def test_statistics_of_one_map_are_in_memory_at_a_time(passes: list[Any], monkey
         monkeypatch.setattr(kind, maker, counted)
 
     watched(Moments, "empty")
-    watched(Surgeon, "of")
+    watched(ObsSolver, "of")
     run_passes(decoder_state(make()), *passes)
     surgeons = isinstance(passes[0], Obs)
     # Four maps; a surgeon is made while the moments it is made of are there.

@@ -13,7 +13,7 @@ from torch import nn
 
 from fxprune.ir import FxpruneError
 from fxprune.ir.groups import Kind
-from fxprune.passes.calibrate.least_squares import Moments, Surgeon, refit
+from fxprune.passes.calibrate.least_squares import Moments, ObsSolver, refit
 from fxprune.passes.recover.compensate import Compensate
 from fxprune.passes.score.activation import Activation
 from fxprune.passes.score.fisher import Fisher
@@ -128,7 +128,7 @@ def test_taking_inputs_out_costs_what_least_squares_says_and_leaves_its_weights(
     moments = Moments.empty(7, 3)
     moments.add(torch.from_numpy(x), torch.from_numpy(x @ w.T))
     columns = [torch.tensor([unit]) for unit in range(6)] + [torch.tensor([], dtype=torch.int64)]
-    surgeon = Surgeon.of(moments, torch.from_numpy(w), 0.0, columns)
+    surgeon = ObsSolver.of(moments, torch.from_numpy(w), 0.0, columns)
     assert surgeon.costs()[:6].numpy() == pytest.approx([error_left(x, w, [unit]) for unit in range(6)], rel=1e-6)
     out: list[int] = []
     for units in gone:
@@ -149,7 +149,7 @@ def test_what_errors_count_follows_the_weights_as_units_go() -> None:
     moments = Moments.empty(9, 4)
     moments.add(torch.randn(40, 9), torch.randn(40, 4))
     metric, columns = torch.randn(4, 4, dtype=torch.float64), list(torch.arange(9).split(3))
-    surgeon = Surgeon.of(moments, torch.randn(4, 9), 0.1, columns, metric)
+    surgeon = ObsSolver.of(moments, torch.randn(4, 9), 0.1, columns, metric)
     for unit in (1, 0):
         surgeon.remove([unit])
         torch.testing.assert_close(surgeon.felt, metric @ surgeon.weight, rtol=0, atol=1e-12)
@@ -363,4 +363,4 @@ def test_the_fit_without_removal_is_the_refit() -> None:
     w = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     moments = Moments.empty(4, 2)
     moments.add(x, x @ w.T + 1)
-    assert torch.equal(Surgeon.of(moments, w, 0.05, []).weight, refit(moments, w, 0.05))
+    assert torch.equal(ObsSolver.of(moments, w, 0.05, []).weight, refit(moments, w, 0.05))

@@ -22,10 +22,10 @@ from fxprune.passes.score.obs import Obs
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.score.wanda import Wanda
-from fxprune.passes.select.allocate import Curve, Knapsack, Target, even, levels, tied
+from fxprune.passes.select.allocate import Knapsack, LossCurve, Target, even, levels, tied
 from fxprune.passes.select.costs import Costs, dense_cost
 from fxprune.passes.select.select import best_units
-from fxprune.passes.select.sensitivity import Gauge, Silencer
+from fxprune.passes.select.sensitivity import DivergenceGauge, UnitMask
 from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.passes.state import Before, Subject
 from fxprune.tracer.export import trace_causal_lm
@@ -65,7 +65,7 @@ def couplings() -> dict[str, Coupling]:
     return found
 
 
-def brute_force(curves: list[Curve], budget: int) -> float:
+def brute_force(curves: list[LossCurve], budget: int) -> float:
     """The least loss of all combinations whose costs fit."""
     options = [list(zip(curve.losses, curve.costs, strict=True)) for curve in curves]
     return min(sum(loss for loss, _ in c) for c in itertools.product(*options) if sum(cost for _, cost in c) <= budget)
@@ -78,7 +78,7 @@ def test_the_dynamic_programme_equals_brute_force(seed: int) -> None:
     for number in range(5):
         size = int(generator.integers(1, 6))
         costs = np.concatenate([[0], generator.integers(1, 40, size).cumsum()])
-        curves.append(Curve((str(number),), np.arange(1, size + 2), generator.random(size + 1), costs))
+        curves.append(LossCurve((str(number),), np.arange(1, size + 2), generator.random(size + 1), costs))
     whole = sum(int(curve.costs[-1]) for curve in curves)
     table = Knapsack(curves, whole)
     for budget in range(0, whole + 1, 7):
@@ -91,7 +91,7 @@ def test_the_dynamic_programme_equals_brute_force(seed: int) -> None:
 def test_costs_beyond_the_cells_are_rounded_so_that_they_still_fit() -> None:
     generator = np.random.default_rng(0)
     curves = [
-        Curve(
+        LossCurve(
             (str(n),), np.arange(1, 9), np.sort(generator.random(8))[::-1], np.arange(8) * int(generator.integers(1e9))
         )
         for n in range(6)
@@ -193,7 +193,7 @@ def test_widths_are_multiples(couplings: dict[str, Coupling]) -> None:
 
 
 def test_equal_groups_are_tied_and_even_curves_want_equal_ratios() -> None:
-    curve = Curve(("a",), np.array([1, 2, 4]), np.array([3.0, 1.0, 0.0]), np.array([0, 10, 30]))
+    curve = LossCurve(("a",), np.array([1, 2, 4]), np.array([3.0, 1.0, 0.0]), np.array([0, 10, 30]))
     both = tied([curve, replace(curve, groups=("b",)), replace(curve, groups=("c",))], ["x", "y", "x"])
     assert [c.groups for c in both] == [("a", "c"), ("b",)]
     assert (both[0].losses.tolist(), both[0].costs.tolist()) == ([6.0, 2.0, 0.0], [0, 20, 60])
@@ -225,7 +225,7 @@ def test_scores_of_their_own_unit_are_set_in_relation(step: Any) -> None:
     assert kept[0] == kept[1]
 
 
-def distance_of(gauge: Gauge, silencer: Silencer, keep: Any) -> float:
+def distance_of(gauge: DivergenceGauge, silencer: UnitMask, keep: Any) -> float:
     with silencer.silencing():
         silencer.keep(keep)
         return gauge.read()
@@ -237,10 +237,10 @@ def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> Non
     coupling = state.subject.coupling
     assert coupling is not None
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
-    gauge = Gauge.of(state.subject.model, state.data, samples=6, length=8, seed=None, batch=4)
+    gauge = DivergenceGauge.of(state.subject.model, state.data, samples=6, length=8, seed=None, batch=4)
     keep = {g.name: best_units(g, np.random.default_rng(0).random(g.units), g.size // 2) for g in groups}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    silenced = distance_of(gauge, Silencer(model, coupling.graph, groups), keep)
+    silenced = distance_of(gauge, UnitMask(model, coupling.graph, groups), keep)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         dense = model(input_ids=TEXT.windows(8, 6)).logits.log_softmax(-1)
@@ -320,7 +320,7 @@ def test_a_distance_that_is_not_finite_is_a_failure() -> None:
     from fxprune.ir import FxpruneError
 
     model = make()
-    gauge = Gauge.of(decoder_state(model), samples=2, length=4, seed=None, batch=2)
+    gauge = DivergenceGauge.of(decoder_state(model), samples=2, length=4, seed=None, batch=2)
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(FxpruneError, match="the distance from the dense model is nan"):
         gauge.read()

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from fxprune.ir import RequestError
-from fxprune.ir.axes import Atom, Concat, Product
+from fxprune.ir.axes import Atom, ConcatAxis, ProductAxis
 from fxprune.ir.groups import Group, Kind, Occurrence, Role
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.score.magnitude import Magnitude
@@ -64,8 +64,8 @@ def test_ties_go_to_the_lower_index_and_a_parent_keeps_its_own_best() -> None:
     ],
 )  # fmt: skip
 def test_a_unit_sums_its_positions_and_members_are_reduced(reduce: str, expected: list[float]) -> None:
-    half = Concat((Atom(0, 2), Atom(0, 2)))
-    members = (Occurrence("a", 0, half, Role.OUT), Occurrence("b", 1, Product((Atom(1, 1), Atom(0, 2))), Role.IN))
+    half = ConcatAxis((Atom(0, 2), Atom(0, 2)))
+    members = (Occurrence("a", 0, half, Role.OUT), Occurrence("b", 1, ProductAxis((Atom(1, 1), Atom(0, 2))), Role.IN))
     group = Group("g", 0, 2, Kind.WIDTH, members)
     vectors = {("a", 0): np.array([1.0, 2, 3, 4]), ("b", 1): np.array([3.0, 7])}
     assert unit_scores(group, vectors, reduce).tolist() == expected

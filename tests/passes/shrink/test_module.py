@@ -15,7 +15,7 @@ from torch import nn
 from fxprune.ir.errors import FxpruneError
 from fxprune.ir.plan import Plan
 from fxprune.ir.repairs import ConfigView, Repairs, repair
-from fxprune.passes.shrink.dry_run import Rehearsal
+from fxprune.passes.shrink.dry_run import DryRun
 from fxprune.passes.shrink.module import shrink_module
 from fxprune.tests.cuts import (
     CUTS,
@@ -274,7 +274,7 @@ class Peeking(Normed):
 def test_a_forward_that_looks_at_values_is_rehearsed_on_zeros() -> None:
     _, plan, extents, inputs = normed()
     model = Peeking()
-    assert Rehearsal(model, inputs).mode.device == "cpu"
+    assert DryRun(model, inputs).mode.device == "cpu"
     shrink_module(model, plan, extents, inputs)
     assert model(**inputs)[0].shape == (2, 5, 6)
 
