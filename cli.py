@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .api.progress import hush
+from .api.progress import silence
 from .api.terminal import screen
 from .api.terminal.arguments import build_parser
 from .backends.digests import begin_source_digests
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 bad request, 130 interrupted.
     """
-    hush()
+    silence()
     gc.set_threshold(COLLECTION)
     atexit.register(gc.freeze)  # no garbage collection at exit
     arguments = build_parser(COMMANDS).parse_args(argv)

@@ -23,7 +23,7 @@ _QUIET = {
 }
 
 
-def hush() -> None:
+def silence() -> None:
     """Make other libraries quiet. To be called before they are imported."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

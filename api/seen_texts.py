@@ -25,7 +25,7 @@ CALIBRATION, RECOVERY = "calibration", "recovery"
 Entries = list[dict[str, Any]]
 
 
-def noted(spec: str | GivenRows | None, part: str, source: ModelSource) -> TrackedText | None:
+def tracked_text(spec: str | GivenRows | None, part: str, source: ModelSource) -> TrackedText | None:
     """A text under a model's tokenizer, which remembers what is read of it.
 
     Args:

@@ -177,10 +177,10 @@ def trace(
     with open_source(model, weights=False, trust_remote_code=trust_remote_code) as source:
         progress(f"building {source.name} without weights")
         config = load_config(source)
-        calling = ModelCall(config, example)
+        model_call = ModelCall(config, example)
         module = build_meta(config, trust_remote_code=trust_remote_code)
     progress(f"tracing {source.name}")
-    traced = calling.trace(module)
+    traced = model_call.trace(module)
     progress("finding groups")
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Trace(source.name, traced, couple(traced.graph), parameters)

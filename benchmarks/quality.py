@@ -92,9 +92,9 @@ class Bench:
     def _refuse_overlap(self, run: Run, read: Any) -> None:
         from fxprune.tracer.texts.fingerprints import TrackedText, overlap
 
-        noted = TrackedText(read)
-        noted.windows(128)
-        known = noted.fingerprint("read", read.name)
+        tracked_text = TrackedText(read)
+        tracked_text.windows(128)
+        known = tracked_text.fingerprint("read", read.name)
         for name in run.texts:
             text = self.corpus(run.model, name, "eval")
             found = overlap(known.passages, text.windows(128, self.count(run)), text) if known else None

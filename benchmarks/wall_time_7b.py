@@ -115,11 +115,11 @@ def map_parts(name: str, inputs: int, unit: int, root: Any, tokens: int) -> list
     adding = timed(lambda: moments.add(x, y))[0]
     fitting = timed(lambda: refit(moments, weight, 0.01))[0]
     columns = list(torch.arange(inputs).split(unit))
-    making, surgeon = timed(lambda: ObsSolver.of(moments, weight, 0.01, columns, root))
+    making, solver = timed(lambda: ObsSolver.of(moments, weight, 0.01, columns, root))
     rounds = len(columns) - 1 if unit > 1 else ROUNDS
     at_once = 1 if unit > 1 else -(-(len(columns) - 1) // ROUNDS)
-    costing = timed(surgeon.costs)[0]
-    removing = timed(lambda: surgeon.remove(list(range(at_once))))[0]
+    costing = timed(solver.costs)[0]
+    removing = timed(lambda: solver.remove(list(range(at_once))))[0]
     return [
         Part(f"{name}: second moments", adding, CALIBRATION / tokens, (1, 1)),
         Part(f"{name}: optimum and inverse", making, 1, (1, 0)),

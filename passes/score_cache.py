@@ -66,11 +66,11 @@ class ScoreCache:
         if self.loaded:
             self._require(record, text, names)
             return {name: self.arrays[name] for name in names}
-        witness = RecordingCorpus(text) if text is not None else None
-        found = compute(witness)
+        recording = RecordingCorpus(text) if text is not None else None
+        found = compute(recording)
         self.arrays = {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
         self.changed = True
-        self.record = {**record, "read": witness.read if witness is not None else []}
+        self.record = {**record, "read": recording.read if recording is not None else []}
         return found
 
     def distances(self, name: str, counts: Sequence[int], compute: Callable[[], Sequence[float]]) -> Sequence[float]:

@@ -174,7 +174,7 @@ if __name__ == "__main__":
     # What other libraries print goes to stderr: stdout is for answers only.
     own = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    from ..progress import hush
+    from ..progress import silence
 
-    hush()
+    silence()
     serve(sys.argv[1], sys.stdin, own)

@@ -14,7 +14,7 @@ from ...backends.artifact import write_json
 from ...backends.graph_module import constants_of
 from ...backends.huggingface.checkpoint import STORED_DTYPES
 from ...backends.huggingface.save import Form, SavedModel, save
-from ...backends.huggingface.synthetic_weights import played
+from ...backends.huggingface.synthetic_weights import sampled_products
 from ...ir.graph import Graph
 from ...ir.groups import Group
 from ...ir.plan import Plan
@@ -39,11 +39,11 @@ from ...tracer.texts.fingerprints import TrackedText
 from ..model_call import ModelCall
 from ..progress import Progress
 from ..request_checks import GivenRows
-from ..seen_texts import CALIBRATION, RECOVERY, Entries, noted, read_so_far, record_of
+from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of, tracked_text
 from .recorded_plan import Recorded
 from .result import Applied, GroupChange
 from .resume import Parts, Stages, pieces_of, restore, state_parts
-from .streamed_model import checkpoint_of, open_stream
+from .streamed_model import checkpoint_of, open_streamed_model
 
 ADAPTER = "adapter"
 
@@ -58,32 +58,32 @@ class ModelRun:
     rebuild: None = None
 
     def __init__(
-        self, source: ModelSource, pipeline: Sequence[Pass] | None, calling: ModelCall, progress: Progress
+        self, source: ModelSource, pipeline: Sequence[Pass] | None, model_call: ModelCall, progress: Progress
     ) -> None:
         """Load and trace a model.
 
         Args:
             source: the model.
             pipeline: the passes that will run; None when no weights are needed.
-            calling: how the model is called.
+            model_call: how the model is called.
             progress: called with a message when a new step begins.
         """
-        self.source, self.calling, self.progress = source, calling, progress
+        self.source, self.model_call, self.progress = source, model_call, progress
         progress(f"loading {source.name}")
-        self.config = calling.config
+        self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
-        streamed = self.checkpoint if calling.language else None
-        self.stream = open_stream(source, self.config, streamed, pipeline or ())
-        if self.stream is not None:
-            module = self.stream.module
+        streamed = self.checkpoint if model_call.language else None
+        self.streamed = open_streamed_model(source, self.config, streamed, pipeline or ())
+        if self.streamed is not None:
+            module = self.streamed.module
         elif pipeline is not None:
             module = load_model(source)
         else:
             module = build_meta(self.config, trust_remote_code=source.trust_remote_code)
         self.before = parameter_count(module)
         progress(f"tracing {source.name}")
-        with self.stream.played() if self.stream is not None else nullcontext():
-            self.traced: Traced = calling.trace(module)
+        with self.streamed.synthetic_parameters() if self.streamed is not None else nullcontext():
+            self.traced: Traced = model_call.trace(module)
         self.state = State(Subject(self.traced.graph, module, example=self.traced.example), host=self)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self._runs = pipeline is not None
@@ -101,7 +101,7 @@ class ModelRun:
         scores: SavedScores | None,
     ) -> None:
         """Give the passes what they read: texts, a loss, a plan, saved scores."""
-        self.state.subject.outputs = () if self.calling.language else self.traced.outputs
+        self.state.subject.outputs = () if self.model_call.language else self.traced.outputs
         self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.ledger.scores = scores
         self.recorded = recorded
@@ -109,10 +109,10 @@ class ModelRun:
 
     def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, str | GivenRows | None]) -> None:
         """Tokenize the texts, if any pass reads weights."""
-        if not self.calling.language or not any(step.needs_weights for step in pipeline):
+        if not self.model_call.language or not any(step.needs_weights for step in pipeline):
             return
         self.progress("reading texts")
-        self.texts = {part: noted(spec, part, self.source) for part, spec in texts.items()}
+        self.texts = {part: tracked_text(spec, part, self.source) for part, spec in texts.items()}
         self.state.data.calibration, self.state.data.recovery = self.texts[CALIBRATION], self.texts[RECOVERY]
 
     def _read(self) -> Entries:
@@ -189,13 +189,13 @@ class ModelRun:
         """Write a Hugging Face model directory, in the dtype of the source."""
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)
-        if self.stream is None:
+        if self.streamed is None:
             self._store_dtype()
-            reference = self.calling.reference(subject.graph, self.traced, subject.model)
+            reference = self.model_call.reference(subject.graph, self.traced, subject.model)
             values = None
         else:
             reference = None
-            values = self.stream.values(plan, self.calling.inputs, self._graph_logits)
+            values = self.streamed.values(plan, self.model_call.inputs, self._graph_logits)
         return save(
             subject.model,
             out,
@@ -225,7 +225,7 @@ class ModelRun:
     @property
     def weights(self) -> Weights | None:
         """Of a model that is larger than memory, from its files."""
-        return None if self.stream is None else self.stream.reader(self.state.ledger)
+        return None if self.streamed is None else self.streamed.reader(self.state.ledger)
 
     @property
     def execute(self) -> Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None:
@@ -235,7 +235,7 @@ class ModelRun:
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Trace a model that a pass has changed, and remember the extents that have changed so far."""
         self.quantities |= self._changed_extents()
-        self.traced = self.calling.trace(model)
+        self.traced = self.model_call.trace(model)
         return self.traced.graph, self.traced.example
 
     def _changed_extents(self) -> frozenset[tuple[int, int]]:
@@ -243,18 +243,18 @@ class ModelRun:
 
     def _execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs of a graph and of a module with the same weights, on the same inputs, in float32."""
-        if self.stream is not None:
-            stand_ins = self.stream.stand_ins
-            with played():
-                expected = self.calling.run_graph(graph, self.traced, module, stand_ins.tensors(module))
-            return expected[0], stand_ins.logits(module, self.calling.inputs)
-        found = self.calling.run_graph(graph, self.traced, module), self.calling.run(module, self.traced)
+        if self.streamed is not None:
+            synthetic = self.streamed.synthetic
+            with sampled_products():
+                expected = self.model_call.run_graph(graph, self.traced, module, synthetic.tensors(module))
+            return expected[0], synthetic.logits(module, self.model_call.inputs)
+        found = self.model_call.run_graph(graph, self.traced, module), self.model_call.run(module, self.traced)
         graphs, modules = (torch.cat([tensor.float().flatten() for tensor in tensors]) for tensors in found)
         return graphs, modules
 
     def _graph_logits(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         subject = self.state.subject
-        return self.calling.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
+        return self.model_call.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
 
     def _keep_adapters(self, folder: Path) -> None:
         """Write the low-rank adapter in the format of PEFT, beside the model that it was merged into."""

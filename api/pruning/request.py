@@ -120,14 +120,14 @@ def apply(
         recorded = None if plan is None else read_recorded(plan, source)
         if recorded is not None:
             pipeline = (Replay(sha256=recorded.sha256), *pipeline)
-        calling = ModelCall(load_config(source), example)
-        calling.check(asked, loss=loss is not None, texts=any(text is not None for text in texts.values()))
+        model_call = ModelCall(load_config(source), example)
+        model_call.check(asked, loss=loss is not None, texts=any(text is not None for text in texts.values()))
         stages = None
         if out is not None and not dry_run:
             place = None if scores is None else str(scores)
             run = identity(source, pipeline, texts, example=example, loss=loss, scores=place)
             stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
-        work = ModelRun(source, pipeline if weights else None, calling, progress)
+        work = ModelRun(source, pipeline if weights else None, model_call, progress)
         work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
         applied = work.run(pipeline, printer(shown), stages)
         write_scores(scores, work.state.ledger.scores)

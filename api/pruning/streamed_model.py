@@ -31,13 +31,13 @@ class StreamedModel:
     Attributes:
         module: the model, with parameters on the meta device and buffers with values.
         weights: reads and writes the weights.
-        stand_ins: synthetic weights, on which the module can run.
+        synthetic: synthetic weights, on which the module can run.
     """
 
     def __init__(self, checkpoint: Checkpoint, module: Any) -> None:
         self.module = module
         self.weights = StreamedWeights(checkpoint, module)
-        self.stand_ins = SyntheticWeights(module)
+        self.synthetic = SyntheticWeights(module)
 
     def reader(self, ledger: Ledger) -> Weights:
         """A function that reads weights, without the units that were removed so far."""
@@ -48,9 +48,9 @@ class StreamedModel:
         return read
 
     @contextmanager
-    def played(self) -> Iterator[None]:
+    def synthetic_parameters(self) -> Iterator[None]:
         """While the block runs, the parameters of the module are synthetic weights; for tracing."""
-        values = self.stand_ins.tensors(self.module)
+        values = self.synthetic.tensors(self.module)
         first = {id(parameter): name for name, parameter in self.module.named_parameters()}
         real: list[tuple[nn.Module, str, nn.Parameter]] = []
         made: dict[str, nn.Parameter] = {}
@@ -70,7 +70,7 @@ class StreamedModel:
 
     def values(self, plan: Plan, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> OnDiskWeights:
         """What the backend needs to write the weights."""
-        return OnDiskWeights(self.weights, plan, self.stand_ins, inputs, graph)
+        return OnDiskWeights(self.weights, plan, self.synthetic, inputs, graph)
 
 
 def checkpoint_of(source: ModelSource) -> Checkpoint | None:
@@ -79,7 +79,7 @@ def checkpoint_of(source: ModelSource) -> Checkpoint | None:
     return Checkpoint(files) if files[0].suffix == SAFETENSORS else None
 
 
-def open_stream(
+def open_streamed_model(
     source: ModelSource, config: Any, checkpoint: Checkpoint | None, pipeline: Sequence[Pass]
 ) -> StreamedModel | None:
     """On-disk weights, if no pass needs the whole model in memory and the files name tensors as the module does."""

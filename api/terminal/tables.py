@@ -74,7 +74,7 @@ def applied(result: Applied) -> list[RenderableType]:
         notes.append(_checked(saved.checks))
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     report = result.report
-    left = [*latencies(report), *trained(report), *remarks(report), *_left_whole(report)]
+    left = [*latencies(report), *trained(report), *remarks(report), *_not_prunable(report)]
     return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]
 
 
@@ -130,7 +130,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _left_whole(report: Mapping[str, Any]) -> list[str]:
+def _not_prunable(report: Mapping[str, Any]) -> list[str]:
     """A line for each reason why groups are not prunable, the most frequent reason first."""
     names: dict[str, list[str]] = {}
     for entry in report.values():
@@ -161,7 +161,7 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
         batch = "any number of samples" if result.saved.any_batch else "the number of samples in the example"
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
         notes.append(_checked(result.saved.checks))
-    left = [*remarks(made.report), *_left_whole(made.report)]
+    left = [*remarks(made.report), *_not_prunable(made.report)]
     return [Text(head), _changes(made.groups), *map(Text, left), Text(_times(made.steps)), *map(Text, notes)]
 
 

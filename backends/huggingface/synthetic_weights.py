@@ -59,7 +59,7 @@ class SyntheticWeights:
 
     def logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
         """The first output of ``model`` with synthetic weights, float32."""
-        with played():
+        with sampled_products():
             return torch.as_tensor(functional_call(model, self.tensors(model), (), {**inputs, "use_cache": False})[0])
 
     def _one(self, name: str, like: torch.Tensor) -> torch.Tensor:
@@ -78,7 +78,7 @@ def _random(size: int, low: float, high: float, generator: torch.Generator) -> t
 
 
 @contextmanager
-def played() -> Iterator[None]:
+def sampled_products() -> Iterator[None]:
     """For a run on synthetic weights: products with large matrices are sampled, in the same way in every run."""
     with torch.no_grad(), one_thread(), _Sampling():  # a few tokens are too little work for several threads
         yield
@@ -113,7 +113,7 @@ def _sampled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return out * (rows / (SAMPLED_BLOCKS * SAMPLED_ROWS)) ** 0.5
 
 
-def hollow(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+def meta_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """A model whose parameters are on the meta device and whose buffers, such as rotary tables, have values."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         model = model_class(config)

@@ -20,7 +20,7 @@ from ..verify import FreshProcess, Job, Reference, verify_written
 from .checkpoint import Checkpoint
 from .config_search import ConfigMatch
 from .streamed_weights import StreamedWeights
-from .synthetic_weights import SyntheticWeights, hollow
+from .synthetic_weights import SyntheticWeights, meta_model
 
 LOGITS_LIMIT = 1 << 30
 """The largest size in bytes, as float32, at which a model with on-disk weights is loaded completely to compare logits.
@@ -117,14 +117,14 @@ class OnDiskWeights:
     Attributes:
         weights: reads and writes them.
         plan: what was removed, with the tensor names of the source.
-        stand_ins: synthetic weights, on which the module runs.
+        synthetic: synthetic weights, on which the module runs.
         inputs: keyword arguments of forward.
         graph: a function from parameters by their first names to the float32 logits of the rewritten graph.
     """
 
     weights: StreamedWeights
     plan: Plan
-    stand_ins: SyntheticWeights
+    synthetic: SyntheticWeights
     inputs: Mapping[str, torch.Tensor]
     graph: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
@@ -141,11 +141,11 @@ class OnDiskWeights:
 
         def accept(match: ConfigMatch) -> bool:
             if not known:
-                known.append(self.stand_ins.logits(model, self.inputs))
+                known.append(self.synthetic.logits(model, self.inputs))
             with quiet():
-                candidate = hollow(match.model_class, copy.deepcopy(match.config))
+                candidate = meta_model(match.model_class, copy.deepcopy(match.config))
             try:
-                logits = self.stand_ins.logits(candidate, self.inputs)
+                logits = self.synthetic.logits(candidate, self.inputs)
             except Exception:  # a configuration whose model cannot run is not the right one
                 return False
             return relative_difference(logits, known[0]) <= LOGITS_TOLERANCE

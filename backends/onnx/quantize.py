@@ -2,9 +2,9 @@
 
 ``float16`` converts weights, arithmetic and key-value cache, except for operators that overflow in half precision (see
 :data:`_FLOAT32_OPERATORS`). ``int8`` and ``int4`` are weight-only: every linear map becomes a ``MatMulNBits``. Its
-weight is quantized in blocks of :data:`ROUNDING_BLOCK` along the contracted axis, each with its own scale and zero point.
-Activations and cache stay float32. Embedding tables are stored as float16: fewer bits would cost quality and save no
-arithmetic.
+weight is quantized in blocks of :data:`ROUNDING_BLOCK` along the contracted axis; each block has its own scale and zero
+point. Activations and cache stay float32. Embedding tables are stored as float16: fewer bits would cost quality and
+save no arithmetic.
 """
 
 from __future__ import annotations

@@ -72,10 +72,10 @@ def _feed(window: Tensor) -> Feed:
     return run
 
 
-def matrix(weight: Tensor, seen: LinearCall) -> Tensor:
+def matrix(weight: Tensor, call: LinearCall) -> Tensor:
     """The part of a weight that a call used, as a view ``[n, k]``; writing to it changes the weight."""
-    part = weight if seen.expert is None else weight[seen.expert]
-    dim = seen.dim if seen.expert is None else seen.dim - 1
+    part = weight if call.expert is None else weight[call.expert]
+    dim = call.dim if call.expert is None else call.dim - 1
     if part.dim() > 2:
         return part.flatten(1)
     return part if dim == 1 else part.T

@@ -88,10 +88,10 @@ class BlockwiseRun:
                 module = self.model.get_submodule(hook[0])
                 handle = module.register_forward_pre_hook(hook[1], with_kwargs=True)
                 stack.callback(handle.remove)
-            watch = LinearCallRecorder(weights, mask, shapes_only=shapes_only, receive=receive)
-            with watch:
+            recorder = LinearCallRecorder(weights, mask, shapes_only=shapes_only, receive=receive)
+            with recorder:
                 self._run(batch, last)
-        return watch.seen
+        return recorder.calls
 
     def advance(self, done: int) -> None:
         """Mark the first ``done`` blocks as finished: they will not change any more."""

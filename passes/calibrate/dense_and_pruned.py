@@ -114,13 +114,13 @@ class DenseAndPruned:
         candidates = find_consumers(graph, places)
         tensors = tensors_by_name(pruned.model)
         weights = {c.tensor: tensors[c.tensor] for c in candidates}
-        probe = {seen.tensor: seen for seen in pruned.calls(0, weights, shapes_only=True)}
+        probe = {call.tensor: call for call in pruned.calls(0, weights, shapes_only=True)}
         consumers, left = [], []
         for candidate in candidates:
-            seen = probe.get(candidate.tensor)
-            if seen is None or (seen.dim == candidate.dim and not candidate.linear_only):
+            call = probe.get(candidate.tensor)
+            if call is None or (call.dim == candidate.dim and not candidate.linear_only):
                 left.append(candidate.tensor)
-            elif seen.dim == candidate.dim:
+            elif call.dim == candidate.dim:
                 consumers.append(candidate)
         if dense.path != pruned.path or any(len(_blocks(dense, c)) > 1 for c in consumers):
             dense.blocks = pruned.blocks = ()
@@ -186,11 +186,11 @@ class DenseAndPruned:
 
     def _routed(self, owner: str, entered: Sequence[Any], originals: dict[str, Tensor]) -> list[LinearCall]:
         model = self.dense.model
-        module, watch = model.get_submodule(owner), LinearCallRecorder(originals)
-        with inference(model), experts_as(ONE_BY_ONE, model), watch:
+        module, recorder = model.get_submodule(owner), LinearCallRecorder(originals)
+        with inference(model), experts_as(ONE_BY_ONE, model), recorder:
             for args, kwargs in entered:
                 module(*args, **kwargs)
-        return watch.seen
+        return recorder.calls
 
     def _place(self, consumer: Consumer) -> int | None:
         """Advance both models to the block of a consumer; returns its index, None when everything must run."""
@@ -204,18 +204,18 @@ class DenseAndPruned:
         self.pruned.advance(block)
         return block if block < len(self.dense.blocks) else None
 
-    def _map(self, seen: LinearCall) -> LinearMap:
-        weight = matrix(self._weights[1][seen.tensor].detach(), seen)
-        return LinearMap(seen.tensor, seen.expert, seen.dim, weight, seen.bias)
+    def _map(self, call: LinearCall) -> LinearMap:
+        weight = matrix(self._weights[1][call.tensor].detach(), call)
+        return LinearMap(call.tensor, call.expert, call.dim, weight, call.bias)
 
-    def _kept(self, seen: LinearCall, outputs: Tensor) -> Tensor:
+    def _kept(self, call: LinearCall, outputs: Tensor) -> Tensor:
         """The outputs of a dense call that the pruned linear map still has."""
-        weight = self._weights[0][seen.tensor]
-        first = 0 if seen.expert is None else 1
-        out = first if weight.dim() - first > 2 else 2 * first + 1 - seen.dim
-        kept = self.plan.slices.get((seen.tensor, out))
+        weight = self._weights[0][call.tensor]
+        first = 0 if call.expert is None else 1
+        out = first if weight.dim() - first > 2 else 2 * first + 1 - call.dim
+        kept = self.plan.slices.get((call.tensor, out))
         return outputs if kept is None else outputs.index_select(1, torch.from_numpy(kept).to(outputs.device))
 
 
-def _blocks(stream: BlockwiseRun, consumer: Consumer) -> set[int]:
-    return {block for module in consumer.modules if (block := stream.block_of(module)) is not None}
+def _blocks(run: BlockwiseRun, consumer: Consumer) -> set[int]:
+    return {block for module in consumer.modules if (block := run.block_of(module)) is not None}

@@ -36,19 +36,19 @@ class _RecordedOutput:
     """The output of a call, the recorded call, its rows without padding, and the time of the call."""
 
     tensor: Tensor
-    seen: LinearCall
+    call: LinearCall
     rows: slice | Tensor
     time: int
 
 
 class LinearCallRecorder(TorchFunctionMode):
-    """Inside, linear calls on the given weights are recorded in ``seen``.
+    """Inside, linear calls on the given weights are recorded in ``calls``.
 
     Args:
         weights: weights by name.
         mask: returns bool ``[B, L]``, False for padding, which is left out; or None without padding.
         shapes_only: record calls without their inputs and outputs.
-        receive: takes each call; then ``seen`` stays empty.
+        receive: takes each call; then ``calls`` stays empty.
 
     """
 
@@ -62,8 +62,8 @@ class LinearCallRecorder(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._shapes_only = shapes_only
-        self.seen: list[LinearCall] = []
-        self._receive = receive or self.seen.append
+        self.calls: list[LinearCall] = []
+        self._receive = receive or self.calls.append
         self._mask = mask
         self._follows = not shapes_only and receive is None
         # Outputs that may be added later: kept alive, so that their id() is not reused.
@@ -105,12 +105,12 @@ class LinearCallRecorder(TorchFunctionMode):
             for at, found in known:
                 other = args[1 - at]
                 before = isinstance(other, Tensor) and self._made.get(other, 0) < found.time
-                if found.seen.beside is None and before and other.shape == args[at].shape:
-                    found.seen.beside = other.flatten(0, -2)[found.rows].clone()
+                if found.call.beside is None and before and other.shape == args[at].shape:
+                    found.call.beside = other.flatten(0, -2)[found.rows].clone()
         elif func in _PASSES_ON and known and isinstance(out, Tensor):
             found = known[0][1]
-            if out.shape[-1] == found.seen.y.shape[1] and out.numel() == args[0].numel():
-                self._outputs[id(out)] = _RecordedOutput(out, found.seen, found.rows, found.time)
+            if out.shape[-1] == found.call.y.shape[1] and out.numel() == args[0].numel():
+                self._outputs[id(out)] = _RecordedOutput(out, found.call, found.rows, found.time)
 
     def _keep(self, call: _MapArguments | None, out: Tensor) -> None:
         part = None if call is None else self._parts.get(id(call.weight))
@@ -130,10 +130,10 @@ class LinearCallRecorder(TorchFunctionMode):
         rows = (call.x.flatten(0, -2), (out.movedim(1, -1) if call.conv else out).flatten(0, -2), _samples(call.x))
         kept = slice(0) if self._shapes_only else self._unpadded(len(rows[0]), call.conv, part, call.x.device)
         x, y, sample = (values[kept] for values in rows)
-        seen = LinearCall(part.name, part.expert, dim, x, y, call.bias, sample, call.given, 1 if call.conv else -1, out)
-        self._receive(seen)
+        made = LinearCall(part.name, part.expert, dim, x, y, call.bias, sample, call.given, 1 if call.conv else -1, out)
+        self._receive(made)
         if self._follows and not call.conv and part.expert is None:
-            self._outputs[id(out)] = _RecordedOutput(out, seen, kept, self._clock + 1)
+            self._outputs[id(out)] = _RecordedOutput(out, made, kept, self._clock + 1)
 
     def _unpadded(self, rows: int, conv: bool, part: _WeightPart, device: torch.device) -> slice | Tensor:
         """The rows of a call that are not padding."""

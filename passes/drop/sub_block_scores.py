@@ -63,21 +63,21 @@ def sub_block_influence(model: nn.Module, parts: Sequence[SubBlock], tokens: Ten
     Raises:
         FxpruneError: for a number that is not finite, or when the addition of a sub-block did not run.
     """
-    watch = _Sums(parts)
-    handles = [model.get_submodule(part.path).register_forward_hook(watch.left(i)) for i, part in enumerate(parts)]
+    sums = _Sums(parts)
+    handles = [model.get_submodule(part.path).register_forward_hook(sums.left(i)) for i, part in enumerate(parts)]
     try:
         with inference(model):
             for window in tokens.split(1):
-                with watch:
+                with sums:
                     model(input_ids=window, use_cache=False)
-                watch.terms.clear()
+                sums.terms.clear()
     finally:
         for handle in handles:
             handle.remove()
-    unseen = [part.path for part, count in zip(parts, watch.seen, strict=True) if count != tokens.numel()]
+    unseen = [part.path for part, count in zip(parts, sums.seen, strict=True) if count != tokens.numel()]
     if unseen:
         raise FxpruneError(f"the addition of {unseen[0]} to the residual stream did not run", "use by=perplexity")
-    scores = [1 - total / tokens.numel() for total in watch.cosines]
+    scores = [1 - total / tokens.numel() for total in sums.cosines]
     if not all(map(math.isfinite, scores)):
         raise FxpruneError(f"block influences are not finite: {scores}", "check the weights and the calibration text")
     return scores

@@ -67,14 +67,14 @@ def distil_blocks(
     device = next(student.parameters()).device
     feeds = [_feed(each, device) for each in batches]
     masks = [each["attention_mask"].bool().to(device) for each in batches]
-    streams = BlockwiseRun.of(teacher, feeds), BlockwiseRun.of(student, feeds)
+    runs = BlockwiseRun.of(teacher, feeds), BlockwiseRun.of(student, feeds)
     losses = []
     for number, block in enumerate(blocks):
         path = f"{dense.path}.{number}"
-        lessons = [_lesson(streams, at, number, path, mask) for at, mask in enumerate(masks)]
+        lessons = [_lesson(runs, at, number, path, mask) for at, mask in enumerate(masks)]
         losses.append(_train(block, number, lessons, steps, lr))
-        for stream in streams:
-            stream.advance(number + 1)
+        for run in runs:
+            run.advance(number + 1)
     return losses
 
 
@@ -83,8 +83,8 @@ def _feed(batch: dict[str, Tensor], device: torch.device) -> Feed:
     return lambda model: model(**given, use_cache=False)
 
 
-def _lesson(streams: tuple[BlockwiseRun, BlockwiseRun], at: int, number: int, path: str, mask: Tensor) -> BlockBatch:
-    dense, pruned = streams
+def _lesson(runs: tuple[BlockwiseRun, BlockwiseRun], at: int, number: int, path: str, mask: Tensor) -> BlockBatch:
+    dense, pruned = runs
     outputs: list[Any] = []
     calls: list[tuple[Any, Any]] = []
     handle = dense.model.get_submodule(path).register_forward_hook(lambda _m, _a, out: outputs.append(out))

@@ -36,16 +36,16 @@ class Activation(ConsumerScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for activations that are not finite.
         """
-        stream = BlockwiseRun.of(state.subject.model, self.feeds(state.data))
+        run = BlockwiseRun.of(state.subject.model, self.feeds(state.data))
         readers = readers_of(groups, state.subject.graph)
         totals: dict[int, Scores] = {}
 
-        def receive(reader: ConsumerMember, seen: LinearCall) -> None:
+        def receive(reader: ConsumerMember, call: LinearCall) -> None:
             at = readers.index(reader)
-            squares = _squared_means(seen.x, seen.sample, reader).cpu().numpy()
+            squares = _squared_means(call.x, call.sample, reader).cpu().numpy()
             totals[at] = totals[at] + squares if at in totals else squares
 
-        visit(stream, readers, receive)
+        visit(run, readers, receive)
         scores = {group.name: np.zeros(group.units) for group in groups}
         for at, total in totals.items():
             scores[readers[at].group.name] += np.sqrt(total)

@@ -53,7 +53,7 @@ def _next_tokens(windows: Tensor) -> BatchLoss:
 def backward(
     model: nn.Module,
     loss: BatchLoss,
-    watched: Mapping[str, Tensor],
+    recorded: Mapping[str, Tensor],
     receive: Callable[[LinearCall], None],
     *,
     number: int,
@@ -64,7 +64,7 @@ def backward(
     Args:
         model: the model; it is not changed.
         loss: the loss of one batch.
-        watched: weights by name; calls on them are recorded.
+        recorded: weights by name; calls on them are recorded.
         receive: takes each recorded call; its tensors have an autograd history.
         number: index of the batch, for messages.
         wanted: called after the forward pass; returns the tensors whose gradients to compute.
@@ -78,7 +78,7 @@ def backward(
     with as_it_was(model), torch.enable_grad(), experts_as(ONE_BY_ONE, model):
         # Activations need an autograd history; the backward pass below computes their gradients only.
         model.requires_grad_(True)
-        with LinearCallRecorder(watched, receive=receive):
+        with LinearCallRecorder(recorded, receive=receive):
             value, count = loss(model)
         if not bool(value.isfinite()):
             raise FxpruneError(f"the loss on batch {number} is {value.item()}", "run in float32; check the calibration")

@@ -74,23 +74,23 @@ def readers_of(groups: Sequence[Group], graph: Graph) -> list[ConsumerMember]:
 
 
 def visit(
-    stream: BlockwiseRun, readers: Sequence[ConsumerMember], receive: Callable[[ConsumerMember, LinearCall], None]
+    run: BlockwiseRun, readers: Sequence[ConsumerMember], receive: Callable[[ConsumerMember, LinearCall], None]
 ) -> None:
     """One pass over the calibration data; passes every call of a reader's weight to ``receive`` as it happens.
 
     Calls that contract another dimension of the weight are ignored.
     """
-    tensors = tensors_by_name(stream.model)
+    tensors = tensors_by_name(run.model)
     by_place: dict[tuple[str, int], list[ConsumerMember]] = {}
     for reader in readers:
         by_place.setdefault((reader.consumer.tensor, reader.consumer.dim), []).append(reader)
 
-    def route(seen: LinearCall) -> None:
-        for reader in by_place.get((seen.tensor, seen.dim), ()):
-            receive(reader, seen)
+    def route(call: LinearCall) -> None:
+        for reader in by_place.get((call.tensor, call.dim), ()):
+            receive(reader, call)
 
-    for batch in range(len(stream.feeds)):
-        stream.calls(batch, {tensor: tensors[tensor] for tensor, _ in by_place}, receive=route)
+    for batch in range(len(run.feeds)):
+        run.calls(batch, {tensor: tensors[tensor] for tensor, _ in by_place}, receive=route)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +118,22 @@ class ColumnScored(ConsumerScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for inputs that are not finite.
         """
-        stream = BlockwiseRun.of(state.subject.model, self.feeds(state.data))
+        run = BlockwiseRun.of(state.subject.model, self.feeds(state.data))
         readers = readers_of(groups, state.subject.graph)
         spreads: dict[tuple[int, int | None], tuple[ConsumerMember, LinearCall, RunningVariance]] = {}
 
-        def receive(reader: ConsumerMember, seen: LinearCall) -> None:
-            key = (readers.index(reader), seen.expert)
+        def receive(reader: ConsumerMember, call: LinearCall) -> None:
+            key = (readers.index(reader), call.expert)
             if key not in spreads:
-                spreads[key] = (reader, without_data(seen), RunningVariance())
-            spreads[key][2].add(seen.x)
+                spreads[key] = (reader, without_data(call), RunningVariance())
+            spreads[key][2].add(call.x)
 
-        visit(stream, readers, receive)
+        visit(run, readers, receive)
         scores = {group.name: np.zeros(group.units) for group in groups}
-        for reader, seen, spread in spreads.values():
+        for reader, call, spread in spreads.values():
             if not spread.count:
                 continue
-            columns = self.columns(weight_of(stream, seen), spread).cpu().numpy()
+            columns = self.columns(weight_of(run, call), spread).cpu().numpy()
             units = reader.units(len(columns))
             there = units >= 0
             found = self.gathered(reader.group, columns[there], units[there])
@@ -142,10 +142,10 @@ class ColumnScored(ConsumerScored):
         return scores
 
 
-def without_data(seen: LinearCall) -> LinearCall:
+def without_data(call: LinearCall) -> LinearCall:
     """The recorded call without its inputs and outputs."""
-    none = seen.x[:0].clone()
-    return replace(seen, x=none, y=seen.y[:0].clone(), sample=seen.sample[:0].clone(), given=none, gave=none)
+    none = call.x[:0].clone()
+    return replace(call, x=none, y=call.y[:0].clone(), sample=call.sample[:0].clone(), given=none, gave=none)
 
 
 def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: set[str], what: str) -> None:
@@ -167,7 +167,7 @@ def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: 
             )
 
 
-def weight_of(stream: BlockwiseRun, seen: LinearCall) -> Tensor:
+def weight_of(run: BlockwiseRun, call: LinearCall) -> Tensor:
     """The part of a weight that a call used, as float64 ``[n, k]``."""
     with torch.no_grad():
-        return matrix(tensors_by_name(stream.model)[seen.tensor].detach(), seen).double()
+        return matrix(tensors_by_name(run.model)[call.tensor].detach(), call).double()

@@ -65,17 +65,17 @@ def _switches(
 ) -> tuple[dict[str, Scores], int]:
     """Squared derivatives with respect to the masks, summed, for every group in the loss; and the predictions."""
     tensors = tensors_by_name(model)
-    watched = {reader.consumer.tensor: tensors[reader.consumer.tensor] for reader in readers}
+    recorded = {reader.consumer.tensor: tensors[reader.consumer.tensor] for reader in readers}
     # Several linear maps of a group (keys, queries, values) read one activation, which has one gradient.
     read: dict[tuple[str, int], tuple[ConsumerMember, Tensor, int]] = {}
 
-    def receive(seen: LinearCall) -> None:
+    def receive(call: LinearCall) -> None:
         for reader in readers:
-            if (reader.consumer.tensor, reader.consumer.dim) == (seen.tensor, seen.dim) and seen.given.requires_grad:
-                read.setdefault((reader.group.name, id(seen.given)), (reader, seen.given, seen.channels))
+            if (reader.consumer.tensor, reader.consumer.dim) == (call.tensor, call.dim) and call.given.requires_grad:
+                read.setdefault((reader.group.name, id(call.given)), (reader, call.given, call.channels))
 
     gradients, count = backward(
-        model, loss, watched, receive, number=number, wanted=lambda: [x for _, x, _ in read.values()]
+        model, loss, recorded, receive, number=number, wanted=lambda: [x for _, x, _ in read.values()]
     )
     found: dict[str, Scores] = {}
     for (reader, x, channels), gradient in zip(read.values(), gradients, strict=True):

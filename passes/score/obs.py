@@ -85,19 +85,19 @@ class Obs(ConsumerScored):
             group = readers[0].group
             alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
             rounds = alone and group.kind is not Kind.CHANNELS
-            scores[name] += self._of_group(group, self._surgeons(pairs, readers, metrics), rounds=rounds)
+            scores[name] += self._of_group(group, self._solvers(pairs, readers, metrics), rounds=rounds)
             seen.add(name)
         require_scores(scores, groups, seen, self.name)
         return scores
 
-    def _of_group(self, group: Group, surgeons: Sequence[tuple[LinearMap, ObsSolver]], *, rounds: bool) -> Scores:
+    def _of_group(self, group: Group, solvers: Sequence[tuple[LinearMap, ObsSolver]], *, rounds: bool) -> Scores:
         """Scores from the linear maps that read one activation; only their statistics are in memory."""
         if not rounds:
-            return sum((s.costs().cpu().numpy() for _, s in surgeons), np.zeros(group.units))
-        scores = self._in_rounds(group, [surgeon for _, surgeon in surgeons])
+            return sum((s.costs().cpu().numpy() for _, s in solvers), np.zeros(group.units))
+        scores = self._in_rounds(group, [solver for _, solver in solvers])
         if self.sequential and not self._open:
-            for at, surgeon in surgeons:
-                at.put(surgeon.weight)
+            for at, solver in solvers:
+                at.put(solver.weight)
         return scores
 
     @property
@@ -141,7 +141,7 @@ class Obs(ConsumerScored):
         Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
         """
         tensors = tensors_by_name(state.subject.model)
-        watched = {r.consumer.tensor: tensors[r.consumer.tensor] for r in readers_of(groups, state.subject.graph)}
+        recorded = {r.consumer.tensor: tensors[r.consumer.tensor] for r in readers_of(groups, state.subject.graph)}
         sums: dict[tuple[str, int | None], torch.Tensor] = {}
         predictions = 0
         for number, loss in enumerate(losses_of(self, state.data)):
@@ -149,20 +149,20 @@ class Obs(ConsumerScored):
             gradients, count = backward(
                 state.subject.model,
                 loss,
-                watched,
+                recorded,
                 calls.append,
                 number=number,
-                wanted=lambda calls=calls: [seen.gave for seen in calls],  # type: ignore[misc]
+                wanted=lambda calls=calls: [call.gave for call in calls],  # type: ignore[misc]
             )
             predictions += count
-            for seen, gradient in zip(calls, gradients, strict=True):
+            for call, gradient in zip(calls, gradients, strict=True):
                 if gradient is not None:
-                    rows = gradient.double().movedim(seen.channels, -1).flatten(0, -2)
-                    key = (seen.tensor, seen.expert)
+                    rows = gradient.double().movedim(call.channels, -1).flatten(0, -2)
+                    key = (call.tensor, call.expert)
                     sums[key] = sums.get(key, 0.0) + rows.T @ rows
         return {key: _root(total) / predictions for key, total in sums.items()}
 
-    def _surgeons(
+    def _solvers(
         self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metrics: Metrics
     ) -> list[tuple[LinearMap, ObsSolver]]:
         found: dict[LinearMap, Moments] = {}
@@ -172,7 +172,7 @@ class Obs(ConsumerScored):
                     found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
                 found[at].add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
         by_tensor = {reader.consumer.tensor: reader for reader in readers}
-        surgeons = []
+        solvers = []
         for at in list(found):
             moments = found.pop(at)
             if not moments.count:
@@ -180,13 +180,13 @@ class Obs(ConsumerScored):
             try:
                 columns = _columns(at, by_tensor[at.tensor])
                 metric = metrics.get((at.tensor, at.expert))
-                surgeon = ObsSolver.of(moments, at.whole(), self.damping, columns, metric)
+                solver = ObsSolver.of(moments, at.whole(), self.damping, columns, metric)
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
-            surgeons.append((at, surgeon))
-        return surgeons
+            solvers.append((at, solver))
+        return solvers
 
-    def _in_rounds(self, group: Group, surgeons: Sequence[ObsSolver]) -> Scores:
+    def _in_rounds(self, group: Group, solvers: Sequence[ObsSolver]) -> Scores:
         """Remove units, cheapest first, until only the units to keep are left."""
         rows = group.units // group.size
         stay = 1 if self._open else kept_count(group.size, self.ratio, self.step(group))
@@ -195,7 +195,7 @@ class Obs(ConsumerScored):
         alive = np.ones((rows, group.size), dtype=bool)
         at_once = 1 if group.kind in HEAD_KINDS else max(1, math.ceil(excess / self.rounds))
         while True:
-            costs = sum((s.costs().cpu().numpy() for s in surgeons), np.zeros(group.units)).reshape(rows, -1)
+            costs = sum((s.costs().cpu().numpy() for s in solvers), np.zeros(group.units)).reshape(rows, -1)
             costs[~alive] = np.inf
             if excess <= 0:
                 scores[alive] = total + costs[alive]
@@ -206,8 +206,8 @@ class Obs(ConsumerScored):
             np.put_along_axis(scores, order, total + going.cumsum(axis=1), axis=1)
             np.put_along_axis(alive, order, False, axis=1)
             units = (order + np.arange(rows)[:, None] * group.size).ravel().tolist()
-            for surgeon in surgeons:
-                surgeon.remove(units)
+            for solver in solvers:
+                solver.remove(units)
             total += float(going.sum())
             excess -= count
 

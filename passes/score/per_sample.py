@@ -256,7 +256,7 @@ class _Recorder(TorchFunctionMode):
                     versions=versions,
                     output_print=fingerprint(output),
                 )
-                return self._watch(call, output)
+                return self._expect_gradient(call, output)
         self.failed.update(name for operand in operands if (name := self._name(operand)))
         return output
 
@@ -264,7 +264,7 @@ class _Recorder(TorchFunctionMode):
         rows = output.shape[0] if output.dim() else 0
         return rows > 0 and rows % self.samples == 0 and any(is_activation(t, rows) for t in activations)
 
-    def _watch(self, call: RecordedCall, output: Tensor) -> Tensor:
+    def _expect_gradient(self, call: RecordedCall, output: Tensor) -> Tensor:
         if output._is_view():
             # A linear layer with a bias returns a view of a temporary. If a view is overwritten later, autograd routes
             # its gradient around the node with the hook.

@@ -67,9 +67,9 @@ class DivergenceGauge:
                 "by=search runs the model, but its weights are not in memory", "use by=global, which needs scores only"
             )
         windows = () if data.losses else data.calibration.windows(length, samples, seed).split(batch)  # type: ignore[union-attr]
-        gauge = cls(model, windows, data.losses)
-        gauge.dense = list(gauge._readings())
-        return gauge
+        divergence = cls(model, windows, data.losses)
+        divergence.dense = list(divergence._readings())
+        return divergence
 
     def read(self) -> float:
         """The present distance.
@@ -152,14 +152,14 @@ class MeasuredAllocation:
     """Allocation by measurements: first every group alone, then all groups together.
 
     Attributes:
-        gauge, silencer: both for the model.
+        divergence, silencer: both for the model.
         groups: the groups by name.
         scores: scores of their units; units with low scores are removed first.
         saved: stores measurements of single groups, or has them from another run; None without a score file.
     """
 
-    gauge: DivergenceGauge
-    silencer: UnitMask
+    divergence: DivergenceGauge
+    unit_mask: UnitMask
     groups: Mapping[str, Group]
     scores: Mapping[str, Scores]
     saved: ScoreCache | None = None
@@ -182,9 +182,9 @@ class MeasuredAllocation:
 
     def distance(self, counts: Mapping[str, int]) -> float:
         """The distance of the model when every group keeps its ``counts`` best units."""
-        with self.silencer.silencing():
-            self.silencer.keep({n: best_units(self.groups[n], self.scores[n], c) for n, c in counts.items()})
-            return self.gauge.read()
+        with self.unit_mask.silencing():
+            self.unit_mask.keep({n: best_units(self.groups[n], self.scores[n], c) for n, c in counts.items()})
+            return self.divergence.read()
 
     def refined(
         self,

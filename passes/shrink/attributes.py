@@ -59,31 +59,31 @@ def put(model: nn.Module, repairs: Repairs) -> Callable[[], None]:
 
 
 def find_repairs(
-    model: nn.Module, rehearsal: DryRun, shapes: ParameterShapes, extents: ModuleExtents
+    model: nn.Module, dry_run: DryRun, shapes: ParameterShapes, extents: ModuleExtents
 ) -> Iterator[Repairs]:
     """Every set of attribute changes with which the smaller model runs as the dense model did, most likely first.
 
     Args:
         model: the dense model, not yet shrunk.
-        rehearsal: a dry run of the dense model; it is resized here.
+        dry_run: a dry run of the dense model; it is resized here.
         shapes: the new shapes of the tensors that change.
         extents: as for ``shrink_module``.
 
     Raises:
         FxpruneError: when the model runs with none of them.
     """
-    survey = AttributeSurvey(model, rehearsal.reads, shapes, extents)
+    survey = AttributeSurvey(model, dry_run.reads, shapes, extents)
     settled = survey.settled()
     choices = survey.choices(settled)
-    rehearsal.resize(shapes)
+    dry_run.resize(shapes)
     failure: DryRunFailure | None = None
     found = False
     for changes in itertools.islice(_combinations(choices), MAX_TRIALS):
         repairs = _repairs({**settled, **changes})
-        take_back = put(rehearsal.model, repairs)
-        result = rehearsal.run()
+        take_back = put(dry_run.model, repairs)
+        result = dry_run.run()
         take_back()
-        if result == rehearsal.original:
+        if result == dry_run.original:
             found = True
             yield repairs
         elif failure is None:

@@ -53,8 +53,8 @@ def shrink_module(
             tensors are already sliced).
     """
     shapes = smaller_shapes(model, plan)
-    rehearsal = DryRun(model, example, outputs)
-    candidates = find_repairs(model, rehearsal, shapes, extents)
+    dry_run = DryRun(model, example, outputs)
+    candidates = find_repairs(model, dry_run, shapes, extents)
     first = next(candidates)
     slice_tensors(model, plan)
     if accept is None:

@@ -154,11 +154,11 @@ def test_torchs_own_attention_keeps_its_heads() -> None:
 def test_a_model_that_does_not_run_is_said_not_to() -> None:
     model = tiny_model("vit")
     model.config.architectures = ["ViTForImageClassification"]
-    calling = ModelCall(model.config)
-    traced = calling.trace(model)
-    calling.inputs["pixel_values"] = torch.ones(1, 3, 16, 16)
+    model_call = ModelCall(model.config)
+    traced = model_call.trace(model)
+    model_call.inputs["pixel_values"] = torch.ones(1, 3, 16, 16)
     with pytest.raises(FxpruneError, match="ViTForImageClassification does not run: ValueError: Input image size"):
-        calling.run(model, traced)
+        model_call.run(model, traced)
 
 
 def test_code_of_its_own_does_not_make_an_encoder_decoder_a_language_model() -> None:

@@ -37,9 +37,9 @@ def text(content: str, name: str = "calib.txt") -> Text:
 
 
 def fingerprint(content: str, length: int = 64, count: int | None = None, seed: int | None = None) -> Fingerprint:
-    noted = TrackedText(text(content))
-    noted.windows(length, count, seed)
-    found = noted.fingerprint("calibration", "calib.txt")
+    tracked_text = TrackedText(text(content))
+    tracked_text.windows(length, count, seed)
+    found = tracked_text.fingerprint("calibration", "calib.txt")
     assert found is not None
     return found
 
@@ -56,10 +56,10 @@ def test_a_window_holds_its_passages_side_by_side() -> None:
 
 
 def test_windows_read_twice_count_once() -> None:
-    noted = TrackedText(text(words(0, 400)))
-    noted.windows(64, 3)
-    noted.windows(64, 2)
-    found = noted.fingerprint("calibration", "calib.txt")
+    tracked_text = TrackedText(text(words(0, 400)))
+    tracked_text.windows(64, 3)
+    tracked_text.windows(64, 2)
+    found = tracked_text.fingerprint("calibration", "calib.txt")
     assert found is not None
     assert found.pieces == 3
     assert found.passages.tolist() == fingerprint(words(0, 400), count=3).passages.tolist()
@@ -104,9 +104,9 @@ def test_text_that_was_not_read_is_not_remembered() -> None:
 def test_rows_of_recovery_data_are_remembered(tmp_path: Path) -> None:
     rows = [words(seed, 50) for seed in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    noted = TrackedText(load_text(str(tmp_path / "rows.jsonl"), word_tokenizer(WORDS)))
-    assert len(noted.examples(128)) == 4
-    found = noted.fingerprint("recovery", "rows.jsonl")
+    tracked_text = TrackedText(load_text(str(tmp_path / "rows.jsonl"), word_tokenizer(WORDS)))
+    assert len(tracked_text.examples(128)) == 4
+    found = tracked_text.fingerprint("recovery", "rows.jsonl")
     assert found is not None
     assert (found.pieces, len(found.passages)) == (4, 4 * 2)
     assert shared(found, f"{words(9, 64)} {rows[2]} {words(8, 64)}").passages == 2
@@ -125,9 +125,9 @@ def test_nothing_read_leaves_nothing() -> None:
 
 
 def test_what_earlier_runs_read_comes_first_and_once() -> None:
-    first, noted = fingerprint(words(0, 64)).to_json(), TrackedText(text(words(1, 64)))
-    noted.windows(64)
-    entries = read_so_far({"calibration": noted}, {"texts": [first]}, {"texts": [first]}, {})
+    first, tracked_text = fingerprint(words(0, 64)).to_json(), TrackedText(text(words(1, 64)))
+    tracked_text.windows(64)
+    entries = read_so_far({"calibration": tracked_text}, {"texts": [first]}, {"texts": [first]}, {})
     assert entries == [first, fingerprint(words(1, 64)).to_json()]
 
 

@@ -63,7 +63,7 @@ def test_a_replay_gives_the_bytes_of_the_run(
     source = write_checkpoint(tmp_path / "source", config)
     api.apply(source, passes, out=tmp_path / "out")
     if not streamed:
-        monkeypatch.setattr(model_run, "open_stream", lambda *_: None)
+        monkeypatch.setattr(model_run, "open_streamed_model", lambda *_: None)
     for name in ("again", "and-again"):
         api.apply(source, plan=tmp_path / "out" / PLAN, out=tmp_path / name)
     assert contents(tmp_path / "again", RECORD) == contents(tmp_path / "out", RECORD)

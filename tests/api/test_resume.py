@@ -77,11 +77,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     for step in (Random, Magnitude, Taylor, Drop, Compensate, Lora):
 
-        def noted(self: Any, state: State, run: Any = step.run) -> None:
+        def noting(self: Any, state: State, run: Any = step.run) -> None:
             names.append(self.name)
             run(self, state)
 
-        monkeypatch.setattr(step, "run", noted)
+        monkeypatch.setattr(step, "run", noting)
     return names
 
 
@@ -286,7 +286,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 100_000))
-    monkeypatch.setattr(model_run, "open_stream", lambda *_: None)  # a streamed model holds nothing
+    monkeypatch.setattr(model_run, "open_streamed_model", lambda *_: None)  # a streamed model holds nothing
 
 
 def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

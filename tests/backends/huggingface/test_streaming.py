@@ -30,7 +30,7 @@ from fxprune.api.pruning import model_run, streamed_model
 from fxprune.backends.huggingface import checkpoint, streamed_weights, synthetic_weights, weight_source
 from fxprune.backends.huggingface.checkpoint import Checkpoint
 from fxprune.backends.huggingface.streamed_weights import SHARD_INDEX, StreamedWeights, obstacle
-from fxprune.backends.huggingface.synthetic_weights import SyntheticWeights, hollow
+from fxprune.backends.huggingface.synthetic_weights import SyntheticWeights, meta_model
 from fxprune.ir.errors import FxpruneError
 from fxprune.ir.plan import Plan
 from fxprune.passes.score.random import Random
@@ -53,11 +53,11 @@ def streams_opened(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     opened: list[bool] = []
 
     def spy(*arguments: Any) -> Any:
-        stream = streamed_model.open_stream(*arguments)
+        stream = streamed_model.open_streamed_model(*arguments)
         opened.append(stream is not None)
         return stream
 
-    monkeypatch.setattr(model_run, "open_stream", spy)
+    monkeypatch.setattr(model_run, "open_streamed_model", spy)
     return opened
 
 
@@ -80,7 +80,7 @@ def test_the_bytes_are_those_of_the_model_in_memory(
     assert len(list(source.glob("*.safetensors"))) > 1
     apply(source, tmp_path / "streamed", passes)
     assert streams_opened == [True]
-    monkeypatch.setattr(model_run, "open_stream", lambda *_: None)
+    monkeypatch.setattr(model_run, "open_streamed_model", lambda *_: None)
     apply(source, tmp_path / "held", passes)
     assert contents(tmp_path / "streamed") == contents(tmp_path / "held")
 
@@ -248,17 +248,17 @@ def test_scores_read_from_files_are_those_of_the_module(tmp_path: Path) -> None:
     assert all(np.array_equal(streamed[key], held[key]) for key in held)
 
 
-def test_stand_ins_tell_8_heads_of_6_from_6_heads_of_8() -> None:
+def test_synthetic_weights_tell_8_heads_of_6_from_6_heads_of_8() -> None:
     def model(heads: int, size: int) -> Any:
         widths = WIDTHS | {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": size}
-        return hollow(MistralForCausalLM, MistralConfig(**widths))
+        return meta_model(MistralForCausalLM, MistralConfig(**widths))
 
     one, other = model(8, 6), model(6, 8)
     assert all(parameter.is_meta for parameter in one.parameters())
-    played = SyntheticWeights(one)
+    synthetic = SyntheticWeights(one)
     inputs = {"input_ids": torch.arange(10).view(2, 5)}
-    first, second = played.logits(one, inputs), played.logits(other, inputs)
-    assert torch.equal(first, played.logits(model(8, 6), inputs))
+    first, second = synthetic.logits(one, inputs), synthetic.logits(other, inputs)
+    assert torch.equal(first, synthetic.logits(model(8, 6), inputs))
     assert float((first - second).abs().max() / first.abs().max()) > 1e-2
 
 
@@ -329,14 +329,14 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
         weights.write(model, Plan(), tmp_path, plain=True, shard_size="1GB")
 
 
-def test_products_with_large_stand_ins_are_sampled_alike_and_still_tell_layouts_apart(
+def test_products_with_large_synthetic_weights_are_sampled_alike_and_still_tell_layouts_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(synthetic_weights, "SAMPLED_SIZE", 1)
     monkeypatch.setattr(synthetic_weights, "SAMPLED_ROWS", 1)
-    test_stand_ins_tell_8_heads_of_6_from_6_heads_of_8()
+    test_synthetic_weights_tell_8_heads_of_6_from_6_heads_of_8()
     x, weight = torch.randn(3, 100), torch.randn(100, 5)
-    with synthetic_weights.played():
+    with synthetic_weights.sampled_products():
         sampled = x @ weight
         assert torch.equal(torch.nn.functional.linear(x, weight.t().contiguous()), sampled)
         assert torch.equal(torch.nn.functional.linear(x, weight.t(), torch.ones(5)), sampled + 1)

@@ -1,4 +1,4 @@
-"""Statistics: every way to call a linear map is seen, padding is left out, blocks that are done do not run again."""
+"""Statistics: every way to call a linear map is call, padding is left out, blocks that are done do not run again."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ CASES: list[tuple[str, Any, tuple[int, ...]]] = [
 def test_a_call_gives_inputs_whose_product_with_the_weight_is_the_output(build: Any, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     module = build().double()
-    with torch.no_grad(), LinearCallRecorder({"weight": module.weight}) as watch:
+    with torch.no_grad(), LinearCallRecorder({"weight": module.weight}) as recorder:
         out = module(torch.randn(shape, dtype=torch.float64))
     expected = len(out) if isinstance(out, list) else 4 if module.weight.dim() == 3 and "Bare" in repr(module) else 1
-    assert len(watch.seen) == expected
-    for seen in watch.seen:
-        bias = 0 if seen.bias is None else seen.bias
-        assert torch.allclose(seen.x @ matrix(module.weight, seen).T + bias, seen.y, rtol=0, atol=1e-12)
-        assert (seen.bias is not None) == (getattr(module, "bias", None) is not None)
-    total = sum(seen.y.sum() for seen in watch.seen)
+    assert len(recorder.calls) == expected
+    for call in recorder.calls:
+        bias = 0 if call.bias is None else call.bias
+        assert torch.allclose(call.x @ matrix(module.weight, call).T + bias, call.y, rtol=0, atol=1e-12)
+        assert (call.bias is not None) == (getattr(module, "bias", None) is not None)
+    total = sum(call.y.sum() for call in recorder.calls)
     assert torch.allclose(total, sum(o.sum() for o in out) if isinstance(out, list) else out.sum())
 
 
@@ -84,9 +84,9 @@ def test_a_call_gives_inputs_whose_product_with_the_weight_is_the_output(build: 
 )
 def test_what_is_no_linear_map_of_the_weight_is_not_taken_for_one(build: Any, shape: tuple[int, ...] | None) -> None:
     module = build()
-    with torch.no_grad(), LinearCallRecorder({"weight": module.weight}) as watch:
+    with torch.no_grad(), LinearCallRecorder({"weight": module.weight}) as recorder:
         module(torch.tensor([1, 2]) if shape is None else torch.randn(shape))
-    assert not watch.seen
+    assert not recorder.calls
 
 
 def llama(**options: Any) -> Any:
@@ -152,14 +152,14 @@ class Added(nn.Module):
 def test_what_outputs_are_added_to_is_kept(how: Any, scale: int | None) -> None:
     module = Added(how)
     x = torch.randn(2, 3, 5)
-    with torch.no_grad(), LinearCallRecorder({"w": module.map.weight}) as watch:
+    with torch.no_grad(), LinearCallRecorder({"w": module.map.weight}) as recorder:
         module(x)
-    (seen,) = watch.seen
+    (call,) = recorder.calls
     if scale is None:
-        assert seen.beside is None
+        assert call.beside is None
     else:
-        assert seen.beside is not None
-        assert torch.equal(seen.beside, (x * scale).flatten(0, 1))
+        assert call.beside is not None
+        assert torch.equal(call.beside, (x * scale).flatten(0, 1))
 
 
 def test_padding_that_cannot_be_told_is_refused() -> None:

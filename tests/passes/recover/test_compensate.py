@@ -109,9 +109,9 @@ def test_statistics_of_one_map_are_in_memory_at_a_time(passes: list[Any], monkey
     watched(Moments, "empty")
     watched(ObsSolver, "of")
     run_passes(decoder_state(make()), *passes)
-    surgeons = isinstance(passes[0], Obs)
+    solvers = isinstance(passes[0], Obs)
     # Four maps; a surgeon is made while the moments it is made of are there.
-    assert (len(references), most) == ((8, 2) if surgeons else (4, 1))
+    assert (len(references), most) == ((8, 2) if solvers else (4, 1))
 
 
 ADDED_TO = {

@@ -128,20 +128,20 @@ def test_taking_inputs_out_costs_what_least_squares_says_and_leaves_its_weights(
     moments = Moments.empty(7, 3)
     moments.add(torch.from_numpy(x), torch.from_numpy(x @ w.T))
     columns = [torch.tensor([unit]) for unit in range(6)] + [torch.tensor([], dtype=torch.int64)]
-    surgeon = ObsSolver.of(moments, torch.from_numpy(w), 0.0, columns)
-    assert surgeon.costs()[:6].numpy() == pytest.approx([error_left(x, w, [unit]) for unit in range(6)], rel=1e-6)
+    solver = ObsSolver.of(moments, torch.from_numpy(w), 0.0, columns)
+    assert solver.costs()[:6].numpy() == pytest.approx([error_left(x, w, [unit]) for unit in range(6)], rel=1e-6)
     out: list[int] = []
     for units in gone:
-        surgeon.remove(units)
+        solver.remove(units)
         out += units
     for unit in set(range(6)) - set(out):
         expected = error_left(x, w, [*out, unit]) - error_left(x, w, out)
-        assert float(surgeon.costs()[unit]) == pytest.approx(expected, rel=1e-6)
-    assert surgeon.costs()[[*out, 6]].tolist() == [0.0] * (len(out) + 1)
+        assert float(solver.costs()[unit]) == pytest.approx(expected, rel=1e-6)
+    assert solver.costs()[[*out, 6]].tolist() == [0.0] * (len(out) + 1)
     kept = [column for column in range(7) if column not in out]
     best = np.linalg.lstsq(x[:, kept], x @ w.T, rcond=None)[0].T
-    np.testing.assert_allclose(surgeon.weight[:, kept].numpy(), best, rtol=1e-6)
-    assert not surgeon.weight[:, out].any()
+    np.testing.assert_allclose(solver.weight[:, kept].numpy(), best, rtol=1e-6)
+    assert not solver.weight[:, out].any()
 
 
 def test_what_errors_count_follows_the_weights_as_units_go() -> None:
@@ -149,11 +149,11 @@ def test_what_errors_count_follows_the_weights_as_units_go() -> None:
     moments = Moments.empty(9, 4)
     moments.add(torch.randn(40, 9), torch.randn(40, 4))
     metric, columns = torch.randn(4, 4, dtype=torch.float64), list(torch.arange(9).split(3))
-    surgeon = ObsSolver.of(moments, torch.randn(4, 9), 0.1, columns, metric)
+    solver = ObsSolver.of(moments, torch.randn(4, 9), 0.1, columns, metric)
     for unit in (1, 0):
-        surgeon.remove([unit])
-        torch.testing.assert_close(surgeon.felt, metric @ surgeon.weight, rtol=0, atol=1e-12)
-        assert surgeon.costs()[unit] == 0
+        solver.remove([unit])
+        torch.testing.assert_close(solver.felt, metric @ solver.weight, rtol=0, atol=1e-12)
+        assert solver.costs()[unit] == 0
 
 
 def test_heads_go_by_the_error_that_the_rest_cannot_make_up_for() -> None:

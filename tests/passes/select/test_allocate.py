@@ -225,10 +225,10 @@ def test_scores_of_their_own_unit_are_set_in_relation(step: Any) -> None:
     assert kept[0] == kept[1]
 
 
-def distance_of(gauge: DivergenceGauge, silencer: UnitMask, keep: Any) -> float:
-    with silencer.silencing():
-        silencer.keep(keep)
-        return gauge.read()
+def distance_of(divergence: DivergenceGauge, unit_mask: UnitMask, keep: Any) -> float:
+    with unit_mask.silencing():
+        unit_mask.keep(keep)
+        return divergence.read()
 
 
 def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> None:
@@ -237,10 +237,10 @@ def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> Non
     coupling = state.subject.coupling
     assert coupling is not None
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
-    gauge = DivergenceGauge.of(state.subject.model, state.data, samples=6, length=8, seed=None, batch=4)
+    divergence = DivergenceGauge.of(state.subject.model, state.data, samples=6, length=8, seed=None, batch=4)
     keep = {g.name: best_units(g, np.random.default_rng(0).random(g.units), g.size // 2) for g in groups}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    silenced = distance_of(gauge, UnitMask(model, coupling.graph, groups), keep)
+    silenced = distance_of(divergence, UnitMask(model, coupling.graph, groups), keep)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         dense = model(input_ids=TEXT.windows(8, 6)).logits.log_softmax(-1)
@@ -320,7 +320,7 @@ def test_a_distance_that_is_not_finite_is_a_failure() -> None:
     from fxprune.ir import FxpruneError
 
     model = make()
-    gauge = DivergenceGauge.of(decoder_state(model), samples=2, length=4, seed=None, batch=2)
+    divergence = DivergenceGauge.of(decoder_state(model), samples=2, length=4, seed=None, batch=2)
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(FxpruneError, match="the distance from the dense model is nan"):
-        gauge.read()
+        divergence.read()

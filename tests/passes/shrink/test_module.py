@@ -271,7 +271,7 @@ class Peeking(Normed):
         return super().forward(x if x.max() > -1 else -x)
 
 
-def test_a_forward_that_looks_at_values_is_rehearsed_on_zeros() -> None:
+def test_a_forward_that_looks_at_values_is_tried_on_zeros_in_the_dry_run() -> None:
     _, plan, extents, inputs = normed()
     model = Peeking()
     assert DryRun(model, inputs).mode.device == "cpu"
