@@ -13,7 +13,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ...backends.graph_module import raise_graph
-from ...backends.pt2.save import SavableModule, load
+from ...backends.loading import load
+from ...backends.pt2.save import SavableModule
 from ...backends.pt2.training_mode import follow_mode
 from ...ir.cost import macs
 from ...ir.errors import FxpruneError, RequestError

@@ -26,7 +26,7 @@ from ...ir.repairs import Repairs, repair
 from ...runtime.quiet import quiet
 from ...runtime.tensors import slice_tensors, tensors_by_name
 from ...runtime.tolerances import relative_difference, same_program
-from ..artifact import RECORD, read_plan, read_record, write_json, write_plan
+from ..artifact import RECORD, read_plan, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_target
 from ..digests import digests
 from ..verify import VerificationError
@@ -235,37 +235,12 @@ def _check(product: SavableModule, folder: Path) -> dict[str, Any]:
     return {"loaded_by": "torch.export.load", "worst_difference": worst, "tolerance": limit}
 
 
-def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
-    """Load the module from an artifact.
-
-    Args:
-        path: a directory that fxprune wrote: a Hugging Face model, which is loaded with transformers, or a pruned
-            module.
-        into: a new module of the original class with the original widths. It gets the tensors and the changed
-            attributes of the artifact, so that the result has this class. When None, the exported program is loaded.
+def load_program(folder: Path) -> nn.Module:
+    """The exported program in an artifact, as a module.
 
     Raises:
-        RequestError: ``path`` is not an artifact, or a damaged one; or ``into`` does not fit it.
+        RequestError: it is damaged.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise RequestError(f"path is of type {type(path).__name__}", "give a directory that fxprune wrote")
-    folder = Path(path)
-    if not os.path.isdir(folder):  # unlike Path.is_dir it has no error for a name that is too long
-        raise RequestError(f"{folder} does not exist", "give a directory that fxprune wrote")
-    if (folder / "config.json").is_file() and not (folder / PROGRAM).is_file():
-        from ..huggingface.save import load as load_huggingface
-
-        if into is not None:
-            raise RequestError(f"into= has no effect: {folder} is a Hugging Face model", "leave into= out")
-        found: nn.Module = load_huggingface(folder)
-        return found
-    record = read_record(folder)
-    if record.get("artifact") != KIND:
-        raise RequestError(f"{folder} is not the artifact of a pruned module", "give a directory that fxprune wrote")
-    return _load_program(folder) if into is None else _load_into(folder, record, into)
-
-
-def _load_program(folder: Path) -> nn.Module:
     try:
         with quiet():
             program = torch.export.load(folder / PROGRAM)
@@ -275,7 +250,17 @@ def _load_program(folder: Path) -> nn.Module:
     return module
 
 
-def _load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.Module:
+def load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.Module:
+    """``into``, a new module with the original widths, with the tensors and changed attributes of an artifact.
+
+    Args:
+        folder: the artifact.
+        record: its ``fxprune.json``.
+        into: gets smaller.
+
+    Raises:
+        RequestError: it does not fit the artifact.
+    """
     if record.get("form") == "graph":
         raise RequestError(
             f"into= cannot be used: {folder} holds a rewritten graph, because {record.get('rebuilt_because')}",
