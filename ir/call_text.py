@@ -193,7 +193,7 @@ def bind(
     for key, word in call.settings:
         if key.value not in options:
             raise key.span.error(
-                f"{kind.one} {call.name.value!r} has no option {key.value!r}", _options_hint(key, options)
+                f"{kind.one} {call.name.value!r} has no option {key.value!r}", _options_hint(key, options, kind)
             )
         if key.value in seen:
             raise key.span.error(f"option {key.value!r} is given twice", "give it once")
@@ -239,9 +239,9 @@ def _read(option: Option, word: CallWord) -> Any:
         ) from None
 
 
-def _options_hint(key: CallWord, options: Mapping[str, Option]) -> str:
+def _options_hint(key: CallWord, options: Mapping[str, Option], kind: CallKind) -> str:
     if not options:
-        return "it has no options"
+        return f"this {kind.one} has no options"
     return _near(key.value, options) + "options: " + ", ".join(options)
 
 

@@ -12,7 +12,7 @@ import fxprune
 
 ROOT = Path(fxprune.__file__).parent
 
-LANGUAGES = ("python", "sh", "text")
+LANGUAGES = ("python", "sh", "text", "toml")
 """What a block may be: Python, a shell's command lines, or what is printed. An indented one is for the shell."""
 
 

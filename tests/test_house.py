@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,6 +165,32 @@ def test_files_and_functions_stay_small() -> None:
                 if (lines := node.end_lineno - start + 1) > 50:
                     large.append(f"{path}:{node.lineno} {node.name}: {lines} lines")
     assert not large
+
+
+def test_no_folder_holds_more_than_twenty_files() -> None:
+    folders = Counter(path.parent.as_posix() for path in python_files(tests=True))
+    assert folders
+    assert not {folder: count for folder, count in folders.items() if count > 20}
+
+
+def defined(path: Path) -> Iterator[str]:
+    """The classes and constants that a file defines at its top level."""
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found = (name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name))
+            yield from (name.id for name in found if isinstance(name.ctx, ast.Store) and name.id != "__all__")
+
+
+def test_no_class_or_constant_is_defined_twice() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in python_files():
+        for name in defined(path):
+            places[name].append(path.as_posix())
+    assert len(places) > 300
+    assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
 def test_no_module_is_a_drawer() -> None:

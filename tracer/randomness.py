@@ -8,15 +8,11 @@ _RANDOM_OPERATORS = """
 bernoulli bernoulli_ binomial multinomial normal normal_ poisson rand rand_like randint randint_like randn randn_like
 randperm rrelu_with_noise uniform uniform_
 """
-
-
 DRAWS = frozenset(f"aten.{name}" for name in _RANDOM_OPERATORS.split())
 """Operators that draw random numbers."""
 
-
 _SWITCHES = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "feature_alpha_dropout": 2, "native_dropout": 2}
-
-
+_SWITCHES |= {"rrelu": 3, "scaled_dot_product_attention": 4}
 SWITCHES = {f"aten.{name}": position for name, position in _SWITCHES.items()}
 """Operators that draw random numbers when this argument, counted from 0, is true or above zero -> its position."""
 

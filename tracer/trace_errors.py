@@ -10,13 +10,8 @@ from types import FrameType
 import torch
 from torch import nn
 
-from .randomness import _SWITCHES
-
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent.parent / "tracer")
-
-
-_SWITCHES |= {"rrelu": 3, "scaled_dot_product_attention": 4}
 
 
 def explained(error: BaseException, model: nn.Module) -> str:

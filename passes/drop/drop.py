@@ -170,7 +170,7 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
     """
     cosines = [0.0] * len(blocks.modules)
 
-    def watch(index: int) -> Callable[..., None]:
+    def recording_hook(index: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             entered = args[0] if args else kwargs["hidden_states"]
             left = output[0] if isinstance(output, tuple) else output
@@ -179,7 +179,7 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
 
         return hook
 
-    handles = [m.register_forward_hook(watch(i), with_kwargs=True) for i, m in enumerate(blocks.modules)]
+    handles = [m.register_forward_hook(recording_hook(i), with_kwargs=True) for i, m in enumerate(blocks.modules)]
     try:
         with inference(model):
             for window in tokens.split(1):

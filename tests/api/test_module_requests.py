@@ -77,7 +77,7 @@ REFUSED: list[tuple[Callable[[], Any], type[FxpruneError], str]] = [
     (
         lambda: prune_module(Branching(), X, "random"),
         FxpruneError,
-        "cannot trace Branching, at its root module (tests/",
+        "cannot trace Branching, at its root module (api/",
     ),
     (lambda: prune_module(linear(), X, "taylor"), RequestError, "taylor scores need a loss"),
     (lambda: prune_module(linear(), X, "lora"), RequestError, "pass 'lora' needs a causal language model"),

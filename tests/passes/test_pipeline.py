@@ -178,7 +178,7 @@ MISTAKES = [
     (
         "plain,score{ratio=1.5}",
         "score: ratio=1.5 is outside [0, 1)",
-        "\n             ^^^",
+        "\n                    ^^^",
         "give a ratio such as 0.25",
     ),
 ]
@@ -249,7 +249,7 @@ def test_a_value_outside_the_bounds_of_its_option_is_pointed_at(option: str, mes
     with pytest.raises(RequestError) as caught:
         parse_pipeline(f"picky{{{option}}}", (Picky,))
     start = len("picky{" + option.partition("=")[0] + "=")
-    caret = "\n" * start + "^" * (len(option) + len("picky{") - start)
+    caret = " " * start + "^" * (len(option) + len("picky{") - start)
     assert caught.value.message == f"picky: {option} {message}\n  picky{{{option}}}\n  {caret}"
     assert caught.value.hint == hint
 

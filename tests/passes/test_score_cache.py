@@ -59,7 +59,7 @@ def traced() -> Traced:
 
 
 def run(text: str, saved: ScoreCache | None = None, model: Any = None, corpus: Any = None) -> State:
-    return run_passes(decoder_state(model or llama(), traced(), calibration=corpus or drawn(), saved=saved), text)
+    return run_passes(decoder_state(model or llama(), traced(), calibration=corpus or drawn(), scores=saved), text)
 
 
 def kept(text: str) -> ScoreCache:
@@ -199,7 +199,7 @@ def test_scores_that_do_not_fit_are_refused(  # noqa: PLR0917
 
 def test_scores_of_text_need_the_text_and_all_groups() -> None:
     saved = kept(TAYLOR)
-    state = decoder_state(llama(), traced(), calibration=None, saved=again(saved))
+    state = decoder_state(llama(), traced(), calibration=None, scores=again(saved))
     with pytest.raises(RequestError, match="scores that were computed on text") as caught:
         run_passes(state, TAYLOR)
     assert "--calib" in caught.value.hint

@@ -172,7 +172,7 @@ REFUSED: list[tuple[Callable[[Path], None], type[FxpruneError], str, str]] = [
     (write("model.safetensors.index.json", "[]"), RequestError, "is not an index of safetensors", "again"),
     (as_pickle, RequestError, "pytorch_model.bin is a pickle", "--allow-pickle"),
     (write("config.json", '{"model_type"'), RequestError, "config.json is damaged: Expecting", "again"),
-    (write("config.json", "[]"), RequestError, "config.json is damaged: it holds no JSON object", "again"),
+    (write("config.json", "[]"), RequestError, "config.json is damaged: it is not a JSON object", "again"),
     (
         config(model_type="lamma"),
         RequestError,
@@ -253,7 +253,7 @@ def test_a_model_that_cannot_be_built_is_refused(model_dir: Path) -> None:
         (__file__, None, "is a file, not a model directory", "config.json"),
         ("owner/tiny", LocalEntryNotFoundError("offline"), "the Hub cannot be reached", "give its directory"),
         ("owner/tiny", OSError("no route"), "the Hub cannot be reached", "give its directory"),
-        ("owner/ti ny", HFValidationError("Repo id must"), "neither a local directory nor a model", "hf auth login"),
+        ("owner/ti ny", HFValidationError("Repo id must"), "neither a directory here nor a model", "hf auth login"),
     ],
 )
 def test_a_model_that_is_not_there_is_refused(

@@ -48,7 +48,7 @@ class Outer(nn.Module):
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        ("branch", r"torch.export cannot trace Outer, at inner \(tests/tracer/test_trace_errors.py:\d+\): "),
+        ("branch", r"torch.export cannot trace Outer, at inner \(tracer/test_trace_errors.py:\d+\): "),
         (
             "noise",
             r"Outer draws random numbers as it runs \(aten.randn_like at inner tests/tracer/test_trace_errors.py:\d+\)",

@@ -50,7 +50,7 @@ def damaged(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 def recover(step: Recovery, model: torch.nn.Module, dense: torch.nn.Module | None, data: Any = None) -> dict[str, Any]:
-    state = state_of(None, model, data=data or TEXT, dense=dense)
+    state = state_of(None, model, recovery=data or TEXT, dense=dense)
     step.run(state)
     assert state.subject.model is model
     report: dict[str, Any] = state.ledger.report[step.name]
@@ -162,7 +162,7 @@ def traced() -> Traced:
 
 
 def pipeline_on(text: str) -> State:
-    return run_passes(decoder_state(llama(), traced(), calibration=TEXT, data=TEXT), text)
+    return run_passes(decoder_state(llama(), traced(), calibration=TEXT, recovery=TEXT), text)
 
 
 RECOVER = "{steps=2,batch=2,micro_batch=2,length=12"

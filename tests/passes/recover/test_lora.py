@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {"lr": 0.02, "batch": 4, "micro_batch": 2, "length": 1
 
 
 def recover(model: torch.nn.Module, data: Any = None, **options: Any) -> dict[str, Any]:
-    state = state_of(None, model, data=data or RepeatedTokens())
+    state = state_of(None, model, recovery=data or RepeatedTokens())
     Lora(**OPTIONS | options).run(state)
     assert state.subject.model is model
     report: dict[str, Any] = state.ledger.report["lora"]

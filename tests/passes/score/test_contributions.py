@@ -16,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fxprune
 from fxprune.ir.errors import FxpruneError
 from fxprune.passes.score import position_scores as parts
 from fxprune.passes.score.taylor_terms import taylor
@@ -381,7 +382,7 @@ def test_the_model_is_left_as_it_was(variant: str, broken: bool) -> None:
 
 def test_memory_beyond_weights_and_activations_is_two_gradients() -> None:
     """Two samples of three tokens: activations too small to hide a gradient."""
-    script = Path(__file__).parents[1] / "benchmarks" / "scoring_memory.py"
+    script = Path(fxprune.__file__).parent / "benchmarks" / "scoring_memory.py"
     small = ["--hidden=128", "--layers=1", "--vocab=2000", "--samples=2", "--length=3"]
     done = subprocess.run([sys.executable, str(script), *small], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,6 @@ from fxprune.passes.select.costs import Costs, dense_cost
 from fxprune.passes.select.select import best_units
 from fxprune.passes.select.sensitivity import DivergenceGauge, UnitMask
 from fxprune.passes.shrink.graph import make_plan, rewrite
-from fxprune.passes.state import Before, Subject
 from fxprune.tracer.export import trace_causal_lm
 
 from ...corpora import RandomTokens
@@ -130,7 +129,7 @@ def test_ten_budgets_are_met(couplings: dict[str, Coupling], kind: str, by: str)
     coupling = couplings[kind]
     for share in BUDGETS:
         step = Random(target=f"params:{share}", by=by)
-        state = state_of(Subject(coupling.graph, torch.nn.Module(), coupling), before=Before(coupling.graph))
+        state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
         groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.KV_HEADS, Kind.WIDTH)]
         keep, report = step._allocated(groups, state, coupling)
         kept = dense_cost(rewrite(coupling, make_plan(coupling, keep)), "params")
@@ -175,7 +174,7 @@ def test_without_a_target_the_budget_is_what_the_ratio_leaves() -> None:
 def test_uniform_is_one_ratio_as_near_as_units_allow(couplings: dict[str, Coupling]) -> None:
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
-    state = state_of(Subject(coupling.graph, torch.nn.Module(), coupling), before=Before(coupling.graph))
+    state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
     keep, _ = Random(target="params:0.7")._allocated(groups, state, coupling)
     ratios = [1 - len(keep[g.name]) / g.size for g in groups]
     assert max(ratios) - min(ratios) <= 1 / 8
@@ -184,7 +183,7 @@ def test_uniform_is_one_ratio_as_near_as_units_allow(couplings: dict[str, Coupli
 def test_widths_are_multiples(couplings: dict[str, Coupling]) -> None:
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind is Kind.WIDTH]
-    state = state_of(Subject(coupling.graph, torch.nn.Module(), coupling), before=Before(coupling.graph))
+    state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
     keep, _ = Random(target="params:0.8", by="global", multiple_of=2)._allocated(groups, state, coupling)
     assert all(len(keep[g.name]) % 2 == 0 for g in groups)
     assert levels(100, 8, 17).tolist() == [24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100]
