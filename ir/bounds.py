@@ -103,5 +103,5 @@ def check_options(owner: str, options: Any) -> None:
 def _complaint(metadata: Mapping[str, Any], value: Any) -> tuple[str, str] | None:
     choices, bounds = metadata.get("choices"), metadata.get("bounds")
     if choices and value not in choices:
-        return "is not known", f"choose one of {', '.join(map(str, choices))}"
+        return "is not supported", f"choose from {', '.join(map(str, choices))}"
     return bounds.complaint(value) if bounds is not None else None

@@ -20,7 +20,7 @@ class Corpus(Protocol):
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The name that the user gave, such as a path."""
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
         """Token ids, int64 ``[count, length]``, without overlap and padding.

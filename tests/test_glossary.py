@@ -24,7 +24,9 @@ def test_at_most_40_terms_sorted_and_unique() -> None:
 
 def test_an_entry_is_one_or_two_sentences_and_says_something() -> None:
     text = (DOCS / "glossary.md").read_text(encoding="utf-8").partition("\n- ")[2]
-    for entry in text.split("\n- "):
+    entries = text.split("\n- ")
+    assert len(entries) > 30
+    for entry in entries:
         term, colon, meaning = " ".join(entry.split()).partition(": ")
         assert colon, term
         assert len(meaning) > 20

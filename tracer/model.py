@@ -95,7 +95,7 @@ def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError) as error:
         raise RequestError(
-            f"{name!r} is neither a directory here nor a model on the Hub: {first_line(error)}",
+            f"{name!r} is neither a local directory nor a model on the Hub: {first_line(error)}",
             "check the spelling; a gated model needs `hf auth login`",
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):

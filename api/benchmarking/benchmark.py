@@ -148,8 +148,8 @@ def bench(
     found = list_models(models)
     if not found or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
         raise RequestError(
-            f"nothing to time: {len(found)} models, prompt {prompt}, new {new}, rounds {rounds}, batches "
-            f"{', '.join(map(str, batches))}, threads {threads}",
+            f"nothing to time with {len(found)} models, --prompt {prompt}, --new {new}, --rounds {rounds}, "
+            f"batches {', '.join(map(str, batches))}, --threads {threads}",
             "give at least one model, and numbers of at least 1",
         )
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
@@ -256,7 +256,7 @@ def _worker(job: TimingJob, conditions: Conditions, progress: Progress) -> Itera
     package = __name__.rpartition(".")[0]
     told = json.dumps({"job": dataclasses.asdict(job), "conditions": dataclasses.asdict(conditions)})
     environment = {**os.environ, "OMP_NUM_THREADS": str(conditions.threads)}
-    command = [sys.executable, "-m", f"{package}.bench_process", told]
+    command = [sys.executable, "-m", f"{package}.process", told]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
         subprocess.Popen(

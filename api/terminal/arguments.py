@@ -263,6 +263,6 @@ def _add_demo(commands: Any) -> None:
     parser = _command(
         commands,
         "demo",
-        "Run a complete example on the built-in model: prune 25%, recover, export to ONNX, measure.",
+        "Run a complete example on the built-in model: prune a quarter, recover, export to ONNX, measure.",
     )
     _add_output(parser, required=True)

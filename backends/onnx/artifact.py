@@ -74,11 +74,11 @@ class OnnxRequest:
             RequestError: an option has an unknown value, or ``out`` cannot be written.
         """
         if self.dtype not in ONNX_DTYPES:
-            raise RequestError(f"unknown --dtype {self.dtype!r}", f"choose one of {', '.join(ONNX_DTYPES)}")
+            raise RequestError(f"unknown --dtype {self.dtype!r}", f"choose from {', '.join(ONNX_DTYPES)}")
         if self.layout not in LAYOUTS:
             raise RequestError(f"unknown --layout {self.layout!r}", f"choose from {', '.join(LAYOUTS)}")
         if self.optimize not in PROVIDERS:
-            raise RequestError(f"unknown --optimize {self.optimize!r}", f"choose one of {', '.join(PROVIDERS)}")
+            raise RequestError(f"unknown --optimize {self.optimize!r}", f"choose from {', '.join(PROVIDERS)}")
         check_opset(self.opset)
         needed = sum(path.stat().st_size for path in self.source.glob("*.safetensors"))
         check_target(self.out, force=self.force, source=self.source, needed=needed)

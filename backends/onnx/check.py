@@ -176,6 +176,7 @@ def _require(name: str, difference: float, optimize: str) -> None:
     if optimize != "none":
         hint += "; try `--optimize none`, which uses no fused operators"
     raise FxpruneError(
-        f"the ONNX graph is not the model: {name} differs by {difference:.3g}, more than {ONNX_LOGITS_TOLERANCE:g}",
+        f"the ONNX graph and the model differ: logits in check {name!r} by {difference:.3g}, more than "
+        f"{ONNX_LOGITS_TOLERANCE:g}",
         hint,
     )

@@ -36,7 +36,9 @@ class Onnx:
     def export(self, request: ExportRequest) -> OnnxReport:
         """Write an ONNX directory."""
         if not request.causal_lm and not self.cache:
-            raise RequestError(f"{request.name} is no causal language model and has no cache", "leave out --no-cache")
+            raise RequestError(
+                f"--no-cache has no effect: {request.name} is not a causal language model", "leave --no-cache out"
+            )
         wanted = OnnxRequest(
             request.source,
             request.out,

@@ -213,8 +213,8 @@ def _check(
         found[name] = max(worst, found.get(name, 0.0))
         if not worst <= ONNX_OUTPUT_TOLERANCE[dtype]:
             raise FxpruneError(
-                f"the {dtype} ONNX graph is not the model: outputs differ by {worst:.3g} of their scale "
-                f"({name}, at most {ONNX_OUTPUT_TOLERANCE[dtype]:g})",
+                f"the {dtype} ONNX graph and the model differ: outputs in check {name!r} by {worst:.3g} of their "
+                f"scale, more than {ONNX_OUTPUT_TOLERANCE[dtype]:g}",
                 "try `--dtype float32` or `--optimize none`" if dtype != "float32" else "try `--optimize none`",
             )
     for name in refused.keys() - found.keys():

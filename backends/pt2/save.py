@@ -125,7 +125,7 @@ def _export(product: SavableModule) -> tuple[ExportedProgram, bool]:
         return _exported(product, free=False), False
     except Exception as error:
         raise FxpruneError(
-            f"torch.export cannot export the smaller module: {first_line(error)}",
+            f"torch.export cannot export the pruned module: {first_line(error)}",
             "run again with --debug for the full traceback",
         ) from error
 

@@ -48,7 +48,7 @@ class Generate(Pass):
             )
         if not hasattr(state.subject.model, "get_input_embeddings") or state.data.losses:
             raise RequestError(
-                f"generate needs a causal language model, and this is a {type(state.subject.model).__name__}",
+                f"generate needs a causal language model; this is a {type(state.subject.model).__name__}",
                 "leave generate out and give calibration data",
             )
         generator = torch.Generator().manual_seed(self.seed)

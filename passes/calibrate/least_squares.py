@@ -70,7 +70,9 @@ def _factor(moments: Moments, damping: float) -> torch.Tensor:
     """Cholesky factor of ``X^T X + lambda I``."""
     size = len(moments.inputs)
     if not bool(moments.inputs.isfinite().all() and moments.targets.isfinite().all()):
-        raise FxpruneError("the second moments of a layer's inputs are not finite", "run in float32; check the text")
+        raise FxpruneError(
+            "the second moments of a layer's inputs are not finite", "run in float32; check the --calib text"
+        )
     ridge = damping * float(moments.inputs.diagonal().mean())
     system = moments.inputs + ridge * torch.eye(size, dtype=torch.float64, device=moments.inputs.device)
     factor, failed = torch.linalg.cholesky_ex(system)

@@ -378,7 +378,7 @@ def test_failures_end_in_an_exit_code_and_no_traceback(
 
 
 def test_the_api_refuses_a_format_it_does_not_know(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="unknown --format 'gguf'"):
+    with pytest.raises(RequestError, match="unknown format 'gguf'"):
         fxprune.export(model_dir, tmp_path / "out", format="gguf")
 
 

@@ -32,8 +32,9 @@ RUNS = """
 import contextlib, json, os, signal, sys, threading, time
 import torch
 torch.set_num_threads(1)
-from fxprune.api import pruning
-from fxprune.backends import artifact, huggingface, values
+from fxprune.api.pruning import request
+from fxprune.backends import atomic_directory
+from fxprune.backends.huggingface import save, weight_source
 
 def run(job, pipe):
     count = 0
@@ -45,17 +46,17 @@ def run(job, pipe):
             if count == job["at"]:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(watch)
-    verify = values.verify_written
+    verify = weight_source.verify_written
     def checked(written, source, fresh):
         if job["check"]:
             verify(written, source, fresh)
         return {"the same": "in every record"}
-    values.verify_written = checked
+    weight_source.verify_written = checked
     if not job["check"]:
-        huggingface.FreshProcess = contextlib.nullcontext
+        save.FreshProcess = contextlib.nullcontext
     if not job["exchange"]:
-        artifact._exchange = lambda one, other: False
-    pruning.apply(job["source"], "random", ratio=0.5, seed=job["seed"], out=job["out"], force=True)
+        atomic_directory._exchange = lambda one, other: False
+    request.apply(job["source"], "random", ratio=0.5, seed=job["seed"], out=job["out"], force=True)
     os.write(pipe, str(count).encode())
 
 for line in sys.stdin:

@@ -15,7 +15,6 @@ import pytest
 import safetensors
 from safetensors.numpy import save_file
 
-from fxprune.backends import artifact
 from fxprune.backends.artifact import read_plan, read_record, write_json, write_plan
 from fxprune.backends.atomic_directory import atomic_directory, check_target
 from fxprune.ir.errors import FxpruneError, RequestError
@@ -57,7 +56,7 @@ def test_force_replaces_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     out = model_directory(tmp_path / "out")
     (out / "stale.safetensors").touch()
     if not exchange:
-        monkeypatch.setattr(artifact, "_exchange", lambda *_: False)
+        monkeypatch.setattr("fxprune.backends.atomic_directory._exchange", lambda *_: False)
     write(out, force=True)
     assert (out / "config.json").read_text() == "new"
     assert names(out) == ["config.json"]
@@ -66,7 +65,7 @@ def test_force_replaces_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_second_rename_that_fails_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = model_directory(tmp_path / "out")
-    monkeypatch.setattr(artifact, "_exchange", lambda *_: False)
+    monkeypatch.setattr("fxprune.backends.atomic_directory._exchange", lambda *_: False)
     rename, calls = os.replace, []
 
     def second_fails(one: Path, other: Path) -> None:

@@ -125,7 +125,9 @@ def test_arguments_have_the_names_of_torchs_signature(name: str) -> None:
 @pytest.mark.parametrize("row", CASES, ids=lambda row: f"{row.call} {row.operands}")
 def test_dimensions_of_one_word_are_one_axis_and_the_summed_ones_go(row: Row) -> None:
     case = case_of(row)
-    for product in said(case.op).read(case.op):
+    products = said(case.op).read(case.op)
+    assert products
+    for product in products:
         words: dict[str, set[Axis]] = {}
         for value, dims in (*product.factors, product.result):
             if value is None:

@@ -143,7 +143,9 @@ def test_an_operator_that_cannot_be_what_it_says(line: str, message: str) -> Non
 )
 def test_a_call_that_the_rule_has_no_words_for_is_not_judged(line: str) -> None:
     """Torch runs four of these: what they touch is frozen, and the model can be cut elsewhere."""
-    verify(parse_graph(f"graph @g(%x: f32[4, 4], %v: f32[4], %s: f32[]) -> %y\n  {line}"))
+    graph = parse_graph(f"graph @g(%x: f32[4, 4], %v: f32[4], %s: f32[]) -> %y\n  {line}")
+    verify(graph)
+    assert couple(graph).graph is graph
 
 
 def test_an_operator_without_a_rule_is_not_judged() -> None:

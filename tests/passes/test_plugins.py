@@ -233,14 +233,14 @@ def test_the_command_line_says_what_it_left_out_and_goes_on(tmp_path: Path) -> N
 
 MISTAKES = [
     ("gguf", {}, "unknown format 'gguf'\n  gguf\n  ^^^^", "formats: onnx"),
-    ("onnx{dtype=int9}", {}, "option 'dtype' cannot be 'int9'", "dtype is: float32 | float16 | int8 | int4"),
+    ("onnx{dtype=int9}", {}, "option 'dtype' cannot be 'int9'", "allowed for dtype: float32 | float16 | int8 | int4"),
     ("onnx{bits=8}", {}, "format 'onnx' has no option 'bits'", "options: dtype, layout, optimize, opset, cache"),
     ("onnx,onnx", {}, "expected the end of the format, found ','\n  onnx,onnx\n      ^", "name{option=value}"),
     ("", {}, "expected the name of a format", "name{option=value}"),
     ("onnx{dtype=int8}", {"dtype": "int4"}, "dtype=int8 in the format, dtype=int4 beside it", "give one of the two"),
     ("onnx", {"dtype": "int9"}, "option 'dtype' cannot be 'int9'\n  dtype=int9\n        ^^^^", "did you mean"),
     ("onnx", {"bits": 8}, "format 'onnx' has no option 'bits'", "leave it out"),
-    ("onnx{opset=17}", {}, "opset 17 is not supported\n  onnx{opset=17}\n  ^^^^^^^^^^^^^^", "choose one from 18 to 25"),
+    ("onnx{opset=17}", {}, "opset 17 is not supported\n  onnx{opset=17}\n  ^^^^^^^^^^^^^^", "choose 18 to 25"),
 ]
 
 

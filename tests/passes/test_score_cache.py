@@ -114,7 +114,7 @@ def test_a_search_keeps_what_it_measured_of_single_groups(calibrations: list[int
     fresh = run(f"{search}0.5}}")
     assert reused.ledger.plan is not None
     assert fresh.ledger.plan is not None
-    assert reused.plan.keep.keys() == fresh.plan.keep.keys() != set()
+    assert reused.ledger.plan.keep.keys() == fresh.ledger.plan.keep.keys() != set()
     assert all(np.array_equal(units, fresh.ledger.plan.keep[group]) for group, units in reused.ledger.plan.keep.items())
 
 

@@ -253,7 +253,7 @@ def test_a_model_that_cannot_be_built_is_refused(model_dir: Path) -> None:
         (__file__, None, "is a file, not a model directory", "config.json"),
         ("owner/tiny", LocalEntryNotFoundError("offline"), "the Hub cannot be reached", "give its directory"),
         ("owner/tiny", OSError("no route"), "the Hub cannot be reached", "give its directory"),
-        ("owner/ti ny", HFValidationError("Repo id must"), "neither a directory here nor a model", "hf auth login"),
+        ("owner/ti ny", HFValidationError("Repo id must"), "neither a local directory nor a model", "hf auth login"),
     ],
 )
 def test_a_model_that_is_not_there_is_refused(

@@ -170,7 +170,7 @@ def test_data_sets_load_by_split(dataset: str, tokenizer: PreTrainedTokenizerFas
 
 
 def test_an_unknown_split_is_an_error(dataset: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(RequestError, match=r"no data set could be loaded from it: Unknown split \"dev\""):
+    with pytest.raises(RequestError, match=r"nor a data set that can be loaded: Unknown split \"dev\""):
         load_text(f"{dataset}:dev", tokenizer)
 
 
@@ -206,7 +206,7 @@ def test_a_data_set_out_of_reach_is_an_error(
     with pytest.raises(RequestError) as caught:
         load_text("some/corpus", tokenizer)
     reason = "Couldn't reach 'some/corpus' on the Hub"
-    assert caught.value.message == f"'some/corpus' is no file here, and no data set could be loaded from it: {reason}"
+    assert caught.value.message == f"'some/corpus' is neither a file nor a data set that can be loaded: {reason}"
     assert "id:config:split" in caught.value.hint
     assert datasets.are_progress_bars_disabled() == bars
 

@@ -91,7 +91,7 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
     except Exception as error:
         # Depending on the cause, the library raises ConnectionError, ValueError and others.
         raise RequestError(
-            f"'{spec}' is no file here, and no data set could be loaded from it: {first_line(error)}",
+            f"'{spec}' is neither a file nor a data set that can be loaded: {first_line(error)}",
             "check the path; for a data set check `id:config:split` and the network",
         ) from error
     finally:

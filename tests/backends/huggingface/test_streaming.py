@@ -213,9 +213,9 @@ def test_what_is_finite_is_told_from_its_bits(dtype: torch.dtype) -> None:
     for bits in (*odd, nan, nan | torch.iinfo(integers).min, lowest, lowest | torch.iinfo(integers).min):
         values = finite.view(integers).clone()
         values[1, 2] = bits
-        assert not weight_source.view(dtype).isfinite().all()
+        assert not values.view(dtype).isfinite().all()
         with pytest.raises(FxpruneError, match="'w' holds values that are not finite"):
-            streamed_weights._check_finite("w", weight_source.numpy(), dtype)
+            streamed_weights._check_finite("w", values.numpy(), dtype)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -319,7 +319,7 @@ def test_a_distance_that_is_not_finite_is_a_failure() -> None:
     from fxprune.ir import FxpruneError
 
     model = make()
-    divergence = DivergenceGauge.of(decoder_state(model), samples=2, length=4, seed=None, batch=2)
+    divergence = DivergenceGauge.of(model, decoder_state(model).data, samples=2, length=4, seed=None, batch=2)
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(FxpruneError, match="the distance from the dense model is nan"):
         divergence.read()
