@@ -134,7 +134,7 @@ def test_a_run_on_a_loaded_model_and_lists_goes_on(
         apply([*ROWS, "a b c"])
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
-    with pytest.raises(RequestError, match="model.safetensors of the model has changed"):
+    with pytest.raises(RequestError, match=r"model\.safetensors of the model has changed"):
         apply()
     with torch.no_grad():
         model.load_state_dict(AutoModelForCausalLM.from_pretrained(model.config.name_or_path).state_dict())
