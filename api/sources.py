@@ -41,7 +41,7 @@ def open_source(
         allow_pickle: whether weights may be read from a pickle.
 
     Raises:
-        RequestError: as :func:`~.given.check_model`, :func:`~fxprune.tracer.model.resolve` and
+        RequestError: as :func:`~.request_checks.check_model`, :func:`~fxprune.tracer.model.resolve` and
             :func:`~fxprune.tracer.loaded.write_loaded`.
     """
     check_model(model, tokenizer)

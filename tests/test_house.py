@@ -203,6 +203,26 @@ def test_every_module_says_what_it_is() -> None:
     assert not [path for path, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
 
 
+def test_what_docstrings_refer_to_exists() -> None:
+    known = {"fxprune"}
+    for path in python_files():
+        known |= {path.stem, *path.parts[:-1]}
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                known.add(node.name)
+            elif isinstance(node, ast.Name):
+                known.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                known.add(node.attr)
+    found = [
+        (path, name)
+        for path in python_files()
+        for name in re.findall(r":(?:func|class|data|meth|mod|attr):`~?\.*([\w.]+)`", (ROOT / path).read_text("utf-8"))
+    ]
+    assert len(found) > 50
+    assert not [(path.as_posix(), name) for path, name in found if not known >= set(name.split("."))]
+
+
 def test_constraints_lie_within_the_ranges() -> None:
     from packaging.requirements import Requirement
 

@@ -49,8 +49,8 @@ class OnnxRequest:
     Attributes:
         source: a Hugging Face model directory with safetensors weights.
         out: the directory to write. It appears complete or not at all.
-        dtype: ``float32``, ``float16``, ``int8`` or ``int4``, see :mod:`.onnx_quantize`.
-        layout: ``onnxruntime`` or ``transformers.js``, see :mod:`.onnx_layout`.
+        dtype: ``float32``, ``float16``, ``int8`` or ``int4``, see :mod:`.quantize`.
+        layout: ``onnxruntime`` or ``transformers.js``, see :mod:`.layout`.
         optimize: ``cpu`` or ``cuda`` to use fused operators of that ONNX Runtime provider, ``none`` for standard ONNX
             operators only. A graph for ``cuda`` is checked on CUDA if this machine has it. Otherwise it is checked on
             the CPU, and refused if the CPU cannot run it.
@@ -110,9 +110,9 @@ class OnnxChecks:
     """How well a graph agrees with torch.
 
     Attributes:
-        differences: check -> largest difference, see :class:`.onnx_check.Agreement` and :mod:`.onnx_forward`.
+        differences: check -> largest difference, see :class:`.check.Agreement` and :mod:`.forward`.
         tolerance: the limit for them.
-        growth: check -> relative growth of perplexity by the rounding of weights, see :class:`.onnx_rounding.Loss`;
+        growth: check -> relative growth of perplexity by the rounding of weights, see :class:`.rounding.RoundingLoss`;
             empty for float32.
         growth_tolerance: the limit for it.
         greedy_tokens, greedy_equal: number of tokens compared with ``generate`` of torch, and of those that are equal;
@@ -135,7 +135,7 @@ class OnnxReport(OnnxChecks):
         path: the directory.
         file: the file of the graph, relative to ``path``.
         bytes: size of the graph and its external data.
-        dtype: data type of the stored weights, see :mod:`.onnx_quantize`.
+        dtype: data type of the stored weights, see :mod:`.quantize`.
         source_dtype: data type in the files of the source.
         optimize: ``cpu``, ``cuda`` or ``none``.
         opset: version of the ONNX operator set.

@@ -1,6 +1,6 @@
 """Export a causal language model to an ONNX directory with which runtimes can generate text.
 
-The directory has the files that :mod:`.onnx_artifact` describes. In the layout of ONNX Runtime it also has
+The directory has the files that :mod:`.artifact` describes. In the layout of ONNX Runtime it also has
 ``genai_config.json``, for onnxruntime-genai.
 """
 

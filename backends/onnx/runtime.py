@@ -50,7 +50,7 @@ class OnnxDecoder:
     """A causal language model in ONNX Runtime, called with token ids.
 
     Args:
-        path: a directory with a graph that has a key-value cache, with the names in :mod:`.onnx_names`.
+        path: a directory with a graph that has a key-value cache, with the names in :mod:`.names`.
         file_name: the file of the graph in it.
         provider, threads: as for :func:`open_session`.
 

@@ -83,7 +83,7 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
         optimize, opset: as for :func:`convert`.
 
     Returns:
-        The graph with the names that runtimes expect, see :mod:`.onnx_names`.
+        The graph with the names that runtimes expect, see :mod:`.names`.
 
     Raises:
         FxpruneError: the model caches something else than keys and values, or the exporter fails.
