@@ -10,7 +10,7 @@ Number = int | tuple[int, ...]
 
 
 class ConfigView:
-    """A module's view of a shared configuration: some fields of its own, all others read from the shared object."""
+    """A module's view of the configuration it shares: a few fields of its own, the others the shared one's, live."""
 
     def __init__(self, shared: Any, own: dict[str, Any]) -> None:
         self.__dict__.update(own, _shared=shared)
@@ -22,7 +22,7 @@ class ConfigView:
 
 
 def repair(module: Any, attribute: str, value: Any) -> None:
-    """Set an attribute of ``module``; for ``config.width``, give it a view of its config with another ``width``."""
+    """Set an attribute of ``module``; ``config.width`` gives it a view of its config in which ``width`` differs."""
     owner, _, name = attribute.rpartition(".")
     value = tuple(value) if isinstance(value, list) else value
     if owner:
