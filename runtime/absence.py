@@ -1,4 +1,4 @@
-"""Replacements for removed parts of layers, as data and as code for any architecture."""
+"""What stands where part of a layer was taken out, as data and as code that needs no architecture."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 
 class Absence:
-    """The forward that replaces a removed module; a mixin for ``torch.nn.Module``.
+    """The forward of a module that was taken out; mixed into a ``torch.nn.Module``.
 
-    It returns zeros with the shape of its first input tensor, so that it adds nothing to the residual stream. The
-    structure of the outputs is that of the removed module. If the module filled a layer of the cache, this still adds
-    one number per position, because models count the positions in the cache.
+    It returns zeros of the shape of the first tensor it is given, so that nothing is added to the stream, in the
+    structure that the module itself returned. A layer of the cache that the module filled is filled on, one number per
+    position, because models count the positions in it.
 
     Attributes:
-        absence: ``outputs``: length of the returned tuple, 0 for a single tensor; ``cache``: index of the cache layer
-            to fill, or None.
+        absence: ``outputs``, the length of the tuple that is returned, 0 for a bare tensor; ``cache``, the layer of the
+            cache that is filled, or None.
     """
 
     def __init__(self, absence: dict[str, Any]) -> None:
@@ -22,7 +22,7 @@ class Absence:
         self.absence = absence
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros ``[..., width]`` for the first input tensor ``[..., width]``."""
+        """Zeros ``[..., width]`` for the first tensor ``[..., width]``."""
         given = [*args, *kwargs.values()]
         hidden = next(value for value in given if hasattr(value, "new_zeros"))
         cache = next((value for value in given if hasattr(value, "get_seq_length")), None)
@@ -34,6 +34,6 @@ class Absence:
 
 
 def absences(model: Any) -> dict[str, dict[str, Any]]:
-    """Module path -> description of the replacement, for every removed module of a ``torch.nn.Module``."""
+    """Module path -> what stands there, for every module of a ``torch.nn.Module`` that was taken out."""
     found = ((path, getattr(module, "absence", None)) for path, module in model.named_modules())
     return {path: absence for path, absence in found if isinstance(absence, dict)}

@@ -70,7 +70,7 @@ TAKE_OUT = "        take_out(self, config.fxprune)\n"
 
 
 class Absent(Absence, torch.nn.Module):
-    """Stands in place of a removed module."""
+    """A module that was taken out."""
 
 
 def replay(model: torch.nn.Module, entry: dict[str, Any]) -> None:
