@@ -19,7 +19,7 @@ from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
 from ..tracer.model import DEMO, ModelSource, build_meta, load_config, load_model
 from .progress import Progress, silent
-from .request_checks import GivenText, Model, is_loaded, is_path, list_models, read_text
+from .request_checks import GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
 from .seen_texts import refuse_overlap, text_of
 from .sources import open_source
 
@@ -113,6 +113,7 @@ def evaluate(
         raise RequestError("there is no model to measure", "give one, or several")
     if given is None and DEMO not in [os.fspath(model) for model in found if is_path(model)]:
         raise RequestError("missing --text FILE", "give a text to measure on")
+    check_counts(window=window, windows=windows)
     if window < 2:
         raise RequestError(f"--window {window} is too short: there is no next token", "give --window 2 or more")
     with ExitStack() as stack:

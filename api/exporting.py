@@ -9,6 +9,7 @@ import torch
 
 from ..backends.exporter import ExportReport, ExportRequest
 from ..backends.registry import parse_format
+from ..ir.plugins import named_faults
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
 from ..tracer.model import load_config, load_model
@@ -72,18 +73,19 @@ def export(
             progress(f"loading {source.name}")
             return load_model(source)
 
-        return exporter.export(
-            ExportRequest(
-                name=source.name,
-                source=source.directory,
-                out=Path(out),
-                config=config,
-                causal_lm=ModelCall(config, example).language,
-                load=load,
-                inputs=lambda module: example_inputs(module, example),
-                inner=calls()["inner"],
-                force=force,
-                trust_remote_code=trust_remote_code,
-                progress=progress,
+        with named_faults(type(exporter), f"format {exporter.name!r}"):
+            return exporter.export(
+                ExportRequest(
+                    name=source.name,
+                    source=source.directory,
+                    out=Path(out),
+                    config=config,
+                    causal_lm=ModelCall(config, example).language,
+                    load=load,
+                    inputs=lambda module: example_inputs(module, example),
+                    inner=calls()["inner"],
+                    force=force,
+                    trust_remote_code=trust_remote_code,
+                    progress=progress,
+                )
             )
-        )

@@ -151,6 +151,13 @@ def check_paths(**paths: object) -> None:
             raise RequestError(f"{name} is {_kind(path)}, not a path", "give a string or a pathlib.Path")
 
 
+def check_counts(**counts: object) -> None:
+    """Refuse what is no whole number; None stands for "not given"."""
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+            raise RequestError(f"{name} is {count!r}, not a whole number", "give a number such as 8")
+
+
 def check_example(example: object) -> None:
     """Refuse inputs that are no text.
 

@@ -46,6 +46,8 @@ def parse_format(text: str, shared: Mapping[str, Any] | None = None) -> Exporter
         RequestError: a mistake in the text, an unknown format or option, a value that an option cannot have or that
             contradicts ``shared``, a shared option that the format does not have.
     """
+    if not isinstance(text, str):
+        raise RequestError(f"format is of type {type(text).__name__}", "give text, such as 'onnx{dtype=int8}'")
     exporters = exporter_table()
     scanner = Scanner(text, FORMAT)
     call = scanner.call()

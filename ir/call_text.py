@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from .bounds import OptionError
 from .errors import RequestError
 from .options import BARE, Option, options_of, write_value
+from .plugins import named_faults
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _SPACE = re.compile(r"\s*")
@@ -205,7 +206,8 @@ def bind(
         values[key.value] = value
     bound = found(**_shared_values(defaults or {}, options) | values)
     try:
-        bound.check()
+        with named_faults(found, f"the check of {kind.one} {call.name.value!r}"):
+            bound.check()
     except RequestError as error:
         places = {key.value: word.span for key, word in call.settings}
         at = places.get(error.option, call.span) if isinstance(error, OptionError) else call.span

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from .errors import FxpruneError
+from .errors import FxpruneError, class_and_first_line
 
 EntryT = TypeVar("EntryT")
 
@@ -36,6 +37,31 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.package} {self.version} ({self.place})"
+
+
+@contextmanager
+def named_faults(brought: type, what: str) -> Iterator[None]:
+    """Inside, what the code of an installed package raises becomes an error that names the package.
+
+    Args:
+        brought: the class whose code runs; fxprune's own raise what they raise.
+        what: runs, in the words of an error: ``pass 'clip'``.
+
+    Raises:
+        FxpruneError: what it raised, with its class.
+    """
+    package = brought.__module__.partition(".")[0]
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:
+        if package == __name__.partition(".")[0]:
+            raise
+        raise FxpruneError(
+            f"{what} of the package {package} failed: {class_and_first_line(error)}",
+            f"this is a fault of {package}: --debug shows where; report it to its authors",
+        ) from error
 
 
 class Table(Mapping[str, EntryT]):

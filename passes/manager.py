@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import FxpruneError, RequestError
+from ..ir.plugins import named_faults
 from .base import Pass, PassKind
 from .pipeline import print_pass
 from .state import State
@@ -122,7 +123,8 @@ def run_pipeline(
         if step.kind == PassKind.SCORE:
             _keep_before(state, pipeline[number:])
         started = time.perf_counter()
-        step.run(state)
+        with named_faults(type(step), f"pass {step.name!r}"):
+            step.run(state)
         seconds = time.perf_counter() - started
         for name in step.invalidates:
             setattr(state.subject, known[name].part, None)

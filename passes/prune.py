@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..ir import Indices, RequestError
+from ..ir import FxpruneError, Indices, RequestError
 from ..ir.groups import Group
 from ..ir.options import option, options_of, write_value
 from .base import Pass, PassKind
@@ -123,13 +123,36 @@ class Prune(Pass):
         """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one."""
         saved = state.ledger.scores
         if saved is None or saved.done:
-            return self.scores(groups, state)
+            return self._valid(groups, self.scores(groups, state))
 
         def compute(text: Corpus | None) -> Mapping[str, Scores]:
-            return self.scores(groups, replace(state, data=replace(state.data, calibration=text)))
+            found = self.scores(groups, replace(state, data=replace(state.data, calibration=text)))
+            return self._valid(groups, found)
 
         record = {"pass": self.name, "options": self._scoring_options(), "model": fingerprint(state.subject.model)}
         return saved.scores(record, state.data.calibration, [group.name for group in groups], compute)
+
+    def _valid(self, groups: Sequence[Group], scores: Mapping[str, Scores]) -> Mapping[str, Scores]:
+        """The scores, when every group has one number for each of its units: they may come from a package of others."""
+        if not isinstance(scores, Mapping):
+            raise FxpruneError(
+                f"pass {self.name!r} gave a {type(scores).__name__} as scores",
+                "scores() returns a dict: group name -> array",
+            )
+        for group in groups:
+            found = scores.get(group.name)
+            if not isinstance(found, np.ndarray) or found.shape != (group.units,):
+                got = f"shape {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
+                raise FxpruneError(
+                    f"pass {self.name!r} gave no scores of {group.name} that fit: {got}, not [{group.units}]",
+                    "scores() returns a NumPy array with one number for each unit of every group",
+                )
+            if np.isnan(found).any():
+                raise FxpruneError(
+                    f"pass {self.name!r} gave scores of {group.name} that are not numbers",
+                    "look for a division by zero or an overflow in the pass",
+                )
+        return scores
 
     def _scoring_options(self) -> dict[str, str]:
         """The options that scores depend on, as text."""

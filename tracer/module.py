@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,11 @@ def bind(module: nn.Module, inputs: ExampleInputs) -> ForwardCall:
     """
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
+    if not isinstance(inputs, torch.Tensor | Mapping | Iterable):
+        raise RequestError(
+            f"the example inputs are of type {type(inputs).__name__}",
+            "give one tensor, a tuple of the positional arguments, or a dict of the keyword arguments",
+        )
     if isinstance(inputs, Mapping):
         kwargs = dict(inputs)
     else:

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from ...ir.errors import FxpruneError, RequestError, last_line
 from ..progress import Progress, silent
-from ..request_checks import Model, is_path, list_models
+from ..request_checks import Model, check_counts, is_path, list_models
 from .process import TimingJob
 
 BATCHES = (1, 8)
@@ -145,6 +145,10 @@ def bench(
         RequestError: a model that cannot be found, one too short for ``prompt + new``, or a count below one.
         FxpruneError: a model that cannot be loaded, exported or run.
     """
+    check_counts(prompt=prompt, new=new, rounds=rounds, threads=threads)
+    if not isinstance(batches, Sequence) or isinstance(batches, str) or not batches:
+        raise RequestError(f"batches is {batches!r}", "give one size or several, such as (1, 8)")
+    check_counts(**{f"batches[{at}]": size for at, size in enumerate(batches)})
     found = list_models(models)
     if not found or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
         raise RequestError(

@@ -112,6 +112,11 @@ def apply(
     shown = [print_ir_after] if isinstance(print_ir_after, str) else print_ir_after
     check_printing(shown, pipeline)
     _require_place(out, resume=resume, dry_run=dry_run)
+    if asked and not pipeline and plan is None:
+        raise RequestError(
+            f"a dry run leaves {print_pipeline(asked)} out, and there is no other pass",
+            "add a pass that prunes, or leave --dry-run out",
+        )
     kept = open_scores(scores, pipeline, texts=loss is None)
     weights = not dry_run or any(step.needs_weights for step in pipeline)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}

@@ -161,7 +161,9 @@ def pattern(text: str, *, freeze: Mapping[str, str] | None = None, mark: Mapping
         freeze: letter -> reason to freeze that axis.
         mark: letter -> mark for that axis.
     """
-    left, _, right = text.partition("->")
+    left, arrow, right = text.partition("->")
+    if not arrow:
+        raise ValueError(f"{text!r} has no '->' between operands and results")
     operands = [(spec.strip().removesuffix("?").split(), spec.strip().endswith("?")) for spec in left.split(",")]
     results = [spec.split() for spec in right.split(",")]
 

@@ -56,7 +56,7 @@ class Target:
         if not 0 < value < math.inf or value == 1:
             raise RequestError(
                 f"target {text!r} needs a share between 0 and 1, or an amount above 1",
-                f"{measure}=0.8 keeps 80 percent; {measure}=5e9 is an amount",
+                f"{measure}=0.8 keeps 80 percent; {measure}=5e9 is an amount; inside a pipeline write {measure}:0.8",
             )
         if measure == LATENCY and value > 1:
             raise RequestError(

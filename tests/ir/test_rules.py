@@ -186,3 +186,8 @@ def test_a_clash_freezes_both_sides_with_the_operator_and_its_line() -> None:
 def test_the_page_on_operators_is_current() -> None:
     path = Path(fxprune.__file__).parent / "docs" / "generate.py"
     assert path.with_name("operators.md").read_text(encoding="utf-8") == runpy.run_path(str(path))["operators_page"]()
+
+
+def test_a_text_without_an_arrow_is_no_rule() -> None:
+    with pytest.raises(ValueError, match="'a b c' has no '->' between operands and results"):
+        pattern("a b c")

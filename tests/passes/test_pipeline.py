@@ -263,9 +263,9 @@ def test_values_at_their_bounds_pass_and_none_is_no_value() -> None:
 def test_a_value_of_python_is_checked_as_that_of_text_is() -> None:
     with pytest.raises(RequestError, match=r"picky: rate=inf is not finite"):
         Picky(rate=float("inf")).check()
-    with pytest.raises(RequestError, match=r"score: variant=vektor is not known") as caught:
+    with pytest.raises(RequestError, match=r"score: variant=vektor is not supported") as caught:
         Score(variant="vektor").check()
-    assert caught.value.hint == "choose one of vector, element1, element2"
+    assert caught.value.hint == "choose from vector, element1, element2"
 
 
 def test_a_mistake_of_several_options_is_pointed_at_as_a_whole() -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from fxprune.backends.registry import EXPORTERS, exporter_table, parse_format
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.ir.plugins import PluginWarning
+from fxprune.ir.plugins import PluginWarning, named_faults
 from fxprune.ir.rules import RULES, rule_table
+from fxprune.passes.prune import Prune
 from fxprune.passes.registry import PASSES, all_passes, pass_table
 
 from ..checkpoints import write_checkpoint
+from ..states import module_state, run_passes
 from .plugins import PAGES, install, install_pages, python, script
 
 NET = ("my_package.operators:Net", "--example", "float32[2,8]")
@@ -267,3 +272,44 @@ def test_a_format_takes_its_options_from_the_text_and_from_beside_it() -> None:
     assert parse_format("onnx") == onnx()
     shared = {"dtype": "int8", "layout": None, "cache": False}
     assert parse_format("onnx{dtype=int8,opset=20}", shared) == onnx(dtype="int8", opset=20, cache=False)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda _: None, "pass 'odd' gave a NoneType as scores"),
+        (lambda _: {}, "pass 'odd' gave no scores of "),
+        (lambda groups: {g.name: [1.0] * g.units for g in groups}, r"that fit: list, not \[12\]"),
+        (lambda groups: {g.name: np.ones(g.units + 1) for g in groups}, r"that fit: shape \[13\], not \[12\]"),
+        (lambda groups: {g.name: np.full(g.units, np.nan) for g in groups}, "that are not numbers"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(made: Any, message: str) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Odd(Prune):
+        """Gives what it should not."""
+
+        name: ClassVar[str] = "odd"
+
+        def scores(self, groups: Any, _: Any) -> Any:
+            return made(groups)
+
+    net = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 4))
+    with pytest.raises(FxpruneError, match=message):
+        run_passes(module_state(net, torch.ones(2, 4)), Odd(channels=True))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_a_package_raises_names_it(own: bool) -> None:
+    class Broken:
+        __module__ = "fxprune.passes.broken" if own else "their_package.passes"
+
+    with pytest.raises(KeyError if own else FxpruneError) as caught, named_faults(Broken, "pass 'broken'"):
+        raise KeyError("q")
+    if not own:
+        assert str(caught.value) == "pass 'broken' of the package their_package failed: KeyError: 'q'"
+        assert "their_package" in caught.value.hint  # type: ignore[attr-defined]
+    refusal = RequestError("no", "hint")
+    with pytest.raises(RequestError) as kept, named_faults(Broken, "pass 'broken'"):
+        raise refusal
+    assert kept.value is refusal
