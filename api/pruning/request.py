@@ -17,8 +17,10 @@ from ...passes.base import Pass, PassKind
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.replay import Replay
+from ...runtime.placement import AUTO, STREAMED, Placement, PlacementRequest, place, told_when_out_of_memory
 from ...tracer.model import ModelSource, load_config
 from ..model_call import ModelCall
+from ..placing import largest_forward, place_model
 from ..progress import Progress, silent
 from ..request_checks import GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
 from ..seen_texts import CALIBRATION, RECOVERY
@@ -59,6 +61,10 @@ def apply(
     resume: bool = False,
     dry_run: bool = False,
     form: Form = "auto",
+    device: str | torch.device = AUTO,
+    dtype: str | torch.dtype = AUTO,
+    offload: str = AUTO,
+    max_memory: str | int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     print_ir_after: str | Sequence[str] = (),
@@ -89,6 +95,13 @@ def apply(
         resume: continue an interrupted run of the same call after its last finished pass, and save every pass.
         dry_run: stop before recovery and writing. A config without weights is enough if no pass reads weights.
         form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result.
+        device: where passes compute: ``cpu``, an accelerator such as ``cuda`` or ``cuda:1``, or ``auto``: the
+            accelerator that torch finds, else the CPU.
+        dtype: of the arithmetic: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's on an
+            accelerator, float32 on the CPU. What is written keeps the dtype of the files.
+        offload: where weights are that are not in use: ``none``, ``memory``, ``disk``, or ``auto``: the first that
+            fits.
+        max_memory: the most memory that may be used, such as ``"4GB"``; all that is free when None.
         trust_remote_code: whether the model's own code may run.
         allow_pickle: whether weights may be read from a pickle.
         print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
@@ -102,6 +115,7 @@ def apply(
         "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
         "channels": channels,
     }  # fmt: skip
+    request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     check_model(model, tokenizer)
     check_paths(plan=plan, out=out, scores=scores)
     check_example(example)
@@ -112,11 +126,7 @@ def apply(
     shown = [print_ir_after] if isinstance(print_ir_after, str) else print_ir_after
     check_printing(shown, pipeline)
     _require_place(out, resume=resume, dry_run=dry_run)
-    if asked and not pipeline and plan is None:
-        raise RequestError(
-            f"a dry run leaves {print_pipeline(asked)} out, and there is no other pass",
-            "add a pass that prunes, or leave --dry-run out",
-        )
+    _require_passes(asked, pipeline, plan)
     kept = open_scores(scores, pipeline, texts=loss is None)
     weights = not dry_run or any(step.needs_weights for step in pipeline)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
@@ -127,14 +137,17 @@ def apply(
             pipeline = (Replay(sha256=recorded.sha256), *pipeline)
         model_call = ModelCall(load_config(source), example)
         model_call.check(asked, loss=loss is not None, texts=any(text is not None for text in texts.values()))
+        placement = _placed(request, source, model_call.config, pipeline if weights else ())
+        progress(placement.why)
         stages = None
         if out is not None and not dry_run:
-            place = None if scores is None else str(scores)
-            run = identity(source, pipeline, texts, example=example, loss=loss, scores=place)
+            own = {"scores": None if scores is None else str(scores), "dtype": str(placement.dtype)}
+            run = identity(source, pipeline, texts, example=example, loss=loss, **own)
             stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
-        work = ModelRun(source, pipeline if weights else None, model_call, progress)
-        work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
-        applied = work.run(pipeline, printer(shown), stages)
+        with told_when_out_of_memory(placement):
+            work = ModelRun(source, pipeline if weights else None, model_call, progress, placement)
+            work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
+            applied = work.run(pipeline, printer(shown), stages)
         write_scores(scores, work.state.ledger.scores)
         left = print_pipeline(step for step in asked if step not in pipeline)
         applied = dataclasses.replace(applied, skipped=left)
@@ -154,6 +167,22 @@ def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping
     if plan is None and not isinstance(passes, str) and not passes:
         raise RequestError("missing --pass PIPELINE", "give one, or --plan FILE to repeat what another run removed")
     return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
+
+
+def _require_passes(asked: Sequence[Pass], pipeline: Sequence[Pass], plan: str | Path | None) -> None:
+    if asked and not pipeline and plan is None:
+        raise RequestError(
+            f"a dry run leaves {print_pipeline(asked)} out, and there is no other pass",
+            "add a pass that prunes, or leave --dry-run out",
+        )
+
+
+def _placed(request: PlacementRequest, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
+    """Where the passes run; without one that runs the model, weights are read from the files one at a time."""
+    if all(step.streams for step in pipeline):
+        place(request)  # refuses a device that is not there
+        return STREAMED
+    return place_model(request, source, config, forward=largest_forward(pipeline), sums=True)
 
 
 def _require_place(out: str | Path | None, *, resume: bool, dry_run: bool) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from ...backends.huggingface.checkpoint import Checkpoint
 from ...backends.huggingface.streamed_weights import StreamedWeights, obstacle
@@ -17,12 +15,9 @@ from ...ir.plan import Plan
 from ...passes.base import Pass
 from ...passes.data import Weights
 from ...passes.state import Ledger
-from ...tracer.checkpoint import weight_files
 from ...tracer.model import ModelSource, build_meta
 
 GraphLogits = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
-
-SAFETENSORS = ".safetensors"
 
 
 class StreamedModel:
@@ -47,36 +42,9 @@ class StreamedModel:
 
         return read
 
-    @contextmanager
-    def synthetic_parameters(self) -> Iterator[None]:
-        """While the block runs, the parameters of the module are synthetic weights; for tracing."""
-        values = self.synthetic.tensors(self.module)
-        first = {id(parameter): name for name, parameter in self.module.named_parameters()}
-        real: list[tuple[nn.Module, str, nn.Parameter]] = []
-        made: dict[str, nn.Parameter] = {}
-        for module in self.module.modules():
-            for leaf, parameter in module._parameters.items():
-                if parameter is not None:
-                    name = first[id(parameter)]
-                    made.setdefault(name, nn.Parameter(values[name], requires_grad=parameter.requires_grad))
-                    real.append((module, leaf, parameter))
-        try:
-            for module, leaf, parameter in real:
-                module._parameters[leaf] = made[first[id(parameter)]]
-            yield
-        finally:
-            for module, leaf, parameter in real:
-                module._parameters[leaf] = parameter
-
     def values(self, plan: Plan, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> OnDiskWeights:
         """What the backend needs to write the weights."""
         return OnDiskWeights(self.weights, plan, self.synthetic, inputs, graph)
-
-
-def checkpoint_of(source: ModelSource) -> Checkpoint | None:
-    """The safetensors files of the source; None when its weights are a pickle."""
-    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
-    return Checkpoint(files) if files[0].suffix == SAFETENSORS else None
 
 
 def open_streamed_model(
