@@ -104,6 +104,17 @@ def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tenso
     return target
 
 
+_clone = torch.UntypedStorage.clone
+
+
+def _cloned(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    """For ``copy.deepcopy``: torch would ask an allocator in C++, and there is none."""
+    if storage.device.type != NAME:
+        return _clone(storage)
+    held = torch.empty(0, dtype=torch.uint8, device=NAME).set_(storage)
+    return _relabelled(_on_cpu(held).clone(), _ON_DEVICE).untyped_storage()
+
+
 def add_checked_device() -> list[torch.library.Library]:
     """Add the device ``checked`` to this process; it is there as long as what this returns."""
     _setup_privateuseone_for_python_backend(NAME)
@@ -115,4 +126,6 @@ def add_checked_device() -> list[torch.library.Library]:
     aten.impl("_copy_from", _copied, KEY)
     aten.impl("resize_", _resized, KEY)
     aten.impl("_local_scalar_dense", lambda tensor: torch.ops.aten._local_scalar_dense(_on_cpu(tensor)), KEY)
+    torch.UntypedStorage.clone = _cloned  # type: ignore[method-assign]
+    torch.accelerator.synchronize = lambda *_: None  # there is nothing to wait for
     return [others, aten]
