@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation import Measurement, evaluate
     from .exporting import export
     from .listing import FormatInfo, PassInfo, list_formats, list_passes
+    from .machine import Machine, examine
     from .modules.named import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
     from .modules.prune import Pruned, load, prune_module
     from .pruning.request import Applied, GroupChange, apply
@@ -27,6 +28,7 @@ __all__ = [
     "FormatInfo",
     "GroupChange",
     "Hop",
+    "Machine",
     "Measurement",
     "PassInfo",
     "Pruned",
@@ -35,6 +37,7 @@ __all__ = [
     "apply",
     "bench",
     "evaluate",
+    "examine",
     "export",
     "is_named_module",
     "list_formats",
@@ -54,6 +57,7 @@ _MODULES = {
     "evaluation": ("Measurement", "evaluate"),
     "exporting": ("export",),
     "listing": ("FormatInfo", "PassInfo", "list_formats", "list_passes"),
+    "machine": ("Machine", "examine"),
     "modules.prune": ("Pruned", "load", "prune_module"),
     "pruning.request": ("Applied", "GroupChange", "apply"),
     "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),

@@ -166,8 +166,9 @@ def require_whole(placement: Placement) -> Placement:
         return WHOLE
     if placement.offload != NONE:
         raise RequestError(
-            f"--offload {placement.offload}: passes that run the model still need all of it in memory",
-            "give --offload none, or passes that only read weights, such as magnitude",
+            f"the whole model has to be in memory here, and would not be: {placement.why}",
+            "give --offload none to try all the same, a coarser --dtype, another --device, or only passes that read "
+            "weights, such as magnitude",
         )
     return placement
 
@@ -227,16 +228,17 @@ def _offload(request: PlacementRequest, device: torch.device, narrower: bool, ne
     """The first of :data:`OFFLOADS` that fits, and why; ``narrower``: whether the checkpoint's dtype takes less."""
     host = host_memory()
     own = host if device == CPU else device_memory(device)
-    free, host_free = (_capped(memory and memory.free, request.max_memory) for memory in (own, host))
+    free = _least(own.free if own else None, request.max_memory)
+    host_free = _least(host.free if host else None, request.max_memory)
     if free is None:
         return NONE, f"{_TEXTS[NONE]}: torch cannot tell how much of it is free"
-    there = f"{size_text(free)} {'allowed' if free == request.max_memory else 'free'}"
+    allowed = free == request.max_memory
+    there = f"{size_text(free)} {'allowed' if allowed else 'free'}"
     if needs.one_block > free:
-        flag = "--max-memory " if free == request.max_memory else f"{device}: "
         raise RequestError(
-            f"{flag}{size_text(free)}{'' if free == request.max_memory else ' free'}: not enough for the largest block, "
-            f"which takes {size_text(needs.largest_block)}, with {size_text(needs.outside)} outside the blocks and "
-            f"{size_text(needs.largest_gradient)} for a gradient",
+            f"{f'--max-memory {size_text(free)}' if allowed else f'{device} has {there}'}: the largest block takes "
+            f"{size_text(needs.largest_block)}, what is outside the blocks {size_text(needs.outside)}, and a gradient "
+            f"{size_text(needs.largest_gradient)}",
             f"give at least {size_text(needs.one_block)}; a coarser --dtype takes less",
         )
     whole = needs.weights + needs.beside
@@ -250,9 +252,9 @@ def _offload(request: PlacementRequest, device: torch.device, narrower: bool, ne
     return offload, f"{_TEXTS[offload]}: {short}"
 
 
-def _capped(free: int | None, most: int | None) -> int | None:
-    known = [amount for amount in (free, most) if amount is not None]
-    return min(known, default=None)
+def _least(*amounts: int | None) -> int | None:
+    """The smallest amount that is known."""
+    return min((amount for amount in amounts if amount is not None), default=None)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -61,10 +61,14 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     strangers = [tensor for tensor in tensors if tensor.device.type != NAME and tensor.dim()]
     if strangers or any(isinstance(leaf, torch.Generator) for leaf in leaves):
         where = sorted({str(tensor.device) for tensor in tensors})
-        raise RuntimeError(f"{operator.name()}: Expected all tensors to be on the same device, found {', '.join(where)}")
+        raise RuntimeError(
+            f"{operator.name()}: Expected all tensors to be on the same device, found {', '.join(where)}"
+        )
     views = {id(tensor): _on_cpu(tensor) for tensor in tensors}
     # An empty output is made larger, which the memory of another tensor cannot be.
-    outputs = [kwargs[a.name] for a in operator._schema.arguments if a.is_out and isinstance(kwargs.get(a.name), Tensor)]
+    outputs = [
+        kwargs[a.name] for a in operator._schema.arguments if a.is_out and isinstance(kwargs.get(a.name), Tensor)
+    ]
     views |= {id(output): torch.empty(0, dtype=output.dtype) for output in outputs if not output.numel()}
     given = {id(view): tensor for tensor, view in ((t, views[id(t)]) for t in tensors)}
 

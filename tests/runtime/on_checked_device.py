@@ -18,14 +18,13 @@ from fxprune.api.model_call import ModelCall
 from fxprune.api.placing import largest_forward, place_model
 from fxprune.api.progress import silence, silent
 from fxprune.api.pruning.model_run import ModelRun
+from fxprune.api.request_checks import GivenRows
 from fxprune.api.seen_texts import CALIBRATION, RECOVERY
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.runtime.placement import PlacementRequest
 from fxprune.runtime.tolerances import relative_difference
 from fxprune.tracer.model import load_config, resolve
-
-from fxprune.api.request_checks import GivenRows
 
 WORDS = "one two three four five six seven eight nine ten"
 
@@ -40,7 +39,9 @@ def run(model: Path, pipeline: str, device: str, dtype: str) -> ModelRun:
     texts = {part: GivenRows(part, (f"{WORDS} {part} " * 60,)) for part in (CALIBRATION, RECOVERY)}
     work.read(steps, texts, loss=None, recorded=None, scores=None)
     work.run(steps, lambda *_: None, None)
-    found = {str(tensor.device) for tensor in (*work.state.subject.model.parameters(), *work.state.subject.model.buffers())}
+    found = {
+        str(tensor.device) for tensor in (*work.state.subject.model.parameters(), *work.state.subject.model.buffers())
+    }
     assert found == {str(placement.device)}, f"the model is on {found}"
     return work
 
