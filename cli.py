@@ -52,7 +52,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_PLACEMENT = ("device", "dtype", "offload", "max_memory")
+_WHERE = ("device", "dtype", "offload", "max_memory")
 _APPLY = ("out", "ratio", "target", "layers", "seed", "multiple_of", "channels", "force", "dry_run")
 _APPLY_MODEL = (
     "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "print_ir_after",
@@ -191,7 +191,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _where(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the user said about where the model runs; what is left to fxprune is left out."""
-    given = {name: getattr(arguments, name) for name in _PLACEMENT}
+    given = {name: getattr(arguments, name) for name in _WHERE}
     return {name: value for name, value in given.items() if value not in (None, "auto")}
 
 

@@ -18,7 +18,7 @@ from .memory import device_memory, host_memory, parse_bytes, size_text
 from .needs import Needs
 
 AUTO = "auto"
-NONE, MEMORY, DISK = OFFLOADS = ("none", "memory", "disk")
+NO_OFFLOAD, MEMORY, DISK = OFFLOADS = ("none", "memory", "disk")
 """Where weights are that are not in use, from the fastest to the most frugal: all on the device; in the memory of the
 host; in the files."""
 
@@ -108,7 +108,7 @@ class Placement:
         }
 
 
-WHOLE = Placement(CPU, torch.float32, NONE, None, "cpu, float32; all weights in memory")
+WHOLE = Placement(CPU, torch.float32, NO_OFFLOAD, None, "cpu, float32; all weights in memory")
 """Where nobody asked: everything on the CPU, in float32."""
 
 STREAMED = Placement(
@@ -139,7 +139,7 @@ def place(
     device, why_device = _device(request, sums)
     dtype, why_dtype = _dtype(request, device, stored)
     head = ", ".join([f"{device}{why_device}", f"{_name(dtype)}{why_dtype}"])
-    offload, why = NONE, ""
+    offload, why = NO_OFFLOAD, ""
     if needs is not None:
         offload, why = _offload(request, device, stored.itemsize < dtype.itemsize, needs(dtype))
     if request.offload != AUTO:
@@ -164,7 +164,7 @@ def require_whole(placement: Placement) -> Placement:
     """
     if placement == STREAMED:  # the files could not be read one tensor at a time after all
         return WHOLE
-    if placement.offload != NONE:
+    if placement.offload != NO_OFFLOAD:
         raise RequestError(
             f"the whole model has to be in memory here, and would not be: {placement.why}",
             "give --offload none to try all the same, a coarser --dtype, another --device, or only passes that read "
@@ -193,7 +193,11 @@ def told_when_out_of_memory(placement: Placement) -> Iterator[None]:
         ) from error
 
 
-_TEXTS = {NONE: "all weights in memory", MEMORY: "weights wait in the memory of the host", DISK: "weights stay on disk"}
+_TEXTS = {
+    NO_OFFLOAD: "all weights in memory",
+    MEMORY: "weights wait in the memory of the host",
+    DISK: "weights stay on disk",
+}
 
 
 def _device(request: PlacementRequest, sums: bool) -> tuple[torch.device, str]:
@@ -231,7 +235,7 @@ def _offload(request: PlacementRequest, device: torch.device, narrower: bool, ne
     free = _least(own.free if own else None, request.max_memory)
     host_free = _least(host.free if host else None, request.max_memory)
     if free is None:
-        return NONE, f"{_TEXTS[NONE]}: torch cannot tell how much of it is free"
+        return NO_OFFLOAD, f"{_TEXTS[NO_OFFLOAD]}: torch cannot tell how much of it is free"
     allowed = free == request.max_memory
     there = f"{size_text(free)} {'allowed' if allowed else 'free'}"
     if needs.one_block > free:
@@ -243,7 +247,7 @@ def _offload(request: PlacementRequest, device: torch.device, narrower: bool, ne
         )
     whole = needs.weights + needs.beside
     if whole <= free:
-        return NONE, f"{_TEXTS[NONE]}: {size_text(whole)} of {there}"
+        return NO_OFFLOAD, f"{_TEXTS[NO_OFFLOAD]}: {size_text(whole)} of {there}"
     short = f"{size_text(whole)} do not fit in {there}"
     working = needs.one_block + needs.activations + needs.logits
     waiting = needs.stored + (working if device == CPU else 0)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -101,7 +101,6 @@ class Conditions:
         rounds: timed rounds, after a warm-up round.
         threads: threads within one operator, in torch and in ONNX Runtime.
         batches: the batch sizes.
-        request: where the user wants the models to run.
     """
 
     prompt: int
@@ -109,7 +108,6 @@ class Conditions:
     rounds: int
     threads: int
     batches: tuple[int, ...]
-    request: PlacementRequest = field(default_factory=PlacementRequest)
 
 
 @dataclass(frozen=True)
@@ -172,9 +170,10 @@ def bench(
             f"batches {', '.join(map(str, batches))}, --threads {threads}",
             "give at least one model, and numbers of at least 1",
         )
-    conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches), request)
+    conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
-        jobs = [TimingJob(*_place(model, stack, trust_remote_code), trust_remote_code) for model in found]
+        where = dataclasses.asdict(request)
+        jobs = [TimingJob(*_place(model, stack, trust_remote_code), trust_remote_code, where) for model in found]
         if onnx:
             jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
         workers = [stack.enter_context(_worker(job, conditions, progress)) for job in jobs]

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -41,11 +41,14 @@ class TimingJob:
         name: the model as the user gave it.
         path: where it is loaded from: the same, or an ONNX directory that was exported from it.
         trust_remote_code: whether the model's own code may run.
+        request: where the user wants it to run, the fields of a
+            :class:`~fxprune.runtime.placement.PlacementRequest`.
     """
 
     name: str
     path: str
     trust_remote_code: bool
+    request: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Timed:
@@ -70,7 +73,7 @@ class _Timed:
                 "give a smaller --prompt or --new",
             )
         self.runtime = "onnxruntime" if onnx else "torch"
-        opened = (_open_onnx if onnx else _open_torch)(source, conditions)
+        opened = (_open_onnx if onnx else _open_torch)(source, conditions, job.request)
         self.module, self.step, self.bytes, self.before, self.placement = opened
 
     def time(self) -> dict[str, list[float]]:
@@ -113,13 +116,13 @@ class _Timed:
         return None if after is None or self.before is None else after - self.before
 
 
-def _open_torch(source: ModelSource, conditions: Mapping[str, Any]) -> _Opened:
+def _open_torch(source: ModelSource, conditions: Mapping[str, Any], request: Mapping[str, Any]) -> _Opened:
     from ...runtime.placement import PlacementRequest
     from .. import evaluation
 
     before = _peak()
     forward = (max(conditions["batches"]), conditions["prompt"] + conditions["new"])
-    opened = evaluation._open_torch(source, PlacementRequest(**conditions["request"]), forward)
+    opened = evaluation._open_torch(source, PlacementRequest(**request), forward)
     module: Any = opened.module
     assert opened.placement is not None
     device = opened.placement.device
@@ -131,7 +134,7 @@ def _open_torch(source: ModelSource, conditions: Mapping[str, Any]) -> _Opened:
     return module, step, opened.bytes, before, opened.placement
 
 
-def _open_onnx(source: ModelSource, conditions: Mapping[str, Any]) -> _Opened:
+def _open_onnx(source: ModelSource, conditions: Mapping[str, Any], _request: Mapping[str, Any]) -> _Opened:
     import torch
 
     from ...backends.onnx.runtime import MODEL_FILE, OnnxDecoder

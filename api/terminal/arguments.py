@@ -80,8 +80,10 @@ def _add_example_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_loss_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def _add_module_options(parser: argparse.ArgumentParser) -> None:
+    module = parser.add_argument_group("for package.module:callable, and models that are not causal language models")
+    _add_example_option(module)
+    module.add_argument(
         "--loss",
         metavar="NAME",
         help="package.module:function that takes the module and returns a scalar loss, for scores that need one",
@@ -175,9 +177,7 @@ def _add_apply(commands: Any) -> None:
     text.add_argument("--calib", metavar="TEXT", help="calibration text: scores are computed on it")
     text.add_argument("--data", metavar="TEXT", help="recovery text: recovery passes train on it")
     text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
-    module = parser.add_argument_group("for package.module:callable, and models that are not causal language models")
-    _add_example_option(module)
-    _add_loss_option(module)
+    _add_module_options(parser)
     _add_output(parser, required=False)
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted run of this command after its last finished pass"
