@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ...backends.graph_module import raise_graph
+from ...backends.graph_module import moved, raise_graph
 from ...backends.loading import load
 from ...backends.pt2.save import SavableModule
 from ...backends.pt2.training_mode import follow_mode
@@ -237,7 +237,7 @@ class _ModuleRun(NoHost):
         plan = state.ledger.plan or Plan()
         worst = self._check(state)
         changes = [groups[name] for name in plan.keep]
-        result = state.subject.model.train(self.original.training).to(self.home)
+        result = moved(state.subject.model.train(self.original.training), self.home)
         return Pruned(
             module=result,
             in_place=not self.rebuilt_because,
