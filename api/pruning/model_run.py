@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ...backends.artifact import write_json
 from ...backends.graph_module import constants_of
-from ...backends.huggingface.checkpoint import STORED_DTYPES
+from ...runtime.mapped_files import STORED_DTYPES
 from ...backends.huggingface.save import Form, SavedModel, save
 from ...backends.huggingface.synthetic_weights import sampled_products
 from ...ir.graph import Graph

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...backends.huggingface.checkpoint import Checkpoint
+from ...runtime.mapped_files import Checkpoint
 from ...backends.huggingface.streamed_weights import StreamedWeights, obstacle
 from ...backends.huggingface.synthetic_weights import SyntheticWeights
 from ...backends.huggingface.weight_source import OnDiskWeights

@@ -19,7 +19,7 @@ from ...ir.errors import FxpruneError
 from ...ir.plan import Indices, Plan
 from ...runtime.threads import one_thread
 from ..verify import VerificationError
-from .checkpoint import STORED_DTYPES, Bits, Checkpoint, RowCutter, StoredTensor, require_whole
+from ...runtime.mapped_files import STORED_DTYPES, Bits, Checkpoint, RowCutter, StoredTensor, require_whole
 from .direct_file import DirectFile
 
 SHARD_NAME = "model{suffix}.safetensors"

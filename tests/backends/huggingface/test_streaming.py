@@ -28,7 +28,7 @@ from transformers import (
 from fxprune import api
 from fxprune.api.pruning import model_run, streamed_model
 from fxprune.backends.huggingface import checkpoint, streamed_weights, synthetic_weights, weight_source
-from fxprune.backends.huggingface.checkpoint import Checkpoint
+from fxprune.runtime.mapped_files import Checkpoint
 from fxprune.backends.huggingface.streamed_weights import SHARD_INDEX, StreamedWeights, obstacle
 from fxprune.backends.huggingface.synthetic_weights import SyntheticWeights, meta_model
 from fxprune.ir.errors import FxpruneError
