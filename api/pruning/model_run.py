@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ...backends.artifact import write_json
 from ...backends.graph_module import constants_of
 from ...backends.huggingface.checkpoint import STORED_DTYPES
-from ...backends.huggingface.save import Form, SavedModel, save
+from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
 from ...backends.huggingface.synthetic_weights import sampled_products
 from ...ir.graph import Graph
 from ...ir.groups import Group
@@ -197,19 +197,21 @@ class ModelRun:
             reference = None
             values = self.streamed.values(plan, self.model_call.inputs, self._graph_logits)
         return save(
-            subject.model,
-            out,
-            source=self.source.directory,
-            plan=plan,
-            repairs=ledger.repairs,
-            quantities=self.quantities | self._changed_extents(),
-            reference=reference,
-            values=values,
-            report=applied.to_record(),
-            form=form,
-            force=force,
-            origin=self.recorded.origin if self.recorded is not None else None,
-            extra=self._keep_adapters,
+            SaveRequest(
+                model=subject.model,
+                out=out,
+                source=self.source.directory,
+                plan=plan,
+                repairs=ledger.repairs,
+                quantities=self.quantities | self._changed_extents(),
+                reference=reference,
+                values=values,
+                report=applied.to_record(),
+                form=form,
+                force=force,
+                origin=self.recorded.origin if self.recorded is not None else None,
+                extra=self._keep_adapters,
+            )
         )
 
     def _store_dtype(self) -> None:
