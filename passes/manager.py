@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,13 +122,7 @@ def run_pipeline(
                 record(_analyse(known[name], state))
         if step.kind == PassKind.SCORE:
             _keep_before(state, pipeline[number:])
-        started = time.perf_counter()
-        with named_faults(type(step), f"pass {step.name!r}"):
-            step.run(state)
-        seconds = time.perf_counter() - started
-        for name in step.invalidates:
-            setattr(state.subject, known[name].part, None)
-        record(StepRecord(step.name, print_pass(step), seconds))
+        record(_run_pass(step, state, known))
         _verify_after(step, state, verify)
     return tuple(steps)
 
@@ -147,6 +141,16 @@ def _analyse(analysis: Analysis, state: State) -> StepRecord:
     started = time.perf_counter()
     setattr(state.subject, analysis.part, analysis.run(state.subject.graph))
     return StepRecord(analysis.name, analysis.name, time.perf_counter() - started, is_analysis=True)
+
+
+def _run_pass(step: Pass, state: State, analyses: Mapping[str, Analysis]) -> StepRecord:
+    started = time.perf_counter()
+    with named_faults(type(step), f"pass {step.name!r}"):
+        step.run(state)
+    seconds = time.perf_counter() - started
+    for name in step.invalidates:
+        setattr(state.subject, analyses[name].part, None)
+    return StepRecord(step.name, print_pass(step), seconds)
 
 
 def _verify_after(step: Pass, state: State, verify: Verify) -> None:

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 
 from ...backends.artifact import write_json
 from ...backends.graph_module import constants_of
-from ...runtime.mapped_files import STORED_DTYPES
-from ...backends.huggingface.save import Form, SavedModel, save
+from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
 from ...backends.huggingface.synthetic_weights import sampled_products
 from ...ir.graph import Graph
 from ...ir.groups import Group
@@ -31,6 +30,7 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
+from ...runtime.mapped_files import STORED_DTYPES
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.model import ModelSource, build_meta, load_model
@@ -197,19 +197,21 @@ class ModelRun:
             reference = None
             values = self.streamed.values(plan, self.model_call.inputs, self._graph_logits)
         return save(
-            subject.model,
-            out,
-            source=self.source.directory,
-            plan=plan,
-            repairs=ledger.repairs,
-            quantities=self.quantities | self._changed_extents(),
-            reference=reference,
-            values=values,
-            report=applied.to_record(),
-            form=form,
-            force=force,
-            origin=self.recorded.origin if self.recorded is not None else None,
-            extra=self._keep_adapters,
+            SaveRequest(
+                model=subject.model,
+                out=out,
+                source=self.source.directory,
+                plan=plan,
+                repairs=ledger.repairs,
+                quantities=self.quantities | self._changed_extents(),
+                reference=reference,
+                values=values,
+                report=applied.to_record(),
+                form=form,
+                force=force,
+                origin=self.recorded.origin if self.recorded is not None else None,
+                extra=self._keep_adapters,
+            )
         )
 
     def _store_dtype(self) -> None:

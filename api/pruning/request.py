@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -20,7 +21,7 @@ from ...passes.shrink.replay import Replay
 from ...tracer.model import ModelSource, load_config
 from ..model_call import ModelCall
 from ..progress import Progress, silent
-from ..request_checks import GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
+from ..request_checks import GivenRows, GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
 from ..seen_texts import CALIBRATION, RECOVERY
 from ..sources import open_source
 from .model_run import ModelRun
@@ -34,7 +35,145 @@ from .score_file import open_scores, write_scores
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Applied", "GroupChange", "apply"]
+__all__ = ["Applied", "ApplyRequest", "GroupChange", "apply"]
+
+Texts: TypeAlias = Mapping[str, str | GivenRows | None]
+"""Calibration and recovery text, as they were given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyRequest:
+    """What is pruned, by which passes, and what is written: the arguments of :func:`apply`.
+
+    Attributes:
+        model: a Hugging Face model directory, a Hub id, ``demo``, or a loaded model of transformers. A loaded model is
+            not changed: its files are written to the temporary directory and pruned from there. While the call runs,
+            that copy takes room on disk, and the model that is being pruned takes room in memory beside the loaded one.
+        passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
+        plan: a ``plan.safetensors`` that another run wrote. It is applied before the passes.
+        out: the directory to write. It appears complete or not at all. May be left out in a dry run.
+        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target`` and ``channels``: a value for every pass
+            that has an option of that name; ``layers`` as ``(start, end)`` or ``"start:end"``, end exclusive;
+            ``target`` as ``"params=0.8"``.
+        tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
+        calib: the text that scores are computed on: a file, a ``datasets`` id or a list of strings. When None, ``demo``
+            uses its built-in text.
+        data: the text that recovery trains on, in the same forms. When None, ``demo`` uses its built-in text.
+        scores: a file for the scores of the first pass that computes some. If it does not exist, it is written;
+            otherwise its scores are used, for any budget.
+        example: the inputs of a model that is not a causal language model, such as
+            ``pixel_values=float32[2,3,224,224]``. When None, they are made from its configuration.
+        loss: for such a model, the loss that scores are computed from: a function that takes the module and returns a
+            scalar, or its name, ``package.module:function``.
+        force: whether to replace an existing ``out``.
+        resume: continue an interrupted run of the same call after its last finished pass, and save every pass.
+        dry_run: stop before recovery and writing. A config without weights is enough if no pass reads weights.
+        form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result.
+        trust_remote_code: whether the model's own code may run.
+        allow_pickle: whether weights may be read from a pickle.
+        print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
+        progress: called with a message when a new step begins.
+    """
+
+    model: Model
+    passes: str | Sequence[str]
+    plan: str | Path | None
+    out: str | Path | None
+    shared: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase | None
+    calib: GivenText | None
+    data: GivenText | None
+    scores: str | Path | None
+    example: str | None
+    loss: str | Callable[[torch.nn.Module], torch.Tensor] | None
+    force: bool
+    resume: bool
+    dry_run: bool
+    form: Form
+    trust_remote_code: bool
+    allow_pickle: bool
+    print_ir_after: str | Sequence[str]
+    progress: Progress
+
+    def run(self) -> Applied:
+        """Check the request, run its passes and write the result.
+
+        Raises:
+            RequestError, FxpruneError: as :func:`apply`.
+        """
+        texts = self._read_arguments()
+        asked = _asked(self.passes, self.plan, self.shared)
+        pipeline = self._pipeline(asked)
+        kept = open_scores(self.scores, pipeline, texts=self.loss is None)
+        weights = not self.dry_run or any(step.needs_weights for step in pipeline)
+        allowed = {"trust_remote_code": self.trust_remote_code, "allow_pickle": self.allow_pickle}
+        with open_source(self.model, self.tokenizer, weights=weights, **allowed) as source:
+            self._claim_place(source)
+            recorded = None if self.plan is None else read_recorded(self.plan, source)
+            if recorded is not None:
+                pipeline = (Replay(sha256=recorded.sha256), *pipeline)
+            model_call = ModelCall(load_config(source), self.example)
+            read = any(text is not None for text in texts.values())
+            model_call.check(asked, loss=self.loss is not None, texts=read)
+            stages = self._stages(source, pipeline, texts)
+            work = ModelRun(source, pipeline if weights else None, model_call, self.progress)
+            work.read(pipeline, texts, loss=self.loss, recorded=recorded, scores=kept)
+            applied = work.run(pipeline, printer(self._printed), stages)
+            write_scores(self.scores, work.state.ledger.scores)
+            left = print_pipeline(step for step in asked if step not in pipeline)
+            applied = dataclasses.replace(applied, skipped=left)
+            if self.out is None or self.dry_run:
+                return applied
+            if recorded is not None and not asked:
+                recorded.check_result(applied.parameters)
+            self.progress(f"writing {self.out}")
+            saved = work.save(Path(self.out), applied, form=self.form, force=self.force)
+        if stages is not None:
+            stages.clear()
+        return dataclasses.replace(applied, saved=saved)
+
+    def _read_arguments(self) -> Texts:
+        """Check that the arguments are of the kinds they can be; returns the texts as they were given."""
+        check_model(self.model, self.tokenizer)
+        check_paths(plan=self.plan, out=self.out, scores=self.scores)
+        check_example(self.example)
+        check_loss(self.loss, named=True)
+        return {CALIBRATION: read_text(self.calib, "calib"), RECOVERY: read_text(self.data, "data")}
+
+    def _pipeline(self, asked: tuple[Pass, ...]) -> tuple[Pass, ...]:
+        """The passes that will run: all of them, or in a dry run those before recovery."""
+        pipeline = tuple(step for step in asked if not (self.dry_run and step.kind == PassKind.RECOVER))
+        check_printing(self._printed, pipeline)
+        if self.out is None and not self.dry_run:
+            raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
+        if self.resume and self.dry_run:
+            raise RequestError("--resume has no effect with --dry-run", "leave out one of the two")
+        if asked and not pipeline and self.plan is None:
+            raise RequestError(
+                f"a dry run leaves {print_pipeline(asked)} out, and there is no other pass",
+                "add a pass that prunes, or leave --dry-run out",
+            )
+        return pipeline
+
+    @property
+    def _printed(self) -> Sequence[str]:
+        return [self.print_ir_after] if isinstance(self.print_ir_after, str) else self.print_ir_after
+
+    def _claim_place(self, source: ModelSource) -> None:
+        """Check that the directory can be made, and begin to hash the source in the background."""
+        if self.out is not None:
+            clear_leftovers(Path(self.out))
+            check_target(Path(self.out), force=self.force, source=source.directory)
+        if not self.dry_run:
+            begin_source_digests(source.directory)
+
+    def _stages(self, source: ModelSource, pipeline: Sequence[Pass], texts: Texts) -> Stages | None:
+        """Where the state after every pass is kept; None when nothing will be written."""
+        if self.out is None or self.dry_run:
+            return None
+        scores = None if self.scores is None else str(self.scores)
+        run = identity(source, pipeline, texts, example=self.example, loss=self.loss, scores=scores)
+        return Stages(Path(self.out), pipeline, run, asked=self.resume, progress=self.progress)
 
 
 def apply(
@@ -66,33 +205,12 @@ def apply(
 ) -> Applied:
     """Run a pipeline on a model and write the result.
 
-    Args:
-        model: a Hugging Face model directory, a Hub id, ``demo``, or a loaded model of transformers. A loaded model is
-            not changed: its files are written to the temporary directory and pruned from there. While the call runs,
-            that copy takes room on disk, and the model that is being pruned takes room in memory beside the loaded one.
-        passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
-        plan: a ``plan.safetensors`` that another run wrote. It is applied before the passes.
-        out: the directory to write. It appears complete or not at all. May be left out in a dry run.
-        ratio, layers, seed, multiple_of, target, channels: a value for every pass that has an option of that name;
-            ``layers`` as ``(start, end)`` or ``"start:end"``, end exclusive; ``target`` as ``"params=0.8"``.
-        tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
-        calib: the text that scores are computed on: a file, a ``datasets`` id or a list of strings. When None, ``demo``
-            uses its built-in text.
-        data: the text that recovery trains on, in the same forms. When None, ``demo`` uses its built-in text.
-        scores: a file for the scores of the first pass that computes some. If it does not exist, it is written;
-            otherwise its scores are used, for any budget.
-        example: the inputs of a model that is not a causal language model, such as
-            ``pixel_values=float32[2,3,224,224]``. When None, they are made from its configuration.
-        loss: for such a model, the loss that scores are computed from: a function that takes the module and returns a
-            scalar, or its name, ``package.module:function``.
-        force: whether to replace an existing ``out``.
-        resume: continue an interrupted run of the same call after its last finished pass, and save every pass.
-        dry_run: stop before recovery and writing. A config without weights is enough if no pass reads weights.
-        form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result.
-        trust_remote_code: whether the model's own code may run.
-        allow_pickle: whether weights may be read from a pickle.
-        print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
-        progress: called with a message when a new step begins.
+    The arguments are described at :class:`ApplyRequest`; ``help(fxprune.api.ApplyRequest)`` shows it:
+
+    - the model, and how it is read: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``;
+    - what is done to it: ``passes``, ``plan``; options of passes (``shared``): ``ratio`` to ``channels``;
+    - what passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``;
+    - what is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
 
     Raises:
         RequestError: the request is wrong. This is checked before any work.
@@ -102,51 +220,12 @@ def apply(
         "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
         "channels": channels,
     }  # fmt: skip
-    check_model(model, tokenizer)
-    check_paths(plan=plan, out=out, scores=scores)
-    check_example(example)
-    check_loss(loss, named=True)
-    texts = {CALIBRATION: read_text(calib, "calib"), RECOVERY: read_text(data, "data")}
-    asked = _asked(passes, plan, shared)
-    pipeline = tuple(step for step in asked if not (dry_run and step.kind == PassKind.RECOVER))
-    shown = [print_ir_after] if isinstance(print_ir_after, str) else print_ir_after
-    check_printing(shown, pipeline)
-    _require_place(out, resume=resume, dry_run=dry_run)
-    if asked and not pipeline and plan is None:
-        raise RequestError(
-            f"a dry run leaves {print_pipeline(asked)} out, and there is no other pass",
-            "add a pass that prunes, or leave --dry-run out",
-        )
-    kept = open_scores(scores, pipeline, texts=loss is None)
-    weights = not dry_run or any(step.needs_weights for step in pipeline)
-    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    with open_source(model, tokenizer, weights=weights, **allowed) as source:
-        _claim_place(out, source, force=force, dry_run=dry_run)
-        recorded = None if plan is None else read_recorded(plan, source)
-        if recorded is not None:
-            pipeline = (Replay(sha256=recorded.sha256), *pipeline)
-        model_call = ModelCall(load_config(source), example)
-        model_call.check(asked, loss=loss is not None, texts=any(text is not None for text in texts.values()))
-        stages = None
-        if out is not None and not dry_run:
-            place = None if scores is None else str(scores)
-            run = identity(source, pipeline, texts, example=example, loss=loss, scores=place)
-            stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
-        work = ModelRun(source, pipeline if weights else None, model_call, progress)
-        work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
-        applied = work.run(pipeline, printer(shown), stages)
-        write_scores(scores, work.state.ledger.scores)
-        left = print_pipeline(step for step in asked if step not in pipeline)
-        applied = dataclasses.replace(applied, skipped=left)
-        if out is None or dry_run:
-            return applied
-        if recorded is not None and not asked:
-            recorded.check_result(applied.parameters)
-        progress(f"writing {out}")
-        applied = dataclasses.replace(applied, saved=work.save(Path(out), applied, form=form, force=force))
-    if stages is not None:
-        stages.clear()
-    return applied
+    return ApplyRequest(
+        model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib, data=data,
+        scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
+        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, print_ir_after=print_ir_after,
+        progress=progress,
+    ).run()  # fmt: skip
 
 
 def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
@@ -154,22 +233,6 @@ def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping
     if plan is None and not isinstance(passes, str) and not passes:
         raise RequestError("missing --pass PIPELINE", "give one, or --plan FILE to repeat what another run removed")
     return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
-
-
-def _require_place(out: str | Path | None, *, resume: bool, dry_run: bool) -> None:
-    if out is None and not dry_run:
-        raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
-    if resume and dry_run:
-        raise RequestError("--resume has no effect with --dry-run", "leave out one of the two")
-
-
-def _claim_place(out: str | Path | None, source: ModelSource, *, force: bool, dry_run: bool) -> None:
-    """Check that the directory can be made, and begin to hash the source in the background."""
-    if out is not None:
-        clear_leftovers(Path(out))
-        check_target(Path(out), force=force, source=source.directory)
-    if not dry_run:
-        begin_source_digests(source.directory)
 
 
 def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
