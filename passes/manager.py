@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -129,12 +128,16 @@ def run_pipeline(
 
 def _keep_before(state: State, rest: Sequence[Pass]) -> None:
     """Copy the model once before it is pruned, if later passes compare with it or learn from it."""
-    before, model = state.before, state.subject.model
+    before, runner = state.before, state.subject.runner
     fresh = before.model is None and any("model" in step.looks_back_at for step in rest)
+    layers = before.same_layers is None and any("same_layers" in step.looks_back_at for step in rest)
+    if not fresh and not layers:
+        return
+    dense = runner.twin()
     if fresh:
-        before.model = copy.deepcopy(model)
-    if before.same_layers is None and any("same_layers" in step.looks_back_at for step in rest):
-        before.same_layers = before.model if fresh else copy.deepcopy(model)
+        before.keep("model", dense)
+    if layers:
+        before.keep("same_layers", dense)
 
 
 def _analyse(analysis: Analysis, state: State) -> StepRecord:

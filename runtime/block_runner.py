@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .blocks import BlockList
 from .residence import Residence
 from .reverse import GradientReceiver, Loss, Tape, walk_back
 from .side_effects import PassesOnMoreError
+from .tensors import tensors_by_name, twin
 from .turns import Around, Feed, Turn, turns
 
 
@@ -25,18 +26,17 @@ class BlockRunner:
     Attributes:
         model: in eval mode while it runs. Where its weights are elsewhere, its parameters are on the meta device.
         residence: brings weights into memory; None when the module holds them.
-        blocks: what has its weights in memory at one time; found when not given.
-        whole: what runs as a whole although it is a list of blocks, and why; "" when nothing does.
+        whole: path of a list of blocks that runs as a whole all the same -> why.
     """
 
     model: nn.Module
     residence: Residence | None = None
-    blocks: BlockList = None  # type: ignore[assignment]
-    whole: str = ""
+    whole: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.blocks is None:
-            self.blocks = BlockList.of(self.model)
+    @property
+    def blocks(self) -> BlockList:
+        """What has its weights in memory at one time."""
+        return BlockList.of(self.model, without=self.whole)
 
     @contextmanager
     def session(self) -> Iterator[nn.Module]:
@@ -60,28 +60,25 @@ class BlockRunner:
         Returns:
             The results of the feeds, as the value of the generator.
         """
-        with self._ready():
-            steps = turns(self.model, self.blocks, feeds, self.loaded, around)
-            found: list[Any] = []
+        with self._ready(), closing(turns(self.model, self.blocks, feeds, self.loaded, around)) as steps:
             while True:
                 with torch.no_grad():
                     try:
                         turn = next(steps)
                     except StopIteration as end:
-                        found = end.value
-                        break
+                        results: list[Any] = end.value
+                        return results
                 yield turn
-            return found
 
     def run(self, feeds: Sequence[Feed], around: Around | None = None) -> list[Any]:
         """Run batches in step, without gradients; returns the results of the feeds."""
-        steps = self.turns(feeds, around)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                results: list[Any] = end.value
-                return results
+        with closing(self.turns(feeds, around)) as steps:
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    results: list[Any] = end.value
+                    return results
 
     def gradients(self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver) -> list[float]:
         """Exact gradients of losses, each for itself, by reverse streaming.
@@ -127,33 +124,40 @@ class BlockRunner:
 
     def _leave_whole(self, path: str, why: str) -> None:
         """Treat a list of blocks as code between blocks, because one of them cannot run by itself."""
-        listed = path.rpartition(".")[0]
-        left = {name: block for name, block in self.blocks.modules.items() if name.rpartition(".")[0] != listed}
-        self.blocks, self.whole = BlockList(left), f"{listed} runs whole: {why}"
+        self.whole[path.rpartition(".")[0]] = why
 
     def _recorded(
         self, losses: Sequence[Loss], tapes: Sequence[Tape], receiver: GradientReceiver
     ) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[Tensor]]:
         """The forward: turns in order, with the calls of each batch; and the losses."""
         order: list[tuple[str, list[tuple[int, int]]]] = []
-        steps = turns(self.model, self.blocks, losses, self.loaded, receiver.around)
-        while True:
-            try:
-                turn = next(steps)
-            except StopIteration as end:
-                found: list[Tensor] = end.value
-                return order, [_scalar(value, number) for number, value in enumerate(found)]
-            except RuntimeError as error:
-                if order and "in-place operation" in str(error):
-                    raise PassesOnMoreError(order[-1][0], "gives outputs that are written to") from error
-                raise
-            calls = []
-            for coroutine in turn.waiting:
-                tape = tapes[coroutine.number]
-                tape.watch()
-                calls.append((coroutine.number, len(tape.calls)))
-                turn.outputs[coroutine.number] = tape.forward(coroutine, turn)
-            order.append((turn.path, calls))
+        with closing(turns(self.model, self.blocks, losses, self.loaded, receiver.around)) as steps:
+            while True:
+                try:
+                    turn = next(steps)
+                except StopIteration as end:
+                    found: list[Tensor] = end.value
+                    return order, [_scalar(value, number) for number, value in enumerate(found)]
+                except RuntimeError as error:
+                    if order and "in-place operation" in str(error):
+                        raise PassesOnMoreError(order[-1][0], "gives outputs that are written to") from error
+                    raise
+                order.append((turn.path, [tapes[one.number].forward(one, turn) for one in turn.waiting]))
+
+    def twin(self) -> BlockRunner:
+        """The model as it is now, to look back at: what is done to this one later does not change it.
+
+        Values are shared; see :func:`~.tensors.twin`.
+        """
+        model = twin(self.model)
+        residence = None if self.residence is None else self.residence.of(model, self.residence.store.snapshot())
+        return BlockRunner(model, residence, whole=self.whole)
+
+    def value(self, name: str) -> Tensor:
+        """The present value of a tensor, detached, where the model runs and in its arithmetic."""
+        if self.residence is None:
+            return tensors_by_name(self.model)[name].detach()
+        return self.residence.value(name)
 
     def loaded(self, path: str) -> AbstractContextManager[Any]:
         """A context in which the weights of a block are in memory."""
@@ -195,5 +199,3 @@ def _scalar(value: Any, number: int) -> Tensor:
     if not bool(value.isfinite()):
         raise FxpruneError(f"loss {number} is {value.item()}", "run in float32; check the calibration text")
     return value.reshape(())
-
-

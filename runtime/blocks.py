@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -20,16 +21,16 @@ class BlockList:
     modules: dict[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, without: frozenset[str] = frozenset()) -> BlockList:
+    def of(cls, model: nn.Module, without: Collection[str] = ()) -> BlockList:
         """Find them.
 
         Args:
             model: any module.
-            without: paths of blocks to leave out, because the model does not run them as a whole.
+            without: paths of lists to leave out, because their members cannot run by themselves.
         """
         found: dict[str, nn.Module] = {}
         _collect(model, "", found)
-        return cls({path: module for path, module in found.items() if path not in without})
+        return cls({path: module for path, module in found.items() if path.rpartition(".")[0] not in without})
 
     def holder(self, path: str) -> str | None:
         """Path of the block that a module or a tensor is in; None outside of all blocks."""

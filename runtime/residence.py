@@ -96,11 +96,14 @@ class Residence:
         """Say that the values of these parameters, which are in memory, have changed."""
         self._changed.update(names)
 
+    def value(self, name: str) -> torch.Tensor:
+        """The present value of a tensor, on the device and in the arithmetic's dtype."""
+        value = self.store.read(name)
+        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+
     def _fill(self, names: Iterable[str]) -> None:
         for name in names:
-            value = self.store.read(name)
-            dtype = self.dtype if value.is_floating_point() else value.dtype
-            self._shells[name].data = value.to(self.device, dtype)
+            self._shells[name].data = self.value(name)
 
     def _empty(self, names: Iterable[str]) -> None:
         for name in names:

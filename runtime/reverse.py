@@ -49,8 +49,8 @@ class GradientReceiver:
     def activation_gradients(self, batch: int, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Take the gradients of these tensors; None where the loss does not depend on one."""
 
-    def parameter(self, batch: int, name: str, gradient: Tensor) -> None:
-        """Take the gradient of a parameter, which is freed afterwards."""
+    def parameter(self, batch: int, name: str, weight: Tensor, gradient: Tensor) -> None:
+        """Take the gradient of a parameter, which is freed afterwards; the parameter's values are in memory."""
 
     def finished(self, names: Iterable[str]) -> None:
         """Called when no further gradient of these parameters will come from any batch."""
@@ -85,9 +85,8 @@ class BlockCall:
 
     def arguments(self, leaves: Mapping[int, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments for another run: copies of tensors, because some blocks write to them."""
-        flat = [
-            leaves.get(at, value).clone() if isinstance(value, Tensor) else value for at, value in enumerate(self.inputs)
-        ]
+        values = (leaves.get(at, value) for at, value in enumerate(self.inputs))
+        flat = [value.clone() if isinstance(value, Tensor) else value for value in values]
         found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(flat, self.spec)
         return found
 
@@ -124,12 +123,15 @@ class Tape:
         self._left: Counter[str] = Counter()
         self._held: dict[str, Tensor] = {}
         self._watched: list[Tensor] = []
+        self._at_watched: dict[int, Tensor] = {}
         # Tensors with a graph that blocks read: by the stage at which they are walked, with their gradients so far.
         self._pieces: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
         self._stages: dict[int, int] = {}
 
-    def forward(self, coroutine: Coroutine, turn: Turn) -> Any:
-        """Run a block without a graph; returns its output, whose tensors are leaves."""
+    def forward(self, coroutine: Coroutine, turn: Turn) -> tuple[int, int]:
+        """Run a block without a graph, and give the turn its output, whose tensors are leaves; returns the numbers of
+        the batch and of the call."""
+        self.watch()
         arrival = coroutine.arrival
         assert arrival is not None
         flat, spec = pytree.tree_flatten((arrival.args, arrival.kwargs))
@@ -151,7 +153,8 @@ class Tape:
                 found[at] = value.detach().requires_grad_(True)
                 call.outputs.append(found[at])
                 call.places.append(at)
-        return pytree.tree_unflatten(found, tree)
+        turn.outputs[self.batch] = pytree.tree_unflatten(found, tree)
+        return self.batch, call.number
 
     def watch(self) -> None:
         """Keep the gradients of the activations between blocks that the receiver has seen."""
@@ -186,15 +189,15 @@ class Tape:
             self._through(call, [(at, g) for at, g in gradients if g is not None])
         if not self._left[call.path]:
             for name in [name for name in self._held if name in self._inside.get(call.path, {})]:
-                self.receiver.parameter(self.batch, name, self._held.pop(name))
+                self.receiver.parameter(self.batch, name, self._inside[call.path][name], self._held.pop(name))
 
     def end(self) -> None:
         """Walk what is before all blocks."""
         self._walk(OUTSIDE)
         if self._watched:
-            gradients = [tensor.grad for tensor in self._watched]
+            gradients = [self._at_watched.get(id(tensor)) for tensor in self._watched]
             self.receiver.activation_gradients(self.batch, self._watched, gradients)
-            self._watched = []
+            self._watched, self._at_watched = [], {}
         self._pieces.clear()
 
     def _through(self, call: BlockCall, gradients: Sequence[tuple[int, Tensor]]) -> None:
@@ -208,11 +211,12 @@ class Tape:
             self._compare(call, flat)
             ends = [(flat[at], gradient) for at, gradient in gradients if flat[at].requires_grad]
             seen = [tensor for tensor in self.receiver.activations() if tensor.requires_grad]
-            inputs = [*leaves.values(), *inside.values(), *self._shared.values(), *seen]
-            if ends and inputs:
-                torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends], inputs=inputs)
+            at_seen = _walk_graph(
+                [end for end, _ in ends], [gradient for _, gradient in ends],
+                list(leaves.values()), [*inside.values(), *self._shared.values()], seen,
+            )  # fmt: skip
         if seen:
-            self.receiver.activation_gradients(self.batch, seen, [tensor.grad for tensor in seen])
+            self.receiver.activation_gradients(self.batch, seen, at_seen)
         self._set_aside()
         for at, tensor in call.before.items():
             if (gradient := leaves[at].grad) is not None:
@@ -241,15 +245,18 @@ class Tape:
 
     def _backward(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor] | None, stage: int) -> None:
         """Walk the graph between blocks; the gradients of nothing else are computed."""
-        leaves = (leaf for call in self.calls for leaf in call.outputs)
-        inputs = [*leaves, *self._shared.values(), *self._watched]
-        if inputs:
-            torch.autograd.backward(tensors, gradients, retain_graph=stage != OUTSIDE, inputs=inputs)
+        leaves = [leaf for call in self.calls for leaf in call.outputs]
+        shared = list(self._shared.values())
+        found = _walk_graph(tensors, gradients, leaves, shared, self._watched, retain=stage != OUTSIDE)
+        for tensor, gradient in zip(self._watched, found, strict=True):
+            if gradient is not None:
+                known = self._at_watched.get(id(tensor))
+                self._at_watched[id(tensor)] = gradient if known is None else known + gradient
 
     def _deliver_shared(self, stage: int) -> None:
         self._set_aside()
         for name in [name for name, due in self._due.items() if due == stage and name in self._held]:
-            self.receiver.parameter(self.batch, name, self._held.pop(name))
+            self.receiver.parameter(self.batch, name, self._shared[name], self._held.pop(name))
 
     def _set_aside(self) -> None:
         """Hold the gradients of this batch so far of parameters that no block holds alone: others walk in between."""
@@ -271,7 +278,7 @@ class Tape:
                 if self._left[path]:
                     self._held[name] = gradient
                 else:
-                    self.receiver.parameter(self.batch, name, gradient)
+                    self.receiver.parameter(self.batch, name, leaf, gradient)
 
             return hook
 
@@ -281,6 +288,39 @@ class Tape:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _walk_graph(
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor] | None,
+    leaves: Sequence[Tensor],
+    parameters: Sequence[nn.Parameter],
+    seen: Sequence[Tensor],
+    *,
+    retain: bool = False,
+) -> Sequence[Tensor | None]:
+    """One backward pass, which computes no more gradients than asked for.
+
+    Args:
+        tensors, gradients: where it begins; for a loss the gradients are None.
+        leaves, parameters: their ``grad`` grows.
+        seen: what else is wanted, with a graph of its own.
+        retain: whether the graph will be walked again.
+
+    Returns:
+        The gradients of ``seen``; None where there is none.
+    """
+    if not tensors or not (leaves or parameters or seen):
+        return [None] * len(seen)
+    if not seen:
+        torch.autograd.backward(tensors, gradients, retain_graph=retain, inputs=[*leaves, *parameters])
+        return []
+    inputs = [*leaves, *parameters, *seen]
+    found = torch.autograd.grad(tensors, inputs, gradients, retain_graph=retain, allow_unused=True)
+    for leaf, gradient in zip(inputs[: len(leaves) + len(parameters)], found, strict=False):
+        if gradient is not None:
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+    return found[len(leaves) + len(parameters) :]
 
 
 def _again(call: BlockCall, leaves: Mapping[int, Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""Whether a block passes on more than what it returns: through containers and objects it is given, or its attributes."""
+"""Whether a block passes on more than what it returns: through what it is given, or its own attributes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of a model by name: those of the source's files, cut by what was removed, under those that passes wrote."""
+"""The weights of a model by name: those of the source's files, cut, under those that passes wrote."""
 
 from __future__ import annotations
 

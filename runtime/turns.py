@@ -7,7 +7,7 @@ weights are in memory, whatever the model's own code does between blocks.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,7 +138,7 @@ def turns(
     feeds: Sequence[Feed],
     loaded: Callable[[str], AbstractContextManager[Any]],
     around: Around | None = None,
-) -> Iterator[Turn]:
+) -> Generator[Turn, None, list[Any]]:
     """Run batches in step; see :class:`~.block_runner.BlockRunner`, which calls it.
 
     Args:
@@ -204,4 +204,4 @@ def _intercepted(blocks: BlockList, coroutines: Sequence[Coroutine]) -> Iterator
             if before[path] is None:
                 vars(block).pop("forward", None)
             else:
-                block.forward = before[path]
+                block.forward = before[path]  # type: ignore[assignment]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...runtime.mapped_files import Checkpoint
 from ...backends.huggingface.streamed_weights import StreamedWeights, obstacle
 from ...backends.huggingface.synthetic_weights import SyntheticWeights
 from ...backends.huggingface.weight_source import OnDiskWeights
@@ -17,6 +16,7 @@ from ...ir.plan import Plan
 from ...passes.base import Pass
 from ...passes.data import Weights
 from ...passes.state import Ledger
+from ...runtime.mapped_files import Checkpoint
 from ...tracer.checkpoint import weight_files
 from ...tracer.model import ModelSource, build_meta
 

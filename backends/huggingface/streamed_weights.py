@@ -17,9 +17,9 @@ from transformers.core_model_loading import dot_natural_key
 
 from ...ir.errors import FxpruneError
 from ...ir.plan import Indices, Plan
+from ...runtime.mapped_files import STORED_DTYPES, Bits, Checkpoint, RowCutter, StoredTensor, require_whole
 from ...runtime.threads import one_thread
 from ..verify import VerificationError
-from ...runtime.mapped_files import STORED_DTYPES, Bits, Checkpoint, RowCutter, StoredTensor, require_whole
 from .direct_file import DirectFile
 
 SHARD_NAME = "model{suffix}.safetensors"

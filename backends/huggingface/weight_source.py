@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ...ir.plan import Plan
+from ...runtime.mapped_files import Checkpoint
 from ...runtime.quiet import quiet
 from ...runtime.tolerances import LOGITS_TOLERANCE, STORED_ROUNDINGS, relative_difference, roundings
 from ..verify import FreshProcess, Job, Reference, verify_written
-from ...runtime.mapped_files import Checkpoint
 from .config_search import ConfigMatch
 from .streamed_weights import StreamedWeights
 from .synthetic_weights import SyntheticWeights, meta_model

@@ -125,6 +125,8 @@ class Drop(Pass):
 def _traced_anew(state: State, names: dict[str, str]) -> None:
     """Update the state after blocks were removed; ``names``: present tensor name -> name before."""
     state.ledger.plan = _renamed(state.ledger.plan, names)
+    if state.subject.residence is not None:
+        state.subject.residence.store.rename(names)
     state.before.same_layers, state.ledger.consumers = None, []
     state.subject.graph, state.subject.example = state.host.retrace(state.subject.model)
 

@@ -28,13 +28,13 @@ from transformers import (
 from fxprune import api
 from fxprune.api.pruning import model_run, streamed_model
 from fxprune.backends.huggingface import checkpoint, streamed_weights, synthetic_weights, weight_source
-from fxprune.runtime.mapped_files import Checkpoint
 from fxprune.backends.huggingface.streamed_weights import SHARD_INDEX, StreamedWeights, obstacle
 from fxprune.backends.huggingface.synthetic_weights import SyntheticWeights, meta_model
 from fxprune.ir.errors import FxpruneError
 from fxprune.ir.plan import Plan
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.weight_powers import magnitude
+from fxprune.runtime.mapped_files import Checkpoint
 from fxprune.tracer.model import build_meta
 
 from ...checkpoints import LLAMA, TIED, WIDTHS, contents, write_checkpoint
