@@ -67,7 +67,8 @@ def check_inputs(pipeline: Sequence[Pass], state: State) -> None:
     """
     if not pipeline:
         raise RequestError("the pipeline is empty", "name at least one pass; see `fxprune passes`")
-    if any(parameter.is_meta for parameter in state.subject.model.parameters()):
+    bare = any(parameter.is_meta for parameter in state.subject.model.parameters())
+    if bare and state.subject.residence is None:
         for step in pipeline:
             if step.needs_weights and not (step.streams and state.host.weights is not None):
                 raise RequestError(

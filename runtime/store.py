@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,9 @@ from ..ir.plan import Indices, Plan
 from .mapped_files import Checkpoint, StoredTensor, require_whole
 
 Cuts = dict[int, Indices]
+
+Scratch = Callable[[], Path]
+"""Gives a directory to write into."""
 
 
 class Shelf(Protocol):
@@ -39,11 +43,11 @@ class OnDisk:
     """In safetensors files of a directory, one for each value.
 
     Args:
-        folder: an empty directory of fxprune's own.
+        scratch: gives an empty directory of fxprune's own, when there is something to write.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._number = folder, itertools.count()
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch, self._number = scratch, itertools.count()
 
     def put(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """The value, mapped; its file is removed when nothing uses it any more.
@@ -51,13 +55,14 @@ class OnDisk:
         Raises:
             FxpruneError: the disk is full, or the file cannot be written.
         """
-        path = self._folder / f"{next(self._number):06}.safetensors"
+        folder = self._scratch()
+        path = folder / f"{next(self._number):06}.safetensors"
         try:
             save_file({name: value.detach().cpu().contiguous()}, path)
         except (OSError, RuntimeError) as error:  # safetensors has an error class of its own for each
             path.unlink(missing_ok=True)
             raise FxpruneError(
-                f"{self._folder} cannot take '{name}' ({value.numel() * value.element_size() / 1e6:.0f} MB): {error}",
+                f"{folder} cannot take '{name}' ({value.numel() * value.element_size() / 1e6:.0f} MB): {error}",
                 "make room on this disk, or use --offload memory",
             ) from error
         mapped = require_whole(Checkpoint([path]).tensors[name], {})
@@ -128,7 +133,12 @@ class Store:
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Keep some tensors under other names: name -> name before. The rest is gone."""
-        self.source = {now: self.source[before] for now, before in names.items() if before in self.source}
+        now_called = {before: now for now, before in names.items()}
+        self.source = {
+            now: replace(stored, name=now_called.get(stored.name, stored.name))
+            for now, before in names.items()
+            if (stored := self.source.get(before)) is not None
+        }
         self.written = {now: self.written[before] for now, before in names.items() if before in self.written}
         self.cuts = {now: self.cuts[before] for now, before in names.items() if before in self.cuts}
 

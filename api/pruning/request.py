@@ -18,8 +18,10 @@ from ...passes.base import Pass, PassKind
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.replay import Replay
+from ...runtime.placement import AUTO, STREAMED, Placement, PlacementRequest, place, told_when_out_of_memory
 from ...tracer.model import ModelSource, load_config
 from ..model_call import ModelCall
+from ..placing import largest_forward, place_model
 from ..progress import Progress, silent
 from ..request_checks import GivenRows, GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
 from ..seen_texts import CALIBRATION, RECOVERY
@@ -69,6 +71,12 @@ class ApplyRequest:
         resume: continue an interrupted run of the same call after its last finished pass, and save every pass.
         dry_run: stop before recovery and writing. A config without weights is enough if no pass reads weights.
         form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result.
+        place: where passes compute. ``device``: ``cpu``, an accelerator such as ``cuda`` or ``cuda:1``, or ``auto``:
+            the accelerator that torch finds, else the CPU. ``dtype`` of the arithmetic: ``float32``, ``bfloat16``,
+            ``float16``, or ``auto``: the checkpoint's on an accelerator, float32 on the CPU; what is written keeps the
+            dtype of the files. ``offload``, where weights are that are not in use: ``none``, ``memory``, ``disk``, or
+            ``auto``: the first that fits. ``max_memory``, the most that may be used, such as ``"4GB"``; all that is
+            free when None.
         trust_remote_code: whether the model's own code may run.
         allow_pickle: whether weights may be read from a pickle.
         print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
@@ -90,6 +98,7 @@ class ApplyRequest:
     resume: bool
     dry_run: bool
     form: Form
+    place: PlacementRequest
     trust_remote_code: bool
     allow_pickle: bool
     print_ir_after: str | Sequence[str]
@@ -115,10 +124,13 @@ class ApplyRequest:
             model_call = ModelCall(load_config(source), self.example)
             read = any(text is not None for text in texts.values())
             model_call.check(asked, loss=self.loss is not None, texts=read)
-            stages = self._stages(source, pipeline, texts)
-            work = ModelRun(source, pipeline if weights else None, model_call, self.progress)
-            work.read(pipeline, texts, loss=self.loss, recorded=recorded, scores=kept)
-            applied = work.run(pipeline, printer(self._printed), stages)
+            placement = self._placed(source, model_call.config, pipeline if weights else ())
+            self.progress(placement.why)
+            stages = self._stages(source, pipeline, texts, placement)
+            with told_when_out_of_memory(placement):
+                work = self._opened(source, pipeline if weights else None, model_call, placement)
+                work.read(pipeline, texts, loss=self.loss, recorded=recorded, scores=kept)
+                applied = work.run(pipeline, printer(self._printed), stages)
             write_scores(self.scores, work.state.ledger.scores)
             left = print_pipeline(step for step in asked if step not in pipeline)
             applied = dataclasses.replace(applied, skipped=left)
@@ -131,6 +143,12 @@ class ApplyRequest:
         if stages is not None:
             stages.clear()
         return dataclasses.replace(applied, saved=saved)
+
+    def _opened(
+        self, source: ModelSource, pipeline: Sequence[Pass] | None, model_call: ModelCall, placement: Placement
+    ) -> ModelRun:
+        out = None if self.out is None or self.dry_run else Path(self.out)
+        return ModelRun(source, pipeline, model_call, self.progress, placement=placement, out=out)
 
     def _read_arguments(self) -> Texts:
         """Check that the arguments are of the kinds they can be; returns the texts as they were given."""
@@ -167,12 +185,21 @@ class ApplyRequest:
         if not self.dry_run:
             begin_source_digests(source.directory)
 
-    def _stages(self, source: ModelSource, pipeline: Sequence[Pass], texts: Texts) -> Stages | None:
+    def _placed(self, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
+        """Where the passes run; without one that runs the model, weights are read from the files one at a time."""
+        if all(step.streams for step in pipeline):
+            place(self.place)  # refuses a device that is not there
+            return STREAMED
+        return place_model(self.place, source, config, forward=largest_forward(pipeline), sums=True)
+
+    def _stages(
+        self, source: ModelSource, pipeline: Sequence[Pass], texts: Texts, placement: Placement
+    ) -> Stages | None:
         """Where the state after every pass is kept; None when nothing will be written."""
         if self.out is None or self.dry_run:
             return None
-        scores = None if self.scores is None else str(self.scores)
-        run = identity(source, pipeline, texts, example=self.example, loss=self.loss, scores=scores)
+        own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
+        run = identity(source, pipeline, texts, example=self.example, loss=self.loss, **own)
         return Stages(Path(self.out), pipeline, run, asked=self.resume, progress=self.progress)
 
 
@@ -198,6 +225,10 @@ def apply(
     resume: bool = False,
     dry_run: bool = False,
     form: Form = "auto",
+    device: str | torch.device = AUTO,
+    dtype: str | torch.dtype = AUTO,
+    offload: str = AUTO,
+    max_memory: str | int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     print_ir_after: str | Sequence[str] = (),
@@ -210,6 +241,7 @@ def apply(
     - the model, and how it is read: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``;
     - what is done to it: ``passes``, ``plan``; options of passes (``shared``): ``ratio`` to ``channels``;
     - what passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``;
+    - where it runs (``place``): ``device``, ``dtype``, ``offload``, ``max_memory``;
     - what is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
 
     Raises:
@@ -223,6 +255,7 @@ def apply(
     return ApplyRequest(
         model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib, data=data,
         scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
+        place=PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory),
         trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, print_ir_after=print_ir_after,
         progress=progress,
     ).run()  # fmt: skip
