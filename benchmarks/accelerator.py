@@ -108,9 +108,14 @@ def main() -> int:
     name = "none" if device is None else torch.get_device_module(device).get_device_name()
     end = time.monotonic() + 60 * options.minutes
     record: dict[str, Any] = {
-        "date": date.today().isoformat(), "accelerator": name,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "torch": torch.__version__, "geometry": options.geometry, "runs": {}, "left_out": [],
-    }  # fmt: skip
+        "date": date.today().isoformat(),
+        "accelerator": name,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "geometry": options.geometry,
+        "runs": {},
+        "left_out": [],
+    }
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         large = LLAMA_8B if options.geometry == "8b" else GEOMETRIES[options.geometry]
         small = GEOMETRIES["1b" if device is not None else "tiny"]

@@ -32,7 +32,7 @@ TAYLOR_TERMS = ("vector", "element1", "second", "element2")
 PER_SAMPLE = ("second", "element2")
 """The variants with squares of the gradient of each sample."""
 
-LOGITS_LIMIT = 1 << 30
+LOGITS_LIMIT = 1 << 26
 """For variants of the mean gradient: the most bytes that the float32 logits of windows in one forward pass take."""
 
 
