@@ -52,6 +52,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_WHERE = ("device", "dtype", "offload", "max_memory")
 _APPLY = ("out", "ratio", "target", "layers", "seed", "multiple_of", "channels", "force", "dry_run")
 _APPLY_MODEL = (
     "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "print_ir_after",
@@ -67,15 +68,19 @@ def _apply(arguments: argparse.Namespace) -> int:
     with screen.working(debug=arguments.debug) as progress:
         given = {name: getattr(arguments, name) for name in _APPLY}
         others = {name: getattr(arguments, name) for name in _APPLY_MODEL}
+        where = _where(arguments)
         if api.is_named_module(arguments.model, arguments.example):
-            api.refuse_options(arguments.model, {**others, "form": arguments.form != "auto"})
+            device = where.pop("device", None)
+            api.refuse_options(arguments.model, {**others, **where, "form": arguments.form != "auto"})
+            called = {"loss": arguments.loss, "device": device}
             pruned = api.prune_target(
-                arguments.model, arguments.example, arguments.passes, loss=arguments.loss, progress=progress, **given
+                arguments.model, arguments.example, arguments.passes, progress=progress, **given, **called
             )
             data, table = pruned.to_json(), lambda: tables.pruned(pruned)
         else:
             called = {"example": arguments.example, "loss": arguments.loss}
-            applied = api.apply(arguments.model, arguments.passes, progress=progress, **given, **others, **called)
+            asked = {**given, **others, **called, **where}
+            applied = api.apply(arguments.model, arguments.passes, progress=progress, **asked)
             data, table = applied.to_json(), lambda: tables.applied(applied)
     _emit(arguments, data, table)
     return 0
@@ -98,6 +103,7 @@ def _export(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             trust_remote_code=arguments.trust_remote_code,
             progress=progress,
+            **{name: value for name, value in _where(arguments).items() if name != "dtype"},
         )
     _emit(arguments, exported.to_json(), lambda: tables.exported(exported))
     return 0
@@ -117,6 +123,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             trust_remote_code=arguments.trust_remote_code,
             allow_pickle=arguments.allow_pickle,
             progress=progress,
+            **_where(arguments),
         )
     _emit(arguments, {"models": [row.to_json() for row in measured]}, lambda: tables.measured(measured))
     return 0
@@ -136,6 +143,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             trust_remote_code=arguments.trust_remote_code,
             progress=progress,
+            **_where(arguments),
         )
     _emit(arguments, result.to_json(), lambda: tables.benchmarked(result))
     return 0
@@ -161,6 +169,16 @@ def _formats(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api.terminal import machine
+
+    with screen.working(debug=arguments.debug):
+        found = api.examine()
+    _emit(arguments, found.to_json(), lambda: machine.examined(found))
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
@@ -169,6 +187,12 @@ def _demo(arguments: argparse.Namespace) -> int:
         shown = api.run_demo(arguments.out, force=arguments.force, progress=progress)
     _emit(arguments, shown.to_json(), lambda: tables.demo(shown))
     return 0
+
+
+def _where(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user said about where the model runs; what is left to fxprune is left out."""
+    given = {name: getattr(arguments, name) for name in _WHERE}
+    return {name: value for name, value in given.items() if value not in (None, "auto")}
 
 
 def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[], Sequence[Any]]) -> None:
@@ -183,6 +207,7 @@ COMMANDS = {
     "bench": _bench,
     "passes": _passes,
     "formats": _formats,
+    "doctor": _doctor,
     "demo": _demo,
 }
 

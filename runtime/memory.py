@@ -108,6 +108,16 @@ def device_memory(device: torch.device) -> Memory | None:
     return Memory(int(total), int(free))
 
 
+def peak_of(device: torch.device) -> int | None:
+    """The most memory of an accelerator that tensors of this process took at once; None if torch cannot tell."""
+    import torch
+
+    try:
+        return int(torch.accelerator.max_memory_allocated(device))
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
 def _of_kernel(root: Path) -> Memory | None:
     """From Linux's own count, which knows what can be given back."""
     try:

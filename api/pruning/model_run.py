@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from ...backends.artifact import write_json
 from ...backends.graph_module import constants_of
 from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
+from ...backends.huggingface.streamed_weights import stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
 from ...ir.graph import Graph
 from ...ir.groups import Group
@@ -31,8 +32,8 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
-from ...runtime.devices import CPU
 from ...runtime.placement import WHOLE, Placement, whole
+from ...runtime.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.model import ModelSource, build_meta, load_model
@@ -46,6 +47,7 @@ from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of,
 from .recorded_plan import Recorded
 from .result import Applied, GroupChange
 from .resume import Parts, Stages, pieces_of, restore, state_parts
+from .stored_precision import as_stored, loses_digits, take_unchanged
 from .streamed_model import StreamedModel, open_streamed_model
 
 ADAPTER = "adapter"
@@ -106,10 +108,13 @@ class ModelRun:
         self.before = parameter_count(module)
         # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
         self.synthetic: SyntheticWeights | None = None
+        self.files: Store | None = None
         if self.streamed is not None:
             self.synthetic = self.streamed.synthetic
         elif pipeline is not None and not placement.plain:
             self.synthetic = SyntheticWeights(module)
+            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
+                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
@@ -227,7 +232,9 @@ class ModelRun:
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)
         if self.streamed is None:
-            self._as_stored()
+            as_stored(subject.model, stored_dtype(self.checkpoint, self.config))
+            if self.files is not None:
+                take_unchanged(subject.model, self.files, self.placement.dtype, plan, ledger.renamed)
             reference = self.model_call.reference(subject.graph, self.traced, subject.model)
             values = None
         else:
@@ -250,16 +257,6 @@ class ModelRun:
                 extra=self._keep_adapters,
             )
         )
-
-    def _as_stored(self) -> None:
-        """Convert from the dtype of the arithmetic back to that of the files, on the CPU."""
-        model, dtype = self.state.subject.model, stored_dtype(self.checkpoint, self.config)
-        # Buffers that are not stored, such as rotary tables, stay in float32: loading computes them in float32.
-        for tensor in model.state_dict(keep_vars=True).values():
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
-        if self.placement.device != CPU:
-            model.to(CPU)
 
     @property
     def weights(self) -> Weights | None:

@@ -67,7 +67,10 @@ class Speed:
     repeats: int
 
 
-def perplexity(model: Callable[..., Any], windows: torch.Tensor, batch: int = 8) -> Perplexity:
+WINDOWS_AT_ONCE = 8
+
+
+def perplexity(model: Callable[..., Any], windows: torch.Tensor, batch: int = WINDOWS_AT_ONCE) -> Perplexity:
     """Perplexity of non-overlapping windows, each with a loss of its own (LLM-Pruner's evaluation, arXiv 2305.11627).
 
     Args:

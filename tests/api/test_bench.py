@@ -93,7 +93,7 @@ class Worker:
         return {"1": [seconds, 4 * seconds], "8": [2 * seconds, 8 * seconds]}
 
     def figures(self) -> dict[str, Any]:
-        return {"runtime": "torch", "parameters": 1, "bytes": 4, "macs": self.macs, "peak": None}
+        return {"runtime": "torch", "parameters": 1, "bytes": 4, "macs": self.macs, "peak": None, "placement": None}
 
 
 def test_models_alternate_and_rounds_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ added in Python. Its tensors are made by DLPack, which lets the same memory be c
 operator runs on the CPU's view of it, after a look at where its operands are. Views, ``.data``, autograd and
 ``Module.to`` are torch's own.
 
-It cannot be removed from a process again, and is the accelerator that torch finds there: use it in a process of its own.
+It cannot be removed from a process again, and is the accelerator that torch finds there: use it in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -61,14 +62,11 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     strangers = [tensor for tensor in tensors if tensor.device.type != NAME and tensor.dim()]
     if strangers or any(isinstance(leaf, torch.Generator) for leaf in leaves):
         where = sorted({str(tensor.device) for tensor in tensors})
-        raise RuntimeError(
-            f"{operator.name()}: Expected all tensors to be on the same device, found {', '.join(where)}"
-        )
+        raise RuntimeError(f"{operator.name()}: expected all tensors on one device, found {', '.join(where)}")
     views = {id(tensor): _on_cpu(tensor) for tensor in tensors}
     # An empty output is made larger, which the memory of another tensor cannot be.
-    outputs = [
-        kwargs[a.name] for a in operator._schema.arguments if a.is_out and isinstance(kwargs.get(a.name), Tensor)
-    ]
+    named = [kwargs.get(argument.name) for argument in operator._schema.arguments if argument.is_out]
+    outputs = [output for output in named if isinstance(output, Tensor)]
     views |= {id(output): torch.empty(0, dtype=output.dtype) for output in outputs if not output.numel()}
     given = {id(view): tensor for tensor, view in ((t, views[id(t)]) for t in tensors)}
 
