@@ -131,9 +131,9 @@ class Runs:
         self.process.stdout.close()
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
-    made = Runs(tmp_path)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    made = Runs(tmp_path_factory.mktemp("runs"))
     yield made
     made.close()
     assert made.process.returncode == 0
