@@ -55,6 +55,15 @@ def without_head_start() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Tests are of what is done with the trace of a tiny model; tracing it again would take most of their time."""
+    from .traces import shared_traces
+
+    with shared_traces():
+        yield
+
+
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Runs Python where what a process does is tested, not that it starts."""

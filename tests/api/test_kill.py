@@ -35,6 +35,7 @@ torch.set_num_threads(1)
 from fxprune.api.pruning import request
 from fxprune.backends import atomic_directory
 from fxprune.backends.huggingface import save, weight_source
+from fxprune.tests.traces import shared_traces
 
 def run(job, pipe):
     count = 0
@@ -59,6 +60,9 @@ def run(job, pipe):
     request.apply(job["source"], "random", ratio=0.5, seed=job["seed"], out=job["out"], force=True)
     os.write(pipe, str(count).encode())
 
+shared = shared_traces()
+shared.__enter__()
+request.apply(sys.argv[1], "random", ratio=0.5, dry_run=True)  # imports and traces what every run does
 for line in sys.stdin:
     job = json.loads(line)
     reader, writer = os.pipe()
@@ -89,7 +93,7 @@ class Runs:
         self.folder = folder / "place"
         self.folder.mkdir()
         self.out = self.folder / "out"
-        command = [sys.executable, "-c", RUNS]
+        command = [sys.executable, "-c", RUNS, str(self.source)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
