@@ -25,9 +25,10 @@ from fxprune.backends.huggingface.streamed_weights import StreamedWeights
 from fxprune.ir.errors import FxpruneError
 
 from ..checkpoints import contents, write_checkpoint
+from ..forks import Forks
 
-# Imports once and forks a process for every run, which is killed from outside after a while, or by itself at its nth
-# access to a file or directory beside OUT. The check in a fresh process is left out unless it is asked for.
+# Imports and traces once, and forks a process for every run, which is killed from outside after a while, or by itself at
+# its nth access to a file or directory beside OUT. The check in a fresh process is left out unless it is asked for.
 RUNS = """
 import contextlib, json, os, signal, sys, threading, time
 import torch
@@ -88,15 +89,14 @@ for line in sys.stdin:
 class Runs:
     """Runs that may be killed, over one OUT."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, forks: Forks) -> None:
         self.source = write_checkpoint(folder / "source", shard_size="20kB")
         self.folder = folder / "place"
         self.folder.mkdir()
         self.out = self.folder / "out"
         command = [sys.executable, "-c", RUNS, str(self.source)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        with Path(os.devnull).open("w") as nowhere:
+            self.process = forks.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=nowhere)
         self.whole: dict[int, dict[str, str]] = {}
         for seed in (1, 2):
             self.last = self.run(seed)
@@ -106,8 +106,6 @@ class Runs:
     def run(self, seed: int, **how: Any) -> dict[str, Any]:
         job = {"source": str(self.source), "out": str(self.out), "seed": seed}
         job |= {"at": None, "after": None, "check": False, "exchange": True} | how
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         found: dict[str, Any] = json.loads(self.process.stdout.readline())
@@ -128,16 +126,14 @@ class Runs:
         return killed
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(60)
         self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    made = Runs(tmp_path_factory.mktemp("runs"))
+def runs(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Runs]:
+    made = Runs(tmp_path_factory.mktemp("runs"), forks)
     yield made
     made.close()
     assert made.process.returncode == 0
