@@ -27,8 +27,8 @@ from fxprune.ir.errors import FxpruneError
 from ..checkpoints import contents, write_checkpoint
 from ..forks import Forks
 
-# Imports and traces once, and forks a process for every run, which is killed from outside after a while, or by itself at
-# its nth access to a file or directory beside OUT. The check in a fresh process is left out unless it is asked for.
+# Imports and traces once, and forks a process for every run, which is killed from outside after a while, or by itself
+# at its nth access to a file or directory beside OUT. The check in a fresh process is left out unless it is asked for.
 RUNS = """
 import contextlib, json, os, signal, sys, threading, time
 import torch
