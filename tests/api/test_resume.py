@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import torch
 from transformers import GPT2Config, LlamaConfig
 
 from fxprune import api
-from fxprune.api.pruning import model_run, resume
+from fxprune.api.pruning import model_run, resume, stage_file
 from fxprune.backends.artifact import RECORD
 from fxprune.backends.huggingface import weight_source
 from fxprune.cli import main
@@ -31,7 +30,7 @@ from fxprune.passes.recover.lora import Lora
 from fxprune.passes.score.magnitude import Magnitude
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
-from fxprune.passes.state import KEPT_ON_RESUME, Before, Data, Ledger, NoHost, State, Subject
+from fxprune.passes.state import ON_RESUME, OnResume, State
 
 from ..checkpoints import TIED, WIDTHS, contents, write_checkpoint
 from ..corpora import word_tokenizer
@@ -137,14 +136,14 @@ def test_a_run_that_goes_on_gives_the_same_bytes(
 
 KILLED = """
 import contextlib, os, signal, sys
-from fxprune.api import resume
-from fxprune.backends import huggingface, values
+from fxprune.api.pruning import resume
+from fxprune.backends.huggingface import save, weight_source
 from fxprune.cli import main
-huggingface.FreshProcess = contextlib.nullcontext
-values.verify_written = lambda *_: {"the same": "in every record"}
+save.FreshProcess = contextlib.nullcontext
+weight_source.verify_written = lambda *_: {"the same": "in every record"}
 keep, at = resume.Stages.keep, int(sys.argv[1])
-def kept(self, done, parts):
-    keep(self, done, parts)
+def kept(self, done, finished, parts):
+    keep(self, done, finished, parts)
     if done == at:
         os.kill(os.getpid(), signal.SIGKILL)
 resume.Stages.keep = kept
