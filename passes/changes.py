@@ -92,7 +92,8 @@ def structure_digest(state: State) -> str:
     return _hashed(
         {
             "graph": hashlib.sha256(print_graph(subject.graph).encode()).hexdigest(),
-            "modules": {path: type(module).__qualname__ for path, module in subject.model.named_modules()},
+            "modules": [[path, type(module).__qualname__] for path, module in subject.model.named_modules()],
+            "configs": _configs(subject.model),
             "tensors": tensors,
             "plan": None if ledger.plan is None else [_indices(plan.keep), _indices(slices)],
             "repairs": ledger.repairs.to_json(),
@@ -107,12 +108,20 @@ def _outline(state: State) -> tuple[tuple[object, ...], object]:
     subject, ledger = state.subject, state.ledger
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors_by_every_name(subject.model).items()}
     modules = [(path, type(module)) for path, module in subject.model.named_modules()]
-    inside = (shapes, modules, list(ledger.consumers), dict(ledger.renamed))
+    inside = (shapes, modules, _configs(subject.model), list(ledger.consumers), dict(ledger.renamed))
     return (subject.graph, subject.model, ledger.plan, ledger.repairs), inside
 
 
 def _same(before: tuple[tuple[object, ...], object], after: tuple[tuple[object, ...], object]) -> bool:
     return all(old is new for old, new in zip(before[0], after[0], strict=True)) and before[1] == after[1]
+
+
+def _configs(model: nn.Module) -> str:
+    """The configurations of a model of transformers, as text. Other attributes are not compared: forwards change some,
+    and an artifact holds none but those of the repairs."""
+    found = {name: getattr(model, name, None) for name in ("config", "generation_config")}
+    given = {name: config.to_dict() for name, config in found.items() if hasattr(config, "to_dict")}
+    return json.dumps(given, sort_keys=True, default=str)
 
 
 def _indices(kept: Mapping[str, Indices]) -> dict[str, str]:

@@ -183,7 +183,7 @@ def brought(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Pass]], None]:
     return lambda found: monkeypatch.setattr(request, "all_passes", lambda: (*PASSES, found))
 
 
-@pytest.mark.parametrize("found", [Halved, HalvedCutting])
+@pytest.mark.parametrize("found", [pytest.param(Halved, marks=pytest.mark.slow), HalvedCutting])
 def test_a_pass_of_somebody_else_that_cuts_and_changes_values(
     found: type[Pass], brought: Any, stages: dict[int, Path], tmp_path: Path, text: Path
 ) -> None:
