@@ -119,7 +119,7 @@ def _same(before: tuple[tuple[object, ...], object], after: tuple[tuple[object, 
 def _configs(model: nn.Module) -> str:
     """The configurations of a model of transformers, as text. Other attributes are not compared: forwards change some,
     and an artifact holds none but those of the repairs."""
-    found = {name: getattr(model, name, None) for name in ("config", "generation_config")}
+    found: dict[str, Any] = {name: getattr(model, name, None) for name in ("config", "generation_config")}
     given = {name: config.to_dict() for name, config in found.items() if hasattr(config, "to_dict")}
     return json.dumps(given, sort_keys=True, default=str)
 
