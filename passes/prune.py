@@ -35,6 +35,7 @@ class Prune(Pass):
     kind: ClassVar[PassKind] = PassKind.SCORE
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
+    keeps_values: ClassVar[bool] = True
 
     ratio: float = option(
         0.25, "share of the units of every group to remove, in [0, 1)", at_least=0, below=1,

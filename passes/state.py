@@ -1,10 +1,14 @@
-"""What passes hand to one another: the model, what they may read, what has been done, and what was before."""
+"""What passes hand to one another: the model, what they may read, what has been done, and what was before.
+
+The metadata of every field, or of the part that it is in, says where a run that is resumed has it from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.repairs import Repairs
@@ -20,9 +24,62 @@ if TYPE_CHECKING:
     from .data import Corpus, Weights
     from .score_cache import ScoreCache
 
-KEPT_ON_RESUME = "kept"
-"""In the metadata of a part of :class:`State`: whether a run that goes on has it from the one that broke off. What is
-not kept, it makes anew."""
+
+class OnResume(StrEnum):
+    """Where a run that goes on has a part of its :class:`State` from.
+
+    Attributes:
+        ANEW: it makes it anew, as any run does.
+        REPEATED: it repeats the decisions of the passes that were done, see :class:`Decision`.
+        STORED: the run that broke off wrote it down.
+    """
+
+    ANEW = "anew"
+    REPEATED = "repeated"
+    STORED = "stored"
+
+
+ON_RESUME = "on_resume"
+"""In the metadata of the fields of a state's parts: an :class:`OnResume`."""
+
+_ANEW, _REPEATED, _STORED = ({ON_RESUME: how} for how in OnResume)
+
+
+class Decision(Protocol):
+    """What a pass did to the structure of a model, as data with which it can be done again without scores.
+
+    An implementation is a frozen dataclass; ``fxprune.passes.registry.DECISIONS`` lists them all.
+
+    Attributes:
+        name: what the saved state of a run calls it.
+    """
+
+    name: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data, in which NumPy arrays may stand too."""
+
+    def redo(self, state: State) -> None:
+        """Do it again.
+
+        Raises:
+            FxpruneError: it does not fit the model.
+        """
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A pass that has run.
+
+    Attributes:
+        name: of the pass.
+        decisions: what it did to the structure of the model, in order.
+        can_be_repeated: whether these are all that it did, besides the values of weights and what the ledger holds.
+    """
+
+    name: str
+    decisions: tuple[Decision, ...] = ()
+    can_be_repeated: bool = True
 
 
 @dataclass
@@ -40,13 +97,13 @@ class Subject:
         whole: what runs as a whole although it is a list of blocks -> why.
     """
 
-    graph: Graph
-    model: torch.nn.Module
-    coupling: Coupling | None = None
-    example: Mapping[str, Any] = field(default_factory=dict)
-    outputs: Sequence[str] = ()
-    residence: Residence | None = None
-    whole: dict[str, str] = field(default_factory=dict)
+    graph: Graph = field(metadata=_REPEATED)
+    model: torch.nn.Module = field(metadata=_REPEATED)
+    coupling: Coupling | None = field(default=None, metadata=_REPEATED)
+    example: Mapping[str, Any] = field(default_factory=dict, metadata=_REPEATED)
+    outputs: Sequence[str] = field(default=(), metadata=_ANEW)
+    residence: Residence | None = field(default=None, metadata=_ANEW)
+    whole: dict[str, str] = field(default_factory=dict, metadata=_ANEW)
 
     @property
     def runner(self) -> BlockRunner:
@@ -144,16 +201,19 @@ class Before:
             activations with.
         residences: for each of the two models, by the name of its attribute, what brings its weights into memory;
             nothing for models that hold them.
+        changed: attribute -> :attr:`Ledger.changed` when that copy was made.
     """
 
-    graph: Graph | None = None
-    model: torch.nn.Module | None = None
-    same_layers: torch.nn.Module | None = None
-    residences: dict[str, Residence] = field(default_factory=dict)
+    graph: Graph | None = field(default=None, metadata=_REPEATED)
+    model: torch.nn.Module | None = field(default=None, metadata=_REPEATED)
+    same_layers: torch.nn.Module | None = field(default=None, metadata=_REPEATED)
+    residences: dict[str, Residence] = field(default_factory=dict, metadata=_REPEATED)
+    changed: dict[str, frozenset[str]] = field(default_factory=dict, metadata=_STORED)
 
-    def keep(self, name: Literal["model", "same_layers"], runner: BlockRunner) -> None:
-        """Look back at this model from now on."""
+    def keep(self, name: Literal["model", "same_layers"], runner: BlockRunner, changed: frozenset[str]) -> None:
+        """Look back at this model from now on; ``changed`` as in the ledger."""
         setattr(self, name, runner.model)
+        self.changed[name] = changed
         self.residences.pop(name, None)
         if runner.residence is not None:
             self.residences[name] = runner.residence
@@ -177,15 +237,21 @@ class Ledger:
             theirs, int64 ``[N, L]``.
         scores: those of another run, or a place to keep those of this one; None when they are not wanted.
         report: what passes want recorded in the artifact, by pass name.
+        decisions: what passes did to the structure of the model, in order.
+        changed: names of the tensors whose values passes may have changed; the others are those of the source, sliced.
+        finished: the passes that have run. This and ``changed`` are kept up only in a run that can be resumed.
     """
 
-    plan: Plan | None = None
-    repairs: Repairs = field(default_factory=Repairs)
-    consumers: list[tuple[str, int]] = field(default_factory=list)
-    renamed: dict[str, str] = field(default_factory=dict)
-    written: list[tuple[int, torch.Tensor]] = field(default_factory=list)
-    scores: ScoreCache | None = None
-    report: dict[str, Any] = field(default_factory=dict)
+    plan: Plan | None = field(default=None, metadata=_REPEATED)
+    repairs: Repairs = field(default_factory=Repairs, metadata=_REPEATED)
+    consumers: list[tuple[str, int]] = field(default_factory=list, metadata=_REPEATED)
+    renamed: dict[str, str] = field(default_factory=dict, metadata=_REPEATED)
+    written: list[tuple[int, torch.Tensor]] = field(default_factory=list, metadata=_STORED)
+    scores: ScoreCache | None = field(default=None, metadata=_STORED)
+    report: dict[str, Any] = field(default_factory=dict, metadata=_STORED)
+    decisions: list[Decision] = field(default_factory=list, metadata=_REPEATED)
+    changed: frozenset[str] = field(default=frozenset(), metadata=_STORED)
+    finished: list[Finished] = field(default_factory=list, metadata=_STORED)
 
 
 @dataclass
@@ -200,8 +266,8 @@ class State:
         ledger: what has been done.
     """
 
-    subject: Subject = field(metadata={KEPT_ON_RESUME: True})
-    data: Data = field(default_factory=Data, metadata={KEPT_ON_RESUME: False})
-    host: Host = field(default_factory=NoHost, metadata={KEPT_ON_RESUME: False})
-    before: Before = field(default_factory=Before, metadata={KEPT_ON_RESUME: True})
-    ledger: Ledger = field(default_factory=Ledger, metadata={KEPT_ON_RESUME: True})
+    subject: Subject
+    data: Data = field(default_factory=Data, metadata=_ANEW)
+    host: Host = field(default_factory=NoHost, metadata=_ANEW)
+    before: Before = field(default_factory=Before)
+    ledger: Ledger = field(default_factory=Ledger)

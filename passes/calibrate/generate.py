@@ -27,6 +27,7 @@ class Generate(Pass):
 
     name: ClassVar[str] = "generate"
     kind: ClassVar[PassKind] = PassKind.ANALYSIS
+    keeps_values: ClassVar[bool] = True
 
     windows: int = option(256, "number of windows that the model writes", at_least=1)
     length: int = option(128, "tokens in a window", at_least=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,18 +10,18 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ...ir import FxpruneError, Plan, RequestError
+from ...ir import FxpruneError, RequestError
 from ...ir.options import option
-from ...ir.repairs import Repairs
 from ...runtime.absence import absences
 from ..base import Pass, PassKind
-from ..model.blocks import Blocks, find_blocks, keep_blocks
+from ..model.blocks import Blocks, find_blocks
 from ..model.forward import device_of, inference
 from ..model.measure import perplexity
 from ..state import State
 from .greedy import one_after_the_other
 from .sub_block_scores import choose
-from .sub_blocks import ATTENTION, MLP, find_sub_blocks, take_out
+from .sub_blocks import ATTENTION, MLP, absences_of, find_sub_blocks
+from .taken_out import keep_layers, take_parts_out
 
 CRITERIA = ("influence", "perplexity")
 ANY = "any"
@@ -38,6 +37,7 @@ class Drop(Pass):
     name: ClassVar[str] = "drop"
     kind: ClassVar[PassKind] = PassKind.SCORE
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
+    keeps_values: ClassVar[bool] = True
 
     layers: int | None = option(None, "number of layers to remove; 1 when sub_blocks is none too", at_least=0)
     sub_blocks: int | None = option(
@@ -90,11 +90,8 @@ class Drop(Pass):
         ledger.report[self.name] = {"by": self.by, "dropped": sorted(gone), "scores": scores}
         if not gone:
             return
-        names = keep_blocks(model, blocks, kept)
-        ledger.repairs = _renumbered(ledger.repairs, blocks.path, kept)
-        ledger.renamed = {now: ledger.renamed.get(before, before) for now, before in names.items()}
+        keep_layers(state, blocks, kept)
         ledger.report[self.name]["renamed"] = {now: old for now, old in ledger.renamed.items() if now != old}
-        _traced_anew(state, names)
 
     def _drop_sub_blocks(self, state: State, tokens: torch.Tensor, count: int) -> None:
         model = state.subject.model
@@ -105,7 +102,6 @@ class Drop(Pass):
             most = min(len(parts), len(found) - 1)
             raise RequestError(f"drop: cannot remove {count} of {len(parts)} {which}", f"drop at most {most}")
         gone, scores = choose(self.by, model, parts, tokens, count)
-        take_out(model, [parts[index] for index in gone])
         scored = range(len(parts)) if self.by == "influence" else gone
         earlier = state.ledger.report.get(self.name, {})
         state.ledger.report[self.name] = {
@@ -119,38 +115,7 @@ class Drop(Pass):
                 "scores": {parts[i].path: score for i, score in zip(scored, scores, strict=True)},
             },
         }
-        _traced_anew(state, {name: name for name in model.state_dict()})
-
-
-def _traced_anew(state: State, names: dict[str, str]) -> None:
-    """Update the state after blocks were removed; ``names``: present tensor name -> name before."""
-    state.ledger.plan = _renamed(state.ledger.plan, names)
-    if state.subject.residence is not None:
-        state.subject.residence.store.rename(names)
-    state.before.same_layers, state.ledger.consumers = None, []
-    state.subject.graph, state.subject.example = state.host.retrace(state.subject.model)
-
-
-def _renumbered(repairs: Repairs, path: str, kept: Sequence[int]) -> Repairs:
-    """The repairs of the remaining blocks, under the new block indices."""
-    block = re.compile(re.escape(path) + r"\.(\d+)(?=\.|$)")
-    now = {str(before): f"{path}.{place}" for place, before in enumerate(kept)}
-    left = {
-        block.sub(lambda found: now[found[1]], module): changes
-        for module, changes in repairs.attributes.items()
-        if (found := block.match(module)) is None or found[1] in now
-    }
-    return Repairs(left)
-
-
-def _renamed(plan: Plan | None, names: dict[str, str]) -> Plan | None:
-    """The plan for the remaining tensors, under their new names."""
-    if plan is None:
-        return None
-    slices = {
-        (now, dim): kept for now, before in names.items() for (n, dim), kept in plan.slices.items() if n == before
-    }
-    return Plan(plan.keep, slices)
+        take_parts_out(state, absences_of(parts[index] for index in gone))
 
 
 def _by_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int) -> tuple[list[int], list[float]]:

@@ -93,11 +93,24 @@ def _part(layer: _Layer, add: Op, end: str, members: Sequence[str], calls: Mappi
 
 def take_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> dict[str, nn.Module]:
     """Replace the members by modules that add nothing; returns the replaced modules, by path."""
+    return put_absences(model, absences_of(sub_blocks))
+
+
+def absences_of(sub_blocks: Iterable[SubBlock]) -> dict[str, Mapping[str, Any]]:
+    """Path of every member -> the description of its replacement."""
+    return {
+        path: absence
+        for sub_block in sub_blocks
+        for path, absence in zip(sub_block.members, sub_block.absences, strict=True)
+    }
+
+
+def put_absences(model: nn.Module, absences: Mapping[str, Mapping[str, Any]]) -> dict[str, nn.Module]:
+    """Put modules that add nothing at these paths; returns the replaced modules, by path."""
     before = {}
-    for sub_block in sub_blocks:
-        for path, absence in zip(sub_block.members, sub_block.absences, strict=True):
-            before[path] = model.get_submodule(path)
-            model.set_submodule(path, AbsentModule(dict(absence)).eval())
+    for path, absence in absences.items():
+        before[path] = model.get_submodule(path)
+        model.set_submodule(path, AbsentModule(dict(absence)).eval())
     return before
 
 
