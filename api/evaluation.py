@@ -15,9 +15,11 @@ import torch
 from ..ir.cost import macs
 from ..ir.errors import RequestError
 from ..passes.model.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
+from ..runtime.ranks import ALONE, Ranks
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
 from ..tracer.model import DEMO, ModelSource, build_meta, load_config, load_model
+from .agreement import agree_on_files, on_every_rank
 from .progress import Progress, silent
 from .request_checks import GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
 from .seen_texts import refuse_overlap, text_of
@@ -73,6 +75,7 @@ class _Runnable:
     bytes: int
 
 
+@on_every_rank
 def evaluate(
     models: Sequence[Model] | Model,
     text: GivenText | None = None,
@@ -84,6 +87,7 @@ def evaluate(
     allow_pickle: bool = False,
     allow_overlap: bool = False,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> list[Measurement]:
     """Measure models: perplexity over non-overlapping windows, size, and speed.
 
@@ -101,6 +105,8 @@ def evaluate(
         allow_pickle: whether weights may be read from a pickle.
         allow_overlap: whether a model may be measured on text that it was calibrated or trained on.
         progress: told what is going on.
+        ranks: the processes that share the windows; set from torchrun's environment variables, under which all
+            processes make the same call. Rank 0 measures the speed, and all return the same.
 
     Raises:
         RequestError: a model or text that cannot be read, a text shorter than the windows asked for, a window longer
@@ -129,6 +135,7 @@ def evaluate(
             )
             for model in found
         ]
+        agree_on_files(ranks, sources, text)
         contexts = [_context(source, window) for source in sources]
         read = []
         for source in sources:
@@ -137,7 +144,7 @@ def evaluate(
             read.append(own.windows(window, windows))
             if not allow_overlap:
                 refuse_overlap(source, read[-1], own)
-        return [_measure(*each, progress) for each in zip(sources, read, contexts, strict=True)]
+        return [_measure(*each, progress, ranks) for each in zip(sources, read, contexts, strict=True)]
 
 
 def _context(source: ModelSource, window: int) -> int:
@@ -151,15 +158,16 @@ def _context(source: ModelSource, window: int) -> int:
     return context
 
 
-def _measure(source: ModelSource, ids: torch.Tensor, context: int, progress: Progress) -> Measurement:
+def _measure(source: ModelSource, ids: torch.Tensor, context: int, progress: Progress, ranks: Ranks) -> Measurement:
     config, window = load_config(source).get_text_config(), ids.shape[1]
     progress(f"{source.name}: loading")
     runnable = _open_onnx(source) if _is_onnx(source.directory) else _open_torch(source)
     progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")
-    found = perplexity(runnable.logits, ids)
+    found = perplexity(runnable.logits, ids, ranks=ranks)
     progress(f"{source.name}: speed")
     prompt = max(1, min(window, context - DECODED))
-    speed = tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=min(DECODED, context - prompt))
+    new = min(DECODED, context - prompt)
+    speed = ranks.by_first(lambda: tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=new))
     return Measurement(
         name=source.name,
         format=runnable.format,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.repairs import Repairs
+from ..runtime.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -171,6 +172,7 @@ class State:
         host: what whoever runs the pipeline can do with the model.
         before: the model as it was.
         ledger: what has been done.
+        ranks: the processes that share the work; all of them run the same passes on the same state.
     """
 
     subject: Subject = field(metadata={KEPT_ON_RESUME: True})
@@ -178,3 +180,4 @@ class State:
     host: Host = field(default_factory=NoHost, metadata={KEPT_ON_RESUME: False})
     before: Before = field(default_factory=Before, metadata={KEPT_ON_RESUME: True})
     ledger: Ledger = field(default_factory=Ledger, metadata={KEPT_ON_RESUME: True})
+    ranks: Ranks = field(default_factory=Ranks, metadata={KEPT_ON_RESUME: False})

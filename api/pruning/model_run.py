@@ -31,6 +31,7 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
+from ...runtime.ranks import Ranks
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.model import ModelSource, build_meta, load_model
@@ -58,7 +59,12 @@ class ModelRun:
     rebuild: None = None
 
     def __init__(
-        self, source: ModelSource, pipeline: Sequence[Pass] | None, model_call: ModelCall, progress: Progress
+        self,
+        source: ModelSource,
+        pipeline: Sequence[Pass] | None,
+        model_call: ModelCall,
+        progress: Progress,
+        ranks: Ranks,
     ) -> None:
         """Load and trace a model.
 
@@ -67,6 +73,7 @@ class ModelRun:
             pipeline: the passes that will run; None when no weights are needed.
             model_call: how the model is called.
             progress: called with a message when a new step begins.
+            ranks: the processes that share the work.
         """
         self.source, self.model_call, self.progress = source, model_call, progress
         progress(f"loading {source.name}")
@@ -84,7 +91,7 @@ class ModelRun:
         progress(f"tracing {source.name}")
         with self.streamed.synthetic_parameters() if self.streamed is not None else nullcontext():
             self.traced: Traced = model_call.trace(module)
-        self.state = State(Subject(self.traced.graph, module, example=self.traced.example), host=self)
+        self.state = State(Subject(self.traced.graph, module, example=self.traced.example), host=self, ranks=ranks)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self._runs = pipeline is not None
         self.groups: dict[str, Group] = {}
@@ -126,6 +133,7 @@ class ModelRun:
         done = stages.done if stages is not None else 0
         if stages is not None and done:
             steps += self._resume(stages.read())
+            self.state.ranks.barrier()  # before rank 0 puts another stage in its place
         resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
 
         def between(step: StepRecord, state: State) -> None:
@@ -136,7 +144,7 @@ class ModelRun:
             show(step, state)
 
         def keep(number: int) -> None:
-            if stages is not None and number:
+            if stages is not None and number and self.state.ranks.first:
                 stages.keep(done + number, lambda: self._parts(steps))
 
         def announce(text: str, number: int, count: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from ...passes.base import Pass, PassKind
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.replay import Replay
+from ...runtime.ranks import ALONE, Ranks
 from ...tracer.model import ModelSource, load_config
+from ..agreement import agree_on_files, on_every_rank
 from ..model_call import ModelCall
 from ..progress import Progress, silent
 from ..request_checks import GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Applied", "GroupChange", "apply"]
 
 
+@on_every_rank
 def apply(
     model: Model,
     passes: str | Sequence[str] = (),
@@ -63,6 +67,7 @@ def apply(
     allow_pickle: bool = False,
     print_ir_after: str | Sequence[str] = (),
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> Applied:
     """Run a pipeline on a model and write the result.
 
@@ -93,6 +98,8 @@ def apply(
         allow_pickle: whether weights may be read from a pickle.
         print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
         progress: called with a message when a new step begins.
+        ranks: the processes that share the work; set from torchrun's environment variables, under which all processes
+            make the same call. Rank 0 writes, and all return the same.
 
     Raises:
         RequestError: the request is wrong. This is checked before any work.
@@ -121,7 +128,9 @@ def apply(
     weights = not dry_run or any(step.needs_weights for step in pipeline)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     with open_source(model, tokenizer, weights=weights, **allowed) as source:
-        _claim_place(out, source, force=force, dry_run=dry_run)
+        agree_on_files(ranks, [source], calib, data, plan, scores)
+        if ranks.first:
+            _claim_place(out, source, force=force, dry_run=dry_run)
         recorded = None if plan is None else read_recorded(plan, source)
         if recorded is not None:
             pipeline = (Replay(sha256=recorded.sha256), *pipeline)
@@ -132,10 +141,11 @@ def apply(
             place = None if scores is None else str(scores)
             run = identity(source, pipeline, texts, example=example, loss=loss, scores=place)
             stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
-        work = ModelRun(source, pipeline if weights else None, model_call, progress)
+            ranks.agree({"the number of passes that --resume finds done": str(stages.done)})
+        work = ModelRun(source, pipeline if weights else None, model_call, progress, ranks)
         work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
-        applied = work.run(pipeline, printer(shown), stages)
-        write_scores(scores, work.state.ledger.scores)
+        applied = work.run(pipeline, printer(shown if ranks.first else ()), stages)
+        ranks.by_first(lambda: write_scores(scores, work.state.ledger.scores))
         left = print_pipeline(step for step in asked if step not in pipeline)
         applied = dataclasses.replace(applied, skipped=left)
         if out is None or dry_run:
@@ -143,8 +153,9 @@ def apply(
         if recorded is not None and not asked:
             recorded.check_result(applied.parameters)
         progress(f"writing {out}")
-        applied = dataclasses.replace(applied, saved=work.save(Path(out), applied, form=form, force=force))
-    if stages is not None:
+        saved = ranks.by_first(partial(work.save, Path(out), applied, form=form, force=force))
+        applied = dataclasses.replace(applied, saved=saved)
+    if stages is not None and ranks.first:
         stages.clear()
     return applied
 

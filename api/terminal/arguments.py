@@ -45,7 +45,7 @@ def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
     for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_demo):
         add(subparsers)
     for name, run in commands.items():
-        subparsers.choices[name].set_defaults(run=run)
+        subparsers.choices[name].set_defaults(run=run, command=name)
     return parser
 
 
