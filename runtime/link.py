@@ -66,6 +66,7 @@ class Link:
         self._groups: dict[str, Any] = {}
         self._failure: FxpruneError | None = None
         self._told_by_first = False
+        self._gone: set[int] = set()
 
     def meet(self, doing: str, value: Value | None = None) -> list[Value]:
         """Wait until all ranks are here; returns what they bring, by rank.
@@ -208,6 +209,7 @@ class Link:
                 return said
         for rank, message in enumerate(said):
             if message.gone:
+                self._gone.add(rank)
                 self._failed(f"rank {rank} was killed, or took more than {limit:.0f} s; waited for: {doing}", _SLOW)
                 self._told_by_first = rank != 0
                 return said
@@ -252,7 +254,7 @@ class Link:
         if self.index:
             self._store.set(f"left/{self.index}", "")
         else:
-            self._wait([f"left/{rank}" for rank in range(1, self.count)], limit)
+            self._wait([f"left/{rank}" for rank in range(1, self.count) if rank not in self._gone], limit)
 
 
 _NO_STORE = "the rendezvous of the processes does not answer any more: the process that held it has ended"

@@ -99,7 +99,7 @@ def apply(
         print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
         progress: called with a message when a new step begins.
         ranks: the processes that share the work; set from torchrun's environment variables, under which all processes
-            make the same call. Rank 0 writes, and all return the same.
+            make the same call. Rank 0 writes; what they return differs in times only.
 
     Raises:
         RequestError: the request is wrong. This is checked before any work.
