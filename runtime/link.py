@@ -27,8 +27,8 @@ from ..ir.errors import FxpruneError, RequestError, class_and_first_line, first_
 START, GRACE, PAUSE = 300.0, 10.0, 0.02
 """Seconds: for all processes to start; for the others to take note of the end of one; between two looks for them."""
 
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
+LinkKey = TypeVar("LinkKey", bound=Hashable)
+LinkValue = TypeVar("LinkValue")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Link:
         self._told_by_first = False
         self._gone: set[int] = set()
 
-    def meet(self, doing: str, value: Value | None = None) -> list[Value]:
+    def meet(self, doing: str, value: LinkValue | None = None) -> list[LinkValue]:
         """Wait until all ranks are here; returns what they bring, by rank.
 
         Raises:
@@ -105,10 +105,10 @@ class Link:
             self._transfer("a sum", whole, lambda group: group.reduce([whole], options))
         return whole.to(tensor.dtype).to(tensor.device)
 
-    def sum_all(self, tensors: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    def sum_all(self, tensors: Mapping[LinkKey, Tensor]) -> dict[LinkKey, Tensor]:
         """See :meth:`~.ranks.Ranks.sum_all`."""
         mine = {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in tensors.items()}
-        known: dict[Key, tuple[tuple[int, ...], torch.dtype]] = {}
+        known: dict[LinkKey, tuple[tuple[int, ...], torch.dtype]] = {}
         for theirs in self.meet("sum of tensors", mine):
             for key, form in theirs.items():
                 if known.setdefault(key, form) != form:
@@ -126,7 +126,12 @@ class Link:
             for (key, (shape, dtype)), total in zip(known.items(), totals, strict=True)
         }
 
-    def broadcast(self, value: Value, source: int) -> Value:
+    def sum_arrays(self, arrays: Mapping[LinkKey, Any]) -> dict[LinkKey, Any]:
+        """See :meth:`~.ranks.Ranks.sum_arrays`."""
+        totals = self.sum_all({key: torch.from_numpy(array) for key, array in arrays.items()})
+        return {key: total.numpy() for key, total in totals.items()}
+
+    def broadcast(self, value: LinkValue, source: int) -> LinkValue:
         """See :meth:`~.ranks.Ranks.broadcast`."""
         if isinstance(value, Tensor):
             whole = _on_wire(value).contiguous()

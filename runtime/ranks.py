@@ -8,7 +8,7 @@ speaks. With one process nothing here imports ``torch.distributed``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from ..ir.errors import RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from .link import Link
+
+    Floats = npt.NDArray[np.float64]
 
 LIMIT = 1800.0
 """Seconds that a rank waits for the others in one place, as in torch.distributed."""
@@ -40,9 +44,9 @@ class Sliceable(Protocol):
     def __getitem__(self, part: slice, /) -> Any: ...
 
 
-Key = TypeVar("Key", bound=Hashable)
+TensorKey = TypeVar("TensorKey", bound=Hashable)
 Part = TypeVar("Part", bound=Sliceable)
-Value = TypeVar("Value")
+Sent = TypeVar("Sent")
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Ranks:
         """
         return tensor if self.link is None else self.link.sum(tensor, to)
 
-    def sum_all(self, tensors: Mapping[Key, torch.Tensor]) -> dict[Key, torch.Tensor]:
+    def sum_all(self, tensors: Mapping[TensorKey, torch.Tensor]) -> dict[TensorKey, torch.Tensor]:
         """The sums of tensors by key, sent as one. A rank may lack some keys, such as experts that no token reached.
 
         Args:
@@ -129,7 +133,29 @@ class Ranks:
         """
         return dict(tensors) if self.link is None else self.link.sum_all(tensors)
 
-    def broadcast(self, value: Value, source: int = 0) -> Value:
+    def sum_arrays(self, arrays: Mapping[TensorKey, Floats]) -> dict[TensorKey, Floats]:
+        """As :meth:`sum_all`, of NumPy arrays."""
+        return dict(arrays) if self.link is None else self.link.sum_arrays(arrays)
+
+    def union(self, names: Iterable[TensorKey]) -> set[TensorKey]:
+        """What any rank names.
+
+        Raises:
+            FxpruneError: as :meth:`sum`.
+        """
+        return {name for theirs in self.gather(list(names)) for name in theirs}
+
+    def own_keys(self, keys: Iterable[TensorKey]) -> list[TensorKey]:
+        """Those of the keys of this rank that no rank before it has: each key that any rank has is one rank's own.
+
+        Raises:
+            FxpruneError: as :meth:`sum`.
+        """
+        mine = list(keys)
+        before = {key for theirs in self.gather(mine)[: self.index] for key in theirs}
+        return [key for key in mine if key not in before]
+
+    def broadcast(self, value: Sent, source: int = 0) -> Sent:
         """The value of one rank, on all.
 
         Args:
@@ -142,7 +168,7 @@ class Ranks:
         """
         return value if self.link is None else self.link.broadcast(value, source)
 
-    def gather(self, value: Value) -> list[Value]:
+    def gather(self, value: Sent) -> list[Sent]:
         """The values of all ranks, by rank; for small objects.
 
         Raises:
@@ -159,7 +185,7 @@ class Ranks:
         if self.link is not None:
             self.link.meet("barrier")
 
-    def by_first(self, call: Callable[[], Value]) -> Value:
+    def by_first(self, call: Callable[[], Sent]) -> Sent:
         """What the call returns on rank 0, which alone makes it, on all ranks; an object that can be pickled.
 
         Raises:
