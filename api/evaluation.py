@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from ..tracer.export import trace_model
 from ..tracer.model import DEMO, ModelSource, build_meta, load_config, load_model
 from .agreement import agree_on_files, on_every_rank
 from .progress import Progress, silent
-from .request_checks import GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
+from .request_checks import GivenRows, GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
 from .seen_texts import refuse_overlap, text_of
 from .sources import open_source
 
@@ -122,29 +122,38 @@ def evaluate(
     check_counts(window=window, windows=windows)
     if window < 2:
         raise RequestError(f"--window {window} is too short: there is no next token", "give --window 2 or more")
+    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     with ExitStack() as stack:
-        sources = [
-            stack.enter_context(
-                open_source(
-                    model,
-                    tokenizer if is_loaded(model) else None,
-                    weights=not (is_path(model) and _is_onnx(model)),
-                    trust_remote_code=trust_remote_code,
-                    allow_pickle=allow_pickle,
-                )
-            )
-            for model in found
-        ]
+        sources = [stack.enter_context(_open(model, tokenizer, allowed)) for model in found]
         agree_on_files(ranks, sources, text)
         contexts = [_context(source, window) for source in sources]
-        read = []
-        for source in sources:
-            progress(f"{source.name}: reading the text")
-            own = text_of(given, "evaluation", source)
-            read.append(own.windows(window, windows))
-            if not allow_overlap:
-                refuse_overlap(source, read[-1], own)
+        read = [_read(source, given, window, windows, progress, overlap=allow_overlap) for source in sources]
         return [_measure(*each, progress, ranks) for each in zip(sources, read, contexts, strict=True)]
+
+
+def _open(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, allowed: Mapping[str, bool]
+) -> AbstractContextManager[ModelSource]:
+    own = tokenizer if is_loaded(model) else None
+    return open_source(model, own, weights=not (is_path(model) and _is_onnx(model)), **allowed)
+
+
+def _read(
+    source: ModelSource,
+    given: str | GivenRows | None,
+    window: int,
+    windows: int | None,
+    progress: Progress,
+    *,
+    overlap: bool,
+) -> torch.Tensor:
+    """The windows of the text, as the model's own tokenizer splits it."""
+    progress(f"{source.name}: reading the text")
+    text = text_of(given, "evaluation", source)
+    ids = text.windows(window, windows)
+    if not overlap:
+        refuse_overlap(source, ids, text)
+    return ids
 
 
 def _context(source: ModelSource, window: int) -> int:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..backends.exporter import ExportReport, ExportRequest
+from ..backends.exporter import Exporter, ExportReport, ExportRequest
 from ..backends.registry import parse_format
 from ..ir.plugins import named_faults
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
-from ..tracer.model import load_config, load_model
+from ..tracer.model import ModelSource, load_config, load_model
 from .model_call import ModelCall
 from .progress import Progress, silent
 from .request_checks import Model, check_example, check_model, check_paths
@@ -61,31 +61,40 @@ def export(
         RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
         FxpruneError: the model cannot be exported, or the result differs from it.
     """
-    shared = {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache}
-    exporter = parse_format(format, shared)
+    exporter = parse_format(format, {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache})
     check_model(model, tokenizer)
     check_paths(out=out)
     check_example(example)
     with open_source(model, tokenizer, trust_remote_code=trust_remote_code) as source:
-        config = load_config(source)
+        asked = _request(source, Path(out), example, force=force, trust=trust_remote_code, progress=progress)
+        return _run(exporter, asked)
 
-        def load() -> torch.nn.Module:
-            progress(f"loading {source.name}")
-            return load_model(source)
 
-        with named_faults(type(exporter), f"format {exporter.name!r}"):
-            return exporter.export(
-                ExportRequest(
-                    name=source.name,
-                    source=source.directory,
-                    out=Path(out),
-                    config=config,
-                    causal_lm=ModelCall(config, example).language,
-                    load=load,
-                    inputs=lambda module: example_inputs(module, example),
-                    inner=calls()["inner"],
-                    force=force,
-                    trust_remote_code=trust_remote_code,
-                    progress=progress,
-                )
-            )
+def _request(
+    source: ModelSource, out: Path, example: str | None, *, force: bool, trust: bool, progress: Progress
+) -> ExportRequest:
+    """What the exporter is asked for. The weights are read when it loads the model."""
+    config = load_config(source)
+
+    def load() -> torch.nn.Module:
+        progress(f"loading {source.name}")
+        return load_model(source)
+
+    return ExportRequest(
+        name=source.name,
+        source=source.directory,
+        out=out,
+        config=config,
+        causal_lm=ModelCall(config, example).language,
+        load=load,
+        inputs=lambda module: example_inputs(module, example),
+        inner=calls()["inner"],
+        force=force,
+        trust_remote_code=trust,  # of a loaded model's source it is always true
+        progress=progress,
+    )
+
+
+def _run(exporter: Exporter, request: ExportRequest) -> ExportReport:
+    with named_faults(type(exporter), f"format {exporter.name!r}"):
+        return exporter.export(request)

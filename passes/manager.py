@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,8 @@ def check_inputs(pipeline: Sequence[Pass], state: State) -> None:
     """
     if not pipeline:
         raise RequestError("the pipeline is empty", "name at least one pass; see `fxprune passes`")
-    if any(parameter.is_meta for parameter in state.subject.model.parameters()):
+    bare = any(parameter.is_meta for parameter in state.subject.model.parameters())
+    if bare and state.subject.residence is None:
         for step in pipeline:
             if step.needs_weights and not (step.streams and state.host.weights is not None):
                 raise RequestError(
@@ -122,31 +122,39 @@ def run_pipeline(
                 record(_analyse(known[name], state))
         if step.kind == PassKind.SCORE:
             _keep_before(state, pipeline[number:])
-        started = time.perf_counter()
-        with named_faults(type(step), f"pass {step.name!r}"):
-            step.run(state)
-        seconds = time.perf_counter() - started
-        for name in step.invalidates:
-            setattr(state.subject, known[name].part, None)
-        record(StepRecord(step.name, print_pass(step), seconds))
+        record(_run_pass(step, state, known))
         _verify_after(step, state, verify)
     return tuple(steps)
 
 
 def _keep_before(state: State, rest: Sequence[Pass]) -> None:
     """Copy the model once before it is pruned, if later passes compare with it or learn from it."""
-    before, model = state.before, state.subject.model
+    before, runner = state.before, state.subject.runner
     fresh = before.model is None and any("model" in step.looks_back_at for step in rest)
+    layers = before.same_layers is None and any("same_layers" in step.looks_back_at for step in rest)
+    if not fresh and not layers:
+        return
+    dense = runner.twin()
     if fresh:
-        before.model = copy.deepcopy(model)
-    if before.same_layers is None and any("same_layers" in step.looks_back_at for step in rest):
-        before.same_layers = before.model if fresh else copy.deepcopy(model)
+        before.keep("model", dense)
+    if layers:
+        before.keep("same_layers", dense)
 
 
 def _analyse(analysis: Analysis, state: State) -> StepRecord:
     started = time.perf_counter()
     setattr(state.subject, analysis.part, analysis.run(state.subject.graph))
     return StepRecord(analysis.name, analysis.name, time.perf_counter() - started, is_analysis=True)
+
+
+def _run_pass(step: Pass, state: State, analyses: Mapping[str, Analysis]) -> StepRecord:
+    started = time.perf_counter()
+    with named_faults(type(step), f"pass {step.name!r}"):
+        step.run(state)
+    seconds = time.perf_counter() - started
+    for name in step.invalidates:
+        setattr(state.subject, analyses[name].part, None)
+    return StepRecord(step.name, print_pass(step), seconds)
 
 
 def _verify_after(step: Pass, state: State, verify: Verify) -> None:

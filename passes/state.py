@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.repairs import Repairs
+from ..runtime.block_runner import BlockRunner
 from ..runtime.ranks import Ranks
+from ..runtime.residence import Residence
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,8 @@ class Subject:
         coupling: the dependency analysis of ``graph``, None once a rewrite has invalidated it.
         example: the keyword arguments of ``forward`` that the graph was traced with.
         outputs: keys of what counts among the things that the model returns; all of it when empty.
+        residence: brings its weights into memory; None when the module holds them.
+        whole: what runs as a whole although it is a list of blocks -> why.
     """
 
     graph: Graph
@@ -42,6 +46,13 @@ class Subject:
     coupling: Coupling | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
     outputs: Sequence[str] = ()
+    residence: Residence | None = None
+    whole: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def runner(self) -> BlockRunner:
+        """Runs the model, with the weights of one block in memory where they are not in the module."""
+        return BlockRunner(self.model, self.residence, self.whole)
 
 
 @dataclass
@@ -128,14 +139,30 @@ class Before:
 
     Attributes:
         graph: before any pass; shares of the whole model refer to it.
-        model: a copy from before the first pass that removed anything, to learn from.
-        same_layers: a copy from before the first pass that cut widths of the layers that are there now, to compare
+        model: one from before the first pass that removed anything, to learn from. It shares the values of the present
+            model's tensors that are still the same.
+        same_layers: one from before the first pass that cut widths of the layers that are there now, to compare
             activations with.
+        residences: for each of the two models, by the name of its attribute, what brings its weights into memory;
+            nothing for models that hold them.
     """
 
     graph: Graph | None = None
     model: torch.nn.Module | None = None
     same_layers: torch.nn.Module | None = None
+    residences: dict[str, Residence] = field(default_factory=dict)
+
+    def keep(self, name: Literal["model", "same_layers"], runner: BlockRunner) -> None:
+        """Look back at this model from now on."""
+        setattr(self, name, runner.model)
+        self.residences.pop(name, None)
+        if runner.residence is not None:
+            self.residences[name] = runner.residence
+
+    def runner(self, name: Literal["model", "same_layers"]) -> BlockRunner | None:
+        """Runs one of the two models; None when there is none."""
+        model: torch.nn.Module | None = getattr(self, name)
+        return None if model is None else BlockRunner(model, self.residences.get(name))
 
 
 @dataclass

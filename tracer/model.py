@@ -220,12 +220,13 @@ def _without_values() -> Iterator[None]:
         yield
 
 
-def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32) -> Any:
-    """The model with its weights on the CPU, in eval mode.
+def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Any:
+    """The model with its weights, in eval mode.
 
     Args:
         source: from :func:`resolve` with ``weights=True``.
         dtype: dtype of the parameters; the checkpoint is converted.
+        device: where they are; the CPU when None.
 
     Returns:
         A ``PreTrainedModel``.
@@ -237,6 +238,8 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32) -> An
     config = load_config(source)
     found = _builder(config)
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    # With a map of devices the files are read straight to the device.
+    elsewhere = {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
     model, info = _guarded(
         lambda: found.from_pretrained(
             source.directory,
@@ -246,6 +249,7 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32) -> An
             use_safetensors=files[0].suffix == ".safetensors",
             ignore_mismatched_sizes=True,  # they are reported below, with the others
             output_loading_info=True,
+            **elsewhere,
         ),
         FxpruneError,
         f"the weights of {source.name!r} cannot be loaded",

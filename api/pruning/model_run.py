@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,9 +13,8 @@ from safetensors.torch import save_file
 
 from ...backends.artifact import write_json
 from ...backends.graph_module import constants_of
-from ...backends.huggingface.checkpoint import STORED_DTYPES
-from ...backends.huggingface.save import Form, SavedModel, save
-from ...backends.huggingface.synthetic_weights import sampled_products
+from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
+from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
 from ...ir.graph import Graph
 from ...ir.groups import Group
 from ...ir.plan import Plan
@@ -31,20 +31,23 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
-from ...runtime.ranks import Ranks
+from ...runtime.devices import CPU
+from ...runtime.placement import WHOLE, Placement, whole
+from ...runtime.ranks import ALONE, Ranks
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.model import ModelSource, build_meta, load_model
 from ...tracer.module import resolve_function
 from ...tracer.texts.fingerprints import TrackedText
 from ..model_call import ModelCall
+from ..placing import checkpoint_of, stored_dtype
 from ..progress import Progress
 from ..request_checks import GivenRows
 from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of, tracked_text
 from .recorded_plan import Recorded
 from .result import Applied, GroupChange
 from .resume import Parts, Stages, pieces_of, restore, state_parts
-from .streamed_model import checkpoint_of, open_streamed_model
+from .streamed_model import StreamedModel, open_streamed_model
 
 ADAPTER = "adapter"
 
@@ -64,7 +67,10 @@ class ModelRun:
         pipeline: Sequence[Pass] | None,
         model_call: ModelCall,
         progress: Progress,
-        ranks: Ranks,
+        *,
+        placement: Placement = WHOLE,
+        out: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Load and trace a model.
 
@@ -73,25 +79,46 @@ class ModelRun:
             pipeline: the passes that will run; None when no weights are needed.
             model_call: how the model is called.
             progress: called with a message when a new step begins.
+            placement: where it runs.
+            out: what will be written; None when nothing will.
             ranks: the processes that share the work.
+
+        Raises:
+            RequestError: the placement is none that a run of the whole model can have.
         """
-        self.source, self.model_call, self.progress = source, model_call, progress
+        self.source, self.model_call, self.progress, self.placement = source, model_call, progress, placement
+        self._out = out
+        self._folder: TemporaryDirectory[str] | None = None
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
         streamed = self.checkpoint if model_call.language else None
-        self.streamed = open_streamed_model(source, self.config, streamed, pipeline or ())
+        opened = open_streamed_model(
+            source, self.config, streamed, pipeline or (), placement=placement, scratch=self._scratch
+        )
+        self.streamed = opened if isinstance(opened, StreamedModel) else None
         if self.streamed is not None:
             module = self.streamed.module
         elif pipeline is not None:
-            module = load_model(source)
+            self.placement = placement = whole(placement)
+            if isinstance(opened, str) and opened:
+                progress(f"all weights are loaded: {opened}")
+            module = load_model(source, dtype=placement.dtype, device=placement.device)
         else:
             module = build_meta(self.config, trust_remote_code=source.trust_remote_code)
         self.before = parameter_count(module)
+        # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
+        self.synthetic: SyntheticWeights | None = None
+        if self.streamed is not None:
+            self.synthetic = self.streamed.synthetic
+        elif pipeline is not None and not placement.plain:
+            self.synthetic = SyntheticWeights(module)
         progress(f"tracing {source.name}")
-        with self.streamed.synthetic_parameters() if self.streamed is not None else nullcontext():
+        with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
-        self.state = State(Subject(self.traced.graph, module, example=self.traced.example), host=self, ranks=ranks)
+        residence = None if self.streamed is None else self.streamed.residence
+        subject = Subject(self.traced.graph, module, example=self.traced.example, residence=residence)
+        self.state = State(subject, host=self, ranks=ranks)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self._runs = pipeline is not None
         self.groups: dict[str, Group] = {}
@@ -163,7 +190,7 @@ class ModelRun:
         changes = self._changes()
         return Applied(
             self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed,
-            brought(pipeline),
+            brought(pipeline), self.placement,
         )  # fmt: skip
 
     def _parts(self, steps: Sequence[StepRecord]) -> Parts:
@@ -181,10 +208,16 @@ class ModelRun:
         steps: Sequence[StepRecord] = parts["steps"]
         return steps
 
+    def _comparable(self, module: torch.nn.Module) -> AbstractContextManager[None]:
+        """Inside, a module computes on the CPU in float32: on its own weights if they are there so, else on synthetic
+        ones."""
+        return nullcontext() if self.synthetic is None else self.synthetic.standing_in(module)
+
     def _couple(self, graph: Graph) -> Coupling:
         """The coupling for a model that will be saved: units that its own code numbers or computes with are frozen."""
         model = self.state.subject.model
-        constants = constants_of(graph, tensors_by_name(model), self.traced.constants)
+        with self._comparable(model):
+            constants = constants_of(graph, tensors_by_name(model), self.traced.constants)
         coupling = freeze_fixed(couple(graph), model)
         return freeze_computed(coupling, constants, model.state_dict(keep_vars=True).keys())
 
@@ -198,42 +231,44 @@ class ModelRun:
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)
         if self.streamed is None:
-            self._store_dtype()
+            self._as_stored()
             reference = self.model_call.reference(subject.graph, self.traced, subject.model)
             values = None
         else:
             reference = None
-            values = self.streamed.values(plan, self.model_call.inputs, self._graph_logits)
+            values = self.streamed.values(self.model_call.inputs, self._graph_logits)
         return save(
-            subject.model,
-            out,
-            source=self.source.directory,
-            plan=plan,
-            repairs=ledger.repairs,
-            quantities=self.quantities | self._changed_extents(),
-            reference=reference,
-            values=values,
-            report=applied.to_record(),
-            form=form,
-            force=force,
-            origin=self.recorded.origin if self.recorded is not None else None,
-            extra=self._keep_adapters,
+            SaveRequest(
+                model=subject.model,
+                out=out,
+                source=self.source.directory,
+                plan=plan,
+                repairs=ledger.repairs,
+                quantities=self.quantities | self._changed_extents(),
+                reference=reference,
+                values=values,
+                report=applied.to_record(),
+                form=form,
+                force=force,
+                origin=self.recorded.origin if self.recorded is not None else None,
+                extra=self._keep_adapters,
+            )
         )
 
-    def _store_dtype(self) -> None:
-        """Convert from float32 back to the dtype of the files; if they mix several, to that of the configuration."""
-        kinds = self.checkpoint.dtypes if self.checkpoint is not None else set()
-        dtype = STORED_DTYPES.get(next(iter(kinds))) if len(kinds) == 1 else None
-        dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
+    def _as_stored(self) -> None:
+        """Convert from the dtype of the arithmetic back to that of the files, on the CPU."""
+        model, dtype = self.state.subject.model, stored_dtype(self.checkpoint, self.config)
         # Buffers that are not stored, such as rotary tables, stay in float32: loading computes them in float32.
-        for tensor in self.state.subject.model.state_dict(keep_vars=True).values():
+        for tensor in model.state_dict(keep_vars=True).values():
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(dtype)
+        if self.placement.device != CPU:
+            model.to(CPU)
 
     @property
     def weights(self) -> Weights | None:
         """Of a model that is larger than memory, from its files."""
-        return None if self.streamed is None else self.streamed.reader(self.state.ledger)
+        return None if self.streamed is None else self.streamed.weights.read
 
     @property
     def execute(self) -> Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None:
@@ -243,7 +278,8 @@ class ModelRun:
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Trace a model that a pass has changed, and remember the extents that have changed so far."""
         self.quantities |= self._changed_extents()
-        self.traced = self.model_call.trace(model)
+        with self._comparable(model):
+            self.traced = self.model_call.trace(model)
         return self.traced.graph, self.traced.example
 
     def _changed_extents(self) -> frozenset[tuple[int, int]]:
@@ -251,11 +287,16 @@ class ModelRun:
 
     def _execute(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs of a graph and of a module with the same weights, on the same inputs, in float32."""
+        if self.synthetic is None:
+            return self._both(graph, module)
         if self.streamed is not None:
-            synthetic = self.streamed.synthetic
             with sampled_products():
-                expected = self.model_call.run_graph(graph, self.traced, module, synthetic.tensors(module))
-            return expected[0], synthetic.logits(module, self.model_call.inputs)
+                expected = self.model_call.run_graph(graph, self.traced, module, self.synthetic.tensors(module))
+            return expected[0], self.synthetic.logits(module, self.model_call.inputs)
+        with self._comparable(module), sampled_products():
+            return self._both(graph, module)
+
+    def _both(self, graph: Graph, module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         found = self.model_call.run_graph(graph, self.traced, module), self.model_call.run(module, self.traced)
         graphs, modules = (torch.cat([tensor.float().flatten() for tensor in tensors]) for tensors in found)
         return graphs, modules
@@ -263,6 +304,13 @@ class ModelRun:
     def _graph_logits(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         subject = self.state.subject
         return self.model_call.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
+
+    def _scratch(self) -> Path:
+        """A directory for weights that passes change, beside what will be written; it goes when the run ends."""
+        if self._folder is None:
+            beside = self._out.resolve().parent if self._out is not None else None
+            self._folder = TemporaryDirectory(prefix=".fxprune-weights-", dir=beside, ignore_cleanup_errors=True)
+        return Path(self._folder.name)
 
     def _keep_adapters(self, folder: Path) -> None:
         """Write the low-rank adapter in the format of PEFT, beside the model that it was merged into."""

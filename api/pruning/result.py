@@ -10,6 +10,7 @@ from typing import Any
 
 from ...backends.huggingface.save import SavedModel
 from ...passes.manager import StepRecord
+from ...runtime.placement import Placement
 from ..seen_texts import TEXTS, Entries
 
 
@@ -50,6 +51,7 @@ class Applied:
         saved: what was written; None in a dry run.
         resumed: the last pass that had been done by a run which broke off; "" when there was none.
         plugins: the passes that installed packages bring -> package and version.
+        placement: where it ran.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Applied:
     saved: SavedModel | None = None
     resumed: str = ""
     plugins: Mapping[str, str] = field(default_factory=dict)
+    placement: Placement | None = None
 
     @property
     def kept(self) -> float:
@@ -79,6 +82,7 @@ class Applied:
             "passes": dict(self.report),
             "skipped": self.skipped,
             "resumed": self.resumed,
+            "placement": self.placement.to_json() if self.placement else None,
             "steps": [step.to_json() for step in self.steps],
             "saved": self.saved.to_json() if self.saved else None,
         }

@@ -73,6 +73,7 @@ def applied(result: Applied) -> list[RenderableType]:
         notes += [f"not in uniform form: {saved.why_free}"] if saved.why_free else []
         notes.append(_checked(saved.checks))
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
+    notes += [result.placement.why] if result.placement else []
     report = result.report
     left = [*latencies(report), *trained(report), *remarks(report), *_not_prunable(report)]
     return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]

@@ -62,6 +62,29 @@ class SyntheticWeights:
         with sampled_products():
             return torch.as_tensor(functional_call(model, self.tensors(model), (), {**inputs, "use_cache": False})[0])
 
+    @contextmanager
+    def standing_in(self, model: nn.Module) -> Iterator[None]:
+        """While the block runs, ``model`` computes on the CPU in float32, whatever it holds: its parameters are
+        synthetic weights, its buffers are copied. Afterwards it holds the same objects as before."""
+        values = self.tensors(model)
+        stand_ins: dict[int, torch.Tensor] = {
+            id(parameter): nn.Parameter(values[name], requires_grad=parameter.requires_grad)
+            for name, parameter in model.named_parameters()
+        }
+        for buffer in model.buffers():
+            stand_ins[id(buffer)] = buffer.cpu().float() if buffer.is_floating_point() else buffer.cpu()
+        held: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        for module in model.modules():
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            held += [(table, name, t) for table in tables for name, t in table.items() if t is not None]
+        try:
+            for table, name, tensor in held:
+                table[name] = stand_ins[id(tensor)]
+            yield
+        finally:
+            for table, name, tensor in held:
+                table[name] = tensor
+
     def _one(self, name: str, like: torch.Tensor) -> torch.Tensor:
         start = zlib.crc32(name.encode()) % SLACK
         buffer = self._matrix if like.dim() > 1 else self._vector

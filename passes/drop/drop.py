@@ -17,7 +17,7 @@ from ...ir.repairs import Repairs
 from ...runtime.absence import absences
 from ..base import Pass, PassKind
 from ..model.blocks import Blocks, find_blocks, keep_blocks
-from ..model.forward import inference
+from ..model.forward import device_of, inference
 from ..model.measure import perplexity
 from ..state import State
 from .greedy import one_after_the_other
@@ -73,7 +73,7 @@ class Drop(Pass):
             raise RequestError(
                 "drop: layers cannot be removed after sub-blocks", "write the pass that drops layers first"
             )
-        tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed)
+        tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed).to(device_of(model))
         if layers or not self.sub_blocks:
             self._drop_layers(state, tokens, layers)
         if self.sub_blocks:
@@ -125,6 +125,8 @@ class Drop(Pass):
 def _traced_anew(state: State, names: dict[str, str]) -> None:
     """Update the state after blocks were removed; ``names``: present tensor name -> name before."""
     state.ledger.plan = _renamed(state.ledger.plan, names)
+    if state.subject.residence is not None:
+        state.subject.residence.store.rename(names)
     state.before.same_layers, state.ledger.consumers = None, []
     state.subject.graph, state.subject.example = state.host.retrace(state.subject.model)
 

@@ -25,7 +25,7 @@ def inference(model: Any) -> Iterator[None]:
 
 def logits_of(model: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
     """Logits ``[B, L, V]`` of token ids ``[B, L]``, without a key-value cache."""
-    out = model(input_ids=ids.to(_device(model)), **_options(model))
+    out = model(input_ids=ids.to(device_of(model)), **_options(model))
     logits: torch.Tensor = out if isinstance(out, torch.Tensor) else out.logits
     return logits
 
@@ -36,6 +36,7 @@ def _options(model: Callable[..., Any]) -> dict[str, Any]:
     return {"use_cache": False} if isinstance(model, PreTrainedModel) else {}
 
 
-def _device(model: Callable[..., Any]) -> torch.device:
+def device_of(model: Callable[..., Any]) -> torch.device:
+    """Where a model computes; the CPU for what is no module, or holds no parameter."""
     parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     return parameter.device if parameter is not None else torch.device("cpu")

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
 from ...runtime.ranks import ALONE, Ranks
-from .forward import _device, inference, logits_of
+from .forward import device_of, inference, logits_of
 
 Step = Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]
 """One forward pass with a cache: (ids ``[1, n]``, cache or None) -> (logits ``[1, n, V]``, cache)."""
@@ -166,11 +166,11 @@ def _window_losses(model: Callable[..., Any], chunk: torch.Tensor) -> torch.Tens
     logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = chunk[:, 1:].to(logits.device)
     losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(targets.shape).double().sum(dim=1).cpu()
+    return losses.view(targets.shape).cpu().double().sum(dim=1)  # not every device has float64
 
 
 def _cached_step(model: torch.nn.Module) -> Step:
-    device = _device(model)
+    device = device_of(model)
 
     def step(ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         out = model(input_ids=ids.to(device), past_key_values=cache, use_cache=True)

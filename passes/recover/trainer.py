@@ -9,7 +9,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,8 +36,12 @@ def train(
     log = _Log()
     home = next(model.parameters()).device
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="fxprune-") as scratch, preserved_randomness(), _cache_setting(model):
-        arguments = _arguments(recipe, len(examples), scratch)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fxprune-"))
+        stack.enter_context(preserved_randomness())
+        stack.enter_context(_cache_setting(model))
+        stack.enter_context(_current(home))
+        arguments = _arguments(recipe, len(examples), scratch, home)
         trainer = _Taught(
             teacher,
             model=model,
@@ -56,7 +60,7 @@ def train(
     return Training(log.losses, int(trainer.state.num_input_tokens_seen), time.perf_counter() - start)
 
 
-def _arguments(recipe: Recipe, examples: int, scratch: str) -> TrainingArguments:
+def _arguments(recipe: Recipe, examples: int, scratch: str, home: torch.device) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=min(recipe.micro_batch, recipe.batch),
@@ -65,8 +69,8 @@ def _arguments(recipe: Recipe, examples: int, scratch: str) -> TrainingArguments
         learning_rate=recipe.lr,
         seed=recipe.seed,
         bf16=recipe.bfloat16,
-        use_cpu=not torch.accelerator.is_available(),
-        dataloader_pin_memory=torch.accelerator.is_available(),
+        use_cpu=home.type == "cpu",
+        dataloader_pin_memory=home.type == "cuda",
         include_num_input_tokens_seen="non_padding",
         label_names=["labels"],
         remove_unused_columns=False,
@@ -76,6 +80,7 @@ def _arguments(recipe: Recipe, examples: int, scratch: str) -> TrainingArguments
         report_to="none",
         disable_tqdm=True,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # this process computes where the model is, and nowhere else
     together = arguments.train_batch_size * arguments.world_size
     if recipe.batch % together:
         raise RequestError(
@@ -86,6 +91,13 @@ def _arguments(recipe: Recipe, examples: int, scratch: str) -> TrainingArguments
     total = recipe.steps or recipe.epochs * math.ceil(examples / recipe.batch)
     arguments.warmup_steps = min(recipe.warmup, total // 10)
     return arguments
+
+
+@contextmanager
+def _current(home: torch.device) -> Iterator[None]:
+    """Inside, this is the device that Trainer takes, of several of its kind."""
+    with nullcontext() if home.index is None else torch.accelerator.device_index(home.index):
+        yield
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import torch
 from ...ir import FxpruneError
 from ...ir.groups import Group, Kind
 from ...ir.options import option
-from ...runtime.tensors import tensors_by_name
 from ..calibrate.batches import Feed, LinearCall
 from ..calibrate.blockwise_run import BlockwiseRun
 from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
@@ -24,7 +23,7 @@ from ..data import Scores
 from ..select.allocate import UNIFORM
 from ..select.select import kept_count
 from ..state import State
-from .activation_gradients import backward, losses_of
+from .activation_gradients import ActivationReceiver, activation_gradients, losses_of
 from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores
 
 METRICS = ("loss", "outputs")
@@ -140,26 +139,19 @@ class Obs(ConsumerScored):
         about ``1/2 sum (e^T E[g g^T] e) / T`` nats per token, with ``T`` tokens in total (the Kronecker factors of
         Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
         """
-        tensors = tensors_by_name(state.subject.model)
-        recorded = {r.consumer.tensor: tensors[r.consumer.tensor] for r in readers_of(groups, state.subject.graph)}
+        runner = state.subject.runner
+        names = list(dict.fromkeys(r.consumer.tensor for r in readers_of(groups, state.subject.graph)))
         sums: dict[tuple[str, int | None], torch.Tensor] = {}
-        predictions = 0
-        for number, loss in enumerate(losses_of(self, state.data)):
-            calls: list[LinearCall] = []
-            gradients, count = backward(
-                state.subject.model,
-                loss,
-                recorded,
-                calls.append,
-                number=number,
-                wanted=lambda calls=calls: [call.gave for call in calls],  # type: ignore[misc]
-            )
-            predictions += count
-            for call, gradient in zip(calls, gradients, strict=True):
-                if gradient is not None:
-                    rows = gradient.double().movedim(call.channels, -1).flatten(0, -2)
-                    key = (call.tensor, call.expert)
-                    sums[key] = sums.get(key, 0.0) + rows.T @ rows
+
+        def receive(call: LinearCall, gradient: torch.Tensor) -> None:
+            rows = gradient.double().movedim(call.channels, -1).flatten(0, -2)
+            key = (call.tensor, call.expert)
+            sums[key] = sums.get(key, 0.0) + rows.T @ rows
+
+        losses = list(losses_of(self, state.data))
+        predictions = activation_gradients(
+            runner, losses, lambda: ActivationReceiver(runner, names, lambda call: call.gave, receive, sums.clear)
+        )
         return {key: _root(total) / predictions for key, total in sums.items()}
 
     def _solvers(

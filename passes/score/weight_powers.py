@@ -61,9 +61,10 @@ def _power_sums(
 
     def summed(block: Slab) -> dict[int, Tensor]:
         part = weight[block]
-        buffer = vars(memory).setdefault("buffer", torch.empty(0, dtype=torch.float64))
-        if buffer.numel() < min(part.numel(), POWER_ELEMENTS):
-            buffer = vars(memory)["buffer"] = torch.empty(min(part.numel(), POWER_ELEMENTS), dtype=torch.float64)
+        buffer: Tensor | None = vars(memory).get("buffer")
+        size = min(part.numel(), POWER_ELEMENTS)
+        if buffer is None or buffer.numel() < size:
+            buffer = vars(memory)["buffer"] = torch.empty(size, dtype=torch.float64, device=part.device)
         powers = ((piece, _power(part[piece], p, buffer)) for piece in slabs(tuple(part.shape), POWER_ELEMENTS))
         return _summed(part, dims, powers)
 

@@ -24,6 +24,8 @@ def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
     before, after = subject.graph, rewrite(coupling, plan)
     if not plan.removes_nothing:
         _shrink(state, plan, before, after)
+        if subject.residence is not None:
+            subject.residence.store.cut(plan)
     ledger.consumers += consumers_of(coupling, plan)
     subject.graph = after
     ledger.plan = plan if ledger.plan is None else join_plans(ledger.plan, plan, coupling)
