@@ -99,6 +99,7 @@ class Prune(Pass):
         else:
             keep, report["allocation"] = self._allocated(groups, state, coupling)
         state.ledger.report[self.name] = report
+        keep = state.ranks.broadcast(keep)  # a latency is not the same on all ranks
         cut(state, coupling, keep)
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.repairs import Repairs
 from ..runtime.block_runner import BlockRunner
+from ..runtime.ranks import Ranks
 from ..runtime.residence import Residence
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ class State:
         host: what whoever runs the pipeline can do with the model.
         before: the model as it was.
         ledger: what has been done.
+        ranks: the processes that share the work; all of them run the same passes on the same state.
     """
 
     subject: Subject
@@ -271,3 +273,4 @@ class State:
     host: Host = field(default_factory=NoHost, metadata=_ANEW)
     before: Before = field(default_factory=Before)
     ledger: Ledger = field(default_factory=Ledger)
+    ranks: Ranks = field(default_factory=Ranks, metadata=_ANEW)

@@ -33,6 +33,7 @@ from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
 from ...runtime.placement import WHOLE, Placement, whole
+from ...runtime.ranks import ALONE, Ranks
 from ...runtime.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
@@ -72,6 +73,7 @@ class ModelRun:
         *,
         placement: Placement = WHOLE,
         out: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Load and trace a model.
 
@@ -82,6 +84,7 @@ class ModelRun:
             progress: called with a message when a new step begins.
             placement: where it runs.
             out: what will be written; None when nothing will.
+            ranks: the processes that share the work.
 
         Raises:
             RequestError: the placement is none that a run of the whole model can have.
@@ -121,7 +124,7 @@ class ModelRun:
             self.traced: Traced = model_call.trace(module)
         residence = None if self.streamed is None else self.streamed.residence
         subject = Subject(self.traced.graph, module, example=self.traced.example, residence=residence)
-        self.state = State(subject, host=self)
+        self.state = State(subject, host=self, ranks=ranks)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self._runs = pipeline is not None
         self.groups: dict[str, Group] = {}
@@ -166,6 +169,7 @@ class ModelRun:
         if stages is not None and done:
             with stages.reading() as parts:
                 steps += self._resume(parts, pipeline, analyses)
+            self.state.ranks.barrier()  # before rank 0 puts another stage in its place
         resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
 
         def between(step: StepRecord, state: State) -> None:
@@ -173,7 +177,7 @@ class ModelRun:
             show(step, state)
 
         def keep(number: int) -> None:
-            if stages is not None and number:
+            if stages is not None and number and self.state.ranks.first:
                 rest = pipeline[done + number :]
                 stages.keep(done + number, self.state.ledger.finished, lambda: self._parts(steps, rest))
 

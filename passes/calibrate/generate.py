@@ -55,6 +55,7 @@ class Generate(Pass):
         generator = torch.Generator().manual_seed(self.seed)
         sizes = [len(part) for part in torch.arange(self.windows).split(self.batch)]
         written = torch.cat([written_by(state.subject.model, size, self.length, generator) for size in sizes])
+        written = state.ranks.broadcast(written)
         state.data.calibration = Joined(state.data.calibration, self.first, written)
         state.ledger.written.append((self.first, written))
         state.ledger.report[self.name] = {"windows": self.windows, "length": self.length}

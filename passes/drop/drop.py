@@ -85,7 +85,7 @@ class Drop(Pass):
         score: Callable[[nn.Module, Blocks, torch.Tensor, int], tuple[list[int], list[float]]] = {
             "influence": _by_influence, "perplexity": _by_perplexity,
         }[self.by]  # fmt: skip
-        gone, scores = score(model, blocks, tokens, layers)
+        gone, scores = state.ranks.broadcast(score(model, blocks, tokens, layers))
         kept = [index for index in range(len(blocks.modules)) if index not in gone]
         ledger.report[self.name] = {"by": self.by, "dropped": sorted(gone), "scores": scores}
         if not gone:
@@ -101,7 +101,7 @@ class Drop(Pass):
             which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"
             most = min(len(parts), len(found) - 1)
             raise RequestError(f"drop: cannot remove {count} of {len(parts)} {which}", f"drop at most {most}")
-        gone, scores = choose(self.by, model, parts, tokens, count)
+        gone, scores = state.ranks.broadcast(choose(self.by, model, parts, tokens, count))
         scored = range(len(parts)) if self.by == "influence" else gone
         earlier = state.ledger.report.get(self.name, {})
         state.ledger.report[self.name] = {

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.ranks import ALONE, Ranks
 from .forward import device_of, inference, logits_of
 
 Step = Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]
@@ -70,7 +71,9 @@ class Speed:
 WINDOWS_AT_ONCE = 8
 
 
-def perplexity(model: Callable[..., Any], windows: torch.Tensor, batch: int = WINDOWS_AT_ONCE) -> Perplexity:
+def perplexity(
+    model: Callable[..., Any], windows: torch.Tensor, batch: int = WINDOWS_AT_ONCE, *, ranks: Ranks = ALONE
+) -> Perplexity:
     """Perplexity of non-overlapping windows, each with a loss of its own (LLM-Pruner's evaluation, arXiv 2305.11627).
 
     Args:
@@ -78,6 +81,7 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor, batch: int = WI
             ``[B, L, V]``, bare or as ``.logits``. A module runs in eval mode on its own device.
         windows: token ids ``[N, L]`` without special tokens or padding.
         batch: windows in one forward pass.
+        ranks: who shares the windows; all of them call this.
 
     Raises:
         RequestError: when there is no token to predict.
@@ -89,7 +93,9 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor, batch: int = WI
             "give at least one window of at least two tokens",
         )
     with inference(model):
-        losses = torch.cat([_window_losses(model, chunk) for chunk in torch.split(windows, batch)])
+        mine = ranks.share(windows, "windows")
+        found = torch.cat([_window_losses(model, chunk) for chunk in torch.split(mine, batch)])
+    losses = torch.cat(ranks.gather(found))
     bad = (~losses.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise FxpruneError(
