@@ -117,9 +117,11 @@ class BlockRunner:
                 for name in wanted:
                     (path,) = holders[name] if len(holders[name]) == 1 else (None,)
                     inside.setdefault(path or "", []).append(name)
+                early = [name for name in inside.get("", ()) if not any(tape.waits_for(name) for tape in tapes)]
+                receiver.finished(early)
                 walk_back(tapes, self.blocks, self.loaded, order, inside)
-                ran = {path for path, _ in order}
-                receiver.finished([name for path, names in inside.items() if path not in ran for name in names])
+                done = {*early, *(name for path, _ in order for name in inside.get(path, ()))}
+                receiver.finished([name for name in wanted if name not in done])
         return values
 
     def _leave_whole(self, path: str, why: str) -> None:
