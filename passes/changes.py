@@ -17,7 +17,7 @@ from ..runtime.tensors import tensors_by_every_name, tensors_by_name
 from .base import Pass
 from .state import Finished, State
 
-Tensors = Mapping[str, torch.Tensor]
+TensorsByName = Mapping[str, torch.Tensor]
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def changed_values(model: nn.Module, changed: frozenset[str]) -> dict[str, torch
     return {name: t.detach() for name, t in stored_tensors(model).items() if name in changed and not t.is_meta}
 
 
-def put_values(model: nn.Module, values: Tensors) -> None:
+def put_values(model: nn.Module, values: TensorsByName) -> None:
     """Give tensors of a model other values, in place.
 
     Args:
@@ -128,7 +128,7 @@ def _indices(kept: Mapping[str, Indices]) -> dict[str, str]:
     return {name: hashlib.sha256(indices.tobytes()).hexdigest() for name, indices in kept.items()}
 
 
-def _digests(tensors: Tensors) -> dict[str, str]:
+def _digests(tensors: TensorsByName) -> dict[str, str]:
     """sha256 of every tensor's bytes; of a tensor without values ""."""
     return {name: "" if tensor.is_meta else _bytes_hashed(tensor) for name, tensor in tensors.items()}
 
