@@ -18,7 +18,7 @@ from ..runtime.tensors import tensors_by_every_name, tensors_by_name
 from .base import Pass
 from .state import Finished, State
 
-Tensors = Mapping[str, torch.Tensor]
+TensorsByName = Mapping[str, torch.Tensor]
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def changed_values(runner: BlockRunner, changed: frozenset[str]) -> dict[str, to
     return {name: t.detach() for name, t in stored_tensors(runner.model).items() if name in changed and not t.is_meta}
 
 
-def put_values(runner: BlockRunner, values: Tensors) -> None:
+def put_values(runner: BlockRunner, values: TensorsByName) -> None:
     """Give tensors of a model other values.
 
     Args:
@@ -138,7 +138,7 @@ def _indices(kept: Mapping[str, Indices]) -> dict[str, str]:
     return {name: hashlib.sha256(indices.tobytes()).hexdigest() for name, indices in kept.items()}
 
 
-def _digests(tensors: Tensors) -> dict[str, str]:
+def _digests(tensors: TensorsByName) -> dict[str, str]:
     """sha256 of every tensor's bytes; of a tensor without values ""."""
     return {name: "" if tensor.is_meta else _bytes_hashed(tensor) for name, tensor in tensors.items()}
 

@@ -96,7 +96,7 @@ class Stages:
             set_generator_states(parts["generators"])
         except FxpruneError as error:
             raise RequestError(f"cannot resume {self._out}: {error.message}", _RESUME_HINT) from error
-        except (OSError, SafetensorError, *_ODD) as error:
+        except (OSError, SafetensorError, *_MISSHAPEN) as error:
             raise RequestError(f"{self.folder} is damaged: {error!r}", _RESUME_HINT) from error
         self._file = None
 
@@ -136,5 +136,5 @@ class Stages:
 
 _RESUME_HINT = "repeat the interrupted command as it was, or leave out --resume to start again"
 
-_ODD = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
+_MISSHAPEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
 """What data of another form raises."""

@@ -25,7 +25,7 @@ from ...ir.errors import RequestError
 
 TENSORS = "stage.safetensors"
 
-FORMAT = 2
+STAGE_FORMAT = 2
 """Of the files; 1 was a pickle."""
 
 TENSOR, ARRAY = "fxprune.tensor", "fxprune.array"
@@ -94,7 +94,9 @@ def write_stage(folder: Path, packed: Packed) -> None:
     try:
         # Tensors that share memory are refused.
         save_file({name: tensor.cpu().contiguous() for name, tensor in packed.tensors.items()}, folder / TENSORS)
-        stage = json.loads(json.dumps({"format": FORMAT, "tensors": sha256(folder / TENSORS), "data": packed.data}))
+        stage = json.loads(
+            json.dumps({"format": STAGE_FORMAT, "tensors": sha256(folder / TENSORS), "data": packed.data})
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise UnsavableError(str(error)) from error
     write_json(folder / RECORD, {"sha256": _digest(stage), "stage": stage})
@@ -145,7 +147,7 @@ def read_stage(folder: Path, hint: str) -> StageFile:
         message = error.message if isinstance(error, RequestError) else f"{folder / RECORD} is damaged: nested too deep"
         raise RequestError(message, hint) from error
     stage = record.get("stage")
-    if not isinstance(stage, dict) or stage.get("format") != FORMAT:
+    if not isinstance(stage, dict) or stage.get("format") != STAGE_FORMAT:
         raise RequestError(f"{folder} was written by another version of fxprune", hint)
     if record.get("sha256") != _digest(stage):
         raise RequestError(f"{folder / RECORD} is damaged, or was changed", hint)

@@ -21,14 +21,14 @@ from ...passes.score_cache import ScoreCache
 from ...passes.state import Finished, State
 from ...runtime.block_runner import BlockRunner
 
-ADAPTER = "fxprune.adapter"
+ADAPTER_OBJECT = "fxprune.adapter"
 """The only key of an object that stands for an :class:`~fxprune.passes.recover.lora.Adapter`."""
 
 SUBJECT = "subject"
 COPIES: tuple[Literal["model", "same_layers"], ...] = ("model", "same_layers")
 """The model that is pruned, and the copies of it in :class:`~fxprune.passes.state.Before`."""
 
-Data = dict[str, Any]
+JsonData = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class StoredState:
         for first, windows in self.written:
             state.data.calibration = Joined(state.data.calibration, first, windows)
 
-    def to_json(self) -> Data:
+    def to_json(self) -> JsonData:
         """As JSON data, in which tensors and arrays stand too."""
         return {
             "structure": self.structure,
@@ -116,7 +116,7 @@ class StoredState:
         }
 
     @classmethod
-    def from_json(cls, data: Data) -> StoredState:
+    def from_json(cls, data: JsonData) -> StoredState:
         """The inverse of :meth:`to_json`.
 
         Raises:
@@ -154,14 +154,18 @@ def _copied(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {name: np.array(array) for name, array in arrays.items()}
 
 
-def _packed(entry: Mapping[str, Any]) -> Data:
-    return {name: {ADAPTER: vars(value)} if isinstance(value, Adapter) else value for name, value in entry.items()}
-
-
-def _unpacked(entry: Mapping[str, Any]) -> Data:
+def _packed(entry: Mapping[str, Any]) -> JsonData:
     return {
-        name: Adapter(value[ADAPTER]["config"], {key: t.clone() for key, t in value[ADAPTER]["tensors"].items()})
-        if isinstance(value, dict) and ADAPTER in value
+        name: {ADAPTER_OBJECT: vars(value)} if isinstance(value, Adapter) else value for name, value in entry.items()
+    }
+
+
+def _unpacked(entry: Mapping[str, Any]) -> JsonData:
+    return {
+        name: Adapter(
+            value[ADAPTER_OBJECT]["config"], {key: t.clone() for key, t in value[ADAPTER_OBJECT]["tensors"].items()}
+        )
+        if isinstance(value, dict) and ADAPTER_OBJECT in value
         else value
         for name, value in entry.items()
     }
