@@ -236,6 +236,15 @@ def number_of_ranks() -> int:
     return int(count) if count.isdecimal() else 1
 
 
+def ranks_here() -> tuple[int, int]:
+    """The number of this process among those on this machine, and how many these are, by torchrun's environment."""
+    if number_of_ranks() <= 1:
+        return 0, 1
+    local, count = (os.environ.get(name, "") for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    index = int(local) if local.isdecimal() else 0
+    return index, max(index + 1, int(count) if count.isdecimal() else 1)
+
+
 def is_first_rank() -> bool:
     """Whether this process speaks to the user, by torchrun's environment variables alone."""
     return number_of_ranks() <= 1 or os.environ.get("RANK", "0") == "0"

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ import torch
 import torch.distributed as dist
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.runtime import link
+from fxprune.runtime import devices, link
 from fxprune.runtime.link import Link
+from fxprune.runtime.memory import host_memory
 from fxprune.runtime.ranks import ALONE, ELSEWHERE, Ranks, is_first_rank, processes, ranks_from_environment
 
 
@@ -125,7 +127,8 @@ def test_a_single_rank_connects_nothing() -> None:
     ALONE.agree({"x": "1"})
     code = """if True:
         import sys
-        from fxprune.runtime.ranks import processes
+        from fxprune.runtime.memory import host_memory
+from fxprune.runtime.ranks import processes
         with processes() as ranks:
             assert ranks.first
         print(sys.modules.keys())
@@ -256,3 +259,37 @@ def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(name, value)
     assert ranks_from_environment() == ALONE
     assert is_first_rank()
+
+
+def on_one_machine(monkeypatch: pytest.MonkeyPatch, rank: int, count: int) -> None:
+    variables = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [torch.device("cuda", 1), torch.device("cuda", 0), devices.CPU]
+    monkeypatch.setattr(devices, "found_devices", lambda: cards)
+    for rank in (0, 1):
+        on_one_machine(monkeypatch, rank, 2)
+        assert devices.find_device("auto") == devices.find_device("cuda") == torch.device("cuda", rank)
+        assert devices.find_device("cpu") == devices.CPU
+    with pytest.raises(RequestError, match="--device cuda:1: 2 processes cannot share one device"):
+        devices.find_device("cuda:1")
+    on_one_machine(monkeypatch, 2, 3)
+    with pytest.raises(
+        RequestError, match="torchrun started 3 processes on this machine, and torch finds cuda:1"
+    ) as no:
+        devices.find_device("auto")
+    assert no.value.hint == "start 2, or give --device cpu"
+    monkeypatch.setattr(devices, "found_devices", lambda: [devices.CPU])
+    assert devices.find_device("auto") == devices.CPU
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 4000 kB\nMemAvailable: 3000 kB\n")
+    on_one_machine(monkeypatch, 1, 3)
+    memory = host_memory(tmp_path)
+    assert memory is not None
+    assert (memory.total, memory.free) == (4000 * 1024, 1000 * 1024)

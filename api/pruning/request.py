@@ -133,6 +133,7 @@ class ApplyRequest:
             read = any(text is not None for text in texts.values())
             model_call.check(asked, loss=self.loss is not None, texts=read)
             placement = self._placed(source, model_call.config, pipeline if weights else ())
+            self.ranks.agree({"the arithmetic": f"{placement.dtype} on {placement.device.type}"})
             self.progress(placement.why)
             stages = self._stages(source, pipeline, texts, placement)
             with told_when_out_of_memory(placement):

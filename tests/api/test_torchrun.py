@@ -82,6 +82,8 @@ def run(job):
         return {"perplexity": row.perplexity.value, "speed": row.speed.decode.median}
     done = fxprune.apply(**job, progress=said.append)
     record = {name: entry for name, entry in done.to_json().items() if name != "steps"}
+    for entry in record["passes"].values():
+        entry.pop("seconds", None)
     return {"after": done.parameters[1], "record": record, "said": len(said)}
 
 for line in sys.stdin:
@@ -190,10 +192,7 @@ def same_as_one(two: Two, job: dict[str, Any], folder: Path, *, but: Set[str] = 
     wanted, found = (load_file(folder / name / "model.safetensors") for name in ("one", "two"))
     assert wanted.keys() == found.keys()
     for name, tensor in wanted.items():
-        scale = float(tensor.abs().max())
-        torch.testing.assert_close(
-            found[name], tensor, rtol=0, atol=rtol * scale, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        assert float((found[name] - tensor).abs().max()) <= rtol * float(tensor.abs().max()), name
     return first, second
 
 
@@ -225,9 +224,10 @@ def test_every_score_and_refit_is_that_of_one_process(
 EXPERTS = MixtralConfig(**WIDTHS, num_local_experts=6, num_experts_per_tok=1)
 
 
-@pytest.mark.parametrize(
-    "passes", [f"taylor{{samples=3,length=4}},compensate{{{FEW}}}", f"wanda{{{FEW}}},fisher{{{FEW}}}"]
-)
+ROUTED = [f"taylor{{samples=3,length=4}},compensate{{{FEW}}}", f"wanda{{{FEW}}},fisher{{{FEW}}}"]
+
+
+@pytest.mark.parametrize("passes", ROUTED)
 def test_experts_that_no_token_of_a_rank_reaches(passes: str, two: Two, given: dict[str, str], tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", EXPERTS, dtype=torch.float32)
     word_tokenizer(VOCABULARY).save_pretrained(source)
