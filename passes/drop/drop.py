@@ -82,8 +82,7 @@ class Drop(Pass):
             self._drop_sub_blocks(state, tokens, self.sub_blocks)
 
     def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int) -> None:
-        model, blocks = state.subject.model, find_blocks(state.subject.model, state.subject.graph)
-        ledger = state.ledger
+        blocks, ledger = find_blocks(state.subject.model, state.subject.graph), state.ledger
         score = {"influence": _by_influence, "perplexity": _by_perplexity}[self.by]
         gone, scores = state.ranks.broadcast(score(state.subject.runner, blocks, tokens, layers))
         kept = [index for index in range(len(blocks.modules)) if index not in gone]

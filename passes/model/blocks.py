@@ -77,10 +77,10 @@ def read_elsewhere(graph: Graph, model: nn.Module) -> dict[str, str]:
         reader = inside.get(id(modules.get(op.source.module)))
         for name in {parameters[value].name for value in op.operands if value in parameters}:
             held = holders.get(name, frozenset())
-            if len(held) == 1 and held not in ({None}, {reader}):
-                (holder,) = held
+            holder = next(iter(held)) if len(held) == 1 else None
+            if holder is not None and holder != reader:
                 where = op.source.module or "the model's own code"
-                found.setdefault(str(holder).rpartition(".")[0], f"{name} is read in {where}")
+                found.setdefault(holder.rpartition(".")[0], f"{name} is read in {where}")
     return found
 
 
