@@ -131,7 +131,7 @@ class Prune(Pass):
             found = self.scores(groups, replace(state, data=replace(state.data, calibration=text)))
             return self._valid(groups, found)
 
-        record = {"pass": self.name, "options": self._scoring_options(), "model": fingerprint(state.subject.model)}
+        record = {"pass": self.name, "options": self._scoring_options(), "model": fingerprint(state.subject.runner)}
         return saved.scores(record, state.data.calibration, [group.name for group in groups], compute)
 
     def _valid(self, groups: Sequence[Group], scores: Mapping[str, Scores]) -> Mapping[str, Scores]:

@@ -15,6 +15,7 @@ from ..ir.repairs import Repairs
 from ..runtime.block_runner import BlockRunner
 from ..runtime.ranks import Ranks
 from ..runtime.residence import Residence
+from .model.blocks import read_elsewhere
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,8 @@ class Subject:
         example: the keyword arguments of ``forward`` that the graph was traced with.
         outputs: keys of what counts among the things that the model returns; all of it when empty.
         residence: brings its weights into memory; None when the module holds them.
-        whole: what runs as a whole although it is a list of blocks -> why.
+        whole: what runs as a whole although it is a list of blocks -> why; of the graph, that a block's weights are
+            read elsewhere.
     """
 
     graph: Graph = field(metadata=_REPEATED)
@@ -105,6 +107,10 @@ class Subject:
     outputs: Sequence[str] = field(default=(), metadata=_ANEW)
     residence: Residence | None = field(default=None, metadata=_ANEW)
     whole: dict[str, str] = field(default_factory=dict, metadata=_ANEW)
+
+    def __post_init__(self) -> None:
+        if self.graph is not None:  # a pass that reads no graph can do without
+            self.whole.update(read_elsewhere(self.graph, self.model))
 
     @property
     def runner(self) -> BlockRunner:
@@ -203,6 +209,7 @@ class Before:
         residences: for each of the two models, by the name of its attribute, what brings its weights into memory;
             nothing for models that hold them.
         changed: attribute -> :attr:`Ledger.changed` when that copy was made.
+        whole: as in :class:`Subject`.
     """
 
     graph: Graph | None = field(default=None, metadata=_REPEATED)
@@ -210,11 +217,13 @@ class Before:
     same_layers: torch.nn.Module | None = field(default=None, metadata=_REPEATED)
     residences: dict[str, Residence] = field(default_factory=dict, metadata=_REPEATED)
     changed: dict[str, frozenset[str]] = field(default_factory=dict, metadata=_STORED)
+    whole: dict[str, str] = field(default_factory=dict, metadata=_REPEATED)
 
     def keep(self, name: Literal["model", "same_layers"], runner: BlockRunner, changed: frozenset[str]) -> None:
         """Look back at this model from now on; ``changed`` as in the ledger."""
         setattr(self, name, runner.model)
         self.changed[name] = changed
+        self.whole = runner.whole
         self.residences.pop(name, None)
         if runner.residence is not None:
             self.residences[name] = runner.residence
@@ -222,7 +231,7 @@ class Before:
     def runner(self, name: Literal["model", "same_layers"]) -> BlockRunner | None:
         """Runs one of the two models; None when there is none."""
         model: torch.nn.Module | None = getattr(self, name)
-        return None if model is None else BlockRunner(model, self.residences.get(name))
+        return None if model is None else BlockRunner(model, self.residences.get(name), self.whole)
 
 
 @dataclass

@@ -13,9 +13,10 @@ from torch import nn
 from ...ir import FxpruneError, RequestError
 from ...ir.options import option
 from ...runtime.absence import absences
+from ...runtime.block_runner import BlockRunner
 from ..base import Pass, PassKind
 from ..model.blocks import Blocks, find_blocks
-from ..model.forward import device_of, inference
+from ..model.forward import reading
 from ..model.measure import perplexity
 from ..state import State
 from .greedy import one_after_the_other
@@ -73,19 +74,17 @@ class Drop(Pass):
             raise RequestError(
                 "drop: layers cannot be removed after sub-blocks", "write the pass that drops layers first"
             )
-        tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed).to(device_of(model))
+        tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed)
+        tokens = tokens.to(state.subject.runner.device)
         if layers or not self.sub_blocks:
             self._drop_layers(state, tokens, layers)
         if self.sub_blocks:
             self._drop_sub_blocks(state, tokens, self.sub_blocks)
 
     def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int) -> None:
-        model, blocks = state.subject.model, find_blocks(state.subject.model, state.subject.graph)
-        ledger = state.ledger
-        score: Callable[[nn.Module, Blocks, torch.Tensor, int], tuple[list[int], list[float]]] = {
-            "influence": _by_influence, "perplexity": _by_perplexity,
-        }[self.by]  # fmt: skip
-        gone, scores = state.ranks.broadcast(score(model, blocks, tokens, layers))
+        blocks, ledger = find_blocks(state.subject.model, state.subject.graph), state.ledger
+        score = {"influence": _by_influence, "perplexity": _by_perplexity}[self.by]
+        gone, scores = state.ranks.broadcast(score(state.subject.runner, blocks, tokens, layers))
         kept = [index for index in range(len(blocks.modules)) if index not in gone]
         ledger.report[self.name] = {"by": self.by, "dropped": sorted(gone), "scores": scores}
         if not gone:
@@ -94,14 +93,14 @@ class Drop(Pass):
         ledger.report[self.name]["renamed"] = {now: old for now, old in ledger.renamed.items() if now != old}
 
     def _drop_sub_blocks(self, state: State, tokens: torch.Tensor, count: int) -> None:
-        model = state.subject.model
-        found = find_sub_blocks(model, find_blocks(model, state.subject.graph), state.subject.graph, tokens)
+        model, runner = state.subject.model, state.subject.runner
+        found = find_sub_blocks(runner, find_blocks(model, state.subject.graph), state.subject.graph, tokens)
         parts = [part for part in found if self.of in (ANY, part.kind)]
         if count >= len(found) or count > len(parts):
             which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"
             most = min(len(parts), len(found) - 1)
             raise RequestError(f"drop: cannot remove {count} of {len(parts)} {which}", f"drop at most {most}")
-        gone, scores = state.ranks.broadcast(choose(self.by, model, parts, tokens, count))
+        gone, scores = state.ranks.broadcast(choose(self.by, runner, parts, tokens, count))
         scored = range(len(parts)) if self.by == "influence" else gone
         earlier = state.ledger.report.get(self.name, {})
         state.ledger.report[self.name] = {
@@ -118,17 +117,19 @@ class Drop(Pass):
         take_parts_out(state, absences_of(parts[index] for index in gone))
 
 
-def _by_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int) -> tuple[list[int], list[float]]:
-    scores = block_influence(model, blocks, tokens)
+def _by_influence(
+    runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor, layers: int
+) -> tuple[list[int], list[float]]:
+    scores = block_influence(runner, blocks, tokens)
     order = sorted(range(len(scores)), key=lambda index: (scores[index], index))
     return order[:layers], scores
 
 
-def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> list[float]:
+def block_influence(runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor) -> list[float]:
     """One minus the mean cosine similarity between the input and the output of each block, over all tokens.
 
     Args:
-        model: in eval mode.
+        runner: of the model.
         blocks: the model's blocks.
         tokens: int64 ``[N, L]``.
 
@@ -136,6 +137,9 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
         FxpruneError: when an influence is not finite.
     """
     cosines = [0.0] * len(blocks.modules)
+
+    def forget() -> None:
+        cosines[:] = [0.0] * len(cosines)
 
     def recording_hook(index: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -148,9 +152,7 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
 
     handles = [m.register_forward_hook(recording_hook(i), with_kwargs=True) for i, m in enumerate(blocks.modules)]
     try:
-        with inference(model):
-            for window in tokens.split(1):
-                model(input_ids=window, use_cache=False)
+        runner.run([reading(window) for window in tokens.split(1)], restart=forget)
     finally:
         for handle in handles:
             handle.remove()
@@ -161,17 +163,17 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
 
 
 def _by_perplexity(
-    model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int
+    runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor, layers: int
 ) -> tuple[list[int], list[float]]:
     """Remove one layer at a time: always the one whose removal gives the lowest perplexity on the calibration text."""
-    return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(model, blocks, gone, tokens))
+    return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(runner, blocks, gone, tokens))
 
 
-def _without(model: nn.Module, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:
+def _without(runner: BlockRunner, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:
     """Perplexity when some blocks return their input unchanged."""
     handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
     try:
-        return perplexity(model, tokens).value
+        return perplexity(runner, tokens).value
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from ...ir import FxpruneError, Plan
 from ...ir.repairs import Repairs
+from ...runtime.tensors import first_names, tensors_by_name
 from ..model.blocks import Blocks, find_blocks, keep_blocks
 from ..state import State
 from .sub_blocks import put_absences
@@ -111,11 +112,12 @@ def keep_layers(state: State, blocks: Blocks, kept: Sequence[int]) -> None:
         FxpruneError: no configuration describes the new depth.
     """
     ledger = state.ledger
+    first = first_names(state.subject.model)
     names = keep_blocks(state.subject.model, blocks, kept)
     ledger.repairs = _renumbered(ledger.repairs, blocks.path, kept)
     ledger.renamed = {now: ledger.renamed.get(before, before) for now, before in names.items()}
     ledger.decisions.append(LayersKept(tuple(kept), len(blocks.modules)))
-    _trace_anew(state, names)
+    _trace_anew(state, names, first)
 
 
 def take_parts_out(state: State, absences: Mapping[str, Mapping[str, Any]]) -> None:
@@ -125,14 +127,22 @@ def take_parts_out(state: State, absences: Mapping[str, Mapping[str, Any]]) -> N
         state: what is changed.
         absences: as in :class:`PartsAbsent`.
     """
+    first = first_names(state.subject.model)
     put_absences(state.subject.model, absences)
     state.ledger.decisions.append(PartsAbsent(absences))
-    _trace_anew(state, {name: name for name in state.subject.model.state_dict()})
+    _trace_anew(state, {name: name for name in state.subject.model.state_dict()}, first)
 
 
-def _trace_anew(state: State, names: Mapping[str, str]) -> None:
-    """Update the state after blocks were removed; ``names``: present tensor name -> name before."""
-    ledger = state.ledger
+def _trace_anew(state: State, names: Mapping[str, str], first: Mapping[str, str]) -> None:
+    """Update the state after blocks were removed.
+
+    Args:
+        state: of the model without them.
+        names: present tensor name -> name before.
+        first: name before -> the first name that the tensor had then, which may be gone.
+    """
+    ledger, known = state.ledger, tensors_by_name(state.subject.model)
+    names = {now: first[before] if now in known else before for now, before in names.items()}
     ledger.plan = _renamed(ledger.plan, names)
     if state.subject.residence is not None:
         state.subject.residence.store.rename(names)
