@@ -127,11 +127,20 @@ def _same(before: tuple[tuple[object, ...], object], after: tuple[tuple[object, 
 
 
 def _configs(model: nn.Module) -> str:
-    """The configurations of a model of transformers, as text. Other attributes are not compared: forwards change some,
-    and an artifact holds none but those of the repairs."""
+    """The configurations of a model of transformers, as text, without where they were read from.
+
+    Other attributes are not compared: forwards change some, and an artifact holds none but those of the repairs.
+    """
     found: dict[str, Any] = {name: getattr(model, name, None) for name in ("config", "generation_config")}
-    given = {name: config.to_dict() for name, config in found.items() if hasattr(config, "to_dict")}
-    return json.dumps(given, sort_keys=True, default=str)
+    given = {name: _public(config.to_dict()) for name, config in found.items() if hasattr(config, "to_dict")}
+    return json.dumps(given, sort_keys=True, default=lambda value: type(value).__qualname__)
+
+
+def _public(value: Any) -> Any:
+    """Nested data without what private keys hold, such as the path that a configuration was read from."""
+    if isinstance(value, dict):
+        return {str(key): _public(inner) for key, inner in value.items() if not str(key).startswith("_")}
+    return [_public(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _indices(kept: Mapping[str, Indices]) -> dict[str, str]:
