@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ir.errors import FxpruneError
 from ..ir.plan import Indices, Plan
 from ..ir.text import print_graph
 from ..runtime.block_runner import BlockRunner
@@ -65,16 +66,16 @@ def put_values(runner: BlockRunner, values: TensorsByName) -> None:
         values: tensors by their first names, as :func:`changed_values` gives them.
 
     Raises:
-        ValueError: the model has no such tensor, or one of another shape or dtype.
+        FxpruneError: the model has no such tensor, or one of another shape or dtype.
     """
     tensors, elsewhere = stored_tensors(runner.model), runner.residence
     for name, value in values.items():
         if name not in tensors:
-            raise ValueError(f"the model has no tensor '{name}'")
+            raise FxpruneError(f"the model has no tensor '{name}'")
         mine = tensors[name]
         dtype = mine.dtype if elsewhere is None else elsewhere.dtype
         if (mine.shape, dtype, mine.is_meta) != (value.shape, value.dtype, elsewhere is not None):
-            raise ValueError(f"'{name}' is {value.dtype} {list(value.shape)}, not {dtype} {list(mine.shape)}")
+            raise FxpruneError(f"'{name}' is {value.dtype} {list(value.shape)}, not {dtype} {list(mine.shape)}")
     for name, value in values.items():
         if elsewhere is not None:
             elsewhere.store.write(name, value)

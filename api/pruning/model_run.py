@@ -167,8 +167,7 @@ class ModelRun:
         analyses = (Analysis("couple", "coupling", self._couple),)
         self.state.data.recorded = self.recorded.slices if self.recorded is not None else None
         if stages is not None and done:
-            with stages.reading() as parts:
-                steps += self._resume(parts, pipeline, analyses)
+            steps += self._resume(stages, pipeline, analyses)
             self.state.ranks.barrier()  # before rank 0 puts another stage in its place
         resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
 
@@ -209,15 +208,18 @@ class ModelRun:
             "texts": {part: text.pieces_read for part, text in self.texts.items() if text is not None},
         }
 
-    def _resume(self, parts: Parts, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
+    def _resume(self, stages: Stages, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
         """Restore a stage; returns the steps that ran before it."""
-        stored = StoredState.from_json(parts["state"])
-        steps = [StepRecord(**step) for step in parts["steps"]]
+        stored, steps = stages.read(self._decoded)
+        with stages.resuming():
+            stored.restore(self.state, pipeline[: stages.done], pipeline[stages.done :], analyses)
+        return steps
+
+    def _decoded(self, parts: Parts) -> tuple[StoredState, list[StepRecord]]:
         for part, pieces in parts["texts"].items():
             if (text := self.texts.get(part)) is not None:
                 text.remember(pieces)
-        stored.restore(self.state, pipeline, analyses)
-        return steps
+        return StoredState.from_json(parts["state"]), [StepRecord(**step) for step in parts["steps"]]
 
     def _comparable(self, module: torch.nn.Module) -> AbstractContextManager[None]:
         """Inside, a module computes on the CPU in float32: on its own weights if they are there so, else on synthetic
