@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from .machine import Machine, examine
     from .modules.named import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
     from .modules.prune import Pruned, load, prune_module
-    from .pruning.request import Applied, GroupChange, apply
+    from .pruning.request import Applied, ApplyRequest, GroupChange, apply
     from .tracing import Hop, Trace, trace
 
 __all__ = [
     "Applied",
+    "ApplyRequest",
     "Benchmark",
     "BenchmarkResult",
     "Demo",
@@ -59,7 +60,7 @@ _MODULES = {
     "listing": ("FormatInfo", "PassInfo", "list_formats", "list_passes"),
     "machine": ("Machine", "examine"),
     "modules.prune": ("Pruned", "load", "prune_module"),
-    "pruning.request": ("Applied", "GroupChange", "apply"),
+    "pruning.request": ("Applied", "ApplyRequest", "GroupChange", "apply"),
     "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
     "tracing": ("Hop", "Trace", "trace"),
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,15 @@ from ..passes.model.measure import (
     perplexity,
     tokens_per_second,
 )
-from ..runtime.placement import AUTO, WHOLE, Placement, PlacementRequest, require_whole, told_when_out_of_memory
+from ..runtime.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory, whole
+from ..runtime.ranks import ALONE, Ranks
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
 from ..tracer.model import DEMO, ModelSource, build_meta, load_config, load_model
+from .agreement import agree_on_files, on_every_rank
 from .placing import Forward, place_model
 from .progress import Progress, silent
-from .request_checks import GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
+from .request_checks import GivenRows, GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
 from .seen_texts import refuse_overlap, text_of
 from .sources import open_source
 
@@ -88,6 +90,7 @@ class _Runnable:
     placement: Placement | None = None
 
 
+@on_every_rank
 def evaluate(
     models: Sequence[Model] | Model,
     text: GivenText | None = None,
@@ -103,6 +106,7 @@ def evaluate(
     allow_pickle: bool = False,
     allow_overlap: bool = False,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> list[Measurement]:
     """Measure models: perplexity over non-overlapping windows, size, and speed.
 
@@ -121,6 +125,8 @@ def evaluate(
         allow_pickle: whether weights may be read from a pickle.
         allow_overlap: whether a model may be measured on text that it was calibrated or trained on.
         progress: told what is going on.
+        ranks: the processes that share the windows; set from torchrun's environment variables, under which all
+            processes make the same call. Rank 0 measures the speed, and all return the same.
 
     Raises:
         RequestError: a model or text that cannot be read, a text shorter than the windows asked for, a window longer
@@ -137,28 +143,38 @@ def evaluate(
     check_counts(window=window, windows=windows)
     if window < 2:
         raise RequestError(f"--window {window} is too short: there is no next token", "give --window 2 or more")
+    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     with ExitStack() as stack:
-        sources = [
-            stack.enter_context(
-                open_source(
-                    model,
-                    tokenizer if is_loaded(model) else None,
-                    weights=not (is_path(model) and _is_onnx(model)),
-                    trust_remote_code=trust_remote_code,
-                    allow_pickle=allow_pickle,
-                )
-            )
-            for model in found
-        ]
+        sources = [stack.enter_context(_open(model, tokenizer, allowed)) for model in found]
+        agree_on_files(ranks, sources, text)
         contexts = [_context(source, window) for source in sources]
-        read = []
-        for source in sources:
-            progress(f"{source.name}: reading the text")
-            own = text_of(given, "evaluation", source)
-            read.append(own.windows(window, windows))
-            if not allow_overlap:
-                refuse_overlap(source, read[-1], own)
-        return [_measure(*each, request, progress) for each in zip(sources, read, contexts, strict=True)]
+        read = [_read(source, given, window, windows, progress, overlap=allow_overlap) for source in sources]
+        return [_measure(*each, request, progress, ranks=ranks) for each in zip(sources, read, contexts, strict=True)]
+
+
+def _open(
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, allowed: Mapping[str, bool]
+) -> AbstractContextManager[ModelSource]:
+    own = tokenizer if is_loaded(model) else None
+    return open_source(model, own, weights=not (is_path(model) and _is_onnx(model)), **allowed)
+
+
+def _read(
+    source: ModelSource,
+    given: str | GivenRows | None,
+    window: int,
+    windows: int | None,
+    progress: Progress,
+    *,
+    overlap: bool,
+) -> torch.Tensor:
+    """The windows of the text, as the model's own tokenizer splits it."""
+    progress(f"{source.name}: reading the text")
+    text = text_of(given, "evaluation", source)
+    ids = text.windows(window, windows)
+    if not overlap:
+        refuse_overlap(source, ids, text)
+    return ids
 
 
 def _context(source: ModelSource, window: int) -> int:
@@ -173,7 +189,13 @@ def _context(source: ModelSource, window: int) -> int:
 
 
 def _measure(
-    source: ModelSource, ids: torch.Tensor, context: int, request: PlacementRequest, progress: Progress
+    source: ModelSource,
+    ids: torch.Tensor,
+    context: int,
+    request: PlacementRequest,
+    progress: Progress,
+    *,
+    ranks: Ranks,
 ) -> Measurement:
     config, window = load_config(source).get_text_config(), ids.shape[1]
     progress(f"{source.name}: loading")
@@ -182,11 +204,12 @@ def _measure(
     if runnable.placement is not None:
         progress(f"{source.name}: {runnable.placement.why}")
     prompt = max(1, min(window, context - DECODED))
+    new = min(DECODED, context - prompt)
     with told_when_out_of_memory(runnable.placement or WHOLE):
         progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")
-        found = perplexity(runnable.logits, ids)
+        found = perplexity(runnable.logits, ids, ranks=ranks)
         progress(f"{source.name}: speed")
-        speed = tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=min(DECODED, context - prompt))
+        speed = ranks.by_first(lambda: tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=new))
     return Measurement(
         name=source.name,
         format=runnable.format,
@@ -209,7 +232,7 @@ def _is_onnx(directory: str | os.PathLike[str]) -> bool:
 
 
 def _open_torch(source: ModelSource, request: PlacementRequest, forward: Forward) -> _Runnable:
-    placement = require_whole(place_model(request, source, load_config(source), forward=forward))
+    placement = whole(place_model(request, source, load_config(source), forward=forward))
     with told_when_out_of_memory(placement):
         model = _load(source, placement)
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..backends.exporter import ExportReport, ExportRequest
+from ..backends.exporter import Exporter, ExportReport, ExportRequest
 from ..backends.registry import parse_format
 from ..ir.errors import RequestError
 from ..ir.plugins import named_faults
 from ..runtime.devices import find_device
-from ..runtime.placement import AUTO, PlacementRequest, require_whole
+from ..runtime.placement import AUTO, PlacementRequest, whole
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
-from ..tracer.model import load_config, load_model
+from ..tracer.model import ModelSource, load_config, load_model
 from .model_call import ModelCall
 from .placing import SMALLEST, place_model
 from .progress import Progress, silent
@@ -73,34 +73,44 @@ def export(
     """
     shared = {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache}
     exporter = parse_format(format, shared)
-    asked = _on_cpu(PlacementRequest.parse(device=device, offload=offload, max_memory=max_memory))
+    place = _on_cpu(PlacementRequest.parse(device=device, offload=offload, max_memory=max_memory))
     check_model(model, tokenizer)
     check_paths(out=out)
     check_example(example)
     with open_source(model, tokenizer, trust_remote_code=trust_remote_code) as source:
-        config = load_config(source)
-        progress(require_whole(place_model(asked, source, config, forward=SMALLEST)).why)
+        progress(whole(place_model(place, source, load_config(source), forward=SMALLEST)).why)
+        asked = _request(source, Path(out), example, force=force, trust=trust_remote_code, progress=progress)
+        return _run(exporter, asked)
 
-        def load() -> torch.nn.Module:
-            progress(f"loading {source.name}")
-            return load_model(source)
 
-        with named_faults(type(exporter), f"format {exporter.name!r}"):
-            return exporter.export(
-                ExportRequest(
-                    name=source.name,
-                    source=source.directory,
-                    out=Path(out),
-                    config=config,
-                    causal_lm=ModelCall(config, example).language,
-                    load=load,
-                    inputs=lambda module: example_inputs(module, example),
-                    inner=calls()["inner"],
-                    force=force,
-                    trust_remote_code=trust_remote_code,
-                    progress=progress,
-                )
-            )
+def _request(
+    source: ModelSource, out: Path, example: str | None, *, force: bool, trust: bool, progress: Progress
+) -> ExportRequest:
+    """What the exporter is asked for. The weights are read when it loads the model."""
+    config = load_config(source)
+
+    def load() -> torch.nn.Module:
+        progress(f"loading {source.name}")
+        return load_model(source)
+
+    return ExportRequest(
+        name=source.name,
+        source=source.directory,
+        out=out,
+        config=config,
+        causal_lm=ModelCall(config, example).language,
+        load=load,
+        inputs=lambda module: example_inputs(module, example),
+        inner=calls()["inner"],
+        force=force,
+        trust_remote_code=trust,  # of a loaded model's source it is always true
+        progress=progress,
+    )
+
+
+def _run(exporter: Exporter, request: ExportRequest) -> ExportReport:
+    with named_faults(type(exporter), f"format {exporter.name!r}"):
+        return exporter.export(request)
 
 
 def _on_cpu(request: PlacementRequest) -> PlacementRequest:

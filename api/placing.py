@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..backends.huggingface.checkpoint import STORED_DTYPES, Checkpoint
 from ..ir.errors import RequestError
 from ..passes.base import Pass
 from ..passes.model.blocks import find_blocks
+from ..runtime.mapped_files import STORED_DTYPES, Checkpoint
 from ..runtime.needs import Needs, needs_of
 from ..runtime.placement import Placement, PlacementRequest, place
 from ..tracer.checkpoint import weight_files

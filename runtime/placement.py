@@ -156,21 +156,11 @@ def one_step_more_frugal(placement: Placement) -> Placement | None:
     return replace(placement, offload=offload, why=f"{head}; {_TEXTS[offload]}: {placement.offload} ran out of memory")
 
 
-def require_whole(placement: Placement) -> Placement:
-    """Where a model runs that has to be in memory as a whole.
-
-    Raises:
-        RequestError: naming what was chosen instead.
-    """
+def whole(placement: Placement) -> Placement:
+    """The placement of a model that has to be in memory as a whole."""
     if placement == STREAMED:  # the files could not be read one tensor at a time after all
         return WHOLE
-    if placement.offload != NO_OFFLOAD:
-        raise RequestError(
-            f"the whole model has to be in memory here, and would not be: {placement.why}",
-            "give --offload none to try all the same, a coarser --dtype, another --device, or only passes that read "
-            "weights, such as magnitude",
-        )
-    return placement
+    return placement if placement.offload == NO_OFFLOAD else replace(placement, offload=NO_OFFLOAD)
 
 
 @contextmanager

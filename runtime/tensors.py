@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,31 @@ def tensors_by_every_name(model: nn.Module) -> dict[str, torch.Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> its first name."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors_by_every_name(model).items()}
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A module of its own whose tensors are those of the model, without copies of their values.
+
+    What replaces a tensor of one leaves the other as it is. What writes *into* a tensor of one changes both: see
+    :func:`made_private`.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        same = tensor.detach()
+        memo[id(tensor)] = nn.Parameter(same, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else same
+    return copy.deepcopy(model, memo)
+
+
+def made_private(tensors: Iterable[torch.Tensor]) -> None:
+    """Give tensors memory of their own, before they are written to, because a twin may have the same."""
+    for tensor in tensors:
+        tensor.data = tensor.data.clone()
 
 
 class Places:

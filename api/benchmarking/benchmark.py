@@ -159,10 +159,7 @@ def bench(
         FxpruneError: a model that cannot be loaded, exported or run.
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
-    check_counts(prompt=prompt, new=new, rounds=rounds, threads=threads)
-    if not isinstance(batches, Sequence) or isinstance(batches, str) or not batches:
-        raise RequestError(f"batches is {batches!r}", "give one size or several, such as (1, 8)")
-    check_counts(**{f"batches[{at}]": size for at, size in enumerate(batches)})
+    _check_kinds(prompt=prompt, new=new, rounds=rounds, threads=threads, batches=batches)
     found = list_models(models)
     if not found or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
         raise RequestError(
@@ -176,20 +173,33 @@ def bench(
         jobs = [TimingJob(*_place(model, stack, trust_remote_code), trust_remote_code, where) for model in found]
         if onnx:
             jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
-        workers = [stack.enter_context(_worker(job, conditions, progress)) for job in jobs]
-        for worker in workers:
-            worker.ready()
-        progress("warming up")
-        for worker in workers:
-            worker.time()
-        times: list[list[dict[str, list[float]]]] = [[] for _ in workers]
-        for index in range(rounds):
-            order = range(len(workers)) if index % 2 == 0 else reversed(range(len(workers)))
-            for number in order:
-                progress(f"round {index + 1} of {rounds}: {jobs[number].name}")
-                times[number].append(workers[number].time())
-        figures = [worker.figures() for worker in workers]
-    return BenchmarkResult(conditions, tuple(_rows(jobs, figures, times, conditions)))
+        return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))
+
+
+def _check_kinds(*, batches: object, **counts: object) -> None:
+    check_counts(**counts)
+    if not isinstance(batches, Sequence) or isinstance(batches, str) or not batches:
+        raise RequestError(f"batches is {batches!r}", "give one size or several, such as (1, 8)")
+    check_counts(**{f"batches[{at}]": size for at, size in enumerate(batches)})
+
+
+def _timed(
+    jobs: Sequence[TimingJob], conditions: Conditions, stack: ExitStack, progress: Progress
+) -> Iterator[Benchmark]:
+    """Load all models, time them in turn, and compare them; their processes end with ``stack``."""
+    workers = [stack.enter_context(_worker(job, conditions, progress)) for job in jobs]
+    for worker in workers:
+        worker.ready()
+    progress("warming up")
+    for worker in workers:
+        worker.time()
+    times: list[list[dict[str, list[float]]]] = [[] for _ in workers]
+    for index in range(conditions.rounds):
+        order = range(len(workers)) if index % 2 == 0 else reversed(range(len(workers)))
+        for number in order:
+            progress(f"round {index + 1} of {conditions.rounds}: {jobs[number].name}")
+            times[number].append(workers[number].time())
+    return _rows(jobs, [worker.figures() for worker in workers], times, conditions)
 
 
 def _threads() -> int:

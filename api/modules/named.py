@@ -149,12 +149,7 @@ def prune_target(
         RequestError: a mistake in the request.
         FxpruneError: the module cannot be traced, a pass failed, or what was written computes something else.
     """
-    if not passes:
-        raise RequestError("missing --pass PIPELINE", "give one, such as --pass magnitude")
-    pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
-    blind = [step.name for step in pipeline if step.kind == PassKind.SCORE and step.name not in WITHOUT_LOSS]
-    if loss is None and blind:
-        raise RequestError(f"{blind[0]} scores need a loss", LOSS)
+    _check_passes(passes, shared, loss)
     if out is None and not dry_run:
         raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
     if out is not None:
@@ -171,3 +166,13 @@ def prune_target(
     assert pruned.product is not None
     report = {"model": model, **pruned.to_record()}
     return PrunedTarget(model, pruned, save_module(pruned.product, Path(out), report=report, force=force))
+
+
+def _check_passes(passes: Sequence[str], shared: Mapping[str, Any], loss: str | None) -> None:
+    """Check the passes and their options before the module is built."""
+    if not passes:
+        raise RequestError("missing --pass PIPELINE", "give one, such as --pass magnitude")
+    pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
+    blind = [step.name for step in pipeline if step.kind == PassKind.SCORE and step.name not in WITHOUT_LOSS]
+    if loss is None and blind:
+        raise RequestError(f"{blind[0]} scores need a loss", LOSS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from safetensors.torch import save_file
 
 from ...backends.artifact import write_json
 from ...backends.graph_module import constants_of
-from ...backends.huggingface.save import Form, SavedModel, save
-from ...backends.huggingface.streamed_weights import StreamedWeights
+from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
+from ...backends.huggingface.streamed_weights import stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
 from ...ir.graph import Graph
 from ...ir.groups import Group
@@ -31,7 +32,9 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
-from ...runtime.placement import WHOLE, Placement, require_whole
+from ...runtime.placement import WHOLE, Placement, whole
+from ...runtime.ranks import ALONE, Ranks
+from ...runtime.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.model import ModelSource, build_meta, load_model
@@ -44,9 +47,10 @@ from ..request_checks import GivenRows
 from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of, tracked_text
 from .recorded_plan import Recorded
 from .result import Applied, GroupChange
-from .resume import Parts, Stages, pieces_of, restore, state_parts
+from .resume import Parts, Stages
 from .stored_precision import as_stored, loses_digits, take_unchanged
-from .streamed_model import open_streamed_model
+from .stored_state import StoredState
+from .streamed_model import StreamedModel, open_streamed_model
 
 ADAPTER = "adapter"
 
@@ -66,7 +70,10 @@ class ModelRun:
         pipeline: Sequence[Pass] | None,
         model_call: ModelCall,
         progress: Progress,
+        *,
         placement: Placement = WHOLE,
+        out: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Load and trace a model.
 
@@ -76,37 +83,48 @@ class ModelRun:
             model_call: how the model is called.
             progress: called with a message when a new step begins.
             placement: where it runs.
+            out: what will be written; None when nothing will.
+            ranks: the processes that share the work.
 
         Raises:
             RequestError: the placement is none that a run of the whole model can have.
         """
         self.source, self.model_call, self.progress, self.placement = source, model_call, progress, placement
+        self._out = out
+        self._folder: TemporaryDirectory[str] | None = None
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
         streamed = self.checkpoint if model_call.language else None
-        self.streamed = open_streamed_model(source, self.config, streamed, pipeline or ())
+        opened = open_streamed_model(
+            source, self.config, streamed, pipeline or (), placement=placement, scratch=self._scratch
+        )
+        self.streamed = opened if isinstance(opened, StreamedModel) else None
         if self.streamed is not None:
             module = self.streamed.module
         elif pipeline is not None:
-            self.placement = placement = require_whole(placement)
+            self.placement = placement = whole(placement)
+            if isinstance(opened, str) and opened:
+                progress(f"all weights are loaded: {opened}")
             module = load_model(source, dtype=placement.dtype, device=placement.device)
         else:
             module = build_meta(self.config, trust_remote_code=source.trust_remote_code)
         self.before = parameter_count(module)
         # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
         self.synthetic: SyntheticWeights | None = None
-        self.files: StreamedWeights | None = None
+        self.files: Store | None = None
         if self.streamed is not None:
             self.synthetic = self.streamed.synthetic
         elif pipeline is not None and not placement.plain:
             self.synthetic = SyntheticWeights(module)
             if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
-                self.files = StreamedWeights(self.checkpoint, module)
+                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
-        self.state = State(Subject(self.traced.graph, module, example=self.traced.example), host=self)
+        residence = None if self.streamed is None else self.streamed.residence
+        subject = Subject(self.traced.graph, module, example=self.traced.example, residence=residence)
+        self.state = State(subject, host=self, ranks=ranks)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self._runs = pipeline is not None
         self.groups: dict[str, Group] = {}
@@ -146,31 +164,33 @@ class ModelRun:
     ) -> Applied:
         steps: list[StepRecord] = []
         done = stages.done if stages is not None else 0
+        analyses = (Analysis("couple", "coupling", self._couple),)
+        self.state.data.recorded = self.recorded.slices if self.recorded is not None else None
         if stages is not None and done:
-            steps += self._resume(stages.read())
+            steps += self._resume(stages, pipeline, analyses)
+            self.state.ranks.barrier()  # before rank 0 puts another stage in its place
         resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
 
         def between(step: StepRecord, state: State) -> None:
             steps.append(step)
-            coupling = state.subject.coupling
-            for name, group in coupling.groups.items() if coupling is not None else ():
-                self.groups.setdefault(name, group)  # the group before anything was removed
             show(step, state)
 
         def keep(number: int) -> None:
-            if stages is not None and number:
-                stages.keep(done + number, lambda: self._parts(steps))
+            if stages is not None and number and self.state.ranks.first:
+                rest = pipeline[done + number :]
+                stages.keep(done + number, self.state.ledger.finished, lambda: self._parts(steps, rest))
 
         def announce(text: str, number: int, count: int) -> None:
             keep(number - 1)
             self.progress(f"{text} ({done + number} of {done + count})")
 
-        self.state.data.recorded = self.recorded.slices if self.recorded is not None else None
-        analyses = (Analysis("couple", "coupling", self._couple),)
-        rest = pipeline[done:]
-        if rest or not done:
-            run_pipeline(rest, self.state, analyses=analyses, verify=verify, between=between, announce=announce)
-        keep(len(rest))
+        left = pipeline[done:]
+        if left or not done:
+            run_pipeline(
+                left, self.state, analyses=analyses, verify=verify, between=between, announce=announce,
+                resumable=stages is not None,
+            )  # fmt: skip
+        keep(len(left))
         parameters = (self.before, parameter_count(self.state.subject.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
         report = {name: _plain(entry) for name, entry in self.state.ledger.report.items()}
@@ -180,20 +200,26 @@ class ModelRun:
             brought(pipeline), self.placement,
         )  # fmt: skip
 
-    def _parts(self, steps: Sequence[StepRecord]) -> Parts:
-        """What a stage holds."""
-        own = {"traced": self.traced, "quantities": self.quantities, "groups": self.groups}
-        return {"state": state_parts(self.state), "work": own, "steps": steps, "texts": pieces_of(self.texts)}
+    def _parts(self, steps: Sequence[StepRecord], rest: Sequence[Pass]) -> Parts:
+        """What a stage holds; ``rest``: the passes that have not run."""
+        return {
+            "state": StoredState.of(self.state, rest).to_json(),
+            "steps": [step.to_json() for step in steps],
+            "texts": {part: text.pieces_read for part, text in self.texts.items() if text is not None},
+        }
 
-    def _resume(self, parts: Parts) -> Sequence[StepRecord]:
+    def _resume(self, stages: Stages, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
         """Restore a stage; returns the steps that ran before it."""
-        restore(self.state, parts["state"])
-        self.traced, self.quantities, self.groups = parts["work"].values()
+        stored, steps = stages.read(self._decoded)
+        with stages.resuming():
+            stored.restore(self.state, pipeline[: stages.done], pipeline[stages.done :], analyses)
+        return steps
+
+    def _decoded(self, parts: Parts) -> tuple[StoredState, list[StepRecord]]:
         for part, pieces in parts["texts"].items():
             if (text := self.texts.get(part)) is not None:
                 text.remember(pieces)
-        steps: Sequence[StepRecord] = parts["steps"]
-        return steps
+        return StoredState.from_json(parts["state"]), [StepRecord(**step) for step in parts["steps"]]
 
     def _comparable(self, module: torch.nn.Module) -> AbstractContextManager[None]:
         """Inside, a module computes on the CPU in float32: on its own weights if they are there so, else on synthetic
@@ -206,7 +232,10 @@ class ModelRun:
         with self._comparable(model):
             constants = constants_of(graph, tensors_by_name(model), self.traced.constants)
         coupling = freeze_fixed(couple(graph), model)
-        return freeze_computed(coupling, constants, model.state_dict(keep_vars=True).keys())
+        coupling = freeze_computed(coupling, constants, model.state_dict(keep_vars=True).keys())
+        for name, group in coupling.groups.items():
+            self.groups.setdefault(name, group)  # the group before anything was removed
+        return coupling
 
     def _changes(self) -> tuple[GroupChange, ...]:
         keep = (self.state.ledger.plan or Plan()).keep
@@ -225,27 +254,29 @@ class ModelRun:
             values = None
         else:
             reference = None
-            values = self.streamed.values(plan, self.model_call.inputs, self._graph_logits)
+            values = self.streamed.values(self.model_call.inputs, self._graph_logits)
         return save(
-            subject.model,
-            out,
-            source=self.source.directory,
-            plan=plan,
-            repairs=ledger.repairs,
-            quantities=self.quantities | self._changed_extents(),
-            reference=reference,
-            values=values,
-            report=applied.to_record(),
-            form=form,
-            force=force,
-            origin=self.recorded.origin if self.recorded is not None else None,
-            extra=self._keep_adapters,
+            SaveRequest(
+                model=subject.model,
+                out=out,
+                source=self.source.directory,
+                plan=plan,
+                repairs=ledger.repairs,
+                quantities=self.quantities | self._changed_extents(),
+                reference=reference,
+                values=values,
+                report=applied.to_record(),
+                form=form,
+                force=force,
+                origin=self.recorded.origin if self.recorded is not None else None,
+                extra=self._keep_adapters,
+            )
         )
 
     @property
     def weights(self) -> Weights | None:
         """Of a model that is larger than memory, from its files."""
-        return None if self.streamed is None else self.streamed.reader(self.state.ledger)
+        return None if self.streamed is None else self.streamed.weights.read
 
     @property
     def execute(self) -> Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None:
@@ -281,6 +312,13 @@ class ModelRun:
     def _graph_logits(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         subject = self.state.subject
         return self.model_call.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
+
+    def _scratch(self) -> Path:
+        """A directory for weights that passes change, beside what will be written; it goes when the run ends."""
+        if self._folder is None:
+            beside = self._out.resolve().parent if self._out is not None else None
+            self._folder = TemporaryDirectory(prefix=".fxprune-weights-", dir=beside, ignore_cleanup_errors=True)
+        return Path(self._folder.name)
 
     def _keep_adapters(self, folder: Path) -> None:
         """Write the low-rank adapter in the format of PEFT, beside the model that it was merged into."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -18,11 +20,13 @@ from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.replay import Replay
 from ...runtime.placement import AUTO, STREAMED, Placement, PlacementRequest, place, told_when_out_of_memory
+from ...runtime.ranks import ALONE, Ranks
 from ...tracer.model import ModelSource, load_config
+from ..agreement import agree_on_files, on_every_rank
 from ..model_call import ModelCall
 from ..placing import largest_forward, place_model
 from ..progress import Progress, silent
-from ..request_checks import GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
+from ..request_checks import GivenRows, GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
 from ..seen_texts import CALIBRATION, RECOVERY
 from ..sources import open_source
 from .model_run import ModelRun
@@ -36,9 +40,181 @@ from .score_file import open_scores, write_scores
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Applied", "GroupChange", "apply"]
+__all__ = ["Applied", "ApplyRequest", "GroupChange", "apply"]
+
+Texts: TypeAlias = Mapping[str, str | GivenRows | None]
+"""Calibration and recovery text, as they were given."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ApplyRequest:
+    """What is pruned, by which passes, and what is written: the arguments of :func:`apply`.
+
+    Attributes:
+        model: a Hugging Face model directory, a Hub id, ``demo``, or a loaded model of transformers. A loaded model is
+            not changed: its files are written to the temporary directory and pruned from there. While the call runs,
+            that copy takes room on disk, and the model that is being pruned takes room in memory beside the loaded one.
+        passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
+        plan: a ``plan.safetensors`` that another run wrote. It is applied before the passes.
+        out: the directory to write. It appears complete or not at all. May be left out in a dry run.
+        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target`` and ``channels``: a value for every pass
+            that has an option of that name; ``layers`` as ``(start, end)`` or ``"start:end"``, end exclusive;
+            ``target`` as ``"params=0.8"``.
+        tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
+        calib: the text that scores are computed on: a file, a ``datasets`` id or a list of strings. When None, ``demo``
+            uses its built-in text.
+        data: the text that recovery trains on, in the same forms. When None, ``demo`` uses its built-in text.
+        scores: a file for the scores of the first pass that computes some. If it does not exist, it is written;
+            otherwise its scores are used, for any budget.
+        example: the inputs of a model that is not a causal language model, such as
+            ``pixel_values=float32[2,3,224,224]``. When None, they are made from its configuration.
+        loss: for such a model, the loss that scores are computed from: a function that takes the module and returns a
+            scalar, or its name, ``package.module:function``.
+        force: whether to replace an existing ``out``.
+        resume: continue an interrupted run of the same call after its last finished pass, and save every pass.
+        dry_run: stop before recovery and writing. A config without weights is enough if no pass reads weights.
+        form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result.
+        place: where passes compute. ``device``: ``cpu``, an accelerator such as ``cuda`` or ``cuda:1``, or ``auto``:
+            the accelerator that torch finds, else the CPU. ``dtype`` of the arithmetic: ``float32``, ``bfloat16``,
+            ``float16``, or ``auto``: the checkpoint's on an accelerator, float32 on the CPU; what is written keeps the
+            dtype of the files. ``offload``, where weights are that are not in use: ``none``, ``memory``, ``disk``, or
+            ``auto``: the first that fits. ``max_memory``, the most that may be used, such as ``"4GB"``; all that is
+            free when None.
+        trust_remote_code: whether the model's own code may run.
+        allow_pickle: whether weights may be read from a pickle.
+        print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
+        progress: called with a message when a new step begins.
+        ranks: the processes that share the work; set from torchrun's environment variables, under which all processes
+            make the same call. Rank 0 writes; what they return differs in times only.
+    """
+
+    model: Model
+    passes: str | Sequence[str]
+    plan: str | Path | None
+    out: str | Path | None
+    shared: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase | None
+    calib: GivenText | None
+    data: GivenText | None
+    scores: str | Path | None
+    example: str | None
+    loss: str | Callable[[torch.nn.Module], torch.Tensor] | None
+    force: bool
+    resume: bool
+    dry_run: bool
+    form: Form
+    place: PlacementRequest
+    trust_remote_code: bool
+    allow_pickle: bool
+    print_ir_after: str | Sequence[str]
+    progress: Progress
+    ranks: Ranks
+
+    def run(self) -> Applied:
+        """Check the request, run its passes and write the result.
+
+        Raises:
+            RequestError, FxpruneError: as :func:`apply`.
+        """
+        texts = self._read_arguments()
+        asked = _asked(self.passes, self.plan, self.shared)
+        pipeline = self._pipeline(asked)
+        kept = open_scores(self.scores, pipeline, texts=self.loss is None)
+        weights = not self.dry_run or any(step.needs_weights for step in pipeline)
+        allowed = {"trust_remote_code": self.trust_remote_code, "allow_pickle": self.allow_pickle}
+        with open_source(self.model, self.tokenizer, weights=weights, **allowed) as source:
+            agree_on_files(self.ranks, [source], self.calib, self.data, self.plan, self.scores)
+            if self.ranks.first:
+                self._claim_place(source)
+            recorded = None if self.plan is None else read_recorded(self.plan, source)
+            if recorded is not None:
+                pipeline = (Replay(sha256=recorded.sha256), *pipeline)
+            model_call = ModelCall(load_config(source), self.example)
+            read = any(text is not None for text in texts.values())
+            model_call.check(asked, loss=self.loss is not None, texts=read)
+            placement = self._placed(source, model_call.config, pipeline if weights else ())
+            self.ranks.agree({"the arithmetic": f"{placement.dtype} on {placement.device.type}"})
+            self.progress(placement.why)
+            stages = self._stages(source, pipeline, texts, placement)
+            with told_when_out_of_memory(placement):
+                work = self._opened(source, pipeline if weights else None, model_call, placement)
+                work.read(pipeline, texts, loss=self.loss, recorded=recorded, scores=kept)
+                applied = work.run(pipeline, printer(self._printed if self.ranks.first else ()), stages)
+            self.ranks.by_first(lambda: write_scores(self.scores, work.state.ledger.scores))
+            left = print_pipeline(step for step in asked if step not in pipeline)
+            applied = dataclasses.replace(applied, skipped=left)
+            if self.out is None or self.dry_run:
+                return applied
+            if recorded is not None and not asked:
+                recorded.check_result(applied.parameters)
+            self.progress(f"writing {self.out}")
+            saved = self.ranks.by_first(partial(work.save, Path(self.out), applied, form=self.form, force=self.force))
+        if stages is not None and self.ranks.first:
+            stages.clear()
+        return dataclasses.replace(applied, saved=saved)
+
+    def _opened(
+        self, source: ModelSource, pipeline: Sequence[Pass] | None, model_call: ModelCall, placement: Placement
+    ) -> ModelRun:
+        out = None if self.out is None or self.dry_run else Path(self.out)
+        return ModelRun(source, pipeline, model_call, self.progress, placement=placement, out=out, ranks=self.ranks)
+
+    def _read_arguments(self) -> Texts:
+        """Check that the arguments are of the kinds they can be; returns the texts as they were given."""
+        check_model(self.model, self.tokenizer)
+        check_paths(plan=self.plan, out=self.out, scores=self.scores)
+        check_example(self.example)
+        check_loss(self.loss, named=True)
+        return {CALIBRATION: read_text(self.calib, "calib"), RECOVERY: read_text(self.data, "data")}
+
+    def _pipeline(self, asked: tuple[Pass, ...]) -> tuple[Pass, ...]:
+        """The passes that will run: all of them, or in a dry run those before recovery."""
+        pipeline = tuple(step for step in asked if not (self.dry_run and step.kind == PassKind.RECOVER))
+        check_printing(self._printed, pipeline)
+        if self.out is None and not self.dry_run:
+            raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
+        if self.resume and self.dry_run:
+            raise RequestError("--resume has no effect with --dry-run", "leave out one of the two")
+        if asked and not pipeline and self.plan is None:
+            raise RequestError(
+                f"a dry run leaves {print_pipeline(asked)} out, and there is no other pass",
+                "add a pass that prunes, or leave --dry-run out",
+            )
+        return pipeline
+
+    @property
+    def _printed(self) -> Sequence[str]:
+        return [self.print_ir_after] if isinstance(self.print_ir_after, str) else self.print_ir_after
+
+    def _claim_place(self, source: ModelSource) -> None:
+        """Check that the directory can be made, and begin to hash the source in the background."""
+        if self.out is not None:
+            clear_leftovers(Path(self.out))
+            check_target(Path(self.out), force=self.force, source=source.directory)
+        if not self.dry_run:
+            begin_source_digests(source.directory)
+
+    def _placed(self, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
+        """Where the passes run; without one that runs the model, weights are read from the files one at a time."""
+        if all(step.streams for step in pipeline):
+            place(self.place)  # refuses a device that is not there
+            return STREAMED
+        return place_model(self.place, source, config, forward=largest_forward(pipeline), sums=True)
+
+    def _stages(
+        self, source: ModelSource, pipeline: Sequence[Pass], texts: Texts, placement: Placement
+    ) -> Stages | None:
+        """Where the state after every pass is kept; None when nothing will be written."""
+        if self.out is None or self.dry_run:
+            return None
+        own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
+        run = identity(source, pipeline, texts, example=self.example, loss=self.loss, **own)
+        stages = Stages(Path(self.out), pipeline, run, asked=self.resume, progress=self.progress)
+        self.ranks.agree({"the number of passes that --resume finds done": str(stages.done)})
+        return stages
+
+
+@on_every_rank
 def apply(
     model: Model,
     passes: str | Sequence[str] = (),
@@ -69,43 +245,18 @@ def apply(
     allow_pickle: bool = False,
     print_ir_after: str | Sequence[str] = (),
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> Applied:
     """Run a pipeline on a model and write the result.
 
-    Args:
-        model: a Hugging Face model directory, a Hub id, ``demo``, or a loaded model of transformers. A loaded model is
-            not changed: its files are written to the temporary directory and pruned from there. While the call runs,
-            that copy takes room on disk, and the model that is being pruned takes room in memory beside the loaded one.
-        passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
-        plan: a ``plan.safetensors`` that another run wrote. It is applied before the passes.
-        out: the directory to write. It appears complete or not at all. May be left out in a dry run.
-        ratio, layers, seed, multiple_of, target, channels: a value for every pass that has an option of that name;
-            ``layers`` as ``(start, end)`` or ``"start:end"``, end exclusive; ``target`` as ``"params=0.8"``.
-        tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
-        calib: the text that scores are computed on: a file, a ``datasets`` id or a list of strings. When None, ``demo``
-            uses its built-in text.
-        data: the text that recovery trains on, in the same forms. When None, ``demo`` uses its built-in text.
-        scores: a file for the scores of the first pass that computes some. If it does not exist, it is written;
-            otherwise its scores are used, for any budget.
-        example: the inputs of a model that is not a causal language model, such as
-            ``pixel_values=float32[2,3,224,224]``. When None, they are made from its configuration.
-        loss: for such a model, the loss that scores are computed from: a function that takes the module and returns a
-            scalar, or its name, ``package.module:function``.
-        force: whether to replace an existing ``out``.
-        resume: continue an interrupted run of the same call after its last finished pass, and save every pass.
-        dry_run: stop before recovery and writing. A config without weights is enough if no pass reads weights.
-        form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result.
-        device: where passes compute: ``cpu``, an accelerator such as ``cuda`` or ``cuda:1``, or ``auto``: the
-            accelerator that torch finds, else the CPU.
-        dtype: of the arithmetic: ``float32``, ``bfloat16``, ``float16``, or ``auto``: the checkpoint's on an
-            accelerator, float32 on the CPU. What is written keeps the dtype of the files.
-        offload: where weights are that are not in use: ``none``, ``memory``, ``disk``, or ``auto``: the first that
-            fits.
-        max_memory: the most memory that may be used, such as ``"4GB"``; all that is free when None.
-        trust_remote_code: whether the model's own code may run.
-        allow_pickle: whether weights may be read from a pickle.
-        print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
-        progress: called with a message when a new step begins.
+    The arguments are described at :class:`ApplyRequest`; ``help(fxprune.api.ApplyRequest)`` shows it:
+
+    - the model, and how it is read: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``;
+    - what is done to it: ``passes``, ``plan``; options of passes (``shared``): ``ratio`` to ``channels``;
+    - what passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``;
+    - where it runs (``place``): ``device``, ``dtype``, ``offload``, ``max_memory``;
+    - what is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``;
+    - the processes that share the work: ``ranks``.
 
     Raises:
         RequestError: the request is wrong. This is checked before any work.
@@ -115,51 +266,13 @@ def apply(
         "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
         "channels": channels,
     }  # fmt: skip
-    request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
-    check_model(model, tokenizer)
-    check_paths(plan=plan, out=out, scores=scores)
-    check_example(example)
-    check_loss(loss, named=True)
-    texts = {CALIBRATION: read_text(calib, "calib"), RECOVERY: read_text(data, "data")}
-    asked = _asked(passes, plan, shared)
-    pipeline = tuple(step for step in asked if not (dry_run and step.kind == PassKind.RECOVER))
-    shown = [print_ir_after] if isinstance(print_ir_after, str) else print_ir_after
-    check_printing(shown, pipeline)
-    _require_place(out, resume=resume, dry_run=dry_run)
-    _require_passes(asked, pipeline, plan)
-    kept = open_scores(scores, pipeline, texts=loss is None)
-    weights = not dry_run or any(step.needs_weights for step in pipeline)
-    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    with open_source(model, tokenizer, weights=weights, **allowed) as source:
-        _claim_place(out, source, force=force, dry_run=dry_run)
-        recorded = None if plan is None else read_recorded(plan, source)
-        if recorded is not None:
-            pipeline = (Replay(sha256=recorded.sha256), *pipeline)
-        model_call = ModelCall(load_config(source), example)
-        model_call.check(asked, loss=loss is not None, texts=any(text is not None for text in texts.values()))
-        placement = _placed(request, source, model_call.config, pipeline if weights else ())
-        progress(placement.why)
-        stages = None
-        if out is not None and not dry_run:
-            own = {"scores": None if scores is None else str(scores), "dtype": str(placement.dtype)}
-            run = identity(source, pipeline, texts, example=example, loss=loss, **own)
-            stages = Stages(Path(out), pipeline, run, asked=resume, progress=progress)
-        with told_when_out_of_memory(placement):
-            work = ModelRun(source, pipeline if weights else None, model_call, progress, placement)
-            work.read(pipeline, texts, loss=loss, recorded=recorded, scores=kept)
-            applied = work.run(pipeline, printer(shown), stages)
-        write_scores(scores, work.state.ledger.scores)
-        left = print_pipeline(step for step in asked if step not in pipeline)
-        applied = dataclasses.replace(applied, skipped=left)
-        if out is None or dry_run:
-            return applied
-        if recorded is not None and not asked:
-            recorded.check_result(applied.parameters)
-        progress(f"writing {out}")
-        applied = dataclasses.replace(applied, saved=work.save(Path(out), applied, form=form, force=force))
-    if stages is not None:
-        stages.clear()
-    return applied
+    return ApplyRequest(
+        model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib, data=data,
+        scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
+        place=PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory),
+        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, print_ir_after=print_ir_after,
+        progress=progress, ranks=ranks,
+    ).run()  # fmt: skip
 
 
 def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
@@ -167,38 +280,6 @@ def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping
     if plan is None and not isinstance(passes, str) and not passes:
         raise RequestError("missing --pass PIPELINE", "give one, or --plan FILE to repeat what another run removed")
     return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
-
-
-def _require_passes(asked: Sequence[Pass], pipeline: Sequence[Pass], plan: str | Path | None) -> None:
-    if asked and not pipeline and plan is None:
-        raise RequestError(
-            f"a dry run leaves {print_pipeline(asked)} out, and there is no other pass",
-            "add a pass that prunes, or leave --dry-run out",
-        )
-
-
-def _placed(request: PlacementRequest, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
-    """Where the passes run; without one that runs the model, weights are read from the files one at a time."""
-    if all(step.streams for step in pipeline):
-        place(request)  # refuses a device that is not there
-        return STREAMED
-    return place_model(request, source, config, forward=largest_forward(pipeline), sums=True)
-
-
-def _require_place(out: str | Path | None, *, resume: bool, dry_run: bool) -> None:
-    if out is None and not dry_run:
-        raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
-    if resume and dry_run:
-        raise RequestError("--resume has no effect with --dry-run", "leave out one of the two")
-
-
-def _claim_place(out: str | Path | None, source: ModelSource, *, force: bool, dry_run: bool) -> None:
-    """Check that the directory can be made, and begin to hash the source in the background."""
-    if out is not None:
-        clear_leftovers(Path(out))
-        check_target(Path(out), force=force, source=source.directory)
-    if not dry_run:
-        begin_source_digests(source.directory)
 
 
 def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ...backends.huggingface.streamed_weights import StreamedWeights
 from ...ir.plan import Plan
+from ...runtime.store import Store
 
 
 def loses_digits(arithmetic: torch.dtype, stored: torch.dtype) -> bool:
@@ -27,21 +27,22 @@ def as_stored(model: Any, dtype: torch.dtype) -> None:
     model.to("cpu")
 
 
-def take_unchanged(
-    model: Any, weights: StreamedWeights, arithmetic: torch.dtype, plan: Plan, renamed: Mapping[str, str]
-) -> None:
+def take_unchanged(model: Any, files: Store, arithmetic: torch.dtype, plan: Plan, renamed: Mapping[str, str]) -> None:
     """Replace what no pass changed by what the files hold: only the units that stay, with all their digits.
 
     Args:
         model: after :func:`as_stored`.
-        weights: the source.
+        files: the source; it is cut by the plan.
         arithmetic: the dtype that the model computed in.
         plan: what was removed, with the names of the source.
         renamed: present name -> name in the source, where they differ.
     """
     now = {renamed.get(name, name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-    for name, value in weights.read(now, plan):
-        tensor = now[name]
+    files.cut(plan)
+    for name, tensor in now.items():
+        if name not in files:
+            continue
+        value = files.read(name)
         rounded = value.to(arithmetic).to(tensor.dtype)
         if value.dtype == tensor.dtype and rounded.shape == tensor.shape and torch.equal(rounded, tensor.data):
             tensor.data = value.clone()

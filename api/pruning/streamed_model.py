@@ -2,56 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from ...backends.huggingface.checkpoint import Checkpoint
-from ...backends.huggingface.streamed_weights import StreamedWeights, obstacle
+from ...backends.huggingface.streamed_weights import StreamedWeights, obstacle, stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights
 from ...backends.huggingface.weight_source import OnDiskWeights
-from ...ir.plan import Plan
 from ...passes.base import Pass
-from ...passes.data import Weights
-from ...passes.state import Ledger
+from ...runtime.mapped_files import Checkpoint
+from ...runtime.placement import MEMORY, NO_OFFLOAD, Placement
+from ...runtime.residence import Residence
+from ...runtime.store import InMemory, OnDisk, Scratch, Store
 from ...tracer.model import ModelSource, build_meta
 
 GraphLogits = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
 
 class StreamedModel:
-    """A model whose weights stay in its files.
+    """A model whose weights stay in its files, or in the host's memory as they are in the files.
 
     Attributes:
         module: the model, with parameters on the meta device and buffers with values.
         weights: reads and writes the weights.
+        residence: brings them into memory, for passes that run the model.
         synthetic: synthetic weights, on which the module can run.
     """
 
-    def __init__(self, checkpoint: Checkpoint, module: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, module: Any, placement: Placement, scratch: Scratch) -> None:
         self.module = module
-        self.weights = StreamedWeights(checkpoint, module)
+        resident = placement.offload == MEMORY
+        shelf = InMemory() if resident else OnDisk(scratch)
+        store = Store(stored_tensors(checkpoint, module), shelf, resident=resident)
+        self.weights = StreamedWeights(store, checkpoint.metadata)
+        self.residence = Residence(module, store, placement.device, placement.dtype)
         self.synthetic = SyntheticWeights(module)
 
-    def reader(self, ledger: Ledger) -> Weights:
-        """A function that reads weights, without the units that were removed so far."""
-
-        def read(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-            return self.weights.read(names, ledger.plan)
-
-        return read
-
-    def values(self, plan: Plan, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> OnDiskWeights:
+    def values(self, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> OnDiskWeights:
         """What the backend needs to write the weights."""
-        return OnDiskWeights(self.weights, plan, self.synthetic, inputs, graph)
+        return OnDiskWeights(self.weights, self.synthetic, inputs, graph)
 
 
 def open_streamed_model(
-    source: ModelSource, config: Any, checkpoint: Checkpoint | None, pipeline: Sequence[Pass]
-) -> StreamedModel | None:
-    """On-disk weights, if no pass needs the whole model in memory and the files name tensors as the module does."""
-    if checkpoint is None or not all(step.streams for step in pipeline):
-        return None
+    source: ModelSource,
+    config: Any,
+    checkpoint: Checkpoint | None,
+    pipeline: Sequence[Pass],
+    *,
+    placement: Placement,
+    scratch: Scratch,
+) -> StreamedModel | str:
+    """A model whose weights stay where they are, if that was chosen or no pass needs more than one of them at a time.
+
+    Args:
+        source: the model.
+        config: its configuration.
+        checkpoint: its safetensors files; None when it has none that can be read one tensor at a time.
+        pipeline: the passes that will run.
+        placement: where they run.
+        scratch: where weights that they change may be kept.
+
+    Returns:
+        The model; or why all of it has to be loaded, "" when that was chosen.
+    """
+    if placement.offload == NO_OFFLOAD and not all(step.streams for step in pipeline):
+        return ""
+    if checkpoint is None:
+        return "its files are not safetensors of a causal language model"
     module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
-    return None if obstacle(checkpoint, module) else StreamedModel(checkpoint, module)
+    why = obstacle(checkpoint, module)
+    return why or StreamedModel(checkpoint, module, placement, scratch)

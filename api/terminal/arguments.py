@@ -47,7 +47,7 @@ def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
     ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
-        subparsers.choices[name].set_defaults(run=run)
+        subparsers.choices[name].set_defaults(run=run, command=name)
     return parser
 
 
@@ -158,6 +158,21 @@ def _add_apply(commands: Any) -> None:
         "transformers loads; any other module becomes a safetensors file and an exported program (.pt2).",
     )
     parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
+    _add_pipeline(parser)
+    _add_shared(parser)
+    text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
+    text.add_argument("--calib", metavar="TEXT", help="calibration text: scores are computed on it")
+    text.add_argument("--data", metavar="TEXT", help="recovery text: recovery passes train on it")
+    text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
+    _add_module_options(parser)
+    _add_output(parser, required=False)
+    _add_run(parser)
+    _add_code_option(parser)
+    _add_pickle_option(parser)
+
+
+def _add_pipeline(parser: argparse.ArgumentParser) -> None:
+    """What is removed: what passes choose, or what another run removed."""
     parser.add_argument(
         "--pass",
         dest="passes",
@@ -172,13 +187,10 @@ def _add_apply(commands: Any) -> None:
         metavar="FILE",
         help="plan.safetensors of another run: remove the same units, before any passes",
     )
-    _add_shared(parser)
-    text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
-    text.add_argument("--calib", metavar="TEXT", help="calibration text: scores are computed on it")
-    text.add_argument("--data", metavar="TEXT", help="recovery text: recovery passes train on it")
-    text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
-    _add_module_options(parser)
-    _add_output(parser, required=False)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """How the run goes, what it shows, and in which form it writes."""
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted run of this command after its last finished pass"
     )
@@ -198,8 +210,6 @@ def _add_apply(commands: Any) -> None:
         help="print the graph on stderr after this pass; may be repeated; 'all' for every pass",
     )
     _add_placement_options(parser)
-    _add_code_option(parser)
-    _add_pickle_option(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser, *, required: bool) -> None:

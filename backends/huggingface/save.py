@@ -49,6 +49,52 @@ AUTO_CLASSES = (
 """The Auto classes in the order in which they are searched: several may load the same class."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SaveRequest:
+    """The pruned model that is written, and to where.
+
+    Attributes:
+        model: the model, shrunk in place, with the configuration of the source. Its weights are in the dtype to store,
+            unless ``values`` has them.
+        out: the directory to write. It appears complete or not at all.
+        source: the directory that the model was read from; its tokenizer and generation files are copied.
+        plan: what was removed; written as ``plan.safetensors``.
+        repairs: the result of ``shrink_module``.
+        quantities: (old, new) of the extents in the whole graph that changed (``extents[""]``), for the search of a
+            configuration.
+        report: further entries for ``fxprune.json`` (pipeline, groups before and after, renamed tensors, ...).
+        reference: inputs, and the float32 logits of the rewritten graph on them; not with ``values``.
+        values: the weights, when the module does not hold them.
+        form: ``auto`` uses the uniform form if a configuration describes the model, otherwise the free form.
+        force: whether to replace an existing artifact.
+        shard_size: as in ``save_pretrained``.
+        origin: sha256 of the weight files of the source, if they are known.
+        extra: a function that writes further files into the directory before it is complete.
+    """
+
+    model: PreTrainedModel
+    out: Path
+    source: Path | None
+    plan: Plan
+    repairs: Repairs
+    quantities: Iterable[tuple[int, int]]
+    report: Mapping[str, Any]
+    reference: Reference | None = None
+    values: WeightSource | None = None
+    form: Form = "auto"
+    force: bool = False
+    shard_size: str = SHARD_SIZE
+    origin: Mapping[str, str] | None = None
+    extra: Callable[[Path], None] | None = None
+
+    def weights(self) -> WeightSource:
+        """Where the weights are: in memory, if ``values`` does not say otherwise."""
+        if self.values is not None:
+            return self.values
+        assert self.reference is not None, "a model that holds its values needs a reference"
+        return InMemoryWeights(self.model, self.reference)
+
+
 @dataclass(frozen=True)
 class SavedModel:
     """The artifact that was written.
@@ -76,42 +122,8 @@ class SavedModel:
         return {**asdict(self), "path": str(self.path)}
 
 
-def save(
-    model: PreTrainedModel,
-    out: Path,
-    *,
-    source: Path | None,
-    plan: Plan,
-    repairs: Repairs,
-    quantities: Iterable[tuple[int, int]],
-    report: Mapping[str, Any],
-    reference: Reference | None = None,
-    values: WeightSource | None = None,
-    form: Form = "auto",
-    force: bool = False,
-    shard_size: str = SHARD_SIZE,
-    origin: Mapping[str, str] | None = None,
-    extra: Callable[[Path], None] | None = None,
-) -> SavedModel:
+def save(request: SaveRequest) -> SavedModel:
     """Write a pruned model as a directory that transformers loads, and check that it loads and computes the same.
-
-    Args:
-        model: the model, shrunk in place, with the configuration of the source. Its weights are in the dtype to store,
-            unless ``values`` has them.
-        out: the directory to write. It appears complete or not at all.
-        source: the directory that the model was read from; its tokenizer and generation files are copied.
-        plan: what was removed; written as ``plan.safetensors``.
-        repairs: the result of ``shrink_module``.
-        quantities: (old, new) of the extents in the whole graph that changed (``extents[""]``), for the search of a
-            configuration.
-        report: further entries for ``fxprune.json`` (pipeline, groups before and after, renamed tensors, ...).
-        reference: inputs, and the float32 logits of the rewritten graph on them; not with ``values``.
-        values: the weights, when the module does not hold them.
-        form: ``auto`` uses the uniform form if a configuration describes the model, otherwise the free form.
-        force: whether to replace an existing artifact.
-        shard_size: as in ``save_pretrained``.
-        origin: sha256 of the weight files of the source, if they are known.
-        extra: a function that writes further files into the directory before it is complete.
 
     Raises:
         RequestError: before any work: ``out`` cannot be written, or ``form`` is ``uniform`` and no plain configuration
@@ -119,38 +131,24 @@ def save(
         FxpruneError: writing fails.
         VerificationError: the written model does not pass its check; ``out`` is as it was before.
     """
-    if form not in ("auto", "uniform", "free"):
-        raise RequestError(f"unknown --form '{form}'", "choose from auto, uniform, free")
-    if values is None:
-        assert reference is not None, "a model that holds its values needs a reference"
-        values = InMemoryWeights(model, reference)
-    check_target(out, force=force, source=source, needed=values.size(model))
+    if request.form not in ("auto", "uniform", "free"):
+        raise RequestError(f"unknown --form '{request.form}'", "choose from auto, uniform, free")
+    model, values = request.model, request.weights()
+    check_target(request.out, force=request.force, source=request.source, needed=values.size(model))
     was_training = model.training
     model.eval()
-
-    def written(design: _Design, fresh: FreshProcess | None = None) -> SavedModel:
-        with atomic_directory(out, force=force) as folder:
-            known = _write(model, folder, source, design, values=values, shard_size=shard_size)
-            write_plan(folder, plan)
-            checks = values.check(folder, design.auto_class, design.form == "free", source, fresh)
-            saved = design.saved(out, checks)
-            if extra is not None:
-                extra(folder)
-            record = _record(saved, source, report, origin)
-            write_json(folder / RECORD, {**record, "files": digests(folder, known=known)})
-        return saved
-
     try:
         with FreshProcess() as fresh:  # started here, so that its imports run while the model is being written
-            design = _design(model, plan, repairs, quantities, values, form=form)
+            design = _design(request, values, form=request.form)
             try:
-                return written(design, fresh)
+                return _write_checked(request, design, values, fresh)
             except VerificationError as error:
-                if form != "auto" or design.form == "free":
+                if request.form != "auto" or design.form == "free":
                     raise
                 # If attention is nearly uniform, the search cannot tell a wrong number of heads from the right one.
                 why = f"the plain configuration that gives these shapes did not pass: {error.message}"
-                return written(replace(_design(model, plan, repairs, quantities, values, form="free"), why_free=why))
+                free = replace(_design(request, values, form="free"), why_free=why)
+                return _write_checked(request, free, values)
     finally:
         model.train(was_training)
 
@@ -219,15 +217,8 @@ class _Design:
         return SavedModel(out.resolve(), self.form, model_type, self.retargeted, self.why_free, self.changes, checks)
 
 
-def _design(
-    model: PreTrainedModel,
-    plan: Plan,
-    repairs: Repairs,
-    quantities: Iterable[tuple[int, int]],
-    values: WeightSource,
-    *,
-    form: Form,
-) -> _Design:
+def _design(request: SaveRequest, values: WeightSource, *, form: Form) -> _Design:
+    model = request.model
     base = base_class(model)
     why = "asked for"
     if form != "free":
@@ -235,7 +226,7 @@ def _design(
         accept = values.same_function(model)
         match, why = None, f"{next(iter(absences(model)), '')} is absent"
         if not absences(model):
-            match, why = find_config(source, base, model_shapes(model), quantities, accept=accept)
+            match, why = find_config(source, base, model_shapes(model), request.quantities, accept=accept)
         if match is not None:
             note = ""
             if match.retarget is not None:
@@ -250,14 +241,28 @@ def _design(
     auto = auto_class_of(base)
     if auto not in AUTO_CLASSES:  # with ``auto_map``, an Auto class also loads a class that it does not know
         auto = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
-    return _Design("free", free_config(model, plan, repairs, auto), base, auto, "", why)
+    return _Design("free", free_config(model, request.plan, request.repairs, auto), base, auto, "", why)
 
 
-def _write(
-    model: PreTrainedModel, folder: Path, source: Path | None, design: _Design, *, values: WeightSource, shard_size: str
-) -> Mapping[str, str]:
+def _write_checked(
+    request: SaveRequest, design: _Design, values: WeightSource, fresh: FreshProcess | None = None
+) -> SavedModel:
+    """Write the directory, and check it before it is moved into place."""
+    with atomic_directory(request.out, force=request.force) as folder:
+        known = _write(request, folder, design, values)
+        write_plan(folder, request.plan)
+        checks = values.check(folder, design.auto_class, design.form == "free", request.source, fresh)
+        saved = design.saved(request.out, checks)
+        if request.extra is not None:
+            request.extra(folder)
+        write_json(folder / RECORD, {**_record(saved, request), "files": digests(folder, known=known)})
+    return saved
+
+
+def _write(request: SaveRequest, folder: Path, design: _Design, values: WeightSource) -> Mapping[str, str]:
     """Write weights, configuration, code and companion files; returns the digests that were computed on the way."""
-    known = values.write(model, folder, plain=design.form == "uniform", shard_size=shard_size)
+    model, source = request.model, request.source
+    known = values.write(model, folder, plain=design.form == "uniform", shard_size=request.shard_size)
     design.config.architectures = [design.model_class.__name__]
     design.config.dtype = str(values.dtype).removeprefix("torch.")
     design.config.to_json_file(folder / "config.json", use_diff=True)
@@ -272,18 +277,16 @@ def _write(
     return known
 
 
-def _record(
-    saved: SavedModel, source: Path | None, report: Mapping[str, Any], known: Mapping[str, str] | None
-) -> dict[str, Any]:
+def _record(saved: SavedModel, request: SaveRequest) -> dict[str, Any]:
     """The content of ``fxprune.json``. It has no absolute path and no time, so equal runs give equal bytes."""
-    origin = None
+    origin, source = None, request.source
     if source is not None:
-        weights = known if known is not None else source_digests(source)
+        weights = request.origin if request.origin is not None else source_digests(source)
         origin = {"name": source.resolve().name, "sha256": dict(weights)}
     return {
         "versions": {name: version(name) for name in ("fxprune", "torch", "transformers", "safetensors")},
         "source": origin,
-        **report,
+        **request.report,
         "form": saved.form,
         "why_free": saved.why_free,
         "model_type": saved.model_type,

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
 from ...ir.errors import FxpruneError
-from ...ir.plan import Indices, Plan
+from ...runtime.mapped_files import PIECE, STORED_DTYPES, Bits, Checkpoint, RowCutter, StoredTensor
+from ...runtime.store import Store
 from ...runtime.threads import one_thread
 from ..verify import VerificationError
-from .checkpoint import STORED_DTYPES, Bits, Checkpoint, RowCutter, StoredTensor, require_whole
 from .direct_file import DirectFile
 
 SHARD_NAME = "model{suffix}.safetensors"
@@ -29,58 +29,49 @@ _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 class StreamedWeights:
-    """The tensors of a model whose weights stay on disk, read from its checkpoint when they are needed.
+    """The tensors of a model whose weights stay on disk, read when they are needed.
 
-    Args:
-        checkpoint: the source.
-        model: the model, with parameters on the meta device. :func:`obstacle` must have found nothing.
+    Attributes:
+        store: the values, by the first name that a tensor has in the model.
+        metadata: of the source's files.
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
-        self.metadata = {"format": "pt", **checkpoint.metadata}
-        first: dict[int, str] = {}
-        self.stored: dict[str, StoredTensor] = {}
-        self._place = {stored: number for number, stored in enumerate(checkpoint.tensors.values())}
-        for name, tensor in model.state_dict(keep_vars=True).items():
-            key = first.setdefault(id(tensor), name)
-            if name in checkpoint.tensors:
-                self.stored[key] = checkpoint.tensors[name]
+    def __init__(self, store: Store, metadata: Mapping[str, str]) -> None:
+        self.store = store
+        self.metadata = {"format": "pt", **metadata}
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first tensor, which becomes the dtype in the configuration."""
-        return STORED_DTYPES[next(iter(self.stored.values())).dtype]
+        return STORED_DTYPES[next(iter(self.store.source.values())).dtype]
 
-    def read(self, names: Iterable[str], plan: Plan | None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Read some tensors, sliced by ``plan``, one at a time, in the order of the files.
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Read some tensors as they are now, one at a time, in the order of the files.
 
         Args:
-            names: names as in a plan; of a tied tensor its first name.
-            plan: what was removed so far.
+            names: of a tied tensor its first name.
 
         Yields:
-            Name and tensor: mapped into memory, or a copy if a part of it was removed.
+            Name and tensor, which must not be changed.
         """
-        chosen = sorted(set(names) & self.stored.keys(), key=lambda name: self._place[self.stored[name]])
-        slices = plan.by_tensor() if plan is not None else {}
-        for name in chosen:
-            yield name, require_whole(self.stored[name], slices.get(name, {}))
+        source = self.store.source
+        for name in sorted(set(names) & source.keys(), key=lambda name: (source[name].file, source[name].start)):
+            yield name, self.store.read(name)
 
     def size(self, model: PreTrainedModel) -> int:
         """Size in bytes of the tensors of the model, in the dtypes of the checkpoint."""
         tensors = model.state_dict(keep_vars=True)
-        return sum(tensors[name].numel() * STORED_DTYPES[stored.dtype].itemsize for name, stored in self.stored.items())
+        return sum(
+            tensors[name].numel() * STORED_DTYPES[stored.dtype].itemsize for name, stored in self.store.source.items()
+        )
 
-    def write(
-        self, model: PreTrainedModel, plan: Plan, folder: Path, *, plain: bool, shard_size: int | str
-    ) -> dict[str, str]:
+    def write(self, model: PreTrainedModel, folder: Path, *, plain: bool, shard_size: int | str) -> dict[str, str]:
         """Write the smaller tensors, and an index when they need several files.
 
         The layout is that of ``save_pretrained``: the same model gives the same bytes.
 
         Args:
-            model: the model, shrunk by ``plan``.
-            plan: what was removed.
+            model: the model, shrunk as the store is.
             folder: the directory for the files.
             plain: whether tensors are distributed to files in the order of ``save_original_format``, or of the module.
             shard_size: the largest size of a file in bytes, or text such as ``5GB``.
@@ -90,13 +81,14 @@ class StreamedWeights:
 
         Raises:
             VerificationError: a tensor has a value that is not finite.
-            FxpruneError: the plan does not give a tensor the shape that it has in the model.
+            FxpruneError: a tensor does not have the shape that it has in the model.
             OSError: a file cannot be written.
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
-        by_stored = {stored.name: name for name, stored in self.stored.items()}
+        source = self.store.source
+        by_stored = {stored.name: name for name, stored in source.items()}
         sizes = {
-            stored: prod(shapes[name]) * STORED_DTYPES[self.stored[name].dtype].itemsize
+            stored: prod(shapes[name]) * STORED_DTYPES[source[name].dtype].itemsize
             for stored, name in by_stored.items()
         }
         if plain:
@@ -106,7 +98,7 @@ class StreamedWeights:
         )
         files = {file: {key: by_stored[key] for key in keys} for file, keys in split.filename_to_tensors.items()}
         with one_thread() as threads, ThreadPoolExecutor(min(threads, len(files))) as pool:
-            found = pool.map(lambda file: self._write_file(folder / file, files[file], shapes, plan), files)
+            found = pool.map(lambda file: self._write_file(folder / file, files[file], shapes), files)
             digests = dict(zip(files, found, strict=True))
         if split.is_sharded:
             metadata = {"total_parameters": model.num_parameters(), **split.metadata}
@@ -115,24 +107,35 @@ class StreamedWeights:
             (folder / SHARD_INDEX).write_text(text, encoding="utf-8")
         return digests
 
-    def _write_file(
-        self, path: Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], plan: Plan
-    ) -> str:
+    def _write_file(self, path: Path, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> str:
         """Write one safetensors file: the length of its JSON header, the header, and the data in the same order."""
-        rank = list(STORED_DTYPES)
-        order = sorted(names, key=lambda key: (rank.index(self.stored[names[key]].dtype), key))
-        slices = plan.by_tensor()
-        cutter = RowCutter()
-        header, size = self._header([(key, self.stored[names[key]].dtype, shapes[names[key]]) for key in order])
+        rank, source = list(STORED_DTYPES), self.store.source
+        order = sorted(names, key=lambda key: (rank.index(source[names[key]].dtype), key))
+        header, size = self._header([(key, source[names[key]].dtype, shapes[names[key]]) for key in order])
         with DirectFile(path, len(header) + size) as file:
             file.write(np.frombuffer(header, np.uint8))
             for key in order:
-                stored, cuts = self.stored[names[key]], slices.get(names[key], {})
-                _check_shape(key, stored, cuts, shapes[names[key]])
-                for rows in cutter.rows(stored, cuts):
-                    _check_finite(key, rows, STORED_DTYPES[stored.dtype])
+                dtype = STORED_DTYPES[source[names[key]].dtype]
+                for rows in self._rows(key, names[key], shapes[names[key]]):
+                    _check_finite(key, rows, dtype)
                     file.write(rows.reshape(-1).view(np.uint8))
         return file.sha256()
+
+    def _rows(self, key: str, name: str, shape: tuple[int, ...]) -> Iterator[Bits]:
+        """A tensor in pieces, as integers of the element size that it is stored with."""
+        stored = self.store.source[name]
+        if name not in self.store.written:
+            cuts = self.store.cuts.get(name, {})
+            _check_shape(key, [len(cuts[d]) if d in cuts else extent for d, extent in enumerate(stored.shape)], shape)
+            yield from RowCutter().rows(stored, cuts)
+            return
+        written = self.store.read(name)
+        _check_shape(key, list(written.shape), shape)
+        dtype = STORED_DTYPES[stored.dtype]
+        rows = written if written.dim() else written.reshape(1)
+        step = max(1, PIECE // max(1, rows[:1].numel() * dtype.itemsize))
+        for piece in rows.split(step):
+            yield piece.to(dtype).contiguous().view(_INTEGERS[dtype.itemsize]).numpy()
 
     def _header(self, entries: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, int]:
         """The bytes before the data, and the size of the data in bytes."""
@@ -144,6 +147,17 @@ class StreamedWeights:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text, end
+
+
+def stored_tensors(checkpoint: Checkpoint, model: PreTrainedModel) -> dict[str, StoredTensor]:
+    """First name in the model -> its tensor in the files, where :func:`obstacle` has found nothing."""
+    first: dict[int, str] = {}
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        key = first.setdefault(id(tensor), name)
+        if name in checkpoint.tensors:
+            found[key] = checkpoint.tensors[name]
+    return found
 
 
 def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
@@ -172,11 +186,10 @@ def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
     return ""
 
 
-def _check_shape(name: str, stored: StoredTensor, slices: Mapping[int, Indices], shape: tuple[int, ...]) -> None:
-    left = [len(slices[dim]) if dim in slices else extent for dim, extent in enumerate(stored.shape)]
-    if left != list(shape):
+def _check_shape(name: str, found: list[int], shape: tuple[int, ...]) -> None:
+    if found != list(shape):
         raise FxpruneError(
-            f"the plan gives '{name}' the shape {left}, but the model needs {list(shape)}",
+            f"'{name}' would be written with the shape {found}, but the model needs {list(shape)}",
             "this is a bug in fxprune; please report it with the architecture",
         )
 

@@ -13,11 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from ...ir.plan import Plan
+from ...runtime.mapped_files import Checkpoint
 from ...runtime.quiet import quiet
 from ...runtime.tolerances import LOGITS_TOLERANCE, STORED_ROUNDINGS, relative_difference, roundings
 from ..verify import FreshProcess, Job, Reference, verify_written
-from .checkpoint import Checkpoint
 from .config_search import ConfigMatch
 from .streamed_weights import StreamedWeights
 from .synthetic_weights import SyntheticWeights, meta_model
@@ -116,14 +115,12 @@ class OnDiskWeights:
 
     Attributes:
         weights: reads and writes them.
-        plan: what was removed, with the tensor names of the source.
         synthetic: synthetic weights, on which the module runs.
         inputs: keyword arguments of forward.
         graph: a function from parameters by their first names to the float32 logits of the rewritten graph.
     """
 
     weights: StreamedWeights
-    plan: Plan
     synthetic: SyntheticWeights
     inputs: Mapping[str, torch.Tensor]
     graph: Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
@@ -155,7 +152,7 @@ class OnDiskWeights:
     def write(self, model: PreTrainedModel, folder: Path, *, plain: bool, shard_size: str) -> Mapping[str, str]:
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
-        return self.weights.write(model, self.plan, folder, plain=plain, shard_size=shard_size)
+        return self.weights.write(model, folder, plain=plain, shard_size=shard_size)
 
     def check(
         self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
@@ -166,6 +163,6 @@ class OnDiskWeights:
         return verify_written(Job(folder, reference, auto_class, trust), source, fresh)
 
     def _reference(self, files: Iterable[Path]) -> Reference:
-        first = {stored.name: name for name, stored in self.weights.stored.items()}
+        first = {stored.name: name for name, stored in self.weights.store.source.items()}
         tensors = {first[name]: tensor for file in files for name, tensor in load_file(file).items()}
         return Reference(self.inputs, self.graph(tensors))

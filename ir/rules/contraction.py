@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from ..errors import UnsupportedCall
 from ..graph import Arg, Op, Value
@@ -137,47 +137,74 @@ def contraction(
         arguments: names of the operator's arguments in order, separated by blanks.
         weight, plain, unrecorded: as in :class:`Contraction`.
     """
-    names = tuple(arguments.split())
-    left, _, right = text.partition("->")
-    result = tuple(right.split())
-    specs = {
-        name: tuple(spec.split())
-        for name, spec in zip(names, left.split(","), strict=False)
-        if not spec.strip().endswith("?")
-    }
-    added = [name for name, spec in zip(names, left.split(","), strict=False) if name not in specs and spec]
-    summed = {letter for spec in specs.values() for letter in spec} - set(result) - {"..."}
+    notation = _Notation.parse(text, arguments)
+    factors = notation.factors
+    others = [name for name in factors if name != weight]
+    at = [back for back, word in enumerate(reversed(factors.get(weight, ())), start=1) if word in notation.summed]
+    return Contraction(
+        notation.names, notation.read, weight, others[0], notation.added, -at[0] if len(at) == 1 else None,
+        plain=plain or {}, unrecorded=unrecorded, count=notation.count,
+    )  # fmt: skip
 
-    def read(op: Op) -> tuple[Product, ...]:
+
+@dataclass(frozen=True)
+class _Notation:
+    """The notation of a rule with one product, taken apart.
+
+    Attributes:
+        names: names of the operator's arguments in order.
+        factors: name of an operand that is multiplied -> its words.
+        added: name of the operand that is added; empty where there is none.
+        result: words of the result.
+    """
+
+    names: tuple[str, ...]
+    factors: dict[str, Dims]
+    added: str
+    result: Dims
+
+    @classmethod
+    def parse(cls, text: str, arguments: str) -> _Notation:
+        names = tuple(arguments.split())
+        left, _, right = text.partition("->")
+        specs = dict(zip(names, left.split(","), strict=False))
+        factors = {name: tuple(spec.split()) for name, spec in specs.items() if not spec.strip().endswith("?")}
+        added = [name for name in specs if name not in factors]
+        return cls(names, factors, added[0] if added else "", tuple(right.split()))
+
+    @cached_property
+    def summed(self) -> frozenset[str]:
+        """Letters of factors that the result does not have."""
+        return frozenset(letter for dims in self.factors.values() for letter in dims) - {*self.result, "..."}
+
+    @cached_property
+    def _extents(self) -> tuple[tuple[int, str, int], ...]:
+        """Where the extent of every summed letter is read: position and name of a factor, dimension from the end."""
+        first = {
+            letter: (self.names.index(name), name, dims.index(letter) - len(dims))
+            for letter in self.summed
+            for name, dims in reversed(self.factors.items())
+            if letter in dims
+        }
+        return tuple(first.values())
+
+    def read(self, op: Op) -> tuple[Product, ...]:
+        """The product of a call."""
         factors = []
-        for name, spec in specs.items():
-            value = tensor(op, names.index(name), name)
+        for name, spec in self.factors.items():
+            value = tensor(op, self.names.index(name), name)
             rank = len(value.shape)
-            factors.append((value, spread(tuple(x for x in spec if rank > 1 or x in summed), rank)))
+            factors.append((value, spread(tuple(x for x in spec if rank > 1 or x in self.summed), rank)))
         present = {word for _, dims in factors for word in dims}
-        kept = tuple(word for word in result if word == "..." or word in present)
+        kept = tuple(word for word in self.result if word == "..." or word in present)
         return (Product(tuple(factors), (op.result, spread(kept, len(op.result.shape)))),)
 
-    ends = {
-        letter: (names.index(name), name, len(spec) - spec.index(letter))
-        for letter in summed
-        for name, spec in reversed(specs.items())
-        if letter in spec
-    }
-
-    def count(op: Op) -> int:
+    def count(self, op: Op) -> int:
         """As the product says, read off at once: whoever looks for a plan counts a thousand times."""
         found = math.prod(op.result.shape)
-        for position, name, back in ends.values():
-            found *= tensor(op, position, name).shape[-back]
+        for position, name, dim in self._extents:
+            found *= tensor(op, position, name).shape[dim]
         return found
-
-    others = [name for name in specs if name != weight]
-    at = [back for back, word in enumerate(reversed(specs.get(weight, ())), start=1) if word in summed]
-    return Contraction(
-        names, read, weight, others[0], added[0] if added else "", -at[0] if len(at) == 1 else None,
-        plain=plain or {}, unrecorded=unrecorded, count=count,
-    )  # fmt: skip
 
 
 @cache

@@ -71,7 +71,13 @@ class LinearCallRecorder(TorchFunctionMode):
         # Creation time of each tensor, to tell tensors made from outputs from those that existed before.
         self._made: Any = WeakIdKeyDictionary()
         self._clock = 0
-        self._parts = {id(weight): _WeightPart(weight, name) for name, weight in weights.items()}
+        self._weights = {id(weight): _WeightPart(weight, name) for name, weight in weights.items()}
+        self._parts = dict(self._weights)
+
+    def __exit__(self, *error: Any) -> None:
+        """Forget what was derived from the weights, which would keep their memory."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._parts = dict(self._weights)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

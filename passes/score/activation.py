@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...ir.groups import Group
 from ..calibrate.batches import LinearCall
-from ..calibrate.blockwise_run import BlockwiseRun
 from ..data import Scores
 from ..state import State
 from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores, visit
@@ -36,7 +35,6 @@ class Activation(ConsumerScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for activations that are not finite.
         """
-        run = BlockwiseRun.of(state.subject.model, self.feeds(state.data))
         readers = readers_of(groups, state.subject.graph)
         totals: dict[int, Scores] = {}
 
@@ -45,7 +43,8 @@ class Activation(ConsumerScored):
             squares = _squared_means(call.x, call.sample, reader).cpu().numpy()
             totals[at] = totals[at] + squares if at in totals else squares
 
-        visit(run, readers, receive)
+        visit(state.subject.runner, self.feeds(state.data, state.ranks), readers, receive)
+        totals = state.ranks.sum_arrays(totals)
         scores = {group.name: np.zeros(group.units) for group in groups}
         for at, total in totals.items():
             scores[readers[at].group.name] += np.sqrt(total)

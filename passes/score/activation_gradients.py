@@ -1,39 +1,42 @@
-"""Activation gradients: gradients of the loss at the calls of linear maps, one calibration batch at a time."""
+"""Activation gradients: gradients of the loss at the calls of linear maps, block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ir import FxpruneError, RequestError
+from ...runtime.block_runner import BlockRunner
 from ...runtime.experts import ONE_BY_ONE, experts_as
+from ...runtime.ranks import Ranks
+from ...runtime.reverse import GradientReceiver, Loss
 from ..calibrate.batches import LinearCall
 from ..calibrate.linear_calls import LinearCallRecorder
 from ..model.forward import logits_of
 from ..state import Data
-from .backward import as_it_was
 from .consumer_scores import ConsumerScored
 
 BatchLoss = Callable[[nn.Module], tuple[Tensor, int]]
 """Takes a module; returns the loss summed over predictions, and the number of predictions."""
 
 
-def losses_of(step: ConsumerScored, data: Data) -> Iterator[BatchLoss]:
-    """One loss for every batch of the calibration text; the user's losses if there are any.
+def losses_of(step: ConsumerScored, data: Data, ranks: Ranks) -> Iterator[BatchLoss]:
+    """One loss for every batch of this rank of the calibration text; the user's losses if there are any.
 
     Raises:
         RequestError: without calibration data, with too little text, or for windows of fewer than 2 tokens.
     """
     if data.losses:
-        yield from (_counted(loss) for loss in data.losses)
+        yield from (_counted(loss) for loss in ranks.share(data.losses, "losses"))
         return
     text = data.text(f"{step.name} scores need")
     if step.length < 2:
         raise RequestError(f"length {step.length} leaves no token to predict", "use windows of at least 2 tokens")
-    windows = text.windows(step.length, step.samples, step.seed)
+    windows = ranks.share(text.windows(step.length, step.samples, step.seed))
     yield from (_next_tokens(batch) for batch in windows.split(step.batch))
 
 
@@ -50,37 +53,83 @@ def _next_tokens(windows: Tensor) -> BatchLoss:
     return loss
 
 
-def backward(
-    model: nn.Module,
-    loss: BatchLoss,
-    recorded: Mapping[str, Tensor],
-    receive: Callable[[LinearCall], None],
-    *,
-    number: int,
-    wanted: Callable[[], Sequence[Tensor]],
-) -> tuple[Sequence[Tensor | None], int]:
-    """Gradients of a loss at activations, without gradients of weights.
+class ActivationReceiver(GradientReceiver):
+    """Takes the gradients at the inputs or outputs of recorded calls.
 
     Args:
-        model: the model; it is not changed.
-        loss: the loss of one batch.
-        recorded: weights by name; calls on them are recorded.
-        receive: takes each recorded call; its tensors have an autograd history.
-        number: index of the batch, for messages.
-        wanted: called after the forward pass; returns the tensors whose gradients to compute.
+        runner: of the model.
+        names: of the weights whose calls are recorded.
+        chosen: a recorded call -> the tensor whose gradient is wanted; None when it is of no use.
+        receive: takes a call and the gradient of that tensor.
+        forget: called when everything begins again.
+    """
 
-    Returns:
-        A gradient for every tensor of ``wanted``, None if the loss does not depend on it; the number of predictions.
+    def __init__(
+        self,
+        runner: BlockRunner,
+        names: Sequence[str],
+        chosen: Callable[[LinearCall], Tensor | None],
+        receive: Callable[[LinearCall, Tensor], None],
+        forget: Callable[[], None],
+    ) -> None:
+        self._runner, self._names, self._chosen, self._receive, self._forget = runner, names, chosen, receive, forget
+        self.restart()
+
+    def restart(self) -> None:
+        self._recorder: LinearCallRecorder | None = None
+        self._new: list[Tensor] = []
+        self._calls: dict[int, list[LinearCall]] = {}
+        self._forget()
+
+    def around(self, batch: int) -> AbstractContextManager[object]:
+        del batch
+        if self._recorder is None:
+            tensors = dict(self._runner.model.named_parameters())
+            weights: Mapping[str, Tensor] = {name: tensors[name] for name in self._names}
+            self._recorder = LinearCallRecorder(weights, receive=self._record)
+        return self._recorder
+
+    def _record(self, call: LinearCall) -> None:
+        tensor = self._chosen(call)
+        if tensor is None or not tensor.requires_grad:
+            return
+        if id(tensor) not in self._calls:
+            self._new.append(tensor)
+        self._calls.setdefault(id(tensor), []).append(call)
+
+    def activations(self) -> Sequence[Tensor]:
+        found, self._new = self._new, []
+        return found
+
+    def activation_gradients(self, batch: int, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        del batch
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            for call in self._calls.pop(id(tensor)):
+                if gradient is not None:
+                    self._receive(call, gradient)
+
+
+def activation_gradients(
+    runner: BlockRunner, losses: Sequence[BatchLoss], receiver: Callable[[], ActivationReceiver]
+) -> int:
+    """Gradients of losses at activations, without gradients of weights; returns the number of predictions.
 
     Raises:
         FxpruneError: for a loss that is not finite.
     """
-    with as_it_was(model), torch.enable_grad(), experts_as(ONE_BY_ONE, model):
-        # Activations need an autograd history; the backward pass below computes their gradients only.
-        model.requires_grad_(True)
-        with LinearCallRecorder(recorded, receive=receive):
-            value, count = loss(model)
-        if not bool(value.isfinite()):
-            raise FxpruneError(f"the loss on batch {number} is {value.item()}", "run in float32; check the calibration")
-        tensors = wanted()
-        return (torch.autograd.grad(value, tensors, allow_unused=True) if tensors else ()), count
+    counts = [0] * len(losses)
+
+    def counted(number: int) -> Loss:
+        def run(model: nn.Module) -> Tensor:
+            value, counts[number] = losses[number](model)
+            if not bool(value.isfinite()):
+                raise FxpruneError(
+                    f"the loss on batch {number} is {value.item()}", "run in float32; check the calibration"
+                )
+            return value
+
+        return run
+
+    with experts_as(ONE_BY_ONE, runner.model), torch.enable_grad():
+        runner.gradients([counted(number) for number in range(len(losses))], (), receiver())
+    return sum(counts)

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...ir import FxpruneError, Indices, RequestError
 from ...ir.graph import Graph
 from ...ir.groups import Group, Occurrence
 from ...ir.options import option
-from ...runtime.tensors import tensors_by_name
+from ...runtime.block_runner import BlockRunner
+from ...runtime.ranks import Ranks
 from ..calibrate.batches import Feed, LinearCall, calibration_feeds, matrix
-from ..calibrate.blockwise_run import BlockwiseRun
-from ..calibrate.spread import RunningVariance
+from ..calibrate.recorded_calls import recorded_calls
+from ..calibrate.spread import RunningVariance, merged
 from ..couple.consumers import Consumer, find_consumers, taking_in
 from ..data import Scores
 from ..prune import Prune
@@ -56,10 +56,12 @@ class ConsumerScored(Prune):
     seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
     batch: int = option(8, "windows in one forward pass", at_least=1)
 
-    def feeds(self, data: Data) -> list[Feed]:
-        """The calibration batches, as :func:`~.statistics.calibration_feeds` makes them."""
+    def feeds(self, data: Data, ranks: Ranks) -> list[Feed]:
+        """The calibration batches of this rank, as :func:`~.batches.calibration_feeds` makes them."""
         who = f"{self.name} scores need"
-        return calibration_feeds(data, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
+        return calibration_feeds(
+            data, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch, ranks=ranks
+        )
 
 
 def readers_of(groups: Sequence[Group], graph: Graph) -> list[ConsumerMember]:
@@ -74,13 +76,15 @@ def readers_of(groups: Sequence[Group], graph: Graph) -> list[ConsumerMember]:
 
 
 def visit(
-    run: BlockwiseRun, readers: Sequence[ConsumerMember], receive: Callable[[ConsumerMember, LinearCall], None]
+    runner: BlockRunner,
+    feeds: Sequence[Feed],
+    readers: Sequence[ConsumerMember],
+    receive: Callable[[ConsumerMember, LinearCall], None],
 ) -> None:
     """One pass over the calibration data; passes every call of a reader's weight to ``receive`` as it happens.
 
     Calls that contract another dimension of the weight are ignored.
     """
-    tensors = tensors_by_name(run.model)
     by_place: dict[tuple[str, int], list[ConsumerMember]] = {}
     for reader in readers:
         by_place.setdefault((reader.consumer.tensor, reader.consumer.dim), []).append(reader)
@@ -89,8 +93,8 @@ def visit(
         for reader in by_place.get((call.tensor, call.dim), ()):
             receive(reader, call)
 
-    for batch in range(len(run.feeds)):
-        run.calls(batch, {tensor: tensors[tensor] for tensor, _ in by_place}, receive=route)
+    with recorded_calls(runner, [tensor for tensor, _ in by_place], route) as around:
+        runner.run(feeds, around)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ class ColumnScored(ConsumerScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for inputs that are not finite.
         """
-        run = BlockwiseRun.of(state.subject.model, self.feeds(state.data))
+        runner = state.subject.runner
         readers = readers_of(groups, state.subject.graph)
         spreads: dict[tuple[int, int | None], tuple[ConsumerMember, LinearCall, RunningVariance]] = {}
 
@@ -128,17 +132,21 @@ class ColumnScored(ConsumerScored):
                 spreads[key] = (reader, without_data(call), RunningVariance())
             spreads[key][2].add(call.x)
 
-        visit(run, readers, receive)
+        visit(runner, self.feeds(state.data, state.ranks), readers, receive)
         scores = {group.name: np.zeros(group.units) for group in groups}
-        for reader, call, spread in spreads.values():
-            if not spread.count:
+        whole = merged({key: spread for key, (_, _, spread) in spreads.items()}, state.ranks)
+        for key in state.ranks.own_keys(spreads):
+            reader, call, _ = spreads[key]
+            if not whole[key].count:
                 continue
-            columns = self.columns(weight_of(run, call), spread).cpu().numpy()
+            columns = self.columns(weight_of(runner, call), whole[key]).cpu().numpy()
             units = reader.units(len(columns))
             there = units >= 0
             found = self.gathered(reader.group, columns[there], units[there])
             scores[reader.group.name][: len(found)] += found
-        require_scores(scores, groups, {reader.group.name for reader, _, _ in spreads.values()}, self.name)
+        scores = state.ranks.sum_arrays(scores)
+        seen = state.ranks.union({reader.group.name for reader, _, _ in spreads.values()})
+        require_scores(scores, groups, seen, self.name)
         return scores
 
 
@@ -167,7 +175,6 @@ def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: 
             )
 
 
-def weight_of(run: BlockwiseRun, call: LinearCall) -> Tensor:
+def weight_of(runner: BlockRunner, call: LinearCall) -> Tensor:
     """The part of a weight that a call used, as float64 ``[n, k]``."""
-    with torch.no_grad():
-        return matrix(tensors_by_name(run.model)[call.tensor].detach(), call).double()
+    return matrix(runner.value(call.tensor), call).double()

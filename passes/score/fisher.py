@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...ir.groups import Group
-from ...runtime.tensors import tensors_by_name
+from ...runtime.block_runner import BlockRunner
 from ..calibrate.batches import LinearCall
 from ..data import Scores
 from ..state import State
-from .activation_gradients import BatchLoss, backward, losses_of
+from .activation_gradients import ActivationReceiver, activation_gradients, losses_of
 from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores
 
 
@@ -46,43 +46,40 @@ class Fisher(ConsumerScored):
             FxpruneError: for a loss that is not finite.
         """
         readers = readers_of(groups, state.subject.graph)
-        totals = {group.name: np.zeros(group.units) for group in groups}
-        reached: set[str] = set()
-        predictions = 0
-        for number, loss in enumerate(losses_of(self, state.data)):
-            found, count = _switches(state.subject.model, loss, readers, number)
-            predictions += count
-            for name, squares in found.items():
-                totals[name] += squares
-                reached.add(name)
-        scores = {name: total / (2 * predictions) for name, total in totals.items()}
-        require_scores(scores, groups, reached, self.name)
+        totals: dict[str, Scores] = {}
+        losses = list(losses_of(self, state.data, state.ranks))
+        runner = state.subject.runner
+        predictions = activation_gradients(runner, losses, lambda: _switches(runner, readers, totals))
+        predictions, totals = sum(state.ranks.gather(predictions)), state.ranks.sum_arrays(totals)
+        scores = {group.name: totals.get(group.name, np.zeros(group.units)) / (2 * predictions) for group in groups}
+        require_scores(scores, groups, set(totals), self.name)
         return scores
 
 
-def _switches(
-    model: nn.Module, loss: BatchLoss, readers: Sequence[ConsumerMember], number: int
-) -> tuple[dict[str, Scores], int]:
-    """Squared derivatives with respect to the masks, summed, for every group in the loss; and the predictions."""
-    tensors = tensors_by_name(model)
-    recorded = {reader.consumer.tensor: tensors[reader.consumer.tensor] for reader in readers}
+def _switches(runner: BlockRunner, readers: Sequence[ConsumerMember], totals: dict[str, Scores]) -> ActivationReceiver:
+    """Adds squared derivatives with respect to the masks to ``totals``, by group."""
+    by_place: dict[tuple[str, int], list[ConsumerMember]] = {}
+    for reader in readers:
+        by_place.setdefault((reader.consumer.tensor, reader.consumer.dim), []).append(reader)
     # Several linear maps of a group (keys, queries, values) read one activation, which has one gradient.
-    read: dict[tuple[str, int], tuple[ConsumerMember, Tensor, int]] = {}
+    counted: set[tuple[str, int]] = set()
+    kept: list[Tensor] = []
 
-    def receive(call: LinearCall) -> None:
-        for reader in readers:
-            if (reader.consumer.tensor, reader.consumer.dim) == (call.tensor, call.dim) and call.given.requires_grad:
-                read.setdefault((reader.group.name, id(call.given)), (reader, call.given, call.channels))
+    def receive(call: LinearCall, gradient: Tensor) -> None:
+        if kept and kept[0] is not call.given:
+            counted.clear()
+        kept[:] = [call.given]
+        for reader in by_place[call.tensor, call.dim]:
+            name = reader.group.name
+            if (name, id(call.given)) not in counted:
+                counted.add((name, id(call.given)))
+                squares = _squares(call.given.detach(), gradient, call.channels, reader).cpu().numpy()
+                totals[name] = totals[name] + squares if name in totals else squares
 
-    gradients, count = backward(
-        model, loss, recorded, receive, number=number, wanted=lambda: [x for _, x, _ in read.values()]
-    )
-    found: dict[str, Scores] = {}
-    for (reader, x, channels), gradient in zip(read.values(), gradients, strict=True):
-        if gradient is not None:
-            squares = _squares(x.detach(), gradient, channels, reader).cpu().numpy()
-            found[reader.group.name] = found.get(reader.group.name, 0.0) + squares
-    return found, count
+    return ActivationReceiver(
+        runner, list(dict.fromkeys(reader.consumer.tensor for reader in readers)),
+        lambda call: call.given if (call.tensor, call.dim) in by_place else None, receive, totals.clear,
+    )  # fmt: skip
 
 
 def _squares(x: Tensor, gradient: Tensor, channels: int, reader: ConsumerMember) -> Tensor:

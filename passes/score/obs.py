@@ -15,16 +15,17 @@ import torch
 from ...ir import FxpruneError
 from ...ir.groups import Group, Kind
 from ...ir.options import option
-from ...runtime.tensors import tensors_by_name
+from ...runtime.ranks import Ranks
 from ..calibrate.batches import Feed, LinearCall
 from ..calibrate.blockwise_run import BlockwiseRun
 from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
 from ..calibrate.least_squares import Moments, ObsSolver
+from ..calibrate.shared_moments import shared_moments
 from ..data import Scores
 from ..select.allocate import UNIFORM
 from ..select.select import kept_count
 from ..state import State
-from .activation_gradients import backward, losses_of
+from .activation_gradients import ActivationReceiver, activation_gradients, losses_of
 from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores
 
 METRICS = ("loss", "outputs")
@@ -75,7 +76,7 @@ class Obs(ConsumerScored):
         sequential = self.sequential and not self._open
         model = copy.deepcopy(state.subject.model) if sequential else state.subject.model
         metrics = self._metrics(state, groups) if self.metric == "loss" else {}
-        pairs = self._pairs(state, model, self.feeds(state.data), groups)
+        pairs = self._pairs(state, model, self.feeds(state.data, state.ranks), groups)
         by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.subject.graph)}
         scores = {group.name: np.zeros(group.units) for group in groups}
         seen: set[str] = set()
@@ -85,7 +86,7 @@ class Obs(ConsumerScored):
             group = readers[0].group
             alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
             rounds = alone and group.kind is not Kind.CHANNELS
-            scores[name] += self._of_group(group, self._solvers(pairs, readers, metrics), rounds=rounds)
+            scores[name] += self._of_group(group, self._solvers(pairs, readers, metrics, state.ranks), rounds=rounds)
             seen.add(name)
         require_scores(scores, groups, seen, self.name)
         return scores
@@ -140,30 +141,27 @@ class Obs(ConsumerScored):
         about ``1/2 sum (e^T E[g g^T] e) / T`` nats per token, with ``T`` tokens in total (the Kronecker factors of
         Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
         """
-        tensors = tensors_by_name(state.subject.model)
-        recorded = {r.consumer.tensor: tensors[r.consumer.tensor] for r in readers_of(groups, state.subject.graph)}
+        runner = state.subject.runner
+        names = list(dict.fromkeys(r.consumer.tensor for r in readers_of(groups, state.subject.graph)))
         sums: dict[tuple[str, int | None], torch.Tensor] = {}
-        predictions = 0
-        for number, loss in enumerate(losses_of(self, state.data)):
-            calls: list[LinearCall] = []
-            gradients, count = backward(
-                state.subject.model,
-                loss,
-                recorded,
-                calls.append,
-                number=number,
-                wanted=lambda calls=calls: [call.gave for call in calls],  # type: ignore[misc]
-            )
-            predictions += count
-            for call, gradient in zip(calls, gradients, strict=True):
-                if gradient is not None:
-                    rows = gradient.double().movedim(call.channels, -1).flatten(0, -2)
-                    key = (call.tensor, call.expert)
-                    sums[key] = sums.get(key, 0.0) + rows.T @ rows
-        return {key: _root(total) / predictions for key, total in sums.items()}
+
+        def receive(call: LinearCall, gradient: torch.Tensor) -> None:
+            rows = gradient.double().movedim(call.channels, -1).flatten(0, -2)
+            key = (call.tensor, call.expert)
+            sums[key] = sums.get(key, 0.0) + rows.T @ rows
+
+        losses = list(losses_of(self, state.data, state.ranks))
+        predictions = activation_gradients(
+            runner, losses, lambda: ActivationReceiver(runner, names, lambda call: call.gave, receive, sums.clear)
+        )
+        predictions = sum(state.ranks.gather(predictions))
+        whole: dict[tuple[str, int | None], torch.Tensor] = {}
+        for name in names:  # one after the other: they are large
+            whole |= state.ranks.sum_all({key: sums.pop(key) for key in list(sums) if key[0] == name})
+        return {key: _root(total) / predictions for key, total in whole.items()}
 
     def _solvers(
-        self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metrics: Metrics
+        self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metrics: Metrics, ranks: Ranks
     ) -> list[tuple[LinearMap, ObsSolver]]:
         found: dict[LinearMap, Moments] = {}
         for reader in readers:
@@ -173,8 +171,10 @@ class Obs(ConsumerScored):
                 found[at].add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
         by_tensor = {reader.consumer.tensor: reader for reader in readers}
         solvers = []
-        for at in list(found):
-            moments = found.pop(at)
+        whole = shared_moments(found, pairs, ranks, everywhere=True)
+        found.clear()
+        for at in list(whole):
+            _, moments = whole.pop(at)
             if not moments.count:
                 continue
             try:

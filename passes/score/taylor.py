@@ -24,7 +24,7 @@ class Taylor(Prune):
     takes_loss: ClassVar[bool] = True
 
     variant: str = option(
-        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with squared g", tuple(TAYLOR_TERMS)
+        "element1", "vector: |sum w g|; element1: sum |w g|; second, element2: with squared g", TAYLOR_TERMS
     )
     reduce: str = option("sum", "how the scores of a group's tensors are combined", REDUCTIONS)
     samples: int = option(10, "calibration windows", at_least=1)
@@ -40,10 +40,10 @@ class Taylor(Prune):
             RequestError: without calibration text or losses, or with too little text.
             FxpruneError: for a loss or gradient that is not finite.
         """
-        model, places = state.subject.model, wanted(groups, state.subject.graph)
+        runner, places = state.subject.runner, wanted(groups, state.subject.graph)
         if state.data.losses:
-            found = taylor_of_losses(model, state.data.losses, places, self.variant)
+            found = taylor_of_losses(runner, state.data.losses, places, self.variant, state.ranks)
             return {group.name: unit_scores(group, found, self.reduce) for group in groups}
         tokens = state.data.text("taylor scores need").windows(self.length, self.samples, self.seed)
-        found = taylor(model, tokens, places, self.variant)
+        found = taylor(runner, tokens, places, self.variant, state.ranks)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

@@ -11,81 +11,128 @@ gradient of the mean cross-entropy over the batch, ``g_j`` that of sample ``j`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...ir.errors import FxpruneError, RequestError
-from .backward import Scoring, as_it_was
-from .per_sample import mixed, squared
-from .position_scores import Slab, as_contributions, wanted_parameters
+from ...runtime.block_runner import BlockRunner
+from ...runtime.ranks import ALONE, Ranks
+from ...runtime.reverse import Loss
+from .position_scores import wanted_parameters
+from .taylor_gradients import NOT_FINITE, TaylorReceiver
 from .units import Contributions, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+TAYLOR_TERMS = ("vector", "element1", "second", "element2")
 
-def taylor(model: Module, tokens: Tensor, wanted: Wanted, variant: str) -> Contributions:
+PER_SAMPLE = ("second", "element2")
+"""The variants with squares of the gradient of each sample."""
+
+LOGITS_LIMIT = 1 << 26
+"""For variants of the mean gradient: the most bytes that the float32 logits of windows in one forward pass take."""
+
+
+def taylor(runner: BlockRunner, tokens: Tensor, wanted: Wanted, variant: str, ranks: Ranks = ALONE) -> Contributions:
     """Taylor contributions of every dimension in ``wanted``, from one pass over the calibration tokens.
 
-    Other parameters get no gradient. One gradient is in memory at a time, two for ``element2`` and for shared
-    parameters; docs/scoring.md has the figures and the exceptions. Afterwards gradients, flags and modes of the model
-    are as they were.
+    Other parameters get no gradient. The weights and the graph of one block are in memory at a time; docs/scoring.md
+    has the figures. Afterwards gradients, flags and modes of the model are as they were.
 
     Args:
-        model: called as ``model(input_ids=..., labels=..., use_cache=False)``; its output must have ``loss``.
+        runner: of a model that is called as ``model(input_ids=..., labels=..., use_cache=False)``, and returns
+            something with a ``loss``.
         tokens: int64 ``[N, L]``, N samples without padding.
         wanted: what to score.
         variant: ``vector``, ``element1``, ``second`` or ``element2``.
+        ranks: who shares the samples.
 
     Raises:
         RequestError: for an unknown variant, tokens of another shape or dtype, or a ``wanted`` that does not fit.
         FxpruneError: for a loss or gradient that is not finite, or a loss that depends on none of the parameters.
     """
-    compute = TAYLOR_TERMS.get(variant)
-    if compute is None:
-        raise RequestError(f"unknown Taylor variant {variant!r}", f"use one of {', '.join(TAYLOR_TERMS)}")
     if tokens.dim() != 2 or tokens.dtype != torch.int64 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise RequestError(
             f"calibration tokens of shape {list(tokens.shape)} and type {tokens.dtype}",
             "give int64 token ids [samples, length] with length at least 2",
         )
-    scoring = Scoring(model, tokens, wanted, wanted_parameters(model, wanted))
-    with as_it_was(model), torch.enable_grad():
-        model.requires_grad_(False)
-        contributions = compute(scoring)
-        if not scoring.reached:
-            raise FxpruneError(
-                f"the loss depends on none of the {len(scoring.parameters)} parameters to score",
-                "choose groups that the model's forward pass uses",
-            )
-    return scoring.unreached_are_zero(contributions)
+    size = (
+        1 if variant in PER_SAMPLE else min(_windows_at_once(runner.model, tokens), max(1, len(tokens) // ranks.count))
+    )
+    parts = list(tokens.split(size))
+    even = len(parts) == 1 or len(parts[-1]) == size
+    if not even:  # the mean of the losses is the loss of all windows only when all parts are equally large
+        size = next(n for n in range(size, 0, -1) if len(tokens) % n == 0)
+        parts = list(tokens.split(size))
+
+    def named(part: int | None) -> str:
+        if part is None or len(parts) == 1:
+            return f"the calibration batch of {len(tokens)}"
+        return f"calibration sample {part * size} of {len(tokens)}"
+
+    losses = [_loss_on(part, named(number)) for number, part in enumerate(parts)]
+    return contributions_of(runner, losses, wanted, variant, named, ranks=ranks)
 
 
-def _first_order(scoring: Scoring, absolute: bool) -> Contributions:
-    """``W * g``: absolute values of the elements before the sum if ``absolute``, else of the sums."""
-    contributions: Contributions = {}
-    everything = slice(None)
+def contributions_of(
+    runner: BlockRunner,
+    losses: Sequence[Loss],
+    wanted: Wanted,
+    variant: str,
+    named: Callable[[int | None], str],
+    *,
+    ranks: Ranks = ALONE,
+) -> Contributions:
+    """Contributions from losses, each of which counts as one sample.
 
-    def receive(name: str, gradient: Tensor) -> None:
-        weight = scoring.parameters[name].detach()
+    Args:
+        runner: of the model.
+        losses: at least one.
+        wanted: what to score.
+        variant: one of :data:`TAYLOR_TERMS`.
+        named: number of a loss -> what it is computed on, for messages; None for all of them.
+        ranks: who shares the losses.
 
-        def saliency(slab: Slab) -> Tensor:
-            part = weight[slab].double() * gradient[slab]
-            return part.abs_() if absolute else part
+    Raises:
+        RequestError, FxpruneError: as :func:`taylor`.
+    """
+    if variant not in TAYLOR_TERMS:
+        raise RequestError(f"unknown Taylor variant {variant!r}", f"use one of {', '.join(TAYLOR_TERMS)}")
+    parameters = wanted_parameters(runner.model, wanted, stored=runner.residence is not None)
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    mine = ranks.share(list(enumerate(losses)), "calibration samples")
+    receiver = TaylorReceiver(
+        variant, wanted, len(losses), lambda batch: named(None if batch is None else mine[batch][0]), ranks
+    )
+    runner.gradients([loss for _, loss in mine], list(parameters), receiver)
+    receiver.join()
+    if not receiver.reached:
+        raise FxpruneError(
+            f"the loss depends on none of the {len(parameters)} parameters to score",
+            "choose groups that the model's forward pass uses",
+        )
+    return receiver.all(shapes)
 
-        sums = scoring.reduce(name, saliency, everything)
-        contributions.update(as_contributions(name, {dim: total.abs() for dim, total in sums.items()}))
 
-    scoring.backward(everything, list(scoring.parameters), receive)
-    return contributions
+def _windows_at_once(model: Module, tokens: Tensor) -> int:
+    config: Any = getattr(model, "config", None)
+    vocabulary = getattr(config.get_text_config(), "vocab_size", 1) if hasattr(config, "get_text_config") else 1
+    each = 4 * tokens.shape[1] * vocabulary
+    return max(1, min(len(tokens), LOGITS_LIMIT // each))
 
 
-TAYLOR_TERMS: dict[str, Callable[[Scoring], Contributions]] = {
-    "vector": lambda scoring: _first_order(scoring, absolute=False),
-    "element1": lambda scoring: _first_order(scoring, absolute=True),
-    "second": squared,
-    "element2": mixed,
-}
+def _loss_on(windows: Tensor, name: str) -> Loss:
+    def run(model: Module) -> Tensor:
+        batch = windows.to(next(model.parameters()).device)
+        loss = getattr(model(input_ids=batch, labels=batch, use_cache=False), "loss", None)
+        if loss is None:
+            raise FxpruneError(f"{type(model).__name__} returned no loss for labels", "give a causal language model")
+        if not bool(loss.isfinite()):
+            raise FxpruneError(f"the loss on {name} is {loss.item()}", NOT_FINITE)
+        return loss
+
+    return run

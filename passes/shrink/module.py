@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,13 @@ def shrink_module(
     if accept is None:
         put(model, first)
         return first
+    return _put_accepted(model, itertools.chain([first], candidates), accept)
+
+
+def _put_accepted(model: nn.Module, candidates: Iterable[Repairs], accept: Callable[[], bool]) -> Repairs:
+    """Apply the first repairs with which ``accept`` agrees."""
     tried = 0
-    for repairs in itertools.chain([first], candidates):
+    for repairs in candidates:
         take_back = put(model, repairs)
         if accept():
             return repairs

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import fxprune
+from fxprune.api import ApplyRequest
 from fxprune.api.request_checks import GivenRows, check_model, list_models, read_text
 from fxprune.api.terminal.arguments import build_parser
 from fxprune.cli import COMMANDS
@@ -164,6 +165,19 @@ def test_an_argument_has_one_default() -> None:
                 found.setdefault(parameter.name, set()).add((name, parameter.default))
     odd = {name: pairs for name, pairs in found.items() if len({default for _, default in pairs}) > 1}
     assert not odd
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_argument_is_described(name: str) -> None:
+    """In the docstring of the call; what ``apply`` takes, in that of the request to which its own refers."""
+    text = CALLS[name].__doc__ or ""
+    if name == "apply":
+        assert f":class:`{ApplyRequest.__name__}`" in text
+        text = ApplyRequest.__doc__ or ""
+    described = {word for entry in re.findall(r"^ +([\w, ]+): ", text, re.MULTILINE) for word in entry.split(", ")}
+    if "shared" in described:
+        described |= set(re.findall(r"``(\w+)``", text.partition(" shared: ")[2].partition(": a value for")[0]))
+    assert described >= set(inspect.signature(CALLS[name]).parameters)
 
 
 COMMAND_OF = {"apply": "apply", "trace": "trace", "export": "export", "evaluate": "eval", "bench": "bench"}

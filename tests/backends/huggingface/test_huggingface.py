@@ -19,7 +19,7 @@ from torch import nn
 from fxprune.backends.artifact import read_plan
 from fxprune.backends.digests import sha256
 from fxprune.backends.huggingface import weight_source
-from fxprune.backends.huggingface.save import SavedModel, auto_class_of, load, save
+from fxprune.backends.huggingface.save import SavedModel, SaveRequest, auto_class_of, load, save
 from fxprune.backends.verify import Job, Reference, VerificationError, verify
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
@@ -61,7 +61,10 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Saved
             make = CUTS.get(name.removesuffix("_free"), llama_residual)
             cut, details = shrunk(make)
             wanted = form if name.endswith("_free") else "auto"
-            made[name] = (save(cut.model, root / name, form=wanted, **details), details["reference"])
+            made[name] = (
+                save(SaveRequest(model=cut.model, out=root / name, form=wanted, **details)),
+                details["reference"],
+            )
     return made
 
 
@@ -72,6 +75,7 @@ def trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path],
     return lambda path: transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_every_family_loads_in_a_fresh_process(artifacts: dict[str, tuple[SavedModel, Reference]]) -> None:
     forms = {name: (saved.form, saved.model_type) for name, (saved, _) in artifacts.items()}
     assert forms == FORMS
@@ -170,7 +174,7 @@ def source_directory(path: Path) -> Path:
 def test_the_record_and_the_companions(tmp_path: Path) -> None:
     source = source_directory(tmp_path / "source")
     cut, details = shrunk(llama_mha)
-    save(cut.model, tmp_path / "out", **{**details, "source": source})
+    save(SaveRequest(model=cut.model, out=tmp_path / "out", **{**details, "source": source}))
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
         "LICENSE", "chat_template.jinja", "config.json", "fxprune.json", "generation_config.json", "model.safetensors",
@@ -194,7 +198,7 @@ def test_the_record_and_the_companions(tmp_path: Path) -> None:
 def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, make: Callable[[], Cut]) -> None:
     for name in ("one", "two"):
         cut, details = shrunk(make)
-        save(cut.model, tmp_path / name, **details)
+        save(SaveRequest(model=cut.model, out=tmp_path / name, **details))
     files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert files[0] == files[1]
 
@@ -204,7 +208,7 @@ def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, make: Callable[[], C
 def test_shards_and_a_half_precision(tmp_path: Path, make: Callable[[], Cut]) -> None:
     cut, details = shrunk(make)
     cut.model.to(torch.bfloat16)
-    save(cut.model, tmp_path / "out", **details, shard_size="30KB")
+    save(SaveRequest(model=cut.model, out=tmp_path / "out", **details, shard_size="30KB"))
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
     model = load(tmp_path / "out")
     assert model.dtype == torch.bfloat16
@@ -224,7 +228,7 @@ def test_a_free_artifact_is_cut_again(tmp_path: Path, artifacts: dict[str, tuple
     repairs = shrink_module(model, cut.plan(), extents, example())
     reference = Reference(example(), logits(model))
     details = {"plan": cut.plan(), "repairs": repairs, "quantities": extents[""], "reference": reference}
-    saved = save(model, tmp_path / "out", source=artifacts["gpt2"][0].path, report={}, **details)
+    saved = save(SaveRequest(model=model, out=tmp_path / "out", source=artifacts["gpt2"][0].path, report={}, **details))
     assert saved.form == "free"
     entry = json.loads((tmp_path / "out" / "config.json").read_text())["fxprune"]
     assert entry["attributes"]["transformer.h.1.mlp.c_fc"] == {"nf": [256, 96]}
@@ -243,7 +247,7 @@ def test_a_wrong_reference_is_refused_and_the_old_directory_stays(tmp_path: Path
     with pytest.raises(
         VerificationError, match=r"logits differ from the graph's by 3e-05 of their scale \(allowed 1e-05"
     ):
-        save(cut.model, out, force=True, **details)
+        save(SaveRequest(model=cut.model, out=out, force=True, **details))
     assert (out / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -257,7 +261,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", full)
     with pytest.raises(FxpruneError, match="the disk is full"):
-        save(cut.model, tmp_path / "out", **details)
+        save(SaveRequest(model=cut.model, out=tmp_path / "out", **details))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,13 +285,13 @@ def test_requests_that_are_refused(tmp_path: Path) -> None:
     cut, details = shrunk(llama_range)
     (tmp_path / "there").mkdir()
     with pytest.raises(RequestError, match="there already exists"):
-        save(cut.model, tmp_path / "there", **details)
+        save(SaveRequest(model=cut.model, out=tmp_path / "there", **details))
     with pytest.raises(RequestError, match="unknown --form 'flat'"):
-        save(cut.model, tmp_path / "out", form="flat", **details)  # type: ignore[arg-type]
+        save(SaveRequest(model=cut.model, out=tmp_path / "out", form="flat", **details))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=r"no plain configuration describes .*: widths differ between layers"):
-        save(cut.model, tmp_path / "out", form="uniform", **details)
+        save(SaveRequest(model=cut.model, out=tmp_path / "out", form="uniform", **details))
     with pytest.raises(RequestError, match="Linear is not a class of transformers"):
-        save(nn.Linear(2, 2), tmp_path / "out", **details)  # type: ignore[arg-type]
+        save(SaveRequest(model=nn.Linear(2, 2), out=tmp_path / "out", **details))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="no Auto class of transformers loads PreTrainedModel"):
         auto_class_of(transformers.PreTrainedModel)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
@@ -310,7 +314,7 @@ def test_what_the_free_form_cannot_hold(tmp_path: Path, name: str, message: str)
     else:
         details["plan"] = Plan(slices={**cut.slices, (name, 0): np.array([0])})
     with pytest.raises(FxpruneError, match=message):
-        save(cut.model, tmp_path / "out", form="free", **details)
+        save(SaveRequest(model=cut.model, out=tmp_path / "out", form="free", **details))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -343,7 +347,7 @@ def test_directories_that_do_not_load(
 @pytest.mark.usefixtures("unverified")
 def test_weights_that_do_not_fit_do_not_load(tmp_path: Path) -> None:
     cut, details = shrunk(llama_mha)
-    out = save(cut.model, tmp_path / "out", **details).path
+    out = save(SaveRequest(model=cut.model, out=tmp_path / "out", **details)).path
     weights = load_file(out / "model.safetensors")
     del weights["model.norm.weight"]
     safetensors.torch.save_file(weights, out / "model.safetensors", metadata={"format": "pt"})

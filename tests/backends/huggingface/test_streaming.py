@@ -27,14 +27,15 @@ from transformers import (
 
 from fxprune import api
 from fxprune.api.pruning import model_run, streamed_model
-from fxprune.backends.huggingface import checkpoint, streamed_weights, synthetic_weights, weight_source
-from fxprune.backends.huggingface.checkpoint import Checkpoint
-from fxprune.backends.huggingface.streamed_weights import SHARD_INDEX, StreamedWeights, obstacle
+from fxprune.backends.huggingface import streamed_weights, synthetic_weights, weight_source
+from fxprune.backends.huggingface.streamed_weights import SHARD_INDEX, StreamedWeights, obstacle, stored_tensors
 from fxprune.backends.huggingface.synthetic_weights import SyntheticWeights, meta_model
 from fxprune.ir.errors import FxpruneError
-from fxprune.ir.plan import Plan
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.weight_powers import magnitude
+from fxprune.runtime import mapped_files
+from fxprune.runtime.mapped_files import Checkpoint
+from fxprune.runtime.store import InMemory, Store
 from fxprune.tracer.model import build_meta
 
 from ...checkpoints import LLAMA, TIED, WIDTHS, contents, write_checkpoint
@@ -91,7 +92,7 @@ def test_shards_and_their_index_are_those_of_save_pretrained(plain: bool, tmp_pa
     streamed, held = tmp_path / "streamed", tmp_path / "held"
     weights, model = weights_of(source)
     streamed.mkdir()
-    digests = weights.write(model, Plan(), streamed, plain=plain, shard_size="8kB")
+    digests = weights.write(model, streamed, plain=plain, shard_size="8kB")
     whole = AutoModelForCausalLM.from_pretrained(source)
     whole.save_pretrained(held, max_shard_size="8kB", save_original_format=plain)
     assert contents(streamed) == contents(held, "config.json", "generation_config.json")
@@ -105,7 +106,8 @@ def weights_of(source: Path) -> tuple[StreamedWeights, Any]:
     model = build_meta(classes[config["model_type"]], buffers=True)
     checkpoint = Checkpoint(sorted(source.glob("*.safetensors")))
     assert obstacle(checkpoint, model) == ""
-    return StreamedWeights(checkpoint, model), model
+    store = Store(stored_tensors(checkpoint, model), InMemory())
+    return StreamedWeights(store, checkpoint.metadata), model
 
 
 def test_dtypes_and_metadata_are_kept_and_ties_stay_tied(tmp_path: Path, streams_opened: list[bool]) -> None:
@@ -185,8 +187,8 @@ def test_the_shape_check_sees_a_config_that_does_not_fit(tmp_path: Path, monkeyp
     source = write_checkpoint(tmp_path / "source", TIED)
     write = StreamedWeights.write
 
-    def and_spoil(self: Any, model: Any, plan: Plan, folder: Path, **how: Any) -> dict[str, str]:
-        digests = write(self, model, plan, folder, **how)
+    def and_spoil(self: Any, model: Any, folder: Path, **how: Any) -> dict[str, str]:
+        digests = write(self, model, folder, **how)
         tensors = load_file(folder / "model.safetensors")
         tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
         save_file(tensors, folder / "model.safetensors")
@@ -237,7 +239,7 @@ def test_scores_read_from_files_are_those_of_the_module(tmp_path: Path) -> None:
     read: list[str] = []
 
     def reader(names: Any) -> Any:
-        for name, tensor in weights.read(names, None):
+        for name, tensor in weights.read(names):
             read.append(name)
             yield name, tensor
 
@@ -270,12 +272,12 @@ def test_a_mixture_of_experts_is_loaded_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_memory_is_some_rows_to_write_and_nothing_to_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "PIECE", 1 << 15)
+    monkeypatch.setattr(mapped_files, "PIECE", 1 << 15)
     config = LlamaConfig(**WIDTHS | {"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 6})
     source = write_checkpoint(tmp_path / "source", config)
     model = build_meta(config, buffers=True)
     weights = StreamedWeights(Checkpoint([source / "model.safetensors"]), model)
-    largest = max(found.size for found in weights.stored.values())
+    largest = max(found.size for found in weights.store.source.values())
 
     def peak(work: Callable[[], object]) -> int:
         tracemalloc.start()
@@ -284,13 +286,13 @@ def test_memory_is_some_rows_to_write_and_nothing_to_score(tmp_path: Path, monke
         tracemalloc.stop()
         return found
 
-    written = peak(lambda: weights.write(model, Plan(), tmp_path, plain=True, shard_size="1GB"))
+    written = peak(lambda: weights.write(model, tmp_path, plain=True, shard_size="1GB"))
     assert written < largest / 2
-    scored = peak(lambda: [None for _ in weights.read(weights.stored, None)])
+    scored = peak(lambda: [None for _ in weights.read(weights.store.source)])
     assert scored < largest / 10
     file = str(source / "model.safetensors")
     if (maps := Path("/proc/self/maps")).is_file():
-        held = [maps.read_text().count(file) for _ in weights.read(weights.stored, None)]
+        held = [maps.read_text().count(file) for _ in weights.read(weights.store.source)]
         assert max(held) <= 2  # the last one goes when the next has come
         assert file not in maps.read_text()
     assert contents(tmp_path, "source") == contents(source, "config.json", "generation_config.json")
@@ -300,7 +302,7 @@ def test_memory_is_some_rows_to_write_and_nothing_to_score(tmp_path: Path, monke
 def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
     piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "PIECE", piece)
+    monkeypatch.setattr(mapped_files, "PIECE", piece)
     tensors = {"a": torch.randn(7, 5, 3), "b": torch.randn(9), "c": torch.tensor(2.0), "d": torch.zeros(0, 4)}
     save_file(tensors, tmp_path / "x.safetensors")
     first, middle, last = np.array([0, 4, 5]), np.array([2]), np.array([1, 2])
@@ -313,8 +315,8 @@ def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
         for dim, kept in slices.items():
             expected = expected.index_select(dim, torch.from_numpy(kept))
         found = Checkpoint([tmp_path / "x.safetensors"]).tensors[name]
-        assert torch.equal(checkpoint.require_whole(found, slices), expected)
-        rows = [part.copy() for part in checkpoint.RowCutter().rows(found, slices)]
+        assert torch.equal(mapped_files.require_whole(found, slices), expected)
+        rows = [part.copy() for part in mapped_files.RowCutter().rows(found, slices)]
         joined = np.concatenate([part.reshape(-1) for part in rows]) if rows else np.empty(0, np.int32)
         assert np.array_equal(joined, expected.reshape(-1).view(torch.int32).numpy())
         if name == "a":  # 60 bytes a row of the source
@@ -326,7 +328,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
     weights, model = weights_of(source)
     os.truncate(source / "model.safetensors", 5000)
     with pytest.raises(FxpruneError, match="ends within"):
-        weights.write(model, Plan(), tmp_path, plain=True, shard_size="1GB")
+        weights.write(model, tmp_path, plain=True, shard_size="1GB")
 
 
 def test_products_with_large_synthetic_weights_are_sampled_alike_and_still_tell_layouts_apart(

@@ -11,11 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.score.taylor_terms import taylor
+from fxprune.passes.score.taylor_terms import taylor as taylor_of
 from fxprune.passes.score.units import Contributions, Wanted
 from fxprune.passes.score.weight_powers import magnitude
+from fxprune.runtime.block_runner import BlockRunner
 
 from .test_contributions import VARIANTS, build, draw
+
+
+def taylor(model: Any, *request: Any) -> Any:
+    """The contributions of a model that holds its weights."""
+    return taylor_of(BlockRunner(model), *request)
 
 
 def with_nan_gradient(model: nn.Module, runs: tuple[int, ...]) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,12 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.ir.errors import FxpruneError
 from fxprune.passes.score import position_scores as parts
-from fxprune.passes.score.taylor_terms import taylor
+from fxprune.passes.score.taylor_terms import taylor as taylor_of
 from fxprune.passes.score.units import Contributions, Wanted
 from fxprune.passes.score.weight_powers import magnitude
+from fxprune.runtime.block_runner import BlockRunner
+
+from ...forks import Forks
 
 VARIANTS = ("vector", "element1", "second", "element2")
 SIZES = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -40,6 +42,11 @@ FAMILIES: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "experts-eager": lambda: transformers.MixtralConfig(**GATED, num_local_experts=4, num_experts_per_tok=2),
     "gemma": lambda: transformers.GemmaConfig(**GATED, head_dim=4),
 }
+
+
+def taylor(model: Any, *request: Any) -> Any:
+    """The contributions of a model that holds its weights."""
+    return taylor_of(BlockRunner(model), *request)
 
 
 def build(family: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -133,32 +140,6 @@ def test_bfloat16_equals_naive_bfloat16(variant: str) -> None:
     wanted = {"model.layers.1.mlp.down_proj.weight": frozenset({0, 1})}
     relative = torch.finfo(torch.bfloat16).eps if variant == "element2" else 1e-12
     assert_same(taylor(model, draw(), wanted, variant), naive(model, draw(), wanted, variant), relative)
-
-
-@pytest.mark.parametrize(
-    ("family", "without", "runs"),
-    [
-        ("llama-gqa", "-", 1),
-        ("llama-tied", "-", 1),
-        ("qwen3", "-", 1),
-        ("phi3", "-", 1),
-        ("falcon", "-", 1),
-        ("gpt-neox", "-", 1),
-        ("gemma", "-", 1),
-        ("experts-batched", "-", 1),
-        ("gpt2", "wpe", 1),
-        ("gpt2", "-", 4),  # the position table is read once for all three samples
-    ],
-)
-def test_mixed_order_runs_the_batch_once(family: str, without: str, runs: int) -> None:
-    model = build(family)
-    batches: list[int] = []
-    model.register_forward_pre_hook(
-        lambda _module, _args, kwargs: batches.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    wanted = {name: dims for name, dims in all_dimensions(model).items() if without not in name}
-    taylor(model, draw(), wanted, "element2")
-    assert batches == [3, 1, 1, 1][:runs]
 
 
 class Tiny(nn.Module):
@@ -380,10 +361,10 @@ def test_the_model_is_left_as_it_was(variant: str, broken: bool) -> None:
     assert all(torch.equal(p.nan_to_num(), values[n].nan_to_num()) for n, p in model.named_parameters())
 
 
-def test_memory_beyond_weights_and_activations_is_two_gradients() -> None:
+def test_memory_beyond_weights_and_activations_is_two_gradients(forks: Forks) -> None:
     """Two samples of three tokens: activations too small to hide a gradient."""
     script = Path(fxprune.__file__).parent / "benchmarks" / "scoring_memory.py"
     small = ["--hidden=128", "--layers=1", "--vocab=2000", "--samples=2", "--length=3"]
-    done = subprocess.run([sys.executable, str(script), *small], capture_output=True, text=True, check=False)
+    done = forks.run([sys.executable, str(script), *small])
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("element2") == 2

@@ -10,6 +10,7 @@ from torch import nn
 from fxprune.api.modules.prune import prune_module
 from fxprune.passes.score.position_scores import position_sums
 from fxprune.passes.score.taylor_of_losses import taylor_of_losses
+from fxprune.runtime.block_runner import BlockRunner
 
 from ...nets import build, images, quadratic
 
@@ -19,7 +20,7 @@ def test_scores_of_losses_follow_the_papers_formulas(variant: str) -> None:
     net = build("plain").double()
     batches = [images(2).double(), images(3).double()]
     wanted = {"features.0.0.weight": frozenset({0, 1}), "classifier.0.bias": frozenset({0})}
-    found = taylor_of_losses(net, [lambda m, b=b: quadratic(m, b) for b in batches], wanted, variant)
+    found = taylor_of_losses(BlockRunner(net), [lambda m, b=b: quadratic(m, b) for b in batches], wanted, variant)
     gradients = []
     for batch in batches:
         net.zero_grad()

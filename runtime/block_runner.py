@@ -1,0 +1,266 @@
+"""Runs a model with the weights of one block in memory: forward, and exact gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..ir.errors import FxpruneError
+from .blocks import BlockList
+from .residence import Residence
+from .reverse import GradientReceiver, Loss, Tape, walk_back
+from .side_effects import PassesOnMoreError
+from .tensors import tensors_by_name, twin
+from .turns import Around, Feed, Turn, turns
+
+WAITING = 1 << 30
+"""Bytes of hidden states that may wait while one block after the other is read for all of them."""
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class BlockRunner:
+    """A model and where its weights are.
+
+    A list of blocks may turn out to run only as a whole, when a block passes on more than its outputs, or is not called
+    as a block. :meth:`run` and :meth:`gradients` then begin again; for :meth:`session` and :meth:`turns`, where the
+    work is the caller's, :meth:`again` does that.
+
+    Attributes:
+        model: in eval mode while it runs. Where its weights are elsewhere, its parameters are on the meta device.
+        residence: brings weights into memory; None when the module holds them.
+        whole: path of a list of blocks that runs as a whole all the same -> why.
+    """
+
+    model: nn.Module
+    residence: Residence | None = None
+    whole: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> BlockList:
+        """What has its weights in memory at one time."""
+        return BlockList.of(self.model, without=self.whole)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        if self.residence is not None:
+            return self.residence.device
+        parameter = next(self.model.parameters(), None)
+        return parameter.device if parameter is not None else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the arithmetic."""
+        if self.residence is not None:
+            return self.residence.dtype
+        parameter = next(self.model.parameters(), None)
+        return parameter.dtype if parameter is not None else torch.get_default_dtype()
+
+    def again(self, call: Callable[[], Result], restart: Callable[[], None] | None = None) -> Result:
+        """What a call returns that runs the model; it begins again where a list of blocks must run as a whole.
+
+        Args:
+            call: must be free to be made again.
+            restart: called before it is.
+        """
+        while True:
+            try:
+                return call()
+            except PassesOnMoreError as error:
+                path = error.path.rpartition(".")[0]
+                if path in self.whole or (self.residence is not None and self.residence.in_use):
+                    raise  # in use: whoever opened the session begins again
+                self.whole[path] = str(error)
+                if restart is not None:
+                    restart()
+
+    @contextmanager
+    def session(self) -> Iterator[nn.Module]:
+        """Inside, without gradients, the model may be called by any code: blocks load and free their weights."""
+        with self._ready(), torch.no_grad():
+            if self.residence is None:
+                yield self.model
+            else:
+                with self.residence.calling(self.blocks):
+                    yield self.model
+
+    def turns(
+        self, feeds: Sequence[Feed], around: Around | None = None, *, room: int | None = None
+    ) -> Generator[Turn, None, list[Any]]:
+        """Run batches in step, without gradients; yields each block when all that wait for it can run.
+
+        When the generator goes on, the block runs on the waiting batches with its present weights.
+
+        Args:
+            feeds: the batches.
+            around: a context for the code of each batch.
+            room: as in :func:`~.turns.turns`.
+
+        Returns:
+            The results of the feeds, as the value of the generator.
+
+        Raises:
+            PassesOnMoreError: a list of blocks must run as a whole; see :meth:`again`.
+        """
+        with self._ready(), closing(turns(self.model, self.blocks, feeds, self.loaded, around, room=room)) as steps:
+            while True:
+                with torch.no_grad():
+                    try:
+                        turn = next(steps)
+                    except StopIteration as end:
+                        results: list[Any] = end.value
+                        return results
+                yield turn
+
+    def run(
+        self, feeds: Sequence[Feed], around: Around | None = None, restart: Callable[[], None] | None = None
+    ) -> list[Any]:
+        """Run batches without gradients; returns the results of the feeds, which should be small.
+
+        Weights that are elsewhere are read once for as many batches as may wait. Hooks on modules see each batch with
+        its own values, and every module sees the batches in order.
+
+        Args:
+            feeds: the batches.
+            around: a context for the code of each batch.
+            restart: called when all begins again, to forget what hooks and contexts have gathered.
+        """
+
+        def attempt() -> list[Any]:
+            with closing(self.turns(feeds, around, room=WAITING)) as steps:
+                while True:
+                    try:
+                        next(steps)
+                    except StopIteration as end:
+                        results: list[Any] = end.value
+                        return results
+
+        return self._one_by_one(feeds, around) if self.residence is None else self.again(attempt, restart)
+
+    def _one_by_one(self, feeds: Sequence[Feed], around: Around | None) -> list[Any]:
+        results = []
+        with self._ready(), torch.no_grad():
+            for number, feed in enumerate(feeds):
+                with nullcontext() if around is None else around(number):
+                    results.append(feed(self.model))
+        return results
+
+    def gradients(self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver) -> list[float]:
+        """Exact gradients of losses, each for itself, by reverse streaming.
+
+        Args:
+            losses: the batches; each is run once, and its blocks once more.
+            wanted: names of the parameters whose gradients go to the receiver; the first name of a shared one.
+            receiver: takes the gradients.
+
+        Returns:
+            The losses.
+
+        Raises:
+            FxpruneError: for a loss that is not a finite scalar.
+        """
+        return self.again(lambda: self._gradients(losses, wanted, receiver), receiver.restart)
+
+    def _gradients(self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver) -> list[float]:
+        with self._ready():
+            known = dict(self.model.named_parameters())
+            parameters = {name: known[name] for name in wanted}
+            holders = self.blocks.holders(self.model)
+            with self._differentiated(parameters), torch.enable_grad():
+                tapes = [Tape(number, parameters, holders, receiver) for number in range(len(losses))]
+                order, found = self._recorded(losses, tapes, receiver)
+                values = [float(loss.detach()) for loss in found]
+                for tape in tapes:
+                    tape.watch()
+                    tape.start(found.pop(0))
+                inside: dict[str, list[str]] = {}
+                for name in wanted:
+                    (path,) = holders[name] if len(holders[name]) == 1 else (None,)
+                    inside.setdefault(path or "", []).append(name)
+                early = [name for name in inside.get("", ()) if not any(tape.waits_for(name) for tape in tapes)]
+                receiver.finished(early)
+                walk_back(tapes, self.blocks, self.loaded, order, inside)
+                done = {*early, *(name for path, _ in order for name in inside.get(path, ()))}
+                receiver.finished([name for name in wanted if name not in done])
+        return values
+
+    def _recorded(
+        self, losses: Sequence[Loss], tapes: Sequence[Tape], receiver: GradientReceiver
+    ) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[Tensor]]:
+        """The forward: turns in order, with the calls of each batch; and the losses."""
+        order: list[tuple[str, list[tuple[int, int]]]] = []
+        with closing(turns(self.model, self.blocks, losses, self.loaded, receiver.around)) as steps:
+            while True:
+                try:
+                    turn = next(steps)
+                except StopIteration as end:
+                    found: list[Tensor] = end.value
+                    return order, [_scalar(value, number) for number, value in enumerate(found)]
+                except RuntimeError as error:
+                    if order and "in-place operation" in str(error):
+                        raise PassesOnMoreError(order[-1][0], "gives outputs that are written to") from error
+                    raise
+                order.append((turn.path, [tapes[one.number].forward(one, turn) for one in turn.waiting]))
+
+    def twin(self) -> BlockRunner:
+        """The model as it is now, to look back at: what is done to this one later does not change it.
+
+        Values are shared; see :func:`~.tensors.twin`.
+        """
+        model = twin(self.model)
+        residence = None if self.residence is None else self.residence.of(model, self.residence.store.snapshot())
+        return BlockRunner(model, residence, whole=self.whole)
+
+    def value(self, name: str) -> Tensor:
+        """The present value of a tensor, detached, where the model runs and in its arithmetic."""
+        if self.residence is None:
+            return tensors_by_name(self.model)[name].detach()
+        return self.residence.value(name)
+
+    def loaded(self, path: str) -> AbstractContextManager[Any]:
+        """A context in which the weights of a block are in memory."""
+        return nullcontext() if self.residence is None else self.residence.block(path)
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Inside, the model is in eval mode, and everything outside blocks is in memory."""
+        modes = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with nullcontext() if self.residence is None else self.residence.outside(self.blocks):
+                yield
+        finally:
+            for module in modes:
+                module.training = True
+
+    @contextmanager
+    def _differentiated(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters require gradients; all do when there are none, so that activations have a graph."""
+        states = [(parameter, parameter.requires_grad, parameter.grad) for parameter in self.model.parameters()]
+        chosen = {id(parameter) for parameter in parameters.values()}
+        try:
+            for parameter, _, _ in states:
+                if parameter.is_floating_point():
+                    parameter.requires_grad_(not chosen or id(parameter) in chosen)
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, flag, gradient in states:
+                parameter.requires_grad_(flag)
+                parameter.grad = gradient
+
+
+def _scalar(value: Any, number: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise FxpruneError(f"loss {number} is not a scalar tensor but {what}", "return the mean over the batch")
+    if not bool(value.isfinite()):
+        raise FxpruneError(f"loss {number} is {value.item()}", "run in float32; check the calibration text")
+    return value.reshape(())

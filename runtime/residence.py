@@ -1,0 +1,230 @@
+"""Brings the weights of a model whose values are elsewhere into memory, one block at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .blocks import BlockList
+from .side_effects import PassesOnMoreError
+from .store import Store
+from .tensors import tensors_by_every_name
+
+Edit = Callable[[str, torch.Tensor], torch.Tensor]
+"""Name and value of a parameter -> the value that it runs with; the given one must not be changed."""
+
+
+class Residence:
+    """Fills the parameters of a module from a store, and empties them.
+
+    At rest the parameters are on the meta device. Inside :meth:`outside`, each is one :class:`torch.nn.Parameter` of
+    the right shape whose values are there while its block is; before and after they are not numbers, and take no
+    memory. Tensors that no block holds alone are there all the time.
+
+    Args:
+        model: the module; its buffers have values.
+        store: the values, by first name.
+        device, dtype: where and in which arithmetic the model runs.
+
+    Attributes:
+        edit: what is done to values when they are brought into memory, beside what the store holds; None for nothing.
+    """
+
+    def __init__(self, model: nn.Module, store: Store, device: torch.device, dtype: torch.dtype) -> None:
+        self.model, self.store, self.device, self.dtype = model, store, device, dtype
+        self.edit: Edit | None = None
+        self._shells: dict[str, nn.Parameter] = {}
+        self._of_block: dict[str, list[str]] = {}
+        self._changed: set[str] = set()
+        self._present: Counter[str] = Counter()
+        self._depth = 0
+
+    def of(self, model: nn.Module, store: Store) -> Residence:
+        """The same for another module and its store."""
+        return Residence(model, store, self.device, self.dtype)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the code runs inside :meth:`outside`."""
+        return self._depth > 0
+
+    @contextmanager
+    def outside(self, blocks: BlockList) -> Iterator[None]:
+        """Inside, what no block holds alone is in memory, and :meth:`block` may be used.
+
+        Raises:
+            PassesOnMoreError: a part of a block is called while the block is not.
+        """
+        if self._depth:
+            yield
+            return
+        self._depth += 1
+        holders = blocks.holders(self.model)
+        alone = {name: next(iter(found)) for name, found in holders.items() if len(found) == 1}
+        self._of_block = {path: [n for n, holder in alone.items() if holder == path] for path in blocks.modules}
+        inside = {name for names in self._of_block.values() for name in names}
+        try:
+            with self._swapped(), self._buffers():
+                shared = [name for name in self._shells if name not in inside]
+                self._fill(shared)
+                try:
+                    with self._watched(blocks):
+                        yield
+                finally:
+                    self._empty(shared)
+        finally:
+            self._depth -= 1
+
+    @contextmanager
+    def block(self, path: str) -> Iterator[None]:
+        """Inside, the weights of a block are in memory; those marked by :meth:`keep` go to the store afterwards."""
+        names = [name for name in self._of_block[path] if name in self._shells]
+        if not self._present[path]:
+            self._fill(names)
+        self._present[path] += 1
+        try:
+            yield
+        finally:
+            self._present[path] -= 1
+            if not self._present[path]:
+                self._empty(names)
+                give_back_memory(self.device)
+
+    @contextmanager
+    def calling(self, blocks: BlockList) -> Iterator[None]:
+        """Inside, the model may be called: a block that is called brings its weights itself."""
+
+        def bringing(path: str, own: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                with self.block(path):
+                    return own(*args, **kwargs)
+
+            return forward
+
+        with ExitStack() as stack:
+            for path, block in blocks.modules.items():
+                before = vars(block).get("forward")
+                stack.callback(_restored, block, before)
+                block.forward = bringing(path, block.forward)
+            yield
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Say that the values of these parameters, which are in memory, have changed."""
+        self._changed.update(names)
+
+    def value(self, name: str) -> torch.Tensor:
+        """The present value of a tensor, on the device and in the arithmetic's dtype."""
+        value = self.store.read(name)
+        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+
+    @contextmanager
+    def _watched(self, blocks: BlockList) -> Iterator[None]:
+        """Inside, a part of a block that runs without its weights is noticed."""
+
+        def watching(path: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: Any) -> None:
+                if not self._present[path]:
+                    raise PassesOnMoreError(path, "is not called itself: its parts are")
+
+            return hook
+
+        with ExitStack() as stack:
+            for path, block in blocks.modules.items():
+                own = {id(self._shells[name]) for name in self._of_block[path] if name in self._shells}
+                for part in block.modules():
+                    if part is not block and any(id(weight) in own for weight in part._parameters.values()):
+                        stack.callback(part.register_forward_pre_hook(watching(path)).remove)
+            yield
+
+    def _fill(self, names: Iterable[str]) -> None:
+        for name in names:
+            value = self.value(name)
+            self._shells[name].data = value if self.edit is None else self.edit(name, value)
+
+    def _empty(self, names: Iterable[str]) -> None:
+        for name in names:
+            shell = self._shells[name]
+            if name in self._changed:
+                self._changed.discard(name)
+                self.store.write(name, shell.data)
+            shell.data = self._nothing(shell)
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        """Inside, the module's parameters are shells; yields with all of them empty."""
+        first = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        places = [
+            (module._parameters, leaf, parameter)
+            for module in self.model.modules()
+            for leaf, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        self._shells = {}
+        for table, leaf, parameter in places:
+            name = first[id(parameter)]
+            if name not in self._shells:
+                like = torch.empty(parameter.shape, dtype=self._dtype_of(parameter), device="meta")
+                self._shells[name] = nn.Parameter(self._nothing(like), requires_grad=parameter.requires_grad)
+            table[leaf] = self._shells[name]
+        try:
+            yield
+        finally:
+            for table, leaf, parameter in places:
+                table[leaf] = parameter
+            self._shells = {}
+
+    @contextmanager
+    def _buffers(self) -> Iterator[None]:
+        """Inside, buffers are on the device, with the values of the store where it has them."""
+        held: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        moved: dict[int, torch.Tensor] = {}
+        names = {id(tensor): name for name, tensor in reversed(tensors_by_every_name(self.model).items())}
+        for module in self.model.modules():
+            for leaf, buffer in module._buffers.items():
+                if buffer is None:
+                    continue
+                if id(buffer) not in moved:
+                    name = names[id(buffer)]
+                    value = self.store.read(name).to(buffer.dtype) if name in self.store else buffer
+                    moved[id(buffer)] = value.to(self.device)
+                held.append((module._buffers, leaf, buffer))
+        try:
+            for table, leaf, buffer in held:
+                table[leaf] = moved[id(buffer)]
+            yield
+        finally:
+            for table, leaf, buffer in held:
+                table[leaf] = buffer
+
+    def _nothing(self, like: torch.Tensor) -> torch.Tensor:
+        """A tensor of this shape without memory for values; they are not numbers, so that no one takes them for
+        weights."""
+        blank = torch.nan if like.is_floating_point() else 0
+        return torch.full((), blank, dtype=like.dtype, device=self.device).expand(like.shape)
+
+    def _dtype_of(self, parameter: torch.Tensor) -> torch.dtype:
+        return self.dtype if parameter.is_floating_point() else parameter.dtype
+
+
+def _restored(block: nn.Module, forward: Any) -> None:
+    if forward is None:
+        vars(block).pop("forward", None)
+    else:
+        block.forward = forward
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Return freed memory to the system. Without it, an allocator keeps some for every block."""
+    gc.collect(0)
+    if device.type == "cpu" and sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
+        if trim is not None:
+            trim(0)
