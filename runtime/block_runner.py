@@ -21,7 +21,7 @@ from .turns import Around, Feed, Turn, turns
 WAITING = 1 << 30
 """Bytes of hidden states that may wait while one block after the other is read for all of them."""
 
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 @dataclass
@@ -63,7 +63,7 @@ class BlockRunner:
         parameter = next(self.model.parameters(), None)
         return parameter.dtype if parameter is not None else torch.get_default_dtype()
 
-    def again(self, call: Callable[[], Result], restart: Callable[[], None] | None = None) -> Result:
+    def again(self, call: Callable[[], Answer], restart: Callable[[], None] | None = None) -> Answer:
         """What a call returns that runs the model; it begins again where a list of blocks must run as a whole.
 
         Args:

@@ -83,8 +83,7 @@ def prune_module(
         ratio, layers, seed, multiple_of, target, channels: for every pass that has an option of that name.
             ``channels``, the widths that several blocks share, is true for a pass that is told nothing
             (:data:`DEFAULTS`).
-        device: where the copy is pruned, and the tensors of the example and of ``calib`` with it; where the module is
-            when None. The result is where the module is.
+        device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
 
     Raises:
@@ -94,10 +93,7 @@ def prune_module(
     check_module(module)
     where = None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
     losses = _losses(loss, calib, data, where)
-    shared = {
-        "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
-        "channels": channels,
-    }  # fmt: skip
+    shared = dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels)
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses)
     work = _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where)

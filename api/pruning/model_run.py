@@ -95,30 +95,8 @@ class ModelRun:
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
-        streamed = self.checkpoint if model_call.language else None
-        opened = open_streamed_model(
-            source, self.config, streamed, pipeline or (), placement=placement, scratch=self._scratch
-        )
-        self.streamed = opened if isinstance(opened, StreamedModel) else None
-        if self.streamed is not None:
-            module = self.streamed.module
-        elif pipeline is not None:
-            self.placement = placement = whole(placement)
-            if isinstance(opened, str) and opened:
-                progress(f"all weights are loaded: {opened}")
-            module = load_model(source, dtype=placement.dtype, device=placement.device)
-        else:
-            module = build_meta(self.config, trust_remote_code=source.trust_remote_code)
+        module = self._opened(pipeline)
         self.before = parameter_count(module)
-        # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
-        self.synthetic: SyntheticWeights | None = None
-        self.files: Store | None = None
-        if self.streamed is not None:
-            self.synthetic = self.streamed.synthetic
-        elif pipeline is not None and not placement.plain:
-            self.synthetic = SyntheticWeights(module)
-            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
-                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
@@ -130,6 +108,32 @@ class ModelRun:
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
         self.texts: dict[str, TrackedText | None] = {}
+
+    def _opened(self, pipeline: Sequence[Pass] | None) -> Any:
+        """The module: with its weights, or on the meta device where they stay elsewhere or there are none."""
+        source, placement = self.source, self.placement
+        streamed = self.checkpoint if self.model_call.language else None
+        opened = open_streamed_model(
+            source, self.config, streamed, pipeline or (), placement=placement, scratch=self._scratch
+        )
+        self.streamed = opened if isinstance(opened, StreamedModel) else None
+        # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
+        self.synthetic: SyntheticWeights | None = None
+        self.files: Store | None = None
+        if self.streamed is not None:
+            self.synthetic = self.streamed.synthetic
+            return self.streamed.module
+        if pipeline is None:
+            return build_meta(self.config, trust_remote_code=source.trust_remote_code)
+        self.placement = placement = whole(placement)
+        if isinstance(opened, str) and opened:
+            self.progress(f"all weights are loaded: {opened}")
+        module = load_model(source, dtype=placement.dtype, device=placement.device)
+        if not placement.plain:
+            self.synthetic = SyntheticWeights(module)
+            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
+                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
+        return module
 
     def read(
         self,

@@ -249,25 +249,20 @@ def apply(
 ) -> Applied:
     """Run a pipeline on a model and write the result.
 
-    The arguments are described at :class:`ApplyRequest`; ``help(fxprune.api.ApplyRequest)`` shows it:
-
-    - the model, and how it is read: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``;
-    - what is done to it: ``passes``, ``plan``; options of passes (``shared``): ``ratio`` to ``channels``;
-    - what passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``;
-    - where it runs (``place``): ``device``, ``dtype``, ``offload``, ``max_memory``;
-    - what is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``;
-    - the processes that share the work: ``ranks``.
+    The arguments are described at :class:`ApplyRequest`; ``help(fxprune.api.ApplyRequest)`` shows it. The model: ``model``,
+    ``tokenizer``, ``trust_remote_code``, ``allow_pickle``. What is done to it: ``passes``, ``plan``; options of passes
+    (``shared``): ``ratio`` to ``channels``. What passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``. Where
+    it runs (``place``): ``device``, ``dtype``, ``offload``, ``max_memory``; in which processes: ``ranks``. What is written
+    or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
 
     Raises:
         RequestError: the request is wrong. This is checked before any work.
         FxpruneError: a pass failed, or the written artifact did not pass its check.
     """
-    shared = {
-        "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
-        "channels": channels,
-    }  # fmt: skip
     return ApplyRequest(
-        model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib, data=data,
+        model=model, passes=passes, plan=plan, out=out,
+        shared=dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels),
+        tokenizer=tokenizer, calib=calib, data=data,
         scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
         place=PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory),
         trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, print_ir_after=print_ir_after,

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...runtime.ranks import ALONE, Ranks
+from ...runtime.turns import Feed
 
 if TYPE_CHECKING:
     from ..state import Data
-
-Feed = Callable[[nn.Module], Any]
-"""Runs a module on one batch of calibration data."""
 
 
 @dataclass(eq=False)
