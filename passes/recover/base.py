@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from ...ir.options import option
 from ...runtime.tensors import made_private
 from ..base import Pass, PassKind
 from ..state import State
+from .memory import TrainingMemory, require_room, training_memory
 from .teacher import Teacher
 from .training import Example, Recipe, Training, examples_of, preserved_randomness
 
@@ -97,13 +98,49 @@ class Recovery(Pass):
                 f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
             )
         examples = examples_of(state.data.recovery, self.length)
-        dense = state.before.model if self.teacher else None
-        if state.before.model is not None or state.before.same_layers is not None:
-            made_private((*self.written(model), *model.buffers()))
-        widened = [held for held in (model, dense) if held is not None] if self.dtype == "float32" else []
-        with preserved_randomness(), _full_precision(*widened), _restored(model):
+        with ExitStack() as stack:
+            self._bring(state, model, stack)
+            dense = state.before.model if self.teacher else None
+            widened = [held for held in (model, dense) if held is not None] if self.dtype == "float32" else []
+            stack.enter_context(preserved_randomness())
+            stack.enter_context(_full_precision(*widened))
+            stack.enter_context(_restored(model))
             teacher = None if dense is None else Teacher(dense, self.teacher, self.temperature)
             state.ledger.report[self.name] = self.recover(state, model, examples, teacher)
+
+    def _bring(self, state: State, model: PreTrainedModel, stack: ExitStack) -> None:
+        """Put all weights into memory, those that are written to in memory of their own, until the stack is closed."""
+        residence = state.subject.residence
+        if residence is not None:
+            require_room(self.name, self.memory(model, residence.dtype), residence)
+            written = {id(parameter) for parameter in self.written(model)}
+            names = [name for name, parameter in model.named_parameters() if id(parameter) in written]
+        stack.enter_context(state.subject.runner.whole_in_memory())
+        if residence is not None:
+            stack.push(lambda kind, *_: residence.keep(names) if kind is None else None)
+        if self.teacher and (dense := state.before.runner("model")) is not None:
+            stack.enter_context(dense.whole_in_memory())
+        if residence is not None or state.before.model is not None or state.before.same_layers is not None:
+            made_private((*self.written(model), *model.buffers()))
+
+    def memory(self, model: PreTrainedModel, dtype: torch.dtype) -> TrainingMemory:
+        """What training needs at least.
+
+        Args:
+            model: on any device, also the meta device.
+            dtype: of its weights, in memory.
+        """
+        return training_memory(
+            model,
+            dtype=torch.float32 if self.dtype == "float32" and dtype in HALF else dtype,
+            trained=self.trained(model),
+            batch=min(self.micro_batch, self.batch),
+            length=self.length,
+        )
+
+    def trained(self, model: PreTrainedModel) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in model.parameters())
 
     def require(self, state: State, model: PreTrainedModel) -> None:
         """Check that this pass can train the model.
