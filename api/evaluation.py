@@ -24,9 +24,11 @@ from ..passes.model.measure import (
     tokens_per_second,
 )
 from ..runtime.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory, whole
+from ..runtime.ranks import ALONE, Ranks
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
 from ..tracer.model import DEMO, ModelSource, build_meta, load_config, load_model
+from .agreement import agree_on_files, on_every_rank
 from .placing import Forward, place_model
 from .progress import Progress, silent
 from .request_checks import GivenRows, GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
@@ -88,6 +90,7 @@ class _Runnable:
     placement: Placement | None = None
 
 
+@on_every_rank
 def evaluate(
     models: Sequence[Model] | Model,
     text: GivenText | None = None,
@@ -103,6 +106,7 @@ def evaluate(
     allow_pickle: bool = False,
     allow_overlap: bool = False,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> list[Measurement]:
     """Measure models: perplexity over non-overlapping windows, size, and speed.
 
@@ -121,6 +125,8 @@ def evaluate(
         allow_pickle: whether weights may be read from a pickle.
         allow_overlap: whether a model may be measured on text that it was calibrated or trained on.
         progress: told what is going on.
+        ranks: the processes that share the windows; set from torchrun's environment variables, under which all
+            processes make the same call. Rank 0 measures the speed, and all return the same.
 
     Raises:
         RequestError: a model or text that cannot be read, a text shorter than the windows asked for, a window longer
@@ -140,9 +146,10 @@ def evaluate(
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed)) for model in found]
+        agree_on_files(ranks, sources, text)
         contexts = [_context(source, window) for source in sources]
         read = [_read(source, given, window, windows, progress, overlap=allow_overlap) for source in sources]
-        return [_measure(*each, request, progress) for each in zip(sources, read, contexts, strict=True)]
+        return [_measure(*each, request, progress, ranks=ranks) for each in zip(sources, read, contexts, strict=True)]
 
 
 def _open(
@@ -182,7 +189,13 @@ def _context(source: ModelSource, window: int) -> int:
 
 
 def _measure(
-    source: ModelSource, ids: torch.Tensor, context: int, request: PlacementRequest, progress: Progress
+    source: ModelSource,
+    ids: torch.Tensor,
+    context: int,
+    request: PlacementRequest,
+    progress: Progress,
+    *,
+    ranks: Ranks,
 ) -> Measurement:
     config, window = load_config(source).get_text_config(), ids.shape[1]
     progress(f"{source.name}: loading")
@@ -191,11 +204,12 @@ def _measure(
     if runnable.placement is not None:
         progress(f"{source.name}: {runnable.placement.why}")
     prompt = max(1, min(window, context - DECODED))
+    new = min(DECODED, context - prompt)
     with told_when_out_of_memory(runnable.placement or WHOLE):
         progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")
-        found = perplexity(runnable.logits, ids)
+        found = perplexity(runnable.logits, ids, ranks=ranks)
         progress(f"{source.name}: speed")
-        speed = tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=min(DECODED, context - prompt))
+        speed = ranks.by_first(lambda: tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=new))
     return Measurement(
         name=source.name,
         format=runnable.format,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..ir.errors import RequestError
+from .ranks import ranks_here
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class HostMemory(Memory):
-    """The memory of this machine as far as this process may use it.
+    """The memory of this machine as far as this process may use it. Ranks on one machine get equal shares of it.
 
     Attributes:
         limit: of the process's control group (a container, a batch system), which ``total`` and ``free`` respect; None
@@ -89,7 +90,7 @@ def host_memory(root: Path = Path("/")) -> HostMemory | None:
     limit = min((group.total for group in groups), default=None)
     if limit is None or limit >= whole.total:
         limit = None
-    free = min([whole.free, *(group.free for group in groups)])
+    free = min([whole.free, *(group.free for group in groups)]) // ranks_here()[1]
     return HostMemory(whole.total if limit is None else limit, max(0, free), limit)
 
 

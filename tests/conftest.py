@@ -45,6 +45,14 @@ def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) ->
     return getattr(val, "__qualname__", None) if callable(val) else None
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes a ``device`` runs on the CPU and on every accelerator that torch finds."""
+    if "device" in metafunc.fixturenames:
+        from fxprune.runtime.devices import found_devices
+
+        metafunc.parametrize("device", found_devices(), ids=str)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def without_head_start() -> Iterator[None]:
     """The process that checks what was written starts when it is needed: most tests check many at once, or none."""

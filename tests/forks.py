@@ -42,19 +42,20 @@ class Forks:
 
     def __init__(self) -> None:
         self._parent: subprocess.Popen[bytes] | None = None
-        self._asked, self._asking = socket.socketpair()
+        self._asking: socket.socket | None = None
 
     def ask(self, files: Sequence[int]) -> None:
         """Fork a process, with the files of :func:`watch`."""
-        if self._parent is None:
-            number = self._asked.fileno()
-            self._parent = subprocess.Popen([sys.executable, "-P", __file__, str(number)], pass_fds=[number])
-            self._asked.close()
+        if self._asking is None:
+            self._asking, asked = socket.socketpair()
+            with asked:
+                command = [sys.executable, "-P", __file__, str(asked.fileno())]
+                self._parent = subprocess.Popen(command, pass_fds=[asked.fileno()])
         socket.send_fds(self._asking, [b"."], files)
 
     def close(self) -> None:
-        self._asking.close()
-        if self._parent is not None:
+        if self._asking is not None and self._parent is not None:
+            self._asking.close()
             self._parent.wait()
 
     def popen(self, command: Sequence[str], **options: Any) -> Forked:

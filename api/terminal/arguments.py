@@ -47,7 +47,7 @@ def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
     ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
-        subparsers.choices[name].set_defaults(run=run)
+        subparsers.choices[name].set_defaults(run=run, command=name)
     return parser
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -134,6 +134,10 @@ class DenseAndPruned:
     def probed(self, consumer: Consumer) -> LinearMap:
         """The linear map of a consumer, or of one of its experts."""
         return self._map(self._probed[consumer.tensor])
+
+    def named(self, tensor: str, expert: int | None, bias: Tensor | None) -> LinearMap:
+        """The linear map of a weight that :attr:`consumers` name, or of one of its experts."""
+        return self._map(replace(self._probed[tensor], expert=expert, bias=bias))
 
     def experts(self, consumer: Consumer) -> int:
         """Number of experts in its weight; 0 when it is a single linear map."""

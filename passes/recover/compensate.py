@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
 from ...ir.options import option
+from ...runtime.ranks import Ranks
 from ..base import Pass, PassKind
 from ..calibrate.batches import calibration_feeds
 from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
 from ..calibrate.least_squares import Moments, refit
+from ..calibrate.shared_moments import shared_moments
 from ..couple.consumers import Consumer
 from ..state import State
 
@@ -71,6 +73,7 @@ class Compensate(Pass):
             length=self.length,
             seed=self.seed,
             batch=self.batch,
+            ranks=state.ranks,
         )
         pairs = DenseAndPruned.of(state, batches)
         notes: list[str] = []
@@ -80,7 +83,7 @@ class Compensate(Pass):
             for consumer in pairs.consumers:
                 self._require(pairs.probed(consumer), self.samples * self.length, notes=None)
         for consumers in pairs.in_order():
-            (self._refit if self.method == "lstsq" else self._shift)(pairs, consumers, notes)
+            (self._refit if self.method == "lstsq" else self._shift)(pairs, consumers, notes, state.ranks)
         state.ledger.report[self.name] = {
             "method": self.method, "refitted": [c.tensor for c in pairs.consumers], "left": pairs.left, "notes": notes,
         }  # fmt: skip
@@ -102,34 +105,41 @@ class Compensate(Pass):
                 "(generate writes some for a language model)"
             )
 
-    def _refit(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str]) -> None:
+    def _refit(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str], ranks: Ranks) -> None:
         found: dict[LinearMap, Moments] = {}
         for at, x, y, _ in pairs.observed(consumers, residual=self.residual):
             moments = found.get(at)
             if moments is None:
                 moments = found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
             moments.add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
-        reached = {(at.tensor, at.expert) for at, moments in found.items() if moments.count}
+        shared = shared_moments(found, pairs, ranks)
+        reached = {(at.tensor, at.expert) for at, (_, moments) in shared.items() if moments.count}
         for consumer in consumers:
             missed = [n for n in range(pairs.experts(consumer)) if (consumer.tensor, n) not in reached]
             if missed:
                 notes.append(f"{consumer.tensor}: no token reached experts {missed}; they stay as they are")
-        for at, moments in found.items():
+        for at, (owner, moments) in shared.items():
             if not moments.count:
                 continue
             self._require(at, moments.count, notes)
+            if owner != ranks.index:
+                continue
             try:
                 at.put(refit(moments, at.whole(), self.damping))
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
+        if ranks.count > 1:
+            for at, (owner, _) in shared.items():
+                at.put(ranks.broadcast(at.whole().clone(), owner))
 
-    def _shift(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str]) -> None:
+    def _shift(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str], ranks: Ranks) -> None:
         del notes
         sums: dict[LinearMap, tuple[Tensor, int]] = {}
         for at, _, wanted, got in pairs.observed(consumers):
             total, count = sums.get(at, (0.0, 0))
             sums[at] = total + (wanted.double() - got.double()).sum(0), count + len(got)
-        for at, (total, count) in sums.items():
+        for at, (part, own) in sums.items():
+            total, count = ranks.sum(part), sum(ranks.gather(own))
             shift = total / count
             if not bool(shift.isfinite().all()):
                 raise FxpruneError(f"{at}: the mean outputs are not finite", "run in float32; check the --calib text")

@@ -15,10 +15,12 @@ import torch
 from ...ir import FxpruneError
 from ...ir.groups import Group, Kind
 from ...ir.options import option
+from ...runtime.ranks import Ranks
 from ..calibrate.batches import Feed, LinearCall
 from ..calibrate.blockwise_run import BlockwiseRun
 from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
 from ..calibrate.least_squares import Moments, ObsSolver
+from ..calibrate.shared_moments import shared_moments
 from ..data import Scores
 from ..select.allocate import UNIFORM
 from ..select.select import kept_count
@@ -74,7 +76,7 @@ class Obs(ConsumerScored):
         sequential = self.sequential and not self._open
         model = copy.deepcopy(state.subject.model) if sequential else state.subject.model
         metrics = self._metrics(state, groups) if self.metric == "loss" else {}
-        pairs = self._pairs(state, model, self.feeds(state.data), groups)
+        pairs = self._pairs(state, model, self.feeds(state.data, state.ranks), groups)
         by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.subject.graph)}
         scores = {group.name: np.zeros(group.units) for group in groups}
         seen: set[str] = set()
@@ -84,7 +86,7 @@ class Obs(ConsumerScored):
             group = readers[0].group
             alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
             rounds = alone and group.kind is not Kind.CHANNELS
-            scores[name] += self._of_group(group, self._solvers(pairs, readers, metrics), rounds=rounds)
+            scores[name] += self._of_group(group, self._solvers(pairs, readers, metrics, state.ranks), rounds=rounds)
             seen.add(name)
         require_scores(scores, groups, seen, self.name)
         return scores
@@ -148,14 +150,18 @@ class Obs(ConsumerScored):
             key = (call.tensor, call.expert)
             sums[key] = sums.get(key, 0.0) + rows.T @ rows
 
-        losses = list(losses_of(self, state.data))
+        losses = list(losses_of(self, state.data, state.ranks))
         predictions = activation_gradients(
             runner, losses, lambda: ActivationReceiver(runner, names, lambda call: call.gave, receive, sums.clear)
         )
-        return {key: _root(total) / predictions for key, total in sums.items()}
+        predictions = sum(state.ranks.gather(predictions))
+        whole: dict[tuple[str, int | None], torch.Tensor] = {}
+        for name in names:  # one after the other: they are large
+            whole |= state.ranks.sum_all({key: sums.pop(key) for key in list(sums) if key[0] == name})
+        return {key: _root(total) / predictions for key, total in whole.items()}
 
     def _solvers(
-        self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metrics: Metrics
+        self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metrics: Metrics, ranks: Ranks
     ) -> list[tuple[LinearMap, ObsSolver]]:
         found: dict[LinearMap, Moments] = {}
         for reader in readers:
@@ -165,8 +171,10 @@ class Obs(ConsumerScored):
                 found[at].add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
         by_tensor = {reader.consumer.tensor: reader for reader in readers}
         solvers = []
-        for at in list(found):
-            moments = found.pop(at)
+        whole = shared_moments(found, pairs, ranks, everywhere=True)
+        found.clear()
+        for at in list(whole):
+            _, moments = whole.pop(at)
             if not moments.count:
                 continue
             try:

@@ -57,6 +57,12 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """Run an operator on the CPU's view of its operands; refuse operands of several devices, as CUDA does."""
+    # A Python number in the place of a tensor arrives as a number.
+    wanted = [isinstance(argument.type, torch.TensorType) for argument in operator._schema.arguments]
+    args = tuple(
+        torch.tensor(arg) if tensor and isinstance(arg, int | float) else arg
+        for arg, tensor in zip(args, wanted, strict=False)
+    )
     leaves = pytree.tree_leaves((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     strangers = [tensor for tensor in tensors if tensor.device.type != NAME and tensor.dim()]
@@ -106,6 +112,15 @@ def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tenso
     return target
 
 
+def _convolved(*args: Any) -> Tensor:
+    return _run(torch.ops.aten.convolution.default, *args)
+
+
+def _convolved_back(gradient: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Any:
+    outputs = [gradient.shape[1]]  # extents of a bias, whether there is one or not
+    return _run(torch.ops.aten.convolution_backward.default, gradient, x, weight, outputs, *args)
+
+
 _clone = torch.UntypedStorage.clone
 
 
@@ -127,6 +142,8 @@ def add_checked_device() -> list[torch.library.Library]:
         aten.impl(name, _sharing(getattr(getattr(torch.ops.aten, packet), overload or "default")), KEY)
     aten.impl("_copy_from", _copied, KEY)
     aten.impl("resize_", _resized, KEY)
+    aten.impl("convolution_overrideable", _convolved, KEY)
+    aten.impl("convolution_backward_overrideable", _convolved_back, KEY)
     aten.impl("_local_scalar_dense", lambda tensor: torch.ops.aten._local_scalar_dense(_on_cpu(tensor)), KEY)
     torch.UntypedStorage.clone = _cloned  # type: ignore[method-assign]
     torch.accelerator.synchronize = lambda *_: None  # there is nothing to wait for
