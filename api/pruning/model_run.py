@@ -97,7 +97,7 @@ class ModelRun:
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
         streamed = self.checkpoint if model_call.language else None
         opened = open_streamed_model(
-            source, self.config, streamed, pipeline or (), placement=placement, scratch=self._scratch
+            source, self.config, streamed, pipeline or (), placement=placement, scratch=self.scratch
         )
         self.streamed = opened if isinstance(opened, StreamedModel) else None
         if self.streamed is not None:
@@ -311,8 +311,9 @@ class ModelRun:
         subject = self.state.subject
         return self.model_call.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
 
-    def _scratch(self) -> Path:
-        """A directory for weights that passes change, beside what will be written; it goes with :meth:`close`."""
+    def scratch(self) -> Path:
+        """A directory for weights that passes change and other large files of theirs, beside what will be written; it
+        goes with :meth:`close`."""
         if self._folder is None:
             beside = self._out.resolve().parent if self._out is not None else None
             self._folder = TemporaryDirectory(prefix=".fxprune-weights-", dir=beside, ignore_cleanup_errors=True)
