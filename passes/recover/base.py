@@ -60,8 +60,8 @@ class Recovery(Pass):
         hint="1 compares the predictions unchanged",
     )  # fmt: skip
     top_k: int = option(
-        0, "how many of the dense model's most probable tokens are compared, all others counting as one token; they are "
-        "computed once and kept on the disk, 8 bytes each for every token of the text; 0 compares all", at_least=0,
+        0, "how many of the dense model's most probable tokens are compared, all others counting as one token; they "
+        "are computed once and kept on the disk, 8 bytes each for every token of the text; 0 compares all", at_least=0,
         hint="64 is usual for a large vocabulary",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A teacher that need not be in memory while the student learns: its predictions are computed once and kept in files."""
+"""A teacher that is not in memory while the student learns: its predictions are computed once and kept in files."""
 
 from __future__ import annotations
 
@@ -195,6 +195,7 @@ def _key(ids: Sequence[int], labels: Sequence[int]) -> Key:
 
 def _read(place: _Place) -> Answers:
     with safe_open(place.file, framework="pt") as file:
-        parts = {name: file.get_slice(name)[place.start : place.end] for name in file.keys()}
+        names = file.keys()
+        parts = {name: file.get_slice(name)[place.start : place.end] for name in names}
     tokens = parts.get("tokens")
     return Answers(parts["log_probs"], None if tokens is None else tokens.long(), parts.get("rest"))

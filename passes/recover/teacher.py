@@ -42,7 +42,8 @@ class Teacher(ABC):
         """
 
     def to(self, device: torch.device) -> None:
-        """Move what it needs."""
+        """Move what it needs in memory: here nothing."""
+        del device
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The loss for the batch of the last :meth:`answer`, in the form of a transformers Trainer loss.
