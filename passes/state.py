@@ -18,6 +18,8 @@ from ..runtime.residence import Residence
 from .model.blocks import read_elsewhere
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from ..ir import Indices, Plan
@@ -171,6 +173,10 @@ class Host(Protocol):
         """Makes a module of a rewritten graph, its tensors by name and the reason, for a model whose own forward does
         not hold at the smaller widths; None where only the model itself will do."""
 
+    @property
+    def scratch(self) -> Callable[[], Path] | None:
+        """Gives a directory for large files that are not wanted after the run; None for the system's."""
+
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Trace the model anew, after a change of more than widths: the graph, and the example it was traced with."""
 
@@ -181,6 +187,7 @@ class NoHost:
     weights: Weights | None = None
     execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
     rebuild: Callable[[Graph, Mapping[str, torch.Tensor], str], torch.nn.Module] | None = None
+    scratch: Callable[[], Path] | None = None
 
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Refuse.

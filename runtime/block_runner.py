@@ -91,6 +91,17 @@ class BlockRunner:
                 with self.residence.calling(self.blocks):
                     yield self.model
 
+    @contextmanager
+    def whole_in_memory(self) -> Iterator[nn.Module]:
+        """Inside, the module holds all its values, in parameters that can be trained.
+
+        Where weights are elsewhere, those that :meth:`~.residence.Residence.keep` has named by then go to the store
+        afterwards, and the module is empty again; values that are written to must be made private first, see
+        :func:`~.tensors.made_private`.
+        """
+        with nullcontext() if self.residence is None else self.residence.whole():
+            yield self.model
+
     def turns(
         self, feeds: Sequence[Feed], around: Around | None = None, *, room: int | None = None
     ) -> Generator[Turn, None, list[Any]]:

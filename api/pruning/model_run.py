@@ -114,7 +114,7 @@ class ModelRun:
         source, placement = self.source, self.placement
         streamed = self.checkpoint if self.model_call.language else None
         opened = open_streamed_model(
-            source, self.config, streamed, pipeline or (), placement=placement, scratch=self._scratch
+            source, self.config, streamed, pipeline or (), placement=placement, scratch=self.scratch
         )
         self.streamed = opened if isinstance(opened, StreamedModel) else None
         # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
@@ -317,12 +317,19 @@ class ModelRun:
         subject = self.state.subject
         return self.model_call.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
 
-    def _scratch(self) -> Path:
-        """A directory for weights that passes change, beside what will be written; it goes when the run ends."""
+    def scratch(self) -> Path:
+        """A directory for weights that passes change and other large files of theirs, beside what will be written; it
+        goes with :meth:`close`."""
         if self._folder is None:
             beside = self._out.resolve().parent if self._out is not None else None
             self._folder = TemporaryDirectory(prefix=".fxprune-weights-", dir=beside, ignore_cleanup_errors=True)
         return Path(self._folder.name)
+
+    def close(self) -> None:
+        """Remove weights that passes changed from the disk."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _keep_adapters(self, folder: Path) -> None:
         """Write the low-rank adapter in the format of PEFT, beside the model that it was merged into."""

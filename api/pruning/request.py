@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,7 @@ class ApplyRequest:
         kept = open_scores(self.scores, pipeline, texts=self.loss is None)
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
         allowed = {"trust_remote_code": self.trust_remote_code, "allow_pickle": self.allow_pickle}
-        with open_source(self.model, self.tokenizer, weights=weights, **allowed) as source:
+        with open_source(self.model, self.tokenizer, weights=weights, **allowed) as source, ExitStack() as stack:
             agree_on_files(self.ranks, [source], self.calib, self.data, self.plan, self.scores)
             if self.ranks.first:
                 self._claim_place(source)
@@ -138,6 +139,7 @@ class ApplyRequest:
             stages = self._stages(source, pipeline, texts, placement)
             with told_when_out_of_memory(placement):
                 work = self._opened(source, pipeline if weights else None, model_call, placement)
+                stack.callback(work.close)
                 work.read(pipeline, texts, loss=self.loss, recorded=recorded, scores=kept)
                 applied = work.run(pipeline, printer(self._printed if self.ranks.first else ()), stages)
             self.ranks.by_first(lambda: write_scores(self.scores, work.state.ledger.scores))
@@ -249,22 +251,21 @@ def apply(
 ) -> Applied:
     """Run a pipeline on a model and write the result.
 
-    The arguments are described at :class:`ApplyRequest`; ``help(fxprune.api.ApplyRequest)`` shows it. The model: ``model``,
-    ``tokenizer``, ``trust_remote_code``, ``allow_pickle``. What is done to it: ``passes``, ``plan``; options of passes
-    (``shared``): ``ratio`` to ``channels``. What passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``. Where
-    it runs (``place``): ``device``, ``dtype``, ``offload``, ``max_memory``; in which processes: ``ranks``. What is written
-    or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
+    The arguments are described at :class:`ApplyRequest`. The model: ``model``, ``tokenizer``, ``trust_remote_code``,
+    ``allow_pickle``. What is done to it: ``passes``, ``plan``, and ``shared``: ``ratio`` to ``channels``. What passes read:
+    ``calib``, ``data``, ``scores``, ``example``, ``loss``. Where it runs, ``place``: ``device``, ``dtype``, ``offload``,
+    ``max_memory``, and ``ranks``. What is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``,
+    ``print_ir_after``, ``progress``.
 
     Raises:
         RequestError: the request is wrong. This is checked before any work.
         FxpruneError: a pass failed, or the written artifact did not pass its check.
     """
+    shared = dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels)
+    where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     return ApplyRequest(
-        model=model, passes=passes, plan=plan, out=out,
-        shared=dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels),
-        tokenizer=tokenizer, calib=calib, data=data,
-        scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
-        place=PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory),
+        model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib, data=data,
+        scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form, place=where,
         trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, print_ir_after=print_ir_after,
         progress=progress, ranks=ranks,
     ).run()  # fmt: skip

@@ -36,7 +36,7 @@ class StreamedModel:
         shelf = InMemory() if resident else OnDisk(scratch)
         store = Store(stored_tensors(checkpoint, module), shelf, resident=resident)
         self.weights = StreamedWeights(store, checkpoint.metadata)
-        self.residence = Residence(module, store, placement.device, placement.dtype)
+        self.residence = Residence(module, store, placement.device, placement.dtype, placement.max_memory)
         self.synthetic = SyntheticWeights(module)
 
     def values(self, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> OnDiskWeights:

@@ -49,7 +49,10 @@ class Distill(Finetune):
         assert teacher is not None, "check refuses a share of 0"
         found: dict[str, Any] = {}
         if self.blocks:
-            found["blocks"] = distil_blocks(
-                model, teacher.model, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
-            )
+            runner = state.before.runner("model")
+            assert runner is not None, "there is a teacher"
+            with runner.whole_in_memory() as dense:
+                found["blocks"] = distil_blocks(
+                    model, dense, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
+                )
         return super().recover(state, model, examples, teacher) | found

@@ -67,6 +67,10 @@ class Lora(Recovery):
         """The projections, into which the adapters are merged."""
         return [model.get_parameter(f"{name}.weight") for name in projection_modules(model)]
 
+    def trained(self, model: PreTrainedModel) -> int:
+        """The numbers in the adapters."""
+        return sum(self.r * sum(weight.shape) for weight in self.written(model))
+
     def recover(
         self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
     ) -> dict[str, Any]:

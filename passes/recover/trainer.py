@@ -56,7 +56,7 @@ def train(
         finally:
             model.to(home)
             if teacher is not None:
-                teacher.model.to(home)
+                teacher.to(home)
     return Training(log.losses, int(trainer.state.num_input_tokens_seen), time.perf_counter() - start)
 
 
@@ -119,7 +119,7 @@ class _Taught(Trainer):
         super().__init__(compute_loss_func=None if teacher is None else teacher.loss, **given)
         self._teacher = teacher
         if teacher is not None:
-            teacher.model.to(self.args.device)
+            teacher.to(self.args.device)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if self._teacher is not None:
