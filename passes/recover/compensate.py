@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
 from ...ir.options import option
 from ..base import Pass, PassKind
 from ..calibrate.batches import calibration_feeds
-from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
-from ..calibrate.least_squares import Moments, refit
+from ..calibrate.dense_and_pruned import DenseAndPruned
+from ..calibrate.least_squares import refit
+from ..calibrate.linear_maps import LinearMap
+from ..calibrate.map_moments import moments_of
+from ..calibrate.observed_calls import ObservedCall
 from ..couple.consumers import Consumer
 from ..state import State
 
@@ -79,8 +82,14 @@ class Compensate(Pass):
         elif not state.data.losses:
             for consumer in pairs.consumers:
                 self._require(pairs.probed(consumer), self.samples * self.length, notes=None)
-        for consumers in pairs.in_order():
-            (self._refit if self.method == "lstsq" else self._shift)(pairs, consumers, notes)
+        fits = self.method == "lstsq"
+        sets = list(pairs.in_order())
+        with closing(pairs.visits(sets, residual=fits and self.residual)) as visits:
+            for number, calls in visits:
+                if fits:
+                    self._refit(pairs, sets[number], calls, notes)
+                else:
+                    _shift(calls)
         state.ledger.report[self.name] = {
             "method": self.method, "refitted": [c.tensor for c in pairs.consumers], "left": pairs.left, "notes": notes,
         }  # fmt: skip
@@ -102,13 +111,14 @@ class Compensate(Pass):
                 "(generate writes some for a language model)"
             )
 
-    def _refit(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str]) -> None:
-        found: dict[LinearMap, Moments] = {}
-        for at, x, y, _ in pairs.observed(consumers, residual=self.residual):
-            moments = found.get(at)
-            if moments is None:
-                moments = found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
-            moments.add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
+    def _refit(
+        self,
+        pairs: DenseAndPruned,
+        consumers: Sequence[Consumer],
+        calls: Iterable[ObservedCall],
+        notes: list[str],
+    ) -> None:
+        found = moments_of(calls)
         reached = {(at.tensor, at.expert) for at, moments in found.items() if moments.count}
         for consumer in consumers:
             missed = [n for n in range(pairs.experts(consumer)) if (consumer.tensor, n) not in reached]
@@ -123,21 +133,21 @@ class Compensate(Pass):
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
 
-    def _shift(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str]) -> None:
-        del notes
-        sums: dict[LinearMap, tuple[Tensor, int]] = {}
-        for at, _, wanted, got in pairs.observed(consumers):
-            total, count = sums.get(at, (0.0, 0))
-            sums[at] = total + (wanted.double() - got.double()).sum(0), count + len(got)
-        for at, (total, count) in sums.items():
-            shift = total / count
-            if not bool(shift.isfinite().all()):
-                raise FxpruneError(f"{at}: the mean outputs are not finite", "run in float32; check the --calib text")
-            assert at.bias is not None
-            at.bias.data += shift.to(at.bias.dtype)
+
+def _shift(calls: Iterable[ObservedCall]) -> None:
+    """Correct the mean outputs of linear maps by their biases."""
+    sums: dict[LinearMap, tuple[Tensor, int]] = {}
+    for at, _, wanted, got in calls:
+        total, count = sums.get(at, (0.0, 0))
+        sums[at] = total + (wanted.double() - got.double()).sum(0), count + len(got)
+    for at, (total, count) in sums.items():
+        shift = total / count
+        if not bool(shift.isfinite().all()):
+            raise FxpruneError(f"{at}: the mean outputs are not finite", "run in float32; check the --calib text")
+        at.shift(shift)
 
 
 def _require_biases(pairs: DenseAndPruned) -> None:
-    without = [consumer.owner for consumer in pairs.consumers if pairs.probed(consumer).bias is None]
+    without = [consumer.owner for consumer in pairs.consumers if pairs.probed(consumer).beside is None]
     if without:
         raise RequestError(f"compensate: {without[0]} has no bias to correct", "use method=lstsq, which needs no bias")

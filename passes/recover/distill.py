@@ -49,7 +49,9 @@ class Distill(Finetune):
         assert teacher is not None, "check refuses a share of 0"
         found: dict[str, Any] = {}
         if self.blocks:
+            dense = state.before.runner("model")
+            assert dense is not None, "it is the teacher"
             found["blocks"] = distil_blocks(
-                model, teacher.model, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
+                state.subject.runner, dense, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
             )
         return super().recover(state, model, examples, teacher) | found

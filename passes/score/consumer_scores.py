@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,7 @@ from ...ir.graph import Graph
 from ...ir.groups import Group, Occurrence
 from ...ir.options import option
 from ...runtime.block_runner import BlockRunner
-from ..calibrate.batches import Feed, LinearCall, calibration_feeds, matrix
+from ..calibrate.batches import Feed, LinearCall, calibration_feeds, matrix, without_data
 from ..calibrate.recorded_calls import recorded_calls
 from ..calibrate.spread import RunningVariance
 from ..couple.consumers import Consumer, find_consumers, taking_in
@@ -141,12 +141,6 @@ class ColumnScored(ConsumerScored):
             scores[reader.group.name][: len(found)] += found
         require_scores(scores, groups, {reader.group.name for reader, _, _ in spreads.values()}, self.name)
         return scores
-
-
-def without_data(call: LinearCall) -> LinearCall:
-    """The recorded call without its inputs and outputs."""
-    none = call.x[:0].clone()
-    return replace(call, x=none, y=call.y[:0].clone(), sample=call.sample[:0].clone(), given=none, gave=none)
 
 
 def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: set[str], what: str) -> None:

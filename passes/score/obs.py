@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar
@@ -15,10 +16,11 @@ import torch
 from ...ir import FxpruneError
 from ...ir.groups import Group, Kind
 from ...ir.options import option
-from ..calibrate.batches import Feed, LinearCall
-from ..calibrate.blockwise_run import BlockwiseRun
-from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
+from ..calibrate.batches import LinearCall
+from ..calibrate.dense_and_pruned import DenseAndPruned
 from ..calibrate.least_squares import Moments, ObsSolver
+from ..calibrate.linear_maps import LinearMap
+from ..calibrate.map_moments import moments_of
 from ..data import Scores
 from ..select.allocate import UNIFORM
 from ..select.select import kept_count
@@ -71,33 +73,58 @@ class Obs(ConsumerScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for second moments that are not finite, or singular without damping.
         """
-        sequential = self.sequential and not self._open
-        model = copy.deepcopy(state.subject.model) if sequential else state.subject.model
         metrics = self._metrics(state, groups) if self.metric == "loss" else {}
-        pairs = self._pairs(state, model, self.feeds(state.data), groups)
-        by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.subject.graph)}
+        graph, dense = state.subject.graph, state.subject.runner
+        places = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, graph)}
+        pruned = dense.twin() if self._refits else dense
+        pairs = DenseAndPruned.between(graph, dense, pruned, self.feeds(state.data), list(places))
+        sets = self._sets(pairs, [places[consumer.tensor, consumer.dim] for consumer in pairs.consumers])
         scores = {group.name: np.zeros(group.units) for group in groups}
         seen: set[str] = set()
-        ordered = [by_place[c.tensor, c.dim] for c in pairs.consumers]
-        for name, found in groupby(ordered, key=lambda reader: reader.group.name):
-            readers = list(found)
-            group = readers[0].group
-            alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
-            rounds = alone and group.kind is not Kind.CHANNELS
-            scores[name] += self._of_group(group, self._solvers(pairs, readers, metrics), rounds=rounds)
-            seen.add(name)
+        with closing(pairs.visits([[reader.consumer for reader in one.readers] for one in sets])) as visits:
+            for number, calls in visits:
+                for name, found in self._of_set(sets[number], moments_of(calls), metrics):
+                    scores[name] += found
+                    seen.add(name)
         require_scores(scores, groups, seen, self.name)
         return scores
+
+    def _sets(self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember]) -> list[_Set]:
+        """What is observed together: the linear maps that read one activation; all of a block when none is refitted."""
+        runs = [list(found) for _, found in groupby(readers, key=lambda reader: reader.group.name)]
+        times = Counter(run[0].group.name for run in runs)
+        sets: list[_Set] = []
+        for run in runs:
+            group = run[0].group
+            if times[group.name] == 1 and group.kind is not Kind.CHANNELS:
+                sets.append(_Set(run, {group.name}, {pairs.place(reader.consumer) for reader in run}))
+            else:
+                for place, found in groupby(run, key=lambda reader: pairs.place(reader.consumer)):
+                    sets.append(_Set(list(found), set(), {place}))
+        return sets if self._refits else _joined(sets)
+
+    def _of_set(self, one: _Set, moments: dict[LinearMap, Moments], metrics: Metrics) -> Iterator[tuple[str, Scores]]:
+        """Names and scores of groups; the statistics of one group are in memory, and the moments of the next."""
+        for name, found in groupby(one.readers, key=lambda reader: reader.group.name):
+            readers = list(found)
+            solvers = self._solvers(readers, moments, metrics)
+            yield name, self._of_group(readers[0].group, solvers, rounds=name in one.rounds)
+            del solvers
 
     def _of_group(self, group: Group, solvers: Sequence[tuple[LinearMap, ObsSolver]], *, rounds: bool) -> Scores:
         """Scores from the linear maps that read one activation; only their statistics are in memory."""
         if not rounds:
             return sum((s.costs().cpu().numpy() for _, s in solvers), np.zeros(group.units))
         scores = self._in_rounds(group, [solver for _, solver in solvers])
-        if self.sequential and not self._open:
+        if self._refits:
             for at, solver in solvers:
                 at.put(solver.weight)
         return scores
+
+    @property
+    def _refits(self) -> bool:
+        """Whether a layer is scored with all layers before it pruned and refitted."""
+        return self.sequential and not self._open
 
     @property
     def compares(self) -> bool:
@@ -122,16 +149,6 @@ class Obs(ConsumerScored):
         rows = np.sort(scores.reshape(-1, group.size), axis=1)
         return np.concatenate([np.zeros(1), np.maximum.accumulate(rows.max(0))])
 
-    def _pairs(
-        self, state: State, model: torch.nn.Module, batches: Sequence[Feed], groups: Sequence[Group]
-    ) -> DenseAndPruned:
-        graph = state.subject.graph
-        places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, graph)]
-        dense = BlockwiseRun.of(state.subject.model, batches)
-        return DenseAndPruned.between(
-            graph, dense, dense if model is dense.model else BlockwiseRun.of(model, batches), places
-        )
-
     def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
         """For every linear map the square root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
 
@@ -155,24 +172,19 @@ class Obs(ConsumerScored):
         return {key: _root(total) / predictions for key, total in sums.items()}
 
     def _solvers(
-        self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metrics: Metrics
+        self, readers: Sequence[ConsumerMember], moments: dict[LinearMap, Moments], metrics: Metrics
     ) -> list[tuple[LinearMap, ObsSolver]]:
-        found: dict[LinearMap, Moments] = {}
-        for reader in readers:
-            for at, x, y, _ in pairs.observed([reader.consumer]):
-                if at not in found:
-                    found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
-                found[at].add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
+        """Solvers of the linear maps among ``moments`` that some readers are; their moments are used up."""
         by_tensor = {reader.consumer.tensor: reader for reader in readers}
         solvers = []
-        for at in list(found):
-            moments = found.pop(at)
-            if not moments.count:
+        for at in [at for at in moments if at.tensor in by_tensor]:
+            found = moments.pop(at)
+            if not found.count:
                 continue
             try:
                 columns = _columns(at, by_tensor[at.tensor])
                 metric = metrics.get((at.tensor, at.expert))
-                solver = ObsSolver.of(moments, at.whole(), self.damping, columns, metric)
+                solver = ObsSolver.of(found, at.whole(), self.damping, columns, metric)
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
             solvers.append((at, solver))
@@ -202,6 +214,32 @@ class Obs(ConsumerScored):
                 solver.remove(units)
             total += float(going.sum())
             excess -= count
+
+
+@dataclass
+class _Set:
+    """Linear maps that are observed together.
+
+    Attributes:
+        readers: the linear maps, in execution order.
+        rounds: names of the groups of which all readers are here, one after the other, and whose units go in rounds.
+        places: where they have their turns.
+    """
+
+    readers: list[ConsumerMember]
+    rounds: set[str]
+    places: set[str | None]
+
+
+def _joined(sets: Sequence[_Set]) -> list[_Set]:
+    """Sets with neighbours that have their turn at the same place put together."""
+    joined: list[_Set] = []
+    for one in sets:
+        if joined and joined[-1].places == one.places and len(one.places) == 1 and None not in one.places:
+            joined[-1] = _Set(joined[-1].readers + one.readers, joined[-1].rounds | one.rounds, one.places)
+        else:
+            joined.append(one)
+    return joined
 
 
 def _root(matrix: torch.Tensor) -> torch.Tensor:
