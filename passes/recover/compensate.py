@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
@@ -14,7 +13,8 @@ from ...ir.options import option
 from ..base import Pass, PassKind
 from ..calibrate.batches import calibration_feeds
 from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
-from ..calibrate.least_squares import Moments, refit
+from ..calibrate.least_squares import refit
+from ..calibrate.map_moments import moments_of
 from ..couple.consumers import Consumer
 from ..state import State
 
@@ -103,18 +103,14 @@ class Compensate(Pass):
             )
 
     def _refit(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str]) -> None:
-        found: dict[LinearMap, Moments] = {}
-        for at, x, y, _ in pairs.observed(consumers, residual=self.residual):
-            moments = found.get(at)
-            if moments is None:
-                moments = found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
-            moments.add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
+        found = moments_of(pairs.observed(consumers, residual=self.residual))
         reached = {(at.tensor, at.expert) for at, moments in found.items() if moments.count}
         for consumer in consumers:
             missed = [n for n in range(pairs.experts(consumer)) if (consumer.tensor, n) not in reached]
             if missed:
                 notes.append(f"{consumer.tensor}: no token reached experts {missed}; they stay as they are")
-        for at, moments in found.items():
+        for at in list(found):
+            moments = found.pop(at)
             if not moments.count:
                 continue
             self._require(at, moments.count, notes)

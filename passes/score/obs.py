@@ -11,29 +11,26 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...ir import FxpruneError
 from ...ir.groups import Group, Kind
 from ...ir.options import option
-from ...runtime.tensors import tensors_by_name
-from ..calibrate.batches import Feed, LinearCall
+from ..calibrate.batches import Feed
 from ..calibrate.blockwise_run import BlockwiseRun
 from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
-from ..calibrate.least_squares import Moments, ObsSolver
+from ..calibrate.least_squares import ObsSolver
+from ..calibrate.map_moments import moments_of
 from ..data import Scores
 from ..select.allocate import UNIFORM
 from ..select.select import kept_count
 from ..state import State
-from .activation_gradients import backward, losses_of
 from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores
+from .output_metrics import MetricOf, output_metrics
 
 METRICS = ("loss", "outputs")
 
 HEAD_KINDS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
-
-
-Metrics = dict[tuple[str, int | None], torch.Tensor]
-"""(tensor, expert) -> metric of the outputs, ``[n, n]`` float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +71,7 @@ class Obs(ConsumerScored):
         """
         sequential = self.sequential and not self._open
         model = copy.deepcopy(state.subject.model) if sequential else state.subject.model
-        metrics = self._metrics(state, groups) if self.metric == "loss" else {}
+        metric_of = output_metrics(self, state, groups) if self.metric == "loss" else _all_count_equally
         pairs = self._pairs(state, model, self.feeds(state.data), groups)
         by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.subject.graph)}
         scores = {group.name: np.zeros(group.units) for group in groups}
@@ -85,7 +82,7 @@ class Obs(ConsumerScored):
             group = readers[0].group
             alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
             rounds = alone and group.kind is not Kind.CHANNELS
-            scores[name] += self._of_group(group, self._solvers(pairs, readers, metrics), rounds=rounds)
+            scores[name] += self._of_group(group, self._solvers(pairs, readers, metric_of), rounds=rounds)
             seen.add(name)
         require_scores(scores, groups, seen, self.name)
         return scores
@@ -97,7 +94,7 @@ class Obs(ConsumerScored):
         scores = self._in_rounds(group, [solver for _, solver in solvers])
         if self.sequential and not self._open:
             for at, solver in solvers:
-                at.put(solver.weight)
+                at.put(solver.refitted())
         return scores
 
     @property
@@ -133,44 +130,10 @@ class Obs(ConsumerScored):
             graph, dense, dense if model is dense.model else BlockwiseRun.of(model, batches), places
         )
 
-    def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
-        """For every linear map the square root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
-
-        ``g`` is the gradient of the summed loss at the outputs of one token. Output errors ``e`` change the loss by
-        about ``1/2 sum (e^T E[g g^T] e) / T`` nats per token, with ``T`` tokens in total (the Kronecker factors of
-        Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
-        """
-        tensors = tensors_by_name(state.subject.model)
-        recorded = {r.consumer.tensor: tensors[r.consumer.tensor] for r in readers_of(groups, state.subject.graph)}
-        sums: dict[tuple[str, int | None], torch.Tensor] = {}
-        predictions = 0
-        for number, loss in enumerate(losses_of(self, state.data)):
-            calls: list[LinearCall] = []
-            gradients, count = backward(
-                state.subject.model,
-                loss,
-                recorded,
-                calls.append,
-                number=number,
-                wanted=lambda calls=calls: [call.gave for call in calls],  # type: ignore[misc]
-            )
-            predictions += count
-            for call, gradient in zip(calls, gradients, strict=True):
-                if gradient is not None:
-                    rows = gradient.double().movedim(call.channels, -1).flatten(0, -2)
-                    key = (call.tensor, call.expert)
-                    sums[key] = sums.get(key, 0.0) + rows.T @ rows
-        return {key: _root(total) / predictions for key, total in sums.items()}
-
     def _solvers(
-        self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metrics: Metrics
+        self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metric_of: MetricOf
     ) -> list[tuple[LinearMap, ObsSolver]]:
-        found: dict[LinearMap, Moments] = {}
-        for reader in readers:
-            for at, x, y, _ in pairs.observed([reader.consumer]):
-                if at not in found:
-                    found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
-                found[at].add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
+        found = moments_of(call for reader in readers for call in pairs.observed([reader.consumer]))
         by_tensor = {reader.consumer.tensor: reader for reader in readers}
         solvers = []
         for at in list(found):
@@ -179,8 +142,7 @@ class Obs(ConsumerScored):
                 continue
             try:
                 columns = _columns(at, by_tensor[at.tensor])
-                metric = metrics.get((at.tensor, at.expert))
-                solver = ObsSolver.of(moments, at.whole(), self.damping, columns, metric)
+                solver = ObsSolver.of(moments, at.whole(), self.damping, columns, metric_of(at))
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
             solvers.append((at, solver))
@@ -212,12 +174,18 @@ class Obs(ConsumerScored):
             excess -= count
 
 
-def _root(matrix: torch.Tensor) -> torch.Tensor:
-    """The symmetric square root of a matrix without negative eigenvalues."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+def _all_count_equally(at: LinearMap) -> None:
+    """Outputs of all linear maps are weighed by the identity."""
+    del at
 
 
-def _columns(at: LinearMap, reader: ConsumerMember) -> list[torch.Tensor]:
+def _columns(at: LinearMap, reader: ConsumerMember) -> Tensor:
+    """The inputs that go with each unit, int64 ``[units, most]``; -1 for none."""
     units = reader.units(at.weight.shape[1])
-    return [torch.from_numpy(np.flatnonzero(units == unit)).to(at.weight.device) for unit in range(reader.group.units)]
+    inputs = np.flatnonzero(units >= 0)
+    inputs = inputs[np.argsort(units[inputs], kind="stable")]
+    counts = np.bincount(units[inputs], minlength=reader.group.units)
+    rank = np.arange(len(inputs)) - np.repeat(counts.cumsum() - counts, counts)
+    columns = np.full((reader.group.units, max(1, counts.max())), -1)
+    columns[units[inputs], rank] = inputs
+    return torch.from_numpy(columns)
