@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,7 @@ def map_parts(name: str, inputs: int, unit: int, metric: Any, tokens: int) -> li
     for first in range(0, rounds * at_once, at_once):
         costing += timed(solver.costs)[0]
         going = list(range(first, min(first + at_once, len(columns) - 1)))
-        removing += timed(lambda going=going: solver.remove(going))[0]  # type: ignore[misc]
-    del solver
+        removing += timed(partial(solver.remove, going))[0]
     again = Moments.empty(inputs)
     adding = timed(lambda: again.add(x, errors))[0]
     fitting = timed(lambda: refit(again, weight, 0.01))[0]
