@@ -64,14 +64,13 @@ class DenseAndPruned:
         assert dense is not None
         assert ledger.plan is not None
         places = [place for place in ledger.consumers if place in ledger.plan.slices]
-        return cls.between(subject.graph, dense, subject.runner, feeds, places, ledger.plan)
+        return cls.between(subject.graph, (dense, subject.runner), feeds, places, ledger.plan)
 
     @classmethod
     def between(
         cls,
         graph: Graph,
-        dense: BlockRunner,
-        pruned: BlockRunner,
+        runners: tuple[BlockRunner, BlockRunner],
         feeds: Sequence[Feed],
         places: Sequence[tuple[str, int]],
         plan: Plan | None = None,
@@ -80,11 +79,12 @@ class DenseAndPruned:
 
         Args:
             graph: graph of the pruned model.
-            dense, pruned: runners of the models.
+            runners: of the dense and of the pruned model; one object twice for the same model.
             feeds: the calibration batches.
             places: the weights that may read units, with their input dimension.
             plan: what was removed from the pruned model; nothing when None.
         """
+        dense, pruned = runners
         candidates = find_consumers(graph, places)
         probe = probed(pruned, feeds[0], candidates)
         consumers, left = [], []

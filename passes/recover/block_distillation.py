@@ -68,7 +68,7 @@ def distil_blocks(
         FxpruneError: for a loss that is not finite.
     """
     path = find_blocks(teacher.model).path
-    count, before = (len(model.get_submodule(path)) for model in (student.model, teacher.model))
+    count, before = (len(list(run.model.get_submodule(path).children())) for run in (student, teacher))
     if count != before:
         raise _incomparable(f"{count} of {before} layers are left")
     for why in (student.whole.get(path), teacher.whole.get(path)):

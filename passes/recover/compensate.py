@@ -112,11 +112,7 @@ class Compensate(Pass):
             )
 
     def _refit(
-        self,
-        pairs: DenseAndPruned,
-        consumers: Sequence[Consumer],
-        calls: Iterable[ObservedCall],
-        notes: list[str],
+        self, pairs: DenseAndPruned, consumers: Sequence[Consumer], calls: Iterable[ObservedCall], notes: list[str]
     ) -> None:
         found = moments_of(calls)
         reached = {(at.tensor, at.expert) for at, moments in found.items() if moments.count}
@@ -124,7 +120,8 @@ class Compensate(Pass):
             missed = [n for n in range(pairs.experts(consumer)) if (consumer.tensor, n) not in reached]
             if missed:
                 notes.append(f"{consumer.tensor}: no token reached experts {missed}; they stay as they are")
-        for at, moments in found.items():
+        for at in list(found):
+            moments = found.pop(at)
             if not moments.count:
                 continue
             self._require(at, moments.count, notes)

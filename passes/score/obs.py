@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...ir import FxpruneError
 from ...ir.groups import Group, Kind
 from ...ir.options import option
-from ..calibrate.batches import LinearCall
 from ..calibrate.dense_and_pruned import DenseAndPruned
 from ..calibrate.least_squares import Moments, ObsSolver
 from ..calibrate.linear_maps import LinearMap
@@ -25,16 +25,12 @@ from ..data import Scores
 from ..select.allocate import UNIFORM
 from ..select.select import kept_count
 from ..state import State
-from .activation_gradients import ActivationReceiver, activation_gradients, losses_of
 from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores
+from .output_metrics import MetricOf, output_metrics
 
 METRICS = ("loss", "outputs")
 
 HEAD_KINDS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
-
-
-Metrics = dict[tuple[str, int | None], torch.Tensor]
-"""(tensor, expert) -> metric of the outputs, ``[n, n]`` float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +69,17 @@ class Obs(ConsumerScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for second moments that are not finite, or singular without damping.
         """
-        metrics = self._metrics(state, groups) if self.metric == "loss" else {}
+        metric_of = output_metrics(self, state, groups) if self.metric == "loss" else _all_count_equally
         graph, dense = state.subject.graph, state.subject.runner
         places = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, graph)}
-        pruned = dense.twin() if self._refits else dense
-        pairs = DenseAndPruned.between(graph, dense, pruned, self.feeds(state.data), list(places))
+        runners = dense, dense.twin() if self._refits else dense
+        pairs = DenseAndPruned.between(graph, runners, self.feeds(state.data), list(places))
         sets = self._sets(pairs, [places[consumer.tensor, consumer.dim] for consumer in pairs.consumers])
         scores = {group.name: np.zeros(group.units) for group in groups}
         seen: set[str] = set()
         with closing(pairs.visits([[reader.consumer for reader in one.readers] for one in sets])) as visits:
             for number, calls in visits:
-                for name, found in self._of_set(sets[number], moments_of(calls), metrics):
+                for name, found in self._of_set(sets[number], moments_of(calls), metric_of):
                     scores[name] += found
                     seen.add(name)
         require_scores(scores, groups, seen, self.name)
@@ -103,22 +99,30 @@ class Obs(ConsumerScored):
                     sets.append(_Set(list(found), set(), {place}))
         return sets if self._refits else _joined(sets)
 
-    def _of_set(self, one: _Set, moments: dict[LinearMap, Moments], metrics: Metrics) -> Iterator[tuple[str, Scores]]:
-        """Names and scores of groups; the statistics of one group are in memory, and the moments of the next."""
+    def _of_set(
+        self, one: _Set, moments: dict[LinearMap, Moments], metric_of: MetricOf
+    ) -> Iterator[tuple[str, Scores]]:
+        """Names and scores of groups; the solvers of one, and the moments of the next, are in memory."""
         for name, found in groupby(one.readers, key=lambda reader: reader.group.name):
             readers = list(found)
-            solvers = self._solvers(readers, moments, metrics)
-            yield name, self._of_group(readers[0].group, solvers, rounds=name in one.rounds)
-            del solvers
+            yield name, self._of_group(readers, moments, metric_of, rounds=name in one.rounds)
 
-    def _of_group(self, group: Group, solvers: Sequence[tuple[LinearMap, ObsSolver]], *, rounds: bool) -> Scores:
-        """Scores from the linear maps that read one activation; only their statistics are in memory."""
+    def _of_group(
+        self,
+        readers: Sequence[ConsumerMember],
+        moments: dict[LinearMap, Moments],
+        metric_of: MetricOf,
+        *,
+        rounds: bool,
+    ) -> Scores:
+        """Scores from linear maps that read one group; their moments are used up."""
+        group, solvers = readers[0].group, self._solvers(readers, moments, metric_of)
         if not rounds:
             return sum((s.costs().cpu().numpy() for _, s in solvers), np.zeros(group.units))
         scores = self._in_rounds(group, [solver for _, solver in solvers])
         if self._refits:
             for at, solver in solvers:
-                at.put(solver.weight)
+                at.put(solver.refitted())
         return scores
 
     @property
@@ -149,30 +153,8 @@ class Obs(ConsumerScored):
         rows = np.sort(scores.reshape(-1, group.size), axis=1)
         return np.concatenate([np.zeros(1), np.maximum.accumulate(rows.max(0))])
 
-    def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
-        """For every linear map the square root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
-
-        ``g`` is the gradient of the summed loss at the outputs of one token. Output errors ``e`` change the loss by
-        about ``1/2 sum (e^T E[g g^T] e) / T`` nats per token, with ``T`` tokens in total (the Kronecker factors of
-        Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
-        """
-        runner = state.subject.runner
-        names = list(dict.fromkeys(r.consumer.tensor for r in readers_of(groups, state.subject.graph)))
-        sums: dict[tuple[str, int | None], torch.Tensor] = {}
-
-        def receive(call: LinearCall, gradient: torch.Tensor) -> None:
-            rows = gradient.double().movedim(call.channels, -1).flatten(0, -2)
-            key = (call.tensor, call.expert)
-            sums[key] = sums.get(key, 0.0) + rows.T @ rows
-
-        losses = list(losses_of(self, state.data))
-        predictions = activation_gradients(
-            runner, losses, lambda: ActivationReceiver(runner, names, lambda call: call.gave, receive, sums.clear)
-        )
-        return {key: _root(total) / predictions for key, total in sums.items()}
-
     def _solvers(
-        self, readers: Sequence[ConsumerMember], moments: dict[LinearMap, Moments], metrics: Metrics
+        self, readers: Sequence[ConsumerMember], moments: dict[LinearMap, Moments], metric_of: MetricOf
     ) -> list[tuple[LinearMap, ObsSolver]]:
         """Solvers of the linear maps among ``moments`` that some readers are; their moments are used up."""
         by_tensor = {reader.consumer.tensor: reader for reader in readers}
@@ -183,8 +165,7 @@ class Obs(ConsumerScored):
                 continue
             try:
                 columns = _columns(at, by_tensor[at.tensor])
-                metric = metrics.get((at.tensor, at.expert))
-                solver = ObsSolver.of(found, at.whole(), self.damping, columns, metric)
+                solver = ObsSolver.of(found, at.whole(), self.damping, columns, metric_of(at))
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
             solvers.append((at, solver))
@@ -242,12 +223,18 @@ def _joined(sets: Sequence[_Set]) -> list[_Set]:
     return joined
 
 
-def _root(matrix: torch.Tensor) -> torch.Tensor:
-    """The symmetric square root of a matrix without negative eigenvalues."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+def _all_count_equally(at: LinearMap) -> None:
+    """Outputs of all linear maps are weighed by the identity."""
+    del at
 
 
-def _columns(at: LinearMap, reader: ConsumerMember) -> list[torch.Tensor]:
+def _columns(at: LinearMap, reader: ConsumerMember) -> Tensor:
+    """The inputs that go with each unit, int64 ``[units, most]``; -1 for none."""
     units = reader.units(at.weight.shape[1])
-    return [torch.from_numpy(np.flatnonzero(units == unit)).to(at.weight.device) for unit in range(reader.group.units)]
+    inputs = np.flatnonzero(units >= 0)
+    inputs = inputs[np.argsort(units[inputs], kind="stable")]
+    counts = np.bincount(units[inputs], minlength=reader.group.units)
+    rank = np.arange(len(inputs)) - np.repeat(counts.cumsum() - counts, counts)
+    columns = np.full((reader.group.units, max(1, counts.max())), -1)
+    columns[units[inputs], rank] = inputs
+    return torch.from_numpy(columns)
