@@ -17,8 +17,9 @@ demo: $(VENV)/run.stamp
 	$(BIN)/fxprune demo --out $(OUT) --force
 
 # The root of the tests is their folder: pytest would import the folder above as a package, under whatever name it has.
+# The tests of a file run in one process, because they share what is made once; in order, as the long files come first.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The property tests alone, on new draws every time; what fails is kept in .hypothesis and tried first the next time.
 nightly: $(VENV)/dev.stamp

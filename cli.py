@@ -11,14 +11,16 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from .api.progress import silence
+from .api.progress import Progress, silence
 from .api.terminal import screen
 from .api.terminal.arguments import build_parser
 from .backends.digests import begin_source_digests
-from .ir.errors import FxpruneError
+from .ir.errors import FxpruneError, RequestError
+from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
 
 INTERRUPTED = 130
 FAILURE = FxpruneError.exit_code
@@ -30,7 +32,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
-    with screen.working(debug=arguments.debug) as progress:
+    with _working(arguments) as progress:
         if api.is_named_module(arguments.model, arguments.example):
             api.refuse_options(arguments.model, {"trust_remote_code": arguments.trust_remote_code})
             traced = api.trace_target(arguments.model, arguments.example, progress=progress)
@@ -52,6 +54,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_WHERE = ("device", "dtype", "offload", "max_memory")
 _APPLY = ("out", "ratio", "target", "layers", "seed", "multiple_of", "channels", "force", "dry_run")
 _APPLY_MODEL = (
     "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "print_ir_after",
@@ -59,23 +62,28 @@ _APPLY_MODEL = (
 
 
 def _apply(arguments: argparse.Namespace) -> int:
-    if not arguments.dry_run:
+    if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
     from .api.terminal import tables
 
-    with screen.working(debug=arguments.debug) as progress:
+    with _working(arguments) as progress:
         given = {name: getattr(arguments, name) for name in _APPLY}
         others = {name: getattr(arguments, name) for name in _APPLY_MODEL}
+        where = _where(arguments)
         if api.is_named_module(arguments.model, arguments.example):
-            api.refuse_options(arguments.model, {**others, "form": arguments.form != "auto"})
+            device = where.pop("device", None)
+            _require_one_process(f"fxprune apply {arguments.model}")
+            api.refuse_options(arguments.model, {**others, **where, "form": arguments.form != "auto"})
+            called = {"loss": arguments.loss, "device": device}
             pruned = api.prune_target(
-                arguments.model, arguments.example, arguments.passes, loss=arguments.loss, progress=progress, **given
+                arguments.model, arguments.example, arguments.passes, progress=progress, **given, **called
             )
             data, table = pruned.to_json(), lambda: tables.pruned(pruned)
         else:
             called = {"example": arguments.example, "loss": arguments.loss}
-            applied = api.apply(arguments.model, arguments.passes, progress=progress, **given, **others, **called)
+            asked = {**given, **others, **called, **where}
+            applied = api.apply(arguments.model, arguments.passes, progress=progress, **asked)
             data, table = applied.to_json(), lambda: tables.applied(applied)
     _emit(arguments, data, table)
     return 0
@@ -85,7 +93,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
-    with screen.working(debug=arguments.debug) as progress:
+    with _working(arguments) as progress:
         exported = api.export(
             arguments.model,
             arguments.out,
@@ -98,6 +106,7 @@ def _export(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             trust_remote_code=arguments.trust_remote_code,
             progress=progress,
+            **{name: value for name, value in _where(arguments).items() if name != "dtype"},
         )
     _emit(arguments, exported.to_json(), lambda: tables.exported(exported))
     return 0
@@ -107,7 +116,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
-    with screen.working(debug=arguments.debug) as progress:
+    with _working(arguments) as progress:
         measured = api.evaluate(
             arguments.models,
             arguments.text,
@@ -117,6 +126,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             trust_remote_code=arguments.trust_remote_code,
             allow_pickle=arguments.allow_pickle,
             progress=progress,
+            **_where(arguments),
         )
     _emit(arguments, {"models": [row.to_json() for row in measured]}, lambda: tables.measured(measured))
     return 0
@@ -126,7 +136,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
-    with screen.working(debug=arguments.debug) as progress:
+    with _working(arguments) as progress:
         result = api.bench(
             arguments.models,
             onnx=arguments.onnx,
@@ -136,6 +146,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             trust_remote_code=arguments.trust_remote_code,
             progress=progress,
+            **_where(arguments),
         )
     _emit(arguments, result.to_json(), lambda: tables.benchmarked(result))
     return 0
@@ -145,7 +156,7 @@ def _passes(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
-    with screen.working(debug=arguments.debug):
+    with _working(arguments):
         listed = api.list_passes()
     _emit(arguments, {"passes": [row.to_json() for row in listed]}, lambda: tables.passes(listed))
     return 0
@@ -155,9 +166,19 @@ def _formats(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
-    with screen.working(debug=arguments.debug):
+    with _working(arguments):
         listed = api.list_formats()
     _emit(arguments, {"formats": [row.to_json() for row in listed]}, lambda: tables.formats(listed))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api.terminal import machine
+
+    with screen.working(debug=arguments.debug):
+        found = api.examine()
+    _emit(arguments, found.to_json(), lambda: machine.examined(found))
     return 0
 
 
@@ -165,14 +186,25 @@ def _demo(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
-    with screen.working(debug=arguments.debug) as progress:
+    with _working(arguments) as progress:
         shown = api.run_demo(arguments.out, force=arguments.force, progress=progress)
     _emit(arguments, shown.to_json(), lambda: tables.demo(shown))
     return 0
 
 
+def _where(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user said about where the model runs; what is left to fxprune is left out."""
+    given = {name: getattr(arguments, name) for name in _WHERE}
+    return {name: value for name, value in given.items() if value not in (None, "auto")}
+
+
+def _working(arguments: argparse.Namespace) -> AbstractContextManager[Progress]:
+    return screen.working(debug=arguments.debug, speaks=is_first_rank())
+
+
 def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[], Sequence[Any]]) -> None:
-    screen.emit(data if arguments.json else table())
+    if is_first_rank():
+        screen.emit(data if arguments.json else table())
 
 
 COMMANDS = {
@@ -183,6 +215,7 @@ COMMANDS = {
     "bench": _bench,
     "passes": _passes,
     "formats": _formats,
+    "doctor": _doctor,
     "demo": _demo,
 }
 
@@ -201,15 +234,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)  # no garbage collection at exit
     arguments = build_parser(COMMANDS).parse_args(argv)
     try:
+        if arguments.run not in (_apply, _eval):
+            _require_one_process(f"fxprune {arguments.command}")
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if is_first_rank():
+            print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our stdout has closed it; Python must not fail when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILURE
     except Exception as error:
-        if arguments.debug:
+        told = ELSEWHERE in getattr(error, "__notes__", ())
+        if arguments.debug and not told:
             raise
-        return screen.explain(error)
+        return screen.explain(error, told=told)
+
+
+def _require_one_process(command: str) -> None:
+    """Refuse several processes for what does not share its work: each would do all of it."""
+    if number_of_ranks() > 1:
+        raise RequestError(
+            f"{command} runs in one process, and torchrun started {number_of_ranks()}",
+            "start it without torchrun; eval, and apply on Hugging Face models, share their work among processes",
+        )

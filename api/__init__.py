@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation import Measurement, evaluate
     from .exporting import export
     from .listing import FormatInfo, PassInfo, list_formats, list_passes
+    from .machine import Machine, examine
     from .modules.named import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
     from .modules.prune import Pruned, load, prune_module
     from .pruning.request import Applied, ApplyRequest, GroupChange, apply
@@ -28,6 +29,7 @@ __all__ = [
     "FormatInfo",
     "GroupChange",
     "Hop",
+    "Machine",
     "Measurement",
     "PassInfo",
     "Pruned",
@@ -36,6 +38,7 @@ __all__ = [
     "apply",
     "bench",
     "evaluate",
+    "examine",
     "export",
     "is_named_module",
     "list_formats",
@@ -55,6 +58,7 @@ _MODULES = {
     "evaluation": ("Measurement", "evaluate"),
     "exporting": ("export",),
     "listing": ("FormatInfo", "PassInfo", "list_formats", "list_passes"),
+    "machine": ("Machine", "examine"),
     "modules.prune": ("Pruned", "load", "prune_module"),
     "pruning.request": ("Applied", "ApplyRequest", "GroupChange", "apply"),
     "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),

@@ -14,10 +14,22 @@ import torch
 
 from ..ir.cost import macs
 from ..ir.errors import RequestError
-from ..passes.model.measure import Perplexity, Speed, Step, parameter_count, perplexity, tokens_per_second
+from ..passes.model.measure import (
+    WINDOWS_AT_ONCE,
+    Perplexity,
+    Speed,
+    Step,
+    parameter_count,
+    perplexity,
+    tokens_per_second,
+)
+from ..runtime.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory, whole
+from ..runtime.ranks import ALONE, Ranks
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
 from ..tracer.model import DEMO, ModelSource, build_meta, load_config, load_model
+from .agreement import agree_on_files, on_every_rank
+from .placing import Forward, place_model
 from .progress import Progress, silent
 from .request_checks import GivenRows, GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
 from .seen_texts import refuse_overlap, text_of
@@ -42,6 +54,7 @@ class Measurement:
         macs: multiply-accumulates for one window, counted in the traced graph.
         perplexity: on the text.
         speed: tokens per second for one sequence on this machine.
+        placement: where it ran; None for ONNX Runtime, which runs on the CPU.
     """
 
     name: str
@@ -51,9 +64,11 @@ class Measurement:
     macs: int
     perplexity: Perplexity
     speed: Speed
+    placement: Placement | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        plain = dataclasses.asdict(dataclasses.replace(self, placement=None))
+        return {**plain, "placement": self.placement.to_json() if self.placement else None}
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ class _Runnable:
         module: the module that its config describes, with or without weights, to count parameters and MACs.
         logits: a function from token ids to logits.
         step: what decodes token by token, with a key-value cache.
+        placement: as in :class:`Measurement`.
     """
 
     module: torch.nn.Module
@@ -71,8 +87,10 @@ class _Runnable:
     step: torch.nn.Module | Step
     format: str
     bytes: int
+    placement: Placement | None = None
 
 
+@on_every_rank
 def evaluate(
     models: Sequence[Model] | Model,
     text: GivenText | None = None,
@@ -80,10 +98,15 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     window: int = 128,
     windows: int | None = None,
+    device: str | torch.device = AUTO,
+    dtype: str | torch.dtype = AUTO,
+    offload: str = AUTO,
+    max_memory: str | int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     allow_overlap: bool = False,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> list[Measurement]:
     """Measure models: perplexity over non-overlapping windows, size, and speed.
 
@@ -97,16 +120,20 @@ def evaluate(
         tokenizer: of the loaded models.
         window: tokens in a window (128 as in LLM-Pruner, arXiv 2305.11627).
         windows: how many; all that the text holds when None.
+        device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`.
         trust_remote_code: whether a model's own code may run.
         allow_pickle: whether weights may be read from a pickle.
         allow_overlap: whether a model may be measured on text that it was calibrated or trained on.
         progress: told what is going on.
+        ranks: the processes that share the windows; set from torchrun's environment variables, under which all
+            processes make the same call. Rank 0 measures the speed, and all return the same.
 
     Raises:
         RequestError: a model or text that cannot be read, a text shorter than the windows asked for, a window longer
             than a model's context, or text that a model has seen.
         FxpruneError: a perplexity that is not finite.
     """
+    request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     found = list_models(models, tokenizer)
     given = read_text(text, "text")
     if not found:
@@ -119,9 +146,10 @@ def evaluate(
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed)) for model in found]
+        agree_on_files(ranks, sources, text)
         contexts = [_context(source, window) for source in sources]
         read = [_read(source, given, window, windows, progress, overlap=allow_overlap) for source in sources]
-        return [_measure(*each, progress) for each in zip(sources, read, contexts, strict=True)]
+        return [_measure(*each, request, progress, ranks=ranks) for each in zip(sources, read, contexts, strict=True)]
 
 
 def _open(
@@ -160,15 +188,28 @@ def _context(source: ModelSource, window: int) -> int:
     return context
 
 
-def _measure(source: ModelSource, ids: torch.Tensor, context: int, progress: Progress) -> Measurement:
+def _measure(
+    source: ModelSource,
+    ids: torch.Tensor,
+    context: int,
+    request: PlacementRequest,
+    progress: Progress,
+    *,
+    ranks: Ranks,
+) -> Measurement:
     config, window = load_config(source).get_text_config(), ids.shape[1]
     progress(f"{source.name}: loading")
-    runnable = _open_onnx(source) if _is_onnx(source.directory) else _open_torch(source)
-    progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")
-    found = perplexity(runnable.logits, ids)
-    progress(f"{source.name}: speed")
+    forward = (min(WINDOWS_AT_ONCE, len(ids)), window)
+    runnable = _open_onnx(source) if _is_onnx(source.directory) else _open_torch(source, request, forward)
+    if runnable.placement is not None:
+        progress(f"{source.name}: {runnable.placement.why}")
     prompt = max(1, min(window, context - DECODED))
-    speed = tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=min(DECODED, context - prompt))
+    new = min(DECODED, context - prompt)
+    with told_when_out_of_memory(runnable.placement or WHOLE):
+        progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")
+        found = perplexity(runnable.logits, ids, ranks=ranks)
+        progress(f"{source.name}: speed")
+        speed = ranks.by_first(lambda: tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=new))
     return Measurement(
         name=source.name,
         format=runnable.format,
@@ -177,6 +218,7 @@ def _measure(source: ModelSource, ids: torch.Tensor, context: int, progress: Pro
         macs=_macs(runnable.module, window),
         perplexity=found,
         speed=speed,
+        placement=runnable.placement,
     )
 
 
@@ -189,8 +231,10 @@ def _is_onnx(directory: str | os.PathLike[str]) -> bool:
     return (Path(directory) / ONNX_MODEL).is_file()
 
 
-def _open_torch(source: ModelSource) -> _Runnable:
-    model = _load(source)
+def _open_torch(source: ModelSource, request: PlacementRequest, forward: Forward) -> _Runnable:
+    placement = whole(place_model(request, source, load_config(source), forward=forward))
+    with told_when_out_of_memory(placement):
+        model = _load(source, placement)
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)
     return _Runnable(
         module=model,
@@ -198,17 +242,18 @@ def _open_torch(source: ModelSource) -> _Runnable:
         step=model,
         format="safetensors" if files[0].suffix == ".safetensors" else "pickle",
         bytes=sum(file.stat().st_size for file in files),
+        placement=placement,
     )
 
 
-def _load(source: ModelSource) -> Any:
+def _load(source: ModelSource, placement: Placement) -> Any:
     """The model. The free form is loaded without running the modelling file in its directory."""
     from ..backends.huggingface.free_form import CONFIG_ENTRY
     from ..backends.huggingface.save import load
 
     if hasattr(load_config(source), CONFIG_ENTRY) and not source.trust_remote_code:
-        return load(source.directory, dtype=torch.float32).eval()
-    return load_model(source)
+        return load(source.directory, dtype=placement.dtype).eval().to(placement.device)
+    return load_model(source, dtype=placement.dtype, device=placement.device)
 
 
 def _open_onnx(source: ModelSource) -> _Runnable:

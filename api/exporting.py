@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,15 @@ import torch
 
 from ..backends.exporter import Exporter, ExportReport, ExportRequest
 from ..backends.registry import parse_format
+from ..ir.errors import RequestError
 from ..ir.plugins import named_faults
+from ..runtime.devices import find_device
+from ..runtime.placement import AUTO, PlacementRequest, whole
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
 from ..tracer.model import ModelSource, load_config, load_model
 from .model_call import ModelCall
+from .placing import SMALLEST, place_model
 from .progress import Progress, silent
 from .request_checks import Model, check_example, check_model, check_paths
 from .sources import open_source
@@ -33,6 +38,9 @@ def export(
     optimize: str | None = None,
     cache: bool | None = None,
     example: str | None = None,
+    device: str | torch.device = AUTO,
+    offload: str = AUTO,
+    max_memory: str | int | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
@@ -53,6 +61,8 @@ def export(
         cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
         example: what a model that is no causal language model is called with, such as
             ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
+        device: ``cpu`` or ``auto``, which is the same: a format is written and compared there, in float32.
+        offload, max_memory: as in :func:`fxprune.apply`; the whole model has to fit.
         force: whether an existing ``out`` is replaced.
         trust_remote_code: whether the model's own code may run.
         progress: told what is going on.
@@ -61,11 +71,14 @@ def export(
         RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
         FxpruneError: the model cannot be exported, or the result differs from it.
     """
-    exporter = parse_format(format, {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache})
+    shared = {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache}
+    exporter = parse_format(format, shared)
+    place = _on_cpu(PlacementRequest.parse(device=device, offload=offload, max_memory=max_memory))
     check_model(model, tokenizer)
     check_paths(out=out)
     check_example(example)
     with open_source(model, tokenizer, trust_remote_code=trust_remote_code) as source:
+        progress(whole(place_model(place, source, load_config(source), forward=SMALLEST)).why)
         asked = _request(source, Path(out), example, force=force, trust=trust_remote_code, progress=progress)
         return _run(exporter, asked)
 
@@ -98,3 +111,13 @@ def _request(
 def _run(exporter: Exporter, request: ExportRequest) -> ExportReport:
     with named_faults(type(exporter), f"format {exporter.name!r}"):
         return exporter.export(request)
+
+
+def _on_cpu(request: PlacementRequest) -> PlacementRequest:
+    """Refuse an accelerator: what it computes is not what the format's own program will be compared with."""
+    if request.device not in (AUTO, "cpu"):
+        raise RequestError(
+            f"--device {find_device(request.device)}: a format is written and compared on the CPU",
+            "leave --device out; --optimize cuda fuses for ONNX Runtime on that device",
+        )
+    return replace(request, device="cpu", dtype="float32")

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fxprune.passes.score.taylor_terms import taylor
+from fxprune.runtime.block_runner import BlockRunner
 
 LIMIT = 2.0
 MIB = 2**20
@@ -79,7 +80,7 @@ def measure(options: argparse.Namespace, tied: bool) -> list[tuple[str, float, f
         batch = tokens[:1] if variant == "second" else tokens  # this one runs the samples one by one
         activations = peak_bytes(lambda batch=batch: activations_only(model, batch))
         start = time.perf_counter()
-        peak = peak_bytes(lambda variant=variant: taylor(model, tokens, wanted, variant))
+        peak = peak_bytes(lambda variant=variant: taylor(BlockRunner(model), tokens, wanted, variant))
         seconds = time.perf_counter() - start
         beyond = peak - activations
         rows.append((variant, seconds, (weights + activations) / MIB, beyond / MIB, beyond / largest))
@@ -103,7 +104,9 @@ def main() -> int:
         print(f"{'variant':10} {'seconds':>8} {'inherent MiB':>13} {'beyond MiB':>11} {'largest gradients':>18}")
         for variant, seconds, inherent, beyond, ratio in measure(options, tied):
             print(f"{variant:10} {seconds:8.1f} {inherent:13.1f} {beyond:11.1f} {ratio:18.2f}")
-            worst = max(worst, ratio)
+            # Of a tied embedding there is a gradient for each sample, until its last use, which is its first one.
+            allowed = options.samples if tied and variant in ("second", "element2") else 0
+            worst = max(worst, ratio - allowed)
     return int(worst > LIMIT)
 
 

@@ -40,6 +40,8 @@ class Pass:
             that are larger than memory.
         takes_loss: whether it scores by the gradients of a loss, which for models that are no language models the user
             gives.
+        keeps_values: whether it slices, drops or reads weights and never changes a value that stays. Of a pass that
+            does, ``--resume`` keeps the values.
     """
 
     name: ClassVar[str]
@@ -49,6 +51,7 @@ class Pass:
     needs_weights: ClassVar[bool] = True
     streams: ClassVar[bool] = False
     takes_loss: ClassVar[bool] = False
+    keeps_values: ClassVar[bool] = False
 
     @property
     def looks_back_at(self) -> tuple[Literal["model", "same_layers"], ...]:

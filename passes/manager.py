@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.plugins import named_faults
 from .base import Pass, PassKind
+from .changes import noted
 from .pipeline import print_pass
 from .state import State
 
@@ -50,7 +52,7 @@ class StepRecord:
     is_analysis: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data."""
+        """As JSON data, the arguments that make an equal one."""
         return dataclasses.asdict(self)
 
 
@@ -85,6 +87,7 @@ def run_pipeline(
     verify: Verify,
     between: Between | None = None,
     announce: Announce | None = None,
+    resumable: bool = False,
 ) -> tuple[StepRecord, ...]:
     """Run ``pipeline`` on ``state``, in place.
 
@@ -95,6 +98,8 @@ def run_pipeline(
         verify: raises for a malformed graph; called on the graph before the first pass and after every pass.
         between: called after every step, before the verifier, so that a malformed graph can be printed.
         announce: called before every pass with its text, its number from 1, and the number of passes.
+        resumable: whether the ledger shall say what is needed to do without the passes that have run
+            (:func:`~.redo.redo`).
 
     Returns:
         The steps that ran, in order, with times.
@@ -106,7 +111,6 @@ def run_pipeline(
     check_inputs(pipeline, state)
     verify(state.subject.graph)
     state.before.graph = state.before.graph or state.subject.graph
-    known = {analysis.name: analysis for analysis in analyses}
     steps: list[StepRecord] = []
 
     def record(step: StepRecord) -> None:
@@ -117,44 +121,56 @@ def run_pipeline(
     for number, step in enumerate(pipeline, start=1):
         if announce is not None:
             announce(print_pass(step), number, len(pipeline))
-        for name in step.needs:
-            if getattr(state.subject, known[name].part) is None:
-                record(_analyse(known[name], state))
+        for analysis in run_analyses(step.needs, state, analyses):
+            record(analysis)
         if step.kind == PassKind.SCORE:
-            _keep_before(state, pipeline[number:])
-        record(_run_pass(step, state, known))
+            keep_before(state, pipeline[number:])
+        with noted(step, state) if resumable else nullcontext():
+            seconds = _run(step, state)
+        forget(step.invalidates, state, analyses)
+        record(StepRecord(step.name, print_pass(step), seconds))
         _verify_after(step, state, verify)
     return tuple(steps)
 
 
-def _keep_before(state: State, rest: Sequence[Pass]) -> None:
+def keep_before(state: State, rest: Sequence[Pass]) -> None:
     """Copy the model once before it is pruned, if later passes compare with it or learn from it."""
-    before, runner = state.before, state.subject.runner
+    before, runner, changed = state.before, state.subject.runner, state.ledger.changed
     fresh = before.model is None and any("model" in step.looks_back_at for step in rest)
     layers = before.same_layers is None and any("same_layers" in step.looks_back_at for step in rest)
     if not fresh and not layers:
         return
     dense = runner.twin()
     if fresh:
-        before.keep("model", dense)
+        before.keep("model", dense, changed)
     if layers:
-        before.keep("same_layers", dense)
+        before.keep("same_layers", dense, changed)
 
 
-def _analyse(analysis: Analysis, state: State) -> StepRecord:
-    started = time.perf_counter()
-    setattr(state.subject, analysis.part, analysis.run(state.subject.graph))
-    return StepRecord(analysis.name, analysis.name, time.perf_counter() - started, is_analysis=True)
+def run_analyses(names: Iterable[str], state: State, analyses: Sequence[Analysis]) -> Iterator[StepRecord]:
+    """Run those of the named analyses that are not valid, one at a time."""
+    known = {analysis.name: analysis for analysis in analyses}
+    for name in names:
+        analysis = known[name]
+        if getattr(state.subject, analysis.part) is None:
+            started = time.perf_counter()
+            setattr(state.subject, analysis.part, analysis.run(state.subject.graph))
+            yield StepRecord(name, name, time.perf_counter() - started, is_analysis=True)
 
 
-def _run_pass(step: Pass, state: State, analyses: Mapping[str, Analysis]) -> StepRecord:
+def forget(names: Iterable[str], state: State, analyses: Sequence[Analysis]) -> None:
+    """Remove the results of the named analyses."""
+    known = {analysis.name: analysis for analysis in analyses}
+    for name in names:
+        setattr(state.subject, known[name].part, None)
+
+
+def _run(step: Pass, state: State) -> float:
+    """Run a pass; returns the seconds that it took."""
     started = time.perf_counter()
     with named_faults(type(step), f"pass {step.name!r}"):
         step.run(state)
-    seconds = time.perf_counter() - started
-    for name in step.invalidates:
-        setattr(state.subject, analyses[name].part, None)
-    return StepRecord(step.name, print_pass(step), seconds)
+    return time.perf_counter() - started
 
 
 def _verify_after(step: Pass, state: State, verify: Verify) -> None:

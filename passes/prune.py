@@ -35,6 +35,7 @@ class Prune(Pass):
     kind: ClassVar[PassKind] = PassKind.SCORE
     needs: ClassVar[tuple[str, ...]] = ("couple",)
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
+    keeps_values: ClassVar[bool] = True
 
     ratio: float = option(
         0.25, "share of the units of every group to remove, in [0, 1)", at_least=0, below=1,
@@ -98,6 +99,7 @@ class Prune(Pass):
         else:
             keep, report["allocation"] = self._allocated(groups, state, coupling)
         state.ledger.report[self.name] = report
+        keep = state.ranks.broadcast(keep)  # a latency is not the same on all ranks
         cut(state, coupling, keep)
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:
@@ -129,7 +131,7 @@ class Prune(Pass):
             found = self.scores(groups, replace(state, data=replace(state.data, calibration=text)))
             return self._valid(groups, found)
 
-        record = {"pass": self.name, "options": self._scoring_options(), "model": fingerprint(state.subject.model)}
+        record = {"pass": self.name, "options": self._scoring_options(), "model": fingerprint(state.subject.runner)}
         return saved.scores(record, state.data.calibration, [group.name for group in groups], compute)
 
     def _valid(self, groups: Sequence[Group], scores: Mapping[str, Scores]) -> Mapping[str, Scores]:

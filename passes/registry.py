@@ -13,6 +13,7 @@ from .base import Pass
 from .calibrate.generate import Generate
 from .couple.coupling import couple
 from .drop.drop import Drop
+from .drop.taken_out import LayersKept, PartsAbsent
 from .manager import Analysis
 from .recover.compensate import Compensate
 from .recover.distill import Distill
@@ -26,12 +27,16 @@ from .score.obs import Obs
 from .score.random import Random
 from .score.taylor import Taylor
 from .score.wanda import Wanda
+from .shrink.cut import Cut
 
 PASSES: tuple[type[Pass], ...] = (
     Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
     Finetune, Distill,
 )  # fmt: skip
 """fxprune's own passes."""
+
+DECISIONS: tuple[type[Cut] | type[LayersKept] | type[PartsAbsent], ...] = (Cut, LayersKept, PartsAbsent)
+"""What passes can do to the structure of a model."""
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from ..ir.errors import RequestError
+from ..runtime.block_runner import BlockRunner
+from ..runtime.tensors import first_names
 
 if TYPE_CHECKING:
     from .data import Corpus, Scores
@@ -152,10 +154,11 @@ def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(str(list(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """sha256 of the names, shapes, dtypes and values of a model's tensors."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+def fingerprint(runner: BlockRunner) -> str:
+    """sha256 of the names, shapes, dtypes and values of a model's tensors, wherever they are."""
+    found, first = hashlib.sha256(), first_names(runner.model)
+    for name, tensor in sorted(runner.model.state_dict().items()):
+        value = runner.value(first[name]) if tensor.is_meta else tensor.detach()
+        found.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        found.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -1,15 +1,21 @@
-"""What passes hand to one another: the model, what they may read, what has been done, and what was before."""
+"""What passes hand to one another: the model, what they may read, what has been done, and what was before.
+
+The metadata of every field, or of the part that it is in, says where a run that is resumed has it from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.repairs import Repairs
 from ..runtime.block_runner import BlockRunner
+from ..runtime.ranks import Ranks
 from ..runtime.residence import Residence
+from .model.blocks import read_elsewhere
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +26,62 @@ if TYPE_CHECKING:
     from .data import Corpus, Weights
     from .score_cache import ScoreCache
 
-KEPT_ON_RESUME = "kept"
-"""In the metadata of a part of :class:`State`: whether a run that goes on has it from the one that broke off. What is
-not kept, it makes anew."""
+
+class OnResume(StrEnum):
+    """Where a run that goes on has a part of its :class:`State` from.
+
+    Attributes:
+        ANEW: it makes it anew, as any run does.
+        REPEATED: it repeats the decisions of the passes that were done, see :class:`Decision`.
+        STORED: the run that broke off wrote it down.
+    """
+
+    ANEW = "anew"
+    REPEATED = "repeated"
+    STORED = "stored"
+
+
+ON_RESUME = "on_resume"
+"""In the metadata of the fields of a state's parts: an :class:`OnResume`."""
+
+_ANEW, _REPEATED, _STORED = ({ON_RESUME: how} for how in OnResume)
+
+
+class Decision(Protocol):
+    """What a pass did to the structure of a model, as data with which it can be done again without scores.
+
+    An implementation is a frozen dataclass; ``fxprune.passes.registry.DECISIONS`` lists them all.
+
+    Attributes:
+        name: what the saved state of a run calls it.
+    """
+
+    name: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data, in which NumPy arrays may stand too."""
+
+    def redo(self, state: State) -> None:
+        """Do it again.
+
+        Raises:
+            FxpruneError: it does not fit the model.
+        """
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A pass that has run.
+
+    Attributes:
+        name: of the pass.
+        decisions: what it did to the structure of the model, in order.
+        can_be_repeated: whether these are all that it did, besides the values of weights and what the ledger holds.
+    """
+
+    name: str
+    decisions: tuple[Decision, ...] = ()
+    can_be_repeated: bool = True
 
 
 @dataclass
@@ -37,16 +96,21 @@ class Subject:
         example: the keyword arguments of ``forward`` that the graph was traced with.
         outputs: keys of what counts among the things that the model returns; all of it when empty.
         residence: brings its weights into memory; None when the module holds them.
-        whole: what runs as a whole although it is a list of blocks -> why.
+        whole: what runs as a whole although it is a list of blocks -> why; of the graph, that a block's weights are
+            read elsewhere.
     """
 
-    graph: Graph
-    model: torch.nn.Module
-    coupling: Coupling | None = None
-    example: Mapping[str, Any] = field(default_factory=dict)
-    outputs: Sequence[str] = ()
-    residence: Residence | None = None
-    whole: dict[str, str] = field(default_factory=dict)
+    graph: Graph = field(metadata=_REPEATED)
+    model: torch.nn.Module = field(metadata=_REPEATED)
+    coupling: Coupling | None = field(default=None, metadata=_REPEATED)
+    example: Mapping[str, Any] = field(default_factory=dict, metadata=_REPEATED)
+    outputs: Sequence[str] = field(default=(), metadata=_ANEW)
+    residence: Residence | None = field(default=None, metadata=_ANEW)
+    whole: dict[str, str] = field(default_factory=dict, metadata=_ANEW)
+
+    def __post_init__(self) -> None:
+        if self.graph is not None:  # a pass that reads no graph can do without
+            self.whole.update(read_elsewhere(self.graph, self.model))
 
     @property
     def runner(self) -> BlockRunner:
@@ -144,16 +208,22 @@ class Before:
             activations with.
         residences: for each of the two models, by the name of its attribute, what brings its weights into memory;
             nothing for models that hold them.
+        changed: attribute -> :attr:`Ledger.changed` when that copy was made.
+        whole: as in :class:`Subject`.
     """
 
-    graph: Graph | None = None
-    model: torch.nn.Module | None = None
-    same_layers: torch.nn.Module | None = None
-    residences: dict[str, Residence] = field(default_factory=dict)
+    graph: Graph | None = field(default=None, metadata=_REPEATED)
+    model: torch.nn.Module | None = field(default=None, metadata=_REPEATED)
+    same_layers: torch.nn.Module | None = field(default=None, metadata=_REPEATED)
+    residences: dict[str, Residence] = field(default_factory=dict, metadata=_REPEATED)
+    changed: dict[str, frozenset[str]] = field(default_factory=dict, metadata=_STORED)
+    whole: dict[str, str] = field(default_factory=dict, metadata=_REPEATED)
 
-    def keep(self, name: Literal["model", "same_layers"], runner: BlockRunner) -> None:
-        """Look back at this model from now on."""
+    def keep(self, name: Literal["model", "same_layers"], runner: BlockRunner, changed: frozenset[str]) -> None:
+        """Look back at this model from now on; ``changed`` as in the ledger."""
         setattr(self, name, runner.model)
+        self.changed[name] = changed
+        self.whole = runner.whole
         self.residences.pop(name, None)
         if runner.residence is not None:
             self.residences[name] = runner.residence
@@ -161,7 +231,7 @@ class Before:
     def runner(self, name: Literal["model", "same_layers"]) -> BlockRunner | None:
         """Runs one of the two models; None when there is none."""
         model: torch.nn.Module | None = getattr(self, name)
-        return None if model is None else BlockRunner(model, self.residences.get(name))
+        return None if model is None else BlockRunner(model, self.residences.get(name), self.whole)
 
 
 @dataclass
@@ -177,15 +247,21 @@ class Ledger:
             theirs, int64 ``[N, L]``.
         scores: those of another run, or a place to keep those of this one; None when they are not wanted.
         report: what passes want recorded in the artifact, by pass name.
+        decisions: what passes did to the structure of the model, in order.
+        changed: names of the tensors whose values passes may have changed; the others are those of the source, sliced.
+        finished: the passes that have run. This and ``changed`` are kept up only in a run that can be resumed.
     """
 
-    plan: Plan | None = None
-    repairs: Repairs = field(default_factory=Repairs)
-    consumers: list[tuple[str, int]] = field(default_factory=list)
-    renamed: dict[str, str] = field(default_factory=dict)
-    written: list[tuple[int, torch.Tensor]] = field(default_factory=list)
-    scores: ScoreCache | None = None
-    report: dict[str, Any] = field(default_factory=dict)
+    plan: Plan | None = field(default=None, metadata=_REPEATED)
+    repairs: Repairs = field(default_factory=Repairs, metadata=_REPEATED)
+    consumers: list[tuple[str, int]] = field(default_factory=list, metadata=_REPEATED)
+    renamed: dict[str, str] = field(default_factory=dict, metadata=_REPEATED)
+    written: list[tuple[int, torch.Tensor]] = field(default_factory=list, metadata=_STORED)
+    scores: ScoreCache | None = field(default=None, metadata=_STORED)
+    report: dict[str, Any] = field(default_factory=dict, metadata=_STORED)
+    decisions: list[Decision] = field(default_factory=list, metadata=_REPEATED)
+    changed: frozenset[str] = field(default=frozenset(), metadata=_STORED)
+    finished: list[Finished] = field(default_factory=list, metadata=_STORED)
 
 
 @dataclass
@@ -198,10 +274,12 @@ class State:
         host: what whoever runs the pipeline can do with the model.
         before: the model as it was.
         ledger: what has been done.
+        ranks: the processes that share the work; all of them run the same passes on the same state.
     """
 
-    subject: Subject = field(metadata={KEPT_ON_RESUME: True})
-    data: Data = field(default_factory=Data, metadata={KEPT_ON_RESUME: False})
-    host: Host = field(default_factory=NoHost, metadata={KEPT_ON_RESUME: False})
-    before: Before = field(default_factory=Before, metadata={KEPT_ON_RESUME: True})
-    ledger: Ledger = field(default_factory=Ledger, metadata={KEPT_ON_RESUME: True})
+    subject: Subject
+    data: Data = field(default_factory=Data, metadata=_ANEW)
+    host: Host = field(default_factory=NoHost, metadata=_ANEW)
+    before: Before = field(default_factory=Before)
+    ledger: Ledger = field(default_factory=Ledger)
+    ranks: Ranks = field(default_factory=Ranks, metadata=_ANEW)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,19 @@ from .side_effects import PassesOnMoreError
 from .tensors import made_private, tensors_by_name, twin
 from .turns import Around, Feed, Turn, turns
 
+WAITING = 1 << 30
+"""Bytes of hidden states that may wait while one block after the other is read for all of them."""
+
+Result = TypeVar("Result")
+
 
 @dataclass
 class BlockRunner:
     """A model and where its weights are.
+
+    A list of blocks may turn out to run only as a whole, when a block passes on more than its outputs, or is not called
+    as a block. :meth:`run` and :meth:`gradients` then begin again; for :meth:`session` and :meth:`turns`, where the
+    work is the caller's, :meth:`again` does that.
 
     Attributes:
         model: in eval mode while it runs. Where its weights are elsewhere, its parameters are on the meta device.
@@ -48,6 +57,40 @@ class BlockRunner:
         """
         return replace(self, stops=tuple(paths))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        if self.residence is not None:
+            return self.residence.device
+        parameter = next(self.model.parameters(), None)
+        return parameter.device if parameter is not None else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the arithmetic."""
+        if self.residence is not None:
+            return self.residence.dtype
+        parameter = next(self.model.parameters(), None)
+        return parameter.dtype if parameter is not None else torch.get_default_dtype()
+
+    def again(self, call: Callable[[], Result], restart: Callable[[], None] | None = None) -> Result:
+        """What a call returns that runs the model; it begins again where a list of blocks must run as a whole.
+
+        Args:
+            call: must be free to be made again.
+            restart: called before it is.
+        """
+        while True:
+            try:
+                return call()
+            except PassesOnMoreError as error:
+                path = error.path.rpartition(".")[0]
+                if path in self.whole or (self.residence is not None and self.residence.in_use):
+                    raise  # in use: whoever opened the session begins again
+                self.whole[path] = str(error)
+                if restart is not None:
+                    restart()
+
     @contextmanager
     def session(self) -> Iterator[nn.Module]:
         """Inside, without gradients, the model may be called by any code: blocks load and free their weights."""
@@ -58,7 +101,9 @@ class BlockRunner:
                 with self.residence.calling(self.blocks):
                     yield self.model
 
-    def turns(self, feeds: Sequence[Feed], around: Around | None = None) -> Generator[Turn, None, list[Any]]:
+    def turns(
+        self, feeds: Sequence[Feed], around: Around | None = None, *, room: int | None = None
+    ) -> Generator[Turn, None, list[Any]]:
         """Run batches in step, without gradients; yields each block when all that wait for it can run.
 
         When the generator goes on, the block runs on the waiting batches with its present weights.
@@ -66,11 +111,15 @@ class BlockRunner:
         Args:
             feeds: the batches.
             around: a context for the code of each batch.
+            room: as in :func:`~.turns.turns`.
 
         Returns:
             The results of the feeds, as the value of the generator.
+
+        Raises:
+            PassesOnMoreError: a list of blocks must run as a whole; see :meth:`again`.
         """
-        with self._ready(), closing(turns(self.model, self.blocks, feeds, self.loaded, around)) as steps:
+        with self._ready(), closing(turns(self.model, self.blocks, feeds, self.loaded, around, room=room)) as steps:
             while True:
                 with torch.no_grad():
                     try:
@@ -80,15 +129,38 @@ class BlockRunner:
                         return results
                 yield turn
 
-    def run(self, feeds: Sequence[Feed], around: Around | None = None) -> list[Any]:
-        """Run batches in step, without gradients; returns the results of the feeds."""
-        with closing(self.turns(feeds, around)) as steps:
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as end:
-                    results: list[Any] = end.value
-                    return results
+    def run(
+        self, feeds: Sequence[Feed], around: Around | None = None, restart: Callable[[], None] | None = None
+    ) -> list[Any]:
+        """Run batches without gradients; returns the results of the feeds, which should be small.
+
+        Weights that are elsewhere are read once for as many batches as may wait. Hooks on modules see each batch with
+        its own values, and every module sees the batches in order.
+
+        Args:
+            feeds: the batches.
+            around: a context for the code of each batch.
+            restart: called when all begins again, to forget what hooks and contexts have gathered.
+        """
+
+        def attempt() -> list[Any]:
+            with closing(self.turns(feeds, around, room=WAITING)) as steps:
+                while True:
+                    try:
+                        next(steps)
+                    except StopIteration as end:
+                        results: list[Any] = end.value
+                        return results
+
+        return self._one_by_one(feeds, around) if self.residence is None else self.again(attempt, restart)
+
+    def _one_by_one(self, feeds: Sequence[Feed], around: Around | None) -> list[Any]:
+        results = []
+        with self._ready(), torch.no_grad():
+            for number, feed in enumerate(feeds):
+                with nullcontext() if around is None else around(number):
+                    results.append(feed(self.model))
+        return results
 
     def gradients(self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver) -> list[float]:
         """Exact gradients of losses, each for itself, by reverse streaming.
@@ -104,12 +176,7 @@ class BlockRunner:
         Raises:
             FxpruneError: for a loss that is not a finite scalar.
         """
-        while True:
-            try:
-                return self._gradients(losses, wanted, receiver)
-            except PassesOnMoreError as error:
-                self.leave_whole(error)
-                receiver.restart()
+        return self.again(lambda: self._gradients(losses, wanted, receiver), receiver.restart)
 
     def _gradients(self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver) -> list[float]:
         with self._ready():
@@ -127,14 +194,12 @@ class BlockRunner:
                 for name in wanted:
                     (path,) = holders[name] if len(holders[name]) == 1 else (None,)
                     inside.setdefault(path or "", []).append(name)
+                early = [name for name in inside.get("", ()) if not any(tape.waits_for(name) for tape in tapes)]
+                receiver.finished(early)
                 walk_back(tapes, self.blocks, self.loaded, order, inside)
-                ran = {path for path, _ in order}
-                receiver.finished([name for path, names in inside.items() if path not in ran for name in names])
+                done = {*early, *(name for path, _ in order for name in inside.get(path, ()))}
+                receiver.finished([name for name in wanted if name not in done])
         return values
-
-    def leave_whole(self, error: PassesOnMoreError) -> None:
-        """Treat a list of blocks as code between blocks, because one of them cannot run by itself."""
-        self.whole[error.path.rpartition(".")[0]] = str(error)
 
     def _recorded(
         self, losses: Sequence[Loss], tapes: Sequence[Tape], receiver: GradientReceiver

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..ir.errors import RequestError
+from .ranks import ranks_here
 
 CPU = torch.device("cpu")
 
@@ -24,12 +25,20 @@ def found_devices() -> list[torch.device]:
 def find_device(text: str) -> torch.device:
     """The device of a name such as ``cpu``, ``cuda``, ``cuda:1``; for ``auto`` the first that torch finds.
 
+    Of several processes on one machine each gets a device of its own, where the name leaves that open.
+
     Raises:
-        RequestError: it is no name of a device, or of none that is there.
+        RequestError: it is no name of a device, or of none that is there, or of one for several processes.
     """
     there = found_devices()
+    if ranks_here()[1] > 1:
+        return _own_device(text, there)
     if text == "auto":
         return there[0]
+    return _named_device(text, there)
+
+
+def _named_device(text: str, there: Sequence[torch.device]) -> torch.device:
     try:
         asked = torch.device(text)
     except RuntimeError:
@@ -43,6 +52,25 @@ def find_device(text: str) -> torch.device:
         f"--device {text}: torch {torch.__version__} does not find it",
         f"torch finds {names_of(there)}; give one of them, or install a torch that was built for the device",
     )
+
+
+def _own_device(text: str, there: Sequence[torch.device]) -> torch.device:
+    """The device of this process, one of several on this machine."""
+    index, count = ranks_here()
+    kind, _, number = (there[0].type if text == "auto" else text).partition(":")
+    found = sorted(device.index for device in there if device.type == kind and device != CPU)
+    if not found:
+        return _named_device(kind if text == "auto" else text, there)
+    if number:
+        raise RequestError(
+            f"--device {text}: {count} processes cannot share one device", f"give --device {kind}: one for each of them"
+        )
+    if len(found) < count:
+        raise RequestError(
+            f"torchrun started {count} processes on this machine, and torch finds {names_of(there)}",
+            f"start {len(found)}, or give --device cpu",
+        )
+    return torch.device(kind, found[index])
 
 
 def names_of(devices: Sequence[torch.device]) -> str:

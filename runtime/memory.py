@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..ir.errors import RequestError
+from .ranks import ranks_here
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class HostMemory(Memory):
-    """The memory of this machine as far as this process may use it.
+    """The memory of this machine as far as this process may use it. Ranks on one machine get equal shares of it.
 
     Attributes:
         limit: of the process's control group (a container, a batch system), which ``total`` and ``free`` respect; None
@@ -89,7 +90,7 @@ def host_memory(root: Path = Path("/")) -> HostMemory | None:
     limit = min((group.total for group in groups), default=None)
     if limit is None or limit >= whole.total:
         limit = None
-    free = min([whole.free, *(group.free for group in groups)])
+    free = min([whole.free, *(group.free for group in groups)]) // ranks_here()[1]
     return HostMemory(whole.total if limit is None else limit, max(0, free), limit)
 
 
@@ -106,6 +107,16 @@ def device_memory(device: torch.device) -> Memory | None:
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
     return Memory(int(total), int(free))
+
+
+def peak_of(device: torch.device) -> int | None:
+    """The most memory of an accelerator that tensors of this process took at once; None if torch cannot tell."""
+    import torch
+
+    try:
+        return int(torch.accelerator.max_memory_allocated(device))
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _of_kernel(root: Path) -> Memory | None:

@@ -18,7 +18,7 @@ from .memory import device_memory, host_memory, parse_bytes, size_text
 from .needs import Needs
 
 AUTO = "auto"
-NONE, MEMORY, DISK = OFFLOADS = ("none", "memory", "disk")
+NO_OFFLOAD, MEMORY, DISK = OFFLOADS = ("none", "memory", "disk")
 """Where weights are that are not in use, from the fastest to the most frugal: all on the device; in the memory of the
 host; in the files."""
 
@@ -108,7 +108,7 @@ class Placement:
         }
 
 
-WHOLE = Placement(CPU, torch.float32, NONE, None, "cpu, float32; all weights in memory")
+WHOLE = Placement(CPU, torch.float32, NO_OFFLOAD, None, "cpu, float32; all weights in memory")
 """Where nobody asked: everything on the CPU, in float32."""
 
 STREAMED = Placement(
@@ -139,7 +139,7 @@ def place(
     device, why_device = _device(request, sums)
     dtype, why_dtype = _dtype(request, device, stored)
     head = ", ".join([f"{device}{why_device}", f"{_name(dtype)}{why_dtype}"])
-    offload, why = NONE, ""
+    offload, why = NO_OFFLOAD, ""
     if needs is not None:
         offload, why = _offload(request, device, stored.itemsize < dtype.itemsize, needs(dtype))
     if request.offload != AUTO:
@@ -160,7 +160,7 @@ def whole(placement: Placement) -> Placement:
     """The placement of a model that has to be in memory as a whole."""
     if placement == STREAMED:  # the files could not be read one tensor at a time after all
         return WHOLE
-    return placement if placement.offload == NONE else replace(placement, offload=NONE)
+    return placement if placement.offload == NO_OFFLOAD else replace(placement, offload=NO_OFFLOAD)
 
 
 @contextmanager
@@ -183,7 +183,11 @@ def told_when_out_of_memory(placement: Placement) -> Iterator[None]:
         ) from error
 
 
-_TEXTS = {NONE: "all weights in memory", MEMORY: "weights wait in the memory of the host", DISK: "weights stay on disk"}
+_TEXTS = {
+    NO_OFFLOAD: "all weights in memory",
+    MEMORY: "weights wait in the memory of the host",
+    DISK: "weights stay on disk",
+}
 
 
 def _device(request: PlacementRequest, sums: bool) -> tuple[torch.device, str]:
@@ -218,21 +222,22 @@ def _offload(request: PlacementRequest, device: torch.device, narrower: bool, ne
     """The first of :data:`OFFLOADS` that fits, and why; ``narrower``: whether the checkpoint's dtype takes less."""
     host = host_memory()
     own = host if device == CPU else device_memory(device)
-    free, host_free = (_capped(memory and memory.free, request.max_memory) for memory in (own, host))
+    free = _least(own.free if own else None, request.max_memory)
+    host_free = _least(host.free if host else None, request.max_memory)
     if free is None:
-        return NONE, f"{_TEXTS[NONE]}: torch cannot tell how much of it is free"
-    there = f"{size_text(free)} {'allowed' if free == request.max_memory else 'free'}"
+        return NO_OFFLOAD, f"{_TEXTS[NO_OFFLOAD]}: torch cannot tell how much of it is free"
+    allowed = free == request.max_memory
+    there = f"{size_text(free)} {'allowed' if allowed else 'free'}"
     if needs.one_block > free:
-        flag = "--max-memory " if free == request.max_memory else f"{device}: "
         raise RequestError(
-            f"{flag}{size_text(free)}{'' if free == request.max_memory else ' free'}: not enough for the largest block, "
-            f"which takes {size_text(needs.largest_block)}, with {size_text(needs.outside)} outside the blocks and "
-            f"{size_text(needs.largest_gradient)} for a gradient",
+            f"{f'--max-memory {size_text(free)}' if allowed else f'{device} has {there}'}: the largest block takes "
+            f"{size_text(needs.largest_block)}, what is outside the blocks {size_text(needs.outside)}, and a gradient "
+            f"{size_text(needs.largest_gradient)}",
             f"give at least {size_text(needs.one_block)}; a coarser --dtype takes less",
         )
     whole = needs.weights + needs.beside
     if whole <= free:
-        return NONE, f"{_TEXTS[NONE]}: {size_text(whole)} of {there}"
+        return NO_OFFLOAD, f"{_TEXTS[NO_OFFLOAD]}: {size_text(whole)} of {there}"
     short = f"{size_text(whole)} do not fit in {there}"
     working = needs.one_block + needs.activations + needs.logits
     waiting = needs.stored + (working if device == CPU else 0)
@@ -241,9 +246,9 @@ def _offload(request: PlacementRequest, device: torch.device, narrower: bool, ne
     return offload, f"{_TEXTS[offload]}: {short}"
 
 
-def _capped(free: int | None, most: int | None) -> int | None:
-    known = [amount for amount in (free, most) if amount is not None]
-    return min(known, default=None)
+def _least(*amounts: int | None) -> int | None:
+    """The smallest amount that is known."""
+    return min((amount for amount in amounts if amount is not None), default=None)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,8 +14,12 @@ import torch
 from torch import nn
 
 from .blocks import BlockList
+from .side_effects import PassesOnMoreError
 from .store import Store
 from .tensors import tensors_by_every_name
+
+Edit = Callable[[str, torch.Tensor], torch.Tensor]
+"""Name and value of a parameter -> the value that it runs with; the given one must not be changed."""
 
 
 class Residence:
@@ -28,22 +33,36 @@ class Residence:
         model: the module; its buffers have values.
         store: the values, by first name.
         device, dtype: where and in which arithmetic the model runs.
+
+    Attributes:
+        edit: what is done to values when they are brought into memory, beside what the store holds; None for nothing.
     """
 
     def __init__(self, model: nn.Module, store: Store, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.store, self.device, self.dtype = model, store, device, dtype
+        self.edit: Edit | None = None
         self._shells: dict[str, nn.Parameter] = {}
         self._of_block: dict[str, list[str]] = {}
         self._changed: set[str] = set()
+        self._present: Counter[str] = Counter()
         self._depth = 0
 
     def of(self, model: nn.Module, store: Store) -> Residence:
         """The same for another module and its store."""
         return Residence(model, store, self.device, self.dtype)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether the code runs inside :meth:`outside`."""
+        return self._depth > 0
+
     @contextmanager
     def outside(self, blocks: BlockList) -> Iterator[None]:
-        """Inside, what no block holds alone is in memory, and :meth:`block` may be used."""
+        """Inside, what no block holds alone is in memory, and :meth:`block` may be used.
+
+        Raises:
+            PassesOnMoreError: a part of a block is called while the block is not.
+        """
         if self._depth:
             yield
             return
@@ -57,7 +76,8 @@ class Residence:
                 shared = [name for name in self._shells if name not in inside]
                 self._fill(shared)
                 try:
-                    yield
+                    with self._watched(blocks):
+                        yield
                 finally:
                     self._empty(shared)
         finally:
@@ -67,12 +87,16 @@ class Residence:
     def block(self, path: str) -> Iterator[None]:
         """Inside, the weights of a block are in memory; those marked by :meth:`keep` go to the store afterwards."""
         names = [name for name in self._of_block[path] if name in self._shells]
-        self._fill(names)
+        if not self._present[path]:
+            self._fill(names)
+        self._present[path] += 1
         try:
             yield
         finally:
-            self._empty(names)
-            give_back_memory(self.device)
+            self._present[path] -= 1
+            if not self._present[path]:
+                self._empty(names)
+                give_back_memory(self.device)
 
     @contextmanager
     def calling(self, blocks: BlockList) -> Iterator[None]:
@@ -101,9 +125,29 @@ class Residence:
         value = self.store.read(name)
         return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
+    @contextmanager
+    def _watched(self, blocks: BlockList) -> Iterator[None]:
+        """Inside, a part of a block that runs without its weights is noticed."""
+
+        def watching(path: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _args: Any) -> None:
+                if not self._present[path]:
+                    raise PassesOnMoreError(path, "is not called itself: its parts are")
+
+            return hook
+
+        with ExitStack() as stack:
+            for path, block in blocks.modules.items():
+                own = {id(self._shells[name]) for name in self._of_block[path] if name in self._shells}
+                for part in block.modules():
+                    if part is not block and any(id(weight) in own for weight in part._parameters.values()):
+                        stack.callback(part.register_forward_pre_hook(watching(path)).remove)
+            yield
+
     def _fill(self, names: Iterable[str]) -> None:
         for name in names:
-            self._shells[name].data = self.value(name)
+            value = self.value(name)
+            self._shells[name].data = value if self.edit is None else self.edit(name, value)
 
     def _empty(self, names: Iterable[str]) -> None:
         for name in names:
@@ -111,7 +155,7 @@ class Residence:
             if name in self._changed:
                 self._changed.discard(name)
                 self.store.write(name, shell.data)
-            shell.data = _nothing(shell)
+            shell.data = self._nothing(shell)
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
@@ -128,7 +172,7 @@ class Residence:
             name = first[id(parameter)]
             if name not in self._shells:
                 like = torch.empty(parameter.shape, dtype=self._dtype_of(parameter), device="meta")
-                self._shells[name] = nn.Parameter(_nothing(like), requires_grad=parameter.requires_grad)
+                self._shells[name] = nn.Parameter(self._nothing(like), requires_grad=parameter.requires_grad)
             table[leaf] = self._shells[name]
         try:
             yield
@@ -160,14 +204,14 @@ class Residence:
             for table, leaf, buffer in held:
                 table[leaf] = buffer
 
+    def _nothing(self, like: torch.Tensor) -> torch.Tensor:
+        """A tensor of this shape without memory for values; they are not numbers, so that no one takes them for
+        weights."""
+        blank = torch.nan if like.is_floating_point() else 0
+        return torch.full((), blank, dtype=like.dtype, device=self.device).expand(like.shape)
+
     def _dtype_of(self, parameter: torch.Tensor) -> torch.dtype:
         return self.dtype if parameter.is_floating_point() else parameter.dtype
-
-
-def _nothing(like: torch.Tensor) -> torch.Tensor:
-    """A tensor of this shape without memory for values; they are not numbers, so that no one takes them for weights."""
-    blank = torch.nan if like.is_floating_point() else 0
-    return torch.full((), blank, dtype=like.dtype).expand(like.shape)
 
 
 def _restored(block: nn.Module, forward: Any) -> None:

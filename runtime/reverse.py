@@ -180,6 +180,10 @@ class Tape:
             self._backward([loss], None, last)
         self._deliver_shared(last)
 
+    def waits_for(self, name: str) -> bool:
+        """Whether a gradient of this parameter, which no block holds alone, will still come, after :meth:`start`."""
+        return self._due.get(name, len(self.calls)) != len(self.calls)
+
     def back(self, call: BlockCall) -> None:
         """Walk what is between this block and the next ones, and the block itself."""
         self._walk(call.number)

@@ -19,6 +19,9 @@ from .mapped_files import Checkpoint, StoredTensor, require_whole
 
 Cuts = dict[int, Indices]
 
+Kept = Callable[[], torch.Tensor]
+"""Reads a value that a pass wrote."""
+
 Scratch = Callable[[], Path]
 """Gives a directory to write into."""
 
@@ -26,17 +29,18 @@ Scratch = Callable[[], Path]
 class Shelf(Protocol):
     """Where tensors that a pass wrote are kept."""
 
-    def put(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Keep a value; returns it as it is kept, on the CPU."""
+    def put(self, name: str, value: torch.Tensor) -> Kept:
+        """Keep a value; returns what reads it, on the CPU."""
 
 
 class InMemory:
     """In the host's memory."""
 
-    def put(self, name: str, value: torch.Tensor) -> torch.Tensor:
+    def put(self, name: str, value: torch.Tensor) -> Kept:
         """A copy on the CPU."""
         del name
-        return value.detach().to("cpu", copy=True)
+        copy = value.detach().to("cpu", copy=True)
+        return lambda: copy
 
 
 class OnDisk:
@@ -49,8 +53,8 @@ class OnDisk:
     def __init__(self, scratch: Scratch) -> None:
         self._scratch, self._number = scratch, itertools.count()
 
-    def put(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """The value, mapped; its file is removed when nothing uses it any more.
+    def put(self, name: str, value: torch.Tensor) -> Kept:
+        """What maps the value; its file is removed when nothing uses it any more.
 
         Raises:
             FxpruneError: the disk is full, or the file cannot be written.
@@ -65,9 +69,13 @@ class OnDisk:
                 f"{folder} cannot take '{name}' ({value.numel() * value.element_size() / 1e6:.0f} MB): {error}",
                 "make room on this disk, or use --offload memory",
             ) from error
-        mapped = require_whole(Checkpoint([path]).tensors[name], {})
-        weakref.finalize(mapped, path.unlink, missing_ok=True)
-        return mapped
+        stored = Checkpoint([path]).tensors[name]
+
+        def read() -> torch.Tensor:
+            return require_whole(stored, {})
+
+        weakref.finalize(read, path.unlink, missing_ok=True)
+        return read
 
 
 class Store:
@@ -82,7 +90,7 @@ class Store:
     def __init__(self, stored: Mapping[str, StoredTensor], shelf: Shelf, *, resident: bool = False) -> None:
         self.shelf = shelf
         self.source = dict(stored)
-        self.written: dict[str, torch.Tensor] = {}
+        self.written: dict[str, Kept] = {}
         self.cuts: dict[str, Cuts] = {}
         self._resident: dict[StoredTensor, torch.Tensor] = {}
         self._keeps = resident
@@ -104,7 +112,7 @@ class Store:
             FxpruneError: the file ends before the tensor does.
         """
         if name in self.written:
-            return self.written[name]
+            return self.written[name]()
         stored = self.source[name]
         if not self._keeps:
             return require_whole(stored, self.cuts.get(name, {}))
@@ -123,7 +131,7 @@ class Store:
         """Take from every tensor what the plan removes; its indices are those of the present tensors."""
         for name, slices in plan.by_tensor().items():
             if name in self.written:
-                value = self.written[name]
+                value = self.written[name]()
                 for dim, kept in slices.items():
                     value = value.index_select(dim, torch.from_numpy(np.ascontiguousarray(kept)))
                 self.write(name, value)

@@ -26,6 +26,12 @@ def tensors_by_every_name(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> its first name."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors_by_every_name(model).items()}
+
+
 def twin(model: nn.Module) -> nn.Module:
     """A module of its own whose tensors are those of the model, without copies of their values.
 

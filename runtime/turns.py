@@ -62,12 +62,14 @@ class Coroutine:
         self._graded = torch.is_grad_enabled()
 
     def go_on(self, *output: Any) -> None:
-        """Run to the next block, or to the end; ``output`` is that of the block where it waited."""
+        """Run to the next block, or to the end; ``output`` is that of the block where it waited. What the block raised
+        is raised where it was called."""
         before = torch.is_grad_enabled()
         torch.set_grad_enabled(self._graded)
+        raised = next((given.error for given in output if isinstance(given, _Raised)), None)
         try:
             with self._around(self.number):
-                found = self._greenlet.switch(*output)
+                found = self._greenlet.switch(*output) if raised is None else self._greenlet.throw(raised)
             self._graded = torch.is_grad_enabled()
         finally:
             torch.set_grad_enabled(before)
@@ -89,6 +91,13 @@ class Coroutine:
     def is_current(self) -> bool:
         """Whether this code runs in it."""
         return greenlet.getcurrent() is self._greenlet
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """Stands for the output of a block that has none."""
+
+    error: Exception
 
 
 @dataclass
@@ -156,6 +165,8 @@ def turns(
     feeds: Sequence[Feed],
     loaded: Callable[[str], AbstractContextManager[Any]],
     around: Around | None = None,
+    *,
+    room: int | None = None,
 ) -> Generator[Turn, None, list[Any]]:
     """Run batches in step; see :class:`~.block_runner.BlockRunner`, which calls it.
 
@@ -165,25 +176,32 @@ def turns(
         feeds: the batches.
         loaded: path of a block -> a context in which its weights are in memory.
         around: a context for the code of each batch.
+        room: bytes of what waiting batches may hold; when it is full, the others begin after these have finished. All
+            run in step when None.
 
     Returns:
         The results of the feeds, as the value of the generator.
+
+    Raises:
+        PassesOnMoreError: a block keeps tensors in its modules, where the next batch would find those of another.
     """
     coroutines = [Coroutine(number, feed, model, around) for number, feed in enumerate(feeds)]
     order = {path: place for place, path in enumerate(blocks.modules)}
+    begun = 0
     try:
         with _intercepted(blocks, coroutines) as own:
-            for coroutine in coroutines:
-                coroutine.go_on()
-            while arrived := [c for c in coroutines if c.arrival is not None]:
-                path = min((c.arrival.path for c in arrived if c.arrival is not None), key=order.__getitem__)
-                here = [c for c in arrived if c.arrival is not None and c.arrival.path == path]
-                with loaded(path):
-                    turn = Turn(path, blocks.modules[path], here, own[path])
-                    yield turn
-                    outputs = [_finished(turn, coroutine) for coroutine in here]
-                for coroutine in here:
-                    coroutine.go_on(outputs.pop(0))
+            while begun < len(coroutines):
+                begun = _begin(coroutines, begun, room)
+                while arrived := {c: c.arrival.path for c in coroutines[:begun] if c.arrival is not None}:
+                    path = min(arrived.values(), key=order.__getitem__)
+                    here = [coroutine for coroutine, at in arrived.items() if at == path]
+                    with loaded(path):
+                        turn = Turn(path, blocks.modules[path], here, own[path])
+                        yield turn
+                        watched = here[0] if len(coroutines) > 1 else None
+                        outputs = [_finished(turn, coroutine, watch=coroutine is watched) for coroutine in here]
+                    for coroutine in here:
+                        coroutine.go_on(outputs.pop(0))
     finally:
         for coroutine in coroutines:
             coroutine.stop()
@@ -209,12 +227,40 @@ def side_by_side(
             yield one, other
 
 
-def _finished(turn: Turn, coroutine: Coroutine) -> Any:
+def _begin(coroutines: Sequence[Coroutine], first: int, room: int | None) -> int:
+    """Run batches to their first blocks, one at least, while there is room; returns how many have begun."""
+    held = 0
+    for number, coroutine in enumerate(coroutines[first:], first):
+        if held and room is not None and held >= room:
+            return number
+        coroutine.go_on()
+        held += _size(coroutine.arrival)
+    return len(coroutines)
+
+
+def _size(arrival: Arrival | None) -> int:
+    """Bytes of the tensors that a block is given."""
+    leaves = pytree.tree_leaves((arrival.args, arrival.kwargs) if arrival is not None else ())
+    held = {leaf.untyped_storage().data_ptr(): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+    return sum(leaf.untyped_storage().nbytes() for leaf in held.values())
+
+
+def _finished(turn: Turn, coroutine: Coroutine, *, watch: bool) -> Any:
+    """The output of a block for a batch; ``watch``: notice what it keeps besides."""
     if coroutine.number in turn.outputs:
         return turn.outputs.pop(coroutine.number)
     assert coroutine.arrival is not None
-    with coroutine.around():
-        return turn.forward(*coroutine.arrival.args, **coroutine.arrival.kwargs)
+    effects = SideEffects(turn.block, ()) if watch else None
+    try:
+        with coroutine.around():
+            output = turn.forward(*coroutine.arrival.args, **coroutine.arrival.kwargs)
+    except PassesOnMoreError:
+        raise
+    except Exception as error:
+        return _Raised(error)
+    if effects is not None and effects.found:
+        raise PassesOnMoreError(turn.path, "keeps tensors from one call to the next")
+    return output
 
 
 @contextmanager

@@ -33,6 +33,6 @@ def write_checkpoint(
 
 
 def contents(folder: Path, *without: str) -> dict[str, str]:
-    """File name -> sha256, of everything in a directory but the files named."""
-    files = (path for path in sorted(folder.iterdir()) if path.name not in without)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """Path -> sha256, of every file in a directory and in those below it, but the files named."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in without)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fxprune.backends.verify import Job
 
     from .backends.onnx.onnx_models import Decoders
+    from .forks import Forks
 
 # What tests share holds assertions too; rewritten, they run under ``python -O`` and say what they compared. Pytest
 # imports it as part of a package that is called as the checkout's folder is.
@@ -43,6 +45,14 @@ def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) ->
     return getattr(val, "__qualname__", None) if callable(val) else None
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes a ``device`` runs on the CPU and on every accelerator that torch finds."""
+    if "device" in metafunc.fixturenames:
+        from fxprune.runtime.devices import found_devices
+
+        metafunc.parametrize("device", found_devices(), ids=str)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def without_head_start() -> Iterator[None]:
     """The process that checks what was written starts when it is needed: most tests check many at once, or none."""
@@ -51,6 +61,47 @@ def without_head_start() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(save, "FreshProcess", nullcontext)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Tests are of what is done with the trace of a tiny model; tracing it again would take most of their time."""
+    from .traces import shared_traces
+
+    with shared_traces():
+        yield
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs Python where what a process does is tested, not that it starts."""
+    from .forks import Forks
+
+    made = Forks()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_checks(forks: Forks) -> Iterator[None]:
+    """Whoever loads what was written is forked from a process that has imported torch and transformers."""
+    from fxprune.backends import verify
+    from fxprune.backends.pt2 import save
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (verify, save):
+            patch.setattr(module, "subprocess", forks.module())
+        yield
+
+
+@pytest.fixture
+def real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that hold that what was written loads in a process that starts from nothing."""
+    from fxprune.backends import verify
+    from fxprune.backends.pt2 import save
+
+    for module in (verify, save):
+        monkeypatch.setattr(module, "subprocess", subprocess)
 
 
 @pytest.fixture

@@ -18,12 +18,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ...ir.errors import FxpruneError, RequestError, last_line
+from ...runtime.placement import AUTO, PlacementRequest
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models
 from .process import TimingJob
+
+if TYPE_CHECKING:
+    import torch
 
 BATCHES = (1, 8)
 
@@ -62,12 +66,14 @@ class Benchmark:
         parameters: number of parameters; a tied one is counted once.
         bytes: size of the weight files.
         macs: multiply-accumulates for one prompt.
-        peak_memory: peak memory in bytes, without the interpreter and its libraries; None if the system cannot tell.
+        peak_memory: peak memory in bytes, without the interpreter and its libraries; on an accelerator, its memory;
+            None if the system cannot tell.
         timings: one entry per batch size.
         ideal: multiply-accumulates of the first model of the same runtime, divided by this model's.
         speedups: time of that first model divided by this model's, by measured value and batch size; over the ratios
             of the same round.
         notes: batch sizes at which the model is slower, or the difference is within the spread.
+        placement: where it ran; None for ONNX Runtime, which runs on the CPU.
     """
 
     name: str
@@ -80,6 +86,7 @@ class Benchmark:
     ideal: float
     speedups: dict[str, RoundSpread]
     notes: tuple[str, ...]
+    placement: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -123,6 +130,10 @@ def bench(
     rounds: int = 5,
     batches: Sequence[int] = BATCHES,
     threads: int | None = None,
+    device: str | torch.device = AUTO,
+    dtype: str | torch.dtype = AUTO,
+    offload: str = AUTO,
+    max_memory: str | int | None = None,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> BenchmarkResult:
@@ -138,6 +149,8 @@ def bench(
         rounds: how often each model is timed, after one round that does not count.
         batches: sequences at once.
         threads: of one operator; torch's choice for this machine when None.
+        device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`; ONNX Runtime runs on the
+            CPU.
         trust_remote_code: whether a model's own code may run.
         progress: told what is going on.
 
@@ -145,6 +158,7 @@ def bench(
         RequestError: a model that cannot be found, one too short for ``prompt + new``, or a count below one.
         FxpruneError: a model that cannot be loaded, exported or run.
     """
+    request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     _check_kinds(prompt=prompt, new=new, rounds=rounds, threads=threads, batches=batches)
     found = list_models(models)
     if not found or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
@@ -155,7 +169,8 @@ def bench(
         )
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
-        jobs = [TimingJob(*_place(model, stack, trust_remote_code), trust_remote_code) for model in found]
+        where = dataclasses.asdict(request)
+        jobs = [TimingJob(*_place(model, stack, trust_remote_code), trust_remote_code, where) for model in found]
         if onnx:
             jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
         return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))
@@ -311,6 +326,7 @@ def _rows(
             ideal=figures[first]["macs"] / own["macs"],
             speedups=speedups,
             notes=tuple(note for name, ratio in speedups.items() for note in _notes(name, ratio)),
+            placement=own["placement"],
         )
 
 

@@ -12,21 +12,23 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.memory import peak_of
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from ...runtime.placement import Placement
     from ...tracer.model import ModelSource
 
-    # The module; a function (ids [B, n], cache) -> (best next token [B, 1], cache); the bytes of the weight files; and
-    # the peak memory before loading.
-    _Opened = tuple[Module, Callable[[Tensor, Any], tuple[Tensor, Any]], int, int | None]
+    # The module; a function (ids [B, n], cache) -> (best next token [B, 1], cache), on the CPU; the bytes of the weight
+    # files; the peak memory before loading; and where it runs.
+    _Opened = tuple[Module, Callable[[Tensor, Any], tuple[Tensor, Any]], int, int | None, Placement | None]
 
 _PROMPT_SEED = 0
 
@@ -39,11 +41,14 @@ class TimingJob:
         name: the model as the user gave it.
         path: where it is loaded from: the same, or an ONNX directory that was exported from it.
         trust_remote_code: whether the model's own code may run.
+        request: where the user wants it to run, the fields of a
+            :class:`~fxprune.runtime.placement.PlacementRequest`.
     """
 
     name: str
     path: str
     trust_remote_code: bool
+    request: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Timed:
@@ -68,7 +73,8 @@ class _Timed:
                 "give a smaller --prompt or --new",
             )
         self.runtime = "onnxruntime" if onnx else "torch"
-        self.module, self.step, self.bytes, self.before = (_open_onnx if onnx else _open_torch)(source, conditions)
+        opened = (_open_onnx if onnx else _open_torch)(source, conditions, job.request)
+        self.module, self.step, self.bytes, self.before, self.placement = opened
 
     def time(self) -> dict[str, list[float]]:
         """Batch size -> seconds to the first token, and seconds for all other tokens."""
@@ -100,28 +106,35 @@ class _Timed:
             "bytes": self.bytes,
             "macs": evaluation._macs(self.module, self.conditions["prompt"]),
             "peak": peak,
+            "placement": self.placement.to_json() if self.placement is not None else None,
         }
 
     def peak(self) -> int | None:
+        if self.placement is not None and self.placement.device.type != "cpu":
+            return peak_of(self.placement.device)
         after = _peak()
         return None if after is None or self.before is None else after - self.before
 
 
-def _open_torch(source: ModelSource, _conditions: Mapping[str, Any]) -> _Opened:
+def _open_torch(source: ModelSource, conditions: Mapping[str, Any], request: Mapping[str, Any]) -> _Opened:
+    from ...runtime.placement import PlacementRequest
     from .. import evaluation
 
     before = _peak()
-    opened = evaluation._open_torch(source)
+    forward = (max(conditions["batches"]), conditions["prompt"] + conditions["new"])
+    opened = evaluation._open_torch(source, PlacementRequest(**request), forward)
     module: Any = opened.module
+    assert opened.placement is not None
+    device = opened.placement.device
 
     def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        output = module(input_ids=ids, past_key_values=cache, use_cache=True)
-        return output.logits[:, -1:].argmax(-1), output.past_key_values
+        output = module(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
+        return output.logits[:, -1:].argmax(-1).cpu(), output.past_key_values  # which waits for the device
 
-    return module, step, opened.bytes, before
+    return module, step, opened.bytes, before, opened.placement
 
 
-def _open_onnx(source: ModelSource, conditions: Mapping[str, Any]) -> _Opened:
+def _open_onnx(source: ModelSource, conditions: Mapping[str, Any], _request: Mapping[str, Any]) -> _Opened:
     import torch
 
     from ...backends.onnx.runtime import MODEL_FILE, OnnxDecoder
@@ -135,7 +148,7 @@ def _open_onnx(source: ModelSource, conditions: Mapping[str, Any]) -> _Opened:
         logits, after = decoder.step(ids.numpy(), decoder.empty_cache(len(ids)) if cache is None else cache)
         return torch.from_numpy(logits[:, -1:].argmax(-1)), after
 
-    return module, step, sum(file.stat().st_size for file in source.directory.glob(f"{MODEL_FILE}*")), before
+    return module, step, sum(file.stat().st_size for file in source.directory.glob(f"{MODEL_FILE}*")), before, None
 
 
 def _peak() -> int | None:
@@ -159,10 +172,13 @@ def serve(told: str, questions: TextIO, answers: TextIO) -> None:
 
     asked = json.loads(told)
     try:
+        from ...runtime.placement import WHOLE, told_when_out_of_memory
+
         timed = _Timed(TimingJob(**asked["job"]), asked["conditions"])
         say({"ready": True})
         for line in questions:
-            say(timed.time() if line.strip() == "time" else timed.figures())
+            with told_when_out_of_memory(timed.placement or WHOLE):
+                say(timed.time() if line.strip() == "time" else timed.figures())
     except FxpruneError as error:
         say({"error": error.message, "hint": error.hint, "request": isinstance(error, RequestError)})
     except Exception as error:

@@ -126,6 +126,7 @@ def prune_target(
     out: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    device: str | None = None,
     progress: Progress = silent,
     **shared: Any,
 ) -> PrunedTarget:
@@ -139,6 +140,7 @@ def prune_target(
         out: the directory to make, complete or absent; may be left out in a dry run.
         force: whether an existing ``out`` is replaced.
         dry_run: write nothing.
+        device: where it is pruned; the CPU when None.
         progress: told what is going on.
         shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target``, ``channels``, for every pass that has such
             an option.
@@ -157,7 +159,7 @@ def prune_target(
     progress(f"building {model}")
     module = modules.resolve_module(model)
     function = None if loss is None else modules.resolve_function(loss)
-    pruned = prune_module(module, inputs, passes, loss=function, progress=progress, **shared)
+    pruned = prune_module(module, inputs, passes, loss=function, device=device, progress=progress, **shared)
     if out is None or dry_run:
         return PrunedTarget(model, pruned, None)
     progress(f"writing {out}")

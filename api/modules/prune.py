@@ -20,13 +20,16 @@ from ...ir.cost import macs
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.graph import Graph
 from ...ir.plan import Plan
+from ...ir.repairs import Repairs
 from ...ir.verifier import verify
 from ...passes.base import Pass, PassKind
 from ...passes.manager import StepRecord, run_pipeline
+from ...passes.model.forward import device_of
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import ANALYSES, all_passes
 from ...passes.state import Data, NoHost, State, Subject
+from ...runtime.placement import PlacementRequest, place
 from ...runtime.tensors import tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
@@ -59,6 +62,7 @@ def prune_module(
     multiple_of: int | str | None = None,
     target: str | None = None,
     channels: bool | str | None = None,
+    device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> Pruned:
     """Make a module smaller.
@@ -79,6 +83,8 @@ def prune_module(
         ratio, layers, seed, multiple_of, target, channels: for every pass that has an option of that name.
             ``channels``, the widths that several blocks share, is true for a pass that is told nothing
             (:data:`DEFAULTS`).
+        device: where the copy is pruned, and the tensors of the example and of ``calib`` with it; where the module is
+            when None. The result is where the module is.
         progress: told what is going on.
 
     Raises:
@@ -86,19 +92,20 @@ def prune_module(
         FxpruneError: the module cannot be traced, or a pass failed.
     """
     check_module(module)
-    losses = _losses(loss, calib, data)
+    where = None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
+    losses = _losses(loss, calib, data, where)
     shared = {
         "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
         "channels": channels,
     }  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses)
-    work = _ModuleRun(module, bind(module, example_inputs), progress)
+    work = _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where)
     return work.run(pipeline, losses)
 
 
 def _losses(
-    loss: LossFunction | None, calib: Iterable[Any] | None, data: Iterable[Any] | None
+    loss: LossFunction | None, calib: Iterable[Any] | None, data: Iterable[Any] | None, where: torch.device | None
 ) -> list[Callable[[nn.Module], torch.Tensor]]:
     check_loss(loss, named=False)
     if data is not None:
@@ -116,7 +123,14 @@ def _losses(
     def on(module: nn.Module, batch: Any) -> torch.Tensor:
         return loss(module, batch)
 
-    return [functools.partial(on, batch=batch) for batch in list_batches(calib, "calib")]
+    return [functools.partial(on, batch=_moved(batch, where)) for batch in list_batches(calib, "calib")]
+
+
+def _moved(value: Any, where: torch.device | None) -> Any:
+    """The tensors in a value on a device; the value itself when None."""
+    if where is None:
+        return value
+    return pytree.tree_map(lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf, value)
 
 
 def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
@@ -134,9 +148,14 @@ def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
 class _ModuleRun(NoHost):
     """A module on its way through a pipeline; it is the host of the passes, which may cut widths and no more."""
 
-    def __init__(self, module: nn.Module, call: ForwardCall, progress: Progress) -> None:
+    def __init__(
+        self, module: nn.Module, call: ForwardCall, progress: Progress, where: torch.device | None = None
+    ) -> None:
         self.original, self.call, self.progress = module, call, progress
         self.model = copy.deepcopy(module).eval()
+        self.home = device_of(module)
+        if where is not None:
+            self.model.to(where)
         self.dense = run(self.model, call)
         self._check_repeatable()
         progress(f"tracing {type(module).__name__}")
@@ -218,7 +237,7 @@ class _ModuleRun(NoHost):
         plan = state.ledger.plan or Plan()
         worst = self._check(state)
         changes = [groups[name] for name in plan.keep]
-        result = state.subject.model.train(self.original.training)
+        result = state.subject.model.train(self.original.training).to(self.home)
         return Pruned(
             module=result,
             in_place=not self.rebuilt_because,
@@ -233,10 +252,12 @@ class _ModuleRun(NoHost):
             worst_difference=worst,
             steps=steps,
             report=dict(state.ledger.report),
-            product=SavableModule(
-                result, self.call.args, self.call.kwargs, plan, state.ledger.repairs, not self.fixed_batch
-            ),
+            product=self._product(result, plan, state.ledger.repairs),
         )
+
+    def _product(self, result: nn.Module, plan: Plan, repairs: Repairs) -> SavableModule:
+        args, kwargs = (_moved(part, self.home) for part in (self.call.args, dict(self.call.kwargs)))
+        return SavableModule(result, args, kwargs, plan, repairs, not self.fixed_batch)
 
     def _check(self, state: State) -> float:
         """Compare the result with the rewritten graph: on the example, and with one more sample unless it is fixed."""

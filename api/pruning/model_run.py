@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from ...backends.artifact import write_json
 from ...backends.graph_module import constants_of
 from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
+from ...backends.huggingface.streamed_weights import stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
 from ...ir.graph import Graph
 from ...ir.groups import Group
@@ -31,8 +32,9 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
-from ...runtime.devices import CPU
 from ...runtime.placement import WHOLE, Placement, whole
+from ...runtime.ranks import ALONE, Ranks
+from ...runtime.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.model import ModelSource, build_meta, load_model
@@ -45,7 +47,9 @@ from ..request_checks import GivenRows
 from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of, tracked_text
 from .recorded_plan import Recorded
 from .result import Applied, GroupChange
-from .resume import Parts, Stages, pieces_of, restore, state_parts
+from .resume import Parts, Stages
+from .stored_precision import as_stored, loses_digits, take_unchanged
+from .stored_state import StoredState
 from .streamed_model import StreamedModel, open_streamed_model
 
 ADAPTER = "adapter"
@@ -69,6 +73,7 @@ class ModelRun:
         *,
         placement: Placement = WHOLE,
         out: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Load and trace a model.
 
@@ -79,6 +84,7 @@ class ModelRun:
             progress: called with a message when a new step begins.
             placement: where it runs.
             out: what will be written; None when nothing will.
+            ranks: the processes that share the work.
 
         Raises:
             RequestError: the placement is none that a run of the whole model can have.
@@ -106,16 +112,19 @@ class ModelRun:
         self.before = parameter_count(module)
         # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
         self.synthetic: SyntheticWeights | None = None
+        self.files: Store | None = None
         if self.streamed is not None:
             self.synthetic = self.streamed.synthetic
         elif pipeline is not None and not placement.plain:
             self.synthetic = SyntheticWeights(module)
+            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
+                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
         residence = None if self.streamed is None else self.streamed.residence
         subject = Subject(self.traced.graph, module, example=self.traced.example, residence=residence)
-        self.state = State(subject, host=self)
+        self.state = State(subject, host=self, ranks=ranks)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self._runs = pipeline is not None
         self.groups: dict[str, Group] = {}
@@ -155,31 +164,34 @@ class ModelRun:
     ) -> Applied:
         steps: list[StepRecord] = []
         done = stages.done if stages is not None else 0
+        analyses = (Analysis("couple", "coupling", self._couple),)
+        self.state.data.recorded = self.recorded.slices if self.recorded is not None else None
         if stages is not None and done:
-            steps += self._resume(stages.read())
+            with stages.reading() as parts:
+                steps += self._resume(parts, pipeline, analyses)
+            self.state.ranks.barrier()  # before rank 0 puts another stage in its place
         resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
 
         def between(step: StepRecord, state: State) -> None:
             steps.append(step)
-            coupling = state.subject.coupling
-            for name, group in coupling.groups.items() if coupling is not None else ():
-                self.groups.setdefault(name, group)  # the group before anything was removed
             show(step, state)
 
         def keep(number: int) -> None:
-            if stages is not None and number:
-                stages.keep(done + number, lambda: self._parts(steps))
+            if stages is not None and number and self.state.ranks.first:
+                rest = pipeline[done + number :]
+                stages.keep(done + number, self.state.ledger.finished, lambda: self._parts(steps, rest))
 
         def announce(text: str, number: int, count: int) -> None:
             keep(number - 1)
             self.progress(f"{text} ({done + number} of {done + count})")
 
-        self.state.data.recorded = self.recorded.slices if self.recorded is not None else None
-        analyses = (Analysis("couple", "coupling", self._couple),)
-        rest = pipeline[done:]
-        if rest or not done:
-            run_pipeline(rest, self.state, analyses=analyses, verify=verify, between=between, announce=announce)
-        keep(len(rest))
+        left = pipeline[done:]
+        if left or not done:
+            run_pipeline(
+                left, self.state, analyses=analyses, verify=verify, between=between, announce=announce,
+                resumable=stages is not None,
+            )  # fmt: skip
+        keep(len(left))
         parameters = (self.before, parameter_count(self.state.subject.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
         report = {name: _plain(entry) for name, entry in self.state.ledger.report.items()}
@@ -189,19 +201,22 @@ class ModelRun:
             brought(pipeline), self.placement,
         )  # fmt: skip
 
-    def _parts(self, steps: Sequence[StepRecord]) -> Parts:
-        """What a stage holds."""
-        own = {"traced": self.traced, "quantities": self.quantities, "groups": self.groups}
-        return {"state": state_parts(self.state), "work": own, "steps": steps, "texts": pieces_of(self.texts)}
+    def _parts(self, steps: Sequence[StepRecord], rest: Sequence[Pass]) -> Parts:
+        """What a stage holds; ``rest``: the passes that have not run."""
+        return {
+            "state": StoredState.of(self.state, rest).to_json(),
+            "steps": [step.to_json() for step in steps],
+            "texts": {part: text.pieces_read for part, text in self.texts.items() if text is not None},
+        }
 
-    def _resume(self, parts: Parts) -> Sequence[StepRecord]:
+    def _resume(self, parts: Parts, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
         """Restore a stage; returns the steps that ran before it."""
-        restore(self.state, parts["state"])
-        self.traced, self.quantities, self.groups = parts["work"].values()
+        stored = StoredState.from_json(parts["state"])
+        steps = [StepRecord(**step) for step in parts["steps"]]
         for part, pieces in parts["texts"].items():
             if (text := self.texts.get(part)) is not None:
                 text.remember(pieces)
-        steps: Sequence[StepRecord] = parts["steps"]
+        stored.restore(self.state, pipeline, analyses)
         return steps
 
     def _comparable(self, module: torch.nn.Module) -> AbstractContextManager[None]:
@@ -215,7 +230,10 @@ class ModelRun:
         with self._comparable(model):
             constants = constants_of(graph, tensors_by_name(model), self.traced.constants)
         coupling = freeze_fixed(couple(graph), model)
-        return freeze_computed(coupling, constants, model.state_dict(keep_vars=True).keys())
+        coupling = freeze_computed(coupling, constants, model.state_dict(keep_vars=True).keys())
+        for name, group in coupling.groups.items():
+            self.groups.setdefault(name, group)  # the group before anything was removed
+        return coupling
 
     def _changes(self) -> tuple[GroupChange, ...]:
         keep = (self.state.ledger.plan or Plan()).keep
@@ -227,7 +245,9 @@ class ModelRun:
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)
         if self.streamed is None:
-            self._as_stored()
+            as_stored(subject.model, stored_dtype(self.checkpoint, self.config))
+            if self.files is not None:
+                take_unchanged(subject.model, self.files, self.placement.dtype, plan, ledger.renamed)
             reference = self.model_call.reference(subject.graph, self.traced, subject.model)
             values = None
         else:
@@ -250,16 +270,6 @@ class ModelRun:
                 extra=self._keep_adapters,
             )
         )
-
-    def _as_stored(self) -> None:
-        """Convert from the dtype of the arithmetic back to that of the files, on the CPU."""
-        model, dtype = self.state.subject.model, stored_dtype(self.checkpoint, self.config)
-        # Buffers that are not stored, such as rotary tables, stay in float32: loading computes them in float32.
-        for tensor in model.state_dict(keep_vars=True).values():
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(dtype)
-        if self.placement.device != CPU:
-            model.to(CPU)
 
     @property
     def weights(self) -> Weights | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,7 +20,9 @@ from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.replay import Replay
 from ...runtime.placement import AUTO, STREAMED, Placement, PlacementRequest, place, told_when_out_of_memory
+from ...runtime.ranks import ALONE, Ranks
 from ...tracer.model import ModelSource, load_config
+from ..agreement import agree_on_files, on_every_rank
 from ..model_call import ModelCall
 from ..placing import largest_forward, place_model
 from ..progress import Progress, silent
@@ -81,6 +84,8 @@ class ApplyRequest:
         allow_pickle: whether weights may be read from a pickle.
         print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
         progress: called with a message when a new step begins.
+        ranks: the processes that share the work; set from torchrun's environment variables, under which all processes
+            make the same call. Rank 0 writes; what they return differs in times only.
     """
 
     model: Model
@@ -103,6 +108,7 @@ class ApplyRequest:
     allow_pickle: bool
     print_ir_after: str | Sequence[str]
     progress: Progress
+    ranks: Ranks
 
     def run(self) -> Applied:
         """Check the request, run its passes and write the result.
@@ -117,7 +123,9 @@ class ApplyRequest:
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
         allowed = {"trust_remote_code": self.trust_remote_code, "allow_pickle": self.allow_pickle}
         with open_source(self.model, self.tokenizer, weights=weights, **allowed) as source:
-            self._claim_place(source)
+            agree_on_files(self.ranks, [source], self.calib, self.data, self.plan, self.scores)
+            if self.ranks.first:
+                self._claim_place(source)
             recorded = None if self.plan is None else read_recorded(self.plan, source)
             if recorded is not None:
                 pipeline = (Replay(sha256=recorded.sha256), *pipeline)
@@ -125,13 +133,14 @@ class ApplyRequest:
             read = any(text is not None for text in texts.values())
             model_call.check(asked, loss=self.loss is not None, texts=read)
             placement = self._placed(source, model_call.config, pipeline if weights else ())
+            self.ranks.agree({"the arithmetic": f"{placement.dtype} on {placement.device.type}"})
             self.progress(placement.why)
             stages = self._stages(source, pipeline, texts, placement)
             with told_when_out_of_memory(placement):
                 work = self._opened(source, pipeline if weights else None, model_call, placement)
                 work.read(pipeline, texts, loss=self.loss, recorded=recorded, scores=kept)
-                applied = work.run(pipeline, printer(self._printed), stages)
-            write_scores(self.scores, work.state.ledger.scores)
+                applied = work.run(pipeline, printer(self._printed if self.ranks.first else ()), stages)
+            self.ranks.by_first(lambda: write_scores(self.scores, work.state.ledger.scores))
             left = print_pipeline(step for step in asked if step not in pipeline)
             applied = dataclasses.replace(applied, skipped=left)
             if self.out is None or self.dry_run:
@@ -139,8 +148,8 @@ class ApplyRequest:
             if recorded is not None and not asked:
                 recorded.check_result(applied.parameters)
             self.progress(f"writing {self.out}")
-            saved = work.save(Path(self.out), applied, form=self.form, force=self.force)
-        if stages is not None:
+            saved = self.ranks.by_first(partial(work.save, Path(self.out), applied, form=self.form, force=self.force))
+        if stages is not None and self.ranks.first:
             stages.clear()
         return dataclasses.replace(applied, saved=saved)
 
@@ -148,7 +157,7 @@ class ApplyRequest:
         self, source: ModelSource, pipeline: Sequence[Pass] | None, model_call: ModelCall, placement: Placement
     ) -> ModelRun:
         out = None if self.out is None or self.dry_run else Path(self.out)
-        return ModelRun(source, pipeline, model_call, self.progress, placement=placement, out=out)
+        return ModelRun(source, pipeline, model_call, self.progress, placement=placement, out=out, ranks=self.ranks)
 
     def _read_arguments(self) -> Texts:
         """Check that the arguments are of the kinds they can be; returns the texts as they were given."""
@@ -200,9 +209,12 @@ class ApplyRequest:
             return None
         own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
         run = identity(source, pipeline, texts, example=self.example, loss=self.loss, **own)
-        return Stages(Path(self.out), pipeline, run, asked=self.resume, progress=self.progress)
+        stages = Stages(Path(self.out), pipeline, run, asked=self.resume, progress=self.progress)
+        self.ranks.agree({"the number of passes that --resume finds done": str(stages.done)})
+        return stages
 
 
+@on_every_rank
 def apply(
     model: Model,
     passes: str | Sequence[str] = (),
@@ -233,6 +245,7 @@ def apply(
     allow_pickle: bool = False,
     print_ir_after: str | Sequence[str] = (),
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> Applied:
     """Run a pipeline on a model and write the result.
 
@@ -242,7 +255,8 @@ def apply(
     - what is done to it: ``passes``, ``plan``; options of passes (``shared``): ``ratio`` to ``channels``;
     - what passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``;
     - where it runs (``place``): ``device``, ``dtype``, ``offload``, ``max_memory``;
-    - what is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
+    - what is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``;
+    - the processes that share the work: ``ranks``.
 
     Raises:
         RequestError: the request is wrong. This is checked before any work.
@@ -257,7 +271,7 @@ def apply(
         scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
         place=PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory),
         trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, print_ir_after=print_ir_after,
-        progress=progress,
+        progress=progress, ranks=ranks,
     ).run()  # fmt: skip
 
 

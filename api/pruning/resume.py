@@ -1,34 +1,30 @@
 """``--resume``: after a pass its result is saved beside OUT, so that an interrupted run can continue from there.
 
 A stage is the state of the pipeline between two passes. There is one at a time, in ``.OUT.stages``. It is replaced in
-one step, and removed when OUT has been written.
+one step, and removed when OUT has been written. It holds data only: see :mod:`.stage_file` for its files and
+:mod:`.stored_state` for what of a state is in it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import pickle
-import random
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from safetensors import SafetensorError
 
-from ...backends.artifact import RECORD, read_record, write_json
 from ...backends.atomic_directory import atomic_directory
 from ...ir.errors import FxpruneError, RequestError
 from ...passes.base import Pass
-from ...passes.calibrate.generate import Joined
 from ...passes.pipeline import print_pipeline
-from ...passes.state import KEPT_ON_RESUME, State
-from ...tracer.texts.fingerprints import TrackedText
+from ...passes.state import Finished
+from ...runtime.generators import generator_states, set_generator_states
 from ..progress import Progress
 from .run_identity import changes
+from .stage_file import Packed, StageFile, UnsavableError, read_stage, write_stage
 
 WORTH = 60.0
 """A stage is saved without ``--resume`` once this many seconds of work would be lost."""
@@ -36,7 +32,7 @@ WORTH = 60.0
 ROOM = 3
 """A stage is saved only where the disk has room for this many copies of it, since OUT needs room too."""
 
-SUFFIX, STATE = ".stages", "stage.pt"
+SUFFIX = ".stages"
 
 Parts = dict[str, Any]
 
@@ -52,7 +48,8 @@ class Stages:
         progress: told what is saved and what is not.
 
     Raises:
-        RequestError: with ``asked``, when the saved stage is of a different run, of another user, or damaged.
+        RequestError: with ``asked``, when the saved stage is of a different run or another version of fxprune, is
+            damaged, was changed, or is a link.
     """
 
     def __init__(
@@ -64,6 +61,7 @@ class Stages:
         self._identity = dict(identity)
         self._asked, self._progress = asked, progress
         self._since = time.monotonic()
+        self._file: StageFile | None = None
         self.done = self._found()
 
     def _found(self) -> int:
@@ -75,46 +73,60 @@ class Stages:
         if not self._asked:
             self._progress(f"an interrupted run of {self._out} exists; --resume would continue it")
             return 0
-        record = read_record(self.folder)
-        if changed := changes(record.get("run") or {}, self._identity):
+        self._file = read_stage(self.folder, _RESUME_HINT)
+        if changed := changes(self._file.data.get("run") or {}, self._identity):
             raise RequestError(f"cannot resume {self._out}: {changed}", _RESUME_HINT)
-        # It is a pickle, which can hold any code: only what this user wrote is read.
-        if hasattr(os, "geteuid") and any(
-            path.stat().st_uid != os.geteuid() for path in (self.folder, self.folder / STATE)
-        ):
-            raise RequestError(f"{self.folder} belongs to another user", f"remove it, or {_RESUME_HINT}")
-        done: int = record["done"]
+        done = self._file.data.get("done")
+        if type(done) is not int or not 0 < done <= len(self._pipeline):
+            raise RequestError(f"{self.folder} is damaged: it covers {done} passes", _RESUME_HINT)
         return done
 
-    def read(self) -> Parts:
-        """What :meth:`keep` saved. Also restores the random number generators."""
+    @contextmanager
+    def reading(self) -> Iterator[Parts]:
+        """Inside, what :meth:`keep` saved is at hand; afterwards the random number generators are as they were then.
+
+        Raises:
+            RequestError: for what goes wrong inside because of the stage.
+        """
+        assert self._file is not None, "done is 0 without a stage"
         self._progress(f"resuming after {self._pipeline[self.done - 1]} ({self.done} of {len(self._pipeline)})")
         try:
-            parts: Parts = torch.load(self.folder / STATE, weights_only=False)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, AttributeError, ImportError) as error:
-            raise RequestError(f"{self.folder} is damaged: {error}", _RESUME_HINT) from error
-        random.setstate(parts["random"])
-        np.random.set_state(parts["numpy"])
-        torch.set_rng_state(parts["torch"])
-        return parts
+            parts = self._file.whole()
+            yield parts
+            set_generator_states(parts["generators"])
+        except FxpruneError as error:
+            raise RequestError(f"cannot resume {self._out}: {error.message}", _RESUME_HINT) from error
+        except (OSError, SafetensorError, *_MISSHAPEN) as error:
+            raise RequestError(f"{self.folder} is damaged: {error!r}", _RESUME_HINT) from error
+        self._file = None
 
-    def keep(self, done: int, parts: Callable[[], Parts]) -> None:
-        """Save the state after the first ``done`` passes, if it is worth it. If that fails, the run continues."""
+    def keep(self, done: int, finished: Sequence[Finished], parts: Callable[[], Parts]) -> None:
+        """Save the state after the first ``done`` passes, if it is worth it. If that fails, the run continues.
+
+        Args:
+            done: how many passes are done.
+            finished: what they did.
+            parts: makes what is to be saved: JSON data, in which tensors and arrays may stand.
+        """
         if done <= self.done or (not self._asked and time.monotonic() - self._since < WORTH):
             return
-        held = parts()
-        size, free = _size(held), shutil.disk_usage(self._out.parent if self._out.parent.is_dir() else "/").free
-        if free < ROOM * size:
-            self._progress(f"not saved for --resume: needs {ROOM * size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-            return
-        held |= {"random": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
         try:
-            with atomic_directory(self.folder, force=True) as folder:
-                torch.save(held, folder / STATE)
-                write_json(folder / RECORD, {"done": done, "run": self._identity})
-        except (FxpruneError, RuntimeError, pickle.PicklingError, AttributeError, TypeError) as error:
+            self._keep(done, finished, parts)
+        except (FxpruneError, UnsavableError) as error:
             self._progress(f"not saved for --resume: {error}")
-            return
+
+    def _keep(self, done: int, finished: Sequence[Finished], parts: Callable[[], Parts]) -> None:
+        for one in finished:
+            if not one.can_be_repeated:
+                raise UnsavableError(f"pass {one.name} cannot be repeated")
+        if self.folder.is_symlink():
+            raise UnsavableError(f"{self.folder} is a link")
+        packed = Packed.of({"done": done, "run": self._identity, **parts(), "generators": generator_states()})
+        free = shutil.disk_usage(self._out.parent if self._out.parent.is_dir() else "/").free
+        if free < ROOM * packed.size:
+            raise UnsavableError(f"needs {ROOM * packed.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        with atomic_directory(self.folder, force=True) as folder:
+            write_stage(folder, packed)
         self.done, self._since = done, time.monotonic()
 
     def clear(self) -> None:
@@ -124,28 +136,5 @@ class Stages:
 
 _RESUME_HINT = "repeat the interrupted command as it was, or leave out --resume to start again"
 
-
-def state_parts(state: State) -> Parts:
-    """The parts of a state that a stage must hold; see :data:`~fxprune.passes.state.KEPT_ON_RESUME` for the others."""
-    return {part.name: getattr(state, part.name) for part in dataclasses.fields(state) if part.metadata[KEPT_ON_RESUME]}
-
-
-def restore(state: State, parts: Parts) -> None:
-    """Put back what :func:`state_parts` gave."""
-    for name, part in parts.items():
-        setattr(state, name, part)
-    for first, windows in state.ledger.written:
-        state.data.calibration = Joined(state.data.calibration, first, windows)
-
-
-def pieces_of(texts: Mapping[str, TrackedText | None]) -> Parts:
-    """For every text, the pieces of it that were read."""
-    return {part: text.pieces for part, text in texts.items() if text is not None}
-
-
-def _size(parts: Parts) -> int:
-    """Bytes of the tensors of all models in a state."""
-    held = [value for part in parts["state"].values() for value in vars(part).values()]
-    models = [value for value in held if isinstance(value, torch.nn.Module)]
-    tensors = {id(t): t for model in models for t in model.state_dict(keep_vars=True).values() if not t.is_meta}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+_MISSHAPEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
+"""What data of another form raises."""

@@ -12,7 +12,7 @@ from ...backends.huggingface.synthetic_weights import SyntheticWeights
 from ...backends.huggingface.weight_source import OnDiskWeights
 from ...passes.base import Pass
 from ...runtime.mapped_files import Checkpoint
-from ...runtime.placement import MEMORY, NONE, Placement
+from ...runtime.placement import MEMORY, NO_OFFLOAD, Placement
 from ...runtime.residence import Residence
 from ...runtime.store import InMemory, OnDisk, Scratch, Store
 from ...tracer.model import ModelSource, build_meta
@@ -66,7 +66,7 @@ def open_streamed_model(
     Returns:
         The model; or why all of it has to be loaded, "" when that was chosen.
     """
-    if placement.offload == NONE and not all(step.streams for step in pipeline):
+    if placement.offload == NO_OFFLOAD and not all(step.streams for step in pipeline):
         return ""
     if checkpoint is None:
         return "its files are not safetensors of a causal language model"

@@ -42,10 +42,12 @@ def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_demo):
+    for add in (
+        _add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_doctor, _add_demo,
+    ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
-        subparsers.choices[name].set_defaults(run=run)
+        subparsers.choices[name].set_defaults(run=run, command=name)
     return parser
 
 
@@ -78,11 +80,42 @@ def _add_example_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_loss_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def _add_module_options(parser: argparse.ArgumentParser) -> None:
+    module = parser.add_argument_group("for package.module:callable, and models that are not causal language models")
+    _add_example_option(module)
+    module.add_argument(
         "--loss",
         metavar="NAME",
         help="package.module:function that takes the module and returns a scalar loss, for scores that need one",
+    )
+
+
+def _add_placement_options(parser: argparse.ArgumentParser, *, dtype: bool = True) -> None:
+    where = parser.add_argument_group("where the model runs; see `fxprune doctor`")
+    where.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, or an accelerator such as cuda, cuda:1, mps, xpu; auto (default): the accelerator that torch finds, "
+        "else the CPU",
+    )
+    if dtype:
+        where.add_argument(
+            "--dtype",
+            default="auto",
+            metavar="TYPE",
+            help="of the arithmetic: float32, bfloat16, float16; auto (default): the checkpoint's on an accelerator, "
+            "float32 on the CPU",
+        )
+    where.add_argument(
+        "--offload",
+        default="auto",
+        metavar="WHERE",
+        help="where weights are that are not in use: none (all on the device), memory, disk; auto (default): the first "
+        "that fits",
+    )
+    where.add_argument(
+        "--max-memory", metavar="SIZE", help="use no more memory than this: 4GB, 3.5GiB (default: what is free)"
     )
 
 
@@ -131,9 +164,7 @@ def _add_apply(commands: Any) -> None:
     text.add_argument("--calib", metavar="TEXT", help="calibration text: scores are computed on it")
     text.add_argument("--data", metavar="TEXT", help="recovery text: recovery passes train on it")
     text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
-    module = parser.add_argument_group("for package.module:callable, and models that are not causal language models")
-    _add_example_option(module)
-    _add_loss_option(module)
+    _add_module_options(parser)
     _add_output(parser, required=False)
     _add_run(parser)
     _add_code_option(parser)
@@ -178,6 +209,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="PASS",
         help="print the graph on stderr after this pass; may be repeated; 'all' for every pass",
     )
+    _add_placement_options(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -220,6 +252,7 @@ def _add_export(commands: Any) -> None:
         help="export a causal language model without a key-value cache: it reads whole sequences and returns logits",
     )
     _add_example_option(parser)
+    _add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
     _add_output(parser, required=True)
     _add_code_option(parser)
 
@@ -239,6 +272,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument(
         "--allow-overlap", action="store_true", help="allow text that a model was calibrated or trained on"
     )
+    _add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
 
@@ -258,6 +292,7 @@ def _add_bench(commands: Any) -> None:
         "--rounds", type=int, default=5, metavar="N", help="timed rounds, after a warm-up round (default: 5)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
+    _add_placement_options(parser)
     _add_code_option(parser)
 
 
@@ -267,6 +302,14 @@ def _add_passes(commands: Any) -> None:
 
 def _add_formats(commands: Any) -> None:
     _command(commands, "formats", "List every format of export with its options, their types and defaults.")
+
+
+def _add_doctor(commands: Any) -> None:
+    _command(
+        commands,
+        "doctor",
+        "Show the devices and the memory of this machine, the versions of libraries, and what fxprune uses of it all.",
+    )
 
 
 def _add_demo(commands: Any) -> None:

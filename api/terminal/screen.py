@@ -18,11 +18,12 @@ from ..progress import Progress
 
 
 @contextlib.contextmanager
-def working(*, debug: bool) -> Iterator[Progress]:
+def working(*, debug: bool, speaks: bool = True) -> Iterator[Progress]:
     """While the block runs, drop what other libraries print, and show progress if stderr is a terminal.
 
     Args:
         debug: drop nothing, and print progress on stderr line by line.
+        speaks: whether this process tells the user anything but errors.
 
     Yields:
         A function that shows a progress message.
@@ -35,12 +36,13 @@ def working(*, debug: bool) -> Iterator[Progress]:
     console = Console(stderr=True)
     with warnings.catch_warnings(), _no_stdout(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", PluginWarning)
-        warnings.showwarning = _warn
+        if speaks:
+            warnings.simplefilter("always", PluginWarning)
+            warnings.showwarning = _warn
         _no_bars()
         logging.disable(logging.WARNING)
         stack.callback(logging.disable, logging.NOTSET)
-        if console.is_terminal:
+        if console.is_terminal and speaks:
             yield stack.enter_context(console.status("starting")).update
         else:
             yield lambda _: None
@@ -97,8 +99,10 @@ def complain(message: str, hint: str) -> None:
         print(f"hint: {hint}", file=sys.stderr)
 
 
-def explain(error: Exception) -> int:
-    """Print what went wrong; returns the exit code."""
+def explain(error: Exception, *, told: bool = False) -> int:
+    """Print what went wrong, unless the user has been ``told``; returns the exit code."""
+    if told:
+        return error.exit_code if isinstance(error, FxpruneError) else FxpruneError.exit_code
     if isinstance(error, FxpruneError):
         complain(error.message, error.hint)
         return error.exit_code

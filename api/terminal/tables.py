@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def trace(traced: Trace) -> list[RenderableType]:
     common = ", ".join(f"{name} {count}" for name, count in list(operators.items())[:6])
     more = ", ..." if len(operators) > 6 else ""
     head = f"{graph.name}: {traced.parameters:,} parameters, {len(graph.ops)} operators ({common}{more})"
-    table = _table("group", "kind", "units", "tensors", "state", right=("units",))
+    table = new_table("group", "kind", "units", "tensors", "state", right=("units",))
     for groups in _alike(traced.groups):
         first = groups[0]
         table.add_row(_name(groups), first.kind.value, _units(first), _members(first), _state(first))
@@ -49,7 +49,7 @@ def why(paths: Mapping[str, Sequence[Hop]], first: str, second: str) -> list[Ren
     """The paths from one weight to another, operator by operator: one for each group that contains both."""
     shown: list[RenderableType] = [Text(f"{first} and {second} shrink together:")]
     for group, hops in paths.items():
-        table = _table("place", "axis", "operator", "module", "source line")
+        table = new_table("place", "axis", "operator", "module", "source line")
         for hop in hops:
             line = f"{hop.source}  {hop.code}".strip()
             table.add_row(hop.place, hop.axis, hop.operator or "", hop.module, line)
@@ -168,7 +168,7 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
 
 def demo(shown: Demo) -> list[RenderableType]:
     """The result of ``demo`` in one table."""
-    table = _table("model", *MEASURED, "largest logit difference", right=MEASURED)
+    table = new_table("model", *MEASURED, "largest logit difference", right=MEASURED)
     for row in shown.rows:
         checks = ", ".join(f"{name} {_value(value)}" for name, value in shown.checks[row.name].items())
         table.add_row(*_cells(row), checks)
@@ -179,7 +179,7 @@ def exported(report: ExportReport) -> list[RenderableType]:
     """What was written and how well it agrees."""
     parts: list[RenderableType] = []
     for title, values in report.measured.items():
-        table = _table("check", title, right=(title,))
+        table = new_table("check", title, right=(title,))
         for name, value in values.items():
             table.add_row(name, value)
         parts.append(table)
@@ -188,10 +188,10 @@ def exported(report: ExportReport) -> list[RenderableType]:
 
 def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
     """The result of ``eval``: a row per model."""
-    table = _table("model", *MEASURED, right=MEASURED)
+    table = new_table("model", *MEASURED, right=MEASURED)
     for row in rows:
         table.add_row(*_cells(row))
-    return [table]
+    return [table, *_placements(row.placement.why if row.placement else None for row in rows)]
 
 
 def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
@@ -203,7 +203,7 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
     )
     right = ("parameters", "size", "MACs", "memory")
     speeds = [f"{figure}, batch {batch}" for batch in asked.batches for figure in ("first token ms", "tokens/s")]
-    table = _table("model", "runtime", *right, *speeds, right=(*right, *speeds))
+    table = new_table("model", "runtime", *right, *speeds, right=(*right, *speeds))
     for row in result.models:
         figures = [
             _spread_of(spread.median * scale, spread.low * scale, spread.high * scale)
@@ -216,13 +216,19 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
     compared = [row for row in result.models if row.speedups]
     if compared:
         names = list(compared[0].speedups)
-        gains = _table("speed-up", "runtime", "ideal (MACs)", *names, right=("ideal (MACs)", *names))
+        gains = new_table("speed-up", "runtime", "ideal (MACs)", *names, right=("ideal (MACs)", *names))
         for row in compared:
             found = [f"{s.median:.2f} ({s.low:.2f} to {s.high:.2f})" for s in row.speedups.values()]
             gains.add_row(row.name, row.runtime, f"{row.ideal:.2f}", *found)
         parts += [Text(""), gains]
     notes = [f"{row.name} in {row.runtime}, {note}" for row in compared for note in row.notes]
-    return [*parts, *map(Text, notes)]
+    where = _placements(row.placement["why"] if row.placement else None for row in result.models)
+    return [*parts, *map(Text, notes), *where]
+
+
+def _placements(found: Iterable[str | None]) -> list[RenderableType]:
+    """Where models ran, each place once; ONNX Runtime needs no words."""
+    return [Text(why) for why in dict.fromkeys(found) if why is not None]
 
 
 def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
@@ -237,7 +243,7 @@ def formats(rows: Sequence[FormatInfo]) -> list[RenderableType]:
 
 def _with_options(row: PassInfo | FormatInfo, help: str) -> list[RenderableType]:
     origin = f"  (from {row.origin})" if row.origin else ""
-    table = _table("option", "value", "default", "")
+    table = new_table("option", "value", "default", "")
     for option in row.options:
         table.add_row(option.name, option.wants, write_value(option.default), option.help)
     return [Text.assemble((row.name, "bold"), f"  {help}{origin}"), table, Text("")]
@@ -259,7 +265,13 @@ def _scaled(count: int, units: Sequence[tuple[str, float]], plain: str) -> str:
     return f"{count} {plain}".rstrip()
 
 
-def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table.
+
+    Args:
+        columns: their titles.
+        right: titles of the columns that are aligned to the right.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -284,7 +296,7 @@ def _cells(row: Measurement) -> list[str]:
 
 
 def _changes(groups: Sequence[GroupChange]) -> Table:
-    table = _table("group", "units", "", "kept", right=("units", "kept"))
+    table = new_table("group", "units", "", "kept", right=("units", "kept"))
     for changes in _alike_changes(groups):
         first = changes[0]
         name = _spread(first.name, first.layer, changes[-1].layer)

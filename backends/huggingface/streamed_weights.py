@@ -123,15 +123,16 @@ class StreamedWeights:
 
     def _rows(self, key: str, name: str, shape: tuple[int, ...]) -> Iterator[Bits]:
         """A tensor in pieces, as integers of the element size that it is stored with."""
-        stored, written = self.store.source[name], self.store.written.get(name)
-        if written is None:
+        stored = self.store.source[name]
+        if name not in self.store.written:
             cuts = self.store.cuts.get(name, {})
             _check_shape(key, [len(cuts[d]) if d in cuts else extent for d, extent in enumerate(stored.shape)], shape)
             yield from RowCutter().rows(stored, cuts)
             return
+        written = self.store.read(name)
         _check_shape(key, list(written.shape), shape)
         dtype = STORED_DTYPES[stored.dtype]
-        rows = written.reshape(-1, *written.shape[1:]) if written.dim() else written.reshape(1)
+        rows = written if written.dim() else written.reshape(1)
         step = max(1, PIECE // max(1, rows[:1].numel() * dtype.itemsize))
         for piece in rows.split(step):
             yield piece.to(dtype).contiguous().view(_INTEGERS[dtype.itemsize]).numpy()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from torch import Tensor, nn
 
+from ...runtime.ranks import ALONE, Ranks
+
 if TYPE_CHECKING:
     from ..state import Data
 
@@ -48,7 +50,9 @@ class LinearCall:
     beside: Tensor | None = None
 
 
-def calibration_feeds(data: Data, who: str, *, samples: int, length: int, seed: int | None, batch: int) -> list[Feed]:
+def calibration_feeds(
+    data: Data, who: str, *, samples: int, length: int, seed: int | None, batch: int, ranks: Ranks = ALONE
+) -> list[Feed]:
     """Calibration data as batches that a model is run on: windows of text, or the losses of a module.
 
     Args:
@@ -56,13 +60,14 @@ def calibration_feeds(data: Data, who: str, *, samples: int, length: int, seed: 
         who: subject and verb of the error when there is neither.
         samples, length, seed: which windows.
         batch: windows in one forward pass.
+        ranks: who shares them; what is returned are those of this rank.
 
     Raises:
         RequestError: without calibration text or losses, or with too little text.
     """
     if data.losses:
-        return list(data.losses)
-    return [_feed(window) for window in data.text(who).windows(length, samples, seed).split(batch)]
+        return list(ranks.share(data.losses, "losses"))
+    return [_feed(window) for window in ranks.share(data.text(who).windows(length, samples, seed)).split(batch)]
 
 
 def _feed(window: Tensor) -> Feed:

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from torch import nn
 
-from ...ir import Plan
+from ...ir import FxpruneError, Plan
 from ...ir.graph import Graph
 from ...runtime.block_runner import BlockRunner
 from ...runtime.blocks import BlockList
@@ -20,13 +20,10 @@ from ..couple.consumers import Consumer, find_consumers, meets_another
 from ..state import State
 from .batches import Feed, PaddingMasks
 from .linear_maps import LinearMap, WeightAccess
-from .observed_calls import ObservedCall, ObservedCalls, OneModel
+from .observed_calls import ObservedCalls, OneModel, Visit
 from .probe import Probe, probed
 
 Consumers = Sequence[Consumer]
-
-Visit = tuple[int, Iterator[ObservedCall]]
-"""Number of a set of linear maps, and their calls; the models run as these are taken."""
 
 
 @dataclass
@@ -167,8 +164,10 @@ class DenseAndPruned:
                     yield from self._observed(sets, one, other, pruned.batches, residual)
                 if not left:
                     return
-        for sets in left.values():
-            yield from ((number, iter(())) for number in sets)
+        raise FxpruneError(
+            f"{', '.join(left)} did not run on the calibration data",
+            "leave out the pass that compares with the dense model",
+        )
 
     def _turns(self, dense_masks: PaddingMasks, pruned_masks: PaddingMasks) -> Generator[tuple[Turn, Turn], None, None]:
         feeds = [_without_result(feed) for feed in self.feeds]
@@ -214,7 +213,8 @@ class DenseAndPruned:
         later = dict(sets)
         for number, consumers in sets.items():
             del later[number]
-            yield number, calls.of(consumers, [consumer for following in later.values() for consumer in following])
+            following = [consumer for others in later.values() for consumer in others]
+            yield Visit(number, calls.of(consumers, following), calls.named)
 
     @contextmanager
     def _masked(self) -> Iterator[tuple[PaddingMasks, PaddingMasks]]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
 from ...ir.options import option
+from ...runtime.block_runner import BlockRunner
 from ..base import Pass, PassKind
 from ..data import Corpus
-from ..model.forward import inference
 from ..state import State
 
 
@@ -22,11 +22,13 @@ class Generate(Pass):
 
     Tokens are sampled from the model's predictions; the first token of a window is uniform over the vocabulary
     (LLM-QAT, arXiv 2305.17888, section 3.1; for pruning Williams et al., arXiv 2410.17170). The text that a model
-    writes resembles its training text, so that it can replace calibration text that the user lacks.
+    writes resembles its training text, so that it can replace calibration text that the user lacks. Tokens are written
+    one by one, so that a model whose weights are not in memory is read once for every token of a batch.
     """
 
     name: ClassVar[str] = "generate"
     kind: ClassVar[PassKind] = PassKind.ANALYSIS
+    keeps_values: ClassVar[bool] = True
 
     windows: int = option(256, "number of windows that the model writes", at_least=1)
     length: int = option(128, "tokens in a window", at_least=2)
@@ -51,9 +53,14 @@ class Generate(Pass):
                 f"generate needs a causal language model; this is a {type(state.subject.model).__name__}",
                 "leave generate out and give calibration data",
             )
-        generator = torch.Generator().manual_seed(self.seed)
         sizes = [len(part) for part in torch.arange(self.windows).split(self.batch)]
-        written = torch.cat([written_by(state.subject.model, size, self.length, generator) for size in sizes])
+        runner = state.subject.runner
+
+        def write() -> Tensor:
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.cat([written_by(runner, size, self.length, generator) for size in sizes])
+
+        written = state.ranks.broadcast(runner.again(write))
         state.data.calibration = Joined(state.data.calibration, self.first, written)
         state.ledger.written.append((self.first, written))
         state.ledger.report[self.name] = {"windows": self.windows, "length": self.length}
@@ -104,11 +111,11 @@ class Joined:
         return whole[:count]
 
 
-def written_by(model: nn.Module, count: int, length: int, generator: torch.Generator) -> Tensor:
+def written_by(runner: BlockRunner, count: int, length: int, generator: torch.Generator) -> Tensor:
     """Windows that a causal language model writes, sampled at temperature 1.
 
     Args:
-        model: a transformers model with a key-value cache.
+        runner: of a transformers model with a key-value cache.
         count, length: number of windows, and tokens in each.
         generator: random generator on the CPU.
 
@@ -118,13 +125,13 @@ def written_by(model: nn.Module, count: int, length: int, generator: torch.Gener
     Raises:
         FxpruneError: for logits that are not finite.
     """
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
-    device, vocabulary = embeddings.weight.device, embeddings.weight.shape[0]
+    embeddings: Any = runner.model.get_input_embeddings()  # type: ignore[operator]
+    vocabulary = embeddings.weight.shape[0]
     tokens = [torch.randint(vocabulary, (count, 1), generator=generator)]
     cache = None
-    with inference(model):
+    with runner.session() as model:
         while len(tokens) < length:
-            out = model(input_ids=tokens[-1].to(device), past_key_values=cache, use_cache=True)
+            out = model(input_ids=tokens[-1].to(runner.device), past_key_values=cache, use_cache=True)
             cache, logits = out.past_key_values, out.logits[:, -1].float().cpu()
             if not bool(logits.isfinite().all()):
                 raise FxpruneError("generate: the model's logits are not finite", "run in float32; check the weights")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -29,10 +29,14 @@ class WeightAccess:
         self._names = {id(tensor): name for name, tensor in tensors_by_name(runner.model).items()}
         self._changed: set[int] = set()
 
+    def name(self, parameter: Tensor) -> str:
+        """First name of a parameter of the model."""
+        return self._names[id(parameter)]
+
     @contextmanager
     def reading(self, tensor: Tensor) -> Iterator[None]:
         """Inside, the values of a parameter are in memory."""
-        path = self._blocks.holder(self._names[id(tensor)])
+        path = self._blocks.holder(self.name(tensor))
         with nullcontext() if path is None else self._runner.loaded(path):
             yield
 
@@ -74,6 +78,23 @@ class BiasPlace:
 
 
 @dataclass(frozen=True)
+class LinearForm:
+    """A linear map by names and numbers, which another process understands.
+
+    Attributes:
+        tensor, expert, dim: as in :class:`LinearMap`.
+        outputs: number of its outputs.
+        bias: name of the parameter that holds its bias; with size, stride and offset as in :class:`BiasPlace`.
+    """
+
+    tensor: str
+    expert: int | None
+    dim: int
+    outputs: int
+    bias: tuple[str, tuple[int, ...], tuple[int, ...], int] | None
+
+
+@dataclass(frozen=True)
 class LinearMap:
     """One linear map of a model: a weight, or one expert's part of it, and its bias.
 
@@ -96,6 +117,23 @@ class LinearMap:
         """The linear map of a recorded call."""
         beside = None if call.bias is None else BiasPlace.of(call.bias)
         return cls(call.tensor, call.expert, call.dim, parameter, beside, access)
+
+    @classmethod
+    def from_form(cls, form: LinearForm, tensors: Mapping[str, Tensor], access: WeightAccess) -> LinearMap:
+        """The linear map of a form, in a model with these tensors."""
+        beside = None
+        if form.bias is not None:
+            name, size, stride, offset = form.bias
+            beside = BiasPlace(tensors[name], size, stride, offset)
+        return cls(form.tensor, form.expert, form.dim, tensors[form.tensor], beside, access)
+
+    @property
+    def form(self) -> LinearForm:
+        """It for another process."""
+        beside, bias = self.beside, None
+        if beside is not None:
+            bias = self.access.name(beside.parameter), beside.size, beside.stride, beside.offset
+        return LinearForm(self.tensor, self.expert, self.dim, self.weight.shape[0], bias)
 
     def __str__(self) -> str:
         return self.tensor if self.expert is None else f"{self.tensor}[{self.expert}]"

@@ -14,11 +14,26 @@ from ...runtime.tensors import tensors_by_name
 from ..couple.consumers import Consumer
 from .batches import LinearCall, PaddingMasks
 from .linear_calls import LinearCallRecorder
-from .linear_maps import LinearMap, WeightAccess
+from .linear_maps import LinearForm, LinearMap, WeightAccess
 
 ObservedCall = tuple[LinearMap, Tensor, Tensor, Tensor]
 """The linear map of the pruned model, its inputs ``[T, k]``, its target outputs and its present outputs ``[T, n]``; the
 outputs are one tensor when they are what is wanted."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A set of linear maps that can be observed, read and written.
+
+    Attributes:
+        number: of the set.
+        calls: their calls; the models run as these are taken.
+        named: gives a linear map by its form, for those of which no call is seen.
+    """
+
+    number: int
+    calls: Iterator[ObservedCall]
+    named: Callable[[LinearForm], LinearMap]
 
 
 @dataclass
@@ -137,6 +152,10 @@ class ObservedCalls:
             while got:
                 call, target = got.pop(0), wanted.pop(0)
                 yield self._map(call), call.x, self._wanted(call, target), call.y
+
+    def named(self, form: LinearForm) -> LinearMap:
+        """A linear map of the pruned model by its form."""
+        return LinearMap.from_form(form, self.pruned.tensors, self.access)
 
     def _wanted(self, call: LinearCall, target: Target) -> Tensor:
         if self.residual and call.beside is not None and target.beside is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -44,15 +45,19 @@ def probed(runner: BlockRunner, feed: Feed, consumers: Sequence[Consumer]) -> Pr
         consumers: the weights whose calls are of interest.
     """
     refused: set[str] = set()
-    while True:
-        stops = _stops(runner.blocks, consumers, refused)
-        try:
-            return _probed(runner.stopping_at(stops), feed, [consumer.tensor for consumer in consumers])
-        except PassesOnMoreError as error:
-            if error.path in stops:
+    names = [consumer.tensor for consumer in consumers]
+
+    def attempt() -> Probe:
+        while True:
+            stops = _stops(runner.blocks, consumers, refused)
+            try:
+                return _probed(runner.stopping_at(stops), feed, names)
+            except PassesOnMoreError as error:
+                if error.path not in stops:
+                    raise
                 refused.add(error.path)
-            else:
-                runner.leave_whole(error)
+
+    return runner.again(attempt)
 
 
 def _stops(blocks: BlockList, consumers: Iterable[Consumer], refused: Collection[str]) -> tuple[str, ...]:
@@ -77,8 +82,11 @@ def _probed(runner: BlockRunner, feed: Feed, names: Sequence[str]) -> Probe:
         if call.bias is None or BiasPlace.of(call.bias) is not None:
             calls[call.tensor] = without_data(call)
 
-    with recorded_calls(runner, names, receive, shapes_only=True) as around:
-        for turn in runner.turns([feed], around):
+    with (
+        recorded_calls(runner, names, receive, shapes_only=True) as around,
+        closing(runner.turns([feed], around)) as steps,
+    ):
+        for turn in steps:
             turns[turn.path] += 1
             with torch.no_grad():
                 turn.outputs[0] = turn.checked(0)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from ...runtime.ranks import Ranks
+
+Place = TypeVar("Place", bound=Hashable)
 
 
 @dataclass
@@ -47,3 +53,21 @@ class RunningVariance:
     def second(self) -> Tensor:
         """Mean square of each column, ``[k]``."""
         return self.variance + self.mean.square()
+
+
+def merged(spreads: Mapping[Place, RunningVariance], ranks: Ranks) -> dict[Place, RunningVariance]:
+    """Those of all ranks together, exactly: the squares are taken from the common mean (Chan, Golub, LeVeque 1979).
+
+    Args:
+        spreads: those of this rank, by keys that mean the same on all.
+        ranks: who shares the tokens; all of them call this.
+    """
+    if ranks.count == 1:
+        return dict(spreads)
+    full = {key: spread for key, spread in spreads.items() if spread.count}
+    parts = {key: torch.cat([s.mean * s.count, s.mean.new_tensor([s.count])]) for key, s in full.items()}
+    counted = ranks.sum_all(parts)
+    means = {key: total[:-1] / total[-1] for key, total in counted.items()}
+    squares = ranks.sum_all({key: s.squares + s.count * (s.mean - means[key]).square() for key, s in full.items()})
+    whole = {key: RunningVariance(int(counted[key][-1]), means[key], squares[key]) for key in counted}
+    return {key: RunningVariance() for key in spreads} | whole

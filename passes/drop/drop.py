@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,18 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ...ir import FxpruneError, Plan, RequestError
+from ...ir import FxpruneError, RequestError
 from ...ir.options import option
-from ...ir.repairs import Repairs
 from ...runtime.absence import absences
+from ...runtime.block_runner import BlockRunner
 from ..base import Pass, PassKind
-from ..model.blocks import Blocks, find_blocks, keep_blocks
-from ..model.forward import device_of, inference
+from ..model.blocks import Blocks, find_blocks
+from ..model.forward import reading
 from ..model.measure import perplexity
 from ..state import State
 from .greedy import one_after_the_other
 from .sub_block_scores import choose
-from .sub_blocks import ATTENTION, MLP, find_sub_blocks, take_out
+from .sub_blocks import ATTENTION, MLP, absences_of, find_sub_blocks
+from .taken_out import keep_layers, take_parts_out
 
 CRITERIA = ("influence", "perplexity")
 ANY = "any"
@@ -38,6 +38,7 @@ class Drop(Pass):
     name: ClassVar[str] = "drop"
     kind: ClassVar[PassKind] = PassKind.SCORE
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
+    keeps_values: ClassVar[bool] = True
 
     layers: int | None = option(None, "number of layers to remove; 1 when sub_blocks is none too", at_least=0)
     sub_blocks: int | None = option(
@@ -73,39 +74,33 @@ class Drop(Pass):
             raise RequestError(
                 "drop: layers cannot be removed after sub-blocks", "write the pass that drops layers first"
             )
-        tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed).to(device_of(model))
+        tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed)
+        tokens = tokens.to(state.subject.runner.device)
         if layers or not self.sub_blocks:
             self._drop_layers(state, tokens, layers)
         if self.sub_blocks:
             self._drop_sub_blocks(state, tokens, self.sub_blocks)
 
     def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int) -> None:
-        model, blocks = state.subject.model, find_blocks(state.subject.model, state.subject.graph)
-        ledger = state.ledger
-        score: Callable[[nn.Module, Blocks, torch.Tensor, int], tuple[list[int], list[float]]] = {
-            "influence": _by_influence, "perplexity": _by_perplexity,
-        }[self.by]  # fmt: skip
-        gone, scores = score(model, blocks, tokens, layers)
+        blocks, ledger = find_blocks(state.subject.model, state.subject.graph), state.ledger
+        score = {"influence": _by_influence, "perplexity": _by_perplexity}[self.by]
+        gone, scores = state.ranks.broadcast(score(state.subject.runner, blocks, tokens, layers))
         kept = [index for index in range(len(blocks.modules)) if index not in gone]
         ledger.report[self.name] = {"by": self.by, "dropped": sorted(gone), "scores": scores}
         if not gone:
             return
-        names = keep_blocks(model, blocks, kept)
-        ledger.repairs = _renumbered(ledger.repairs, blocks.path, kept)
-        ledger.renamed = {now: ledger.renamed.get(before, before) for now, before in names.items()}
+        keep_layers(state, blocks, kept)
         ledger.report[self.name]["renamed"] = {now: old for now, old in ledger.renamed.items() if now != old}
-        _traced_anew(state, names)
 
     def _drop_sub_blocks(self, state: State, tokens: torch.Tensor, count: int) -> None:
-        model = state.subject.model
-        found = find_sub_blocks(model, find_blocks(model, state.subject.graph), state.subject.graph, tokens)
+        model, runner = state.subject.model, state.subject.runner
+        found = find_sub_blocks(runner, find_blocks(model, state.subject.graph), state.subject.graph, tokens)
         parts = [part for part in found if self.of in (ANY, part.kind)]
         if count >= len(found) or count > len(parts):
             which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"
             most = min(len(parts), len(found) - 1)
             raise RequestError(f"drop: cannot remove {count} of {len(parts)} {which}", f"drop at most {most}")
-        gone, scores = choose(self.by, model, parts, tokens, count)
-        take_out(model, [parts[index] for index in gone])
+        gone, scores = state.ranks.broadcast(choose(self.by, runner, parts, tokens, count))
         scored = range(len(parts)) if self.by == "influence" else gone
         earlier = state.ledger.report.get(self.name, {})
         state.ledger.report[self.name] = {
@@ -119,51 +114,22 @@ class Drop(Pass):
                 "scores": {parts[i].path: score for i, score in zip(scored, scores, strict=True)},
             },
         }
-        _traced_anew(state, {name: name for name in model.state_dict()})
+        take_parts_out(state, absences_of(parts[index] for index in gone))
 
 
-def _traced_anew(state: State, names: dict[str, str]) -> None:
-    """Update the state after blocks were removed; ``names``: present tensor name -> name before."""
-    state.ledger.plan = _renamed(state.ledger.plan, names)
-    if state.subject.residence is not None:
-        state.subject.residence.store.rename(names)
-    state.before.same_layers, state.ledger.consumers = None, []
-    state.subject.graph, state.subject.example = state.host.retrace(state.subject.model)
-
-
-def _renumbered(repairs: Repairs, path: str, kept: Sequence[int]) -> Repairs:
-    """The repairs of the remaining blocks, under the new block indices."""
-    block = re.compile(re.escape(path) + r"\.(\d+)(?=\.|$)")
-    now = {str(before): f"{path}.{place}" for place, before in enumerate(kept)}
-    left = {
-        block.sub(lambda found: now[found[1]], module): changes
-        for module, changes in repairs.attributes.items()
-        if (found := block.match(module)) is None or found[1] in now
-    }
-    return Repairs(left)
-
-
-def _renamed(plan: Plan | None, names: dict[str, str]) -> Plan | None:
-    """The plan for the remaining tensors, under their new names."""
-    if plan is None:
-        return None
-    slices = {
-        (now, dim): kept for now, before in names.items() for (n, dim), kept in plan.slices.items() if n == before
-    }
-    return Plan(plan.keep, slices)
-
-
-def _by_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int) -> tuple[list[int], list[float]]:
-    scores = block_influence(model, blocks, tokens)
+def _by_influence(
+    runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor, layers: int
+) -> tuple[list[int], list[float]]:
+    scores = block_influence(runner, blocks, tokens)
     order = sorted(range(len(scores)), key=lambda index: (scores[index], index))
     return order[:layers], scores
 
 
-def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> list[float]:
+def block_influence(runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor) -> list[float]:
     """One minus the mean cosine similarity between the input and the output of each block, over all tokens.
 
     Args:
-        model: in eval mode.
+        runner: of the model.
         blocks: the model's blocks.
         tokens: int64 ``[N, L]``.
 
@@ -171,6 +137,9 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
         FxpruneError: when an influence is not finite.
     """
     cosines = [0.0] * len(blocks.modules)
+
+    def forget() -> None:
+        cosines[:] = [0.0] * len(cosines)
 
     def recording_hook(index: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -183,9 +152,7 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
 
     handles = [m.register_forward_hook(recording_hook(i), with_kwargs=True) for i, m in enumerate(blocks.modules)]
     try:
-        with inference(model):
-            for window in tokens.split(1):
-                model(input_ids=window, use_cache=False)
+        runner.run([reading(window) for window in tokens.split(1)], restart=forget)
     finally:
         for handle in handles:
             handle.remove()
@@ -196,17 +163,17 @@ def block_influence(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> l
 
 
 def _by_perplexity(
-    model: nn.Module, blocks: Blocks, tokens: torch.Tensor, layers: int
+    runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor, layers: int
 ) -> tuple[list[int], list[float]]:
     """Remove one layer at a time: always the one whose removal gives the lowest perplexity on the calibration text."""
-    return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(model, blocks, gone, tokens))
+    return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(runner, blocks, gone, tokens))
 
 
-def _without(model: nn.Module, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:
+def _without(runner: BlockRunner, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:
     """Perplexity when some blocks return their input unchanged."""
     handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
     try:
-        return perplexity(model, tokens).value
+        return perplexity(runner, tokens).value
     finally:
         for handle in handles:
             handle.remove()

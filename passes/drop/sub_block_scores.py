@@ -12,7 +12,8 @@ from torch.nn.functional import cosine_similarity
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...ir import FxpruneError
-from ..model.forward import inference
+from ...runtime.block_runner import BlockRunner
+from ..model.forward import reading
 from ..model.measure import perplexity
 from .greedy import Chosen, one_after_the_other
 from .sub_blocks import ADD, SubBlock, taken_out
@@ -20,14 +21,14 @@ from .sub_blocks import ADD, SubBlock, taken_out
 SUMS = tuple(getattr(torch.ops.aten, name.removeprefix("aten.")).Tensor for name in ADD)
 
 
-def choose(by: str, model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor, count: int) -> Chosen:
+def choose(by: str, runner: BlockRunner, parts: Sequence[SubBlock], tokens: Tensor, count: int) -> Chosen:
     """Indices of the ``count`` sub-blocks to remove, and scores.
 
     Args:
         by: ``influence``: remove those with the smallest influence; the scores are those of all sub-blocks.
             ``perplexity``: greedily remove the one whose removal gives the lowest perplexity; the scores are the
             perplexities after each removal.
-        model: in eval mode.
+        runner: of the model.
         parts: the sub-blocks.
         tokens: int64 ``[N, L]``.
         count: number of sub-blocks to remove.
@@ -36,24 +37,24 @@ def choose(by: str, model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor,
         FxpruneError: for a score that is not finite.
     """
     if by == "influence":
-        scores = sub_block_influence(model, parts, tokens)
+        scores = sub_block_influence(runner, parts, tokens)
         return sorted(range(len(parts)), key=lambda index: (scores[index], index))[:count], scores
 
     def cost(gone: Sequence[int]) -> float:
-        with taken_out(model, [parts[index] for index in gone]):
-            return perplexity(model, tokens).value
+        without = [parts[index] for index in gone]
+        return perplexity(runner, tokens, around=lambda _batch: taken_out(runner.model, without)).value
 
     return one_after_the_other(len(parts), count, cost)
 
 
-def sub_block_influence(model: nn.Module, parts: Sequence[SubBlock], tokens: Tensor) -> list[float]:
+def sub_block_influence(runner: BlockRunner, parts: Sequence[SubBlock], tokens: Tensor) -> list[float]:
     """One minus the mean cosine similarity of the residual stream with and without the output of each sub-block.
 
     This is the block influence (ShortGPT, arXiv 2403.03853, section 3.1) of one addition. When a layer adds several
     outputs one after the other, the residual stream after all of them is used.
 
     Args:
-        model: in eval mode.
+        runner: of the model.
         parts: sub-blocks of the model.
         tokens: int64 ``[N, L]``.
 
@@ -63,14 +64,12 @@ def sub_block_influence(model: nn.Module, parts: Sequence[SubBlock], tokens: Ten
     Raises:
         FxpruneError: for a number that is not finite, or when the addition of a sub-block did not run.
     """
-    sums = _Sums(parts)
-    handles = [model.get_submodule(part.path).register_forward_hook(sums.left(i)) for i, part in enumerate(parts)]
+    sums, module_of = _Sums(parts), runner.model.get_submodule
+    layers = {part.path.rpartition(".")[0] for part in parts}
+    handles = [module_of(part.path).register_forward_hook(sums.left(i)) for i, part in enumerate(parts)]
+    handles += [module_of(path).register_forward_hook(sums.finish) for path in sorted(layers)]
     try:
-        with inference(model):
-            for window in tokens.split(1):
-                with sums:
-                    model(input_ids=window, use_cache=False)
-                sums.terms.clear()
+        runner.run([reading(window) for window in tokens.split(1)], lambda _window: sums, restart=sums.forget)
     finally:
         for handle in handles:
             handle.remove()
@@ -95,9 +94,17 @@ class _Sums(TorchDispatchMode):
     def __init__(self, parts: Sequence[SubBlock]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.parts = parts
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin again."""
         self.terms: dict[int, tuple[Tensor, list[tuple[int, Tensor | None, int]]]] = {}
-        self.cosines = [0.0] * len(parts)
-        self.seen = [0] * len(parts)
+        self.cosines = [0.0] * len(self.parts)
+        self.seen = [0] * len(self.parts)
+
+    def finish(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """A forward hook for layers: all additions are within the layer."""
+        self.terms.clear()
 
     def left(self, index: int) -> Callable[..., None]:
         """A forward hook for the child whose output is added."""
@@ -123,14 +130,14 @@ class _Sums(TorchDispatchMode):
         if not held or not isinstance(result, Tensor):
             return result
         done = func in SUMS
-        self._finish(result, [(i, term) for i, term, left in held if done and left == 1 and term is not None])
+        self._add(result, [(i, term) for i, term, left in held if done and left == 1 and term is not None])
         later = [(i, term, left - done) for i, term, left in held if not (done and left == 1)]
         self.terms.pop(id(result), None)
         if later:
             self.terms[id(result)] = (result, later)
         return result
 
-    def _finish(self, stream: Tensor, terms: Sequence[tuple[int, Tensor]]) -> None:
+    def _add(self, stream: Tensor, terms: Sequence[tuple[int, Tensor]]) -> None:
         for index, term in terms:
             after = stream.double()
             cosine = cosine_similarity(after - term.double().view_as(after), after, dim=-1)

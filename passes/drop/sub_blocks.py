@@ -14,8 +14,9 @@ from torch import nn
 from ...ir import RequestError
 from ...ir.graph import Graph, Op, Value
 from ...runtime.absence import Absence
+from ...runtime.block_runner import BlockRunner
 from ..model.blocks import Blocks
-from ..model.forward import inference
+from ..model.forward import reading
 
 ATTENTION, MLP = "attention", "mlp"
 ADD = ("aten.add", "aten.add_")
@@ -47,11 +48,11 @@ class SubBlock:
     absences: tuple[dict[str, Any], ...]
 
 
-def find_sub_blocks(model: nn.Module, blocks: Blocks, graph: Graph, tokens: torch.Tensor) -> tuple[SubBlock, ...]:
+def find_sub_blocks(runner: BlockRunner, blocks: Blocks, graph: Graph, tokens: torch.Tensor) -> tuple[SubBlock, ...]:
     """All sub-blocks, by layer and in execution order.
 
     Args:
-        model: in eval mode, with weights in memory.
+        runner: of the model.
         blocks: its blocks.
         graph: its graph.
         tokens: int64 ``[N, L]``, for one run that records the inputs and outputs of the children.
@@ -59,20 +60,21 @@ def find_sub_blocks(model: nn.Module, blocks: Blocks, graph: Graph, tokens: torc
     Raises:
         RequestError: when no layer has a part that only adds to the residual stream.
     """
-    uses, calls = _Uses(graph), _observe(model, blocks, tokens)
-    found: list[SubBlock] = []
+    uses, calls = _Uses(graph), _observe(runner, blocks, tokens)
+    candidates: list[list[SubBlock]] = []
     for index in range(len(blocks.modules)):
         layer = _Layer(index, f"{blocks.path}.{index}", uses)
         for add, end in layer.terms():
             feeders = layer.with_feeders(end)
-            for members in ([path for path in calls if path in feeders], [end]):
-                part = _part(layer, add, end, [path for path in members if path in calls], calls)
-                if part is not None and _runs_without(model, part, tokens):
-                    found.append(part)
-                    break
+            choices = ([path for path in calls if path in feeders], [end])
+            parts = [_part(layer, add, end, [path for path in members if path in calls], calls) for members in choices]
+            candidates.append([part for part in parts[: 1 if parts[0] == parts[1] else 2] if part is not None])
+    runs = _run_without(runner, [part for parts in candidates for part in parts], tokens)
+    firsts = (next((part for part in parts if part in runs), None) for parts in candidates)
+    found = [part for part in firsts if part is not None]
     if not found:
         raise RequestError(
-            f"the layers of {type(model).__name__} have no sub-block that only adds to the residual stream",
+            f"the layers of {type(runner.model).__name__} have no sub-block that only adds to the residual stream",
             "drop whole layers: drop{layers=1}",
         )
     return tuple(found)
@@ -93,22 +95,42 @@ def _part(layer: _Layer, add: Op, end: str, members: Sequence[str], calls: Mappi
 
 def take_out(model: nn.Module, sub_blocks: Iterable[SubBlock]) -> dict[str, nn.Module]:
     """Replace the members by modules that add nothing; returns the replaced modules, by path."""
+    return put_absences(model, absences_of(sub_blocks))
+
+
+def absences_of(sub_blocks: Iterable[SubBlock]) -> dict[str, Mapping[str, Any]]:
+    """Path of every member -> the description of its replacement."""
+    return {
+        path: absence
+        for sub_block in sub_blocks
+        for path, absence in zip(sub_block.members, sub_block.absences, strict=True)
+    }
+
+
+def put_absences(model: nn.Module, absences: Mapping[str, Mapping[str, Any]]) -> dict[str, nn.Module]:
+    """Put modules that add nothing at these paths; returns the replaced modules, by path."""
     before = {}
-    for sub_block in sub_blocks:
-        for path, absence in zip(sub_block.members, sub_block.absences, strict=True):
-            before[path] = model.get_submodule(path)
-            model.set_submodule(path, AbsentModule(dict(absence)).eval())
+    for path, absence in absences.items():
+        before[path] = model.get_submodule(path)
+        model.set_submodule(path, AbsentModule(dict(absence)).eval())
     return before
 
 
-def _runs_without(model: nn.Module, part: SubBlock, tokens: torch.Tensor) -> bool:
-    """Whether the model runs without a sub-block; the code of some layers reads weights of their children."""
-    try:
-        with taken_out(model, [part]), inference(model):
+def _run_without(runner: BlockRunner, parts: Sequence[SubBlock], tokens: torch.Tensor) -> list[SubBlock]:
+    """Those of some sub-blocks without which the model runs; the code of some layers reads weights of their
+    children."""
+
+    def feed(model: nn.Module) -> bool:
+        try:
             model(input_ids=tokens[:1, :2], use_cache=True)
-    except (AttributeError, TypeError, RuntimeError):
-        return False
-    return True
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, TypeError, RuntimeError):
+            return False
+        return True
+
+    runs = runner.run([feed] * len(parts), lambda number: taken_out(runner.model, [parts[number]]))
+    return [part for part, alone in zip(parts, runs, strict=True) if alone]
 
 
 @contextmanager
@@ -266,7 +288,7 @@ def _lengths(cache: Any) -> list[int]:
     return [int(layer.get_seq_length()) if hasattr(layer, "get_seq_length") else 0 for layer in layers]
 
 
-def _observe(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> dict[str, _ChildCall]:
+def _observe(runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor) -> dict[str, _ChildCall]:
     """Path of every child of a layer that ran -> its recorded inputs and outputs, in execution order."""
     calls: dict[str, _ChildCall] = {}
     paths = {
@@ -282,8 +304,7 @@ def _observe(model: nn.Module, blocks: Blocks, tokens: torch.Tensor) -> dict[str
     handles = [child.register_forward_pre_hook(enter, with_kwargs=True) for child in paths]
     handles += [child.register_forward_hook(leave, with_kwargs=True) for child in paths]
     try:
-        with inference(model):
-            model(input_ids=tokens[:1], use_cache=True)
+        runner.run([reading(tokens[:1], cache=True)], restart=calls.clear)
     finally:
         for handle in handles:
             handle.remove()

@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 
 from ...ir import FxpruneError, RequestError
 from ...ir.graph import Graph
+from ...runtime.blocks import BlockList
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,33 @@ def find_blocks(model: nn.Module, graph: Graph | None = None) -> Blocks:
         )
     _, path, module = max(lists, key=lambda item: item[0])
     return Blocks(path, tuple(module))
+
+
+def read_elsewhere(graph: Graph, model: nn.Module) -> dict[str, str]:
+    """The lists of blocks that cannot have their weights in memory one after the other, because code outside of a block
+    reads some of it.
+
+    Args:
+        graph: the model's graph.
+        model: any module.
+
+    Returns:
+        Module path of the list -> why.
+    """
+    blocks, parameters = BlockList.of(model), graph.parameter_of()
+    holders = blocks.holders(model)
+    inside = {id(module): path for path, block in blocks.modules.items() for module in block.modules()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, str] = {}
+    for op in graph.ops:
+        reader = inside.get(id(modules.get(op.source.module)))
+        for name in {parameters[value].name for value in op.operands if value in parameters}:
+            held = holders.get(name, frozenset())
+            holder = next(iter(held)) if len(held) == 1 else None
+            if holder is not None and holder != reader:
+                where = op.source.module or "the model's own code"
+                found.setdefault(holder.rpartition(".")[0], f"{name} is read in {where}")
+    return found
 
 
 def keep_blocks(model: nn.Module, blocks: Blocks, kept: Sequence[int]) -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ...runtime.turns import Feed
+
 
 @contextmanager
 def inference(model: Any) -> Iterator[None]:
@@ -21,6 +23,15 @@ def inference(model: Any) -> Iterator[None]:
     finally:
         if training:
             model.train()
+
+
+def reading(ids: torch.Tensor, *, cache: bool = False) -> Feed:
+    """What runs a model of transformers on token ids ``[B, L]``, for hooks to see it."""
+
+    def feed(model: torch.nn.Module) -> None:
+        model(input_ids=ids, use_cache=cache)
+
+    return feed
 
 
 def logits_of(model: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,16 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.block_runner import BlockRunner
+from ...runtime.ranks import ALONE, Ranks
+from ...runtime.turns import Around
 from .forward import device_of, inference, logits_of
 
 Step = Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]
@@ -67,14 +71,26 @@ class Speed:
     repeats: int
 
 
-def perplexity(model: Callable[..., Any], windows: torch.Tensor, batch: int = 8) -> Perplexity:
+WINDOWS_AT_ONCE = 8
+
+
+def perplexity(
+    model: Callable[..., Any] | BlockRunner,
+    windows: torch.Tensor,
+    batch: int = WINDOWS_AT_ONCE,
+    *,
+    around: Around | None = None,
+    ranks: Ranks = ALONE,
+) -> Perplexity:
     """Perplexity of non-overlapping windows, each with a loss of its own (LLM-Pruner's evaluation, arXiv 2305.11627).
 
     Args:
-        model: a causal language model, or any callable that takes ``input_ids`` ``[B, L]`` and returns logits
-            ``[B, L, V]``, bare or as ``.logits``. A module runs in eval mode on its own device.
+        model: a causal language model, or what runs one, or any callable that takes ``input_ids`` ``[B, L]`` and
+            returns logits ``[B, L, V]``, bare or as ``.logits``. A module runs in eval mode on its own device.
         windows: token ids ``[N, L]`` without special tokens or padding.
         batch: windows in one forward pass.
+        around: a context for the code of each forward pass of a model.
+        ranks: who shares the windows; all of them call this.
 
     Raises:
         RequestError: when there is no token to predict.
@@ -85,8 +101,12 @@ def perplexity(model: Callable[..., Any], windows: torch.Tensor, batch: int = 8)
             f"windows of shape {list(windows.shape)} have no token to predict",
             "give at least one window of at least two tokens",
         )
-    with inference(model):
-        losses = torch.cat([_window_losses(model, chunk) for chunk in torch.split(windows, batch)])
+    mine = ranks.share(windows, "windows")
+    feeds = [partial(_window_losses, chunk=chunk) for chunk in torch.split(mine, batch)]
+    if isinstance(model, torch.nn.Module):
+        model = BlockRunner(model)
+    found = model.run(feeds, around) if isinstance(model, BlockRunner) else [feed(model) for feed in feeds]
+    losses = torch.cat(ranks.gather(torch.cat(found)))
     bad = (~losses.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise FxpruneError(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
+from ...runtime.tensors import made_private
 from ..base import Pass, PassKind
 from ..state import State
 from .teacher import Teacher
@@ -97,6 +98,8 @@ class Recovery(Pass):
             )
         examples = examples_of(state.data.recovery, self.length)
         dense = state.before.model if self.teacher else None
+        if state.before.model is not None or state.before.same_layers is not None:
+            made_private((*self.written(model), *model.buffers()))
         widened = [held for held in (model, dense) if held is not None] if self.dtype == "float32" else []
         with preserved_randomness(), _full_precision(*widened), _restored(model):
             teacher = None if dense is None else Teacher(dense, self.teacher, self.temperature)
@@ -108,6 +111,10 @@ class Recovery(Pass):
         Raises:
             RequestError: with what is missing.
         """
+
+    def written(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """The parameters of the model that the training or what follows it writes to."""
+        return list(model.parameters())
 
     @abstractmethod
     def recover(

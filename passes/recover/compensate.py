@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
 from ...ir.options import option
+from ...runtime.ranks import Ranks
 from ..base import Pass, PassKind
 from ..calibrate.batches import calibration_feeds
 from ..calibrate.dense_and_pruned import DenseAndPruned
 from ..calibrate.least_squares import refit
 from ..calibrate.linear_maps import LinearMap
 from ..calibrate.map_moments import moments_of
-from ..calibrate.observed_calls import ObservedCall
+from ..calibrate.observed_calls import Visit
+from ..calibrate.shared_moments import shared_moments
 from ..couple.consumers import Consumer
 from ..state import State
 
@@ -74,6 +76,7 @@ class Compensate(Pass):
             length=self.length,
             seed=self.seed,
             batch=self.batch,
+            ranks=state.ranks,
         )
         pairs = DenseAndPruned.of(state, batches)
         notes: list[str] = []
@@ -85,11 +88,11 @@ class Compensate(Pass):
         fits = self.method == "lstsq"
         sets = list(pairs.in_order())
         with closing(pairs.visits(sets, residual=fits and self.residual)) as visits:
-            for number, calls in visits:
+            for visit in visits:
                 if fits:
-                    self._refit(pairs, sets[number], calls, notes)
+                    self._refit(pairs, sets[visit.number], visit, notes, state.ranks)
                 else:
-                    _shift(calls)
+                    _shift(visit, state.ranks)
         state.ledger.report[self.name] = {
             "method": self.method, "refitted": [c.tensor for c in pairs.consumers], "left": pairs.left, "notes": notes,
         }  # fmt: skip
@@ -112,32 +115,39 @@ class Compensate(Pass):
             )
 
     def _refit(
-        self, pairs: DenseAndPruned, consumers: Sequence[Consumer], calls: Iterable[ObservedCall], notes: list[str]
+        self, pairs: DenseAndPruned, consumers: Sequence[Consumer], visit: Visit, notes: list[str], ranks: Ranks
     ) -> None:
-        found = moments_of(calls)
-        reached = {(at.tensor, at.expert) for at, moments in found.items() if moments.count}
+        shared = shared_moments(moments_of(visit.calls), visit, ranks)
+        reached = {(at.tensor, at.expert) for at, (_, moments) in shared.items() if moments.count}
         for consumer in consumers:
             missed = [n for n in range(pairs.experts(consumer)) if (consumer.tensor, n) not in reached]
             if missed:
                 notes.append(f"{consumer.tensor}: no token reached experts {missed}; they stay as they are")
-        for at in list(found):
-            moments = found.pop(at)
+        owners = {at: owner for at, (owner, _) in shared.items()}
+        for at in owners:
+            owner, moments = shared.pop(at)
             if not moments.count:
                 continue
             self._require(at, moments.count, notes)
+            if owner != ranks.index:
+                continue
             try:
                 at.put(refit(moments, at.whole(), self.damping))
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
+        if ranks.count > 1:
+            for at, owner in owners.items():
+                at.put(ranks.broadcast(at.whole().clone(), owner))
 
 
-def _shift(calls: Iterable[ObservedCall]) -> None:
+def _shift(visit: Visit, ranks: Ranks) -> None:
     """Correct the mean outputs of linear maps by their biases."""
     sums: dict[LinearMap, tuple[Tensor, int]] = {}
-    for at, _, wanted, got in calls:
+    for at, _, wanted, got in visit.calls:
         total, count = sums.get(at, (0.0, 0))
         sums[at] = total + (wanted.double() - got.double()).sum(0), count + len(got)
-    for at, (total, count) in sums.items():
+    for at, (part, own) in sums.items():
+        total, count = ranks.sum(part), sum(ranks.gather(own))
         shift = total / count
         if not bool(shift.isfinite().all()):
             raise FxpruneError(f"{at}: the mean outputs are not finite", "run in float32; check the --calib text")

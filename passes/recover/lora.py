@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -61,6 +62,10 @@ class Lora(Recovery):
         del state
         if not projection_modules(model):
             raise RequestError(f"{type(model).__name__} has no projection that lora could adapt", "leave lora out")
+
+    def written(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """The projections, into which the adapters are merged."""
+        return [model.get_parameter(f"{name}.weight") for name in projection_modules(model)]
 
     def recover(
         self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None

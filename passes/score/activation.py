@@ -43,7 +43,8 @@ class Activation(ConsumerScored):
             squares = _squared_means(call.x, call.sample, reader).cpu().numpy()
             totals[at] = totals[at] + squares if at in totals else squares
 
-        visit(state.subject.runner, self.feeds(state.data), readers, receive)
+        visit(state.subject.runner, self.feeds(state.data, state.ranks), readers, receive)
+        totals = state.ranks.sum_arrays(totals)
         scores = {group.name: np.zeros(group.units) for group in groups}
         for at, total in totals.items():
             scores[readers[at].group.name] += np.sqrt(total)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from ...ir import FxpruneError, RequestError
 from ...runtime.block_runner import BlockRunner
 from ...runtime.experts import ONE_BY_ONE, experts_as
+from ...runtime.ranks import Ranks
 from ...runtime.reverse import GradientReceiver, Loss
 from ..calibrate.batches import LinearCall
 from ..calibrate.linear_calls import LinearCallRecorder
@@ -23,19 +24,19 @@ BatchLoss = Callable[[nn.Module], tuple[Tensor, int]]
 """Takes a module; returns the loss summed over predictions, and the number of predictions."""
 
 
-def losses_of(step: ConsumerScored, data: Data) -> Iterator[BatchLoss]:
-    """One loss for every batch of the calibration text; the user's losses if there are any.
+def losses_of(step: ConsumerScored, data: Data, ranks: Ranks) -> Iterator[BatchLoss]:
+    """One loss for every batch of this rank of the calibration text; the user's losses if there are any.
 
     Raises:
         RequestError: without calibration data, with too little text, or for windows of fewer than 2 tokens.
     """
     if data.losses:
-        yield from (_counted(loss) for loss in data.losses)
+        yield from (_counted(loss) for loss in ranks.share(data.losses, "losses"))
         return
     text = data.text(f"{step.name} scores need")
     if step.length < 2:
         raise RequestError(f"length {step.length} leaves no token to predict", "use windows of at least 2 tokens")
-    windows = text.windows(step.length, step.samples, step.seed)
+    windows = ranks.share(text.windows(step.length, step.samples, step.seed))
     yield from (_next_tokens(batch) for batch in windows.split(step.batch))
 
 

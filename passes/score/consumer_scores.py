@@ -14,9 +14,10 @@ from ...ir.graph import Graph
 from ...ir.groups import Group, Occurrence
 from ...ir.options import option
 from ...runtime.block_runner import BlockRunner
+from ...runtime.ranks import Ranks
 from ..calibrate.batches import Feed, LinearCall, calibration_feeds, matrix, without_data
 from ..calibrate.recorded_calls import recorded_calls
-from ..calibrate.spread import RunningVariance
+from ..calibrate.spread import RunningVariance, merged
 from ..couple.consumers import Consumer, find_consumers, taking_in
 from ..data import Scores
 from ..prune import Prune
@@ -55,10 +56,12 @@ class ConsumerScored(Prune):
     seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
     batch: int = option(8, "windows in one forward pass", at_least=1)
 
-    def feeds(self, data: Data) -> list[Feed]:
-        """The calibration batches, as :func:`~.statistics.calibration_feeds` makes them."""
+    def feeds(self, data: Data, ranks: Ranks) -> list[Feed]:
+        """The calibration batches of this rank, as :func:`~.batches.calibration_feeds` makes them."""
         who = f"{self.name} scores need"
-        return calibration_feeds(data, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch)
+        return calibration_feeds(
+            data, who, samples=self.samples, length=self.length, seed=self.seed, batch=self.batch, ranks=ranks
+        )
 
 
 def readers_of(groups: Sequence[Group], graph: Graph) -> list[ConsumerMember]:
@@ -129,17 +132,21 @@ class ColumnScored(ConsumerScored):
                 spreads[key] = (reader, without_data(call), RunningVariance())
             spreads[key][2].add(call.x)
 
-        visit(runner, self.feeds(state.data), readers, receive)
+        visit(runner, self.feeds(state.data, state.ranks), readers, receive)
         scores = {group.name: np.zeros(group.units) for group in groups}
-        for reader, call, spread in spreads.values():
-            if not spread.count:
+        whole = merged({key: spread for key, (_, _, spread) in spreads.items()}, state.ranks)
+        for key in state.ranks.own_keys(spreads):
+            reader, call, _ = spreads[key]
+            if not whole[key].count:
                 continue
-            columns = self.columns(weight_of(runner, call), spread).cpu().numpy()
+            columns = self.columns(weight_of(runner, call), whole[key]).cpu().numpy()
             units = reader.units(len(columns))
             there = units >= 0
             found = self.gathered(reader.group, columns[there], units[there])
             scores[reader.group.name][: len(found)] += found
-        require_scores(scores, groups, {reader.group.name for reader, _, _ in spreads.values()}, self.name)
+        scores = state.ranks.sum_arrays(scores)
+        seen = state.ranks.union({reader.group.name for reader, _, _ in spreads.values()})
+        require_scores(scores, groups, seen, self.name)
         return scores
 
 

@@ -47,9 +47,10 @@ class Fisher(ConsumerScored):
         """
         readers = readers_of(groups, state.subject.graph)
         totals: dict[str, Scores] = {}
-        losses = list(losses_of(self, state.data))
+        losses = list(losses_of(self, state.data, state.ranks))
         runner = state.subject.runner
         predictions = activation_gradients(runner, losses, lambda: _switches(runner, readers, totals))
+        predictions, totals = sum(state.ranks.gather(predictions)), state.ranks.sum_arrays(totals)
         scores = {group.name: totals.get(group.name, np.zeros(group.units)) / (2 * predictions) for group in groups}
         require_scores(scores, groups, set(totals), self.name)
         return scores

@@ -17,10 +17,13 @@ from torch import Tensor
 from ...ir import FxpruneError
 from ...ir.groups import Group, Kind
 from ...ir.options import option
+from ...runtime.ranks import Ranks
 from ..calibrate.dense_and_pruned import DenseAndPruned
 from ..calibrate.least_squares import Moments, ObsSolver
 from ..calibrate.linear_maps import LinearMap
 from ..calibrate.map_moments import moments_of
+from ..calibrate.observed_calls import Visit
+from ..calibrate.shared_moments import shared_moments
 from ..data import Scores
 from ..select.allocate import UNIFORM
 from ..select.select import kept_count
@@ -73,13 +76,13 @@ class Obs(ConsumerScored):
         graph, dense = state.subject.graph, state.subject.runner
         places = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, graph)}
         runners = dense, dense.twin() if self._refits else dense
-        pairs = DenseAndPruned.between(graph, runners, self.feeds(state.data), list(places))
+        pairs = DenseAndPruned.between(graph, runners, self.feeds(state.data, state.ranks), list(places))
         sets = self._sets(pairs, [places[consumer.tensor, consumer.dim] for consumer in pairs.consumers])
         scores = {group.name: np.zeros(group.units) for group in groups}
         seen: set[str] = set()
         with closing(pairs.visits([[reader.consumer for reader in one.readers] for one in sets])) as visits:
-            for number, calls in visits:
-                for name, found in self._of_set(sets[number], moments_of(calls), metric_of):
+            for visit in visits:
+                for name, found in self._of_set(sets[visit.number], _moments(visit, state.ranks), metric_of):
                     scores[name] += found
                     seen.add(name)
         require_scores(scores, groups, seen, self.name)
@@ -221,6 +224,12 @@ def _joined(sets: Sequence[_Set]) -> list[_Set]:
         else:
             joined.append(one)
     return joined
+
+
+def _moments(visit: Visit, ranks: Ranks) -> dict[LinearMap, Moments]:
+    """The moments of all ranks, on all."""
+    shared = shared_moments(moments_of(visit.calls), visit, ranks, everywhere=True)
+    return {at: moments for at, (_, moments) in shared.items()}
 
 
 def _all_count_equally(at: LinearMap) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...ir.groups import Group
 from ...runtime.block_runner import BlockRunner
-from ...runtime.store import Shelf
+from ...runtime.store import Kept, Shelf
 from ..calibrate.batches import LinearCall
 from ..calibrate.gram import add_gram, symmetric
 from ..calibrate.linear_maps import LinearMap
@@ -36,11 +36,15 @@ def output_metrics(step: ConsumerScored, state: State, groups: Sequence[Group]) 
     names = list(dict.fromkeys(reader.consumer.tensor for reader in readers_of(groups, state.subject.graph)))
     sums = _Sums(None if runner.residence is None else runner.residence.store.shelf)
     predictions = activation_gradients(
-        runner, list(losses_of(step, state.data)), lambda: _Receiver(runner, names, sums)
+        runner, list(losses_of(step, state.data, state.ranks)), lambda: _Receiver(runner, names, sums)
     )
 
+    predictions = sum(state.ranks.gather(predictions))
+
     def metric_of(at: LinearMap) -> Tensor | None:
-        total = sums.taken((at.tensor, at.expert, at.dim))
+        key = (at.tensor, at.expert, at.dim)
+        own = sums.taken(key)
+        total = state.ranks.sum_all({} if own is None else {key: own}).get(key)
         return None if total is None else symmetric(total).div_(predictions**2)
 
     return metric_of
@@ -60,7 +64,7 @@ class _Sums:
     def clear(self) -> None:
         """Forget all."""
         self._growing: dict[_Key, Tensor] = {}
-        self._put_away: dict[_Key, tuple[Tensor, torch.device]] = {}
+        self._put_away: dict[_Key, tuple[Kept, torch.device]] = {}
 
     def add(self, call: LinearCall, gradient: Tensor) -> None:
         """Add the gradient at the outputs of a call."""
@@ -83,7 +87,7 @@ class _Sums:
         """One of them, to be changed; it is forgotten here."""
         if key in self._put_away:
             kept, device = self._put_away.pop(key)
-            return kept.to(device, copy=True)
+            return kept().to(device, copy=True)
         return self._growing.pop(key, None)
 
 

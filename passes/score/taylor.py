@@ -42,8 +42,8 @@ class Taylor(Prune):
         """
         runner, places = state.subject.runner, wanted(groups, state.subject.graph)
         if state.data.losses:
-            found = taylor_of_losses(runner, state.data.losses, places, self.variant)
+            found = taylor_of_losses(runner, state.data.losses, places, self.variant, state.ranks)
             return {group.name: unit_scores(group, found, self.reduce) for group in groups}
         tokens = state.data.text("taylor scores need").windows(self.length, self.samples, self.seed)
-        found = taylor(runner, tokens, places, self.variant)
+        found = taylor(runner, tokens, places, self.variant, state.ranks)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

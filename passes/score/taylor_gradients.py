@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
+from ...runtime.ranks import ALONE, Ranks
 from ...runtime.reverse import GradientReceiver
 from .position_scores import Slab, as_contributions, position_sums, require_finite, slabs_of
 from .units import Contributions, Wanted
@@ -28,13 +29,25 @@ class TaylorReceiver(GradientReceiver):
     ``vector`` and ``element1`` keep the sum of the gradients of a block until all losses have passed it, ``element2``
     the sum of ``W g_j - 1/2 (W g_j)^2``. With a single loss nothing is kept: each gradient is reduced and freed.
 
+    Several ranks add up what they keep before it is reduced, block by block, each sum on one rank.
+
+    Args:
+        variant: which contributions.
+        wanted: what to score.
+        losses: how many there are, on all ranks.
+        named: number of a loss of this rank -> what it is computed on, for messages; None for all losses.
+        ranks: who shares the losses.
+
     Attributes:
         contributions: what has been reduced.
         reached: names of the parameters that received a gradient.
     """
 
-    def __init__(self, variant: str, wanted: Wanted, losses: int, named: Callable[[int | None], str]) -> None:
+    def __init__(
+        self, variant: str, wanted: Wanted, losses: int, named: Callable[[int | None], str], ranks: Ranks = ALONE
+    ) -> None:
         self._variant, self._wanted, self._count, self._named = variant, wanted, losses, named
+        self._ranks, self._device = ranks, torch.device("cpu")
         self.restart()
 
     def restart(self) -> None:
@@ -45,12 +58,13 @@ class TaylorReceiver(GradientReceiver):
     def parameter(self, batch: int, name: str, weight: Tensor, gradient: Tensor) -> None:
         self.reached[name] += 1
         weight = weight.detach()
+        self._device = weight.device
         if self._variant == "second":
             self._add_squares(batch, name, weight, gradient)
         elif self._variant == "element2":
             known = self._kept.get(name)
             self._kept[name] = weight, self._mixed(None if known is None else known[1], weight, gradient)
-        elif self._count == 1:
+        elif self._count == 1:  # and one rank
             self._first_order(name, weight, gradient)
         elif name in self._kept:
             self._kept[name][1].add_(gradient)
@@ -59,14 +73,34 @@ class TaylorReceiver(GradientReceiver):
             self._kept[name] = weight, kept
 
     def finished(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self._kept:
-                continue
+        for name in self._added_up(names):
             weight, kept = self._kept.pop(name)
             if self._variant == "element2":
                 self._reduce(name, weight, _absolute(kept), None)
             else:
                 self._first_order(name, weight, kept.div_(self._count))
+
+    def _added_up(self, names: Iterable[str]) -> Iterator[str]:
+        """The parameters of which this rank reduces what is kept, which is then what all ranks have kept."""
+        there = [name for name in names if name in self._kept]
+        if self._ranks.count == 1:
+            yield from there
+            return
+        forms = self._ranks.gather({name: tuple(self._kept[name][1].shape) for name in there})
+        for number, name in enumerate(dict.fromkeys(name for form in forms for name in form)):
+            holders = [rank for rank, form in enumerate(forms) if name in form]
+            owner = holders[number % len(holders)]
+            weight, kept = self._kept.get(name) or (None, torch.zeros(forms[owner][name], device=self._device))
+            total = self._ranks.sum(kept, to=owner)
+            self._kept.pop(name, None)
+            if owner == self._ranks.index and weight is not None:
+                self._kept[name] = weight, total
+                yield name
+
+    def join(self) -> None:
+        """Add up the contributions of all ranks, when there are no more gradients."""
+        self.contributions = self._ranks.sum_arrays(self.contributions)
+        self.reached = sum(self._ranks.gather(self.reached), Counter())
 
     def _first_order(self, name: str, weight: Tensor, gradient: Tensor) -> None:
         """``W * g``: absolute values of the elements before the sum for ``element1``, of the sums otherwise."""

@@ -9,6 +9,7 @@ import torch
 
 from ...ir.errors import FxpruneError, RequestError
 from ...runtime.block_runner import BlockRunner
+from ...runtime.ranks import ALONE, Ranks
 from ...runtime.reverse import Loss
 from .taylor_terms import contributions_of
 from .units import Contributions, Wanted
@@ -21,7 +22,9 @@ ModuleLoss = Callable[["Module"], "Tensor"]
 """Takes a module and returns its loss, a scalar, on data that the callable holds."""
 
 
-def taylor_of_losses(runner: BlockRunner, losses: Sequence[ModuleLoss], wanted: Wanted, variant: str) -> Contributions:
+def taylor_of_losses(
+    runner: BlockRunner, losses: Sequence[ModuleLoss], wanted: Wanted, variant: str, ranks: Ranks = ALONE
+) -> Contributions:
     """Contributions as in :func:`~.taylor_terms.taylor`, where each loss counts as one sample.
 
     Args:
@@ -29,13 +32,14 @@ def taylor_of_losses(runner: BlockRunner, losses: Sequence[ModuleLoss], wanted: 
         losses: at least one.
         wanted: what to score.
         variant: ``vector``, ``element1``, ``second`` or ``element2``.
+        ranks: who shares the losses.
 
     Raises:
         RequestError: for an unknown variant, or a loss that is not a scalar.
         FxpruneError: for a loss or gradient that is not finite, or losses that depend on none of the parameters.
     """
     checked = [_checked(loss, number) for number, loss in enumerate(losses)]
-    return contributions_of(runner, checked, wanted, variant, lambda number: f"loss {number or 0}")
+    return contributions_of(runner, checked, wanted, variant, lambda number: f"loss {number or 0}", ranks=ranks)
 
 
 def _checked(loss: ModuleLoss, number: int) -> Loss:

@@ -18,6 +18,7 @@ import torch
 
 from ...ir.errors import FxpruneError, RequestError
 from ...runtime.block_runner import BlockRunner
+from ...runtime.ranks import ALONE, Ranks
 from ...runtime.reverse import Loss
 from .position_scores import wanted_parameters
 from .taylor_gradients import NOT_FINITE, TaylorReceiver
@@ -32,11 +33,11 @@ TAYLOR_TERMS = ("vector", "element1", "second", "element2")
 PER_SAMPLE = ("second", "element2")
 """The variants with squares of the gradient of each sample."""
 
-LOGITS_LIMIT = 1 << 30
+LOGITS_LIMIT = 1 << 26
 """For variants of the mean gradient: the most bytes that the float32 logits of windows in one forward pass take."""
 
 
-def taylor(runner: BlockRunner, tokens: Tensor, wanted: Wanted, variant: str) -> Contributions:
+def taylor(runner: BlockRunner, tokens: Tensor, wanted: Wanted, variant: str, ranks: Ranks = ALONE) -> Contributions:
     """Taylor contributions of every dimension in ``wanted``, from one pass over the calibration tokens.
 
     Other parameters get no gradient. The weights and the graph of one block are in memory at a time; docs/scoring.md
@@ -48,6 +49,7 @@ def taylor(runner: BlockRunner, tokens: Tensor, wanted: Wanted, variant: str) ->
         tokens: int64 ``[N, L]``, N samples without padding.
         wanted: what to score.
         variant: ``vector``, ``element1``, ``second`` or ``element2``.
+        ranks: who shares the samples.
 
     Raises:
         RequestError: for an unknown variant, tokens of another shape or dtype, or a ``wanted`` that does not fit.
@@ -58,7 +60,9 @@ def taylor(runner: BlockRunner, tokens: Tensor, wanted: Wanted, variant: str) ->
             f"calibration tokens of shape {list(tokens.shape)} and type {tokens.dtype}",
             "give int64 token ids [samples, length] with length at least 2",
         )
-    size = 1 if variant in PER_SAMPLE else _windows_at_once(runner.model, tokens)
+    size = (
+        1 if variant in PER_SAMPLE else min(_windows_at_once(runner.model, tokens), max(1, len(tokens) // ranks.count))
+    )
     parts = list(tokens.split(size))
     even = len(parts) == 1 or len(parts[-1]) == size
     if not even:  # the mean of the losses is the loss of all windows only when all parts are equally large
@@ -71,11 +75,17 @@ def taylor(runner: BlockRunner, tokens: Tensor, wanted: Wanted, variant: str) ->
         return f"calibration sample {part * size} of {len(tokens)}"
 
     losses = [_loss_on(part, named(number)) for number, part in enumerate(parts)]
-    return contributions_of(runner, losses, wanted, variant, named)
+    return contributions_of(runner, losses, wanted, variant, named, ranks=ranks)
 
 
 def contributions_of(
-    runner: BlockRunner, losses: Sequence[Loss], wanted: Wanted, variant: str, named: Callable[[int | None], str]
+    runner: BlockRunner,
+    losses: Sequence[Loss],
+    wanted: Wanted,
+    variant: str,
+    named: Callable[[int | None], str],
+    *,
+    ranks: Ranks = ALONE,
 ) -> Contributions:
     """Contributions from losses, each of which counts as one sample.
 
@@ -85,6 +95,7 @@ def contributions_of(
         wanted: what to score.
         variant: one of :data:`TAYLOR_TERMS`.
         named: number of a loss -> what it is computed on, for messages; None for all of them.
+        ranks: who shares the losses.
 
     Raises:
         RequestError, FxpruneError: as :func:`taylor`.
@@ -93,8 +104,12 @@ def contributions_of(
         raise RequestError(f"unknown Taylor variant {variant!r}", f"use one of {', '.join(TAYLOR_TERMS)}")
     parameters = wanted_parameters(runner.model, wanted, stored=runner.residence is not None)
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    receiver = TaylorReceiver(variant, wanted, len(losses), named)
-    runner.gradients(losses, list(parameters), receiver)
+    mine = ranks.share(list(enumerate(losses)), "calibration samples")
+    receiver = TaylorReceiver(
+        variant, wanted, len(losses), lambda batch: named(None if batch is None else mine[batch][0]), ranks
+    )
+    runner.gradients([loss for _, loss in mine], list(parameters), receiver)
+    receiver.join()
     if not receiver.reached:
         raise FxpruneError(
             f"the loss depends on none of the {len(parameters)} parameters to score",

@@ -106,8 +106,8 @@ class Budget:
             curves = even({group.name: group.size for group in groups}, curves)
         report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
         if self.by == "search":
-            unit_mask = UnitMask(state.subject.model, coupling.graph, groups)
-            divergence = DivergenceGauge.of(state.subject.model, state.data, **self._windows())
+            unit_mask = UnitMask(state.subject.runner, coupling.graph, groups)
+            divergence = DivergenceGauge.of(state.subject.runner, state.data, **self._windows())
             search = MeasuredAllocation(divergence, unit_mask, {group.name: group for group in groups}, scores, saved)
             counts, report["distance"] = self._searched(search, curves, costs, amount)
         else:

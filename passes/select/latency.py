@@ -17,6 +17,7 @@ from ...ir.axes import Atom, atoms_of
 from ...ir.cost import macs_of
 from ...ir.graph import Arg, Graph, Op, Value
 from ...ir.rules import contraction_of
+from ...runtime.block_runner import BlockRunner
 from ..couple.coupling import Coupling, couple
 from ..model.forward import inference
 from ..state import Subject
@@ -49,7 +50,7 @@ class Latency(Costs):
     """
 
     def __init__(self, coupling: Coupling, names: Iterable[str], subject: Subject) -> None:
-        self._clock = Clock(subject.model)
+        self._clock = Clock(subject.runner)
         self._shapes = _shapes(coupling)
         self._curves: dict[int, TimeCurve] = {}
         contracted = self._contractions(coupling)
@@ -100,13 +101,12 @@ class Clock:
     """Times operators on random values, in nanoseconds; equal operators of equal shapes are timed once.
 
     Args:
-        model: its device and dtype are used.
+        runner: its device and dtype are used.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        parameter = next(model.parameters())
-        self._device = "cpu" if parameter.is_meta else str(parameter.device)
-        self._dtype = parameter.dtype
+    def __init__(self, runner: BlockRunner) -> None:
+        self._device = "cpu" if runner.device.type == "meta" else str(runner.device)
+        self._dtype = runner.dtype
         self._known: dict[str, int] = {}
 
     def __call__(self, op: Op) -> int:

@@ -15,10 +15,12 @@ from torch.nn import functional
 from ...ir import FxpruneError, Indices, RequestError
 from ...ir.graph import Graph
 from ...ir.groups import Group, Kind
+from ...runtime.block_runner import BlockRunner
 from ...runtime.tensors import tensors_by_name
+from ...runtime.turns import Feed
 from ..couple.consumers import taking_in
 from ..data import Scores
-from ..model.forward import inference, logits_of
+from ..model.forward import logits_of
 from ..score_cache import ScoreCache
 from ..state import Data
 from .allocate import LossCurve, counts_of, fill
@@ -37,20 +39,20 @@ class DivergenceGauge:
     other module: the increase of its losses.
 
     Attributes:
-        model: the model; it is changed between measurements.
+        runner: of the model, which is changed between measurements.
         windows: token batches ``[B, L]``; empty for other modules.
         losses: losses of other modules; empty for language models.
-        dense: results of the dense model: log-probabilities ``[B, L, V]`` of every batch, or every loss.
+        dense: results of the dense model: log-probabilities ``[B, L, V]`` of every batch, on the CPU, or every loss.
     """
 
-    model: nn.Module
+    runner: BlockRunner
     windows: Sequence[Tensor]
     losses: Sequence[Any] = ()
     dense: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def of(
-        cls, model: nn.Module, data: Data, *, samples: int, length: int, seed: int | None, batch: int
+        cls, runner: BlockRunner, data: Data, *, samples: int, length: int, seed: int | None, batch: int
     ) -> DivergenceGauge:
         """Read the dense model, which is this one as it is now.
 
@@ -62,14 +64,13 @@ class DivergenceGauge:
                 "by=search needs calibration text",
                 "give --calib FILE, write generate first, or use by=global, which needs scores only",
             )
-        if any(parameter.is_meta for parameter in model.parameters()):
+        if runner.device.type == "meta":
             raise RequestError(
                 "by=search runs the model, but its weights are not in memory", "use by=global, which needs scores only"
             )
         windows = () if data.losses else data.calibration.windows(length, samples, seed).split(batch)  # type: ignore[union-attr]
-        divergence = cls(model, windows, data.losses)
-        divergence.dense = list(divergence._readings())
-        return divergence
+        feeds = [_log_probabilities(window) for window in windows]
+        return cls(runner, windows, data.losses, runner.run(feeds or data.losses))
 
     def read(self) -> float:
         """The present distance.
@@ -77,22 +78,34 @@ class DivergenceGauge:
         Raises:
             FxpruneError: when it is not finite.
         """
-        pairs = zip(self._readings(), self.dense, strict=True)
         if self.losses:
+            pairs = zip(self.runner.run(self.losses), self.dense, strict=True)
             value = float(torch.stack([now - then for now, then in pairs]).mean())
         else:
-            total = sum(float(functional.kl_div(now, then, reduction="sum", log_target=True)) for now, then in pairs)
-            value = total / sum(window.numel() for window in self.windows)
+            feeds = [_divergence(*pair) for pair in zip(self.windows, self.dense, strict=True)]
+            value = sum(self.runner.run(feeds)) / sum(window.numel() for window in self.windows)
         if not np.isfinite(value):
             raise FxpruneError(f"the distance from the dense model is {value}", "run in float32; check the calibration")
         return value
 
-    def _readings(self) -> Iterator[Tensor]:
-        with inference(self.model):
-            for loss in self.losses:
-                yield loss(self.model).detach()
-            for window in self.windows:
-                yield functional.log_softmax(logits_of(self.model, window).float(), dim=-1)
+
+def _log_probabilities(window: Tensor) -> Feed:
+    """Log-probabilities ``[B, L, V]`` of the next token, on the CPU."""
+
+    def feed(model: nn.Module) -> Tensor:
+        return functional.log_softmax(logits_of(model, window).float(), dim=-1).cpu()
+
+    return feed
+
+
+def _divergence(window: Tensor, dense: Tensor) -> Feed:
+    """The summed divergence of the next-token distributions from those of the dense model."""
+
+    def feed(model: nn.Module) -> float:
+        now = functional.log_softmax(logits_of(model, window).float(), dim=-1)
+        return float(functional.kl_div(now, dense.to(now.device), reduction="sum", log_target=True))
+
+    return feed
 
 
 class UnitMask:
@@ -101,7 +114,8 @@ class UnitMask:
     This equals removal unless a normalisation runs over the units.
 
     Args:
-        model: its weights are changed in place, inside :meth:`silencing` only.
+        runner: of the model. Inside :meth:`silencing` only, its weights are changed in place, or as they are brought
+            into memory.
         graph: graph of the model.
         groups: the groups that may be masked.
 
@@ -110,41 +124,58 @@ class UnitMask:
             among its units.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, groups: Sequence[Group]) -> None:
+    def __init__(self, runner: BlockRunner, graph: Graph, groups: Sequence[Group]) -> None:
         for group in groups:
             if group.normalised or group.kind in (Kind.CHANNELS, Kind.EXPERTS):
                 raise RequestError(
                     f"by=search sets units to zero, which for {group.name} is not the same as removing them",
                     "use by=global, or channels=false, experts=false",
                 )
-        tensors = tensors_by_name(model)
-        self._places = {g.name: [(m, tensors[m.tensor]) for m in taking_in(g, graph)] for g in groups}
+        self._members = {group.name: taking_in(group, graph) for group in groups}
         self._groups = {group.name: group for group in groups}
-        self._cut: list[str] = []
-        self._whole = {id(tensor): tensor.detach().clone() for places in self._places.values() for _, tensor in places}
+        self._residence = runner.residence
+        self._gone: dict[str, list[tuple[int, Tensor]]] = {}
+        self._tensors, self._whole = {}, {}
+        if runner.residence is None:
+            named = tensors_by_name(runner.model)
+            self._tensors = {m.tensor: named[m.tensor] for members in self._members.values() for m in members}
+            self._whole = {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
 
     @contextmanager
     def silencing(self) -> Iterator[None]:
         """Inside, units can be masked; afterwards all weights are restored."""
+        if self._residence is not None:
+            self._residence.edit = self._masked
         try:
             yield
         finally:
             self.keep({})
+            if self._residence is not None:
+                self._residence.edit = None
 
     @torch.no_grad()
     def keep(self, kept: Mapping[str, Indices]) -> None:
         """Mask all units of the named groups except the given ones; restore everything else."""
-        for name in self._cut:
-            for _, tensor in self._places[name]:
-                tensor.copy_(self._whole[id(tensor)])
-        self._cut = list(kept)
+        for name in self._gone.keys() & self._tensors.keys():
+            self._tensors[name].copy_(self._whole[name])
+        self._gone = {}
         for name, stay in kept.items():
             group = self._groups[name]
             alive = np.isin(np.arange(group.units), stay)
-            for member, tensor in self._places[name]:
+            for member in self._members[name]:
                 units = group.unit_map(member.axis)
-                gone = np.flatnonzero((units >= 0) & ~alive[units])
-                tensor.index_fill_(member.dim, torch.from_numpy(gone).to(tensor.device), 0.0)
+                gone = torch.from_numpy(np.flatnonzero((units >= 0) & ~alive[units]))
+                self._gone.setdefault(member.tensor, []).append((member.dim, gone))
+        for name in self._gone.keys() & self._tensors.keys():
+            self._mask(name, self._tensors[name])
+
+    def _masked(self, name: str, value: Tensor) -> Tensor:
+        return self._mask(name, value.clone()) if name in self._gone else value
+
+    def _mask(self, name: str, value: Tensor) -> Tensor:
+        for dim, gone in self._gone[name]:
+            value.index_fill_(dim, gone.to(value.device), 0.0)
+        return value
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
 
 from ...ir import FxpruneError, Indices, Plan
 from ...ir.graph import Graph
@@ -15,6 +18,51 @@ from ..couple.coupling import Coupling
 from ..state import State
 from .graph import extents_by_module, make_plan, rewrite
 from .module import shrink_module
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The units that a pruning pass kept.
+
+    Attributes:
+        keep: group name -> sorted indices of the units that stay, as in :class:`~fxprune.ir.plan.Plan`.
+    """
+
+    name: ClassVar[str] = "cut"
+
+    keep: Mapping[str, Indices]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data with arrays."""
+        return {"keep": dict(self.keep)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cut:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: for other data.
+        """
+        keep = data["keep"]
+        if not all(
+            isinstance(units, np.ndarray) and (units.dtype, units.ndim) == (_INT64, 1) for units in keep.values()
+        ):
+            raise ValueError("the units to keep are no int64 vectors")
+        return cls(keep)
+
+    def redo(self, state: State) -> None:
+        """Cut again, with the coupling of the graph that there is now.
+
+        Raises:
+            FxpruneError: there is none, or its groups have no such units.
+        """
+        coupling = state.subject.coupling
+        if coupling is None or coupling.graph is not state.subject.graph:
+            raise FxpruneError("units were cut that no analysis of the graph names")
+        cut(state, coupling, self.keep)
+
+
+_INT64 = np.dtype(np.int64)
 
 
 def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
@@ -29,6 +77,7 @@ def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
     ledger.consumers += consumers_of(coupling, plan)
     subject.graph = after
     ledger.plan = plan if ledger.plan is None else join_plans(ledger.plan, plan, coupling)
+    ledger.decisions.append(Cut({name: np.asarray(units, dtype=np.int64) for name, units in keep.items()}))
 
 
 def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:

@@ -32,6 +32,7 @@ class Replay(Pass):
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
     needs_weights: ClassVar[bool] = False
     streams: ClassVar[bool] = True
+    keeps_values: ClassVar[bool] = True
 
     sha256: str = option("", "sha256 of the plan file")
 

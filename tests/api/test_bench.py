@@ -18,6 +18,8 @@ from fxprune.api.terminal.tables import benchmarked
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
+from ..forks import Forks
+
 
 def model(folder: Path, width: int, **values: Any) -> Path:
     config = LlamaConfig(
@@ -41,6 +43,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model(folder / "wide", 128), model(folder / "narrow", 64)
 
 
+@pytest.fixture
+def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that need not import torch again."""
+    monkeypatch.setattr(benchmark, "subprocess", forks.module())
+
+
+@pytest.mark.usefixtures("forked")
 def test_two_models_in_torch_and_onnxruntime(models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = [*map(str, models), "--onnx", "--prompt", "8", "--new", "4", "--rounds", "2", "--threads", "1", "--json"]
     assert main(["bench", *words]) == 0
@@ -93,7 +102,7 @@ class Worker:
         return {"1": [seconds, 4 * seconds], "8": [2 * seconds, 8 * seconds]}
 
     def figures(self) -> dict[str, Any]:
-        return {"runtime": "torch", "parameters": 1, "bytes": 4, "macs": self.macs, "peak": None}
+        return {"runtime": "torch", "parameters": 1, "bytes": 4, "macs": self.macs, "peak": None, "placement": None}
 
 
 def test_models_alternate_and_rounds_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +178,7 @@ def test_nothing_to_time(options: dict[str, Any]) -> None:
     assert error.value.hint == "give at least one model, and numbers of at least 1"
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_a_process_refuses_arrives(models: tuple[Path, Path]) -> None:
     with pytest.raises(
         RequestError, match=r"--prompt and --new together are 65 tokens, but .*wide' has a context of 64"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,8 @@ from fxprune.api.modules.prune import prune_module
 from fxprune.cli import main
 from fxprune.ir.parser import parse_graph
 from fxprune.ir.text import print_graph
+
+from ..forks import Forks
 
 PACKAGE = "nets_of_a_user"
 SOURCE = '''
@@ -200,15 +201,13 @@ def test_apply_writes_a_program_that_torch_loads(capsys: pytest.CaptureFixture[s
     assert str(out.resolve().parent) not in json.dumps(record)
 
 
-def test_a_process_writes_the_rewritten_graph_and_replaces_it(tmp_path: Path) -> None:
+def test_a_process_writes_the_rewritten_graph_and_replaces_it(forks: Forks, tmp_path: Path) -> None:
     """From a shell: the current directory is looked in, and the table says which form came out, and why."""
     target = [f"{PACKAGE}:stated", *EXAMPLE, "--pass", "random{seed=1}", "--ratio", "0.5"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "fxprune.json").write_text("what was there before")
-    done = subprocess.run(
-        [sys.executable, "-m", "fxprune", "apply", *target, "--out", "out", "--force"],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "fxprune", "apply", *target, "--out", "out", "--force"]
+    done = forks.run(command, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "random{ratio=0.5,channels=true,seed=1}: 2,417 parameters to" in done.stdout
     assert "rewritten as a graph: the shrunken model does not run: head: RuntimeError: " in done.stdout

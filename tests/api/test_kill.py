@@ -25,9 +25,10 @@ from fxprune.backends.huggingface.streamed_weights import StreamedWeights
 from fxprune.ir.errors import FxpruneError
 
 from ..checkpoints import contents, write_checkpoint
+from ..forks import Forks
 
-# Imports once and forks a process for every run, which is killed from outside after a while, or by itself at its nth
-# access to a file or directory beside OUT. The check in a fresh process is left out unless it is asked for.
+# Imports and traces once, and forks a process for every run, which is killed from outside after a while, or by itself
+# at its nth access to a file or directory beside OUT. The check in a fresh process is left out unless it is asked for.
 RUNS = """
 import contextlib, json, os, signal, sys, threading, time
 import torch
@@ -35,6 +36,7 @@ torch.set_num_threads(1)
 from fxprune.api.pruning import request
 from fxprune.backends import atomic_directory
 from fxprune.backends.huggingface import save, weight_source
+from fxprune.tests.traces import shared_traces
 
 def run(job, pipe):
     count = 0
@@ -59,6 +61,9 @@ def run(job, pipe):
     request.apply(job["source"], "random", ratio=0.5, seed=job["seed"], out=job["out"], force=True)
     os.write(pipe, str(count).encode())
 
+shared = shared_traces()
+shared.__enter__()
+request.apply(sys.argv[1], "random", ratio=0.5, dry_run=True)  # imports and traces what every run does
 for line in sys.stdin:
     job = json.loads(line)
     reader, writer = os.pipe()
@@ -84,15 +89,14 @@ for line in sys.stdin:
 class Runs:
     """Runs that may be killed, over one OUT."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, forks: Forks) -> None:
         self.source = write_checkpoint(folder / "source", shard_size="20kB")
         self.folder = folder / "place"
         self.folder.mkdir()
         self.out = self.folder / "out"
-        command = [sys.executable, "-c", RUNS]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        command = [sys.executable, "-c", RUNS, str(self.source)]
+        with Path(os.devnull).open("w") as nowhere:
+            self.process = forks.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=nowhere)
         self.whole: dict[int, dict[str, str]] = {}
         for seed in (1, 2):
             self.last = self.run(seed)
@@ -102,8 +106,6 @@ class Runs:
     def run(self, seed: int, **how: Any) -> dict[str, Any]:
         job = {"source": str(self.source), "out": str(self.out), "seed": seed}
         job |= {"at": None, "after": None, "check": False, "exchange": True} | how
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         found: dict[str, Any] = json.loads(self.process.stdout.readline())
@@ -124,16 +126,14 @@ class Runs:
         return killed
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(60)
         self.process.stdout.close()
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
-    made = Runs(tmp_path)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Runs]:
+    made = Runs(tmp_path_factory.mktemp("runs"), forks)
     yield made
     made.close()
     assert made.process.returncode == 0

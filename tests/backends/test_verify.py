@@ -14,6 +14,8 @@ from fxprune.backends import verify as verify_module
 from fxprune.backends.verify import FreshProcess, Job, Reference, VerificationError, judge, verify
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE
 
+pytestmark = pytest.mark.usefixtures("real_processes")
+
 FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generate": None}
 
 

@@ -15,8 +15,11 @@ from .causal_lm import NOT_TRACED, WITHOUT, inputs, names, tiny_model
 SAMPLED = 5
 """Every so many names run by default, the others under the marker ``slow``."""
 
+LONG = {"qwen4_exp"}
+"""Half a minute for linear attention, which another of the sampled names has too."""
+
 ROWS = [
-    pytest.param(name, marks=() if number % SAMPLED == 0 else pytest.mark.slow)
+    pytest.param(name, marks=() if number % SAMPLED == 0 and name not in LONG else pytest.mark.slow)
     for number, name in enumerate(name for name in names() if name not in NOT_TRACED)
 ]
 EXPECTED = {
@@ -52,5 +55,5 @@ def test_a_family_couples_and_removing_equals_zeroing(name: str, request: pytest
 
 
 def test_the_table_names_only_what_there_is() -> None:
-    assert set(NOT_TRACED) | set(WITHOUT) <= set(names())
+    assert set(NOT_TRACED) | set(WITHOUT) | LONG <= set(names())
     assert len(NOT_TRACED) <= 14  # at least 175 of 189

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import fxprune
+
+from ..forks import Forks
 
 ROOT = Path(fxprune.__file__).parent
 PAGES = tuple(ROOT / "docs" / f"writing-a-{name}.md" for name in ("rule", "pass", "backend"))
@@ -67,10 +69,8 @@ def install_pages(folder: Path) -> None:
     install(folder, "my-package", points, sources)
 
 
-def python(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def python(forks: Forks, folder: Path, *arguments: object) -> CompletedProcess[str]:
     """Run Python where the packages of a folder are installed."""
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False, cwd=folder
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return forks.run([sys.executable, *map(str, arguments)], env=environment, cwd=folder)

@@ -22,6 +22,7 @@ from fxprune.passes.prune import Prune
 from fxprune.passes.registry import PASSES, all_passes, pass_table
 
 from ..checkpoints import write_checkpoint
+from ..forks import Forks
 from ..states import module_state, run_passes
 from .plugins import PAGES, install, install_pages, python, script
 
@@ -41,23 +42,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model"))
 
 
-def fxprune(packages: Path, *arguments: object) -> dict[str, Any]:
+def fxprune(forks: Forks, packages: Path, *arguments: object) -> dict[str, Any]:
     """The JSON object that a command prints where the package is installed."""
-    done = python(packages, "-m", "fxprune", *arguments, "--json")
+    done = python(forks, packages, "-m", "fxprune", *arguments, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     data: dict[str, Any] = json.loads(done.stdout)
     return data
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_code_of_a_page_runs(packages: Path, page: Path) -> None:
-    done = python(packages, "-c", script(page))
+def test_the_code_of_a_page_runs(forks: Forks, packages: Path, page: Path) -> None:
+    done = python(forks, packages, "-c", script(page))
     assert done.returncode == 0, done.stderr
     assert "PluginWarning" not in done.stderr
 
 
-def test_passes_are_listed_with_the_package_that_they_are_from(packages: Path) -> None:
-    shown = python(packages, "-m", "fxprune", "passes").stdout
+def test_passes_are_listed_with_the_package_that_they_are_from(forks: Forks, packages: Path) -> None:
+    shown = python(forks, packages, "-m", "fxprune", "passes").stdout
     assert "\nclip  recover  Clip every weight to a limit.  (from my-package 0.1)\n" in shown
     assert (
         "\npeak  score  Remove the units whose largest absolute weight is smallest.  (from my-package 0.1)\n" in shown
@@ -66,32 +67,22 @@ def test_passes_are_listed_with_the_package_that_they_are_from(packages: Path) -
 
 
 def test_a_pass_of_a_package_runs_and_the_record_names_the_package(
-    packages: Path, checkpoint: Path, tmp_path: Path
+    forks: Forks, packages: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     command = ["apply", checkpoint, "--pass", "peak,clip{limit=0.01}", "--ratio", "0.5", "--out", tmp_path / "out"]
-    applied = fxprune(packages, *command)
+    applied = fxprune(forks, packages, *command)
     assert applied["parameters"]["after"] < applied["parameters"]["before"]
     record = json.loads((tmp_path / "out" / "fxprune.json").read_text())
     assert record["plugins"] == {"peak": "my-package 0.1", "clip": "my-package 0.1"}
     assert record["passes"]["clip"]["clipped"] > 0
 
 
-def test_a_format_of_a_package_is_written(packages: Path, checkpoint: Path, tmp_path: Path) -> None:
-    report = fxprune(packages, "export", checkpoint, "--format", "npz{dtype=float16}", "--out", tmp_path / "text")
+def test_a_format_of_a_package_is_written(forks: Forks, packages: Path, checkpoint: Path, tmp_path: Path) -> None:
+    words = ["export", checkpoint, "--format"]
+    report = fxprune(forks, packages, *words, "npz{dtype=float16}", "--out", tmp_path / "text")
     assert report["format"] == "npz"
-    command = [
-        "-m",
-        "fxprune",
-        "export",
-        checkpoint,
-        "--format",
-        "npz",
-        "--dtype",
-        "float16",
-        "--out",
-        tmp_path / "flag",
-    ]
-    shown = python(packages, *command).stdout
+    command = ["-m", "fxprune", *words, "npz", "--dtype", "float16", "--out", tmp_path / "flag"]
+    shown = python(forks, packages, *command).stdout
     assert "arrays, float16" in shown
     assert "worst difference" in shown
     with np.load(tmp_path / "text" / "weights.npz") as text, np.load(tmp_path / "flag" / "weights.npz") as flag:
@@ -99,11 +90,11 @@ def test_a_format_of_a_package_is_written(packages: Path, checkpoint: Path, tmp_
         assert all(np.array_equal(text[name], flag[name]) for name in text)
 
 
-def test_a_custom_operator_is_covered_by_the_rule_of_its_package(packages: Path, tmp_path: Path) -> None:
-    traced = fxprune(packages, "trace", *NET)
+def test_a_custom_operator_is_covered_by_the_rule_of_its_package(forks: Forks, packages: Path, tmp_path: Path) -> None:
+    traced = fxprune(forks, packages, "trace", *NET)
     assert [(g["size"], g["frozen"]) for g in traced["groups"] if not g["frozen"]] == [(24, None)]
     install(tmp_path, "my-package", {}, {p: (packages / p).read_text() for p in ("my_package/operators.py",)})
-    without = fxprune(tmp_path, "trace", *NET)
+    without = fxprune(forks, tmp_path, "trace", *NET)
     assert any("no rule for my_package.glu" in (group["frozen"] or "") for group in without["groups"])
     assert all(group["frozen"] for group in without["groups"])
 
@@ -223,12 +214,12 @@ def test_a_broken_plug_in_is_named_and_left_out(site: Path, kind: str, module: s
     assert str(warning.message).startswith(f"left out a plug-in of fxprune.{kind}, broken 0.1 (broken:THING): {reason}")
 
 
-def test_the_command_line_says_what_it_left_out_and_goes_on(tmp_path: Path) -> None:
+def test_the_command_line_says_what_it_left_out_and_goes_on(forks: Forks, tmp_path: Path) -> None:
     marker = tmp_path / "imported"
     brings(tmp_path, "broken", "passes", f"open({str(marker)!r}, 'w').close()\n1 / 0")
-    assert python(tmp_path, "-m", "fxprune", "--help").returncode == 0
+    assert python(forks, tmp_path, "-m", "fxprune", "--help").returncode == 0
     assert not marker.exists()  # nothing is looked for before it is needed
-    done = python(tmp_path, "-m", "fxprune", "passes", "--json")
+    done = python(forks, tmp_path, "-m", "fxprune", "passes", "--json")
     assert marker.exists()
     assert done.returncode == 0
     reason = "broken 0.1 (broken:THING): ZeroDivisionError: division by zero"

@@ -5,7 +5,8 @@ added in Python. Its tensors are made by DLPack, which lets the same memory be c
 operator runs on the CPU's view of it, after a look at where its operands are. Views, ``.data``, autograd and
 ``Module.to`` are torch's own.
 
-It cannot be removed from a process again, and is the accelerator that torch finds there: use it in a process of its own.
+It cannot be removed from a process again, and is the accelerator that torch finds there: use it in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -56,19 +57,22 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """Run an operator on the CPU's view of its operands; refuse operands of several devices, as CUDA does."""
+    # A Python number in the place of a tensor arrives as a number.
+    wanted = [isinstance(argument.type, torch.TensorType) for argument in operator._schema.arguments]
+    args = tuple(
+        torch.tensor(arg) if tensor and isinstance(arg, int | float) else arg
+        for arg, tensor in zip(args, wanted, strict=False)
+    )
     leaves = pytree.tree_leaves((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     strangers = [tensor for tensor in tensors if tensor.device.type != NAME and tensor.dim()]
     if strangers or any(isinstance(leaf, torch.Generator) for leaf in leaves):
         where = sorted({str(tensor.device) for tensor in tensors})
-        raise RuntimeError(
-            f"{operator.name()}: Expected all tensors to be on the same device, found {', '.join(where)}"
-        )
+        raise RuntimeError(f"{operator.name()}: expected all tensors on one device, found {', '.join(where)}")
     views = {id(tensor): _on_cpu(tensor) for tensor in tensors}
     # An empty output is made larger, which the memory of another tensor cannot be.
-    outputs = [
-        kwargs[a.name] for a in operator._schema.arguments if a.is_out and isinstance(kwargs.get(a.name), Tensor)
-    ]
+    named = [kwargs.get(argument.name) for argument in operator._schema.arguments if argument.is_out]
+    outputs = [output for output in named if isinstance(output, Tensor)]
     views |= {id(output): torch.empty(0, dtype=output.dtype) for output in outputs if not output.numel()}
     given = {id(view): tensor for tensor, view in ((t, views[id(t)]) for t in tensors)}
 
@@ -108,6 +112,15 @@ def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tenso
     return target
 
 
+def _convolved(*args: Any) -> Tensor:
+    return _run(torch.ops.aten.convolution.default, *args)
+
+
+def _convolved_back(gradient: Tensor, x: Tensor, weight: Tensor, *args: Any) -> Any:
+    outputs = [gradient.shape[1]]  # extents of a bias, whether there is one or not
+    return _run(torch.ops.aten.convolution_backward.default, gradient, x, weight, outputs, *args)
+
+
 _clone = torch.UntypedStorage.clone
 
 
@@ -129,6 +142,8 @@ def add_checked_device() -> list[torch.library.Library]:
         aten.impl(name, _sharing(getattr(getattr(torch.ops.aten, packet), overload or "default")), KEY)
     aten.impl("_copy_from", _copied, KEY)
     aten.impl("resize_", _resized, KEY)
+    aten.impl("convolution_overrideable", _convolved, KEY)
+    aten.impl("convolution_backward_overrideable", _convolved_back, KEY)
     aten.impl("_local_scalar_dense", lambda tensor: torch.ops.aten._local_scalar_dense(_on_cpu(tensor)), KEY)
     torch.UntypedStorage.clone = _cloned  # type: ignore[method-assign]
     torch.accelerator.synchronize = lambda *_: None  # there is nothing to wait for

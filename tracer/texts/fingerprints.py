@@ -80,13 +80,24 @@ class TrackedText:
         return self.text.name
 
     @property
-    def pieces(self) -> tuple[bytes, ...]:
-        """The windows and rows that were read, in order, each once."""
-        return tuple(self._pieces)
+    def pieces_read(self) -> dict[str, npt.NDArray[np.int64]]:
+        """The windows and rows that were read, in order, each once: their ``tokens`` one after the other, and the
+        ``lengths`` in tokens."""
+        pieces = [np.frombuffer(piece, dtype="<i4").astype(np.int64) for piece in self._pieces]
+        empty = np.empty(0, dtype=np.int64)
+        return {
+            "tokens": np.concatenate([empty, *pieces]), "lengths": np.array([len(p) for p in pieces], dtype=np.int64),
+        }  # fmt: skip
 
-    def remember(self, pieces: Iterable[bytes]) -> None:
-        """Also count ``pieces`` as read, from a run that this run resumes."""
-        self._pieces.update(dict.fromkeys(pieces))
+    def remember(self, pieces: Mapping[str, npt.NDArray[np.int64]]) -> None:
+        """Also count as read what :attr:`pieces_read` gave in a run that this run resumes.
+
+        Raises:
+            ValueError: for lengths that do not add up.
+        """
+        if pieces["lengths"].sum() != len(pieces["tokens"]):
+            raise ValueError("the lengths of the texts that were read do not add up")
+        self._note(np.split(pieces["tokens"], pieces["lengths"].cumsum()[:-1]) if len(pieces["lengths"]) else ())
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
         """As :meth:`Text.windows`, recorded as read."""
@@ -100,7 +111,7 @@ class TrackedText:
         self._note(example["input_ids"] for example in found)
         return found
 
-    def _note(self, pieces: Iterable[Sequence[int]]) -> None:
+    def _note(self, pieces: Iterable[Sequence[int] | npt.NDArray[np.int64]]) -> None:
         self._pieces.update((np.asarray(piece, dtype="<i4").tobytes(), None) for piece in pieces)
 
     def fingerprint(self, read_as: str, name: str) -> Fingerprint | None:

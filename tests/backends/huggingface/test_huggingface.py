@@ -75,6 +75,7 @@ def trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path],
     return lambda path: transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_every_family_loads_in_a_fresh_process(artifacts: dict[str, tuple[SavedModel, Reference]]) -> None:
     forms = {name: (saved.form, saved.model_type) for name, (saved, _) in artifacts.items()}
     assert forms == FORMS

@@ -27,12 +27,13 @@ from transformers import (
 
 from fxprune import api
 from fxprune.api.pruning import model_run, streamed_model
-from fxprune.backends.huggingface import checkpoint, streamed_weights, synthetic_weights, weight_source
+from fxprune.backends.huggingface import streamed_weights, synthetic_weights, weight_source
 from fxprune.backends.huggingface.streamed_weights import SHARD_INDEX, StreamedWeights, obstacle, stored_tensors
 from fxprune.backends.huggingface.synthetic_weights import SyntheticWeights, meta_model
 from fxprune.ir.errors import FxpruneError
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.weight_powers import magnitude
+from fxprune.runtime import mapped_files
 from fxprune.runtime.mapped_files import Checkpoint
 from fxprune.runtime.store import InMemory, Store
 from fxprune.tracer.model import build_meta
@@ -271,7 +272,7 @@ def test_a_mixture_of_experts_is_loaded_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_memory_is_some_rows_to_write_and_nothing_to_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "PIECE", 1 << 15)
+    monkeypatch.setattr(mapped_files, "PIECE", 1 << 15)
     config = LlamaConfig(**WIDTHS | {"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 6})
     source = write_checkpoint(tmp_path / "source", config)
     model = build_meta(config, buffers=True)
@@ -301,7 +302,7 @@ def test_memory_is_some_rows_to_write_and_nothing_to_score(tmp_path: Path, monke
 def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
     piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "PIECE", piece)
+    monkeypatch.setattr(mapped_files, "PIECE", piece)
     tensors = {"a": torch.randn(7, 5, 3), "b": torch.randn(9), "c": torch.tensor(2.0), "d": torch.zeros(0, 4)}
     save_file(tensors, tmp_path / "x.safetensors")
     first, middle, last = np.array([0, 4, 5]), np.array([2]), np.array([1, 2])
@@ -314,8 +315,8 @@ def test_the_rows_of_a_tensor_are_what_is_left_of_it_whole(
         for dim, kept in slices.items():
             expected = expected.index_select(dim, torch.from_numpy(kept))
         found = Checkpoint([tmp_path / "x.safetensors"]).tensors[name]
-        assert torch.equal(checkpoint.require_whole(found, slices), expected)
-        rows = [part.copy() for part in checkpoint.RowCutter().rows(found, slices)]
+        assert torch.equal(mapped_files.require_whole(found, slices), expected)
+        rows = [part.copy() for part in mapped_files.RowCutter().rows(found, slices)]
         joined = np.concatenate([part.reshape(-1) for part in rows]) if rows else np.empty(0, np.int32)
         assert np.array_equal(joined, expected.reshape(-1).view(torch.int32).numpy())
         if name == "a":  # 60 bytes a row of the source

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +85,7 @@ def test_the_class_comes_back(written: tuple[Pruned, Path]) -> None:
         assert torch.equal(loaded(images(5)), result.module(images(5)))
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -209,9 +210,11 @@ def fails(*_arguments: object, **_options: object) -> None:
     [
         (torch.export, "export", fails, "torch.export cannot export the pruned module: no such operator"),
         (
-            subprocess,
-            "run",
-            lambda *_, **__: subprocess.CompletedProcess([], 1, "", "Traceback ...\nRuntimeError: no such kernel\n"),
+            save,
+            "subprocess",
+            SimpleNamespace(
+                run=lambda *_, **__: SimpleNamespace(returncode=1, stderr="...\nRuntimeError: no such kernel\n")
+            ),
             "a fresh Python process cannot run the written program: RuntimeError: no such kernel",
         ),
         (save, "load_file", lambda _path: {}, "the written program returns 0 tensors, the module 1"),

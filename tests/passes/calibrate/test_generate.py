@@ -12,6 +12,7 @@ from fxprune.ir import FxpruneError, Plan, RequestError
 from fxprune.passes.calibrate.generate import Generate, Joined, written_by
 from fxprune.passes.score.fisher import Fisher
 from fxprune.passes.state import State
+from fxprune.runtime.block_runner import BlockRunner
 
 from ...corpora import OneToken
 from ...decoders import random_decoder, special_tokens
@@ -38,7 +39,7 @@ def state_of(model: Any, text: Any = None) -> State:
 def test_tokens_follow_one_another_as_often_as_the_model_says(kind: str) -> None:
     """Counts of the third token, over all windows, against its probability given the two before it."""
     model = make(kind)
-    written = written_by(model, 3000, 3, torch.Generator().manual_seed(0))
+    written = written_by(BlockRunner(model), 3000, 3, torch.Generator().manual_seed(0))
     assert written.shape == (3000, 3)
     with torch.no_grad():
         expected = model(input_ids=written[:, :2]).logits[:, -1].softmax(-1).double()

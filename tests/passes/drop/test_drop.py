@@ -17,6 +17,7 @@ from fxprune.passes.model.blocks import find_blocks, keep_blocks
 from fxprune.passes.model.measure import perplexity
 from fxprune.passes.score.random import Random
 from fxprune.passes.state import NoHost, State
+from fxprune.runtime.block_runner import BlockRunner
 
 from ...corpora import RandomTokens
 from ...decoders import random_decoder, special_tokens
@@ -82,7 +83,7 @@ def test_influence_is_one_minus_the_mean_cosine() -> None:
     expected = [
         1 - torch.nn.functional.cosine_similarity(a, b, dim=-1).mean().item() for a, b in itertools.pairwise(streams)
     ]
-    assert np.allclose(block_influence(model, find_blocks(model), tokens), expected, rtol=0, atol=1e-12)
+    assert np.allclose(block_influence(BlockRunner(model), find_blocks(model), tokens), expected, rtol=0, atol=1e-12)
 
 
 def test_perplexity_drops_what_costs_least() -> None:

@@ -9,6 +9,7 @@ from fxprune.ir import RequestError
 from fxprune.passes.drop.sub_block_scores import sub_block_influence
 from fxprune.passes.drop.sub_blocks import find_sub_blocks, taken_out
 from fxprune.passes.model.blocks import find_blocks
+from fxprune.runtime.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm
 
 from ...families.causal_lm import NOT_SAVED, NOT_TRACED, names, tiny_model
@@ -46,12 +47,12 @@ def test_without_the_parts_of_the_first_layer(families: list[str]) -> None:
         model = tiny_model(name)
         graph = trace_causal_lm(model).graph
         try:
-            parts = find_sub_blocks(model, find_blocks(model, graph), graph, tokens)
+            parts = find_sub_blocks(BlockRunner(model), find_blocks(model, graph), graph, tokens)
         except RequestError:
             assert name in INSIDE
             continue
         assert name not in INSIDE
-        assert all(0 <= score <= 2 for score in sub_block_influence(model, parts, tokens)), name
+        assert all(0 <= score <= 2 for score in sub_block_influence(BlockRunner(model), parts, tokens)), name
         with taken_out(model, [part for part in parts if part.layer == 0]), torch.no_grad():
             cached, uncached = (model.generate(tokens, use_cache=use, **settings) for use in (True, False))
         assert torch.equal(cached, uncached), name

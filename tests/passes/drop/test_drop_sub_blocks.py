@@ -21,6 +21,7 @@ from fxprune.passes.model.measure import perplexity
 from fxprune.passes.score.random import Random
 from fxprune.passes.state import State
 from fxprune.runtime.absence import absences
+from fxprune.runtime.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm
 
 from ...corpora import RandomTokens
@@ -72,7 +73,7 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def parts_of(model: Any) -> tuple[SubBlock, ...]:
-    return find_sub_blocks(model, find_blocks(model), trace_causal_lm(model).graph, TEXT.windows(7, 1))
+    return find_sub_blocks(BlockRunner(model), find_blocks(model), trace_causal_lm(model).graph, TEXT.windows(7, 1))
 
 
 def zeroed(model: Any, parts: list[SubBlock], ids: torch.Tensor) -> torch.Tensor:
@@ -179,7 +180,7 @@ def test_influence_is_one_minus_the_mean_cosine_of_the_stream_with_and_without(
             after = held[layer + " in"] + term
         expected.append(1 - cosine_similarity(after - term, after, dim=-1).mean().item())
     assert {part.adds for part in parts} == ({2} if name in ("two norms, one sum", "one norm for both") else {1})
-    assert np.allclose(sub_block_influence(model, parts, tokens), expected, rtol=0, atol=1e-12)
+    assert np.allclose(sub_block_influence(BlockRunner(model), parts, tokens), expected, rtol=0, atol=1e-12)
 
 
 def test_perplexity_takes_what_costs_least_one_by_one() -> None:
@@ -192,7 +193,7 @@ def test_perplexity_takes_what_costs_least_one_by_one() -> None:
 
     first = min(range(6), key=lambda i: cost([i]))
     second = min((i for i in range(6) if i != first), key=lambda i: cost([first, i]))
-    gone, costs = choose("perplexity", model, parts, tokens, 2)
+    gone, costs = choose("perplexity", BlockRunner(model), parts, tokens, 2)
     assert gone == [first, second]
     assert costs == [cost([first]), cost([first, second])]
 
@@ -267,7 +268,7 @@ def broken() -> Any:
 def unseen(model: Any) -> None:
     part = parts_of(model)[0]
     stranger = SubBlock(0, "lm_head", ("lm_head",), "mlp", 1, part.absences)
-    sub_block_influence(model, [stranger], TEXT.windows(4, 1))
+    sub_block_influence(BlockRunner(model), [stranger], TEXT.windows(4, 1))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,8 @@ from fxprune.passes.score.taylor_terms import taylor as taylor_of
 from fxprune.passes.score.units import Contributions, Wanted
 from fxprune.passes.score.weight_powers import magnitude
 from fxprune.runtime.block_runner import BlockRunner
+
+from ...forks import Forks
 
 VARIANTS = ("vector", "element1", "second", "element2")
 SIZES = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -360,10 +361,10 @@ def test_the_model_is_left_as_it_was(variant: str, broken: bool) -> None:
     assert all(torch.equal(p.nan_to_num(), values[n].nan_to_num()) for n, p in model.named_parameters())
 
 
-def test_memory_beyond_weights_and_activations_is_two_gradients() -> None:
+def test_memory_beyond_weights_and_activations_is_two_gradients(forks: Forks) -> None:
     """Two samples of three tokens: activations too small to hide a gradient."""
     script = Path(fxprune.__file__).parent / "benchmarks" / "scoring_memory.py"
     small = ["--hidden=128", "--layers=1", "--vocab=2000", "--samples=2", "--length=3"]
-    done = subprocess.run([sys.executable, str(script), *small], capture_output=True, text=True, check=False)
+    done = forks.run([sys.executable, str(script), *small])
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("element2") == 2

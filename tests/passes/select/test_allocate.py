@@ -27,6 +27,7 @@ from fxprune.passes.select.costs import Costs, dense_cost
 from fxprune.passes.select.select import best_units
 from fxprune.passes.select.sensitivity import DivergenceGauge, UnitMask
 from fxprune.passes.shrink.graph import make_plan, rewrite
+from fxprune.runtime.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm
 
 from ...corpora import RandomTokens
@@ -236,10 +237,10 @@ def test_a_silenced_group_is_as_far_from_the_dense_model_as_the_cut_one() -> Non
     coupling = state.subject.coupling
     assert coupling is not None
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
-    divergence = DivergenceGauge.of(state.subject.model, state.data, samples=6, length=8, seed=None, batch=4)
+    divergence = DivergenceGauge.of(state.subject.runner, state.data, samples=6, length=8, seed=None, batch=4)
     keep = {g.name: best_units(g, np.random.default_rng(0).random(g.units), g.size // 2) for g in groups}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    silenced = distance_of(divergence, UnitMask(model, coupling.graph, groups), keep)
+    silenced = distance_of(divergence, UnitMask(BlockRunner(model), coupling.graph, groups), keep)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         dense = model(input_ids=TEXT.windows(8, 6)).logits.log_softmax(-1)
@@ -319,7 +320,8 @@ def test_a_distance_that_is_not_finite_is_a_failure() -> None:
     from fxprune.ir import FxpruneError
 
     model = make()
-    divergence = DivergenceGauge.of(model, decoder_state(model).data, samples=2, length=4, seed=None, batch=2)
+    data = decoder_state(model).data
+    divergence = DivergenceGauge.of(BlockRunner(model), data, samples=2, length=4, seed=None, batch=2)
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(FxpruneError, match="the distance from the dense model is nan"):
         divergence.read()

@@ -15,6 +15,7 @@ from fxprune.passes.select import latency
 from fxprune.passes.select.allocate import Target
 from fxprune.passes.select.latency import TOKENS, Clock, Latency, forward_seconds
 from fxprune.passes.state import State
+from fxprune.runtime.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm, trace_model
 
 from ...states import decoder_state, run_passes
@@ -108,7 +109,7 @@ def test_this_machine_is_timed_on_the_model_and_its_operators() -> None:
     assert seconds is not None
     assert 1e-5 < seconds < 10
     coupling = couple(state.subject.graph)
-    clock = Clock(state.subject.model)
+    clock = Clock(state.subject.runner)
     small, large = (clock(linear(8, width)) for width in (8, 1024))
     assert 0 < small < large
     assert Latency(coupling, [], state.subject).whole(state.subject.graph) > 0
@@ -139,7 +140,7 @@ def test_a_target_of_seconds_and_an_operator_that_does_not_run_are_refused() -> 
         Target.parse("latency=5")
     assert "latency=0.8" in caught.value.hint
     with pytest.raises(FxpruneError, match=r"aten\.linear cannot be timed by itself") as failed:
-        Clock(make().float())(linear(2, 4, columns=5))
+        Clock(BlockRunner(make().float()))(linear(2, 4, columns=5))
     assert "macs" in failed.value.hint
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers import LlamaConfig
 from fxprune.ir.plan import Plan
 from fxprune.ir.repairs import ConfigView
 from fxprune.runtime.experts import BATCHED, ONE_BY_ONE, configs_of, experts_as
+from fxprune.runtime.generators import generator_states, set_generator_states
 from fxprune.runtime.quiet import quiet
 from fxprune.runtime.tensors import slice_tensors, tensors_by_every_name, tensors_by_name
 from fxprune.runtime.tolerances import relative_difference, roundings, same_function, same_program
@@ -98,3 +100,15 @@ def test_differences_are_relative_to_the_largest_reference(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_tolerances_leave_room_for_some_roundings_of_their_dtype_and_not_for_a_mistake(dtype: torch.dtype) -> None:
     assert roundings(6, dtype) < same_program(dtype) <= same_function(dtype) <= 0.05
+
+
+def test_generators_go_on_where_they_were() -> None:
+    def drawn() -> list[float]:
+        return [random.random(), random.gauss(), np.random.rand(), np.random.randn(), float(torch.rand(1))]
+
+    random.gauss()  # leaves a spare number, and so do those of NumPy
+    np.random.randn()
+    states = generator_states()
+    first = drawn()
+    set_generator_states(states)
+    assert drawn() == first
