@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from .blocks import BlockList
 from .residence import Residence
 from .reverse import GradientReceiver, Loss, Tape, walk_back
 from .side_effects import PassesOnMoreError
-from .tensors import tensors_by_name, twin
+from .tensors import made_private, tensors_by_name, twin
 from .turns import Around, Feed, Turn, turns
 
 WAITING = 1 << 30
@@ -36,16 +36,26 @@ class BlockRunner:
         model: in eval mode while it runs. Where its weights are elsewhere, its parameters are on the meta device.
         residence: brings weights into memory; None when the module holds them.
         whole: path of a list of blocks that runs as a whole all the same -> why.
+        stops: paths of modules outside the lists that have a turn of their own.
     """
 
     model: nn.Module
     residence: Residence | None = None
     whole: dict[str, str] = field(default_factory=dict)
+    stops: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> BlockList:
         """What has its weights in memory at one time."""
-        return BlockList.of(self.model, without=self.whole)
+        return BlockList.of(self.model, without=self.whole, also=self.stops)
+
+    def stopping_at(self, paths: Iterable[str]) -> BlockRunner:
+        """A runner of the same model that gives these modules a turn of their own.
+
+        Args:
+            paths: module paths, none inside another, in a block or around one.
+        """
+        return replace(self, stops=tuple(paths))
 
     @property
     def device(self) -> torch.device:
@@ -234,6 +244,17 @@ class BlockRunner:
         if self.residence is None:
             return tensors_by_name(self.model)[name].detach()
         return self.residence.value(name)
+
+    def changing(self, parameters: Iterable[Tensor]) -> None:
+        """Make parameters of the model ready to be written to, while their values are in memory.
+
+        They get memory of their own, because a file or a twin may have the same. What they hold when they leave memory
+        is their value from then on.
+        """
+        changed = {id(parameter): parameter for parameter in parameters}
+        made_private(changed.values())
+        if self.residence is not None:
+            self.residence.keep(name for name, held in self.model.named_parameters() if id(held) in changed)
 
     def loaded(self, path: str) -> AbstractContextManager[Any]:
         """A context in which the weights of a block are in memory."""

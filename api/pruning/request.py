@@ -249,17 +249,16 @@ def apply(
     progress: Progress = silent,
     ranks: Ranks = ALONE,
 ) -> Applied:
-    """Run a pipeline on a model and write the result.
+    """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
 
-    The arguments are described at :class:`ApplyRequest`. The model: ``model``, ``tokenizer``, ``trust_remote_code``,
-    ``allow_pickle``. What is done to it: ``passes``, ``plan``, and ``shared``: ``ratio`` to ``channels``. What passes read:
-    ``calib``, ``data``, ``scores``, ``example``, ``loss``. Where it runs, ``place``: ``device``, ``dtype``, ``offload``,
-    ``max_memory``, and ``ranks``. What is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``,
-    ``print_ir_after``, ``progress``.
+    The model: ``model``, ``tokenizer``, ``trust_remote_code``,
+    ``allow_pickle``. What is done to it: ``passes``, ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes
+    read: ``calib``, ``data``, ``scores``, ``example``, ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to
+    ``max_memory``. What is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``,
+    ``progress``.
 
     Raises:
-        RequestError: the request is wrong. This is checked before any work.
-        FxpruneError: a pass failed, or the written artifact did not pass its check.
+        RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
     """
     shared = dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels)
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)

@@ -184,7 +184,7 @@ class RecordedTeacher(Teacher):
         """From what was kept of the distribution."""
         del counted  # only these are kept
         columns = zip(*((one.log_probs, one.tokens, one.rest) for one in self._answers), strict=True)
-        joined = [None if column[0] is None else torch.cat(column).to(student.device) for column in columns]
+        joined: list[Any] = [None if column[0] is None else torch.cat(column).to(student.device) for column in columns]
         return Answers(*joined).distance(student) if joined else student.sum() * 0
 
 
