@@ -23,7 +23,7 @@ from ..passes.model.measure import (
     perplexity,
     tokens_per_second,
 )
-from ..runtime.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory, whole
+from ..runtime.place.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory, whole
 from ..runtime.ranks import ALONE, Ranks
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model

@@ -12,8 +12,8 @@ from ..backends.exporter import Exporter, ExportReport, ExportRequest
 from ..backends.registry import parse_format
 from ..ir.errors import RequestError
 from ..ir.plugins import named_faults
-from ..runtime.devices import find_device
-from ..runtime.placement import AUTO, PlacementRequest, whole
+from ..runtime.place.devices import find_device
+from ..runtime.place.placement import AUTO, PlacementRequest, whole
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
 from ..tracer.model import ModelSource, load_config, load_model

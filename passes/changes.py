@@ -14,7 +14,7 @@ from torch import nn
 from ..ir.errors import FxpruneError
 from ..ir.plan import Indices, Plan
 from ..ir.text import print_graph
-from ..runtime.block_runner import BlockRunner
+from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.tensors import tensors_by_every_name, tensors_by_name
 from .base import Pass
 from .state import Finished, State

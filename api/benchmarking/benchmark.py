@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ...ir.errors import FxpruneError, RequestError, last_line
-from ...runtime.placement import AUTO, PlacementRequest
+from ...runtime.place.placement import AUTO, PlacementRequest
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models
 from .process import TimingJob

@@ -29,7 +29,7 @@ from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import ANALYSES, all_passes
 from ...passes.state import Data, NoHost, State, Subject
-from ...runtime.placement import PlacementRequest, place
+from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.tensors import tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced

@@ -32,9 +32,9 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
-from ...runtime.placement import WHOLE, Placement, whole
+from ...runtime.place.placement import WHOLE, Placement, whole
 from ...runtime.ranks import ALONE, Ranks
-from ...runtime.store import InMemory, Store
+from ...runtime.streaming.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.model import ModelSource, build_meta, load_model

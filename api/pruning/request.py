@@ -20,7 +20,7 @@ from ...passes.base import Pass, PassKind
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.replay import Replay
-from ...runtime.placement import AUTO, STREAMED, Placement, PlacementRequest, place, told_when_out_of_memory
+from ...runtime.place.placement import AUTO, STREAMED, Placement, PlacementRequest, place, told_when_out_of_memory
 from ...runtime.ranks import ALONE, Ranks
 from ...tracer.model import ModelSource, load_config
 from ..agreement import agree_on_files, on_every_rank
@@ -251,11 +251,10 @@ def apply(
 ) -> Applied:
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
 
-    The model: ``model``, ``tokenizer``, ``trust_remote_code``,
-    ``allow_pickle``. What is done to it: ``passes``, ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes
-    read: ``calib``, ``data``, ``scores``, ``example``, ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to
-    ``max_memory``. What is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``,
-    ``progress``.
+    The model: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``. What is done to it: ``passes``, ``plan``,
+    and (``shared``) ``ratio`` to ``channels``. What passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``.
+    Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``. What is written or shown: ``out``, ``form``,
+    ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
 
     Raises:
         RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
@@ -266,8 +265,7 @@ def apply(
         model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib, data=data,
         scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form, place=where,
         trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, print_ir_after=print_ir_after,
-        progress=progress, ranks=ranks,
-    ).run()  # fmt: skip
+        progress=progress, ranks=ranks).run()  # fmt: skip
 
 
 def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:

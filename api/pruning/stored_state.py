@@ -19,7 +19,7 @@ from ...passes.redo import redo
 from ...passes.registry import DECISIONS
 from ...passes.score_cache import ScoreCache
 from ...passes.state import Finished, State
-from ...runtime.block_runner import BlockRunner
+from ...runtime.streaming.block_runner import BlockRunner
 
 ADAPTER_OBJECT = "fxprune.adapter"
 """The only key of an object that stands for an :class:`~fxprune.passes.recover.lora.Adapter`."""

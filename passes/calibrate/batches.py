@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from torch import Tensor, nn
 
 from ...runtime.ranks import ALONE, Ranks
-from ...runtime.turns import Feed
+from ...runtime.streaming.turns import Feed
 
 if TYPE_CHECKING:
     from ..state import Data

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.block_runner import BlockRunner
-from ...runtime.side_effects import PassesOnMoreError
-from ...runtime.turns import Turn, side_by_side
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.side_effects import PassesOnMoreError
+from ...runtime.streaming.turns import Turn, side_by_side
 from ..calibrate.batches import Feed
 from ..model.blocks import find_blocks
 from .training import Example, pad

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ...ir.errors import RequestError
 from ...ir.options import option
-from ...runtime.block_runner import BlockRunner
+from ...runtime.streaming.block_runner import BlockRunner
 from ..state import State
 from .block_distillation import distil_blocks
 from .finetune import Finetune

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.block_runner import BlockRunner
-from ...runtime.memory import size_text
-from ...runtime.turns import Feed
+from ...runtime.place.memory import size_text
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.turns import Feed
 from .teacher import IGNORED, Teacher
 from .training import Example, pad
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...ir.groups import Group
-from ...runtime.block_runner import BlockRunner
-from ...runtime.store import Kept, Shelf
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.store import Kept, Shelf
 from ..calibrate.batches import LinearCall
 from ..calibrate.gram import add_gram, symmetric
 from ..calibrate.linear_maps import LinearMap

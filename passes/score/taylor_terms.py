@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.block_runner import BlockRunner
 from ...runtime.ranks import ALONE, Ranks
-from ...runtime.reverse import Loss
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.reverse import Loss
 from .position_scores import wanted_parameters
 from .taylor_gradients import NOT_FINITE, TaylorReceiver
 from .units import Contributions, Wanted

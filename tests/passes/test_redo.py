@@ -22,7 +22,7 @@ from fxprune.passes.registry import ANALYSES, DECISIONS, PASSES
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.shrink.cut import Cut
 from fxprune.passes.state import Finished, State
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from ..states import decoder_state
 from .select.test_allocate import make

@@ -31,7 +31,7 @@ from fxprune.api.seen_texts import CALIBRATION, RECOVERY
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.select.latency import forward_seconds
-from fxprune.runtime.placement import PlacementRequest
+from fxprune.runtime.place.placement import PlacementRequest
 from fxprune.runtime.tolerances import relative_difference
 from fxprune.tracer.model import load_config, resolve
 

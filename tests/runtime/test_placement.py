@@ -10,11 +10,11 @@ import torch
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.model.blocks import find_blocks
-from fxprune.runtime import devices, placement
-from fxprune.runtime.devices import CPU, find_device, found_devices
-from fxprune.runtime.memory import HostMemory, Memory
-from fxprune.runtime.needs import Needs, needs_of
-from fxprune.runtime.placement import (
+from fxprune.runtime.place import devices, placement
+from fxprune.runtime.place.devices import CPU, find_device, found_devices
+from fxprune.runtime.place.memory import HostMemory, Memory
+from fxprune.runtime.place.needs import Needs, needs_of
+from fxprune.runtime.place.placement import (
     STREAMED,
     WHOLE,
     Placement,

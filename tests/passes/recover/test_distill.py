@@ -20,7 +20,7 @@ from fxprune.passes.recover.lora import Lora
 from fxprune.passes.recover.teacher import PresentTeacher
 from fxprune.passes.recover.training import pad
 from fxprune.passes.state import State
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from ...corpora import RepeatedTokens, RunningTokens, UnequalRows

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..ir.errors import FxpruneError
+from ...ir.errors import FxpruneError
+from ..tensors import made_private, tensors_by_name, twin
 from .blocks import BlockList
 from .residence import Residence
 from .reverse import GradientReceiver, Loss, Tape, walk_back
 from .side_effects import PassesOnMoreError
-from .tensors import made_private, tensors_by_name, twin
 from .turns import Around, Feed, Turn, turns
 
 WAITING = 1 << 30

@@ -35,8 +35,8 @@ from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.state import ON_RESUME, OnResume, State
 
-from ..checkpoints import TIED, WIDTHS, contents, write_checkpoint
-from ..corpora import word_tokenizer
+from ...checkpoints import TIED, WIDTHS, contents, write_checkpoint
+from ...corpora import word_tokenizer
 
 VOCABULARY = {word: number for number, word in enumerate("abcdefghijklmnopqrstuvwxyz")}
 GPT2 = GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=26, n_positions=64, bos_token_id=0, eos_token_id=0)
