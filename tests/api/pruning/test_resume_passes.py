@@ -23,7 +23,7 @@ from fxprune.passes.shrink.cut import cut
 from fxprune.passes.state import State
 
 from ...checkpoints import TIED, contents
-from ..test_resume import GPT2, text, write_source
+from .test_resume import GPT2, text, write_source
 
 __all__ = ["text"]
 
