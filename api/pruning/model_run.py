@@ -112,10 +112,10 @@ class ModelRun:
     def _opened(self, pipeline: Sequence[Pass] | None) -> Any:
         """The module: with its weights, or on the meta device where they stay elsewhere or there are none."""
         source, placement = self.source, self.placement
-        streamed = self.checkpoint if self.model_call.language else None
         opened = open_streamed_model(
-            source, self.config, streamed, pipeline or (), placement=placement, scratch=self.scratch
-        )
+            source, self.config, self.checkpoint, pipeline or (), placement=placement, scratch=self.scratch,
+            language=self.model_call.language, progress=self.progress,
+        )  # fmt: skip
         self.streamed = opened if isinstance(opened, StreamedModel) else None
         # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
         self.synthetic: SyntheticWeights | None = None
