@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ def converted(source: ModelSource, module: Any, dtype: torch.dtype, scratch: Scr
     model = load_model(source, dtype=dtype)
     if (conversions := getattr(model, "_weight_conversions", None)) is not None:
         module._weight_conversions = conversions  # by which transformers writes the names of the source
-    places, files, seen = Places(module), [], set()
+    places = Places(module)
+    files: list[Path] = []
+    seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in seen:
             continue
