@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.repairs import Repairs
-from ..runtime.block_runner import BlockRunner
 from ..runtime.ranks import Ranks
-from ..runtime.residence import Residence
+from ..runtime.streaming.block_runner import BlockRunner
+from ..runtime.streaming.residence import Residence
 from .halfway import Halfway
 from .model.blocks import read_elsewhere
 

@@ -33,9 +33,9 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
-from ...runtime.placement import WHOLE, Placement, whole
+from ...runtime.place.placement import WHOLE, Placement, whole
 from ...runtime.ranks import ALONE, Ranks
-from ...runtime.store import InMemory, Store
+from ...runtime.streaming.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.model import ModelSource, build_meta, load_model
@@ -97,30 +97,8 @@ class ModelRun:
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
-        streamed = self.checkpoint if model_call.language else None
-        opened = open_streamed_model(
-            source, self.config, streamed, pipeline or (), placement=placement, scratch=self.scratch
-        )
-        self.streamed = opened if isinstance(opened, StreamedModel) else None
-        if self.streamed is not None:
-            module = self.streamed.module
-        elif pipeline is not None:
-            self.placement = placement = whole(placement)
-            if isinstance(opened, str) and opened:
-                progress(f"all weights are loaded: {opened}")
-            module = load_model(source, dtype=placement.dtype, device=placement.device)
-        else:
-            module = build_meta(self.config, trust_remote_code=source.trust_remote_code)
+        module = self._opened(pipeline)
         self.before = parameter_count(module)
-        # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
-        self.synthetic: SyntheticWeights | None = None
-        self.files: Store | None = None
-        if self.streamed is not None:
-            self.synthetic = self.streamed.synthetic
-        elif pipeline is not None and not placement.plain:
-            self.synthetic = SyntheticWeights(module)
-            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
-                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
@@ -133,6 +111,32 @@ class ModelRun:
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
         self.texts: dict[str, TrackedText | None] = {}
+
+    def _opened(self, pipeline: Sequence[Pass] | None) -> Any:
+        """The module: with its weights, or on the meta device where they stay elsewhere or there are none."""
+        source, placement = self.source, self.placement
+        streamed = self.checkpoint if self.model_call.language else None
+        opened = open_streamed_model(
+            source, self.config, streamed, pipeline or (), placement=placement, scratch=self.scratch
+        )
+        self.streamed = opened if isinstance(opened, StreamedModel) else None
+        # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
+        self.synthetic: SyntheticWeights | None = None
+        self.files: Store | None = None
+        if self.streamed is not None:
+            self.synthetic = self.streamed.synthetic
+            return self.streamed.module
+        if pipeline is None:
+            return build_meta(self.config, trust_remote_code=source.trust_remote_code)
+        self.placement = placement = whole(placement)
+        if isinstance(opened, str) and opened:
+            self.progress(f"all weights are loaded: {opened}")
+        module = load_model(source, dtype=placement.dtype, device=placement.device)
+        if not placement.plain:
+            self.synthetic = SyntheticWeights(module)
+            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
+                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
+        return module
 
     def read(
         self,
@@ -170,8 +174,7 @@ class ModelRun:
         analyses = (Analysis("couple", "coupling", self._couple),)
         self.state.data.recorded = self.recorded.slices if self.recorded is not None else None
         if stages is not None and done:
-            with stages.reading() as parts:
-                steps += self._resume(parts, pipeline, analyses)
+            steps += self._resume(stages, pipeline, analyses)
             self.state.ranks.barrier()  # before rank 0 puts another stage in its place
         resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
 
@@ -214,15 +217,18 @@ class ModelRun:
             "texts": {part: text.pieces_read for part, text in self.texts.items() if text is not None},
         }
 
-    def _resume(self, parts: Parts, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
+    def _resume(self, stages: Stages, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
         """Restore a stage; returns the steps that ran before it."""
-        stored = StoredState.from_json(parts["state"])
-        steps = [StepRecord(**step) for step in parts["steps"]]
+        stored, steps = stages.read(self._decoded)
+        with stages.resuming():
+            stored.restore(self.state, pipeline[: stages.done], pipeline[stages.done :], analyses)
+        return steps
+
+    def _decoded(self, parts: Parts) -> tuple[StoredState, list[StepRecord]]:
         for part, pieces in parts["texts"].items():
             if (text := self.texts.get(part)) is not None:
                 text.remember(pieces)
-        stored.restore(self.state, pipeline, analyses)
-        return steps
+        return StoredState.from_json(parts["state"]), [StepRecord(**step) for step in parts["steps"]]
 
     def _comparable(self, module: torch.nn.Module) -> AbstractContextManager[None]:
         """Inside, a module computes on the CPU in float32: on its own weights if they are there so, else on synthetic

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...backends.huggingface.save import SavedModel
 from ...passes.manager import StepRecord
-from ...runtime.placement import Placement
+from ...runtime.place.placement import Placement
 from ..seen_texts import TEXTS, Entries
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
@@ -43,6 +43,8 @@ HALFWAY_SUFFIX = ".halfway"
 
 Parts = dict[str, Any]
 
+StoredT = TypeVar("StoredT")
+
 
 class Stages:
     """The saved stage of one run.
@@ -70,11 +72,12 @@ class Stages:
         self._asked, self._progress = asked, progress
         self._since = time.monotonic()
         self._file: StageFile | None = None
+        self._generators: Parts = {}
         self.done = self._found()
 
     def _found(self) -> int:
         """How many passes the saved stage covers."""
-        stage = self.folder.is_dir()
+        stage = self.folder.is_dir() or self.folder.is_symlink()
         if not stage and not self._halfway.is_dir():
             if self._asked:
                 self._progress(f"no interrupted run of {self._out} found; starting from the beginning")
@@ -91,24 +94,43 @@ class Stages:
             raise RequestError(f"{self.folder} is damaged: it covers {done} passes", _RESUME_HINT)
         return done
 
-    @contextmanager
-    def reading(self) -> Iterator[Parts]:
-        """Inside, what :meth:`keep` saved is at hand; afterwards the random number generators are as they were then.
+    def read(self, decode: Callable[[Parts], StoredT]) -> StoredT:
+        """What :meth:`keep` saved.
+
+        Args:
+            decode: makes something of it; what it raises for data of another form says that the stage is damaged.
 
         Raises:
-            RequestError: for what goes wrong inside because of the stage.
+            RequestError: it is damaged.
         """
         assert self._file is not None, "done is 0 without a stage"
         self._progress(f"resuming after {self._pipeline[self.done - 1]} ({self.done} of {len(self._pipeline)})")
-        try:
+        with self._damages():
             parts = self._file.whole()
-            yield parts
-            set_generator_states(parts["generators"])
+            self._generators = parts["generators"]
+            return decode(parts)
+
+    @contextmanager
+    def resuming(self) -> Iterator[None]:
+        """Inside, what was read is put back; afterwards the random number generators are as they were then too.
+
+        Raises:
+            RequestError: what was read does not fit.
+        """
+        try:
+            yield
         except FxpruneError as error:
             raise RequestError(f"cannot resume {self._out}: {error.message}", _RESUME_HINT) from error
+        with self._damages():
+            set_generator_states(self._generators)
+        self._file, self._generators = None, {}
+
+    @contextmanager
+    def _damages(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, SafetensorError, *_MISSHAPEN) as error:
             raise RequestError(f"{self.folder} is damaged: {error!r}", _RESUME_HINT) from error
-        self._file = None
 
     def keep(self, done: int, finished: Sequence[Finished], parts: Callable[[], Parts]) -> None:
         """Save the state after the first ``done`` passes, if it is worth it. If that fails, the run continues.

@@ -11,10 +11,10 @@ from ...backends.huggingface.streamed_weights import StreamedWeights, obstacle, 
 from ...backends.huggingface.synthetic_weights import SyntheticWeights
 from ...backends.huggingface.weight_source import OnDiskWeights
 from ...passes.base import Pass
-from ...runtime.mapped_files import Checkpoint
-from ...runtime.placement import MEMORY, NO_OFFLOAD, Placement
-from ...runtime.residence import Residence
-from ...runtime.store import InMemory, OnDisk, Scratch, Store
+from ...runtime.place.placement import MEMORY, NO_OFFLOAD, Placement
+from ...runtime.streaming.mapped_files import Checkpoint
+from ...runtime.streaming.residence import Residence
+from ...runtime.streaming.store import InMemory, OnDisk, Scratch, Store
 from ...tracer.model import ModelSource, build_meta
 
 GraphLogits = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]

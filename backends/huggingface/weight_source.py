@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from ...runtime.mapped_files import Checkpoint
 from ...runtime.quiet import quiet
+from ...runtime.streaming.mapped_files import Checkpoint
 from ...runtime.tolerances import LOGITS_TOLERANCE, STORED_ROUNDINGS, relative_difference, roundings
 from ..verify import FreshProcess, Job, Reference, verify_written
 from .config_search import ConfigMatch

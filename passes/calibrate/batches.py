@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from torch import Tensor, nn
 
 from ...runtime.ranks import ALONE, Ranks
+from ...runtime.streaming.turns import Feed
 
 if TYPE_CHECKING:
     from ..state import Data
-
-Feed = Callable[[nn.Module], Any]
-"""Runs a module on one batch of calibration data."""
 
 
 @dataclass(eq=False)
@@ -77,29 +74,67 @@ def _feed(window: Tensor) -> Feed:
     return run
 
 
-def matrix(weight: Tensor, call: LinearCall) -> Tensor:
-    """The part of a weight that a call used, as a view ``[n, k]``; writing to it changes the weight."""
-    part = weight if call.expert is None else weight[call.expert]
-    dim = call.dim if call.expert is None else call.dim - 1
+def without_data(call: LinearCall) -> LinearCall:
+    """The recorded call without its inputs and outputs."""
+    none = call.x[:0].clone()
+    return replace(call, x=none, y=call.y[:0].clone(), sample=call.sample[:0].clone(), given=none, gave=none)
+
+
+class WeightUse(Protocol):
+    """Where in a weight a linear map is; see :class:`LinearCall`."""
+
+    @property
+    def expert(self) -> int | None:
+        """Index in the weight's first dimension."""
+
+    @property
+    def dim(self) -> int:
+        """The input dimension of the weight."""
+
+
+def matrix(weight: Tensor, at: WeightUse) -> Tensor:
+    """The part of a weight that is a linear map, as a view ``[n, k]``; writing to it changes the weight."""
+    part = weight if at.expert is None else weight[at.expert]
+    dim = at.dim if at.expert is None else at.dim - 1
     if part.dim() > 2:
         return part.flatten(1)
     return part if dim == 1 else part.T
 
 
-@contextmanager
-def padding_mask(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
-    """Inside, the yielded function returns the padding mask of the last call of the model: bool ``[B, L]``, or None."""
-    found: list[Tensor | None] = [None]
+class PaddingMasks:
+    """Inside, the padding mask of every batch is kept as the model is called for it.
 
-    def hook(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    Args:
+        model: what is called.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._batch = model, 0
+        self._masks: dict[int, Tensor | None] = {}
+
+    def __enter__(self) -> Self:
+        self._handle = self._model.register_forward_pre_hook(self._hook, with_kwargs=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+
+    def start(self, batch: int) -> None:
+        """From now on, code of the model runs for this batch."""
+        self._batch = batch
+
+    def around(self, batch: int) -> AbstractContextManager[None]:
+        """A context for code of the model that runs for a batch."""
+        self.start(batch)
+        return nullcontext()
+
+    def of(self, batch: int) -> Tensor | None:
+        """Bool ``[B, L]``, False for padding; None without padding."""
+        return self._masks.get(batch)
+
+    def _hook(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
-        found[0] = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        yield lambda: found[0]
-    finally:
-        handle.remove()
+        self._masks[self._batch] = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
-__all__ = ["Feed", "LinearCall", "calibration_feeds", "matrix", "padding_mask"]
+__all__ = ["Feed", "LinearCall", "PaddingMasks", "calibration_feeds", "matrix", "without_data"]

@@ -1,61 +1,29 @@
-"""The dense and the pruned model on the same calibration data, one linear map after the other."""
+"""The dense and the pruned model on the same calibration data, block by block, one linear map after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import groupby
-from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from ...ir import FxpruneError, Plan
 from ...ir.graph import Graph
 from ...runtime.experts import ONE_BY_ONE, experts_as
-from ...runtime.tensors import tensors_by_name
-from ..couple.consumers import Consumer, find_consumers
-from ..model.forward import inference
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.blocks import BlockList
+from ...runtime.streaming.turns import Turn, side_by_side
+from ..couple.consumers import Consumer, find_consumers, meets_another
 from ..state import State
-from .batches import Feed, LinearCall, matrix
-from .blockwise_run import BlockwiseRun
-from .linear_calls import LinearCallRecorder
+from .batches import Feed, PaddingMasks
+from .linear_maps import LinearMap, WeightAccess
+from .observed_calls import ObservedCalls, OneModel, Visit
+from .probe import Probe, probed
 
-
-@dataclass(frozen=True)
-class LinearMap:
-    """One linear map of the pruned model: a weight, or one expert's part of it, and its bias.
-
-    Attributes:
-        tensor, expert, dim: as in :class:`~.statistics.LinearCall`.
-        weight: the parameter, or the expert's part of it, as a view ``[n, k]``.
-        bias: ``[n]``; None without a bias.
-    """
-
-    tensor: str
-    expert: int | None
-    dim: int
-    weight: Tensor = field(compare=False, repr=False)
-    bias: Tensor | None = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        return self.tensor if self.expert is None else f"{self.tensor}[{self.expert}]"
-
-    @property
-    def unknowns(self) -> int:
-        """Number of weights, and bias, of one output."""
-        return self.weight.shape[1] + (self.bias is not None)
-
-    def whole(self) -> Tensor:
-        """Weight and bias side by side, ``[n, unknowns]``."""
-        return self.weight if self.bias is None else torch.cat([self.weight, self.bias.detach()[:, None]], 1)
-
-    def put(self, whole: Tensor) -> None:
-        """Write weight and bias, rounded to their dtype."""
-        with torch.no_grad():
-            self.weight.copy_(whole[:, : self.weight.shape[1]])
-            if self.bias is not None:
-                self.bias.copy_(whole[:, -1])
+Consumers = Sequence[Consumer]
 
 
 @dataclass
@@ -63,43 +31,44 @@ class DenseAndPruned:
     """The two models, and the linear maps whose inputs lost units.
 
     Attributes:
-        dense, pruned: the models on the calibration batches; the same object when nothing is cut yet.
+        dense, pruned: runners of the models; one object when nothing is cut yet.
+        feeds: the calibration batches.
+        graph: of the pruned model.
         plan: what was removed.
         consumers: the linear maps to refit, in execution order.
         left: tensors that read removed units but cannot be refitted.
-        last_of_blocks: index of the last operator that runs in one of the blocks.
+        probe: what one batch has shown of the pruned model.
     """
 
-    dense: BlockwiseRun
-    pruned: BlockwiseRun
+    dense: BlockRunner
+    pruned: BlockRunner
+    feeds: Sequence[Feed]
+    graph: Graph
     plan: Plan
     consumers: list[Consumer]
     left: list[str]
-    last_of_blocks: int
-    _weights: tuple[dict[str, Tensor], dict[str, Tensor]]
-    _probed: dict[str, LinearCall]
+    probe: Probe
 
     @classmethod
-    def of(cls, state: State, batches: Sequence[Feed]) -> DenseAndPruned:
+    def of(cls, state: State, feeds: Sequence[Feed]) -> DenseAndPruned:
         """The models before and after the pruning passes, and what reads the places that were cut.
 
         Args:
             state: after a pruning pass, with the model from before it.
-            batches: of calibration data.
+            feeds: the calibration batches.
         """
-        before, subject, ledger = state.before, state.subject, state.ledger
-        assert before.same_layers is not None
+        subject, ledger, dense = state.subject, state.ledger, state.before.runner("same_layers")
+        assert dense is not None
         assert ledger.plan is not None
         places = [place for place in ledger.consumers if place in ledger.plan.slices]
-        dense, pruned = BlockwiseRun.of(before.same_layers, batches), BlockwiseRun.of(subject.model, batches)
-        return cls.between(subject.graph, dense, pruned, places, ledger.plan)
+        return cls.between(subject.graph, (dense, subject.runner), feeds, places, ledger.plan)
 
     @classmethod
     def between(
         cls,
         graph: Graph,
-        dense: BlockwiseRun,
-        pruned: BlockwiseRun,
+        runners: tuple[BlockRunner, BlockRunner],
+        feeds: Sequence[Feed],
         places: Sequence[tuple[str, int]],
         plan: Plan | None = None,
     ) -> DenseAndPruned:
@@ -107,119 +76,163 @@ class DenseAndPruned:
 
         Args:
             graph: graph of the pruned model.
-            dense, pruned: the models on the same data.
+            runners: of the dense and of the pruned model; one object twice for the same model.
+            feeds: the calibration batches.
             places: the weights that may read units, with their input dimension.
             plan: what was removed from the pruned model; nothing when None.
         """
+        dense, pruned = runners
         candidates = find_consumers(graph, places)
-        tensors = tensors_by_name(pruned.model)
-        weights = {c.tensor: tensors[c.tensor] for c in candidates}
-        probe = {call.tensor: call for call in pruned.calls(0, weights, shapes_only=True)}
+        probe = probed(pruned, feeds[0], candidates)
         consumers, left = [], []
         for candidate in candidates:
-            call = probe.get(candidate.tensor)
-            if call is None or (call.dim == candidate.dim and not candidate.linear_only):
+            at = probe.maps.get(candidate.tensor)
+            if at is None or (at.dim == candidate.dim and not candidate.linear_only):
                 left.append(candidate.tensor)
-            elif call.dim == candidate.dim:
+            elif at.dim == candidate.dim:
                 consumers.append(candidate)
-        if dense.path != pruned.path or any(len(_blocks(dense, c)) > 1 for c in consumers):
-            dense.blocks = pruned.blocks = ()
-        inside = (n for n, op in enumerate(graph.ops) if dense.block_of(op.source.module) is not None)
-        originals = tensors_by_name(dense.model)
-        return cls(
-            dense, pruned, plan or Plan(), consumers, sorted(set(left)), max(inside, default=0), (originals, tensors),
-            probe,
-        )  # fmt: skip
+        same = dense is pruned
+        pruned = pruned.stopping_at(probe.stops)
+        if same:
+            dense = pruned
+        else:
+            dense.whole.update(pruned.whole)
+            modules = dict(dense.model.named_modules())
+            dense = dense.stopping_at(path for path in probe.stops if path in modules)
+        return cls(dense, pruned, feeds, graph, plan or Plan(), consumers, sorted(set(left)), probe)
 
     def probed(self, consumer: Consumer) -> LinearMap:
-        """The linear map of a consumer, or of one of its experts."""
-        return self._map(self._probed[consumer.tensor])
-
-    def named(self, tensor: str, expert: int | None, bias: Tensor | None) -> LinearMap:
-        """The linear map of a weight that :attr:`consumers` name, or of one of its experts."""
-        return self._map(replace(self._probed[tensor], expert=expert, bias=bias))
+        """The linear map of a consumer, or of one of its experts, for its form; its values may not be there."""
+        return self.probe.maps[consumer.tensor]
 
     def experts(self, consumer: Consumer) -> int:
         """Number of experts in its weight; 0 when it is a single linear map."""
-        tensor = consumer.tensor
-        return 0 if self._probed[tensor].expert is None else self._weights[1][tensor].shape[0]
+        at = self.probed(consumer)
+        return 0 if at.expert is None else at.parameter.shape[0]
 
     def in_order(self) -> Iterator[list[Consumer]]:
         """The consumers in execution order; those that read the same activation come together."""
         for _, found in groupby(self.consumers, key=lambda c: id(c.reads) if c.reads is not None else c.tensor):
             yield list(found)
 
-    def observed(
-        self, consumers: Sequence[Consumer], *, residual: bool = False
-    ) -> Iterator[tuple[LinearMap, Tensor, Tensor, Tensor]]:
-        """For every call of every batch: the linear map, its inputs, its target outputs, its present outputs.
+    def place(self, consumer: Consumer, *, residual: bool = False) -> str | None:
+        """The block, or the module outside of blocks, in whose turn a consumer can be observed; None without one.
 
-        The targets are the dense model's outputs. With ``residual``, if the outputs are added to the residual stream,
-        they are the outputs that make this sum equal to the dense model's.
-
-        The two models may route tokens to different experts. So the dense experts get the tokens of the pruned model.
-
-        Raises:
-            FxpruneError: when the two models do not make the same calls.
+        Args:
+            consumer: the linear map.
+            residual: whether what its outputs are added to matters.
         """
-        last = self._place(consumers[0])
-        names = [consumer.tensor for consumer in consumers]
-        originals, tensors = ({name: held[name] for name in names} for held in self._weights)
-        routed = any(self._probed[name].expert is not None for name in names)
-        for batch in range(len(self.pruned.feeds)):
-            entered: list[Any] = []
-            owner = consumers[0].owner
-            hook = (owner, lambda _m, args, kwargs, entered=entered: entered.append((args, kwargs)))
-            got = self.pruned.calls(batch, tensors, last, hook if routed else None)
-            if self.dense is self.pruned:
-                wanted = got
-            elif routed:
-                wanted = self._routed(owner, entered, originals)
-            else:
-                wanted = self.dense.calls(batch, originals, last)
-            if [(s.tensor, s.expert, len(s.x)) for s in got] != [(s.tensor, s.expert, len(s.x)) for s in wanted]:
-                raise FxpruneError(
-                    f"the dense and the pruned model use {names[0]} differently on the same text",
-                    "leave the pass compensate out",
-                )
-            for mine, theirs in zip(got, wanted, strict=True):
-                wanted_now = self._kept(theirs, theirs.y)
-                if residual and mine.beside is not None and theirs.beside is not None:
-                    wanted_now = wanted_now + self._kept(theirs, theirs.beside) - mine.beside
-                yield self._map(mine), mine.x, wanted_now, mine.y
-
-    def _routed(self, owner: str, entered: Sequence[Any], originals: dict[str, Tensor]) -> list[LinearCall]:
-        model = self.dense.model
-        module, recorder = model.get_submodule(owner), LinearCallRecorder(originals)
-        with inference(model), experts_as(ONE_BY_ONE, model), recorder:
-            for args, kwargs in entered:
-                module(*args, **kwargs)
-        return recorder.calls
-
-    def _place(self, consumer: Consumer) -> int | None:
-        """Advance both models to the block of a consumer; returns its index, None when everything must run."""
-        blocks = _blocks(self.dense, consumer)
-        block = next(iter(blocks), None)
-        if block is None and consumer.order > self.last_of_blocks:
-            block = len(self.dense.blocks)
-        if block is None or not self.dense.blocks or not self.pruned.blocks:
+        holders = {self._blocks.holder(module) for module in consumer.modules}
+        (path,) = holders if len(holders) == 1 else (None,)
+        if path is None or self.probe.turns[path] != 1:
             return None
-        self.dense.advance(block)
-        self.pruned.advance(block)
-        return block if block < len(self.dense.blocks) else None
+        return None if residual and path in self.probe.stops and meets_another(consumer, self.graph) else path
 
-    def _map(self, call: LinearCall) -> LinearMap:
-        weight = matrix(self._weights[1][call.tensor].detach(), call)
-        return LinearMap(call.tensor, call.expert, call.dim, weight, call.bias)
+    @cached_property
+    def _blocks(self) -> BlockList:
+        """What has a turn in both models; nothing when they are built otherwise."""
+        dense, pruned = self.dense.blocks, self.pruned.blocks
+        return pruned if dense.modules.keys() == pruned.modules.keys() else BlockList()
 
-    def _kept(self, call: LinearCall, outputs: Tensor) -> Tensor:
-        """The outputs of a dense call that the pruned linear map still has."""
-        weight = self._weights[0][call.tensor]
-        first = 0 if call.expert is None else 1
-        out = first if weight.dim() - first > 2 else 2 * first + 1 - call.dim
-        kept = self.plan.slices.get((call.tensor, out))
-        return outputs if kept is None else outputs.index_select(1, torch.from_numpy(kept).to(outputs.device))
+    def visits(self, sets: Sequence[Consumers], *, residual: bool = False) -> Generator[Visit, None, None]:
+        """Linear maps whose calls can be observed, and whose weights can be read and written; one set after the other.
+
+        When the next set is asked for, the models go on with the weights as they are now.
+
+        Args:
+            sets: the linear maps in execution order; those of a set are observed together.
+            residual: as in :class:`~.observed_calls.ObservedCalls`.
+        """
+        by_place: dict[str, dict[int, Consumers]] = {}
+        for number, consumers in enumerate(sets):
+            places = {self.place(consumer, residual=residual) for consumer in consumers}
+            (place,) = places if len(places) == 1 else (None,)
+            if place is None:
+                yield from self._in_whole_passes(sets, residual)
+                return
+            by_place.setdefault(place, {})[number] = consumers
+        yield from self._in_turns(by_place, residual)
+
+    def _in_turns(self, by_place: Mapping[str, Mapping[int, Consumers]], residual: bool) -> Iterator[Visit]:
+        """All batches through both models in step; no block runs after the last one that matters."""
+        left = dict(by_place)
+        with self._masked() as masks, closing(self._turns(*masks)) as turns:
+            for dense, pruned in turns:
+                if (sets := left.pop(pruned.path, None)) is not None:
+                    one = OneModel(self.dense.model, partial(_run_kept, dense), masks[0])
+                    other = one if dense is pruned else OneModel(self.pruned.model, pruned.run, masks[1])
+                    yield from self._observed(sets, one, other, pruned.batches, residual)
+                if not left:
+                    return
+        raise FxpruneError(
+            f"{', '.join(left)} did not run on the calibration data",
+            "leave out the pass that compares with the dense model",
+        )
+
+    def _turns(self, dense_masks: PaddingMasks, pruned_masks: PaddingMasks) -> Generator[tuple[Turn, Turn], None, None]:
+        feeds = [_without_result(feed) for feed in self.feeds]
+        pruned = self.pruned.turns(feeds, pruned_masks.around)
+        if self.dense is not self.pruned:
+            yield from side_by_side(self.dense.turns(feeds, dense_masks.around), pruned)
+            return
+        with closing(pruned):
+            for turn in pruned:
+                yield turn, turn
+
+    def _in_whole_passes(self, sets: Sequence[Consumers], residual: bool) -> Iterator[Visit]:
+        """The models run from the first layer to the last for every set."""
+        same = self.dense is self.pruned
+        with self._masked() as masks, self.pruned.session(), nullcontext() if same else self.dense.session():
+            one, other = (
+                OneModel(runner.model, partial(self._run_whole, runner.model, mask), mask)
+                for runner, mask in zip((self.dense, self.pruned), masks, strict=True)
+            )
+            batches = range(len(self.feeds))
+            for number, consumers in enumerate(sets):
+                yield from self._observed(
+                    {number: consumers}, one, one if same else other, batches, residual, brings=True
+                )
+
+    def _run_whole(self, model: nn.Module, masks: PaddingMasks, batch: int) -> None:
+        with masks.around(batch):
+            self.feeds[batch](model)
+
+    def _observed(
+        self,
+        sets: Mapping[int, Consumers],
+        dense: OneModel,
+        pruned: OneModel,
+        batches: Sequence[int],
+        residual: bool,
+        *,
+        brings: bool = False,
+    ) -> Iterator[Visit]:
+        access = WeightAccess(self.pruned, brings=brings)
+        experts = frozenset(consumer.tensor for consumer in self.consumers if self.experts(consumer))
+        calls = ObservedCalls(dense, pruned, batches, self.plan, experts, access, residual)
+        later = dict(sets)
+        for number, consumers in sets.items():
+            del later[number]
+            following = [consumer for others in later.values() for consumer in others]
+            yield Visit(number, calls.of(consumers, following), calls.named)
+
+    @contextmanager
+    def _masked(self) -> Iterator[tuple[PaddingMasks, PaddingMasks]]:
+        """Inside, experts compute one by one; yields the padding masks of the two models."""
+        models = self.dense.model, self.pruned.model
+        with experts_as(ONE_BY_ONE, *models), PaddingMasks(models[0]) as dense, PaddingMasks(models[1]) as pruned:
+            yield dense, pruned
 
 
-def _blocks(run: BlockwiseRun, consumer: Consumer) -> set[int]:
-    return {block for module in consumer.modules if (block := run.block_of(module)) is not None}
+def _run_kept(turn: Turn, batch: int) -> None:
+    """Run a block whose weights do not change; it does not run again."""
+    turn.outputs[batch] = turn.run(batch)
+
+
+def _without_result(feed: Feed) -> Feed:
+    """What a model gives is not needed: it is not kept for all batches."""
+
+    def run(model: nn.Module) -> None:
+        feed(model)
+
+    return run

@@ -61,6 +61,24 @@ def find_consumers(graph: Graph, places: Iterable[tuple[str, int]]) -> list[Cons
     return sorted(found, key=lambda consumer: (consumer.order, consumer.tensor))
 
 
+def meets_another(consumer: Consumer, graph: Graph) -> bool:
+    """Whether an operator reads what a weight gives, or what is made of that alone, together with other activations."""
+    leaves = {parameter.value for parameter in graph.parameters}
+    readers: dict[Value, list[Op]] = {}
+    for op in graph.ops:
+        for value in dict.fromkeys(op.operands):
+            readers.setdefault(value, []).append(op)
+    todo = [value for _, op in _readers(graph)[consumer.tensor] for value in op.made]
+    seen = set(todo)
+    while todo:
+        for op in readers.get(todo.pop(), ()):
+            if len({value for value in op.operands if value not in leaves}) > 1:
+                return True
+            todo += [value for value in op.made if value not in seen]
+            seen.update(op.made)
+    return False
+
+
 def _readers(graph: Graph) -> dict[str, list[tuple[int, Op]]]:
     names = {parameter.value: parameter.name for parameter in graph.parameters}
     readers: dict[str, list[tuple[int, Op]]] = {}

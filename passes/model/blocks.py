@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from ...ir import FxpruneError, RequestError
 from ...ir.graph import Graph
-from ...runtime.blocks import BlockList
+from ...runtime.streaming.blocks import BlockList
 
 
 @dataclass(frozen=True)

@@ -4,47 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.side_effects import PassesOnMoreError
+from ...runtime.streaming.turns import Turn, side_by_side
 from ..calibrate.batches import Feed
-from ..calibrate.blockwise_run import BlockwiseRun
 from ..model.blocks import find_blocks
 from .training import Example, pad
 
 
 @dataclass(frozen=True)
-class BlockBatch:
+class Lesson:
     """One training batch of a block.
 
     Attributes:
-        args, kwargs: the inputs of the pruned model's block; all blocks before it are already trained.
+        batch: its number.
         target: the output of the dense model's block, ``[B, L, d]``.
         mask: bool ``[B, L]``, False for padding.
     """
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    batch: int
     target: Tensor
     mask: Tensor
 
 
 def distil_blocks(
-    student: nn.Module, teacher: nn.Module, examples: Sequence[Example], *, steps: int, lr: float, batch: int, seed: int
+    student: BlockRunner,
+    teacher: BlockRunner,
+    examples: Sequence[Example],
+    *,
+    steps: int,
+    lr: float,
+    batch: int,
+    seed: int,
 ) -> list[tuple[float, float]]:
-    """Train the blocks of ``student`` in place, in execution order.
+    """Train the blocks of ``student`` in place, in execution order; one block of each model has its turn at a time.
 
     The loss is the squared error of a block's output, divided by the mean square of the target. The target comes from a
     full run of the dense model, so that a block also learns to correct the errors of the blocks before it (block-wise
     local distillation as in Puzzle, arXiv 2411.19146, section 3, in sequence).
 
     Args:
-        student: the pruned model, in eval mode.
-        teacher: the dense model.
+        student: runs the pruned model.
+        teacher: runs the dense model.
         examples: the input of both models.
         steps: AdamW steps for every block.
         lr: learning rate at the first step; it falls linearly to 0.
@@ -58,24 +67,33 @@ def distil_blocks(
         RequestError: when blocks cannot be compared, because layers or residual channels were removed.
         FxpruneError: for a loss that is not finite.
     """
-    dense = find_blocks(teacher)
-    blocks = list(student.get_submodule(dense.path).children())
-    if len(blocks) != len(dense.modules):
-        raise _incomparable(f"{len(blocks)} of {len(dense.modules)} layers")
+    path = _comparable(student, teacher)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[: steps * batch]
     batches = [pad([examples[i] for i in part.tolist()]) for part in order.split(batch)]
-    device = next(student.parameters()).device
+    device = next(student.model.parameters()).device
     feeds = [_feed(each, device) for each in batches]
     masks = [each["attention_mask"].bool().to(device) for each in batches]
-    runs = BlockwiseRun.of(teacher, feeds), BlockwiseRun.of(student, feeds)
-    losses = []
-    for number, block in enumerate(blocks):
-        path = f"{dense.path}.{number}"
-        lessons = [_lesson(runs, at, number, path, mask) for at, mask in enumerate(masks)]
-        losses.append(_train(block, number, lessons, steps, lr))
-        for run in runs:
-            run.advance(number + 1)
-    return losses
+    losses: dict[str, tuple[float, float]] = {}
+    with closing(side_by_side(teacher.turns(feeds), student.turns(feeds))) as turns:
+        for dense, pruned in turns:
+            if pruned.path.rpartition(".")[0] != path or pruned.path in losses:
+                continue
+            lessons = [Lesson(at, _target(dense, at), mask) for at, mask in enumerate(masks)]
+            student.changing(pruned.block.parameters())
+            losses[pruned.path] = _train(pruned, len(losses), lessons, steps, lr)
+    return list(losses.values())
+
+
+def _comparable(student: BlockRunner, teacher: BlockRunner) -> str:
+    """Path of the list of blocks that both models have."""
+    path = find_blocks(teacher.model).path
+    count, before = (len(list(run.model.get_submodule(path).children())) for run in (student, teacher))
+    if count != before:
+        raise _incomparable(f"{count} of {before} layers are left")
+    for why in (student.whole.get(path), teacher.whole.get(path)):
+        if why is not None:
+            raise _incomparable(why)
+    return path
 
 
 def _feed(batch: dict[str, Tensor], device: torch.device) -> Feed:
@@ -83,22 +101,19 @@ def _feed(batch: dict[str, Tensor], device: torch.device) -> Feed:
     return lambda model: model(**given, use_cache=False)
 
 
-def _lesson(runs: tuple[BlockwiseRun, BlockwiseRun], at: int, number: int, path: str, mask: Tensor) -> BlockBatch:
-    dense, pruned = runs
-    outputs: list[Any] = []
-    calls: list[tuple[Any, Any]] = []
-    handle = dense.model.get_submodule(path).register_forward_hook(lambda _m, _a, out: outputs.append(out))
-    try:
-        dense.calls(at, {}, number)
-    finally:
-        handle.remove()
-    pruned.calls(at, {}, number, (path, lambda _m, args, kwargs: calls.append((args, kwargs))))
-    return BlockBatch(*calls[-1], _hidden(outputs[-1]), mask)
+def _target(turn: Turn, batch: int) -> Tensor:
+    """The output of a block of the dense model, which does not run again."""
+    with torch.no_grad():
+        try:
+            turn.outputs[batch] = turn.run(batch) if batch else turn.checked(batch)
+        except PassesOnMoreError as error:
+            raise _incomparable(str(error)) from error
+    return _hidden(turn.outputs[batch])
 
 
-def _incomparable(left: str) -> RequestError:
+def _incomparable(why: str) -> RequestError:
     return RequestError(
-        f"cannot train block by block: {left} are left",
+        f"cannot train block by block: {why}",
         "leave the option blocks out; the training on the predictions still works",
     )
 
@@ -108,16 +123,17 @@ def _hidden(output: Any) -> Tensor:
     return found
 
 
-def _train(block: nn.Module, number: int, lessons: Sequence[BlockBatch], steps: int, lr: float) -> tuple[float, float]:
-    parameters = [parameter.requires_grad_(True) for parameter in block.parameters()]
+def _train(turn: Turn, number: int, lessons: Sequence[Lesson], steps: int, lr: float) -> tuple[float, float]:
+    parameters = [parameter.requires_grad_(True) for parameter in turn.block.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     losses = []
     for step in range(steps):
         lesson = lessons[step % len(lessons)]
-        got = _hidden(block(*lesson.args, **lesson.kwargs))
+        with torch.enable_grad():
+            got = _hidden(turn.run(lesson.batch))
         if got.shape != lesson.target.shape:
-            raise _incomparable(f"{got.shape[-1]} of {lesson.target.shape[-1]} residual channels")
+            raise _incomparable(f"{got.shape[-1]} of {lesson.target.shape[-1]} residual channels are left")
         wanted = lesson.target[lesson.mask]
         loss = (got[lesson.mask] - wanted).square().mean() / wanted.square().mean()
         losses.append(loss.item())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
@@ -14,8 +14,11 @@ from ...ir.options import option
 from ...runtime.ranks import Ranks
 from ..base import Pass, PassKind
 from ..calibrate.batches import calibration_feeds
-from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
-from ..calibrate.least_squares import Moments, refit
+from ..calibrate.dense_and_pruned import DenseAndPruned
+from ..calibrate.least_squares import refit
+from ..calibrate.linear_maps import LinearMap
+from ..calibrate.map_moments import moments_of
+from ..calibrate.observed_calls import Visit
 from ..calibrate.shared_moments import shared_moments
 from ..couple.consumers import Consumer
 from ..state import State
@@ -82,8 +85,14 @@ class Compensate(Pass):
         elif not state.data.losses:
             for consumer in pairs.consumers:
                 self._require(pairs.probed(consumer), self.samples * self.length, notes=None)
-        for consumers in pairs.in_order():
-            (self._refit if self.method == "lstsq" else self._shift)(pairs, consumers, notes, state.ranks)
+        fits = self.method == "lstsq"
+        sets = list(pairs.in_order())
+        with closing(pairs.visits(sets, residual=fits and self.residual)) as visits:
+            for visit in visits:
+                if fits:
+                    self._refit(pairs, sets[visit.number], visit, notes, state.ranks)
+                else:
+                    _shift(visit, state.ranks)
         state.ledger.report[self.name] = {
             "method": self.method, "refitted": [c.tensor for c in pairs.consumers], "left": pairs.left, "notes": notes,
         }  # fmt: skip
@@ -105,20 +114,18 @@ class Compensate(Pass):
                 "(generate writes some for a language model)"
             )
 
-    def _refit(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str], ranks: Ranks) -> None:
-        found: dict[LinearMap, Moments] = {}
-        for at, x, y, _ in pairs.observed(consumers, residual=self.residual):
-            moments = found.get(at)
-            if moments is None:
-                moments = found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
-            moments.add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
-        shared = shared_moments(found, pairs, ranks)
+    def _refit(
+        self, pairs: DenseAndPruned, consumers: Sequence[Consumer], visit: Visit, notes: list[str], ranks: Ranks
+    ) -> None:
+        shared = shared_moments(moments_of(visit.calls), visit, ranks)
         reached = {(at.tensor, at.expert) for at, (_, moments) in shared.items() if moments.count}
         for consumer in consumers:
             missed = [n for n in range(pairs.experts(consumer)) if (consumer.tensor, n) not in reached]
             if missed:
                 notes.append(f"{consumer.tensor}: no token reached experts {missed}; they stay as they are")
-        for at, (owner, moments) in shared.items():
+        owners = {at: owner for at, (owner, _) in shared.items()}
+        for at in owners:
+            owner, moments = shared.pop(at)
             if not moments.count:
                 continue
             self._require(at, moments.count, notes)
@@ -129,25 +136,25 @@ class Compensate(Pass):
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
         if ranks.count > 1:
-            for at, (owner, _) in shared.items():
+            for at, owner in owners.items():
                 at.put(ranks.broadcast(at.whole().clone(), owner))
 
-    def _shift(self, pairs: DenseAndPruned, consumers: Sequence[Consumer], notes: list[str], ranks: Ranks) -> None:
-        del notes
-        sums: dict[LinearMap, tuple[Tensor, int]] = {}
-        for at, _, wanted, got in pairs.observed(consumers):
-            total, count = sums.get(at, (0.0, 0))
-            sums[at] = total + (wanted.double() - got.double()).sum(0), count + len(got)
-        for at, (part, own) in sums.items():
-            total, count = ranks.sum(part), sum(ranks.gather(own))
-            shift = total / count
-            if not bool(shift.isfinite().all()):
-                raise FxpruneError(f"{at}: the mean outputs are not finite", "run in float32; check the --calib text")
-            assert at.bias is not None
-            at.bias.data += shift.to(at.bias.dtype)
+
+def _shift(visit: Visit, ranks: Ranks) -> None:
+    """Correct the mean outputs of linear maps by their biases."""
+    sums: dict[LinearMap, tuple[Tensor, int]] = {}
+    for at, _, wanted, got in visit.calls:
+        total, count = sums.get(at, (0.0, 0))
+        sums[at] = total + (wanted.double() - got.double()).sum(0), count + len(got)
+    for at, (part, own) in sums.items():
+        total, count = ranks.sum(part), sum(ranks.gather(own))
+        shift = total / count
+        if not bool(shift.isfinite().all()):
+            raise FxpruneError(f"{at}: the mean outputs are not finite", "run in float32; check the --calib text")
+        at.shift(shift)
 
 
 def _require_biases(pairs: DenseAndPruned) -> None:
-    without = [consumer.owner for consumer in pairs.consumers if pairs.probed(consumer).bias is None]
+    without = [consumer.owner for consumer in pairs.consumers if pairs.probed(consumer).beside is None]
     if without:
         raise RequestError(f"compensate: {without[0]} has no bias to correct", "use method=lstsq, which needs no bias")

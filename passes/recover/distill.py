@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ...ir.errors import RequestError
 from ...ir.options import option
+from ...runtime.streaming.block_runner import BlockRunner
 from ..state import State
 from .block_distillation import distil_blocks
 from .finetune import Finetune
@@ -49,10 +50,10 @@ class Distill(Finetune):
         assert teacher is not None, "check refuses a share of 0"
         found: dict[str, Any] = {}
         if self.blocks:
-            runner = state.before.runner("model")
-            assert runner is not None, "there is a teacher"
-            with runner.whole_in_memory() as dense:
-                found["blocks"] = distil_blocks(
-                    model, dense, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
-                )
+            dense = state.before.runner("model")
+            assert dense is not None, "it is the teacher"
+            student = BlockRunner(model, whole=state.subject.whole)  # while it trains, it holds its weights
+            found["blocks"] = distil_blocks(
+                student, dense, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
+            )
         return super().recover(state, model, examples, teacher) | found

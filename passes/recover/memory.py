@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...ir.errors import RequestError
-from ...runtime.devices import CPU
-from ...runtime.memory import device_memory, host_memory, size_text
-from ...runtime.needs import needs_of
-from ...runtime.residence import Residence
+from ...runtime.place.devices import CPU
+from ...runtime.place.memory import device_memory, host_memory, size_text
+from ...runtime.place.needs import needs_of
+from ...runtime.streaming.residence import Residence
 from ..model.blocks import find_blocks
 
 TRAINED_COPIES = 3

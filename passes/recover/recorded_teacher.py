@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.block_runner import BlockRunner
-from ...runtime.memory import size_text
-from ...runtime.turns import Feed
+from ...runtime.place.memory import size_text
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.turns import Feed
 from .teacher import IGNORED, Teacher
 from .training import Example, pad
 
@@ -184,7 +184,7 @@ class RecordedTeacher(Teacher):
         """From what was kept of the distribution."""
         del counted  # only these are kept
         columns = zip(*((one.log_probs, one.tokens, one.rest) for one in self._answers), strict=True)
-        joined = [None if column[0] is None else torch.cat(column).to(student.device) for column in columns]
+        joined: list[Any] = [None if column[0] is None else torch.cat(column).to(student.device) for column in columns]
         return Answers(*joined).distance(student) if joined else student.sum() * 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -13,9 +13,9 @@ from ...ir import FxpruneError, Indices, RequestError
 from ...ir.graph import Graph
 from ...ir.groups import Group, Occurrence
 from ...ir.options import option
-from ...runtime.block_runner import BlockRunner
 from ...runtime.ranks import Ranks
-from ..calibrate.batches import Feed, LinearCall, calibration_feeds, matrix
+from ...runtime.streaming.block_runner import BlockRunner
+from ..calibrate.batches import Feed, LinearCall, calibration_feeds, matrix, without_data
 from ..calibrate.recorded_calls import recorded_calls
 from ..calibrate.spread import RunningVariance, merged
 from ..couple.consumers import Consumer, find_consumers, taking_in
@@ -148,12 +148,6 @@ class ColumnScored(ConsumerScored):
         seen = state.ranks.union({reader.group.name for reader, _, _ in spreads.values()})
         require_scores(scores, groups, seen, self.name)
         return scores
-
-
-def without_data(call: LinearCall) -> LinearCall:
-    """The recorded call without its inputs and outputs."""
-    none = call.x[:0].clone()
-    return replace(call, x=none, y=call.y[:0].clone(), sample=call.sample[:0].clone(), given=none, gave=none)
 
 
 def require_scores(scores: Mapping[str, Scores], groups: Sequence[Group], seen: set[str], what: str) -> None:

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...ir import FxpruneError
 from ...ir.groups import Group, Kind
 from ...ir.options import option
 from ...runtime.ranks import Ranks
-from ..calibrate.batches import Feed, LinearCall
-from ..calibrate.blockwise_run import BlockwiseRun
-from ..calibrate.dense_and_pruned import DenseAndPruned, LinearMap
+from ..calibrate.dense_and_pruned import DenseAndPruned
 from ..calibrate.least_squares import Moments, ObsSolver
+from ..calibrate.linear_maps import LinearMap
+from ..calibrate.map_moments import moments_of
+from ..calibrate.observed_calls import Visit
 from ..calibrate.shared_moments import shared_moments
 from ..data import Scores
 from ..select.allocate import UNIFORM
 from ..select.select import kept_count
 from ..state import State
-from .activation_gradients import ActivationReceiver, activation_gradients, losses_of
 from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores
+from .output_metrics import MetricOf, output_metrics
 
 METRICS = ("loss", "outputs")
 
 HEAD_KINDS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
-
-
-Metrics = dict[tuple[str, int | None], torch.Tensor]
-"""(tensor, expert) -> metric of the outputs, ``[n, n]`` float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,33 +72,66 @@ class Obs(ConsumerScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for second moments that are not finite, or singular without damping.
         """
-        sequential = self.sequential and not self._open
-        model = copy.deepcopy(state.subject.model) if sequential else state.subject.model
-        metrics = self._metrics(state, groups) if self.metric == "loss" else {}
-        pairs = self._pairs(state, model, self.feeds(state.data, state.ranks), groups)
-        by_place = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, state.subject.graph)}
+        metric_of = output_metrics(self, state, groups) if self.metric == "loss" else _all_count_equally
+        graph, dense = state.subject.graph, state.subject.runner
+        places = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, graph)}
+        runners = dense, dense.twin() if self._refits else dense
+        pairs = DenseAndPruned.between(graph, runners, self.feeds(state.data, state.ranks), list(places))
+        sets = self._sets(pairs, [places[consumer.tensor, consumer.dim] for consumer in pairs.consumers])
         scores = {group.name: np.zeros(group.units) for group in groups}
         seen: set[str] = set()
-        ordered = [by_place[c.tensor, c.dim] for c in pairs.consumers]
-        for name, found in groupby(ordered, key=lambda reader: reader.group.name):
-            readers = list(found)
-            group = readers[0].group
-            alone = name not in seen and sum(r.group.name == name for r in ordered) == len(readers)
-            rounds = alone and group.kind is not Kind.CHANNELS
-            scores[name] += self._of_group(group, self._solvers(pairs, readers, metrics, state.ranks), rounds=rounds)
-            seen.add(name)
+        with closing(pairs.visits([[reader.consumer for reader in one.readers] for one in sets])) as visits:
+            for visit in visits:
+                for name, found in self._of_set(sets[visit.number], _moments(visit, state.ranks), metric_of):
+                    scores[name] += found
+                    seen.add(name)
         require_scores(scores, groups, seen, self.name)
         return scores
 
-    def _of_group(self, group: Group, solvers: Sequence[tuple[LinearMap, ObsSolver]], *, rounds: bool) -> Scores:
-        """Scores from the linear maps that read one activation; only their statistics are in memory."""
+    def _sets(self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember]) -> list[_Set]:
+        """What is observed together: the linear maps that read one activation; all of a block when none is refitted."""
+        runs = [list(found) for _, found in groupby(readers, key=lambda reader: reader.group.name)]
+        times = Counter(run[0].group.name for run in runs)
+        sets: list[_Set] = []
+        for run in runs:
+            group = run[0].group
+            if times[group.name] == 1 and group.kind is not Kind.CHANNELS:
+                sets.append(_Set(run, {group.name}, {pairs.place(reader.consumer) for reader in run}))
+            else:
+                for place, found in groupby(run, key=lambda reader: pairs.place(reader.consumer)):
+                    sets.append(_Set(list(found), set(), {place}))
+        return sets if self._refits else _joined(sets)
+
+    def _of_set(
+        self, one: _Set, moments: dict[LinearMap, Moments], metric_of: MetricOf
+    ) -> Iterator[tuple[str, Scores]]:
+        """Names and scores of groups; the solvers of one, and the moments of the next, are in memory."""
+        for name, found in groupby(one.readers, key=lambda reader: reader.group.name):
+            readers = list(found)
+            yield name, self._of_group(readers, moments, metric_of, rounds=name in one.rounds)
+
+    def _of_group(
+        self,
+        readers: Sequence[ConsumerMember],
+        moments: dict[LinearMap, Moments],
+        metric_of: MetricOf,
+        *,
+        rounds: bool,
+    ) -> Scores:
+        """Scores from linear maps that read one group; their moments are used up."""
+        group, solvers = readers[0].group, self._solvers(readers, moments, metric_of)
         if not rounds:
             return sum((s.costs().cpu().numpy() for _, s in solvers), np.zeros(group.units))
         scores = self._in_rounds(group, [solver for _, solver in solvers])
-        if self.sequential and not self._open:
+        if self._refits:
             for at, solver in solvers:
-                at.put(solver.weight)
+                at.put(solver.refitted())
         return scores
+
+    @property
+    def _refits(self) -> bool:
+        """Whether a layer is scored with all layers before it pruned and refitted."""
+        return self.sequential and not self._open
 
     @property
     def compares(self) -> bool:
@@ -124,63 +156,19 @@ class Obs(ConsumerScored):
         rows = np.sort(scores.reshape(-1, group.size), axis=1)
         return np.concatenate([np.zeros(1), np.maximum.accumulate(rows.max(0))])
 
-    def _pairs(
-        self, state: State, model: torch.nn.Module, batches: Sequence[Feed], groups: Sequence[Group]
-    ) -> DenseAndPruned:
-        graph = state.subject.graph
-        places = [(r.consumer.tensor, r.consumer.dim) for r in readers_of(groups, graph)]
-        dense = BlockwiseRun.of(state.subject.model, batches)
-        return DenseAndPruned.between(
-            graph, dense, dense if model is dense.model else BlockwiseRun.of(model, batches), places
-        )
-
-    def _metrics(self, state: State, groups: Sequence[Group]) -> Metrics:
-        """For every linear map the square root of its outputs' Fisher information, ``(E[g g^T] / tokens)^1/2``.
-
-        ``g`` is the gradient of the summed loss at the outputs of one token. Output errors ``e`` change the loss by
-        about ``1/2 sum (e^T E[g g^T] e) / T`` nats per token, with ``T`` tokens in total (the Kronecker factors of
-        Martens and Grosse 2015; for pruning the LLM Surgeon, arXiv 2312.17244).
-        """
-        runner = state.subject.runner
-        names = list(dict.fromkeys(r.consumer.tensor for r in readers_of(groups, state.subject.graph)))
-        sums: dict[tuple[str, int | None], torch.Tensor] = {}
-
-        def receive(call: LinearCall, gradient: torch.Tensor) -> None:
-            rows = gradient.double().movedim(call.channels, -1).flatten(0, -2)
-            key = (call.tensor, call.expert)
-            sums[key] = sums.get(key, 0.0) + rows.T @ rows
-
-        losses = list(losses_of(self, state.data, state.ranks))
-        predictions = activation_gradients(
-            runner, losses, lambda: ActivationReceiver(runner, names, lambda call: call.gave, receive, sums.clear)
-        )
-        predictions = sum(state.ranks.gather(predictions))
-        whole: dict[tuple[str, int | None], torch.Tensor] = {}
-        for name in names:  # one after the other: they are large
-            whole |= state.ranks.sum_all({key: sums.pop(key) for key in list(sums) if key[0] == name})
-        return {key: _root(total) / predictions for key, total in whole.items()}
-
     def _solvers(
-        self, pairs: DenseAndPruned, readers: Sequence[ConsumerMember], metrics: Metrics, ranks: Ranks
+        self, readers: Sequence[ConsumerMember], moments: dict[LinearMap, Moments], metric_of: MetricOf
     ) -> list[tuple[LinearMap, ObsSolver]]:
-        found: dict[LinearMap, Moments] = {}
-        for reader in readers:
-            for at, x, y, _ in pairs.observed([reader.consumer]):
-                if at not in found:
-                    found[at] = Moments.empty(at.unknowns, y.shape[1], x.device)
-                found[at].add(torch.cat([x, x.new_ones(len(x), 1)], 1) if at.bias is not None else x, y)
+        """Solvers of the linear maps among ``moments`` that some readers are; their moments are used up."""
         by_tensor = {reader.consumer.tensor: reader for reader in readers}
         solvers = []
-        whole = shared_moments(found, pairs, ranks, everywhere=True)
-        found.clear()
-        for at in list(whole):
-            _, moments = whole.pop(at)
-            if not moments.count:
+        for at in [at for at in moments if at.tensor in by_tensor]:
+            found = moments.pop(at)
+            if not found.count:
                 continue
             try:
                 columns = _columns(at, by_tensor[at.tensor])
-                metric = metrics.get((at.tensor, at.expert))
-                solver = ObsSolver.of(moments, at.whole(), self.damping, columns, metric)
+                solver = ObsSolver.of(found, at.whole(), self.damping, columns, metric_of(at))
             except FxpruneError as error:
                 raise FxpruneError(f"{at}: {error.message}", error.hint) from error
             solvers.append((at, solver))
@@ -212,12 +200,50 @@ class Obs(ConsumerScored):
             excess -= count
 
 
-def _root(matrix: torch.Tensor) -> torch.Tensor:
-    """The symmetric square root of a matrix without negative eigenvalues."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+@dataclass
+class _Set:
+    """Linear maps that are observed together.
+
+    Attributes:
+        readers: the linear maps, in execution order.
+        rounds: names of the groups of which all readers are here, one after the other, and whose units go in rounds.
+        places: where they have their turns.
+    """
+
+    readers: list[ConsumerMember]
+    rounds: set[str]
+    places: set[str | None]
 
 
-def _columns(at: LinearMap, reader: ConsumerMember) -> list[torch.Tensor]:
+def _joined(sets: Sequence[_Set]) -> list[_Set]:
+    """Sets with neighbours that have their turn at the same place put together."""
+    joined: list[_Set] = []
+    for one in sets:
+        if joined and joined[-1].places == one.places and len(one.places) == 1 and None not in one.places:
+            joined[-1] = _Set(joined[-1].readers + one.readers, joined[-1].rounds | one.rounds, one.places)
+        else:
+            joined.append(one)
+    return joined
+
+
+def _moments(visit: Visit, ranks: Ranks) -> dict[LinearMap, Moments]:
+    """The moments of all ranks, on all."""
+    shared = shared_moments(moments_of(visit.calls), visit, ranks, everywhere=True)
+    return {at: moments for at, (_, moments) in shared.items()}
+
+
+def _all_count_equally(at: LinearMap) -> None:
+    """Outputs of all linear maps are weighed by the identity."""
+    del at
+
+
+def _columns(at: LinearMap, reader: ConsumerMember) -> Tensor:
+    """The inputs that go with each unit, int64 ``[units, most]``; -1 for none."""
     units = reader.units(at.weight.shape[1])
-    return [torch.from_numpy(np.flatnonzero(units == unit)).to(at.weight.device) for unit in range(reader.group.units)]
+    inputs = np.flatnonzero(units >= 0)
+    inputs = inputs[np.argsort(units[inputs], kind="stable")]
+    counts = np.bincount(units[inputs], minlength=reader.group.units)
+    rank = np.arange(len(inputs)) - np.repeat(counts.cumsum() - counts, counts)
+    columns = np.full((reader.group.units, max(1, counts.max())), -1)
+    columns[units[inputs], rank] = inputs
+    return torch.from_numpy(columns)

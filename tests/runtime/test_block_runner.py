@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from fxprune.backends.huggingface.streamed_weights import obstacle, stored_tensors
 from fxprune.ir.errors import FxpruneError
-from fxprune.runtime.block_runner import BlockRunner
-from fxprune.runtime.mapped_files import Checkpoint
-from fxprune.runtime.residence import Residence
-from fxprune.runtime.reverse import GradientReceiver
-from fxprune.runtime.store import InMemory, OnDisk, Store
+from fxprune.runtime.streaming.block_runner import BlockRunner
+from fxprune.runtime.streaming.mapped_files import Checkpoint
+from fxprune.runtime.streaming.residence import Residence
+from fxprune.runtime.streaming.reverse import GradientReceiver
+from fxprune.runtime.streaming.store import InMemory, OnDisk, Store
 from fxprune.tracer.model import build_meta
 
 from ..families import causal_lm

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from fxprune.ir import FxpruneError
-from fxprune.passes.calibrate.batches import matrix
-from fxprune.passes.calibrate.blockwise_run import BlockwiseRun
+from fxprune.passes.calibrate.batches import LinearCall, matrix
 from fxprune.passes.calibrate.linear_calls import LinearCallRecorder
+from fxprune.passes.calibrate.recorded_calls import recorded_calls
 from fxprune.passes.calibrate.spread import RunningVariance
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.score.consumer_scores import readers_of
+from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm
 
 VOCAB = 31
@@ -107,12 +108,14 @@ def padded(fill: int) -> tuple[Tensor, Tensor]:
 
 def test_padding_is_left_out() -> None:
     model = llama()
-    weights = {name: p for name, p in model.named_parameters() if name.endswith("down_proj.weight")}
-    found = []
+    names = [name for name, _ in model.named_parameters() if name.endswith("down_proj.weight")]
+    runner = BlockRunner(model)
+    found: list[list[LinearCall]] = []
     for fill in (0, 7):
         ids, mask = padded(fill)
-        stream = BlockwiseRun.of(model, [lambda m, ids=ids, mask=mask: m(input_ids=ids, attention_mask=mask)])
-        found.append(stream.calls(0, weights))
+        found.append([])
+        with recorded_calls(runner, names, found[-1].append) as around:
+            runner.run([lambda m, ids=ids, mask=mask: m(input_ids=ids, attention_mask=mask)], around)
     assert len(found[0]) == 3
     for first, second in zip(*found, strict=True):
         assert len(first.x) == 10
@@ -194,78 +197,3 @@ def test_a_key_value_head_owns_the_columns_of_all_its_query_heads() -> None:
     assert reader.consumer.tensor == "model.layers.0.self_attn.o_proj.weight"
     assert reader.units(16).tolist() == [0] * 8 + [1] * 8
     assert readers["model.layers.0.self_attn:query_heads"].units(16).tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
-
-
-def counted(model: Any) -> list[int]:
-    """How often each block's first norm has run."""
-    runs = [0] * len(model.model.layers)
-
-    def count(index: int) -> Any:
-        def hook(*_: Any) -> None:
-            runs[index] += 1
-
-        return hook
-
-    for index, layer in enumerate(model.model.layers):
-        layer.input_layernorm.register_forward_hook(count(index))
-    return runs
-
-
-def batches(count: int) -> list[Any]:
-    tokens = torch.randint(VOCAB, (count, 2, 8), generator=torch.Generator().manual_seed(2))
-    return [lambda m, ids=ids: m(input_ids=ids, use_cache=False) for ids in tokens]
-
-
-def test_blocks_that_are_done_do_not_run_again_and_nothing_runs_after_the_last() -> None:
-    model = llama()
-    weight = {"w": model.model.layers[1].mlp.down_proj.weight}
-    plain = [BlockwiseRun.of(model, batches(2)).calls(i, weight) for i in range(2)]
-    runs = counted(model)
-    stream = BlockwiseRun.of(model, batches(2))
-    stream.advance(1)
-    assert runs == [2, 0, 0]
-    found = [stream.calls(i, weight, last=1) for i in range(2)]
-    assert runs == [2, 2, 0]
-    for first, second in zip(plain, found, strict=True):
-        assert torch.equal(first[0].x, second[0].x)
-    stream.advance(2)
-    assert runs == [3, 5, 0]  # one batch in full, to compare
-    assert stream.block_of("model.layers.2.mlp") == 2
-    assert stream.block_of("lm_head") is None
-    assert model.model.layers[0].forward.__func__ is type(model.model.layers[0]).forward
-
-
-class Skipping(nn.Module):
-    """The third block reads what the first one left behind, past the second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Leaving() for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        left: list[Tensor] = []
-        for layer in self.layers:
-            x = layer(x, left)
-        return x
-
-
-class Leaving(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor, left: list[Tensor]) -> Tensor:
-        left.append(self.linear(x))
-        return left[-1] + (left[0] if len(left) > 1 else 0)
-
-
-def test_blocks_that_hand_over_more_than_their_outputs_run_in_full() -> None:
-    torch.manual_seed(0)
-    model = Skipping()
-    data = [torch.randn(2, 4), torch.randn(2, 4)]
-    stream = BlockwiseRun.of(model, [lambda m, x=x: m(x) for x in data])
-    weight = {"w": model.layers[2].linear.weight}
-    plain = stream.calls(0, weight)
-    stream.advance(1)
-    stream.advance(2)
-    assert torch.equal(stream.calls(0, weight)[0].x, plain[0].x)

@@ -55,11 +55,12 @@ def observe(model: Any, path: str, tokens: torch.Tensor) -> tuple[torch.Tensor, 
     return seen[0], seen[1]
 
 
-def moments(x: torch.Tensor, y: torch.Tensor) -> Moments:
-    found = Moments.empty(x.shape[1], y.shape[1])
+def fitted(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, damping: float) -> torch.Tensor:
+    """The refit of a weight whose inputs are ``x`` and whose outputs should be ``y``."""
+    found = Moments.empty(x.shape[1])
     for part, wanted in zip(x.split(7), y.split(7), strict=True):
-        found.add(part, wanted)
-    return found
+        found.add(part, wanted - part @ weight.to(part).T)
+    return refit(found, weight, damping)
 
 
 def test_without_damping_it_is_the_least_squares_optimum() -> None:
@@ -67,7 +68,7 @@ def test_without_damping_it_is_the_least_squares_optimum() -> None:
     x = torch.randn(60, 9, generator=generator, dtype=torch.float64)
     y = torch.randn(60, 5, generator=generator, dtype=torch.float64)
     expected = np.linalg.lstsq(x.numpy(), y.numpy(), rcond=None)[0].T
-    found = refit(moments(x, y), torch.zeros(5, 9), damping=0.0)
+    found = fitted(x, y, torch.zeros(5, 9), damping=0.0)
     assert np.abs(found.numpy() - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
@@ -76,15 +77,15 @@ def test_permuting_the_inputs_permutes_the_answer() -> None:
     x, w = (torch.randn(n, 9, generator=generator, dtype=torch.float64) for n in (40, 5))
     y = torch.randn(40, 5, generator=generator, dtype=torch.float64)
     order = torch.randperm(9, generator=generator)
-    plain = refit(moments(x, y), w, 0.05)
-    assert torch.allclose(refit(moments(x[:, order], y), w[:, order], 0.05), plain[:, order], rtol=0, atol=1e-12)
+    plain = fitted(x, y, w, 0.05)
+    assert torch.allclose(fitted(x[:, order], y, w[:, order], 0.05), plain[:, order], rtol=0, atol=1e-12)
 
 
 def test_damping_keeps_what_the_data_leave_open() -> None:
     x = torch.zeros(8, 4, dtype=torch.float64)
     x[:, 0] = 1
     w = torch.arange(8, dtype=torch.float64).reshape(2, 4)
-    found = refit(moments(x, x @ w.T + 3), w, 0.01)
+    found = fitted(x, x @ w.T + 3, w, 0.01)
     assert torch.allclose(found[:, 1:], w[:, 1:])
     assert torch.allclose(found[:, 0], w[:, 0] + 3, atol=0.01)
 
@@ -194,7 +195,7 @@ def one_shot(model: Any, original: Any, state: State, tokens: torch.Tensor) -> N
         kept = state.ledger.plan.slices[tensor, dim]
         weight = model.get_parameter(tensor)
         with torch.no_grad():
-            weight.copy_(refit(moments(x[:, kept], y), weight, 0.01))
+            weight.copy_(fitted(x[:, kept], y, weight.detach(), 0.01))
 
 
 def test_it_helps_a_trained_model_and_one_map_after_the_other_is_better_than_all_at_once() -> None:

@@ -20,6 +20,7 @@ from fxprune.passes.recover.lora import Lora
 from fxprune.passes.recover.teacher import PresentTeacher
 from fxprune.passes.recover.training import pad
 from fxprune.passes.state import State
+from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from ...corpora import RepeatedTokens, RunningTokens, UnequalRows
@@ -205,8 +206,12 @@ def test_blocks_alone_come_nearer_to_the_dense_ones() -> None:
 def test_padding_is_no_part_of_what_a_block_learns() -> None:
     dense, model = llama(), damaged(llama())
     rows = [{"input_ids": ids, "labels": ids} for ids in ([1, 2, 3, 4, 5, 6], [7, 8])]
-    together = distil_blocks(copy.deepcopy(model), dense, rows, steps=1, lr=0.01, batch=2, seed=0)[0][0]
-    alone = [distil_blocks(copy.deepcopy(model), dense, [row], steps=1, lr=0.01, batch=1, seed=0)[0][0] for row in rows]
+
+    def first_loss(data: list[Any]) -> float:
+        student, teacher = BlockRunner(copy.deepcopy(model)), BlockRunner(dense)
+        return distil_blocks(student, teacher, data, steps=1, lr=0.01, batch=len(data), seed=0)[0][0]
+
+    together, alone = first_loss(rows), [first_loss([row]) for row in rows]
     with torch.no_grad():
         hidden = [dense(torch.tensor([row["input_ids"]]), output_hidden_states=True) for row in rows]
     sizes = [float(out.hidden_states[1].square().sum()) for out in hidden]

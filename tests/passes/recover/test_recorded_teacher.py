@@ -16,7 +16,7 @@ from fxprune.passes.recover.lora import Lora
 from fxprune.passes.recover.recorded_teacher import Answers, RecordedTeacher
 from fxprune.passes.recover.teacher import IGNORED, PresentTeacher
 from fxprune.passes.recover.training import Example, pad
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from ...checkpoints import contents
 from ...corpora import RepeatedTokens, UnequalRows

@@ -13,7 +13,6 @@ from torch import nn
 
 from fxprune.ir import FxpruneError
 from fxprune.ir.groups import Kind
-from fxprune.passes.calibrate.least_squares import Moments, ObsSolver, refit
 from fxprune.passes.recover.compensate import Compensate
 from fxprune.passes.score.activation import Activation
 from fxprune.passes.score.fisher import Fisher
@@ -119,41 +118,6 @@ def error_left(x: Any, w: Any, gone: list[int]) -> float:
     y = x @ w.T
     best = x[:, kept] @ np.linalg.lstsq(x[:, kept], y, rcond=None)[0]
     return 0.5 * float(((best - y) ** 2).sum())
-
-
-@pytest.mark.parametrize("gone", [[[2]], [[0, 3]], [[1], [4]], [[5, 1], [0], [2, 3]]])
-def test_taking_inputs_out_costs_what_least_squares_says_and_leaves_its_weights(gone: list[list[int]]) -> None:
-    generator = np.random.default_rng(0)
-    x, w = generator.normal(size=(40, 7)) @ generator.normal(size=(7, 7)), generator.normal(size=(3, 7))
-    moments = Moments.empty(7, 3)
-    moments.add(torch.from_numpy(x), torch.from_numpy(x @ w.T))
-    columns = [torch.tensor([unit]) for unit in range(6)] + [torch.tensor([], dtype=torch.int64)]
-    solver = ObsSolver.of(moments, torch.from_numpy(w), 0.0, columns)
-    assert solver.costs()[:6].numpy() == pytest.approx([error_left(x, w, [unit]) for unit in range(6)], rel=1e-6)
-    out: list[int] = []
-    for units in gone:
-        solver.remove(units)
-        out += units
-    for unit in set(range(6)) - set(out):
-        expected = error_left(x, w, [*out, unit]) - error_left(x, w, out)
-        assert float(solver.costs()[unit]) == pytest.approx(expected, rel=1e-6)
-    assert solver.costs()[[*out, 6]].tolist() == [0.0] * (len(out) + 1)
-    kept = [column for column in range(7) if column not in out]
-    best = np.linalg.lstsq(x[:, kept], x @ w.T, rcond=None)[0].T
-    np.testing.assert_allclose(solver.weight[:, kept].numpy(), best, rtol=1e-6)
-    assert not solver.weight[:, out].any()
-
-
-def test_what_errors_count_follows_the_weights_as_units_go() -> None:
-    torch.manual_seed(0)
-    moments = Moments.empty(9, 4)
-    moments.add(torch.randn(40, 9), torch.randn(40, 4))
-    metric, columns = torch.randn(4, 4, dtype=torch.float64), list(torch.arange(9).split(3))
-    solver = ObsSolver.of(moments, torch.randn(4, 9), 0.1, columns, metric)
-    for unit in (1, 0):
-        solver.remove([unit])
-        torch.testing.assert_close(solver.felt, metric @ solver.weight, rtol=0, atol=1e-12)
-        assert solver.costs()[unit] == 0
 
 
 def test_heads_go_by_the_error_that_the_rest_cannot_make_up_for() -> None:
@@ -356,11 +320,3 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
     with pytest.raises(FxpruneError, match=message) as caught:
         attempt()
     assert caught.value.hint
-
-
-def test_the_fit_without_removal_is_the_refit() -> None:
-    x = torch.randn(30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    w = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    moments = Moments.empty(4, 2)
-    moments.add(x, x @ w.T + 1)
-    assert torch.equal(ObsSolver.of(moments, w, 0.05, []).weight, refit(moments, w, 0.05))

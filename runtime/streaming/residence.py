@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tensors import tensors_by_every_name
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError
 from .store import Store
-from .tensors import tensors_by_every_name
 
 Edit = Callable[[str, torch.Tensor], torch.Tensor]
 """Name and value of a parameter -> the value that it runs with; the given one must not be changed."""

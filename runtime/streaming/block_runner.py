@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..ir.errors import FxpruneError
+from ...ir.errors import FxpruneError
+from ..tensors import made_private, tensors_by_name, twin
 from .blocks import BlockList
 from .residence import Residence
 from .reverse import GradientReceiver, Loss, Tape, walk_back
 from .side_effects import PassesOnMoreError
-from .tensors import tensors_by_name, twin
 from .turns import Around, Feed, Turn, turns
 
 WAITING = 1 << 30
 """Bytes of hidden states that may wait while one block after the other is read for all of them."""
 
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 @dataclass
@@ -36,16 +36,26 @@ class BlockRunner:
         model: in eval mode while it runs. Where its weights are elsewhere, its parameters are on the meta device.
         residence: brings weights into memory; None when the module holds them.
         whole: path of a list of blocks that runs as a whole all the same -> why.
+        stops: paths of modules outside the lists that have a turn of their own.
     """
 
     model: nn.Module
     residence: Residence | None = None
     whole: dict[str, str] = field(default_factory=dict)
+    stops: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> BlockList:
         """What has its weights in memory at one time."""
-        return BlockList.of(self.model, without=self.whole)
+        return BlockList.of(self.model, without=self.whole, also=self.stops)
+
+    def stopping_at(self, paths: Iterable[str]) -> BlockRunner:
+        """A runner of the same model that gives these modules a turn of their own.
+
+        Args:
+            paths: module paths, none inside another, in a block or around one.
+        """
+        return replace(self, stops=tuple(paths))
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +73,7 @@ class BlockRunner:
         parameter = next(self.model.parameters(), None)
         return parameter.dtype if parameter is not None else torch.get_default_dtype()
 
-    def again(self, call: Callable[[], Result], restart: Callable[[], None] | None = None) -> Result:
+    def again(self, call: Callable[[], Answer], restart: Callable[[], None] | None = None) -> Answer:
         """What a call returns that runs the model; it begins again where a list of blocks must run as a whole.
 
         Args:
@@ -97,7 +107,7 @@ class BlockRunner:
 
         Where weights are elsewhere, those that :meth:`~.residence.Residence.keep` has named by then go to the store
         afterwards, and the module is empty again; values that are written to must be made private first, see
-        :func:`~.tensors.made_private`.
+        :func:`~fxprune.runtime.tensors.made_private`.
         """
         with nullcontext() if self.residence is None else self.residence.whole():
             yield self.model
@@ -234,6 +244,17 @@ class BlockRunner:
         if self.residence is None:
             return tensors_by_name(self.model)[name].detach()
         return self.residence.value(name)
+
+    def changing(self, parameters: Iterable[Tensor]) -> None:
+        """Make parameters of the model ready to be written to, while their values are in memory.
+
+        They get memory of their own, because a file or a twin may have the same. What they hold when they leave memory
+        is their value from then on.
+        """
+        changed = {id(parameter): parameter for parameter in parameters}
+        made_private(changed.values())
+        if self.residence is not None:
+            self.residence.keep(name for name, held in self.model.named_parameters() if id(held) in changed)
 
     def loaded(self, path: str) -> AbstractContextManager[Any]:
         """A context in which the weights of a block are in memory."""

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ..ir.errors import FxpruneError
-from ..ir.plan import Indices, Plan
+from ...ir.errors import FxpruneError
+from ...ir.plan import Indices, Plan
 from .mapped_files import Checkpoint, StoredTensor, require_whole
 
 Cuts = dict[int, Indices]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from .tensors import tensors_by_every_name
+from ..tensors import tensors_by_every_name
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,18 @@ class BlockList:
     modules: dict[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, without: Collection[str] = ()) -> BlockList:
+    def of(cls, model: nn.Module, without: Collection[str] = (), also: Iterable[str] = ()) -> BlockList:
         """Find them.
 
         Args:
             model: any module.
             without: paths of lists to leave out, because their members cannot run by themselves.
+            also: paths of modules that are blocks too; none of them inside another, in a block or around one.
         """
         found: dict[str, nn.Module] = {}
         _collect(model, "", found)
-        return cls({path: module for path, module in found.items() if path.rpartition(".")[0] not in without})
+        found = {path: module for path, module in found.items() if path.rpartition(".")[0] not in without}
+        return cls({**found, **{path: model.get_submodule(path) for path in also}})
 
     def holder(self, path: str) -> str | None:
         """Path of the block that a module or a tensor is in; None outside of all blocks."""

@@ -23,8 +23,8 @@ from transformers import MixtralConfig
 from fxprune import api
 from fxprune.backends.huggingface import weight_source
 
-from ..checkpoints import WIDTHS, contents, write_checkpoint
-from ..corpora import word_tokenizer
+from ...checkpoints import WIDTHS, contents, write_checkpoint
+from ...corpora import word_tokenizer
 
 # The two processes import once and run one job after the other; each prints a line of JSON for every job.
 RUNS = """

@@ -22,8 +22,8 @@ from fxprune.passes.registry import PASSES
 from fxprune.passes.shrink.cut import cut
 from fxprune.passes.state import State
 
-from ..checkpoints import TIED, contents
-from .test_resume import GPT2, text, write_source
+from ...checkpoints import TIED, contents
+from ..test_resume import GPT2, text, write_source
 
 __all__ = ["text"]
 
@@ -66,10 +66,9 @@ CASES = [
     case(f"random{{channels=true}},lora{{{RECOVERY},teacher=0.5}},magnitude", slow=True),
     case("random,magnitude{channels=true},random", slow=True),  # weights on disk
     case(f"wanda{{{SHORT},by=search,moves=2}},magnitude", slow=True, scores=True),
-    case(f"taylor{{{SHORT},target=latency=0.9}},compensate{{{SHORT}}}", slow=True, ratio=None),
+    case(f"taylor{{{SHORT},target=latency:0.9}},compensate{{{SHORT}}}", slow=True, ratio=None),
     case(
-        f"finetune{{{RECOVERY}}},drop{{layers=1,{SHORT}}},taylor{{{SHORT}}},compensate{{{SHORT}}},"
-        f"distill{{{RECOVERY},blocks=1}}",
+        f"finetune{{{RECOVERY}}},drop{{layers=1,{SHORT}}},taylor{{{SHORT}}},compensate{{{SHORT}}},distill{{{RECOVERY}}}",
         TIED, slow=True,
     ),
 ]  # fmt: skip

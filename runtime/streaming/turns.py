@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import greenlet
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ...ir.errors import FxpruneError
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError, SideEffects
 
@@ -133,6 +135,21 @@ class Turn:
         with self._of(batch).around():
             return self.forward(*args, **kwargs)
 
+    def checked(self, batch: int) -> Any:
+        """The output, likewise, once it is certain that the block can run any number of times.
+
+        Raises:
+            PassesOnMoreError: it passes on more than its output. What it keeps at its first run only is no such thing.
+        """
+        for _ in range(2):
+            args, kwargs = self.inputs(batch)
+            effects = SideEffects(self.block, (args, kwargs))
+            with self._of(batch).around():
+                output = self.forward(*args, **kwargs)
+            if not effects.found:
+                return output
+        raise PassesOnMoreError(self.path, "passes on more than its output")
+
     def _of(self, batch: int) -> Coroutine:
         return next(coroutine for coroutine in self.waiting if coroutine.number == batch)
 
@@ -189,6 +206,25 @@ def turns(
         for coroutine in coroutines:
             coroutine.stop()
     return [coroutine.result for coroutine in coroutines]
+
+
+def side_by_side(
+    first: Generator[Turn, None, Any], second: Generator[Turn, None, Any]
+) -> Generator[tuple[Turn, Turn], None, None]:
+    """The turns of two models that run the same batches, block by block together.
+
+    Raises:
+        FxpruneError: the models do not run the same blocks.
+    """
+    with closing(first), closing(second):
+        for one, other in zip_longest(first, second):
+            ran = ["the end" if turn is None else turn.path for turn in (one, other)]
+            if ran[0] != ran[1] or one.batches != other.batches:
+                raise FxpruneError(
+                    f"two models that are compared do not run the same blocks: {ran[0]} and {ran[1]}",
+                    "leave out the pass that compares them",
+                )
+            yield one, other
 
 
 def _begin(coroutines: Sequence[Coroutine], first: int, room: int | None) -> int:
