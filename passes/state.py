@@ -15,6 +15,7 @@ from ..ir.repairs import Repairs
 from ..runtime.ranks import Ranks
 from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.streaming.residence import Residence
+from .halfway import Halfway
 from .model.blocks import read_elsewhere
 
 if TYPE_CHECKING:
@@ -177,6 +178,10 @@ class Host(Protocol):
     def scratch(self) -> Callable[[], Path] | None:
         """Gives a directory for large files that are not wanted after the run; None for the system's."""
 
+    @property
+    def halfway(self) -> Halfway | None:
+        """Where the pass that runs may keep how far it got; None for nowhere."""
+
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Trace the model anew, after a change of more than widths: the graph, and the example it was traced with."""
 
@@ -188,6 +193,7 @@ class NoHost:
     execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
     rebuild: Callable[[Graph, Mapping[str, torch.Tensor], str], torch.nn.Module] | None = None
     scratch: Callable[[], Path] | None = None
+    halfway: Halfway | None = None
 
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Refuse.

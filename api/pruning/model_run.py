@@ -24,6 +24,7 @@ from ...passes.base import Pass
 from ...passes.couple.computed_constants import freeze_computed, freeze_fixed
 from ...passes.couple.coupling import Coupling, couple
 from ...passes.data import Weights
+from ...passes.halfway import Halfway
 from ...passes.manager import Analysis, StepRecord, run_pipeline
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import print_pipeline
@@ -61,6 +62,7 @@ class ModelRun:
 
     Attributes:
         rebuild: no module but the model itself will do.
+        halfway: where the pass that runs may keep how far it got.
     """
 
     rebuild: None = None
@@ -105,6 +107,7 @@ class ModelRun:
         subject = Subject(self.traced.graph, module, example=self.traced.example, residence=residence)
         self.state = State(subject, host=self, ranks=ranks)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
+        self.halfway: Halfway | None = None
         self._runs = pipeline is not None
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
@@ -189,6 +192,8 @@ class ModelRun:
 
         def announce(text: str, number: int, count: int) -> None:
             keep(number - 1)
+            if stages is not None and self.state.ranks.count == 1:
+                self.halfway = stages.halfway(done + number)
             self.progress(f"{text} ({done + number} of {done + count})")
 
         left = pipeline[done:]

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from ...backends.atomic_directory import atomic_directory
 from ...ir.errors import FxpruneError, RequestError
 from ...passes.base import Pass
+from ...passes.halfway import Halfway
 from ...passes.pipeline import print_pipeline
 from ...passes.state import Finished
 from ...runtime.generators import generator_states, set_generator_states
@@ -33,6 +34,12 @@ ROOM = 3
 """A stage is saved only where the disk has room for this many copies of it, since OUT needs room too."""
 
 SUFFIX = ".stages"
+
+EVERY = 60.0
+"""Seconds of a pass that may be lost, where it can keep how far it got."""
+
+HALFWAY_SUFFIX = ".halfway"
+"""Of the directory in which a pass keeps how far it got."""
 
 Parts = dict[str, Any]
 
@@ -59,6 +66,7 @@ class Stages:
     ) -> None:
         self._out = out.resolve()
         self.folder = self._out.parent / f".{self._out.name}{SUFFIX}"
+        self._halfway = self._out.parent / f".{self._out.name}{HALFWAY_SUFFIX}"
         self._pipeline = [print_pipeline([step], defaults=True) for step in pipeline]
         self._identity = dict(identity)
         self._asked, self._progress = asked, progress
@@ -69,12 +77,14 @@ class Stages:
 
     def _found(self) -> int:
         """How many passes the saved stage covers."""
-        if not self.folder.is_dir() and not self.folder.is_symlink():
+        stage = self.folder.is_dir() or self.folder.is_symlink()
+        if not stage and not self._halfway.is_dir():
             if self._asked:
                 self._progress(f"no interrupted run of {self._out} found; starting from the beginning")
             return 0
         if not self._asked:
             self._progress(f"an interrupted run of {self._out} exists; --resume would continue it")
+        if not self._asked or not stage:
             return 0
         self._file = read_stage(self.folder, _RESUME_HINT)
         if changed := changes(self._file.data.get("run") or {}, self._identity):
@@ -149,11 +159,25 @@ class Stages:
             raise UnsavableError(f"needs {ROOM * packed.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         with atomic_directory(self.folder, force=True) as folder:
             write_stage(folder, packed)
+        shutil.rmtree(self._halfway, ignore_errors=True)
         self.done, self._since = done, time.monotonic()
+
+    def halfway(self, place: int) -> Halfway:
+        """Where a pass may keep how far it got; ``place``: its number, from 1."""
+        return Halfway(
+            folder=self._halfway,
+            run=self._identity,
+            place=place,
+            go_on=self._asked,
+            differs=lambda run: changes(run, self._identity),
+            tell=self._progress,
+            every=EVERY,
+        )
 
     def clear(self) -> None:
         """Remove the stage; to be called when OUT has been written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.folder, self._halfway):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 _RESUME_HINT = "repeat the interrupted command as it was, or leave out --resume to start again"

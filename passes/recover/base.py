@@ -18,7 +18,9 @@ from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
 from ...runtime.tensors import made_private
 from ..base import Pass, PassKind
+from ..pipeline import print_pass
 from ..state import State
+from .kept_training import KeptTraining
 from .memory import TrainingMemory, require_room, training_memory
 from .recorded_teacher import RecordedTeacher
 from .teacher import PresentTeacher, Teacher
@@ -189,6 +191,10 @@ class Recovery(Pass):
         self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
     ) -> dict[str, Any]:
         """Train ``model`` in place; returns what to report."""
+
+    def kept(self, state: State) -> KeptTraining | None:
+        """Where the training keeps how far it got."""
+        return None if state.host.halfway is None else KeptTraining(state.host.halfway, print_pass(self, defaults=True))
 
     @property
     def recipe(self) -> Recipe:

@@ -83,12 +83,11 @@ class Lora(Recovery):
 
         from .trainer import train
 
-        del state
         targets = projection_modules(model)
         set_seed(self.seed)
         adapted = _adapt(model, self._config(model, targets))
         try:
-            training = train(adapted, examples, self.recipe, teacher)
+            training = train(adapted, examples, self.recipe, teacher, self.kept(state))
             require_finite(adapted, "nothing was merged")
         except BaseException:
             adapted.unload()

@@ -107,7 +107,7 @@ class BlockRunner:
 
         Where weights are elsewhere, those that :meth:`~.residence.Residence.keep` has named by then go to the store
         afterwards, and the module is empty again; values that are written to must be made private first, see
-        :func:`~.tensors.made_private`.
+        :func:`~fxprune.runtime.tensors.made_private`.
         """
         with nullcontext() if self.residence is None else self.residence.whole():
             yield self.model
