@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.runtime import link
-from fxprune.runtime.place import devices
 from fxprune.runtime.link import Link
+from fxprune.runtime.place import devices
 from fxprune.runtime.place.memory import host_memory
 from fxprune.runtime.ranks import ALONE, ELSEWHERE, Ranks, is_first_rank, processes, ranks_from_environment
 
