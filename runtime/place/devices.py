@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ...ir.errors import RequestError
-from ...ranks import ranks_here
+from ..ranks import ranks_here
 
 CPU = torch.device("cpu")
 

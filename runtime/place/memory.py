@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...ir.errors import RequestError
-from ...ranks import ranks_here
+from ..ranks import ranks_here
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ir.errors import FxpruneError
-from ...tensors import made_private, tensors_by_name, twin
+from ..tensors import made_private, tensors_by_name, twin
 from .blocks import BlockList
 from .residence import Residence
 from .reverse import GradientReceiver, Loss, Tape, walk_back

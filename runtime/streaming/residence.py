@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...tensors import tensors_by_every_name
+from ..tensors import tensors_by_every_name
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError
 from .store import Store

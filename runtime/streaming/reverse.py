@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ...tolerances import BLOCK_TOLERANCE, relative_difference
+from ..tolerances import BLOCK_TOLERANCE, relative_difference
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError, SideEffects
 from .turns import Coroutine, Turn
