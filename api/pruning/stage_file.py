@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -42,11 +43,12 @@ class Packed:
 
     Attributes:
         data: JSON data, with names in place of tensors.
-        tensors: name -> tensor; arrays are among them.
+        tensors: name -> tensor; arrays are among them. Tensors that are the same memory are there once.
     """
 
     data: Any = None
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    _known: dict[object, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: Any) -> Packed:
@@ -66,13 +68,8 @@ class Packed:
 
     def _packed(self, value: Any, path: str) -> Any:
         if isinstance(value, torch.Tensor | np.ndarray):
-            tensor = (
-                value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(value))
-            )
-            if path in self.tensors or tensor.is_meta:
-                raise UnsavableError(f"the tensor {path} has no values, or no name of its own")
-            self.tensors[path] = tensor
-            return {TENSOR if isinstance(value, torch.Tensor) else ARRAY: path}
+            name = self._named(value if isinstance(value, torch.Tensor) else _tensor(value), path)
+            return {TENSOR if isinstance(value, torch.Tensor) else ARRAY: name}
         if isinstance(value, Mapping):
             if TENSOR in value or ARRAY in value:
                 raise UnsavableError(f"{path} holds a key that stands for tensors")
@@ -82,6 +79,19 @@ class Packed:
         if value is None or isinstance(value, str | int | float):
             return value
         raise UnsavableError(f"{path} is a {type(value).__name__}")
+
+    def _named(self, tensor: torch.Tensor, path: str) -> str:
+        if tensor.is_meta or path in self.tensors:
+            raise UnsavableError(f"the tensor {path} has no values, or no name of its own")
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        name = self._known.setdefault(memory, path) if tensor.numel() else path
+        if name == path:
+            self.tensors[path] = tensor.detach()
+        return name
+
+
+def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def write_stage(folder: Path, packed: Packed) -> None:

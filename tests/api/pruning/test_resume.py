@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig
@@ -368,6 +369,38 @@ def test_no_stage_is_saved_through_a_link(copied: Path, monkeypatch: pytest.Monk
     assert kept_after(copied, resume=False, progress=said.append)
     assert f"not saved for --resume: {copied / '.out.stages'} is a link" in said
     assert contents(copied / "elsewhere") == before
+
+
+def test_what_is_packed_is_there_again(tmp_path: Path) -> None:
+    weight = torch.arange(6.0).view(2, 3).to(torch.bfloat16)
+    data: dict[str, Any] = {
+        "a": {"tied": weight, "and": weight, "array": np.arange(3), "wide": np.arange(2, dtype=np.uint32)},
+        "b": [1, 0.1, float("inf"), None, True, "text", torch.empty(0)],
+    }
+    packed = stage_file.Packed.of(data)
+    assert packed.size == weight.nbytes + 3 * 8 + 2 * 4
+    stage_file.write_stage(tmp_path, packed)
+    found = stage_file.read_stage(tmp_path, "").whole()
+    assert torch.equal(found["a"]["tied"], weight)
+    assert torch.equal(found["a"]["and"], weight)
+    assert [found["a"][name].dtype for name in ("array", "wide")] == [np.int64, np.uint32]
+    assert found["a"]["array"].tolist() == [0, 1, 2]
+    assert found["b"][:6] == data["b"][:6]
+    assert found["b"][6].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"a": {"b": object()}}, "a/b is a object"),
+        ({"a": torch.empty(1, device="meta")}, "the tensor a has no values"),
+        ({"a/b": torch.ones(1), "a": {"b": torch.zeros(1)}}, "the tensor a/b has no values, or no name of its own"),
+        ({"a": {stage_file.TENSOR: "other"}}, "a holds a key that stands for tensors"),
+    ],
+)
+def test_what_cannot_be_packed(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(stage_file.UnsavableError, match=message):
+        stage_file.Packed.of(data)
 
 
 def test_a_stage_holds_nothing_that_runs(copied: Path) -> None:

@@ -17,8 +17,11 @@ from fxprune import api
 from fxprune.api.pruning import request, resume
 from fxprune.backends.artifact import RECORD
 from fxprune.backends.huggingface import weight_source
+from fxprune.ir.cost import macs_of
 from fxprune.passes.base import Pass, PassKind
 from fxprune.passes.registry import PASSES
+from fxprune.passes.select import latency
+from fxprune.passes.select.latency import Clock
 from fxprune.passes.shrink.cut import cut
 from fxprune.passes.state import State
 
@@ -65,12 +68,9 @@ CASES = [
     case(f"taylor{{{SHORT}}},drop{{layers=1,sub_blocks=1,{SHORT}}},magnitude,compensate{{{SHORT}}}", slow=True),
     case(f"random{{channels=true}},lora{{{RECOVERY},teacher=0.5}},magnitude", slow=True),
     case("random,magnitude{channels=true},random", slow=True),  # weights on disk
-    case(
-        f"wanda{{{SHORT}}},compensate{{{SHORT}}},drop{{layers=1,{SHORT}}},random,compensate{{{SHORT}}}",
-        slow=True, offload="disk",
-    ),
+    case(f"wanda{{{SHORT}}},drop{{layers=1,{SHORT}}},fisher{{{SHORT}}}", slow=True, offload="disk"),
     case(f"wanda{{{SHORT},by=search,moves=2}},magnitude", slow=True, scores=True),
-    case(f"taylor{{{SHORT},target=latency:0.9}},compensate{{{SHORT}}}", slow=True, ratio=None),
+    case(f"taylor{{{SHORT},target=latency:0.8,by=global}},compensate{{{SHORT}}}", slow=True, ratio=None),
     case(
         f"finetune{{{RECOVERY}}},drop{{layers=1,{SHORT}}},taylor{{{SHORT}}},compensate{{{SHORT}}},distill{{{RECOVERY}}}",
         TIED, slow=True,
@@ -96,6 +96,8 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, Path]:
 
     monkeypatch.setattr(resume.Stages, "keep", keeping)
     monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
+    monkeypatch.setattr(Clock, "_timed", lambda _clock, op: macs_of(op))  # the same on every machine
+    monkeypatch.setattr(latency, "forward_seconds", lambda _subject: 0.0)
     return found
 
 
