@@ -4,42 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..ir.cost import macs
 from ..ir.errors import RequestError
 from ..passes.model.measure import (
     WINDOWS_AT_ONCE,
     Perplexity,
     Speed,
-    Step,
     parameter_count,
     perplexity,
     tokens_per_second,
 )
-from ..runtime.place.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory, whole
+from ..runtime.place.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory
 from ..runtime.ranks import ALONE, Ranks
-from ..tracer.checkpoint import weight_files
-from ..tracer.export import trace_model
-from ..tracer.model import DEMO, ModelSource, build_meta, load_config, load_model
+from ..tracer.model import DEMO, ModelSource, load_config
 from .agreement import agree_on_files, on_every_rank
-from .placing import Forward, place_model
 from .progress import Progress, silent
 from .request_checks import GivenRows, GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
+from .runnable import is_onnx, open_onnx, open_torch
 from .seen_texts import refuse_overlap, text_of
 from .sources import open_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ONNX_MODEL = "model.onnx"
-DECODED = 32
+DECODED, REPEATS = 32, 5
+"""Tokens that are written, and how often, to time a model; once each where every token reads all weights again."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ class Measurement:
         bytes: size of the weight files.
         macs: multiply-accumulates for one window, counted in the traced graph.
         perplexity: on the text.
-        speed: tokens per second for one sequence on this machine.
+        speed: tokens per second for one sequence on this machine; where weights are brought into memory block by block,
+            with the time that takes.
         placement: where it ran; None for ONNX Runtime, which runs on the CPU.
     """
 
@@ -69,25 +67,6 @@ class Measurement:
     def to_json(self) -> dict[str, Any]:
         plain = dataclasses.asdict(dataclasses.replace(self, placement=None))
         return {**plain, "placement": self.placement.to_json() if self.placement else None}
-
-
-@dataclass(frozen=True)
-class _Runnable:
-    """A model of any format, ready to be measured.
-
-    Attributes:
-        module: the module that its config describes, with or without weights, to count parameters and MACs.
-        logits: a function from token ids to logits.
-        step: what decodes token by token, with a key-value cache.
-        placement: as in :class:`Measurement`.
-    """
-
-    module: torch.nn.Module
-    logits: Callable[..., Any]
-    step: torch.nn.Module | Step
-    format: str
-    bytes: int
-    placement: Placement | None = None
 
 
 @on_every_rank
@@ -156,7 +135,7 @@ def _open(
     model: Any, tokenizer: PreTrainedTokenizerBase | None, allowed: Mapping[str, bool]
 ) -> AbstractContextManager[ModelSource]:
     own = tokenizer if is_loaded(model) else None
-    return open_source(model, own, weights=not (is_path(model) and _is_onnx(model)), **allowed)
+    return open_source(model, own, weights=not (is_path(model) and is_onnx(model)), **allowed)
 
 
 def _read(
@@ -200,79 +179,27 @@ def _measure(
     config, window = load_config(source).get_text_config(), ids.shape[1]
     progress(f"{source.name}: loading")
     forward = (min(WINDOWS_AT_ONCE, len(ids)), window)
-    runnable = _open_onnx(source) if _is_onnx(source.directory) else _open_torch(source, request, forward)
-    if runnable.placement is not None:
-        progress(f"{source.name}: {runnable.placement.why}")
     prompt = max(1, min(window, context - DECODED))
-    new = min(DECODED, context - prompt)
-    with told_when_out_of_memory(runnable.placement or WHOLE):
-        progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")
-        found = perplexity(runnable.logits, ids, ranks=ranks)
-        progress(f"{source.name}: speed")
-        speed = ranks.by_first(lambda: tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=new))
-    return Measurement(
-        name=source.name,
-        format=runnable.format,
-        parameters=parameter_count(runnable.module),
-        bytes=runnable.bytes,
-        macs=_macs(runnable.module, window),
-        perplexity=found,
-        speed=speed,
-        placement=runnable.placement,
-    )
-
-
-def _macs(module: torch.nn.Module, window: int) -> int:
-    ids = torch.zeros(1, window, dtype=torch.long, device=next(module.parameters()).device)
-    return macs(trace_model(module, {"input_ids": ids, "use_cache": False}).graph)
-
-
-def _is_onnx(directory: str | os.PathLike[str]) -> bool:
-    return (Path(directory) / ONNX_MODEL).is_file()
-
-
-def _open_torch(source: ModelSource, request: PlacementRequest, forward: Forward) -> _Runnable:
-    placement = whole(place_model(request, source, load_config(source), forward=forward))
-    with told_when_out_of_memory(placement):
-        model = _load(source, placement)
-    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
-    return _Runnable(
-        module=model,
-        logits=model,
-        step=model,
-        format="safetensors" if files[0].suffix == ".safetensors" else "pickle",
-        bytes=sum(file.stat().st_size for file in files),
-        placement=placement,
-    )
-
-
-def _load(source: ModelSource, placement: Placement) -> Any:
-    """The model. The free form is loaded without running the modelling file in its directory."""
-    from ..backends.huggingface.free_form import CONFIG_ENTRY
-    from ..backends.huggingface.save import load
-
-    if hasattr(load_config(source), CONFIG_ENTRY) and not source.trust_remote_code:
-        return load(source.directory, dtype=placement.dtype).eval().to(placement.device)
-    return load_model(source, dtype=placement.dtype, device=placement.device)
-
-
-def _open_onnx(source: ModelSource) -> _Runnable:
-    from ..backends.onnx.runtime import OnnxDecoder
-
-    decoder = OnnxDecoder(source.directory)
-
-    def logits(input_ids: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(decoder.logits(input_ids.numpy()))
-
-    def step(ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-        found, after = decoder.step(ids.numpy(), decoder.empty_cache(len(ids)) if cache is None else cache)
-        return torch.from_numpy(found), after
-
-    return _Runnable(
-        # Counted from the config: the ONNX graph also holds constants, and stores equal weights only once.
-        module=build_meta(load_config(source), trust_remote_code=source.trust_remote_code),
-        logits=logits,
-        step=step,
-        format="onnx",
-        bytes=sum(file.stat().st_size for file in source.directory.glob(f"{ONNX_MODEL}*")),
-    )
+    with TemporaryDirectory(prefix="fxprune-weights-") as scratch:
+        if is_onnx(source.directory):
+            runnable = open_onnx(source)
+        else:
+            runnable = open_torch(source, request, forward, progress, window=window, scratch=lambda: Path(scratch))
+        repeats, new = (1, 1) if runnable.offloaded else (REPEATS, min(DECODED, context - prompt))
+        with told_when_out_of_memory(runnable.placement or WHOLE):
+            progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")
+            found = perplexity(runnable.logits, ids, ranks=ranks)
+            progress(f"{source.name}: speed")
+            speed = ranks.by_first(
+                lambda: tokens_per_second(runnable.step, config.vocab_size, prompt=prompt, new=new, repeats=repeats)
+            )
+        return Measurement(
+            name=source.name,
+            format=runnable.format,
+            parameters=parameter_count(runnable.module),
+            bytes=runnable.bytes,
+            macs=runnable.macs(window),
+            perplexity=found,
+            speed=speed,
+            placement=runnable.placement,
+        )

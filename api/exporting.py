@@ -73,7 +73,8 @@ def export(
     check_paths(out=out)
     check_example(example)
     with open_source(model, tokenizer, trust_remote_code=trust_remote_code) as source:
-        progress(whole(place_model(place, source, load_config(source), forward=SMALLEST)).why)
+        placement = place_model(place, source, load_config(source), forward=SMALLEST)
+        progress(whole(placement, "an export reads all of it").why)
         asked = _request(source, Path(out), example, force=force, trust=trust_remote_code, progress=progress)
         return _run(exporter, asked)
 

@@ -21,14 +21,13 @@ from ...runtime.place.memory import peak_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
 
-    from ...runtime.place.placement import Placement
     from ...tracer.model import ModelSource
+    from ..runnable import Runnable
 
-    # The module; a function (ids [B, n], cache) -> (best next token [B, 1], cache), on the CPU; the bytes of the weight
-    # files; the peak memory before loading; and where it runs.
-    _Opened = tuple[Module, Callable[[Tensor, Any], tuple[Tensor, Any]], int, int | None, Placement | None]
+    # The model; a function (ids [B, n], cache) -> (best next token [B, 1], cache), on the CPU; and the peak memory
+    # before loading.
+    _Opened = tuple[Runnable, Callable[[Tensor, Any], tuple[Tensor, Any]], int | None]
 
 _PROMPT_SEED = 0
 
@@ -58,11 +57,11 @@ class _Timed:
         import torch
 
         from ...tracer.model import load_config, resolve
-        from .. import evaluation
+        from ..runnable import is_onnx
 
         torch.set_num_threads(conditions["threads"])
         self.conditions = conditions
-        onnx = (Path(job.path) / evaluation.ONNX_MODEL).is_file()
+        onnx = is_onnx(job.path)
         source = resolve(job.path, weights=not onnx, trust_remote_code=job.trust_remote_code)
         config = load_config(source).get_text_config()
         self.vocabulary = int(config.vocab_size)
@@ -73,11 +72,23 @@ class _Timed:
                 "give a smaller --prompt or --new",
             )
         self.runtime = "onnxruntime" if onnx else "torch"
-        opened = (_open_onnx if onnx else _open_torch)(source, conditions, job.request)
-        self.module, self.step, self.bytes, self.before, self.placement = opened
+        self.model, self.step, self.before = (_open_onnx if onnx else _open_torch)(source, conditions, job.request)
 
     def time(self) -> dict[str, list[float]]:
         """Batch size -> seconds to the first token, and seconds for all other tokens."""
+        from ...runtime.streaming.block_runner import BlockRunner
+
+        runner = self.model.step
+        if not isinstance(runner, BlockRunner):
+            return self._time()
+
+        def called() -> dict[str, list[float]]:
+            with runner.session():
+                return self._time()
+
+        return runner.again(called)
+
+    def _time(self) -> dict[str, list[float]]:
         import torch
 
         found = {}
@@ -97,32 +108,33 @@ class _Timed:
     def figures(self) -> dict[str, Any]:
         """Size, MACs and peak memory of the model. To be called last, since counting MACs takes memory too."""
         from ...passes.model.measure import parameter_count
-        from .. import evaluation
 
-        peak = self.peak()
+        peak, placement = self.peak(), self.model.placement
         return {
             "runtime": self.runtime,
-            "parameters": parameter_count(self.module),
-            "bytes": self.bytes,
-            "macs": evaluation._macs(self.module, self.conditions["prompt"]),
+            "parameters": parameter_count(self.model.module),
+            "bytes": self.model.bytes,
+            "macs": self.model.macs(self.conditions["prompt"]),
             "peak": peak,
-            "placement": self.placement.to_json() if self.placement is not None else None,
+            "placement": placement.to_json() if placement is not None else None,
         }
 
     def peak(self) -> int | None:
-        if self.placement is not None and self.placement.device.type != "cpu":
-            return peak_of(self.placement.device)
+        placement = self.model.placement
+        if placement is not None and placement.device.type != "cpu":
+            return peak_of(placement.device)
         after = _peak()
         return None if after is None or self.before is None else after - self.before
 
 
 def _open_torch(source: ModelSource, conditions: Mapping[str, Any], request: Mapping[str, Any]) -> _Opened:
     from ...runtime.place.placement import PlacementRequest
-    from .. import evaluation
+    from ..progress import silent
+    from ..runnable import open_torch
 
-    before = _peak()
-    forward = (max(conditions["batches"]), conditions["prompt"] + conditions["new"])
-    opened = evaluation._open_torch(source, PlacementRequest(**request), forward)
+    before, prompt = _peak(), conditions["prompt"]
+    forward = (max(conditions["batches"]), prompt + conditions["new"])
+    opened = open_torch(source, PlacementRequest(**request), forward, silent, window=prompt)
     module: Any = opened.module
     assert opened.placement is not None
     device = opened.placement.device
@@ -131,24 +143,23 @@ def _open_torch(source: ModelSource, conditions: Mapping[str, Any], request: Map
         output = module(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
         return output.logits[:, -1:].argmax(-1).cpu(), output.past_key_values  # which waits for the device
 
-    return module, step, opened.bytes, before, opened.placement
+    return opened, step, before
 
 
 def _open_onnx(source: ModelSource, conditions: Mapping[str, Any], _request: Mapping[str, Any]) -> _Opened:
-    import torch
-
-    from ...backends.onnx.runtime import MODEL_FILE, OnnxDecoder
     from ...tracer.model import build_meta, load_config
+    from ..runnable import open_onnx
 
-    module = build_meta(load_config(source), trust_remote_code=source.trust_remote_code)
+    build_meta(load_config(source), trust_remote_code=source.trust_remote_code)  # what importing its code takes
     before = _peak()
-    decoder = OnnxDecoder(source.directory, threads=conditions["threads"])
+    opened = open_onnx(source, threads=conditions["threads"])
+    decode: Any = opened.step
 
     def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        logits, after = decoder.step(ids.numpy(), decoder.empty_cache(len(ids)) if cache is None else cache)
-        return torch.from_numpy(logits[:, -1:].argmax(-1)), after
+        logits, after = decode(ids, cache)
+        return logits[:, -1:].argmax(-1), after
 
-    return module, step, sum(file.stat().st_size for file in source.directory.glob(f"{MODEL_FILE}*")), before, None
+    return opened, step, before
 
 
 def _peak() -> int | None:
@@ -177,7 +188,7 @@ def serve(told: str, questions: TextIO, answers: TextIO) -> None:
         timed = _Timed(TimingJob(**asked["job"]), asked["conditions"])
         say({"ready": True})
         for line in questions:
-            with told_when_out_of_memory(timed.placement or WHOLE):
+            with told_when_out_of_memory(timed.model.placement or WHOLE):
                 say(timed.time() if line.strip() == "time" else timed.figures())
     except FxpruneError as error:
         say({"error": error.message, "hint": error.hint, "request": isinstance(error, RequestError)})

@@ -133,7 +133,7 @@ class ModelRun:
         if isinstance(opened, str) and opened:
             self.progress(f"all weights are loaded: {opened}")
             self._loaded_because = opened if placement != STREAMED else ""
-        self.placement = placement = whole(placement)
+        self.placement = placement = whole(placement, opened if isinstance(opened, str) else "")
         module = load_model(source, dtype=placement.dtype, device=placement.device)
         if not placement.plain:
             self.synthetic = SyntheticWeights(module)

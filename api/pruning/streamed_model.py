@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 
-from ...backends.huggingface.streamed_weights import StreamedWeights, obstacle, stored_tensors
+from ...backends.huggingface.streamed_weights import StreamedWeights
 from ...backends.huggingface.synthetic_weights import SyntheticWeights
 from ...backends.huggingface.weight_source import ConvertedWeights, OnDiskWeights
 from ...passes.base import Pass
-from ...runtime.place.placement import MEMORY, NO_OFFLOAD, Placement
+from ...runtime.place.placement import NO_OFFLOAD, Placement
 from ...runtime.streaming.mapped_files import Checkpoint
-from ...runtime.streaming.residence import Residence
-from ...runtime.streaming.store import InMemory, OnDisk, Scratch, Store
+from ...runtime.streaming.store import Scratch
 from ...tracer.model import ModelSource, build_meta
+from ..offloading import Files, find_files, residence_of
 from ..placing import stored_dtype
 from ..progress import Progress, silent
-from .converted import converted
 
 GraphLogits = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
@@ -34,15 +33,10 @@ class StreamedModel:
         converted: whether the files are not the source's: transformers writes the names of the source again.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, module: Any, placement: Placement, scratch: Scratch, *, converted: bool = False
-    ) -> None:
-        self.module, self.converted = module, converted
-        resident = placement.offload == MEMORY
-        shelf = InMemory() if resident else OnDisk(scratch)
-        store = Store(stored_tensors(checkpoint, module), shelf, resident=resident)
-        self.weights = StreamedWeights(store, checkpoint.metadata)
-        self.residence = Residence(module, store, placement.device, placement.dtype, placement.max_memory)
+    def __init__(self, files: Files, module: Any, placement: Placement, scratch: Scratch) -> None:
+        self.module, self.converted = module, files.converted
+        self.residence = residence_of(module, files.checkpoint, placement, scratch)
+        self.weights = StreamedWeights(self.residence.store, files.checkpoint.metadata)
         self.synthetic = SyntheticWeights(module)
 
     def values(self, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> OnDiskWeights:
@@ -82,11 +76,6 @@ def open_streamed_model(
     if not language:
         return "it is not a causal language model"
     module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
-    why = "its files are not safetensors" if checkpoint is None else obstacle(checkpoint, module)
-    if checkpoint is not None and not why:
-        return StreamedModel(checkpoint, module, placement, scratch)
-    if all(step.streams for step in pipeline) or not all(weight.is_floating_point() for weight in module.parameters()):
-        return why
-    progress(f"converting the weights of {source.name} once, which loads all of them: {why}")
-    checkpoint = converted(source, module, stored_dtype(checkpoint, config), scratch)
-    return StreamedModel(checkpoint, module, placement, scratch, converted=True)
+    dtype, runs = stored_dtype(checkpoint, config), not all(step.streams for step in pipeline)
+    files = find_files(source, module, checkpoint, dtype, scratch=scratch if runs else None, progress=progress)
+    return StreamedModel(files, module, placement, scratch) if isinstance(files, Files) else files

@@ -25,6 +25,7 @@ from ..digests import digests, source_digests
 from ..verify import FreshProcess, Reference, VerificationError
 from .config_search import find_config, model_shapes
 from .free_form import CONFIG_ENTRY, MODULE, base_class, free_class, free_config, plain_config, write_code
+from .synthetic_weights import meta_model
 from .weight_source import InMemoryWeights, WeightSource
 
 Form = Literal["auto", "uniform", "free"]
@@ -160,6 +161,30 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
         RequestError: the directory has no model of a class of transformers.
         FxpruneError: the tensors do not fit the configuration.
     """
+    model_class, config = _class_in(path)
+    try:
+        model, info = model_class.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
+        raise FxpruneError(f"cannot load {path}: {error}", "write the artifact again") from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if info[kind]:
+            names = ", ".join(sorted(info[kind])[:3])
+            raise FxpruneError(f"{path} has {kind.replace('_', ' ')}: {names}", "write the artifact again")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_without_weights(path: Path) -> PreTrainedModel:
+    """An artifact of either form with its parameters on the meta device, float32, and buffers with values.
+
+    Raises:
+        RequestError: as :func:`load`.
+    """
+    return meta_model(*_class_in(path))
+
+
+def _class_in(path: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class of the model in a directory, and its configuration."""
     if not (path / "config.json").is_file():
         raise RequestError(f"{path / 'config.json'} does not exist", "give a model directory")
     try:
@@ -172,17 +197,7 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
             f"{path / 'config.json'}: 'architectures' is {config.architectures}, which transformers does not know",
             "set 'architectures' to a class of transformers",
         )
-    model_class = free_class(base) if hasattr(config, CONFIG_ENTRY) else base
-    try:
-        model, info = model_class.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
-    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
-        raise FxpruneError(f"cannot load {path}: {error}", "write the artifact again") from error
-    for kind in ("missing_keys", "unexpected_keys"):
-        if info[kind]:
-            names = ", ".join(sorted(info[kind])[:3])
-            raise FxpruneError(f"{path} has {kind.replace('_', ' ')}: {names}", "write the artifact again")
-    loaded: PreTrainedModel = model
-    return loaded
+    return free_class(base) if hasattr(config, CONFIG_ENTRY) else base, config
 
 
 def auto_class_of(model_class: type[PreTrainedModel]) -> str:

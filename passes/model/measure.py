@@ -17,7 +17,7 @@ from ...ir.errors import FxpruneError, RequestError
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.turns import Around
-from .forward import device_of, inference, logits_of
+from .forward import logits_of
 
 Step = Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]
 """One forward pass with a cache: (ids ``[1, n]``, cache or None) -> (logits ``[1, n, V]``, cache)."""
@@ -131,7 +131,7 @@ def byte_count(model: torch.nn.Module) -> int:
 
 
 def tokens_per_second(
-    model: torch.nn.Module | Step,
+    model: torch.nn.Module | BlockRunner | Step,
     vocabulary: int,
     *,
     prompt: int = 128,
@@ -142,7 +142,7 @@ def tokens_per_second(
     """Time prefill and cached greedy decoding of one sequence of random tokens.
 
     Args:
-        model: a transformers causal language model, or a ``Step`` to time another runtime.
+        model: a transformers causal language model, or what runs one, or a ``Step`` to time another runtime.
         vocabulary: random token ids are below this.
         prompt: tokens in the prompt.
         new: tokens decoded after it.
@@ -158,9 +158,13 @@ def tokens_per_second(
             "give at least 1 of each",
         )
     ids = torch.randint(vocabulary, (1, prompt), generator=torch.Generator().manual_seed(seed))
-    step = _cached_step(model) if isinstance(model, torch.nn.Module) else model
-    with inference(model):
-        runs = [_time_once(step, ids, new) for _ in range(repeats + 1)][1:]
+    if isinstance(model, torch.nn.Module):
+        model = BlockRunner(model)
+    runs = (
+        model.again(partial(_timed, model, ids, new, repeats))
+        if isinstance(model, BlockRunner)
+        else ([_time_once(model, ids, new) for _ in range(repeats + 1)][1:])
+    )
     prefill, decode = zip(*runs, strict=True)
     return Speed(_rate(prompt, prefill), _rate(new, decode), prompt, new, repeats)
 
@@ -185,14 +189,15 @@ def _window_losses(model: Callable[..., Any], chunk: torch.Tensor) -> torch.Tens
     return losses.view(targets.shape).cpu().double().sum(dim=1)  # not every device has float64
 
 
-def _cached_step(model: torch.nn.Module) -> Step:
-    device = device_of(model)
+def _timed(runner: BlockRunner, ids: torch.Tensor, new: int, repeats: int) -> list[tuple[float, float]]:
+    """Times of a transformers model, after one run that does not count."""
 
     def step(ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-        out = model(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
+        out = model(input_ids=ids.to(runner.device), past_key_values=cache, use_cache=True)
         return out.logits, out.past_key_values
 
-    return step
+    with runner.session() as model:
+        return [_time_once(step, ids, new) for _ in range(repeats + 1)][1:]
 
 
 def _time_once(step: Step, ids: torch.Tensor, new: int) -> tuple[float, float]:

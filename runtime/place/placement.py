@@ -156,11 +156,14 @@ def one_step_more_frugal(placement: Placement) -> Placement | None:
     return replace(placement, offload=offload, why=f"{head}; {_TEXTS[offload]}: {placement.offload} ran out of memory")
 
 
-def whole(placement: Placement) -> Placement:
-    """The placement of a model that has to be in memory as a whole."""
+def whole(placement: Placement, because: str) -> Placement:
+    """The placement of a model that has to be in memory as a whole; ``because`` says why."""
     if placement == STREAMED:  # the files could not be read one tensor at a time after all
         return WHOLE
-    return placement if placement.offload == NO_OFFLOAD else replace(placement, offload=NO_OFFLOAD)
+    if placement.offload == NO_OFFLOAD:
+        return placement
+    head = placement.why.partition(";")[0]
+    return replace(placement, offload=NO_OFFLOAD, why=f"{head}; {_TEXTS[NO_OFFLOAD]}: {because}")
 
 
 @contextmanager

@@ -202,10 +202,12 @@ def test_out_of_memory_is_an_error_with_a_hint(card: Callable[..., None]) -> Non
 
 
 def test_where_files_cannot_be_read_one_tensor_at_a_time_all_is_loaded() -> None:
-    assert whole(WHOLE) is WHOLE
-    assert whole(STREAMED) is WHOLE
+    assert whole(WHOLE, "never mind") is WHOLE
+    assert whole(STREAMED, "never mind") is WHOLE
     on_disk = Placement(CPU, torch.float32, "disk", None, "cpu, float32; weights stay on disk, as asked")
-    assert whole(on_disk).offload == "none"
+    loaded = whole(on_disk, "its files are pickles")
+    assert loaded.offload == "none"
+    assert loaded.why == "cpu, float32; all weights in memory: its files are pickles"
 
 
 def test_needs_are_counted_in_the_shapes() -> None:

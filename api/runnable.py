@@ -1,0 +1,180 @@
+"""Models of any format, ready to be measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ir.cost import macs
+from ..ir.graph import Graph
+from ..passes.model.blocks import read_elsewhere
+from ..passes.model.measure import Step
+from ..runtime.place.placement import NO_OFFLOAD, Placement, PlacementRequest, told_when_out_of_memory, whole
+from ..runtime.streaming.block_runner import BlockRunner
+from ..runtime.streaming.store import Scratch
+from ..runtime.tensors import twin
+from ..tracer.checkpoint import weight_files
+from ..tracer.export import trace_model
+from ..tracer.model import ModelSource, build_meta, load_config, load_model
+from .offloading import Files, find_files, residence_of
+from .placing import Forward, checkpoint_of, place_model, stored_dtype
+from .progress import Progress
+
+ONNX_MODEL = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model of any format, ready to be measured.
+
+    Attributes:
+        module: the module that its config describes, with or without weights, to count parameters and MACs.
+        logits: a function from token ids to logits, or what runs the module.
+        step: what decodes token by token, with a key-value cache, or what runs the module.
+        format: ``safetensors``, ``pickle`` or ``onnx``.
+        bytes: size of the weight files.
+        placement: where it runs; None for ONNX Runtime.
+        graph: the traced module, where it was needed.
+    """
+
+    module: torch.nn.Module
+    logits: Callable[..., Any] | BlockRunner
+    step: Step | BlockRunner
+    format: str
+    bytes: int
+    placement: Placement | None = None
+    graph: Graph | None = None
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether weights are brought into memory block by block."""
+        return self.placement is not None and self.placement.offload != NO_OFFLOAD
+
+    def macs(self, window: int) -> int:
+        """Multiply-accumulates for one sequence of ``window`` tokens."""
+        return macs(_trace(self.module, window) if self.graph is None else self.graph)
+
+
+def is_onnx(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory holds an ONNX model."""
+    return (Path(directory) / ONNX_MODEL).is_file()
+
+
+def open_torch(
+    source: ModelSource,
+    request: PlacementRequest,
+    forward: Forward,
+    progress: Progress,
+    *,
+    window: int,
+    scratch: Scratch | None = None,
+) -> Runnable:
+    """A Hugging Face model of either form, where the user wants it to run.
+
+    Args:
+        source: the model.
+        request: where it shall run.
+        forward: its largest forward pass.
+        progress: told where it runs.
+        window: tokens in the sequence for which MACs are counted.
+        scratch: gives a directory for files of weights, where they must be converted; None to load them instead.
+
+    Raises:
+        RequestError: as :func:`~.placing.place_model`.
+        FxpruneError: the weights do not fit the config.
+    """
+    placement = place_model(request, source, load_config(source), forward=forward)
+    opened = _offloaded(source, placement, scratch, progress) if placement.offload != NO_OFFLOAD else ""
+    graph = None
+    if isinstance(opened, str):
+        placement = whole(placement, opened)
+        with told_when_out_of_memory(placement):
+            opened = BlockRunner(_load(source, placement))
+    else:
+        graph = _trace(opened.model, window)
+        opened.whole.update(read_elsewhere(graph, opened.model))
+    progress(f"{source.name}: {placement.why}")
+    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    return Runnable(
+        module=opened.model,
+        logits=opened,
+        step=opened,
+        format="safetensors" if files[0].suffix == ".safetensors" else "pickle",
+        bytes=sum(file.stat().st_size for file in files),
+        placement=placement,
+        graph=graph,
+    )
+
+
+def open_onnx(source: ModelSource, *, threads: int | None = None) -> Runnable:
+    """What :func:`fxprune.export` wrote; ``threads`` of one operator, ONNX Runtime's choice when None."""
+    from ..backends.onnx.runtime import OnnxDecoder
+
+    # Counted from the config: the ONNX graph also holds constants, and stores equal weights only once.
+    module = build_meta(load_config(source), trust_remote_code=source.trust_remote_code)
+    decoder = OnnxDecoder(source.directory, threads=threads)
+
+    def logits(input_ids: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(decoder.logits(input_ids.numpy()))
+
+    def step(ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        found, after = decoder.step(ids.numpy(), decoder.empty_cache(len(ids)) if cache is None else cache)
+        return torch.from_numpy(found), after
+
+    return Runnable(
+        module=module,
+        logits=logits,
+        step=step,
+        format="onnx",
+        bytes=sum(file.stat().st_size for file in source.directory.glob(f"{ONNX_MODEL}*")),
+    )
+
+
+def _trace(module: torch.nn.Module, window: int) -> Graph:
+    device = next(module.parameters()).device
+    if device.type == "meta":
+        module = twin(module).to("meta")  # buffers too
+    ids = torch.zeros(1, window, dtype=torch.long, device=device)
+    return trace_model(module, {"input_ids": ids, "use_cache": False}).graph
+
+
+def _offloaded(
+    source: ModelSource, placement: Placement, scratch: Scratch | None, progress: Progress
+) -> BlockRunner | str:
+    """Runs the model with its weights elsewhere; or why all of them have to be loaded."""
+    from ..backends.huggingface.save import load_without_weights
+
+    config, checkpoint = load_config(source), checkpoint_of(source)
+    if _is_free_form(source):
+        module: Any = load_without_weights(source.directory)
+    else:
+        module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
+    dtype = stored_dtype(checkpoint, config)
+    files = find_files(source, module, checkpoint, dtype, scratch=scratch, progress=progress)
+    if not isinstance(files, Files):
+        return files
+    return BlockRunner(module, residence_of(module, files.checkpoint, placement, scratch or _nothing_is_written))
+
+
+def _nothing_is_written() -> Path:
+    raise AssertionError("a model that is measured does not change")
+
+
+def _load(source: ModelSource, placement: Placement) -> Any:
+    from ..backends.huggingface.save import load
+
+    if _is_free_form(source):
+        return load(source.directory, dtype=placement.dtype).eval().to(placement.device)
+    return load_model(source, dtype=placement.dtype, device=placement.device)
+
+
+def _is_free_form(source: ModelSource) -> bool:
+    """Whether it is loaded without running the modelling file in its directory."""
+    from ..backends.huggingface.free_form import CONFIG_ENTRY
+
+    return hasattr(load_config(source), CONFIG_ENTRY) and not source.trust_remote_code
