@@ -33,8 +33,9 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
-from ...runtime.place.placement import WHOLE, Placement, whole
+from ...runtime.place.placement import STREAMED, WHOLE, Placement, whole
 from ...runtime.ranks import ALONE, Ranks
+from ...runtime.streaming.blocks import BlockList
 from ...runtime.streaming.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
@@ -115,22 +116,24 @@ class ModelRun:
     def _opened(self, pipeline: Sequence[Pass] | None) -> Any:
         """The module: with its weights, or on the meta device where they stay elsewhere or there are none."""
         source, placement = self.source, self.placement
-        streamed = self.checkpoint if self.model_call.language else None
         opened = open_streamed_model(
-            source, self.config, streamed, pipeline or (), placement=placement, scratch=self.scratch
-        )
+            source, self.config, self.checkpoint, pipeline or (), placement=placement, scratch=self.scratch,
+            language=self.model_call.language, progress=self.progress,
+        )  # fmt: skip
         self.streamed = opened if isinstance(opened, StreamedModel) else None
         # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
         self.synthetic: SyntheticWeights | None = None
         self.files: Store | None = None
+        self._loaded_because = ""
         if self.streamed is not None:
             self.synthetic = self.streamed.synthetic
             return self.streamed.module
         if pipeline is None:
             return build_meta(self.config, trust_remote_code=source.trust_remote_code)
-        self.placement = placement = whole(placement)
         if isinstance(opened, str) and opened:
             self.progress(f"all weights are loaded: {opened}")
+            self._loaded_because = opened if placement != STREAMED else ""
+        self.placement = placement = whole(placement)
         module = load_model(source, dtype=placement.dtype, device=placement.device)
         if not placement.plain:
             self.synthetic = SyntheticWeights(module)
@@ -206,8 +209,17 @@ class ModelRun:
         changes = self._changes()
         return Applied(
             self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed,
-            brought(pipeline), self.placement,
+            brought(pipeline), self.placement, self._whole(),
         )  # fmt: skip
+
+    def _whole(self) -> dict[str, str]:
+        """What could not run block by block -> why."""
+        if self.placement == STREAMED:  # nothing ran
+            return {}
+        if self._loaded_because:
+            return {"": self._loaded_because}
+        lists = self.streamed is None or BlockList.of(self.state.subject.model).modules
+        return {**self.state.subject.whole, **({} if lists else {"": "it has no list of blocks"})}
 
     def _parts(self, steps: Sequence[StepRecord], rest: Sequence[Pass]) -> Parts:
         """What a stage holds; ``rest``: the passes that have not run."""

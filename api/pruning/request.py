@@ -251,10 +251,10 @@ def apply(
 ) -> Applied:
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
 
-    The model: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``. What is done to it: ``passes``, ``plan``,
-    and (``shared``) ``ratio`` to ``channels``. What passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``.
-    Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``. What is written or shown: ``out``, ``form``,
-    ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
+    The model: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``. What is done to it: ``passes``,
+    ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes read: ``calib``, ``data``, ``scores``,
+    ``example``, ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``. What is written or
+    shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
 
     Raises:
         RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.

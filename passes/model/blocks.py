@@ -166,6 +166,8 @@ def _put_config(model: nn.Module, config: Any) -> None:
     """Replace the model's configuration in every module that shares it."""
     old = model.config
     config._attn_implementation = old._attn_implementation  # type: ignore[union-attr]
+    if (experts := getattr(old, "_experts_implementation", None)) is not None:
+        config._experts_implementation = experts
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if value is old:

@@ -26,15 +26,15 @@ from ..halfway import Halfway
 
 STATE = "training.json"
 
-FORMAT = 1
+TRAINING_FORMAT = 1
 
-ROOM = 3
+TRAINING_ROOM = 3
 """A state is kept only where the disk has room for this many copies of it: the last one goes when the next is there."""
 
 SHARE = 20
 """Keeping a state takes no more than one part of so many of the time."""
 
-_MISSHAPEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
+_UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
 """What data of another form raises."""
 
 _MODEL, _MOMENTS, _GENERATORS = "model.", "optimizer.", "generator."
@@ -145,7 +145,7 @@ class KeptTraining:
             return None
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-            if data.pop("format") != FORMAT:
+            if data.pop("format") != TRAINING_FORMAT:
                 raise ValueError("it is of another version")
             if changed := self._halfway.differs(data.pop("run")):
                 raise RequestError(f"cannot go on inside {self._text.partition('{')[0]}: {changed}", _HINT)
@@ -153,7 +153,7 @@ class KeptTraining:
                 return None  # of an earlier pass
             tensors = load_file(self._halfway.folder / str(data.pop("file")))
             return TrainingState(**data, tensors=tensors)
-        except (OSError, SafetensorError, *_MISSHAPEN) as error:
+        except (OSError, SafetensorError, *_UNREADABLE) as error:
             raise RequestError(f"{self._halfway.folder} is damaged: {error!r}", _HINT) from error
 
     @property
@@ -178,11 +178,11 @@ class KeptTraining:
         folder.mkdir(parents=True, exist_ok=True)
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values())
         free = shutil.disk_usage(folder).free
-        if free < ROOM * size:
-            raise OSError(f"it needs {ROOM * size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        if free < TRAINING_ROOM * size:
+            raise OSError(f"it needs {TRAINING_ROOM * size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         name = f"{state.step:08}.safetensors"
         save_file({key: tensor.cpu().contiguous() for key, tensor in state.tensors.items()}, folder / name)
-        about = {"format": FORMAT, "run": self._halfway.run, "place": self._halfway.place, "text": self._text}
+        about = {"format": TRAINING_FORMAT, "run": self._halfway.run, "place": self._halfway.place, "text": self._text}
         shallow = {key: value for key, value in vars(state).items() if key != "tensors"}
         new = folder / f"{STATE}.new"
         new.write_text(json.dumps({**about, "file": name, **shallow}), encoding="utf-8")

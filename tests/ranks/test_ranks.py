@@ -128,8 +128,7 @@ def test_a_single_rank_connects_nothing() -> None:
     ALONE.agree({"x": "1"})
     code = """if True:
         import sys
-        from fxprune.runtime.place.memory import host_memory
-from fxprune.runtime.ranks import processes
+        from fxprune.runtime.ranks import processes
         with processes() as ranks:
             assert ranks.first
         print(sys.modules.keys())
