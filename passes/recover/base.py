@@ -16,12 +16,14 @@ from transformers import PreTrainedModel
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
+from ...runtime.place.devices import CPU
+from ...runtime.place.placement import AUTO
 from ...runtime.tensors import made_private
 from ..base import Pass, PassKind
 from ..pipeline import print_pass
 from ..state import State
 from .kept_training import KeptTraining
-from .memory import TrainingMemory, require_room, training_memory
+from .memory import Place, TrainingMemory, require_room, training_memory
 from .recorded_teacher import RecordedTeacher
 from .teacher import PresentTeacher, Teacher
 from .training import Example, Recipe, Training, examples_of, preserved_randomness
@@ -34,9 +36,13 @@ class Recovery(Pass):
     """Trains on text what pruning left of a transformers causal language model.
 
     ``state.ledger.report[name]`` receives the loss of every step, steps, tokens and seconds, and what the pass adds.
+
+    Attributes:
+        keeps_weights: whether the model's own weights stay as they are while it trains.
     """
 
     kind: ClassVar[PassKind] = PassKind.RECOVER
+    keeps_weights: ClassVar[bool] = False
 
     epochs: int = option(2, "epochs over the data; used when steps is 0", at_least=1)
     lr: float = option(1e-4, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-4")
@@ -49,9 +55,16 @@ class Recovery(Pass):
     warmup: int = option(100, "steps of linear warm-up, limited to a tenth of all steps", at_least=0)
     seed: int = option(42, "random seed for data order, dropout and adapter weights", at_least=0, below=2**32)
     dtype: str = option(
-        "float32",
-        "arithmetic: float32 (also for half-precision weights), or bfloat16 autocast",
-        ("float32", "bfloat16"),
+        AUTO,
+        "arithmetic: float32 (also for half-precision weights), or bfloat16 autocast; auto: bfloat16 for a model that "
+        "is bfloat16 on an accelerator, though what is trained is float32; else float32",
+        (AUTO, "float32", "bfloat16"),
+    )
+    checkpointing: str = option(
+        AUTO,
+        "compute the activations of a block again when its gradients are computed, which takes less memory and a third "
+        "more time, and changes no result; auto: where those of all blocks do not fit in what is free",
+        (AUTO, "on", "off"),
     )
     teacher: float = option(
         0.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the text",
@@ -109,45 +122,51 @@ class Recovery(Pass):
                 f"{self.name} needs the dense model as teacher, but no pass before it removed anything",
                 f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
             )
+        if self.checkpointing == "on" and not model.supports_gradient_checkpointing:
+            raise RequestError(
+                f"{self.name}: checkpointing=on, but a {type(model).__name__} cannot do without activations",
+                "leave it out, or give fewer examples in one forward pass (micro_batch)",
+            )
         examples = examples_of(state.data.recovery, self.length)
+        place = Place.of(state.subject.runner)
         with ExitStack() as stack:
             stack.enter_context(preserved_randomness())
-            teacher = self._teacher(state, model, examples, stack) if self.teacher else None
-            self._bring(state, model, stack)
-            if self.dtype == "float32":
+            teacher = self._teacher(state, examples, place, stack) if self.teacher else None
+            self._bring(state, model, place, stack)
+            if self._widens(place):
                 stack.enter_context(_full_precision(model))
             stack.enter_context(_restored(model))
-            state.ledger.report[self.name] = self.recover(state, model, examples, teacher)
+            recipe = self._recipe(model, place)
+            state.ledger.report[self.name] = self.recover(state, model, examples, recipe, teacher)
             if isinstance(teacher, RecordedTeacher) and teacher.top_k:
                 state.ledger.report[self.name]["teacher_mass"] = teacher.mass
 
-    def _teacher(self, state: State, model: PreTrainedModel, examples: list[Example], stack: ExitStack) -> Teacher:
+    def _teacher(self, state: State, examples: list[Example], place: Place, stack: ExitStack) -> Teacher:
         """The dense model where it is in memory and all of its predictions are wanted, else what it predicts."""
         runner = state.before.runner("model")
         assert runner is not None, "run has checked it"
         dense, residence = runner.model, runner.residence
-        if residence is None and self.dtype == "float32":
+        if residence is None and self._widens(place, frozen=True):
             stack.enter_context(_full_precision(dense))
         if residence is None and not self.top_k:
             return PresentTeacher(dense, self.teacher, self.temperature)
-        scratch = state.host.scratch
-        place = None if scratch is None else scratch()
-        folder = stack.enter_context(TemporaryDirectory(prefix="fxprune-teacher-", dir=place))
+        scratch = None if state.host.scratch is None else state.host.scratch()
+        folder = stack.enter_context(TemporaryDirectory(prefix="fxprune-teacher-", dir=scratch))
         teacher = RecordedTeacher(self.teacher, self.temperature, self.top_k, Path(folder))
         teacher.record(
             runner,
             examples,
             batch=min(self.micro_batch, self.batch),
-            device=next(model.parameters()).device if residence is None else residence.device,
-            bfloat16=self.dtype == "bfloat16",
+            device=place.device,
+            bfloat16=self._bfloat16(place),
         )
         return teacher
 
-    def _bring(self, state: State, model: PreTrainedModel, stack: ExitStack) -> None:
+    def _bring(self, state: State, model: PreTrainedModel, place: Place, stack: ExitStack) -> None:
         """Put all weights into memory, those that are written to in memory of their own, until the stack is closed."""
         residence = state.subject.residence
         if residence is not None:
-            require_room(self.name, self.memory(model, residence.dtype), residence)
+            require_room(self.name, self.memory(model, place), place)
             written = {id(parameter) for parameter in self.written(model)}
             names = [name for name, parameter in model.named_parameters() if id(parameter) in written]
         stack.enter_context(state.subject.runner.whole_in_memory())
@@ -156,19 +175,32 @@ class Recovery(Pass):
         if residence is not None or state.before.model is not None or state.before.same_layers is not None:
             made_private((*self.written(model), *model.buffers()))
 
-    def memory(self, model: PreTrainedModel, dtype: torch.dtype) -> TrainingMemory:
-        """What training needs at least.
+    def _bfloat16(self, place: Place) -> bool:
+        """Whether to use bfloat16 autocast."""
+        if self.dtype == AUTO:
+            return place.device != CPU and place.dtype == torch.bfloat16
+        return self.dtype == "bfloat16"
+
+    def _widens(self, place: Place, *, frozen: bool | None = None) -> bool:
+        """Whether half-precision weights are float32 while they are in use; small updates would be lost in them."""
+        if self.dtype == AUTO:
+            return not self._bfloat16(place) or not (self.keeps_weights if frozen is None else frozen)
+        return self.dtype == "float32"
+
+    def memory(self, model: PreTrainedModel, place: Place) -> TrainingMemory:
+        """What training needs.
 
         Args:
             model: on any device, also the meta device.
-            dtype: of its weights, in memory.
+            place: where it will run.
         """
         return training_memory(
             model,
-            dtype=torch.float32 if self.dtype == "float32" and dtype in HALF else dtype,
+            dtype=torch.float32 if self._widens(place) and place.dtype in HALF else place.dtype,
             trained=self.trained(model),
             batch=min(self.micro_batch, self.batch),
             length=self.length,
+            checkpointing=self.checkpointing != "off" and model.supports_gradient_checkpointing,
         )
 
     def trained(self, model: PreTrainedModel) -> int:
@@ -188,7 +220,12 @@ class Recovery(Pass):
 
     @abstractmethod
     def recover(
-        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+        self,
+        state: State,
+        model: PreTrainedModel,
+        examples: list[Example],
+        recipe: Recipe,
+        teacher: Teacher | None,
     ) -> dict[str, Any]:
         """Train ``model`` in place; returns what to report."""
 
@@ -196,9 +233,8 @@ class Recovery(Pass):
         """Where the training keeps how far it got."""
         return None if state.host.halfway is None else KeptTraining(state.host.halfway, print_pass(self, defaults=True))
 
-    @property
-    def recipe(self) -> Recipe:
-        """The options as a training recipe."""
+    def _recipe(self, model: PreTrainedModel, place: Place) -> Recipe:
+        """The options as a training recipe for a model in memory."""
         return Recipe(
             epochs=self.epochs,
             steps=self.steps,
@@ -206,9 +242,16 @@ class Recovery(Pass):
             warmup=self.warmup,
             batch=self.batch,
             micro_batch=self.micro_batch,
-            bfloat16=self.dtype == "bfloat16",
+            bfloat16=self._bfloat16(place),
+            checkpointing=self._checkpointing(model, place),
             seed=self.seed,
         )
+
+    def _checkpointing(self, model: PreTrainedModel, place: Place) -> bool:
+        if self.checkpointing != AUTO or not model.supports_gradient_checkpointing:
+            return self.checkpointing == "on"
+        memory = self.memory(model, place)
+        return not place.holds(memory.usual, there=memory.weights)
 
 
 def reported(training: Training) -> dict[str, Any]:

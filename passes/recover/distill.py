@@ -14,7 +14,7 @@ from ..state import State
 from .block_distillation import distil_blocks
 from .finetune import Finetune
 from .teacher import Teacher
-from .training import Example
+from .training import Example, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,12 @@ class Distill(Finetune):
             raise RequestError("distill: teacher=0 does not use the dense model", "use finetune instead")
 
     def recover(
-        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+        self,
+        state: State,
+        model: PreTrainedModel,
+        examples: list[Example],
+        recipe: Recipe,
+        teacher: Teacher | None,
     ) -> dict[str, Any]:
         """Train the blocks, then all parameters."""
         assert teacher is not None, "check refuses a share of 0"
@@ -56,4 +61,4 @@ class Distill(Finetune):
             found["blocks"] = distil_blocks(
                 student, dense, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
             )
-        return super().recover(state, model, examples, teacher) | found
+        return super().recover(state, model, examples, recipe, teacher) | found

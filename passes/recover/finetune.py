@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..state import State
 from .base import Recovery, reported, require_finite
 from .teacher import Teacher
-from .training import Example
+from .training import Example, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +24,17 @@ class Finetune(Recovery):
     name: ClassVar[str] = "finetune"
 
     def recover(
-        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+        self,
+        state: State,
+        model: PreTrainedModel,
+        examples: list[Example],
+        recipe: Recipe,
+        teacher: Teacher | None,
     ) -> dict[str, Any]:
         """Train all parameters."""
         from .trainer import train
 
         model.requires_grad_(True)
-        training = train(model, examples, self.recipe, teacher, self.kept(state))
+        training = train(model, examples, recipe, teacher, self.kept(state))
         require_finite(model, "nothing was written")
         return reported(training)

@@ -20,7 +20,7 @@ from ..model.forward import logits_of
 from ..state import State
 from .base import Recovery, reported, require_finite
 from .teacher import Teacher
-from .training import Example
+from .training import Example, Recipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -49,6 +49,7 @@ class Lora(Recovery):
     """
 
     name: ClassVar[str] = "lora"
+    keeps_weights: ClassVar[bool] = True
 
     r: int = option(8, "rank of the adapters", at_least=1)
     alpha: int = option(16, "scale of the adapters: their output is multiplied by alpha / r", at_least=1)
@@ -72,7 +73,12 @@ class Lora(Recovery):
         return sum(self.r * sum(weight.shape) for weight in self.written(model))
 
     def recover(
-        self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
+        self,
+        state: State,
+        model: PreTrainedModel,
+        examples: list[Example],
+        recipe: Recipe,
+        teacher: Teacher | None,
     ) -> dict[str, Any]:
         """Train and merge.
 
@@ -87,7 +93,7 @@ class Lora(Recovery):
         set_seed(self.seed)
         adapted = _adapt(model, self._config(model, targets))
         try:
-            training = train(adapted, examples, self.recipe, teacher, self.kept(state))
+            training = train(adapted, examples, recipe, teacher, self.kept(state))
             require_finite(adapted, "nothing was merged")
         except BaseException:
             adapted.unload()

@@ -13,7 +13,7 @@ from ...ir.errors import RequestError
 from ...runtime.place.devices import CPU
 from ...runtime.place.memory import device_memory, host_memory, size_text
 from ...runtime.place.needs import needs_of
-from ...runtime.streaming.residence import Residence
+from ...runtime.streaming.block_runner import BlockRunner
 from ..model.blocks import find_blocks
 
 TRAINED_COPIES = 3
@@ -27,21 +27,22 @@ class TrainingMemory:
     Attributes:
         weights: all parameters of the model.
         optimizer: gradients and moments of what is trained, and the adapters, if it has some.
-        block: activations of one block for one forward pass, and the hidden states between all blocks.
-        blocks: activations of all blocks for one forward pass, as a graph for the backward keeps them.
+        activations: the fewest that are in memory at once, for one forward pass: those of one block, and the hidden
+            states between all; where they are not computed again, those of all blocks.
+        blocks: activations of all blocks, as a graph for the backward keeps them.
         logits: of one forward pass.
     """
 
     weights: int
     optimizer: int
-    block: int
+    activations: int
     blocks: int
     logits: int
 
     @property
     def least(self) -> int:
-        """With the activations of one block at a time: those of the others are computed again."""
-        return self.weights + self.optimizer + self.block + self.logits
+        """With the fewest activations."""
+        return self.weights + self.optimizer + self.activations + self.logits
 
     @property
     def usual(self) -> int:
@@ -50,7 +51,7 @@ class TrainingMemory:
 
 
 def training_memory(
-    model: PreTrainedModel, *, dtype: torch.dtype, trained: int, batch: int, length: int
+    model: PreTrainedModel, *, dtype: torch.dtype, trained: int, batch: int, length: int, checkpointing: bool
 ) -> TrainingMemory:
     """What training needs of memory.
 
@@ -59,6 +60,7 @@ def training_memory(
         dtype: of the weights while they are trained.
         trained: how many numbers are trained.
         batch, length: examples, and tokens in each, of one forward pass.
+        checkpointing: whether activations may be computed again.
     """
     try:
         blocks: Sequence[nn.Module] = find_blocks(model).modules
@@ -66,36 +68,69 @@ def training_memory(
         blocks = ()
     vocabulary = getattr(model.config.get_text_config(), "vocab_size", None) or 0
     needs = needs_of(model, blocks, dtype=dtype, stored=dtype, batch=batch, length=length, vocabulary=vocabulary)
+    every = needs.activations * max(1, len(blocks))
     return TrainingMemory(
         weights=needs.weights,
         optimizer=TRAINED_COPIES * torch.float32.itemsize * trained,
-        block=needs.activations,
-        blocks=needs.activations * max(1, len(blocks)),
+        activations=needs.activations if checkpointing else every,
+        blocks=every,
         logits=needs.logits,
     )
 
 
-def free_memory(device: torch.device, max_memory: int | None = None) -> int | None:
-    """What may still be used on a device, in bytes; None if the system cannot tell and nothing was said."""
-    memory = host_memory() if device == CPU else device_memory(device)
-    known = [amount for amount in (memory.free if memory is not None else None, max_memory) if amount is not None]
-    return min(known, default=None)
+@dataclass(frozen=True)
+class Place:
+    """Where a model is trained.
+
+    Attributes:
+        device, dtype: of its weights.
+        max_memory: the most memory that may be used, in bytes; None for all that is free.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    max_memory: int | None = None
+
+    @classmethod
+    def of(cls, runner: BlockRunner) -> Place:
+        """Where a model runs."""
+        residence = runner.residence
+        if residence is not None:
+            return cls(residence.device, residence.dtype, residence.max_memory)
+        held = [parameter for parameter in runner.model.parameters() if parameter.is_floating_point()]
+        return cls(held[0].device, held[0].dtype) if held else cls(CPU, torch.float32)
+
+    @property
+    def free(self) -> int | None:
+        """What is free on the device, in bytes; None if the system cannot tell."""
+        memory = host_memory() if self.device == CPU else device_memory(self.device)
+        return None if memory is None else memory.free
+
+    def holds(self, whole: int, *, there: int = 0) -> bool:
+        """Whether something fits, as far as the system can tell.
+
+        Args:
+            whole: its size in bytes.
+            there: how much of it is in memory already.
+        """
+        free = self.free
+        return (free is None or whole - there <= free) and (self.max_memory is None or whole <= self.max_memory)
 
 
-def require_room(who: str, memory: TrainingMemory, residence: Residence) -> None:
+def require_room(who: str, memory: TrainingMemory, place: Place) -> None:
     """Check that a model whose weights are elsewhere can be trained where it runs.
 
     Raises:
         RequestError: with what is missing.
     """
-    free = free_memory(residence.device, residence.max_memory)
-    if free is None or memory.least <= free:
+    if place.holds(memory.least):
         return
-    allowed = "--max-memory allows" if free == residence.max_memory else f"{residence.device} has free"
+    free = min(amount for amount in (place.free, place.max_memory) if amount is not None)
+    allowed = "--max-memory allows" if free == place.max_memory else f"{place.device} has free"
     raise RequestError(
         f"{who} trains with all weights in memory: {size_text(memory.weights)}, gradients and moments "
-        f"{size_text(memory.optimizer)}, activations and logits {size_text(memory.block + memory.logits)}; that is "
-        f"{size_text(memory.least - free)} more than the {size_text(free)} that {allowed}",
+        f"{size_text(memory.optimizer)}, activations and logits {size_text(memory.activations + memory.logits)}; that "
+        f"is {size_text(memory.least - free)} more than the {size_text(free)} that {allowed}",
         "give fewer examples in one forward pass (micro_batch) or shorter ones (length), lora instead of training all "
         "weights, a --device with more memory, or leave the pass out",
     )

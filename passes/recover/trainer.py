@@ -16,13 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...ir.errors import FxpruneError, RequestError
 from .kept_training import KeptTraining, TrainingState
 from .teacher import Teacher
 from .training import Example, Recipe, Training, pad, preserved_randomness
+
+CHECKPOINTING = {
+    "gradient_checkpointing", "_gradient_checkpointing_func", "_require_grads_hooks", "_require_grads_hook",
+}  # fmt: skip
+"""What transformers keeps in modules whose activations are computed again."""
 
 
 def train(
@@ -57,6 +70,8 @@ def train(
         stack.enter_context(preserved_randomness())
         stack.enter_context(_cache_setting(model))
         stack.enter_context(_current(home))
+        if recipe.checkpointing:
+            stack.enter_context(_checkpointed(model))
         arguments = _arguments(recipe, len(examples), scratch, home)
         trainer = _Taught(
             teacher,
@@ -121,6 +136,25 @@ def _current(home: torch.device) -> Iterator[None]:
     """Inside, this is the device that Trainer takes, of several of its kind."""
     with nullcontext() if home.index is None else torch.accelerator.device_index(home.index):
         yield
+
+
+@contextmanager
+def _checkpointed(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, blocks keep their inputs alone for the backward, and run again in it, with the same random numbers."""
+    plain = model if isinstance(model, PreTrainedModel) else next(
+        part for part in model.modules() if isinstance(part, PreTrainedModel)
+    )  # fmt: skip
+    before = [(module, dict(vars(module))) for module in plain.modules()]
+    plain.activation_checkpointing_enable({"use_reentrant": False})
+    plain.disable_input_require_grads()  # which only the reentrant kind needs
+    try:
+        yield
+    finally:
+        plain.activation_checkpointing_disable()
+        for module, attributes in before:
+            for name in CHECKPOINTING & vars(module).keys() - attributes.keys():
+                delattr(module, name)
+            vars(module).update({name: attributes[name] for name in CHECKPOINTING & attributes.keys()})
 
 
 @contextmanager

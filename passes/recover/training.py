@@ -37,6 +37,7 @@ class Recipe:
         batch: examples in an optimizer step, over all devices.
         micro_batch: examples in one forward pass on one device; the rest is gradient accumulation.
         bfloat16: whether to use bfloat16 autocast; weights keep their dtype.
+        checkpointing: whether activations are computed again for the backward.
         seed: random seed of dropout and of the order of the examples.
     """
 
@@ -47,6 +48,7 @@ class Recipe:
     batch: int
     micro_batch: int
     bfloat16: bool
+    checkpointing: bool
     seed: int
 
 

@@ -13,7 +13,7 @@ from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.recover import finetune
 from fxprune.passes.recover.finetune import Finetune
 from fxprune.passes.recover.lora import Lora
-from fxprune.passes.recover.memory import TRAINED_COPIES, training_memory
+from fxprune.passes.recover.memory import TRAINED_COPIES, Place, training_memory
 
 from ...checkpoints import LLAMA, TIED, contents, write_checkpoint
 from ...corpora import word_tokenizer
@@ -87,11 +87,14 @@ def test_memory_is_counted() -> None:
     lora = sum(2 * sum(p.shape) for name, p in model.named_parameters() if "proj" in name)
     for step, trained in ((Finetune(), numbers), (Lora(r=2), lora)):
         assert step.trained(model) == trained
-        found = step.memory(model.half(), torch.float16)
+        found = step.memory(model.half(), Place(torch.device("cpu"), torch.float16))
         assert found.weights == 4 * numbers, "half precision is widened"
         assert found.optimizer == TRAINED_COPIES * 4 * trained
-    one = training_memory(model, dtype=torch.float32, trained=0, batch=1, length=8)
-    two = training_memory(model, dtype=torch.float32, trained=0, batch=2, length=8)
-    assert (two.block, two.blocks, two.logits) == (2 * one.block, 2 * one.blocks, 2 * one.logits)
+    one, two, kept = (
+        training_memory(model, dtype=torch.float32, trained=0, batch=batch, length=8, checkpointing=checkpointing)
+        for batch, checkpointing in ((1, True), (2, True), (1, False))
+    )
+    assert (two.activations, two.blocks, two.logits) == (2 * one.activations, 2 * one.blocks, 2 * one.logits)
     assert one.least < one.usual
-    assert one.blocks == 2 * one.block
+    assert one.blocks == 2 * one.activations
+    assert kept.least == one.usual
