@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -91,7 +93,7 @@ class ModelRun:
         """
         self.source, self.model_call, self.progress, self.placement = source, model_call, progress, placement
         self._out = out
-        self._folder: TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
@@ -315,8 +317,9 @@ class ModelRun:
         """A directory for weights that passes change, beside what will be written; it goes when the run ends."""
         if self._folder is None:
             beside = self._out.resolve().parent if self._out is not None else None
-            self._folder = TemporaryDirectory(prefix=".fxprune-weights-", dir=beside, ignore_cleanup_errors=True)
-        return Path(self._folder.name)
+            self._folder = Path(mkdtemp(prefix=".fxprune-weights-", dir=beside))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
 
     def _keep_adapters(self, folder: Path) -> None:
         """Write the low-rank adapter in the format of PEFT, beside the model that it was merged into."""
