@@ -22,10 +22,10 @@ HEAD = 1 << 20
 """Bytes of a file that are compared, with its size: the header of a safetensors file lies within them."""
 
 Given = ParamSpec("Given")
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
-def on_every_rank(call: Callable[Given, Result]) -> Callable[Given, Result]:
+def on_every_rank(call: Callable[Given, Returned]) -> Callable[Given, Returned]:
     """Give a call the ranks that torchrun started, as its argument ``ranks``; rank 0 alone shows progress.
 
     The processes are connected before the call begins and as long as it runs. An error in one of them ends all.
@@ -36,7 +36,7 @@ def on_every_rank(call: Callable[Given, Result]) -> Callable[Given, Result]:
     signature = inspect.signature(call)
 
     @functools.wraps(call)
-    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
         with processes() as ranks:
             if ranks.count > 1:
                 given: Mapping[str, Any] = signature.bind(*args, **kwargs).arguments

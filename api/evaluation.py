@@ -23,7 +23,7 @@ from ..passes.model.measure import (
     perplexity,
     tokens_per_second,
 )
-from ..runtime.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory, whole
+from ..runtime.place.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory, whole
 from ..runtime.ranks import ALONE, Ranks
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import trace_model
@@ -113,10 +113,8 @@ def evaluate(
     Perplexities of models with different tokenizers do not compare.
 
     Args:
-        models: Hugging Face model directories, Hub ids, ``demo``, what :func:`fxprune.export` wrote, or loaded models
-            of transformers, which are written to the temporary directory first.
-        text: held-out text: a file, a ``datasets`` id or a list of strings; may be left out when ``demo`` is among the
-            models, which brings its own.
+        models: as in :func:`fxprune.apply`, and what :func:`fxprune.export` wrote.
+        text: held-out text: a file, a ``datasets`` id or a list of strings; ``demo`` brings its own.
         tokenizer: of the loaded models.
         window: tokens in a window (128 as in LLM-Pruner, arXiv 2305.11627).
         windows: how many; all that the text holds when None.
@@ -125,8 +123,7 @@ def evaluate(
         allow_pickle: whether weights may be read from a pickle.
         allow_overlap: whether a model may be measured on text that it was calibrated or trained on.
         progress: told what is going on.
-        ranks: the processes that share the windows; set from torchrun's environment variables, under which all
-            processes make the same call. Rank 0 measures the speed, and all return the same.
+        ranks: the processes that share the windows, as in :func:`fxprune.apply`; all return the same.
 
     Raises:
         RequestError: a model or text that cannot be read, a text shorter than the windows asked for, a window longer
@@ -134,15 +131,8 @@ def evaluate(
         FxpruneError: a perplexity that is not finite.
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
-    found = list_models(models, tokenizer)
-    given = read_text(text, "text")
-    if not found:
-        raise RequestError("there is no model to measure", "give one, or several")
-    if given is None and DEMO not in [os.fspath(model) for model in found if is_path(model)]:
-        raise RequestError("missing --text FILE", "give a text to measure on")
-    check_counts(window=window, windows=windows)
-    if window < 2:
-        raise RequestError(f"--window {window} is too short: there is no next token", "give --window 2 or more")
+    found, given = list_models(models, tokenizer), read_text(text, "text")
+    _check(found, given, window, windows)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed)) for model in found]
@@ -150,6 +140,16 @@ def evaluate(
         contexts = [_context(source, window) for source in sources]
         read = [_read(source, given, window, windows, progress, overlap=allow_overlap) for source in sources]
         return [_measure(*each, request, progress, ranks=ranks) for each in zip(sources, read, contexts, strict=True)]
+
+
+def _check(found: Sequence[Any], given: str | GivenRows | None, window: int, windows: int | None) -> None:
+    if not found:
+        raise RequestError("there is no model to measure", "give one, or several")
+    if given is None and DEMO not in [os.fspath(model) for model in found if is_path(model)]:
+        raise RequestError("missing --text FILE", "give a text to measure on")
+    check_counts(window=window, windows=windows)
+    if window < 2:
+        raise RequestError(f"--window {window} is too short: there is no next token", "give --window 2 or more")
 
 
 def _open(

@@ -12,8 +12,8 @@ from ..backends.exporter import Exporter, ExportReport, ExportRequest
 from ..backends.registry import parse_format
 from ..ir.errors import RequestError
 from ..ir.plugins import named_faults
-from ..runtime.devices import find_device
-from ..runtime.placement import AUTO, PlacementRequest, whole
+from ..runtime.place.devices import find_device
+from ..runtime.place.placement import AUTO, PlacementRequest, whole
 from ..tracer.example import example_inputs
 from ..tracer.export import calls
 from ..tracer.model import ModelSource, load_config, load_model
@@ -48,31 +48,26 @@ def export(
     """Write a model in another format; what is written has been compared with the original.
 
     Args:
-        model: a Hugging Face model directory, a Hub id, or ``demo``, usually what :func:`fxprune.apply` wrote; or a
-            loaded model of transformers, which is written to the temporary directory first.
+        model: as in :func:`fxprune.apply`, usually what it wrote.
         out: the directory to make, complete or absent.
-        tokenizer: of a loaded model; its files are written beside the graph.
+        tokenizer: of a loaded model.
         format: ``onnx``, or what an installed package brings; its options may stand with it: ``onnx{dtype=int8}``.
-        dtype, layout, optimize, cache: options of the format beside its text. Of ``onnx``:
-        dtype: of the weights: ``float32`` (its default), ``float16``, or weight-only ``int8`` and ``int4``, rounded by
-            ONNX Runtime's own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
+        dtype, layout, optimize, cache: options of the format beside its text, of ``onnx`` here. dtype: of the
+            weights: ``float32`` (its default), ``float16``, or weight-only ``int8`` and ``int4``, rounded by ONNX
+            Runtime's own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
         layout: ``onnxruntime``, which onnxruntime-genai runs too, or ``transformers.js``.
         optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
         cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
         example: what a model that is no causal language model is called with, such as
             ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
-        device: ``cpu`` or ``auto``, which is the same: a format is written and compared there, in float32.
-        offload, max_memory: as in :func:`fxprune.apply`; the whole model has to fit.
-        force: whether an existing ``out`` is replaced.
-        trust_remote_code: whether the model's own code may run.
-        progress: told what is going on.
+        device, offload, max_memory: as in :func:`fxprune.apply`; only the CPU, and all of the model.
+        force, trust_remote_code, progress: as in :func:`fxprune.apply`.
 
     Raises:
         RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
         FxpruneError: the model cannot be exported, or the result differs from it.
     """
-    shared = {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache}
-    exporter = parse_format(format, shared)
+    exporter = parse_format(format, {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache})
     place = _on_cpu(PlacementRequest.parse(device=device, offload=offload, max_memory=max_memory))
     check_model(model, tokenizer)
     check_paths(out=out)

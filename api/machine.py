@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ..ir.errors import RequestError
-from ..runtime.devices import CPU, computes, found_devices, title_of
-from ..runtime.memory import HostMemory, Memory, device_memory, host_memory
-from ..runtime.placement import ARITHMETICS, PlacementRequest, place
+from ..runtime.place.devices import CPU, computes, found_devices, title_of
+from ..runtime.place.memory import HostMemory, Memory, device_memory, host_memory
+from ..runtime.place.placement import ARITHMETICS, PlacementRequest, place
 
 REQUIRED = (
     "fxprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy", "networkx", "onnx",

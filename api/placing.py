@@ -10,9 +10,9 @@ import torch
 from ..ir.errors import RequestError
 from ..passes.base import Pass
 from ..passes.model.blocks import find_blocks
-from ..runtime.mapped_files import STORED_DTYPES, Checkpoint
-from ..runtime.needs import Needs, needs_of
-from ..runtime.placement import Placement, PlacementRequest, place
+from ..runtime.place.needs import Needs, needs_of
+from ..runtime.place.placement import Placement, PlacementRequest, place
+from ..runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint
 from ..tracer.checkpoint import weight_files
 from ..tracer.model import ModelSource, build_meta
 
@@ -46,7 +46,7 @@ def place_model(
         source: the model.
         config: its configuration.
         forward: the largest forward pass.
-        sums: as in :func:`~fxprune.runtime.placement.place`.
+        sums: as in :func:`~fxprune.runtime.place.placement.place`.
 
     Raises:
         RequestError: as there.

@@ -51,6 +51,16 @@ def raise_graph(
     return _Raising(graph, tensors, constants or {}, dtype, batch).run(inputs, outputs or tuple)
 
 
+def moved(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """A module with its tensors on a device; of a raised graph, with what it creates too."""
+    if isinstance(module, fx.GraphModule):
+        for node in module.graph.nodes:
+            if "device" in node.kwargs:
+                node.kwargs = {**node.kwargs, "device": device}
+        module.recompile()
+    return module.to(device)
+
+
 def constants_of(
     graph: Graph, tensors: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]
 ) -> dict[Value, torch.Tensor]:
@@ -82,6 +92,8 @@ class _Raising:
     ) -> None:
         self.graph, self.tensors, self.constants, self.dtype = graph, tensors, constants, dtype
         self.batch = batch
+        held = next(iter(tensors.values()), None)
+        self.device = torch.device("cpu") if held is None or held.is_meta else held.device
         self.root = torch.nn.Module()
         self.fx = fx.Graph()
         self.nodes: dict[Value, fx.Node] = {}
@@ -138,7 +150,7 @@ class _Raising:
         function = function_of(op.target)
         with torch.no_grad():
             args, kwargs = self._arguments(op, self.known.__getitem__)
-            made = function(*args, **kwargs)
+            made = function(*args, **kwargs, **self._created_at(op, function))
         for value, data in zip(op.results, made if _returns_many(function) else (made,), strict=False):
             if value is not None:
                 self.known[value] = data
@@ -170,11 +182,18 @@ class _Raising:
 
     def _emit(self, op: Op) -> None:
         function = function_of(op.target)
-        node = self.fx.call_function(function, *self._arguments(op, self._node))
+        args, kwargs = self._arguments(op, self._node)
+        node = self.fx.call_function(function, args, {**kwargs, **self._created_at(op, function)})
         several = _returns_many(function)
         for index, value in enumerate(op.results):
             if value is not None:
                 self.nodes[value] = self.fx.call_function(operator.getitem, (node, index)) if several else node
+
+    def _created_at(self, op: Op, function: Callable[..., Any]) -> dict[str, torch.device]:
+        """Where an operator without operands makes its tensor: beside those of the graph, unless that is the CPU."""
+        schema = getattr(function, "_schema", None)
+        creates = schema is not None and any(a.name == "device" for a in schema.arguments) and not any(op.operands)
+        return {"device": self.device} if creates and self.device.type != "cpu" else {}
 
     def _arguments(self, op: Op, find: Callable[[Value], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if op.target == TAKE:  # its integers are positions, not numbers of samples

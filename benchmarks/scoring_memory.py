@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fxprune.passes.score.taylor_terms import taylor
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 
 LIMIT = 2.0
 MIB = 2**20

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ir.errors import FxpruneError
 from ..ir.plan import Indices, Plan
 from ..ir.text import print_graph
-from ..runtime.block_runner import BlockRunner
+from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.tensors import tensors_by_every_name, tensors_by_name
 from .base import Pass
 from .state import Finished, State
@@ -65,16 +66,16 @@ def put_values(runner: BlockRunner, values: TensorsByName) -> None:
         values: tensors by their first names, as :func:`changed_values` gives them.
 
     Raises:
-        ValueError: the model has no such tensor, or one of another shape or dtype.
+        FxpruneError: the model has no such tensor, or one of another shape or dtype.
     """
     tensors, elsewhere = stored_tensors(runner.model), runner.residence
     for name, value in values.items():
         if name not in tensors:
-            raise ValueError(f"the model has no tensor '{name}'")
+            raise FxpruneError(f"the model has no tensor '{name}'")
         mine = tensors[name]
         dtype = mine.dtype if elsewhere is None else elsewhere.dtype
         if (mine.shape, dtype, mine.is_meta) != (value.shape, value.dtype, elsewhere is not None):
-            raise ValueError(f"'{name}' is {value.dtype} {list(value.shape)}, not {dtype} {list(mine.shape)}")
+            raise FxpruneError(f"'{name}' is {value.dtype} {list(value.shape)}, not {dtype} {list(mine.shape)}")
     for name, value in values.items():
         if elsewhere is not None:
             elsewhere.store.write(name, value)
@@ -127,11 +128,20 @@ def _same(before: tuple[tuple[object, ...], object], after: tuple[tuple[object, 
 
 
 def _configs(model: nn.Module) -> str:
-    """The configurations of a model of transformers, as text. Other attributes are not compared: forwards change some,
-    and an artifact holds none but those of the repairs."""
+    """The configurations of a model of transformers, as text, without where they were read from.
+
+    Other attributes are not compared: forwards change some, and an artifact holds none but those of the repairs.
+    """
     found: dict[str, Any] = {name: getattr(model, name, None) for name in ("config", "generation_config")}
-    given = {name: config.to_dict() for name, config in found.items() if hasattr(config, "to_dict")}
-    return json.dumps(given, sort_keys=True, default=str)
+    given = {name: _public(config.to_dict()) for name, config in found.items() if hasattr(config, "to_dict")}
+    return json.dumps(given, sort_keys=True, default=lambda value: type(value).__qualname__)
+
+
+def _public(value: Any) -> Any:
+    """Nested data without what private keys hold, such as the path that a configuration was read from."""
+    if isinstance(value, dict):
+        return {str(key): _public(inner) for key, inner in value.items() if not str(key).startswith("_")}
+    return [_public(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _indices(kept: Mapping[str, Indices]) -> dict[str, str]:

@@ -96,17 +96,15 @@ def run_pipeline(
         state: what the passes read and change.
         analyses: the analyses that passes may need.
         verify: raises for a malformed graph; called on the graph before the first pass and after every pass.
-        between: called after every step, before the verifier, so that a malformed graph can be printed.
+        between: called after every step, before the verifier.
         announce: called before every pass with its text, its number from 1, and the number of passes.
-        resumable: whether the ledger shall say what is needed to do without the passes that have run
-            (:func:`~.redo.redo`).
+        resumable: whether the ledger shall say what :func:`~.redo.redo` needs.
 
     Returns:
         The steps that ran, in order, with times.
 
     Raises:
-        RequestError: the state lacks something that the pipeline needs.
-        FxpruneError: a pass failed, or left a malformed graph; the message names the pass.
+        RequestError, FxpruneError: the state lacks something; a pass, which is named, failed or left a malformed graph.
     """
     check_inputs(pipeline, state)
     verify(state.subject.graph)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..ir.errors import RequestError
-from ..runtime.block_runner import BlockRunner
+from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.tensors import first_names
 
 if TYPE_CHECKING:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ..ir.errors import FxpruneError, RequestError
 from ..ir.repairs import Repairs
-from ..runtime.block_runner import BlockRunner
 from ..runtime.ranks import Ranks
-from ..runtime.residence import Residence
+from ..runtime.streaming.block_runner import BlockRunner
+from ..runtime.streaming.residence import Residence
+from .halfway import Halfway
 from .model.blocks import read_elsewhere
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from ..ir import Indices, Plan
@@ -171,6 +174,14 @@ class Host(Protocol):
         """Makes a module of a rewritten graph, its tensors by name and the reason, for a model whose own forward does
         not hold at the smaller widths; None where only the model itself will do."""
 
+    @property
+    def scratch(self) -> Callable[[], Path] | None:
+        """Gives a directory for large files that are not wanted after the run; None for the system's."""
+
+    @property
+    def halfway(self) -> Halfway | None:
+        """Where the pass that runs may keep how far it got; None for nowhere."""
+
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Trace the model anew, after a change of more than widths: the graph, and the example it was traced with."""
 
@@ -181,6 +192,8 @@ class NoHost:
     weights: Weights | None = None
     execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
     rebuild: Callable[[Graph, Mapping[str, torch.Tensor], str], torch.nn.Module] | None = None
+    scratch: Callable[[], Path] | None = None
+    halfway: Halfway | None = None
 
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Refuse.

@@ -48,7 +48,7 @@ def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) ->
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes a ``device`` runs on the CPU and on every accelerator that torch finds."""
     if "device" in metafunc.fixturenames:
-        from fxprune.runtime.devices import found_devices
+        from fxprune.runtime.place.devices import found_devices
 
         metafunc.parametrize("device", found_devices(), ids=str)
 

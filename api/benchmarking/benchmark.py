@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ...ir.errors import FxpruneError, RequestError, last_line
-from ...runtime.placement import AUTO, PlacementRequest
+from ...runtime.place.placement import AUTO, PlacementRequest
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models
 from .process import TimingJob
@@ -140,17 +140,13 @@ def bench(
     """Time models side by side, fairly: alternating, warmed up, with their spread.
 
     Args:
-        models: Hugging Face model directories, Hub ids, ``demo``, what :func:`fxprune.export` wrote, or loaded models
-            of transformers, which are written to the temporary directory first. The first is what the others are
-            compared with.
-        onnx: whether each that is no ONNX directory is exported too (float32, to a temporary directory) and timed in
-            ONNX Runtime.
+        models: as in :func:`fxprune.evaluate`. The first is what the others are compared with.
+        onnx: whether each that is no ONNX directory is exported too, in float32, and timed in ONNX Runtime.
         prompt, new: tokens read and tokens written, random ones.
         rounds: how often each model is timed, after one round that does not count.
         batches: sequences at once.
         threads: of one operator; torch's choice for this machine when None.
-        device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`; ONNX Runtime runs on the
-            CPU.
+        device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`; ONNX Runtime: on the CPU.
         trust_remote_code: whether a model's own code may run.
         progress: told what is going on.
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.memory import peak_of
+from ...runtime.place.memory import peak_of
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from ...runtime.placement import Placement
+    from ...runtime.place.placement import Placement
     from ...tracer.model import ModelSource
 
     # The module; a function (ids [B, n], cache) -> (best next token [B, 1], cache), on the CPU; the bytes of the weight
@@ -42,7 +42,7 @@ class TimingJob:
         path: where it is loaded from: the same, or an ONNX directory that was exported from it.
         trust_remote_code: whether the model's own code may run.
         request: where the user wants it to run, the fields of a
-            :class:`~fxprune.runtime.placement.PlacementRequest`.
+            :class:`~fxprune.runtime.place.placement.PlacementRequest`.
     """
 
     name: str
@@ -117,7 +117,7 @@ class _Timed:
 
 
 def _open_torch(source: ModelSource, conditions: Mapping[str, Any], request: Mapping[str, Any]) -> _Opened:
-    from ...runtime.placement import PlacementRequest
+    from ...runtime.place.placement import PlacementRequest
     from .. import evaluation
 
     before = _peak()
@@ -172,7 +172,7 @@ def serve(told: str, questions: TextIO, answers: TextIO) -> None:
 
     asked = json.loads(told)
     try:
-        from ...runtime.placement import WHOLE, told_when_out_of_memory
+        from ...runtime.place.placement import WHOLE, told_when_out_of_memory
 
         timed = _Timed(TimingJob(**asked["job"]), asked["conditions"])
         say({"ready": True})

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ...backends.graph_module import raise_graph
+from ...backends.graph_module import moved, raise_graph
 from ...backends.loading import load
 from ...backends.pt2.save import SavableModule
 from ...backends.pt2.training_mode import follow_mode
@@ -29,7 +29,7 @@ from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import ANALYSES, all_passes
 from ...passes.state import Data, NoHost, State, Subject
-from ...runtime.placement import PlacementRequest, place
+from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.tensors import tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
@@ -83,8 +83,7 @@ def prune_module(
         ratio, layers, seed, multiple_of, target, channels: for every pass that has an option of that name.
             ``channels``, the widths that several blocks share, is true for a pass that is told nothing
             (:data:`DEFAULTS`).
-        device: where the copy is pruned, and the tensors of the example and of ``calib`` with it; where the module is
-            when None. The result is where the module is.
+        device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
 
     Raises:
@@ -94,10 +93,7 @@ def prune_module(
     check_module(module)
     where = None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
     losses = _losses(loss, calib, data, where)
-    shared = {
-        "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
-        "channels": channels,
-    }  # fmt: skip
+    shared = dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels)
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses)
     work = _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where)
@@ -237,7 +233,7 @@ class _ModuleRun(NoHost):
         plan = state.ledger.plan or Plan()
         worst = self._check(state)
         changes = [groups[name] for name in plan.keep]
-        result = state.subject.model.train(self.original.training).to(self.home)
+        result = moved(state.subject.model.train(self.original.training), self.home)
         return Pruned(
             module=result,
             in_place=not self.rebuilt_because,

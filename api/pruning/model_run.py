@@ -26,6 +26,7 @@ from ...passes.base import Pass
 from ...passes.couple.computed_constants import freeze_computed, freeze_fixed
 from ...passes.couple.coupling import Coupling, couple
 from ...passes.data import Weights
+from ...passes.halfway import Halfway
 from ...passes.manager import Analysis, StepRecord, run_pipeline
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import print_pipeline
@@ -34,9 +35,10 @@ from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
-from ...runtime.placement import WHOLE, Placement, whole
+from ...runtime.place.placement import STREAMED, WHOLE, Placement, whole
 from ...runtime.ranks import ALONE, Ranks
-from ...runtime.store import InMemory, Store
+from ...runtime.streaming.blocks import BlockList
+from ...runtime.streaming.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.model import ModelSource, build_meta, load_model
@@ -62,6 +64,7 @@ class ModelRun:
 
     Attributes:
         rebuild: no module but the model itself will do.
+        halfway: where the pass that runs may keep how far it got.
     """
 
     rebuild: None = None
@@ -97,30 +100,8 @@ class ModelRun:
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
-        streamed = self.checkpoint if model_call.language else None
-        opened = open_streamed_model(
-            source, self.config, streamed, pipeline or (), placement=placement, scratch=self._scratch
-        )
-        self.streamed = opened if isinstance(opened, StreamedModel) else None
-        if self.streamed is not None:
-            module = self.streamed.module
-        elif pipeline is not None:
-            self.placement = placement = whole(placement)
-            if isinstance(opened, str) and opened:
-                progress(f"all weights are loaded: {opened}")
-            module = load_model(source, dtype=placement.dtype, device=placement.device)
-        else:
-            module = build_meta(self.config, trust_remote_code=source.trust_remote_code)
+        module = self._opened(pipeline)
         self.before = parameter_count(module)
-        # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
-        self.synthetic: SyntheticWeights | None = None
-        self.files: Store | None = None
-        if self.streamed is not None:
-            self.synthetic = self.streamed.synthetic
-        elif pipeline is not None and not placement.plain:
-            self.synthetic = SyntheticWeights(module)
-            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
-                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
@@ -128,10 +109,39 @@ class ModelRun:
         subject = Subject(self.traced.graph, module, example=self.traced.example, residence=residence)
         self.state = State(subject, host=self, ranks=ranks)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
+        self.halfway: Halfway | None = None
         self._runs = pipeline is not None
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
         self.texts: dict[str, TrackedText | None] = {}
+
+    def _opened(self, pipeline: Sequence[Pass] | None) -> Any:
+        """The module: with its weights, or on the meta device where they stay elsewhere or there are none."""
+        source, placement = self.source, self.placement
+        opened = open_streamed_model(
+            source, self.config, self.checkpoint, pipeline or (), placement=placement, scratch=self.scratch,
+            language=self.model_call.language, progress=self.progress,
+        )  # fmt: skip
+        self.streamed = opened if isinstance(opened, StreamedModel) else None
+        # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
+        self.synthetic: SyntheticWeights | None = None
+        self.files: Store | None = None
+        self._loaded_because = ""
+        if self.streamed is not None:
+            self.synthetic = self.streamed.synthetic
+            return self.streamed.module
+        if pipeline is None:
+            return build_meta(self.config, trust_remote_code=source.trust_remote_code)
+        if isinstance(opened, str) and opened:
+            self.progress(f"all weights are loaded: {opened}")
+            self._loaded_because = opened if placement != STREAMED else ""
+        self.placement = placement = whole(placement)
+        module = load_model(source, dtype=placement.dtype, device=placement.device)
+        if not placement.plain:
+            self.synthetic = SyntheticWeights(module)
+            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
+                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
+        return module
 
     def read(
         self,
@@ -169,8 +179,7 @@ class ModelRun:
         analyses = (Analysis("couple", "coupling", self._couple),)
         self.state.data.recorded = self.recorded.slices if self.recorded is not None else None
         if stages is not None and done:
-            with stages.reading() as parts:
-                steps += self._resume(parts, pipeline, analyses)
+            steps += self._resume(stages, pipeline, analyses)
             self.state.ranks.barrier()  # before rank 0 puts another stage in its place
         resumed = print_pipeline(pipeline[done - 1 : done]) if done else ""
 
@@ -185,6 +194,8 @@ class ModelRun:
 
         def announce(text: str, number: int, count: int) -> None:
             keep(number - 1)
+            if stages is not None and self.state.ranks.count == 1:
+                self.halfway = stages.halfway(done + number)
             self.progress(f"{text} ({done + number} of {done + count})")
 
         left = pipeline[done:]
@@ -200,8 +211,17 @@ class ModelRun:
         changes = self._changes()
         return Applied(
             self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed,
-            brought(pipeline), self.placement,
+            brought(pipeline), self.placement, self._whole(),
         )  # fmt: skip
+
+    def _whole(self) -> dict[str, str]:
+        """What could not run block by block -> why."""
+        if self.placement == STREAMED:  # nothing ran
+            return {}
+        if self._loaded_because:
+            return {"": self._loaded_because}
+        lists = self.streamed is None or BlockList.of(self.state.subject.model).modules
+        return {**self.state.subject.whole, **({} if lists else {"": "it has no list of blocks"})}
 
     def _parts(self, steps: Sequence[StepRecord], rest: Sequence[Pass]) -> Parts:
         """What a stage holds; ``rest``: the passes that have not run."""
@@ -211,15 +231,18 @@ class ModelRun:
             "texts": {part: text.pieces_read for part, text in self.texts.items() if text is not None},
         }
 
-    def _resume(self, parts: Parts, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
+    def _resume(self, stages: Stages, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
         """Restore a stage; returns the steps that ran before it."""
-        stored = StoredState.from_json(parts["state"])
-        steps = [StepRecord(**step) for step in parts["steps"]]
+        stored, steps = stages.read(self._decoded)
+        with stages.resuming():
+            stored.restore(self.state, pipeline[: stages.done], pipeline[stages.done :], analyses)
+        return steps
+
+    def _decoded(self, parts: Parts) -> tuple[StoredState, list[StepRecord]]:
         for part, pieces in parts["texts"].items():
             if (text := self.texts.get(part)) is not None:
                 text.remember(pieces)
-        stored.restore(self.state, pipeline, analyses)
-        return steps
+        return StoredState.from_json(parts["state"]), [StepRecord(**step) for step in parts["steps"]]
 
     def _comparable(self, module: torch.nn.Module) -> AbstractContextManager[None]:
         """Inside, a module computes on the CPU in float32: on its own weights if they are there so, else on synthetic
@@ -313,13 +336,20 @@ class ModelRun:
         subject = self.state.subject
         return self.model_call.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
 
-    def _scratch(self) -> Path:
-        """A directory for weights that passes change, beside what will be written; it goes when the run ends."""
+    def scratch(self) -> Path:
+        """A directory for weights that passes change and other large files of theirs, beside what will be written; it
+        goes with :meth:`close`."""
         if self._folder is None:
             beside = self._out.resolve().parent if self._out is not None else None
             self._folder = Path(mkdtemp(prefix=".fxprune-weights-", dir=beside))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
+
+    def close(self) -> None:
+        """Remove weights that passes changed from the disk."""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _keep_adapters(self, folder: Path) -> None:
         """Write the low-rank adapter in the format of PEFT, beside the model that it was merged into."""

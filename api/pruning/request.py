@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ...passes.base import Pass, PassKind
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.replay import Replay
-from ...runtime.placement import AUTO, STREAMED, Placement, PlacementRequest, place, told_when_out_of_memory
+from ...runtime.place.placement import AUTO, STREAMED, Placement, PlacementRequest, place, told_when_out_of_memory
 from ...runtime.ranks import ALONE, Ranks
 from ...tracer.model import ModelSource, load_config
 from ..agreement import agree_on_files, on_every_rank
@@ -122,7 +123,7 @@ class ApplyRequest:
         kept = open_scores(self.scores, pipeline, texts=self.loss is None)
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
         allowed = {"trust_remote_code": self.trust_remote_code, "allow_pickle": self.allow_pickle}
-        with open_source(self.model, self.tokenizer, weights=weights, **allowed) as source:
+        with open_source(self.model, self.tokenizer, weights=weights, **allowed) as source, ExitStack() as stack:
             agree_on_files(self.ranks, [source], self.calib, self.data, self.plan, self.scores)
             if self.ranks.first:
                 self._claim_place(source)
@@ -138,6 +139,7 @@ class ApplyRequest:
             stages = self._stages(source, pipeline, texts, placement)
             with told_when_out_of_memory(placement):
                 work = self._opened(source, pipeline if weights else None, model_call, placement)
+                stack.callback(work.close)
                 work.read(pipeline, texts, loss=self.loss, recorded=recorded, scores=kept)
                 applied = work.run(pipeline, printer(self._printed if self.ranks.first else ()), stages)
             self.ranks.by_first(lambda: write_scores(self.scores, work.state.ledger.scores))
@@ -247,32 +249,23 @@ def apply(
     progress: Progress = silent,
     ranks: Ranks = ALONE,
 ) -> Applied:
-    """Run a pipeline on a model and write the result.
+    """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
 
-    The arguments are described at :class:`ApplyRequest`; ``help(fxprune.api.ApplyRequest)`` shows it:
-
-    - the model, and how it is read: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``;
-    - what is done to it: ``passes``, ``plan``; options of passes (``shared``): ``ratio`` to ``channels``;
-    - what passes read: ``calib``, ``data``, ``scores``, ``example``, ``loss``;
-    - where it runs (``place``): ``device``, ``dtype``, ``offload``, ``max_memory``;
-    - what is written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``;
-    - the processes that share the work: ``ranks``.
+    The model: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``. What is done to it: ``passes``,
+    ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes read: ``calib``, ``data``, ``scores``,
+    ``example``, ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``. What is written or
+    shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
 
     Raises:
-        RequestError: the request is wrong. This is checked before any work.
-        FxpruneError: a pass failed, or the written artifact did not pass its check.
+        RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
     """
-    shared = {
-        "ratio": ratio, "layers": layers, "seed": seed, "multiple_of": multiple_of, "target": target,
-        "channels": channels,
-    }  # fmt: skip
+    shared = dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels)
+    where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     return ApplyRequest(
         model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib, data=data,
-        scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
-        place=PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory),
+        scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form, place=where,
         trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, print_ir_after=print_ir_after,
-        progress=progress, ranks=ranks,
-    ).run()  # fmt: skip
+        progress=progress, ranks=ranks).run()  # fmt: skip
 
 
 def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:

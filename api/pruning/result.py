@@ -10,7 +10,7 @@ from typing import Any
 
 from ...backends.huggingface.save import SavedModel
 from ...passes.manager import StepRecord
-from ...runtime.placement import Placement
+from ...runtime.place.placement import Placement
 from ..seen_texts import TEXTS, Entries
 
 
@@ -52,6 +52,7 @@ class Applied:
         resumed: the last pass that had been done by a run which broke off; "" when there was none.
         plugins: the passes that installed packages bring -> package and version.
         placement: where it ran.
+        whole: what could not run block by block: path of a list of blocks, or "" for the model -> why.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Applied:
     resumed: str = ""
     plugins: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kept(self) -> float:
@@ -83,6 +85,7 @@ class Applied:
             "skipped": self.skipped,
             "resumed": self.resumed,
             "placement": self.placement.to_json() if self.placement else None,
+            "whole": dict(self.whole),
             "steps": [step.to_json() for step in self.steps],
             "saved": self.saved.to_json() if self.saved else None,
         }

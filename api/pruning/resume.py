@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
 from ...backends.atomic_directory import atomic_directory
 from ...ir.errors import FxpruneError, RequestError
 from ...passes.base import Pass
+from ...passes.halfway import Halfway
 from ...passes.pipeline import print_pipeline
 from ...passes.state import Finished
 from ...runtime.generators import generator_states, set_generator_states
@@ -34,7 +35,15 @@ ROOM = 3
 
 SUFFIX = ".stages"
 
+EVERY = 60.0
+"""Seconds of a pass that may be lost, where it can keep how far it got."""
+
+HALFWAY_SUFFIX = ".halfway"
+"""Of the directory in which a pass keeps how far it got."""
+
 Parts = dict[str, Any]
+
+StoredT = TypeVar("StoredT")
 
 
 class Stages:
@@ -57,21 +66,25 @@ class Stages:
     ) -> None:
         self._out = out.resolve()
         self.folder = self._out.parent / f".{self._out.name}{SUFFIX}"
+        self._halfway = self._out.parent / f".{self._out.name}{HALFWAY_SUFFIX}"
         self._pipeline = [print_pipeline([step], defaults=True) for step in pipeline]
         self._identity = dict(identity)
         self._asked, self._progress = asked, progress
         self._since = time.monotonic()
         self._file: StageFile | None = None
+        self._generators: Parts = {}
         self.done = self._found()
 
     def _found(self) -> int:
         """How many passes the saved stage covers."""
-        if not self.folder.is_dir():
+        stage = self.folder.is_dir() or self.folder.is_symlink()
+        if not stage and not self._halfway.is_dir():
             if self._asked:
                 self._progress(f"no interrupted run of {self._out} found; starting from the beginning")
             return 0
         if not self._asked:
             self._progress(f"an interrupted run of {self._out} exists; --resume would continue it")
+        if not self._asked or not stage:
             return 0
         self._file = read_stage(self.folder, _RESUME_HINT)
         if changed := changes(self._file.data.get("run") or {}, self._identity):
@@ -81,24 +94,43 @@ class Stages:
             raise RequestError(f"{self.folder} is damaged: it covers {done} passes", _RESUME_HINT)
         return done
 
-    @contextmanager
-    def reading(self) -> Iterator[Parts]:
-        """Inside, what :meth:`keep` saved is at hand; afterwards the random number generators are as they were then.
+    def read(self, decode: Callable[[Parts], StoredT]) -> StoredT:
+        """What :meth:`keep` saved.
+
+        Args:
+            decode: makes something of it; what it raises for data of another form says that the stage is damaged.
 
         Raises:
-            RequestError: for what goes wrong inside because of the stage.
+            RequestError: it is damaged.
         """
         assert self._file is not None, "done is 0 without a stage"
         self._progress(f"resuming after {self._pipeline[self.done - 1]} ({self.done} of {len(self._pipeline)})")
-        try:
+        with self._damages():
             parts = self._file.whole()
-            yield parts
-            set_generator_states(parts["generators"])
+            self._generators = parts["generators"]
+            return decode(parts)
+
+    @contextmanager
+    def resuming(self) -> Iterator[None]:
+        """Inside, what was read is put back; afterwards the random number generators are as they were then too.
+
+        Raises:
+            RequestError: what was read does not fit.
+        """
+        try:
+            yield
         except FxpruneError as error:
             raise RequestError(f"cannot resume {self._out}: {error.message}", _RESUME_HINT) from error
+        with self._damages():
+            set_generator_states(self._generators)
+        self._file, self._generators = None, {}
+
+    @contextmanager
+    def _damages(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, SafetensorError, *_MISSHAPEN) as error:
             raise RequestError(f"{self.folder} is damaged: {error!r}", _RESUME_HINT) from error
-        self._file = None
 
     def keep(self, done: int, finished: Sequence[Finished], parts: Callable[[], Parts]) -> None:
         """Save the state after the first ``done`` passes, if it is worth it. If that fails, the run continues.
@@ -127,11 +159,25 @@ class Stages:
             raise UnsavableError(f"needs {ROOM * packed.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         with atomic_directory(self.folder, force=True) as folder:
             write_stage(folder, packed)
+        shutil.rmtree(self._halfway, ignore_errors=True)
         self.done, self._since = done, time.monotonic()
+
+    def halfway(self, place: int) -> Halfway:
+        """Where a pass may keep how far it got; ``place``: its number, from 1."""
+        return Halfway(
+            folder=self._halfway,
+            run=self._identity,
+            place=place,
+            go_on=self._asked,
+            differs=lambda run: changes(run, self._identity),
+            tell=self._progress,
+            every=EVERY,
+        )
 
     def clear(self) -> None:
         """Remove the stage; to be called when OUT has been written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.folder, self._halfway):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 _RESUME_HINT = "repeat the interrupted command as it was, or leave out --resume to start again"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...ir.plan import Plan
-from ...runtime.store import Store
+from ...runtime.streaming.store import Store
 
 
 def loses_digits(arithmetic: torch.dtype, stored: torch.dtype) -> bool:

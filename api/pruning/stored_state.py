@@ -19,7 +19,7 @@ from ...passes.redo import redo
 from ...passes.registry import DECISIONS
 from ...passes.score_cache import ScoreCache
 from ...passes.state import Finished, State
-from ...runtime.block_runner import BlockRunner
+from ...runtime.streaming.block_runner import BlockRunner
 
 ADAPTER_OBJECT = "fxprune.adapter"
 """The only key of an object that stands for an :class:`~fxprune.passes.recover.lora.Adapter`."""
@@ -78,14 +78,18 @@ class StoredState:
             scores=ledger.scores,
         )
 
-    def restore(self, state: State, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> None:
+    def restore(self, state: State, done: Sequence[Pass], rest: Sequence[Pass], analyses: Sequence[Analysis]) -> None:
         """Make of a state at the start of a run what it was when it was stored.
 
+        Args:
+            state: is changed.
+            done, rest: the passes that have run, and the others.
+            analyses: the analyses that passes may need.
+
         Raises:
-            FxpruneError: what the passes did does not fit the model, or gives something else than it did then.
-            ValueError: the values do not fit the model.
+            FxpruneError: what is stored does not fit the passes or the model, or gives something else than it did then.
         """
-        redo(pipeline, self.finished, state, analyses=analyses)
+        redo(done, self.finished, state, rest=rest, analyses=analyses)
         if structure_digest(state) != self.structure:
             raise FxpruneError("what the finished passes did gives another model now")
         if kept_digest(state.subject.model, self.changed[SUBJECT]) != self.kept:
@@ -140,7 +144,7 @@ def _runner_of(state: State, part: str) -> BlockRunner:
         state.subject.runner if part == SUBJECT else state.before.runner("model" if part == "model" else "same_layers")
     )
     if found is None:
-        raise ValueError(f"there is no model for the values of '{part}'")
+        raise FxpruneError(f"there is no model for the values of '{part}'")
     return found
 
 

@@ -9,13 +9,16 @@ import torch
 
 from ...backends.huggingface.streamed_weights import StreamedWeights, obstacle, stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights
-from ...backends.huggingface.weight_source import OnDiskWeights
+from ...backends.huggingface.weight_source import ConvertedWeights, OnDiskWeights
 from ...passes.base import Pass
-from ...runtime.mapped_files import Checkpoint
-from ...runtime.placement import MEMORY, NO_OFFLOAD, Placement
-from ...runtime.residence import Residence
-from ...runtime.store import InMemory, OnDisk, Scratch, Store
+from ...runtime.place.placement import MEMORY, NO_OFFLOAD, Placement
+from ...runtime.streaming.mapped_files import Checkpoint
+from ...runtime.streaming.residence import Residence
+from ...runtime.streaming.store import InMemory, OnDisk, Scratch, Store
 from ...tracer.model import ModelSource, build_meta
+from ..placing import stored_dtype
+from ..progress import Progress, silent
+from .converted import converted
 
 GraphLogits = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 
@@ -28,20 +31,24 @@ class StreamedModel:
         weights: reads and writes the weights.
         residence: brings them into memory, for passes that run the model.
         synthetic: synthetic weights, on which the module can run.
+        converted: whether the files are not the source's: transformers writes the names of the source again.
     """
 
-    def __init__(self, checkpoint: Checkpoint, module: Any, placement: Placement, scratch: Scratch) -> None:
-        self.module = module
+    def __init__(
+        self, checkpoint: Checkpoint, module: Any, placement: Placement, scratch: Scratch, *, converted: bool = False
+    ) -> None:
+        self.module, self.converted = module, converted
         resident = placement.offload == MEMORY
         shelf = InMemory() if resident else OnDisk(scratch)
         store = Store(stored_tensors(checkpoint, module), shelf, resident=resident)
         self.weights = StreamedWeights(store, checkpoint.metadata)
-        self.residence = Residence(module, store, placement.device, placement.dtype)
+        self.residence = Residence(module, store, placement.device, placement.dtype, placement.max_memory)
         self.synthetic = SyntheticWeights(module)
 
     def values(self, inputs: Mapping[str, torch.Tensor], graph: GraphLogits) -> OnDiskWeights:
         """What the backend needs to write the weights."""
-        return OnDiskWeights(self.weights, self.synthetic, inputs, graph)
+        kind = ConvertedWeights if self.converted else OnDiskWeights
+        return kind(self.weights, self.synthetic, inputs, graph)
 
 
 def open_streamed_model(
@@ -52,24 +59,34 @@ def open_streamed_model(
     *,
     placement: Placement,
     scratch: Scratch,
+    language: bool = True,
+    progress: Progress = silent,
 ) -> StreamedModel | str:
     """A model whose weights stay where they are, if that was chosen or no pass needs more than one of them at a time.
 
     Args:
         source: the model.
         config: its configuration.
-        checkpoint: its safetensors files; None when it has none that can be read one tensor at a time.
+        checkpoint: its safetensors files; None when its weights are a pickle.
         pipeline: the passes that will run.
         placement: where they run.
         scratch: where weights that they change may be kept.
+        language: whether it is a causal language model.
+        progress: told that the weights are converted.
 
     Returns:
         The model; or why all of it has to be loaded, "" when that was chosen.
     """
     if placement.offload == NO_OFFLOAD and not all(step.streams for step in pipeline):
         return ""
-    if checkpoint is None:
-        return "its files are not safetensors of a causal language model"
+    if not language:
+        return "it is not a causal language model"
     module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
-    why = obstacle(checkpoint, module)
-    return why or StreamedModel(checkpoint, module, placement, scratch)
+    why = "its files are not safetensors" if checkpoint is None else obstacle(checkpoint, module)
+    if checkpoint is not None and not why:
+        return StreamedModel(checkpoint, module, placement, scratch)
+    if all(step.streams for step in pipeline) or not all(weight.is_floating_point() for weight in module.parameters()):
+        return why
+    progress(f"converting the weights of {source.name} once, which loads all of them: {why}")
+    checkpoint = converted(source, module, stored_dtype(checkpoint, config), scratch)
+    return StreamedModel(checkpoint, module, placement, scratch, converted=True)

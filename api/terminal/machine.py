@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from ...runtime.memory import size_text
+from ...runtime.place.memory import size_text
 from .tables import new_table
 
 if TYPE_CHECKING:
-    from ...runtime.memory import Memory
+    from ...runtime.place.memory import Memory
     from ..machine import Machine
 
 

@@ -74,6 +74,7 @@ def applied(result: Applied) -> list[RenderableType]:
         notes.append(_checked(saved.checks))
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     notes += [result.placement.why] if result.placement else []
+    notes += [f"{path or 'the model'} did not run block by block: {why}" for path, why in result.whole.items()]
     report = result.report
     left = [*latencies(report), *trained(report), *remarks(report), *_not_prunable(report)]
     return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]

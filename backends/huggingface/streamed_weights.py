@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
 from ...ir.errors import FxpruneError
-from ...runtime.mapped_files import PIECE, STORED_DTYPES, Bits, Checkpoint, RowCutter, StoredTensor
-from ...runtime.store import Store
+from ...runtime.streaming.mapped_files import PIECE, STORED_DTYPES, Bits, Checkpoint, RowCutter, StoredTensor
+from ...runtime.streaming.store import Store
 from ...runtime.threads import one_thread
 from ..verify import VerificationError
 from .direct_file import DirectFile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from ...runtime.mapped_files import Checkpoint
 from ...runtime.quiet import quiet
+from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint
+from ...runtime.tensors import Places
 from ...runtime.tolerances import LOGITS_TOLERANCE, STORED_ROUNDINGS, relative_difference, roundings
-from ..verify import FreshProcess, Job, Reference, verify_written
+from ..verify import FreshProcess, Job, Reference, VerificationError, verify_written
 from .config_search import ConfigMatch
 from .streamed_weights import StreamedWeights
 from .synthetic_weights import SyntheticWeights, meta_model
@@ -166,3 +167,28 @@ class OnDiskWeights:
         first = {stored.name: name for name, stored in self.weights.store.source.items()}
         tensors = {first[name]: tensor for file in files for name, tensor in load_file(file).items()}
         return Reference(self.inputs, self.graph(tensors))
+
+
+@dataclass(frozen=True)
+class ConvertedWeights(OnDiskWeights):
+    """On-disk weights in files of fxprune's own, by the names of the module; transformers converts and writes them."""
+
+    def write(self, model: PreTrainedModel, folder: Path, *, plain: bool, shard_size: str) -> Mapping[str, str]:
+        places = Places(model)
+        for name, value in self._stored():
+            if not bool(value.isfinite().all()):
+                raise VerificationError(
+                    f"'{name}' holds values that are not finite", "repair or download the checkpoint again"
+                )
+            places.replace(name, value)
+        with quiet():
+            model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=plain)
+        return {}
+
+    def _reference(self, files: Iterable[Path]) -> Reference:
+        del files  # their names are not those of the module
+        return Reference(self.inputs, self.graph(dict(self._stored())))
+
+    def _stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, value in self.weights.read(self.weights.store.source):
+            yield name, value.to(STORED_DTYPES[self.weights.store.source[name].dtype])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -10,12 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from torch import Tensor, nn
 
 from ...runtime.ranks import ALONE, Ranks
+from ...runtime.streaming.turns import Feed
 
 if TYPE_CHECKING:
     from ..state import Data
-
-Feed = Callable[[nn.Module], Any]
-"""Runs a module on one batch of calibration data."""
 
 
 @dataclass(eq=False)
@@ -83,7 +80,7 @@ def without_data(call: LinearCall) -> LinearCall:
     return replace(call, x=none, y=call.y[:0].clone(), sample=call.sample[:0].clone(), given=none, gave=none)
 
 
-class Place(Protocol):
+class WeightUse(Protocol):
     """Where in a weight a linear map is; see :class:`LinearCall`."""
 
     @property
@@ -95,7 +92,7 @@ class Place(Protocol):
         """The input dimension of the weight."""
 
 
-def matrix(weight: Tensor, at: Place) -> Tensor:
+def matrix(weight: Tensor, at: WeightUse) -> Tensor:
     """The part of a weight that is a linear map, as a view ``[n, k]``; writing to it changes the weight."""
     part = weight if at.expert is None else weight[at.expert]
     dim = at.dim if at.expert is None else at.dim - 1

@@ -12,10 +12,10 @@ from torch import nn
 
 from ...ir import FxpruneError, Plan
 from ...ir.graph import Graph
-from ...runtime.block_runner import BlockRunner
-from ...runtime.blocks import BlockList
 from ...runtime.experts import ONE_BY_ONE, experts_as
-from ...runtime.turns import Turn, side_by_side
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.blocks import BlockList
+from ...runtime.streaming.turns import Turn, side_by_side
 from ..couple.consumers import Consumer, find_consumers, meets_another
 from ..state import State
 from .batches import Feed, PaddingMasks

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
 from ...ir.options import option
-from ...runtime.block_runner import BlockRunner
+from ...runtime.streaming.block_runner import BlockRunner
 from ..base import Pass, PassKind
 from ..data import Corpus
 from ..state import State

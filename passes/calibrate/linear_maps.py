@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ...runtime.block_runner import BlockRunner
-from ...runtime.blocks import BlockList
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.blocks import BlockList
 from ...runtime.tensors import tensors_by_name
 from .batches import LinearCall, matrix
 

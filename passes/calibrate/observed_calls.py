@@ -81,7 +81,7 @@ class OneModel:
 
 
 @dataclass
-class Target:
+class DenseTarget:
     """What the dense model gave in a call.
 
     Attributes:
@@ -117,7 +117,7 @@ class ObservedCalls:
     experts: frozenset[str]
     access: WeightAccess
     residual: bool
-    _kept: dict[int, list[Target]] = field(default_factory=dict)
+    _kept: dict[int, list[DenseTarget]] = field(default_factory=dict)
 
     def of(self, consumers: Sequence[Consumer], later: Sequence[Consumer] = ()) -> Iterator[ObservedCall]:
         """All calls of some linear maps, batch by batch.
@@ -157,12 +157,12 @@ class ObservedCalls:
         """A linear map of the pruned model by its form."""
         return LinearMap.from_form(form, self.pruned.tensors, self.access)
 
-    def _wanted(self, call: LinearCall, target: Target) -> Tensor:
+    def _wanted(self, call: LinearCall, target: DenseTarget) -> Tensor:
         if self.residual and call.beside is not None and target.beside is not None:
             return target.y + target.beside - call.beside
         return target.y
 
-    def _targets(self, batch: int, names: Sequence[str], later: Sequence[str]) -> list[Target]:
+    def _targets(self, batch: int, names: Sequence[str], later: Sequence[str]) -> list[DenseTarget]:
         """What the dense model gives in a batch; it runs when that is not known yet."""
         if batch not in self._kept:
             self._kept[batch] = [self._target(call) for call in self.dense.calls(batch, [*names, *later])]
@@ -170,7 +170,7 @@ class ObservedCalls:
         self._kept[batch] = [target for target in known if target.key[0] not in names]
         return [target for target in known if target.key[0] in names]
 
-    def _routed(self, batch: int, names: Sequence[str], owner: str) -> tuple[list[LinearCall], list[Target]]:
+    def _routed(self, batch: int, names: Sequence[str], owner: str) -> tuple[list[LinearCall], list[DenseTarget]]:
         got, entered = self.pruned.entered(batch, names, owner)
         module = self.dense.model.get_submodule(owner)
 
@@ -183,11 +183,11 @@ class ObservedCalls:
     def _map(self, call: LinearCall) -> LinearMap:
         return LinearMap.of(call, self.pruned.tensors[call.tensor], self.access)
 
-    def _target(self, call: LinearCall) -> Target:
+    def _target(self, call: LinearCall) -> DenseTarget:
         key = call.tensor, call.expert, len(call.x)
         if not self.residual or call.beside is None:
-            return Target(key, self._left(call, call.y), None)
-        return Target(key, self._left(call, call.y), self._left(call, call.beside))
+            return DenseTarget(key, self._left(call, call.y), None)
+        return DenseTarget(key, self._left(call, call.y), self._left(call, call.beside))
 
     def _left(self, call: LinearCall, outputs: Tensor) -> Tensor:
         """The outputs of a dense call that the pruned linear map still has."""

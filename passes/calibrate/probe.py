@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ...runtime.block_runner import BlockRunner
-from ...runtime.blocks import BlockList
-from ...runtime.side_effects import PassesOnMoreError
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.blocks import BlockList
+from ...runtime.streaming.side_effects import PassesOnMoreError
 from ...runtime.tensors import tensors_by_name
 from ..couple.consumers import Consumer
 from .batches import Feed, LinearCall, without_data

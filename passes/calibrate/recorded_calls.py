@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from ...runtime.block_runner import BlockRunner
 from ...runtime.experts import ONE_BY_ONE, experts_as
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.turns import Around
 from ...runtime.tensors import tensors_by_name
-from ...runtime.turns import Around
 from .batches import LinearCall, PaddingMasks
 from .linear_calls import LinearCallRecorder
 

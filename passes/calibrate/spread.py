@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...runtime.ranks import Ranks
 
-Place = TypeVar("Place", bound=Hashable)
+Where = TypeVar("Where", bound=Hashable)
 
 
 @dataclass
@@ -55,7 +55,7 @@ class RunningVariance:
         return self.variance + self.mean.square()
 
 
-def merged(spreads: Mapping[Place, RunningVariance], ranks: Ranks) -> dict[Place, RunningVariance]:
+def merged(spreads: Mapping[Where, RunningVariance], ranks: Ranks) -> dict[Where, RunningVariance]:
     """Those of all ranks together, exactly: the squares are taken from the common mean (Chan, Golub, LeVeque 1979).
 
     Args:

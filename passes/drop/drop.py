@@ -13,7 +13,7 @@ from torch import nn
 from ...ir import FxpruneError, RequestError
 from ...ir.options import option
 from ...runtime.absence import absences
-from ...runtime.block_runner import BlockRunner
+from ...runtime.streaming.block_runner import BlockRunner
 from ..base import Pass, PassKind
 from ..model.blocks import Blocks, find_blocks
 from ..model.forward import reading

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...ir import FxpruneError
-from ...runtime.block_runner import BlockRunner
+from ...runtime.streaming.block_runner import BlockRunner
 from ..model.forward import reading
 from ..model.measure import perplexity
 from .greedy import Chosen, one_after_the_other

@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from ...ir import FxpruneError, RequestError
 from ...ir.graph import Graph
-from ...runtime.blocks import BlockList
+from ...runtime.streaming.blocks import BlockList
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ def _put_config(model: nn.Module, config: Any) -> None:
     """Replace the model's configuration in every module that shares it."""
     old = model.config
     config._attn_implementation = old._attn_implementation  # type: ignore[union-attr]
+    if (experts := getattr(old, "_experts_implementation", None)) is not None:
+        config._experts_implementation = experts
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if value is old:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.turns import Feed
+from ...runtime.streaming.turns import Feed
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.block_runner import BlockRunner
 from ...runtime.ranks import ALONE, Ranks
-from ...runtime.turns import Around
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.turns import Around
 from .forward import device_of, inference, logits_of
 
 Step = Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,8 +18,12 @@ from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
 from ...runtime.tensors import made_private
 from ..base import Pass, PassKind
+from ..pipeline import print_pass
 from ..state import State
-from .teacher import Teacher
+from .kept_training import KeptTraining
+from .memory import TrainingMemory, require_room, training_memory
+from .recorded_teacher import RecordedTeacher
+from .teacher import PresentTeacher, Teacher
 from .training import Example, Recipe, Training, examples_of, preserved_randomness
 
 HALF = (torch.float16, torch.bfloat16)
@@ -55,6 +61,11 @@ class Recovery(Pass):
         1.0, "softmax temperature of the comparison with the dense model's predictions", above=0,
         hint="1 compares the predictions unchanged",
     )  # fmt: skip
+    top_k: int = option(
+        0, "how many of the dense model's most probable tokens are compared, all others counting as one token; they "
+        "are computed once and kept on the disk, 8 bytes each for every token of the text; 0 compares all", at_least=0,
+        hint="64 is usual for a large vocabulary",
+    )  # fmt: skip
 
     @property
     def looks_back_at(self) -> tuple[Literal["model"], ...]:
@@ -69,6 +80,8 @@ class Recovery(Pass):
                 f"{self.name}: temperature={self.temperature:g} means nothing without a teacher",
                 "give teacher=1 too",
             )
+        if self.top_k and not self.teacher:
+            raise RequestError(f"{self.name}: top_k={self.top_k} means nothing without a teacher", "give teacher=1 too")
         if self.batch % min(self.micro_batch, self.batch):
             raise RequestError(
                 f"{self.name}: batch={self.batch} is not a multiple of micro_batch={self.micro_batch}",
@@ -97,13 +110,70 @@ class Recovery(Pass):
                 f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
             )
         examples = examples_of(state.data.recovery, self.length)
-        dense = state.before.model if self.teacher else None
-        if state.before.model is not None or state.before.same_layers is not None:
-            made_private((*self.written(model), *model.buffers()))
-        widened = [held for held in (model, dense) if held is not None] if self.dtype == "float32" else []
-        with preserved_randomness(), _full_precision(*widened), _restored(model):
-            teacher = None if dense is None else Teacher(dense, self.teacher, self.temperature)
+        with ExitStack() as stack:
+            stack.enter_context(preserved_randomness())
+            teacher = self._teacher(state, model, examples, stack) if self.teacher else None
+            self._bring(state, model, stack)
+            if self.dtype == "float32":
+                stack.enter_context(_full_precision(model))
+            stack.enter_context(_restored(model))
             state.ledger.report[self.name] = self.recover(state, model, examples, teacher)
+            if isinstance(teacher, RecordedTeacher) and teacher.top_k:
+                state.ledger.report[self.name]["teacher_mass"] = teacher.mass
+
+    def _teacher(self, state: State, model: PreTrainedModel, examples: list[Example], stack: ExitStack) -> Teacher:
+        """The dense model where it is in memory and all of its predictions are wanted, else what it predicts."""
+        runner = state.before.runner("model")
+        assert runner is not None, "run has checked it"
+        dense, residence = runner.model, runner.residence
+        if residence is None and self.dtype == "float32":
+            stack.enter_context(_full_precision(dense))
+        if residence is None and not self.top_k:
+            return PresentTeacher(dense, self.teacher, self.temperature)
+        scratch = state.host.scratch
+        place = None if scratch is None else scratch()
+        folder = stack.enter_context(TemporaryDirectory(prefix="fxprune-teacher-", dir=place))
+        teacher = RecordedTeacher(self.teacher, self.temperature, self.top_k, Path(folder))
+        teacher.record(
+            runner,
+            examples,
+            batch=min(self.micro_batch, self.batch),
+            device=next(model.parameters()).device if residence is None else residence.device,
+            bfloat16=self.dtype == "bfloat16",
+        )
+        return teacher
+
+    def _bring(self, state: State, model: PreTrainedModel, stack: ExitStack) -> None:
+        """Put all weights into memory, those that are written to in memory of their own, until the stack is closed."""
+        residence = state.subject.residence
+        if residence is not None:
+            require_room(self.name, self.memory(model, residence.dtype), residence)
+            written = {id(parameter) for parameter in self.written(model)}
+            names = [name for name, parameter in model.named_parameters() if id(parameter) in written]
+        stack.enter_context(state.subject.runner.whole_in_memory())
+        if residence is not None:
+            stack.push(lambda kind, *_: residence.keep(names) if kind is None else None)
+        if residence is not None or state.before.model is not None or state.before.same_layers is not None:
+            made_private((*self.written(model), *model.buffers()))
+
+    def memory(self, model: PreTrainedModel, dtype: torch.dtype) -> TrainingMemory:
+        """What training needs at least.
+
+        Args:
+            model: on any device, also the meta device.
+            dtype: of its weights, in memory.
+        """
+        return training_memory(
+            model,
+            dtype=torch.float32 if self.dtype == "float32" and dtype in HALF else dtype,
+            trained=self.trained(model),
+            batch=min(self.micro_batch, self.batch),
+            length=self.length,
+        )
+
+    def trained(self, model: PreTrainedModel) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in model.parameters())
 
     def require(self, state: State, model: PreTrainedModel) -> None:
         """Check that this pass can train the model.
@@ -121,6 +191,10 @@ class Recovery(Pass):
         self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
     ) -> dict[str, Any]:
         """Train ``model`` in place; returns what to report."""
+
+    def kept(self, state: State) -> KeptTraining | None:
+        """Where the training keeps how far it got."""
+        return None if state.host.halfway is None else KeptTraining(state.host.halfway, print_pass(self, defaults=True))
 
     @property
     def recipe(self) -> Recipe:

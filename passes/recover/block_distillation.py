@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.block_runner import BlockRunner
-from ...runtime.side_effects import PassesOnMoreError
-from ...runtime.turns import Turn, side_by_side
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.side_effects import PassesOnMoreError
+from ...runtime.streaming.turns import Turn, side_by_side
 from ..calibrate.batches import Feed
 from ..model.blocks import find_blocks
 from .training import Example, pad
@@ -67,13 +67,7 @@ def distil_blocks(
         RequestError: when blocks cannot be compared, because layers or residual channels were removed.
         FxpruneError: for a loss that is not finite.
     """
-    path = find_blocks(teacher.model).path
-    count, before = (len(list(run.model.get_submodule(path).children())) for run in (student, teacher))
-    if count != before:
-        raise _incomparable(f"{count} of {before} layers are left")
-    for why in (student.whole.get(path), teacher.whole.get(path)):
-        if why is not None:
-            raise _incomparable(why)
+    path = _comparable(student, teacher)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[: steps * batch]
     batches = [pad([examples[i] for i in part.tolist()]) for part in order.split(batch)]
     feeds = [_feed(each, student.device) for each in batches]
@@ -87,6 +81,18 @@ def distil_blocks(
             student.changing(pruned.block.parameters())
             losses[pruned.path] = _train(pruned, len(losses), lessons, steps, lr)
     return list(losses.values())
+
+
+def _comparable(student: BlockRunner, teacher: BlockRunner) -> str:
+    """Path of the list of blocks that both models have."""
+    path = find_blocks(teacher.model).path
+    count, before = (len(list(run.model.get_submodule(path).children())) for run in (student, teacher))
+    if count != before:
+        raise _incomparable(f"{count} of {before} layers are left")
+    for why in (student.whole.get(path), teacher.whole.get(path)):
+        if why is not None:
+            raise _incomparable(why)
+    return path
 
 
 def _feed(batch: dict[str, Tensor], device: torch.device) -> Feed:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ...ir.errors import RequestError
 from ...ir.options import option
+from ...runtime.streaming.block_runner import BlockRunner
 from ..state import State
 from .block_distillation import distil_blocks
 from .finetune import Finetune
@@ -51,7 +52,8 @@ class Distill(Finetune):
         if self.blocks:
             dense = state.before.runner("model")
             assert dense is not None, "it is the teacher"
+            student = BlockRunner(model, whole=state.subject.whole)  # while it trains, it holds its weights
             found["blocks"] = distil_blocks(
-                state.subject.runner, dense, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
+                student, dense, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
             )
         return super().recover(state, model, examples, teacher) | found

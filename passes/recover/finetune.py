@@ -29,8 +29,7 @@ class Finetune(Recovery):
         """Train all parameters."""
         from .trainer import train
 
-        del state
         model.requires_grad_(True)
-        training = train(model, examples, self.recipe, teacher)
+        training = train(model, examples, self.recipe, teacher, self.kept(state))
         require_finite(model, "nothing was written")
         return reported(training)

@@ -67,6 +67,10 @@ class Lora(Recovery):
         """The projections, into which the adapters are merged."""
         return [model.get_parameter(f"{name}.weight") for name in projection_modules(model)]
 
+    def trained(self, model: PreTrainedModel) -> int:
+        """The numbers in the adapters."""
+        return sum(self.r * sum(weight.shape) for weight in self.written(model))
+
     def recover(
         self, state: State, model: PreTrainedModel, examples: list[Example], teacher: Teacher | None
     ) -> dict[str, Any]:
@@ -79,12 +83,11 @@ class Lora(Recovery):
 
         from .trainer import train
 
-        del state
         targets = projection_modules(model)
         set_seed(self.seed)
         adapted = _adapt(model, self._config(model, targets))
         try:
-            training = train(adapted, examples, self.recipe, teacher)
+            training = train(adapted, examples, self.recipe, teacher, self.kept(state))
             require_finite(adapted, "nothing was merged")
         except BaseException:
             adapted.unload()

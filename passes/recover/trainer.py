@@ -5,23 +5,32 @@ Imported only when there is something to train, because importing Trainer takes 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ...ir.errors import FxpruneError, RequestError
+from .kept_training import KeptTraining, TrainingState
 from .teacher import Teacher
 from .training import Example, Recipe, Training, pad, preserved_randomness
 
 
 def train(
-    model: torch.nn.Module, examples: Sequence[Example], recipe: Recipe, teacher: Teacher | None = None
+    model: torch.nn.Module,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    teacher: Teacher | None = None,
+    kept: KeptTraining | None = None,
 ) -> Training:
     """Train the parameters of ``model`` that require a gradient, with AdamW and the causal language model loss or a
     teacher's.
@@ -29,13 +38,20 @@ def train(
     Writes to a temporary directory only and prints nothing. Afterwards the devices of model and teacher,
     ``config.use_cache`` and the random state of the process are restored; dtypes never change.
 
+    Args:
+        model: what is trained.
+        examples: the data.
+        recipe: how.
+        teacher: gives the loss; None for the model's own.
+        kept: keeps how far the training got, and where an earlier one got from which this one goes on.
+
     Raises:
         RequestError: when ``batch`` is not a multiple of the examples in one forward pass on all devices.
         FxpruneError: when a loss or gradient is not finite, with the step.
     """
-    log = _Log()
+    state = None if kept is None else kept.found()
+    log = _Log(kept, state)
     home = next(model.parameters()).device
-    start = time.perf_counter()
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fxprune-"))
         stack.enter_context(preserved_randomness())
@@ -44,6 +60,7 @@ def train(
         arguments = _arguments(recipe, len(examples), scratch, home)
         trainer = _Taught(
             teacher,
+            state,
             model=model,
             args=arguments,
             train_dataset=list(examples),
@@ -52,12 +69,18 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)  # it prints every log entry on stdout
         try:
-            trainer.train()
+            trainer.train(None if state is None else _folder_of(state, scratch))
         finally:
             model.to(home)
             if teacher is not None:
-                teacher.model.to(home)
-    return Training(log.losses, int(trainer.state.num_input_tokens_seen), time.perf_counter() - start)
+                teacher.to(home)
+    return Training(log.losses, int(trainer.state.num_input_tokens_seen), log.seconds)
+
+
+def _folder_of(state: TrainingState, scratch: str) -> str:
+    """What the Trainer reads itself of a state to go on from."""
+    (Path(scratch) / TRAINER_STATE_NAME).write_text(json.dumps(state.trainer), encoding="utf-8")
+    return scratch
 
 
 def _arguments(recipe: Recipe, examples: int, scratch: str, home: torch.device) -> TrainingArguments:
@@ -113,13 +136,14 @@ def _cache_setting(model: torch.nn.Module) -> Iterator[None]:
 
 
 class _Taught(Trainer):
-    """A Trainer that uses the teacher's loss instead of the model's own, if there is a teacher."""
+    """A Trainer that uses the teacher's loss instead of the model's own, if there is a teacher, and goes on from the
+    state of another, if there is one."""
 
-    def __init__(self, teacher: Teacher | None, **given: Any) -> None:
+    def __init__(self, teacher: Teacher | None, begun: TrainingState | None, **given: Any) -> None:
         super().__init__(compute_loss_func=None if teacher is None else teacher.loss, **given)
-        self._teacher = teacher
+        self._teacher, self._begun = teacher, begun
         if teacher is not None:
-            teacher.model.to(self.args.device)
+            teacher.to(self.args.device)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if self._teacher is not None:
@@ -127,14 +151,40 @@ class _Taught(Trainer):
                 self._teacher.answer(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        del resume_from_checkpoint
+        assert self._begun is not None, "called only to go on"
+        self._begun.put_weights(self.model if model is None else model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._begun is not None:
+            self._begun.put_moments(self.optimizer, self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._begun is not None:
+            self._begun.put_generators()
+
 
 class _Log(TrainerCallback):
-    """Records the loss of every step; stops at a loss that is not finite."""
+    """Records the loss of every step; stops at a loss that is not finite; keeps the state of the training.
 
-    def __init__(self) -> None:
-        self.losses: list[float] = []
+    Args:
+        kept: where that is kept.
+        begun: the state from which the training goes on.
+    """
+
+    def __init__(self, kept: KeptTraining | None, begun: TrainingState | None) -> None:
+        self.losses: list[float] = [] if begun is None else list(begun.losses)
+        self._kept = kept
+        self._start = time.perf_counter() - (0.0 if begun is None else begun.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, with that of the training that this one goes on from."""
+        return time.perf_counter() - self._start
 
     def on_log(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **event: Any) -> None:
+        """Called when a step is complete, but for what the next one changes."""
         logs = event.get("logs") or {}
         if "loss" not in logs:
             return
@@ -146,3 +196,7 @@ class _Log(TrainerCallback):
                     "lower lr, raise warmup, or look for NaN in the weights; nothing was merged",
                 )
         self.losses.append(float(logs["loss"]))
+        if self._kept is not None and self._kept.due:
+            parts = event["model"], event["optimizer"], event["lr_scheduler"]
+            trainer = dataclasses.asdict(state)
+            self._kept.keep(TrainingState.of(*parts, trainer=trainer, losses=self.losses, seconds=self.seconds))

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ir import FxpruneError, RequestError
-from ...runtime.block_runner import BlockRunner
 from ...runtime.experts import ONE_BY_ONE, experts_as
 from ...runtime.ranks import Ranks
-from ...runtime.reverse import GradientReceiver, Loss
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.reverse import GradientReceiver, Loss
 from ..calibrate.batches import LinearCall
 from ..calibrate.linear_calls import LinearCallRecorder
 from ..model.forward import logits_of

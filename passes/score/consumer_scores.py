@@ -13,8 +13,8 @@ from ...ir import FxpruneError, Indices, RequestError
 from ...ir.graph import Graph
 from ...ir.groups import Group, Occurrence
 from ...ir.options import option
-from ...runtime.block_runner import BlockRunner
 from ...runtime.ranks import Ranks
+from ...runtime.streaming.block_runner import BlockRunner
 from ..calibrate.batches import Feed, LinearCall, calibration_feeds, matrix, without_data
 from ..calibrate.recorded_calls import recorded_calls
 from ..calibrate.spread import RunningVariance, merged

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...ir.groups import Group
-from ...runtime.block_runner import BlockRunner
+from ...runtime.streaming.block_runner import BlockRunner
 from ..calibrate.batches import LinearCall
 from ..data import Scores
 from ..state import State

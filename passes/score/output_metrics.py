@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...ir.groups import Group
-from ...runtime.block_runner import BlockRunner
-from ...runtime.store import Kept, Shelf
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.store import Kept, Shelf
 from ..calibrate.batches import LinearCall
 from ..calibrate.gram import add_gram, symmetric
 from ..calibrate.linear_maps import LinearMap
@@ -34,7 +34,7 @@ def output_metrics(step: ConsumerScored, state: State, groups: Sequence[Group]) 
     """
     runner = state.subject.runner
     names = list(dict.fromkeys(reader.consumer.tensor for reader in readers_of(groups, state.subject.graph)))
-    sums = _Sums(None if runner.residence is None else runner.residence.store.shelf)
+    sums = _OuterProducts(None if runner.residence is None else runner.residence.store.shelf)
     predictions = activation_gradients(
         runner, list(losses_of(step, state.data, state.ranks)), lambda: _Receiver(runner, names, sums)
     )
@@ -50,7 +50,7 @@ def output_metrics(step: ConsumerScored, state: State, groups: Sequence[Group]) 
     return metric_of
 
 
-class _Sums:
+class _OuterProducts:
     """Sums of ``g g^T``.
 
     Args:
@@ -94,7 +94,7 @@ class _Sums:
 class _Receiver(ActivationReceiver):
     """Sums ``g g^T`` over the calls of some weights; those of a block are put away when the block is done."""
 
-    def __init__(self, runner: BlockRunner, names: Sequence[str], sums: _Sums) -> None:
+    def __init__(self, runner: BlockRunner, names: Sequence[str], sums: _OuterProducts) -> None:
         super().__init__(runner, names, lambda call: call.gave, sums.add, sums.clear)
         self._sums = sums
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.block_runner import BlockRunner
 from ...runtime.ranks import ALONE, Ranks
-from ...runtime.reverse import Loss
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.reverse import Loss
 from .taylor_terms import contributions_of
 from .units import Contributions, Wanted
 

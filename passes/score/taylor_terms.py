@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.block_runner import BlockRunner
 from ...runtime.ranks import ALONE, Ranks
-from ...runtime.reverse import Loss
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.reverse import Loss
 from .position_scores import wanted_parameters
 from .taylor_gradients import NOT_FINITE, TaylorReceiver
 from .units import Contributions, Wanted
@@ -33,7 +33,7 @@ TAYLOR_TERMS = ("vector", "element1", "second", "element2")
 PER_SAMPLE = ("second", "element2")
 """The variants with squares of the gradient of each sample."""
 
-LOGITS_LIMIT = 1 << 26
+LOGITS_AT_ONCE = 1 << 26
 """For variants of the mean gradient: the most bytes that the float32 logits of windows in one forward pass take."""
 
 
@@ -122,7 +122,7 @@ def _windows_at_once(model: Module, tokens: Tensor) -> int:
     config: Any = getattr(model, "config", None)
     vocabulary = getattr(config.get_text_config(), "vocab_size", 1) if hasattr(config, "get_text_config") else 1
     each = 4 * tokens.shape[1] * vocabulary
-    return max(1, min(len(tokens), LOGITS_LIMIT // each))
+    return max(1, min(len(tokens), LOGITS_AT_ONCE // each))
 
 
 def _loss_on(windows: Tensor, name: str) -> Loss:

@@ -17,7 +17,7 @@ from ...ir.axes import Atom, atoms_of
 from ...ir.cost import macs_of
 from ...ir.graph import Arg, Graph, Op, Value
 from ...ir.rules import contraction_of
-from ...runtime.block_runner import BlockRunner
+from ...runtime.streaming.block_runner import BlockRunner
 from ..couple.coupling import Coupling, couple
 from ..model.forward import inference
 from ..state import Subject

@@ -15,9 +15,9 @@ from torch.nn import functional
 from ...ir import FxpruneError, Indices, RequestError
 from ...ir.graph import Graph
 from ...ir.groups import Group, Kind
-from ...runtime.block_runner import BlockRunner
+from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.turns import Feed
 from ...runtime.tensors import tensors_by_name
-from ...runtime.turns import Feed
 from ..couple.consumers import taking_in
 from ..data import Scores
 from ..model.forward import logits_of

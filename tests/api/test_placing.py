@@ -69,7 +69,7 @@ def test_what_cannot_be(words: list[str], message: str, capsys: pytest.CaptureFi
 
 
 def test_an_export_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from fxprune.runtime import devices
+    from fxprune.runtime.place import devices
 
     monkeypatch.setattr(devices, "found_devices", lambda: [torch.device("cuda", 0), torch.device("cpu")])
     with pytest.raises(FxpruneError, match="--device cuda:0: a format is written and compared on the CPU"):
@@ -173,7 +173,7 @@ def test_doctor_shows_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_doctor_tells_of_a_limit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from fxprune.api import machine
-    from fxprune.runtime.memory import HostMemory
+    from fxprune.runtime.place.memory import HostMemory
 
     limited: Callable[[], HostMemory] = lambda: HostMemory(4 * 10**9, 10**9, 4 * 10**9)  # noqa: E731
     monkeypatch.setattr(machine, "host_memory", limited)

@@ -14,12 +14,13 @@ from fxprune.runtime.tolerances import LOGITS_TOLERANCE
 from .causal_lm import DECODES_OTHERWISE, HEADS_STAY, NOT_SAVED, NOT_TRACED, SAVED_WITH, WITHOUT, names, tiny_model
 
 PARTS_OF = 20
-BY_DEFAULT = 4
-"""Parts of the families that run by default, the others under the marker ``slow``."""
+BY_DEFAULT = (2, 3)
+"""Parts of the families that run by default, the others under the marker ``slow``. In these two are mixtures of
+experts, a state-space model, encoder-decoders, and attention with biases in place of positions."""
 
 FAMILIES = [name for name in names() if name not in NOT_TRACED and name not in NOT_SAVED]
 PARTS = [
-    pytest.param(FAMILIES[part::PARTS_OF], marks=() if part < BY_DEFAULT else pytest.mark.slow, id=f"part{part}")
+    pytest.param(FAMILIES[part::PARTS_OF], marks=() if part in BY_DEFAULT else pytest.mark.slow, id=f"part{part}")
     for part in range(PARTS_OF)
 ]
 

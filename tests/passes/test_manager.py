@@ -100,16 +100,14 @@ def test_the_graph_is_verified_before_and_after_and_a_broken_pass_is_blamed() ->
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "device", "message", "hint"),
+    ("pipeline", "where", "message", "hint"),
     [
         ([], "cpu", "the pipeline is empty", "fxprune passes"),
         ([Look(), Read()], "meta", "pass 'read' needs weights, but the model has none", "safetensors"),
     ],
 )
-def test_a_pipeline_that_cannot_run_is_refused_first(
-    pipeline: list[Pass], device: str, message: str, hint: str
-) -> None:
-    state = a_state(device)
+def test_a_pipeline_that_cannot_run_is_refused_first(pipeline: list[Pass], where: str, message: str, hint: str) -> None:
+    state = a_state(where)
     with pytest.raises(RequestError, match=message) as caught:
         run(pipeline, state)
     assert hint in caught.value.hint

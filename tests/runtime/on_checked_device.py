@@ -31,7 +31,7 @@ from fxprune.api.seen_texts import CALIBRATION, RECOVERY
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.select.latency import forward_seconds
-from fxprune.runtime.placement import PlacementRequest
+from fxprune.runtime.place.placement import PlacementRequest
 from fxprune.runtime.tolerances import relative_difference
 from fxprune.tracer.model import load_config, resolve
 
@@ -113,6 +113,25 @@ def written(folder: Path) -> dict[str, Any]:
     return {"digests": digests}
 
 
+class Rebuilt(torch.nn.Module):
+    """Its code holds a width, so that a graph replaces it; the graph creates a tensor for any number of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(8, 32), torch.nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(x)).reshape(-1, 32)
+        return self.last(hidden) + torch.arange(x.shape[0], device=x.device)[:, None]
+
+
+def rebuilt(_folder: Path) -> dict[str, Any]:
+    """A module that becomes a graph, on the device, and back on the CPU."""
+    torch.manual_seed(0)
+    pruned = fxprune.prune_module(Rebuilt().eval(), torch.randn(3, 8), "magnitude", ratio=0.5, device=NAME)
+    return {"rebuilt": not pruned.in_place, "outputs": list(pruned.module(torch.randn(5, 8)).shape)}
+
+
 def module(_folder: Path) -> dict[str, Any]:
     """A module that is no language model, pruned on the device with a loss on batches."""
     torch.manual_seed(0)
@@ -134,7 +153,8 @@ def timed(folder: Path) -> dict[str, Any]:
 
 
 CALLS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
-    "refused": refused, "evaluated": evaluated, "written": written, "module": module, "timed": timed,
+    "refused": refused, "evaluated": evaluated, "written": written, "module": module, "rebuilt": rebuilt,
+    "timed": timed,
 }  # fmt: skip
 
 

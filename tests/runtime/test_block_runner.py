@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune.backends.huggingface.streamed_weights import obstacle, stored_tensors
 from fxprune.ir.errors import FxpruneError
-from fxprune.runtime.block_runner import BlockRunner
-from fxprune.runtime.mapped_files import Checkpoint
-from fxprune.runtime.residence import Residence
-from fxprune.runtime.reverse import GradientReceiver
-from fxprune.runtime.store import InMemory, OnDisk, Store
+from fxprune.passes.state import Subject
+from fxprune.runtime.streaming.block_runner import BlockRunner
+from fxprune.runtime.streaming.mapped_files import Checkpoint
+from fxprune.runtime.streaming.residence import Residence
+from fxprune.runtime.streaming.reverse import GradientReceiver
+from fxprune.runtime.streaming.store import InMemory, OnDisk, Store
+from fxprune.tracer.export import trace_model
 from fxprune.tracer.model import build_meta
 
 from ..families import causal_lm
@@ -217,3 +220,151 @@ def test_blocks_that_run_again_and_shared_weights_have_complete_gradients() -> N
     assert kept.gradients.keys() == expected.keys()
     for key, gradient in kept.gradients.items():
         torch.testing.assert_close(gradient, expected[key], rtol=1e-5, atol=1e-7)
+
+
+class Toy(nn.Module):
+    """Two blocks whose forward is called, or only parts of which are, or that remember what they were given."""
+
+    def __init__(self, kind: str = "") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.table = nn.Embedding(11, 6)
+        self.layers = nn.ModuleList([Remembering() if kind == "remembers" else Part() for _ in range(2)])
+        self.head = nn.Linear(6, 11)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        for layer in self.layers:
+            x = x + (layer.inner(x) if self.kind == "parts" else layer(x))
+            if self.kind == "remembers":
+                x = x * layer.seen
+            if self.kind == "read":
+                x = x @ layer.inner.weight
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class Part(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.inner(x))
+
+
+class Remembering(Part):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.mean()
+        return super().forward(x)
+
+
+def toy(kind: str, folder: Path) -> tuple[Toy, BlockRunner]:
+    """The same model with its weights in memory, and in a file."""
+    model, empty = Toy(kind).eval(), Toy(kind).to("meta").eval()
+    save_file(dict(model.state_dict()), folder / "toy.safetensors")
+    store = Store(Checkpoint([folder / "toy.safetensors"]).tensors, InMemory())
+    return model, BlockRunner(empty, Residence(empty, store, torch.device("cpu"), torch.float32))
+
+
+def feeds_on(count: int) -> list[Any]:
+    return [lambda model, ids=ids % 11: model(ids) for ids in tokens(count)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("", None),
+        ("parts", "layers.0 is not called itself: its parts are"),
+        ("remembers", "layers.0 keeps tensors from one call to the next"),
+    ],
+)
+def test_a_list_whose_members_cannot_wait_for_their_turns_runs_as_a_whole(
+    kind: str, why: str | None, tmp_path: Path
+) -> None:
+    model, runner = toy(kind, tmp_path)
+    feeds, seen = feeds_on(3), []
+    begun_again = []
+    with torch.no_grad():
+        expected = [feed(model) for feed in feeds]
+    runner.model.head.register_forward_hook(lambda *_: seen.append(1))  # type: ignore[union-attr,operator]
+    found = runner.run(feeds, restart=lambda: begun_again.append(seen.clear()))
+    assert all(torch.equal(got, wanted) for got, wanted in zip(found, expected, strict=True))
+    assert runner.whole == ({} if why is None else {"layers": why})
+    assert len(begun_again) == len(runner.whole)
+    assert len(seen) == 3, "what a run that began again had seen is forgotten"
+    assert all(parameter.is_meta for parameter in runner.model.parameters())
+    assert not any(module._forward_pre_hooks for module in runner.model.modules())
+
+
+def test_a_session_begins_again_and_gradients_do(tmp_path: Path) -> None:
+    model, runner = toy("parts", tmp_path)
+    (feed,) = feeds_on(1)
+
+    def called() -> Tensor:
+        with runner.session() as module:
+            # Within a session that reads the list block by block, a run cannot go on by itself.
+            return torch.cat([feed(module), *runner.run([feed])])
+
+    with torch.no_grad():
+        assert torch.equal(runner.again(called), torch.cat([feed(model)] * 2))
+    fresh, kept = toy("parts", tmp_path)[1], Kept()
+    fresh.gradients([lambda m: feed(m).mean()], ["layers.1.inner.weight"], kept)
+    feed(model).mean().backward()
+    assert torch.equal(kept.gradients[0, "layers.1.inner.weight"], model.layers[1].inner.weight.grad)
+    assert fresh.whole.keys() == {"layers"}
+
+
+def test_weights_that_other_code_reads_are_found_in_the_graph(tmp_path: Path) -> None:
+    model, runner = toy("read", tmp_path)
+    graph = trace_model(model, {"ids": torch.zeros(2, 3, dtype=torch.long)}).graph
+    subject = Subject(graph, runner.model, residence=runner.residence)
+    assert subject.whole == {"layers": "layers.0.inner.weight is read in the model's own code"}
+    (feed,) = feeds_on(1)
+    with torch.no_grad():
+        assert torch.equal(subject.runner.run([feed])[0], feed(model))
+    assert not Subject(trace_model(Toy(), {"ids": torch.zeros(2, 3, dtype=torch.long)}).graph, Toy()).whole
+
+
+def test_batches_begin_while_there_is_room(tmp_path: Path) -> None:
+    model, runner = toy("", tmp_path)
+    feeds, size = feeds_on(5), 2 * 8 * 6 * 4
+    steps, together = runner.turns(feeds, room=2 * size), []
+    while True:
+        try:
+            together.append(next(steps).batches)
+        except StopIteration as end:
+            results = end.value
+            break
+    assert together == [[0, 1]] * 2 + [[2, 3]] * 2 + [[4]] * 2
+    with torch.no_grad():
+        assert all(torch.equal(got, feed(model)) for got, feed in zip(results, feeds, strict=True))
+
+
+def test_an_error_in_a_block_is_raised_where_the_block_was_called(tmp_path: Path) -> None:
+    _, runner = toy("", tmp_path)
+    (good,) = feeds_on(1)
+
+    def narrow(model: nn.Module) -> str:
+        try:
+            model.layers[1](torch.zeros(2, 5))  # type: ignore[index,operator]
+        except RuntimeError as error:
+            return str(error)
+        return "no error"
+
+    said, logits = runner.run([narrow, good])
+    assert "cannot be multiplied" in said
+    assert logits.isfinite().all()
+
+
+def test_weights_can_be_edited_as_they_are_brought_in(tmp_path: Path) -> None:
+    model, runner = toy("", tmp_path)
+    (feed,) = feeds_on(1)
+    with torch.no_grad():
+        before = feed(model)
+        runner.residence.edit = lambda name, value: value * 0 if name == "layers.0.inner.weight" else value  # type: ignore[union-attr]
+        model.layers[0].inner.weight.zero_()
+        assert torch.equal(runner.run([feed])[0], feed(model))
+    runner.residence.edit = None  # type: ignore[union-attr]
+    assert torch.equal(runner.run([feed])[0], before)

@@ -91,7 +91,7 @@ def test_passes_stay_on_the_device(decoder: Path, kind: str) -> None:
 
 @pytest.mark.timeout(900)
 def test_calls_stay_on_the_device(decoder: Path) -> None:
-    found = on_device(decoder, "evaluated", "module", "timed")
+    found = on_device(decoder, "evaluated", "module", "rebuilt", "timed")
     assert found["evaluated"]["where"] == "checked:0"
     there, here = found["evaluated"]["perplexities"]
     assert there == pytest.approx(here, rel=1e-5)
@@ -99,6 +99,8 @@ def test_calls_stay_on_the_device(decoder: Path) -> None:
     assert there == here
     assert there
     assert found["module"]["home"] == "cpu"
+    assert found["rebuilt"]["rebuilt"]
+    assert found["rebuilt"]["outputs"] == [5, 4]
     assert found["timed"]["seconds"] > 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fxprune.ir.errors import RequestError
-from fxprune.runtime.memory import host_memory, parse_bytes, size_text
+from fxprune.runtime.place.memory import host_memory, parse_bytes, size_text
 
 GB = 10**9
 

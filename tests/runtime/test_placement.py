@@ -10,19 +10,19 @@ import torch
 
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.model.blocks import find_blocks
-from fxprune.runtime import devices, placement
-from fxprune.runtime.devices import CPU, find_device, found_devices
-from fxprune.runtime.memory import HostMemory, Memory
-from fxprune.runtime.needs import Needs, needs_of
-from fxprune.runtime.placement import (
+from fxprune.runtime.place import devices, placement
+from fxprune.runtime.place.devices import CPU, find_device, found_devices
+from fxprune.runtime.place.memory import HostMemory, Memory
+from fxprune.runtime.place.needs import Needs, needs_of
+from fxprune.runtime.place.placement import (
     STREAMED,
     WHOLE,
     Placement,
     PlacementRequest,
     one_step_more_frugal,
     place,
-    require_whole,
     told_when_out_of_memory,
+    whole,
 )
 
 from ..decoders import llama
@@ -201,12 +201,11 @@ def test_out_of_memory_is_an_error_with_a_hint(card: Callable[..., None]) -> Non
     assert "--offload memory, or another --device" in error.value.hint
 
 
-def test_a_run_of_the_whole_model_needs_all_of_it() -> None:
-    assert require_whole(WHOLE) is WHOLE
-    assert require_whole(STREAMED) is WHOLE, "where files cannot be read one tensor at a time, they are loaded"
-    with pytest.raises(RequestError, match="the whole model has to be in memory here") as error:
-        require_whole(Placement(CPU, torch.float32, "disk", None, "cpu, float32; weights stay on disk, as asked"))
-    assert "--offload none" in error.value.hint
+def test_where_files_cannot_be_read_one_tensor_at_a_time_all_is_loaded() -> None:
+    assert whole(WHOLE) is WHOLE
+    assert whole(STREAMED) is WHOLE
+    on_disk = Placement(CPU, torch.float32, "disk", None, "cpu, float32; weights stay on disk, as asked")
+    assert whole(on_disk).offload == "none"
 
 
 def test_needs_are_counted_in_the_shapes() -> None:

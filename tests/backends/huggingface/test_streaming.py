@@ -33,9 +33,9 @@ from fxprune.backends.huggingface.synthetic_weights import SyntheticWeights, met
 from fxprune.ir.errors import FxpruneError
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.weight_powers import magnitude
-from fxprune.runtime import mapped_files
-from fxprune.runtime.mapped_files import Checkpoint
-from fxprune.runtime.store import InMemory, Store
+from fxprune.runtime.streaming import mapped_files
+from fxprune.runtime.streaming.mapped_files import Checkpoint
+from fxprune.runtime.streaming.store import InMemory, Store
 from fxprune.tracer.model import build_meta
 
 from ...checkpoints import LLAMA, TIED, WIDTHS, contents, write_checkpoint

@@ -19,7 +19,7 @@ from fxprune.passes.calibrate.recorded_calls import recorded_calls
 from fxprune.passes.calibrate.spread import RunningVariance
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.score.consumer_scores import readers_of
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm
 
 VOCAB = 31

@@ -12,7 +12,7 @@ from fxprune.ir import FxpruneError, Plan, RequestError
 from fxprune.passes.calibrate.generate import Generate, Joined, written_by
 from fxprune.passes.score.fisher import Fisher
 from fxprune.passes.state import State
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from ...corpora import OneToken
 from ...decoders import random_decoder, special_tokens

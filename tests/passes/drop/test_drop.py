@@ -17,7 +17,7 @@ from fxprune.passes.model.blocks import find_blocks, keep_blocks
 from fxprune.passes.model.measure import perplexity
 from fxprune.passes.score.random import Random
 from fxprune.passes.state import NoHost, State
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from ...corpora import RandomTokens
 from ...decoders import random_decoder, special_tokens

@@ -9,7 +9,7 @@ from fxprune.ir import RequestError
 from fxprune.passes.drop.sub_block_scores import sub_block_influence
 from fxprune.passes.drop.sub_blocks import find_sub_blocks, taken_out
 from fxprune.passes.model.blocks import find_blocks
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm
 
 from ...families.causal_lm import NOT_SAVED, NOT_TRACED, names, tiny_model

@@ -21,7 +21,7 @@ from fxprune.passes.model.measure import perplexity
 from fxprune.passes.score.random import Random
 from fxprune.passes.state import State
 from fxprune.runtime.absence import absences
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm
 
 from ...corpora import RandomTokens

@@ -17,10 +17,10 @@ from fxprune.passes.recover.block_distillation import distil_blocks
 from fxprune.passes.recover.distill import Distill
 from fxprune.passes.recover.finetune import Finetune
 from fxprune.passes.recover.lora import Lora
-from fxprune.passes.recover.teacher import Teacher
+from fxprune.passes.recover.teacher import PresentTeacher
 from fxprune.passes.recover.training import pad
 from fxprune.passes.state import State
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import Traced, trace_causal_lm
 
 from ...corpora import RepeatedTokens, RunningTokens, UnequalRows
@@ -92,7 +92,7 @@ def test_a_model_that_is_its_own_teacher_has_nothing_to_learn() -> None:
 def test_the_loss_is_the_one_of_the_formula(temperature: float) -> None:
     dense, student = llama(), damaged(llama())
     batch = pad([{"input_ids": ids, "labels": ids} for ids in ([1, 2, 3, 4], [5, 6, 7])])
-    teacher = Teacher(dense, 0.25, temperature)
+    teacher = PresentTeacher(dense, 0.25, temperature)
     teacher.answer(batch)
     with torch.no_grad():
         out = student(batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -273,6 +273,8 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         (Distill(teacher=1.5), "distill: teacher=1.5 is outside [0, 1]"),
         (Distill(temperature=0.0), "distill: temperature=0 is not above 0"),
         (Lora(temperature=2.0), "lora: temperature=2 means nothing without a teacher"),
+        (Lora(top_k=8), "lora: top_k=8 means nothing without a teacher"),
+        (Distill(top_k=-1), "distill: top_k=-1 is below 0"),
         (Finetune(lr=-1.0), "finetune: lr=-1 is not above 0"),
         (Distill(batch=6), "distill: batch=6 is not a multiple of micro_batch=4"),
         (Distill(teacher=0.0), "distill: teacher=0 does not use the dense model"),

@@ -14,7 +14,7 @@ from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.score.taylor_terms import taylor as taylor_of
 from fxprune.passes.score.units import Contributions, Wanted
 from fxprune.passes.score.weight_powers import magnitude
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from .test_contributions import VARIANTS, build, draw
 

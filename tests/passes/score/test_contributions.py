@@ -21,7 +21,7 @@ from fxprune.passes.score import position_scores as parts
 from fxprune.passes.score.taylor_terms import taylor as taylor_of
 from fxprune.passes.score.units import Contributions, Wanted
 from fxprune.passes.score.weight_powers import magnitude
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from ...forks import Forks
 

@@ -10,7 +10,7 @@ from torch import nn
 from fxprune.api.modules.prune import prune_module
 from fxprune.passes.score.position_scores import position_sums
 from fxprune.passes.score.taylor_of_losses import taylor_of_losses
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from ...nets import build, images, quadratic
 

@@ -15,7 +15,7 @@ from fxprune.passes.select import latency
 from fxprune.passes.select.allocate import Target
 from fxprune.passes.select.latency import TOKENS, Clock, Latency, forward_seconds
 from fxprune.passes.state import State
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm, trace_model
 
 from ...states import decoder_state, run_passes

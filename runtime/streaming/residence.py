@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..tensors import tensors_by_every_name
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError
 from .store import Store
-from .tensors import tensors_by_every_name
 
 Edit = Callable[[str, torch.Tensor], torch.Tensor]
 """Name and value of a parameter -> the value that it runs with; the given one must not be changed."""
@@ -33,13 +33,21 @@ class Residence:
         model: the module; its buffers have values.
         store: the values, by first name.
         device, dtype: where and in which arithmetic the model runs.
+        max_memory: the most memory that may be used, in bytes; None for all that is free.
 
     Attributes:
         edit: what is done to values when they are brought into memory, beside what the store holds; None for nothing.
     """
 
-    def __init__(self, model: nn.Module, store: Store, device: torch.device, dtype: torch.dtype) -> None:
-        self.model, self.store, self.device, self.dtype = model, store, device, dtype
+    def __init__(
+        self,
+        model: nn.Module,
+        store: Store,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_memory: int | None = None,
+    ) -> None:
+        self.model, self.store, self.device, self.dtype, self.max_memory = model, store, device, dtype, max_memory
         self.edit: Edit | None = None
         self._shells: dict[str, nn.Parameter] = {}
         self._of_block: dict[str, list[str]] = {}
@@ -49,7 +57,7 @@ class Residence:
 
     def of(self, model: nn.Module, store: Store) -> Residence:
         """The same for another module and its store."""
-        return Residence(model, store, self.device, self.dtype)
+        return Residence(model, store, self.device, self.dtype, self.max_memory)
 
     @property
     def in_use(self) -> bool:
@@ -81,6 +89,25 @@ class Residence:
                 finally:
                     self._empty(shared)
         finally:
+            self._depth -= 1
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, all weights are in memory, and blocks have nothing to bring; those marked by :meth:`keep` go to the
+        store afterwards. A value may be that of the store itself: make it private before writing to it."""
+        self._depth += 1
+        self._of_block = defaultdict(list)
+        try:
+            with self._swapped(), self._buffers():
+                everything = list(self._shells)
+                self._fill(everything)
+                try:
+                    yield
+                finally:
+                    self._empty(everything)
+                    give_back_memory(self.device)
+        finally:
+            self._of_block = {}
             self._depth -= 1
 
     @contextmanager

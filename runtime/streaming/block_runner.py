@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..ir.errors import FxpruneError
+from ...ir.errors import FxpruneError
+from ..tensors import made_private, tensors_by_name, twin
 from .blocks import BlockList
 from .residence import Residence
 from .reverse import GradientReceiver, Loss, Tape, walk_back
 from .side_effects import PassesOnMoreError
-from .tensors import made_private, tensors_by_name, twin
 from .turns import Around, Feed, Turn, turns
 
 WAITING = 1 << 30
 """Bytes of hidden states that may wait while one block after the other is read for all of them."""
 
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 @dataclass
@@ -73,7 +73,7 @@ class BlockRunner:
         parameter = next(self.model.parameters(), None)
         return parameter.dtype if parameter is not None else torch.get_default_dtype()
 
-    def again(self, call: Callable[[], Result], restart: Callable[[], None] | None = None) -> Result:
+    def again(self, call: Callable[[], Answer], restart: Callable[[], None] | None = None) -> Answer:
         """What a call returns that runs the model; it begins again where a list of blocks must run as a whole.
 
         Args:
@@ -100,6 +100,17 @@ class BlockRunner:
             else:
                 with self.residence.calling(self.blocks):
                     yield self.model
+
+    @contextmanager
+    def whole_in_memory(self) -> Iterator[nn.Module]:
+        """Inside, the module holds all its values, in parameters that can be trained.
+
+        Where weights are elsewhere, those that :meth:`~.residence.Residence.keep` has named by then go to the store
+        afterwards, and the module is empty again; values that are written to must be made private first, see
+        :func:`~fxprune.runtime.tensors.made_private`.
+        """
+        with nullcontext() if self.residence is None else self.residence.whole():
+            yield self.model
 
     def turns(
         self, feeds: Sequence[Feed], around: Around | None = None, *, room: int | None = None

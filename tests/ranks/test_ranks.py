@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.runtime import devices, link
+from fxprune.runtime import link
 from fxprune.runtime.link import Link
-from fxprune.runtime.memory import host_memory
+from fxprune.runtime.place import devices
+from fxprune.runtime.place.memory import host_memory
 from fxprune.runtime.ranks import ALONE, ELSEWHERE, Ranks, is_first_rank, processes, ranks_from_environment
 
 
@@ -127,8 +128,7 @@ def test_a_single_rank_connects_nothing() -> None:
     ALONE.agree({"x": "1"})
     code = """if True:
         import sys
-        from fxprune.runtime.memory import host_memory
-from fxprune.runtime.ranks import processes
+        from fxprune.runtime.ranks import processes
         with processes() as ranks:
             assert ranks.first
         print(sys.modules.keys())

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..ir.errors import RequestError
-from .ranks import ranks_here
+from ...ir.errors import RequestError
+from ..ranks import ranks_here
 
 CPU = torch.device("cpu")
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..tolerances import BLOCK_TOLERANCE, relative_difference
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError, SideEffects
-from .tolerances import BLOCK_TOLERANCE, relative_difference
 from .turns import Coroutine, Turn
 
 Loss = Callable[[nn.Module], Tensor]

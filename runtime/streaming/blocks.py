@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from .tensors import tensors_by_every_name
+from ..tensors import tensors_by_every_name
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.state import ON_RESUME, OnResume, State
 
-from ..checkpoints import TIED, WIDTHS, contents, write_checkpoint
-from ..corpora import word_tokenizer
+from ...checkpoints import TIED, WIDTHS, contents, write_checkpoint
+from ...corpora import word_tokenizer
 
 VOCABULARY = {word: number for number, word in enumerate("abcdefghijklmnopqrstuvwxyz")}
 GPT2 = GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=26, n_positions=64, bos_token_id=0, eos_token_id=0)
@@ -274,6 +274,19 @@ def decide_otherwise(folder: Path) -> None:
     rewritten(lambda stage: stage["data"]["state"]["finished"][0]["decisions"][0].update(name="run"), folder)
 
 
+def fewer_finished(folder: Path) -> None:
+    rewritten(lambda stage: stage["data"]["state"]["finished"].clear(), folder)
+
+
+def no_generators(folder: Path) -> None:
+    rewritten(lambda stage: stage["data"]["generators"].update(python=[3, [1, 2], None]), folder)
+
+
+def dangling(folder: Path) -> None:
+    shutil.rmtree(folder / ".out.stages")
+    (folder / ".out.stages").symlink_to(folder / "nowhere")
+
+
 def no_state(folder: Path) -> None:
     rewritten(lambda stage: stage["data"].update(state=[1]), folder)
 
@@ -323,6 +336,9 @@ ERRORS = [
     (cut_more, {}, "cannot resume .*: the plan names a group 'of nothing'"),
     (cut_others, {}, "cannot resume .*: what the finished passes did gives another model now$"),
     (decide_otherwise, {}, r"\.out\.stages is damaged: KeyError\('run'\)$"),
+    (fewer_finished, {}, "cannot resume .*: the passes that ran are none$"),
+    (no_generators, {}, r"\.out\.stages is damaged: ValueError"),
+    (dangling, {}, r"\.out\.stages is a link, and no run made it$"),
     (no_state, {}, r"\.out\.stages is damaged: TypeError"),
     (link_folder, {}, r"\.out\.stages is a link, and no run made it$"),
     (link_record, {}, r"fxprune\.json is a link or no file, and no run made it$"),

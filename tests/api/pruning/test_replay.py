@@ -21,7 +21,7 @@ from fxprune.backends.huggingface import weight_source
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
-from ..checkpoints import LLAMA, TIED, WIDTHS, contents, write_checkpoint
+from ...checkpoints import LLAMA, TIED, WIDTHS, contents, write_checkpoint
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 UP = "model.layers.0.mlp.up_proj.weight"

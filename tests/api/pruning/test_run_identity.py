@@ -13,7 +13,7 @@ from fxprune.passes.registry import PASSES
 from fxprune.passes.shrink.replay import Replay
 from fxprune.tracer.model import ModelSource, resolve
 
-from ..checkpoints import LLAMA
+from ...checkpoints import LLAMA
 
 TEXTS = {"calibration": None, "recovery": None}
 OPTIONS = {"example": None, "loss": None, "scores": None}

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ..ir.errors import FxpruneError
-from ..ir.plan import Indices, Plan
+from ...ir.errors import FxpruneError
+from ...ir.plan import Indices, Plan
 from .mapped_files import Checkpoint, StoredTensor, require_whole
 
 Cuts = dict[int, Indices]
@@ -59,16 +59,7 @@ class OnDisk:
         Raises:
             FxpruneError: the disk is full, or the file cannot be written.
         """
-        folder = self._scratch()
-        path = folder / f"{next(self._number):06}.safetensors"
-        try:
-            save_file({name: value.detach().cpu().contiguous()}, path)
-        except (OSError, RuntimeError) as error:  # safetensors has an error class of its own for each
-            path.unlink(missing_ok=True)
-            raise FxpruneError(
-                f"{folder} cannot take '{name}' ({value.numel() * value.element_size() / 1e6:.0f} MB): {error}",
-                "make room on this disk, or use --offload memory",
-            ) from error
+        path = write_tensor(self._scratch() / f"{next(self._number):06}.safetensors", name, value)
         stored = Checkpoint([path]).tensors[name]
 
         def read() -> torch.Tensor:
@@ -76,6 +67,23 @@ class OnDisk:
 
         weakref.finalize(read, path.unlink, missing_ok=True)
         return read
+
+
+def write_tensor(path: Path, name: str, value: torch.Tensor) -> Path:
+    """Write one tensor to a file of its own; returns its path.
+
+    Raises:
+        FxpruneError: the disk is full, or the file cannot be written.
+    """
+    try:
+        save_file({name: value.detach().cpu().contiguous()}, path)
+    except (OSError, RuntimeError) as error:  # safetensors has an error class of its own for each
+        path.unlink(missing_ok=True)
+        raise FxpruneError(
+            f"{path.parent} cannot take '{name}' ({value.numel() * value.element_size() / 1e6:.0f} MB): {error}",
+            "make room on this disk, or use --offload memory",
+        ) from error
+    return path
 
 
 class Store:

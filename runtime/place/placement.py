@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..ir.errors import FxpruneError, RequestError
+from ...ir.errors import FxpruneError, RequestError
 from .devices import CPU, computes, find_device, found_devices, names_of, title_of
 from .memory import device_memory, host_memory, parse_bytes, size_text
 from .needs import Needs

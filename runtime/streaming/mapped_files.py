@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..ir.errors import FxpruneError
-from ..ir.plan import Indices
+from ...ir.errors import FxpruneError
+from ...ir.plan import Indices
 
 PIECE = 1 << 20
 """Bytes of a tensor that are sliced, checked, hashed and written together, while they are in the processor's cache."""

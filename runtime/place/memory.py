@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..ir.errors import RequestError
-from .ranks import ranks_here
+from ...ir.errors import RequestError
+from ..ranks import ranks_here
 
 if TYPE_CHECKING:
     import torch

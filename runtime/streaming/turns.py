@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..ir.errors import FxpruneError
+from ...ir.errors import FxpruneError
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError, SideEffects
 

@@ -24,8 +24,8 @@ from fxprune.backends.huggingface import direct_file, weight_source
 from fxprune.backends.huggingface.streamed_weights import StreamedWeights
 from fxprune.ir.errors import FxpruneError
 
-from ..checkpoints import contents, write_checkpoint
-from ..forks import Forks
+from ...checkpoints import contents, write_checkpoint
+from ...forks import Forks
 
 # Imports and traces once, and forks a process for every run, which is killed from outside after a while, or by itself
 # at its nth access to a file or directory beside OUT. The check in a fresh process is left out unless it is asked for.

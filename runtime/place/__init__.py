@@ -1,0 +1,1 @@
+"""Where a model runs: devices, their memory, and what a model needs of it."""

@@ -1,0 +1,1 @@
+"""Runs a model block by block: its weights, its forward, its gradients."""

@@ -1,0 +1,1 @@
+"""Tests of apply: interrupted, repeated, in several processes."""
