@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -94,7 +96,7 @@ class ModelRun:
         """
         self.source, self.model_call, self.progress, self.placement = source, model_call, progress, placement
         self._out = out
-        self._folder: TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
@@ -339,8 +341,9 @@ class ModelRun:
         goes with :meth:`close`."""
         if self._folder is None:
             beside = self._out.resolve().parent if self._out is not None else None
-            self._folder = TemporaryDirectory(prefix=".fxprune-weights-", dir=beside, ignore_cleanup_errors=True)
-        return Path(self._folder.name)
+            self._folder = Path(mkdtemp(prefix=".fxprune-weights-", dir=beside))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
 
     def close(self) -> None:
         """Remove weights that passes changed from the disk."""

@@ -70,9 +70,8 @@ def distil_blocks(
     path = _comparable(student, teacher)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[: steps * batch]
     batches = [pad([examples[i] for i in part.tolist()]) for part in order.split(batch)]
-    device = next(student.model.parameters()).device
-    feeds = [_feed(each, device) for each in batches]
-    masks = [each["attention_mask"].bool().to(device) for each in batches]
+    feeds = [_feed(each, student.device) for each in batches]
+    masks = [each["attention_mask"].bool().to(student.device) for each in batches]
     losses: dict[str, tuple[float, float]] = {}
     with closing(side_by_side(teacher.turns(feeds), student.turns(feeds))) as turns:
         for dense, pruned in turns:
