@@ -348,7 +348,7 @@ class ModelRun:
     def close(self) -> None:
         """Remove weights that passes changed from the disk."""
         if self._folder is not None:
-            self._folder.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
     def _keep_adapters(self, folder: Path) -> None:

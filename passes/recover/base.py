@@ -23,7 +23,7 @@ from ..base import Pass, PassKind
 from ..pipeline import print_pass
 from ..state import State
 from .kept_training import KeptTraining
-from .memory import Place, TrainingMemory, require_room, training_memory
+from .memory import Holder, TrainingMemory, require_room, training_memory
 from .recorded_teacher import RecordedTeacher
 from .teacher import PresentTeacher, Teacher
 from .training import Example, Recipe, Training, examples_of, preserved_randomness
@@ -128,7 +128,7 @@ class Recovery(Pass):
                 "leave it out, or give fewer examples in one forward pass (micro_batch)",
             )
         examples = examples_of(state.data.recovery, self.length)
-        place = Place.of(state.subject.runner)
+        place = Holder.of(state.subject.runner)
         with ExitStack() as stack:
             stack.enter_context(preserved_randomness())
             teacher = self._teacher(state, examples, place, stack) if self.teacher else None
@@ -141,7 +141,7 @@ class Recovery(Pass):
             if isinstance(teacher, RecordedTeacher) and teacher.top_k:
                 state.ledger.report[self.name]["teacher_mass"] = teacher.mass
 
-    def _teacher(self, state: State, examples: list[Example], place: Place, stack: ExitStack) -> Teacher:
+    def _teacher(self, state: State, examples: list[Example], place: Holder, stack: ExitStack) -> Teacher:
         """The dense model where it is in memory and all of its predictions are wanted, else what it predicts."""
         runner = state.before.runner("model")
         assert runner is not None, "run has checked it"
@@ -162,7 +162,7 @@ class Recovery(Pass):
         )
         return teacher
 
-    def _bring(self, state: State, model: PreTrainedModel, place: Place, stack: ExitStack) -> None:
+    def _bring(self, state: State, model: PreTrainedModel, place: Holder, stack: ExitStack) -> None:
         """Put all weights into memory, those that are written to in memory of their own, until the stack is closed."""
         residence = state.subject.residence
         if residence is not None:
@@ -175,19 +175,19 @@ class Recovery(Pass):
         if residence is not None or state.before.model is not None or state.before.same_layers is not None:
             made_private((*self.written(model), *model.buffers()))
 
-    def _bfloat16(self, place: Place) -> bool:
+    def _bfloat16(self, place: Holder) -> bool:
         """Whether to use bfloat16 autocast."""
         if self.dtype == AUTO:
             return place.device != CPU and place.dtype == torch.bfloat16
         return self.dtype == "bfloat16"
 
-    def _widens(self, place: Place, *, frozen: bool | None = None) -> bool:
+    def _widens(self, place: Holder, *, frozen: bool | None = None) -> bool:
         """Whether half-precision weights are float32 while they are in use; small updates would be lost in them."""
         if self.dtype == AUTO:
             return not self._bfloat16(place) or not (self.keeps_weights if frozen is None else frozen)
         return self.dtype == "float32"
 
-    def memory(self, model: PreTrainedModel, place: Place) -> TrainingMemory:
+    def memory(self, model: PreTrainedModel, place: Holder) -> TrainingMemory:
         """What training needs.
 
         Args:
@@ -233,7 +233,7 @@ class Recovery(Pass):
         """Where the training keeps how far it got."""
         return None if state.host.halfway is None else KeptTraining(state.host.halfway, print_pass(self, defaults=True))
 
-    def _recipe(self, model: PreTrainedModel, place: Place) -> Recipe:
+    def _recipe(self, model: PreTrainedModel, place: Holder) -> Recipe:
         """The options as a training recipe for a model in memory."""
         return Recipe(
             epochs=self.epochs,
@@ -247,7 +247,7 @@ class Recovery(Pass):
             seed=self.seed,
         )
 
-    def _checkpointing(self, model: PreTrainedModel, place: Place) -> bool:
+    def _checkpointing(self, model: PreTrainedModel, place: Holder) -> bool:
         if self.checkpointing != AUTO or not model.supports_gradient_checkpointing:
             return self.checkpointing == "on"
         memory = self.memory(model, place)

@@ -79,7 +79,7 @@ def training_memory(
 
 
 @dataclass(frozen=True)
-class Place:
+class Holder:
     """Where a model is trained.
 
     Attributes:
@@ -92,7 +92,7 @@ class Place:
     max_memory: int | None = None
 
     @classmethod
-    def of(cls, runner: BlockRunner) -> Place:
+    def of(cls, runner: BlockRunner) -> Holder:
         """Where a model runs."""
         residence = runner.residence
         if residence is not None:
@@ -117,7 +117,7 @@ class Place:
         return (free is None or whole - there <= free) and (self.max_memory is None or whole <= self.max_memory)
 
 
-def require_room(who: str, memory: TrainingMemory, place: Place) -> None:
+def require_room(who: str, memory: TrainingMemory, place: Holder) -> None:
     """Check that a model whose weights are elsewhere can be trained where it runs.
 
     Raises:

@@ -73,14 +73,9 @@ def train(
         if recipe.checkpointing:
             stack.enter_context(_checkpointed(model))
         arguments = _arguments(recipe, len(examples), scratch, home)
+        data = list(examples)
         trainer = _Taught(
-            teacher,
-            state,
-            model=model,
-            args=arguments,
-            train_dataset=list(examples),
-            data_collator=pad,
-            callbacks=[log],
+            teacher, state, model=model, args=arguments, train_dataset=data, data_collator=pad, callbacks=[log]
         )
         trainer.remove_callback(PrinterCallback)  # it prints every log entry on stdout
         try:

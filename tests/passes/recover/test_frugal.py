@@ -12,7 +12,7 @@ from fxprune.passes.recover.base import Recovery
 from fxprune.passes.recover.distill import Distill
 from fxprune.passes.recover.finetune import Finetune
 from fxprune.passes.recover.lora import Lora
-from fxprune.passes.recover.memory import Place
+from fxprune.passes.recover.memory import Holder
 
 from ...decoders import gpt2, llama
 from ...states import state_of
@@ -62,7 +62,7 @@ def test_activations_that_are_computed_again_change_nothing(kind: type[Recovery]
 def test_they_are_computed_again_where_they_do_not_fit(
     free: int | None, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Place, "free", free)
+    monkeypatch.setattr(Holder, "free", free)
     assert forwards_of_a_block(Lora(**OPTIONS | {"steps": 3}), llama()) == runs
 
 
@@ -75,28 +75,28 @@ def test_a_model_that_needs_its_activations_is_an_error(monkeypatch: pytest.Monk
 
 
 def test_memory_that_is_allowed_counts_all_and_memory_that_is_free_what_is_to_come() -> None:
-    place = Place(CPU, torch.float32, max_memory=1000)
+    place = Holder(CPU, torch.float32, max_memory=1000)
     assert place.holds(1000)
     assert not place.holds(1001, there=1001)
-    assert Place(CPU, torch.float32).holds(10**15, there=10**15)
-    assert not Place(CPU, torch.float32).holds(10**15)
+    assert Holder(CPU, torch.float32).holds(10**15, there=10**15)
+    assert not Holder(CPU, torch.float32).holds(10**15)
 
 
 @pytest.mark.parametrize(
     ("step", "place", "bfloat16", "widened"),
     [
-        (Lora(), Place(CPU, torch.bfloat16), False, True),
-        (Lora(), Place(CUDA, torch.bfloat16), True, False),
-        (Lora(), Place(CUDA, torch.float32), False, True),
-        (Lora(), Place(CUDA, torch.float16), False, True),
-        (Finetune(), Place(CUDA, torch.bfloat16), True, True),
-        (Distill(), Place(CPU, torch.float32), False, True),
-        (Lora(dtype="float32"), Place(CUDA, torch.bfloat16), False, True),
-        (Lora(dtype="bfloat16"), Place(CPU, torch.bfloat16), True, False),
-        (Finetune(dtype="bfloat16"), Place(CPU, torch.bfloat16), True, False),
+        (Lora(), Holder(CPU, torch.bfloat16), False, True),
+        (Lora(), Holder(CUDA, torch.bfloat16), True, False),
+        (Lora(), Holder(CUDA, torch.float32), False, True),
+        (Lora(), Holder(CUDA, torch.float16), False, True),
+        (Finetune(), Holder(CUDA, torch.bfloat16), True, True),
+        (Distill(), Holder(CPU, torch.float32), False, True),
+        (Lora(dtype="float32"), Holder(CUDA, torch.bfloat16), False, True),
+        (Lora(dtype="bfloat16"), Holder(CPU, torch.bfloat16), True, False),
+        (Finetune(dtype="bfloat16"), Holder(CPU, torch.bfloat16), True, False),
     ],
 )
-def test_the_arithmetic_is_that_of_the_place(step: Recovery, place: Place, bfloat16: bool, widened: bool) -> None:
+def test_the_arithmetic_is_that_of_the_place(step: Recovery, place: Holder, bfloat16: bool, widened: bool) -> None:
     assert step._bfloat16(place) == bfloat16
     assert step._widens(place) == widened
     assert step._widens(place, frozen=True) == (not bfloat16), "a teacher is not trained"

@@ -13,7 +13,7 @@ from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.recover import finetune
 from fxprune.passes.recover.finetune import Finetune
 from fxprune.passes.recover.lora import Lora
-from fxprune.passes.recover.memory import TRAINED_COPIES, Place, training_memory
+from fxprune.passes.recover.memory import TRAINED_COPIES, Holder, training_memory
 
 from ...checkpoints import LLAMA, TIED, contents, write_checkpoint
 from ...corpora import word_tokenizer
@@ -87,7 +87,7 @@ def test_memory_is_counted() -> None:
     lora = sum(2 * sum(p.shape) for name, p in model.named_parameters() if "proj" in name)
     for step, trained in ((Finetune(), numbers), (Lora(r=2), lora)):
         assert step.trained(model) == trained
-        found = step.memory(model.half(), Place(torch.device("cpu"), torch.float16))
+        found = step.memory(model.half(), Holder(torch.device("cpu"), torch.float16))
         assert found.weights == 4 * numbers, "half precision is widened"
         assert found.optimizer == TRAINED_COPIES * 4 * trained
     one, two, kept = (

@@ -24,7 +24,7 @@ from fxprune.passes.score import output_metrics
 from fxprune.passes.score.obs import Obs
 from fxprune.passes.score.random import Random
 from fxprune.passes.state import State
-from fxprune.runtime.block_runner import BlockRunner
+from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm
 
 from ...checkpoints import WIDTHS, contents, write_checkpoint
