@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ..ir.errors import FxpruneError, RequestError
+from ..ir.graph import Graph
 from ..ir.repairs import Repairs
 from ..runtime.ranks import Ranks
 from ..runtime.streaming.block_runner import BlockRunner
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from ..ir import Indices, Plan
-    from ..ir.graph import Graph
     from .couple.coupling import Coupling
     from .data import Corpus, Weights
     from .score_cache import ScoreCache
@@ -112,7 +112,7 @@ class Subject:
     whole: dict[str, str] = field(default_factory=dict, metadata=_ANEW)
 
     def __post_init__(self) -> None:
-        if self.graph is not None:  # a pass that reads no graph can do without
+        if isinstance(self.graph, Graph):  # a pass that reads no graph can do without
             self.whole.update(read_elsewhere(self.graph, self.model))
 
     @property

@@ -63,6 +63,8 @@ def test_blocks_are_found_fenced_and_indented() -> None:
 @pytest.mark.parametrize(("document", "line"), LINES, ids=[" ".join(words_of(line)) for _, line in LINES])
 def test_a_line_for_the_shell_can_be_run(document: str, line: str) -> None:
     program, *words = [word for word in words_of(line) if not re.match(r"[A-Z_]+=", word)]
+    if program == "torchrun":  # its own options, then -m fxprune
+        program, *words = words[words.index("-m") + 1 :]
     if program == "fxprune":
         parsed = build_parser(COMMANDS).parse_args(words)
         assert isinstance(parsed, argparse.Namespace)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from fxprune.api import evaluation
+from fxprune.api import runnable
 from fxprune.tracer import example, export, module
 from fxprune.tracer.export import Traced
 
@@ -69,6 +69,6 @@ def shared_traces() -> Iterator[None]:
         return replace(made[key], graph=copy.deepcopy(made[key].graph))
 
     with pytest.MonkeyPatch.context() as patch:
-        for caller in (export, example, module, evaluation):
+        for caller in (export, example, module, runnable):
             patch.setattr(caller, "trace_model", trace_once)
         yield

@@ -7,9 +7,11 @@ the largest tensor, so that a model of any depth runs in the memory of one tenso
 
 from __future__ import annotations
 
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,19 +45,20 @@ class SyntheticWeights:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        generator = torch.Generator().manual_seed(0)
         matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
         vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
         # Uniform in +-sqrt(3/n): a sum of n products with inputs of unit variance has unit variance again.
         largest = max(matrices, key=torch.Tensor.numel)
         bound = (3 / largest.shape[-1]) ** 0.5
-        self._matrix = _random(largest.numel() + SLACK, -bound, bound, generator)
+        self._matrix = largest.numel() + SLACK, bound
         size = max((parameter.numel() for parameter in vectors), default=1)
-        self._vector = _random(size + SLACK, 0.5, 1.5, generator)
+        self._vector = size + SLACK
+        self._buffers: Any = lambda: None
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """First name of every parameter of ``model`` -> its synthetic weight, float32, in the same shape."""
-        return {name: self._one(name, parameter) for name, parameter in model.named_parameters()}
+        buffers = self._buffers() or self._drawn()
+        return {name: _view(buffers, name, parameter) for name, parameter in model.named_parameters()}
 
     def logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
         """The first output of ``model`` with synthetic weights, float32."""
@@ -85,10 +88,28 @@ class SyntheticWeights:
             for table, name, tensor in held:
                 table[name] = tensor
 
-    def _one(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        start = zlib.crc32(name.encode()) % SLACK
-        buffer = self._matrix if like.dim() > 1 else self._vector
-        return buffer[start : start + like.numel()].view(like.shape)
+    def _drawn(self) -> _Buffers:
+        """The numbers, the same each time; they are as large as the largest tensor, so that they go when not in use."""
+        generator = torch.Generator().manual_seed(0)
+        size, bound = self._matrix
+        matrix = _random(size, -bound, bound, generator)
+        made = _Buffers(matrix, _random(self._vector, 0.5, 1.5, generator))
+        self._buffers = weakref.ref(made)
+        return made
+
+
+@dataclass(eq=False)
+class _Buffers:
+    """Random numbers for tensors of two and more dimensions, and for the others."""
+
+    matrix: torch.Tensor
+    vector: torch.Tensor
+
+
+def _view(buffers: _Buffers, name: str, like: torch.Tensor) -> torch.Tensor:
+    start = zlib.crc32(name.encode()) % SLACK
+    buffer = buffers.matrix if like.dim() > 1 else buffers.vector
+    return buffer[start : start + like.numel()].view(like.shape)
 
 
 def _random(size: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:

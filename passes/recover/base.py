@@ -153,7 +153,7 @@ class Recovery(Pass):
         scratch = None if state.host.scratch is None else state.host.scratch()
         folder = stack.enter_context(TemporaryDirectory(prefix="fxprune-teacher-", dir=scratch))
         teacher = RecordedTeacher(self.teacher, self.temperature, self.top_k, Path(folder))
-        teacher.record(
+        teacher.keep_predictions(
             runner,
             examples,
             batch=min(self.micro_batch, self.batch),

@@ -101,7 +101,7 @@ class RecordedTeacher(Teacher):
         self._places: dict[Key, _Place] = {}
         self._answers: list[Answers] = []
 
-    def record(
+    def keep_predictions(
         self, runner: BlockRunner, examples: Sequence[Example], *, batch: int, device: torch.device, bfloat16: bool
     ) -> None:
         """Compute the predictions for all examples.

@@ -196,11 +196,7 @@ class BlockRunner:
             holders = self.blocks.holders(self.model)
             with self._differentiated(parameters), torch.enable_grad():
                 tapes = [Tape(number, parameters, holders, receiver) for number in range(len(losses))]
-                order, found = self._recorded(losses, tapes, receiver)
-                values = [float(loss.detach()) for loss in found]
-                for tape in tapes:
-                    tape.watch()
-                    tape.start(found.pop(0))
+                order, values = self._recorded(losses, tapes, receiver)
                 inside: dict[str, list[str]] = {}
                 for name in wanted:
                     (path,) = holders[name] if len(holders[name]) == 1 else (None,)
@@ -214,16 +210,24 @@ class BlockRunner:
 
     def _recorded(
         self, losses: Sequence[Loss], tapes: Sequence[Tape], receiver: GradientReceiver
-    ) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[Tensor]]:
-        """The forward: turns in order, with the calls of each batch; and the losses."""
+    ) -> tuple[list[tuple[str, list[tuple[int, int]]]], list[float]]:
+        """The forward, and the way back from each loss to the last block: turns in order, with the calls of each batch;
+        and the losses."""
         order: list[tuple[str, list[tuple[int, int]]]] = []
-        with closing(turns(self.model, self.blocks, losses, self.loaded, receiver.around)) as steps:
+
+        def ended(number: int, value: Any) -> float:
+            loss = _scalar(value, number)
+            tapes[number].watch()
+            tapes[number].start(loss)  # at once, so that one batch's logits are in memory
+            return float(loss.detach())
+
+        with closing(turns(self.model, self.blocks, losses, self.loaded, receiver.around, ended=ended)) as steps:
             while True:
                 try:
                     turn = next(steps)
                 except StopIteration as end:
-                    found: list[Tensor] = end.value
-                    return order, [_scalar(value, number) for number, value in enumerate(found)]
+                    values: list[float] = end.value
+                    return order, values
                 except RuntimeError as error:
                     if order and "in-place operation" in str(error):
                         raise PassesOnMoreError(order[-1][0], "gives outputs that are written to") from error

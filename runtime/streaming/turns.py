@@ -52,8 +52,16 @@ class Coroutine:
         result: what the feed returned.
     """
 
-    def __init__(self, number: int, feed: Feed, model: nn.Module, around: Around | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        feed: Feed,
+        model: nn.Module,
+        around: Around | None,
+        ended: Callable[[int, Any], Any] | None = None,
+    ) -> None:
         self.number = number
+        self._ended = ended
         self.arrival: Arrival | None = None
         self.result: Any = None
         self._around = around or (lambda _number: nullcontext())
@@ -74,7 +82,8 @@ class Coroutine:
         finally:
             torch.set_grad_enabled(before)
         if self._greenlet.dead:
-            self.arrival, self.result = None, found
+            self.arrival = None
+            self.result = found if self._ended is None else self._ended(self.number, found)
         else:
             self.arrival = found
 
@@ -167,6 +176,7 @@ def turns(
     around: Around | None = None,
     *,
     room: int | None = None,
+    ended: Callable[[int, Any], Any] | None = None,
 ) -> Generator[Turn, None, list[Any]]:
     """Run batches in step; see :class:`~.block_runner.BlockRunner`, which calls it.
 
@@ -178,6 +188,7 @@ def turns(
         around: a context for the code of each batch.
         room: bytes of what waiting batches may hold; when it is full, the others begin after these have finished. All
             run in step when None.
+        ended: called with number and result of a batch as soon as it has ended; what it returns is the result.
 
     Returns:
         The results of the feeds, as the value of the generator.
@@ -185,7 +196,7 @@ def turns(
     Raises:
         PassesOnMoreError: a block keeps tensors in its modules, where the next batch would find those of another.
     """
-    coroutines = [Coroutine(number, feed, model, around) for number, feed in enumerate(feeds)]
+    coroutines = [Coroutine(number, feed, model, around, ended) for number, feed in enumerate(feeds)]
     order = {path: place for place, path in enumerate(blocks.modules)}
     begun = 0
     try:

@@ -45,11 +45,6 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "--max-memory 100.0 kB: the larg",
         ),
         (["eval", "demo", "--max-memory", "100kB"], "--max-memory 100.0 kB: the largest block takes"),
-        (
-            ["apply", "demo", "--pass", "taylor", "--dry-run", "--offload", "disk"],
-            "the whole model has to be in memory",
-        ),
-        (["eval", "demo", "--offload", "memory"], "the whole model has to be in memory here"),
         (["export", "demo", "--out", "nowhere", "--device", "cuda:99"], "--device cuda:99: torch"),
         (["export", "demo", "--out", "nowhere", "--max-memory", "100kB"], "--max-memory 100.0 kB: the largest block"),
         (

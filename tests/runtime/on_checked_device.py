@@ -46,7 +46,7 @@ def run(folder: Path, pipeline: str, device: str) -> ModelRun:
     steps = parse_pipeline(pipeline, PASSES)
     request = PlacementRequest.parse(device=device, dtype="float32")
     placement = place_model(request, source, config, forward=largest_forward(steps), sums=True)
-    work = ModelRun(source, steps, ModelCall(config), silent, placement)
+    work = ModelRun(source, steps, ModelCall(config), silent, placement=placement)
     texts = {part: GivenRows(part, tuple(TEXTS[part])) for part in (CALIBRATION, RECOVERY)}
     work.read(steps, texts, loss=None, recorded=None, scores=None)
     work.run(steps, lambda *_: None, None)

@@ -62,7 +62,7 @@ def test_a_replay_gives_the_bytes_of_the_run(
     source = write_checkpoint(tmp_path / "source", config)
     api.apply(source, passes, out=tmp_path / "out")
     api.apply(source, plan=tmp_path / "out" / PLAN, out=tmp_path / "streamed")
-    monkeypatch.setattr(model_run, "open_streamed_model", lambda *_: None)
+    monkeypatch.setattr(model_run, "open_streamed_model", lambda *_, **__: "")
     api.apply(source, plan=tmp_path / "out" / PLAN, out=tmp_path / "held")
     assert contents(tmp_path / "streamed", RECORD) == contents(tmp_path / "out", RECORD)
     assert contents(tmp_path / "held") == contents(tmp_path / "streamed")

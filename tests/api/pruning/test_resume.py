@@ -478,6 +478,7 @@ def test_a_run_does_not_fail_for_what_it_cannot_keep(
 def test_every_field_of_a_state_says_where_a_run_that_goes_on_has_it_from() -> None:
     """Also one that is added; what is stored is restored by name."""
     source = inspect.getsource(StoredState.restore)
+    assert dataclasses.fields(State)
     for part in dataclasses.fields(State):
         if ON_RESUME in part.metadata:
             assert part.metadata[ON_RESUME] is OnResume.ANEW

@@ -53,9 +53,9 @@ def streams_opened(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each run so far streamed."""
     opened: list[bool] = []
 
-    def spy(*arguments: Any) -> Any:
-        stream = streamed_model.open_streamed_model(*arguments)
-        opened.append(stream is not None)
+    def spy(*arguments: Any, **how: Any) -> Any:
+        stream = streamed_model.open_streamed_model(*arguments, **how)
+        opened.append(isinstance(stream, streamed_model.StreamedModel))
         return stream
 
     monkeypatch.setattr(model_run, "open_streamed_model", spy)
@@ -81,7 +81,7 @@ def test_the_bytes_are_those_of_the_model_in_memory(
     assert len(list(source.glob("*.safetensors"))) > 1
     apply(source, tmp_path / "streamed", passes)
     assert streams_opened == [True]
-    monkeypatch.setattr(model_run, "open_streamed_model", lambda *_: None)
+    monkeypatch.setattr(model_run, "open_streamed_model", lambda *_, **__: "")
     apply(source, tmp_path / "held", passes)
     assert contents(tmp_path / "streamed") == contents(tmp_path / "held")
 
@@ -276,7 +276,8 @@ def test_memory_is_some_rows_to_write_and_nothing_to_score(tmp_path: Path, monke
     config = LlamaConfig(**WIDTHS | {"hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 6})
     source = write_checkpoint(tmp_path / "source", config)
     model = build_meta(config, buffers=True)
-    weights = StreamedWeights(Checkpoint([source / "model.safetensors"]), model)
+    checkpoint = Checkpoint([source / "model.safetensors"])
+    weights = StreamedWeights(Store(stored_tensors(checkpoint, model), InMemory()), checkpoint.metadata)
     largest = max(found.size for found in weights.store.source.values())
 
     def peak(work: Callable[[], object]) -> int:

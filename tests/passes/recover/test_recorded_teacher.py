@@ -69,7 +69,7 @@ def test_a_teacher_that_is_certain_has_a_finite_distance_and_gradient() -> None:
 def test_files_give_the_loss_of_a_teacher_that_is_there(temperature: float, tmp_path: Path) -> None:
     dense, student = llama(), damaged(llama())
     recorded = RecordedTeacher(0.25, temperature, 0, tmp_path)
-    recorded.record(BlockRunner(dense), ROWS, batch=2, device=CPU, bfloat16=False)
+    recorded.keep_predictions(BlockRunner(dense), ROWS, batch=2, device=CPU, bfloat16=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.safetensors", "000001.safetensors"]
     present = PresentTeacher(dense, 0.25, temperature)
     for some in ([2, 0], [1], [0, 1, 2], [2]):
@@ -124,7 +124,7 @@ def test_bfloat16_arithmetic_reaches_the_recording_too(tmp_path: Path) -> None:
     found = []
     for teacher in (plain, coarse):
         teacher.folder.mkdir()
-        teacher.record(BlockRunner(llama()), ROWS, batch=4, device=CPU, bfloat16=teacher is coarse)
+        teacher.keep_predictions(BlockRunner(llama()), ROWS, batch=4, device=CPU, bfloat16=teacher is coarse)
         teacher.answer(pad(ROWS))
         found.append(torch.cat([one.log_probs for one in teacher._answers]))
     assert 0 < (found[0] - found[1]).abs().max() < 0.1
@@ -146,9 +146,11 @@ def test_what_does_not_fit_on_the_disk_is_refused(tmp_path: Path, monkeypatch: p
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9, 1000))
     with pytest.raises(RequestError, match=r"predictions for 5 tokens take .* has 1\.0 kB") as caught:
-        RecordedTeacher(1, 1, 30, tmp_path).record(BlockRunner(llama()), ROWS, batch=2, device=CPU, bfloat16=False)
+        RecordedTeacher(1, 1, 30, tmp_path).keep_predictions(
+            BlockRunner(llama()), ROWS, batch=2, device=CPU, bfloat16=False
+        )
     assert "top_k" in caught.value.hint
-    RecordedTeacher(1, 1, 8, tmp_path).record(BlockRunner(llama()), ROWS, batch=2, device=CPU, bfloat16=False)
+    RecordedTeacher(1, 1, 8, tmp_path).keep_predictions(BlockRunner(llama()), ROWS, batch=2, device=CPU, bfloat16=False)
 
 
 def test_predictions_that_are_not_finite_are_an_error() -> None:

@@ -153,13 +153,13 @@ def test_metrics_of_one_block_are_in_memory_and_files_go_when_they_are_used(
     model = llama()
     given, state = decoder_state(copy.deepcopy(model)), elsewhere(model, tmp_path / "model")
     most = []
-    add = output_metrics._Sums.add
+    add = output_metrics._OuterProducts.add
 
     def counting(self: Any, *call: Any) -> None:
         add(self, *call)
         most.append(len(self._growing))
 
-    monkeypatch.setattr(output_metrics._Sums, "add", counting)
+    monkeypatch.setattr(output_metrics._OuterProducts, "add", counting)
     step, scores = Obs(ratio=0.5, samples=8, length=8, batch=4), []
     for one in (state, given):
         scores.append(step.scores(widths(one), one))
