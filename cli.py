@@ -254,8 +254,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _require_one_process(command: str) -> None:
     """Refuse several processes for what does not share its work: each would do all of it."""
-    if number_of_ranks() > 1:
-        raise RequestError(
-            f"{command} runs in one process, and torchrun started {number_of_ranks()}",
-            "start it without torchrun; eval, and apply on Hugging Face models, share their work among processes",
-        )
+    if number_of_ranks() <= 1:
+        return
+    error = RequestError(
+        f"{command} runs in one process, and torchrun started {number_of_ranks()}",
+        "start it without torchrun; eval, and apply on Hugging Face models, share their work among processes",
+    )
+    if not is_first_rank():
+        error.add_note(ELSEWHERE)
+    raise error

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 from ...ir.errors import RequestError
+from ...runtime.ranks import is_first_rank
 from . import screen
 
 BAD_REQUEST = RequestError.exit_code
@@ -25,7 +26,8 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that reports errors as every other error of this program is reported."""
 
     def error(self, message: str) -> NoReturn:
-        screen.complain(message, f"see `{self.prog} --help`")
+        if is_first_rank():  # all processes of torchrun have the same arguments
+            screen.complain(message, f"see `{self.prog} --help`")
         raise SystemExit(BAD_REQUEST)
 
 
