@@ -73,11 +73,8 @@ def train(
         if recipe.checkpointing:
             stack.enter_context(_checkpointed(model))
         arguments = _arguments(recipe, len(examples), scratch, home)
-        data = list(examples)
-        trainer = _Taught(
-            teacher, state, model=model, args=arguments, train_dataset=data, data_collator=pad, callbacks=[log]
-        )
-        trainer.remove_callback(PrinterCallback)  # it prints every log entry on stdout
+        given = {"model": model, "args": arguments, "train_dataset": list(examples), "data_collator": pad}
+        trainer = _Taught(teacher, state, **given, callbacks=[log])
         try:
             trainer.train(None if state is None else _folder_of(state, scratch))
         finally:
@@ -170,6 +167,7 @@ class _Taught(Trainer):
 
     def __init__(self, teacher: Teacher | None, begun: TrainingState | None, **given: Any) -> None:
         super().__init__(compute_loss_func=None if teacher is None else teacher.loss, **given)
+        self.remove_callback(PrinterCallback)  # it prints every log entry on stdout
         self._teacher, self._begun = teacher, begun
         if teacher is not None:
             teacher.to(self.args.device)

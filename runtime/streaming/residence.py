@@ -22,6 +22,11 @@ Edit = Callable[[str, torch.Tensor], torch.Tensor]
 """Name and value of a parameter -> the value that it runs with; the given one must not be changed."""
 
 
+_M_MMAP_THRESHOLD = -3
+LARGE = 1 << 20
+"""Bytes of a tensor that is mapped on its own."""
+
+
 class Residence:
     """Fills the parameters of a module from a store, and empties them.
 
@@ -75,6 +80,7 @@ class Residence:
             yield
             return
         self._depth += 1
+        map_large_tensors(self.device)
         holders = blocks.holders(self.model)
         alone = {name: next(iter(found)) for name, found in holders.items() if len(found) == 1}
         self._of_block = {path: [n for n, holder in alone.items() if holder == path] for path in blocks.modules}
@@ -251,7 +257,22 @@ def _restored(block: nn.Module, forward: Any) -> None:
 def give_back_memory(device: torch.device) -> None:
     """Return freed memory to the system. Without it, an allocator keeps some for every block."""
     gc.collect(0)
-    if device.type == "cpu" and sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
-        if trim is not None:
-            trim(0)
+    trim = getattr(_libc(device), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def map_large_tensors(device: torch.device) -> None:
+    """From now on, let this process's memory for large tensors come from the system, and go back when they go.
+
+    glibc raises its bound with every large piece that is freed, and takes later ones from its heap, where a hidden state
+    behind a weight keeps the place of that weight.
+    """
+    option = getattr(_libc(device), "mallopt", None)
+    if option is not None:
+        option(_M_MMAP_THRESHOLD, LARGE)
+
+
+def _libc(device: torch.device) -> Any:
+    """The C library, where its allocator is the one of the device: glibc has these functions, musl does not."""
+    return ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
