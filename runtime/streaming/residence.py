@@ -265,8 +265,8 @@ def give_back_memory(device: torch.device) -> None:
 def map_large_tensors(device: torch.device) -> None:
     """From now on, let this process's memory for large tensors come from the system, and go back when they go.
 
-    glibc raises its bound with every large piece that is freed, and takes later ones from its heap, where a hidden state
-    behind a weight keeps the place of that weight.
+    glibc raises its bound with every large piece that is freed, and takes later ones from its heap, where what was
+    allocated behind a weight keeps the place of that weight.
     """
     option = getattr(_libc(device), "mallopt", None)
     if option is not None:
