@@ -41,7 +41,7 @@ def elements(graph: Graph) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "TinyLlama-1.1B" else pytest.mark.slow) for name in GEOMETRIES],
+    [pytest.param(name, marks=() if name == "LLaMA-7B" else pytest.mark.slow) for name in GEOMETRIES],
 )
 def test_the_paper_s_parameter_counts(name: str) -> None:
     options, layers, before, after = GEOMETRIES[name]
