@@ -10,6 +10,7 @@ import atexit
 import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,10 @@ from .ir.errors import FxpruneError, RequestError
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
 
 INTERRUPTED = 130
+
+BEFORE_SILENCE = 20.0
+"""Seconds for which a process of several that has nothing to say waits for the one that has."""
+
 FAILURE = FxpruneError.exit_code
 COLLECTION = 100_000
 """Python's garbage collector runs after so many new objects. Its default takes a fifth of the time of all imports."""
@@ -249,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = ELSEWHERE in getattr(error, "__notes__", ())
         if arguments.debug and not told:
             raise
+        if told:  # torchrun ends all when the first one fails, and that should be the one that says why
+            time.sleep(BEFORE_SILENCE)
         return screen.explain(error, told=told)
 
 
