@@ -135,6 +135,8 @@ def _cloned(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 def add_checked_device() -> list[torch.library.Library]:
     """Add the device ``checked`` to this process; it is there as long as what this returns."""
     _setup_privateuseone_for_python_backend(NAME)
+    # Autocast asks for it, also where it is turned off.
+    torch.get_device_module(NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]
     others, aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     others.fallback(_run, KEY)
     for name in _VIEWS:
