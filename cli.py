@@ -39,12 +39,13 @@ def _trace(arguments: argparse.Namespace) -> int:
 
     with _working(arguments) as progress:
         if api.is_named_module(arguments.model, arguments.example):
-            api.refuse_options(arguments.model, {"trust_remote_code": arguments.trust_remote_code})
+            given = {name: getattr(arguments, name) for name in ("trust_remote_code", "merge_adapter")}
+            api.refuse_options(arguments.model, given)
             traced = api.trace_target(arguments.model, arguments.example, progress=progress)
         else:
             traced = api.trace(
                 arguments.model, example=arguments.example, trust_remote_code=arguments.trust_remote_code,
-                progress=progress,
+                merge_adapter=arguments.merge_adapter, progress=progress,
             )  # fmt: skip
         why = traced.why(*arguments.why) if arguments.why else None
         if arguments.dot:
@@ -62,7 +63,8 @@ def _trace(arguments: argparse.Namespace) -> int:
 _WHERE = ("device", "dtype", "offload", "max_memory")
 _APPLY = ("out", "ratio", "target", "layers", "seed", "multiple_of", "channels", "force", "dry_run")
 _APPLY_MODEL = (
-    "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "print_ir_after",
+    "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "merge_adapter",
+    "print_ir_after",
 )  # fmt: skip
 
 
@@ -110,6 +112,7 @@ def _export(arguments: argparse.Namespace) -> int:
             example=arguments.example,
             force=arguments.force,
             trust_remote_code=arguments.trust_remote_code,
+            merge_adapter=arguments.merge_adapter,
             progress=progress,
             **{name: value for name, value in _where(arguments).items() if name != "dtype"},
         )
@@ -130,6 +133,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             allow_overlap=arguments.allow_overlap,
             trust_remote_code=arguments.trust_remote_code,
             allow_pickle=arguments.allow_pickle,
+            merge_adapter=arguments.merge_adapter,
             progress=progress,
             **_where(arguments),
         )
@@ -150,6 +154,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             rounds=arguments.rounds,
             threads=arguments.threads,
             trust_remote_code=arguments.trust_remote_code,
+            merge_adapter=arguments.merge_adapter,
             progress=progress,
             **_where(arguments),
         )

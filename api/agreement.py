@@ -62,7 +62,7 @@ def agree_on_files(ranks: Ranks, sources: Iterable[ModelSource], *others: GivenT
     """
     if ranks.count == 1:
         return
-    places = [path for source in sources for path in sorted(source.directory.iterdir())]
+    places = [path for source in sources for path in sorted(source.origin.iterdir())]
     places += [Path(other).expanduser() for other in others if is_path(other)]
     ranks.agree({f"the file {path.name}": _stamp(path) for path in places if path.is_file()})
 

@@ -83,6 +83,7 @@ def evaluate(
     max_memory: str | int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    merge_adapter: bool = False,
     allow_overlap: bool = False,
     progress: Progress = silent,
     ranks: Ranks = ALONE,
@@ -100,6 +101,7 @@ def evaluate(
         device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`.
         trust_remote_code: whether a model's own code may run.
         allow_pickle: whether weights may be read from a pickle.
+        merge_adapter: whether adapters that come with models are merged first, as in :func:`fxprune.apply`.
         allow_overlap: whether a model may be measured on text that it was calibrated or trained on.
         progress: told what is going on.
         ranks: the processes that share the windows, as in :func:`fxprune.apply`; all return the same.
@@ -110,11 +112,13 @@ def evaluate(
         FxpruneError: a perplexity that is not finite.
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
-    found, given = list_models(models, tokenizer), read_text(text, "text")
+    found, given = list_models(models, tokenizer, merge_adapter=merge_adapter), read_text(text, "text")
     _check(found, given, window, windows)
-    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    allowed = {
+        "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter,
+    }  # fmt: skip
     with ExitStack() as stack:
-        sources = [stack.enter_context(_open(model, tokenizer, allowed)) for model in found]
+        sources = [stack.enter_context(_open(model, tokenizer, allowed, progress)) for model in found]
         agree_on_files(ranks, sources, text)
         contexts = [_context(source, window) for source in sources]
         read = [_read(source, given, window, windows, progress, overlap=allow_overlap) for source in sources]
@@ -132,10 +136,13 @@ def _check(found: Sequence[Any], given: str | GivenRows | None, window: int, win
 
 
 def _open(
-    model: Any, tokenizer: PreTrainedTokenizerBase | None, allowed: Mapping[str, bool]
+    model: Any, tokenizer: PreTrainedTokenizerBase | None, allowed: Mapping[str, bool], progress: Progress
 ) -> AbstractContextManager[ModelSource]:
     own = tokenizer if is_loaded(model) else None
-    return open_source(model, own, weights=not (is_path(model) and is_onnx(model)), **allowed)
+    onnx = is_path(model) and is_onnx(model)
+    if onnx:  # an adapter cannot be merged into its weights
+        allowed = {**allowed, "merge_adapter": False}
+    return open_source(model, own, weights=not onnx, progress=progress, **allowed)
 
 
 def _read(

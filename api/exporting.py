@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..backends.atomic_directory import check_target
 from ..backends.exporter import Exporter, ExportReport, ExportRequest
 from ..backends.registry import parse_format
 from ..ir.errors import RequestError
@@ -43,6 +44,7 @@ def export(
     max_memory: str | int | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    merge_adapter: bool = False,
     progress: Progress = silent,
 ) -> ExportReport:
     """Write a model in another format; what is written has been compared with the original.
@@ -61,7 +63,7 @@ def export(
         example: what a model that is no causal language model is called with, such as
             ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
         device, offload, max_memory: as in :func:`fxprune.apply`; only the CPU, and all of the model.
-        force, trust_remote_code, progress: as in :func:`fxprune.apply`.
+        force, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`.
 
     Raises:
         RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
@@ -69,10 +71,12 @@ def export(
     """
     exporter = parse_format(format, {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache})
     place = _on_cpu(PlacementRequest.parse(device=device, offload=offload, max_memory=max_memory))
-    check_model(model, tokenizer)
+    check_model(model, tokenizer, merge_adapter=merge_adapter)
     check_paths(out=out)
     check_example(example)
-    with open_source(model, tokenizer, trust_remote_code=trust_remote_code) as source:
+    allowed = {"trust_remote_code": trust_remote_code, "merge_adapter": merge_adapter}
+    with open_source(model, tokenizer, progress=progress, **allowed) as source:
+        check_target(Path(out), force=force, source=source.origin)
         placement = place_model(place, source, load_config(source), forward=SMALLEST)
         progress(whole(placement, "an export reads all of it").why)
         asked = _request(source, Path(out), example, force=force, trust=trust_remote_code, progress=progress)

@@ -41,8 +41,11 @@ class GivenRows:
 
 
 def is_loaded(model: object) -> bool:
-    """Whether it is a model of transformers that is in memory."""
-    return _is(model, "transformers.modeling_utils", "PreTrainedModel")
+    """Whether it is a model of transformers that is in memory, inside a ``PeftModel`` or not."""
+    inside: Any = model
+    if _is(model, "peft.peft_model", "PeftModel"):
+        inside = inside.get_base_model()
+    return _is(inside, "transformers.modeling_utils", "PreTrainedModel")
 
 
 def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
@@ -58,8 +61,13 @@ def exists(path: str) -> bool | None:
         return None
 
 
-def check_model(model: object, tokenizer: object = None) -> None:
+def check_model(model: object, tokenizer: object = None, *, merge_adapter: bool = False) -> None:
     """Refuse what is no model of a call that takes Hugging Face models.
+
+    Args:
+        model: as it was given.
+        tokenizer: of a loaded model.
+        merge_adapter: whether a model in a ``PeftModel`` is one.
 
     Raises:
         RequestError: naming what it is, and what to do with that.
@@ -76,22 +84,24 @@ def check_model(model: object, tokenizer: object = None) -> None:
         if exists(name) is None:
             raise RequestError(f"no model can have this name: {name[:60]!r}...", MODEL_HINT)
         return
-    if is_loaded(model):
+    wrapped = _is(model, "peft.peft_model", "PeftModel")
+    if is_loaded(model) and (merge_adapter or not wrapped):
         return
     hint = MODEL_HINT
-    if hasattr(model, "merge_and_unload"):
-        hint = "merge its adapters into it first: model.merge_and_unload()"
+    if wrapped:
+        hint = "merge its adapters into it first: model.merge_and_unload(); or pass merge_adapter=True"
     elif _is(model, "torch.nn", "Module"):
         hint = "prune it with fxprune.prune_module(module, example_inputs, passes)"
     raise RequestError(f"{_kind(model)} is not a Hugging Face model", hint)
 
 
-def list_models(models: object, tokenizer: object = None) -> list[Any]:
+def list_models(models: object, tokenizer: object = None, *, merge_adapter: bool = False) -> list[Any]:
     """One model or several, each checked.
 
     Args:
         models: as the user gave them.
         tokenizer: of the loaded ones among them.
+        merge_adapter: as in :func:`check_model`.
 
     Raises:
         RequestError: what is no model, or a tokenizer without a loaded model.
@@ -100,7 +110,8 @@ def list_models(models: object, tokenizer: object = None) -> list[Any]:
     found: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
     loaded = any(map(is_loaded, found))
     for model in found:
-        check_model(model, tokenizer if is_loaded(model) or not (several and loaded) else None)
+        own = tokenizer if is_loaded(model) or not (several and loaded) else None
+        check_model(model, own, merge_adapter=merge_adapter)
     return found
 
 

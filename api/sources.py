@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from ..backends.artifact import RECORD, read_record, write_json
 from ..tracer.loaded import write_loaded
 from ..tracer.model import ModelSource, resolve
+from .merging.directory import merged_source
+from .merging.layers import has_adapters, merged_copy
+from .progress import Progress, silent
 from .request_checks import Model, check_model
 from .seen_texts import TEXTS
 
@@ -27,11 +30,14 @@ def open_source(
     weights: bool = True,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    merge_adapter: bool = False,
+    progress: Progress = silent,
 ) -> Iterator[ModelSource]:
     """The directory of a model, for as long as the block runs.
 
     A loaded model is written to a temporary directory first, which is removed at the end: everything that follows, the
-    model that is pruned too, is made from that copy, and the one that was given stays as it is.
+    model that is pruned too, is made from that copy, and the one that was given stays as it is. So is a directory whose
+    adapter is to be merged.
 
     Args:
         model: a Hugging Face model directory, a Hub id, ``demo``, or a loaded model of transformers.
@@ -39,16 +45,23 @@ def open_source(
         weights: whether the weights are wanted.
         trust_remote_code: whether the model's own code may run.
         allow_pickle: whether weights may be read from a pickle.
+        merge_adapter: whether an adapter that comes with the model is merged into its weights.
+        progress: told when an adapter is merged.
 
     Raises:
-        RequestError: as :func:`~.request_checks.check_model`, :func:`~fxprune.tracer.model.resolve` and
-            :func:`~fxprune.tracer.loaded.write_loaded`.
+        RequestError: as :func:`~.request_checks.check_model`, :func:`~fxprune.tracer.model.resolve`,
+            :func:`~.merging.directory.merged_source` and :func:`~fxprune.tracer.loaded.write_loaded`.
     """
-    check_model(model, tokenizer)
+    check_model(model, tokenizer, merge_adapter=merge_adapter)
+    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     if isinstance(model, str | os.PathLike):
-        name = os.fspath(model)
-        yield resolve(name, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        found = resolve(os.fspath(model), weights=weights, **allowed)
+        with merged_source(found, weights=weights, progress=progress) as merged:
+            yield merged
         return
+    if merge_adapter and has_adapters(model):
+        progress("merging the adapters into a copy of the loaded model")
+        model = merged_copy(model)
     with tempfile.TemporaryDirectory(prefix="fxprune-loaded-") as place:
         source = write_loaded(model, tokenizer, Path(place), weights=weights, trust_remote_code=trust_remote_code)
         _remember_texts(Path(str(model.config.name_or_path or "")), source)

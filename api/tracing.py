@@ -157,7 +157,12 @@ class Trace:
 
 
 def trace(
-    model: Model, *, example: str | None = None, trust_remote_code: bool = False, progress: Progress = silent
+    model: Model,
+    *,
+    example: str | None = None,
+    trust_remote_code: bool = False,
+    merge_adapter: bool = False,
+    progress: Progress = silent,
 ) -> Trace:
     """Trace a model from its config alone and find its coupled groups.
 
@@ -167,14 +172,16 @@ def trace(
         example: what a model that is no causal language model is called with, such as
             ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
         trust_remote_code: whether the model's own code may run.
+        merge_adapter: as in :func:`fxprune.apply`; what is traced does not differ.
         progress: told what is going on.
 
     Raises:
-        RequestError: the model cannot be found, or is none that can be traced.
+        RequestError: the model cannot be found, has an adapter, or is none that can be traced.
         FxpruneError: ``torch.export`` fails on it.
     """
     check_example(example)
-    with open_source(model, weights=False, trust_remote_code=trust_remote_code) as source:
+    allowed = {"trust_remote_code": trust_remote_code, "merge_adapter": merge_adapter}
+    with open_source(model, weights=False, progress=progress, **allowed) as source:
         progress(f"building {source.name} without weights")
         config = load_config(source)
         model_call = ModelCall(config, example)

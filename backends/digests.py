@@ -8,8 +8,10 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..runtime.adapter_files import ADAPTER_CONFIG, ADAPTER_PICKLE
+
 INDEX_SUFFIX = ".safetensors.index.json"
-SOURCE_SUFFIXES = (".safetensors", INDEX_SUFFIX)
+SOURCE_SUFFIXES = (".safetensors", INDEX_SUFFIX, ADAPTER_CONFIG, ADAPTER_PICKLE)
 
 READ_WINDOW = 1 << 27
 """Bytes that are hashed in one call, and in memory during it. Between calls a thread waits for Python's global lock,

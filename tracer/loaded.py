@@ -86,7 +86,10 @@ def _check(model: PreTrainedModel, name: str, trust_remote_code: bool) -> None:
     if getattr(model.config, "quantization_config", None):
         raise RequestError(f"{name} is quantised", "prune the original weights and quantise the result")
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise RequestError(f"{name} has adapters", "merge them into the weights first, or load the model without them")
+        raise RequestError(
+            f"{name} has adapters",
+            "merge them into the weights first, or load the model without them, or pass merge_adapter=True",
+        )
     if own_code:
         return
     built = {at: type(module) for at, module in build_meta(_config_of(model)).named_modules()}

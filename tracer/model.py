@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..ir.errors import FxpruneError, RequestError, first_line
+from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.json_object import read_json_object
 from .checkpoint import weight_files
 
@@ -29,7 +30,9 @@ CAUSAL_LM = "AutoModelForCausalLM"
 # The files of a model directory besides weights: small files, and code that runs only with --trust-remote-code.
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _WEIGHTS = ["*.safetensors"]
-_PICKLES = ["pytorch_model*.bin"]
+_PICKLES = ["pytorch_model*.bin", ADAPTER_PICKLE]
+
+MERGE_FIRST = "merge it first, or pass --merge-adapter"
 
 T = TypeVar("T")
 
@@ -44,6 +47,8 @@ class ModelSource:
         trust_remote_code: whether code in it may run.
         allow_pickle: whether weights may be read from a pickle.
         loaded: whether the directory was written from a model in memory, and lasts as long as the call.
+        unmerged: the user's own directory, where ``directory`` is a copy of it with an adapter merged into the weights,
+            which lasts as long as the call.
     """
 
     name: str
@@ -51,10 +56,21 @@ class ModelSource:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     loaded: bool = False
+    unmerged: Path | None = None
+
+    @property
+    def origin(self) -> Path:
+        """The directory whose files make the model what it is: what a record names, and what no ``out`` may replace."""
+        return self.unmerged or self.directory
 
 
 def resolve(
-    name: str | Path, *, weights: bool = True, trust_remote_code: bool = False, allow_pickle: bool = False
+    name: str | Path,
+    *,
+    weights: bool = True,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    merge_adapter: bool = False,
 ) -> ModelSource:
     """Find the directory of a model; a model of the Hub is downloaded to the Hugging Face cache.
 
@@ -63,12 +79,19 @@ def resolve(
         weights: whether weights are needed; if not, only small files are downloaded.
         trust_remote_code: whether code in the directory may run.
         allow_pickle: whether weights may be read from a pickle.
+        merge_adapter: whether an adapter beside the weights is accepted, for the caller to merge.
 
     Raises:
         RequestError: there is no such directory, and no such model on the Hub, or the Hub cannot be reached; the
-            directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them.
+            directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them; it
+            holds an adapter alone, or one beside the weights that is not to be merged.
     """
     directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
+    adapter = find_adapter(directory)
+    if adapter is not None:
+        refuse_lone_adapter(adapter, weights=weights)
+        if not merge_adapter:
+            refuse_adapter(directory, MERGE_FIRST)
     if not (directory / "config.json").is_file():
         raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
     if weights:
@@ -235,6 +258,7 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
         RequestError: as in :func:`load_config` and :func:`~.checkpoint.weight_files`.
         FxpruneError: the checkpoint does not fit the model: tensors are missing, unknown or of another shape.
     """
+    refuse_adapter(source.directory, MERGE_FIRST)
     config = load_config(source)
     found = _builder(config)
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)

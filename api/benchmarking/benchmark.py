@@ -135,6 +135,7 @@ def bench(
     offload: str = AUTO,
     max_memory: str | int | None = None,
     trust_remote_code: bool = False,
+    merge_adapter: bool = False,
     progress: Progress = silent,
 ) -> BenchmarkResult:
     """Time models side by side, fairly: alternating, warmed up, with their spread.
@@ -148,6 +149,7 @@ def bench(
         threads: of one operator; torch's choice for this machine when None.
         device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`; ONNX Runtime: on the CPU.
         trust_remote_code: whether a model's own code may run.
+        merge_adapter: as in :func:`fxprune.evaluate`.
         progress: told what is going on.
 
     Raises:
@@ -156,7 +158,7 @@ def bench(
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     _check_kinds(prompt=prompt, new=new, rounds=rounds, threads=threads, batches=batches)
-    found = list_models(models)
+    found = list_models(models, merge_adapter=merge_adapter)
     if not found or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
         raise RequestError(
             f"nothing to time with {len(found)} models, --prompt {prompt}, --new {new}, --rounds {rounds}, "
@@ -166,7 +168,9 @@ def bench(
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
         where = dataclasses.asdict(request)
-        jobs = [TimingJob(*_place(model, stack, trust_remote_code), trust_remote_code, where) for model in found]
+        allowed = {"trust_remote_code": trust_remote_code, "merge_adapter": merge_adapter}
+        places = [_place(model, stack, allowed, progress) for model in found]
+        jobs = [TimingJob(name, path, trust_remote_code, where) for name, path in places]
         if onnx:
             jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
         return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))
@@ -204,13 +208,15 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _place(model: Any, stack: ExitStack, trust_remote_code: bool) -> tuple[str, str]:
-    """What a model is called and where it lies; a loaded one is written for as long as ``stack`` lasts."""
-    if is_path(model):
+def _place(model: Any, stack: ExitStack, allowed: Mapping[str, bool], progress: Progress) -> tuple[str, str]:
+    """What a model is called and where it lies; a loaded one is written for as long as ``stack`` lasts, and so is one
+    with an adapter merged into it."""
+    onnx = is_path(model) and (Path(model) / "model.onnx").is_file()
+    if is_path(model) and (onnx or not allowed["merge_adapter"]):
         return os.fspath(model), os.fspath(model)
     from ..sources import open_source
 
-    source = stack.enter_context(open_source(model, trust_remote_code=trust_remote_code))
+    source = stack.enter_context(open_source(model, progress=progress, **allowed))
     return source.name, str(source.directory)
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from ...backends.artifact import write_json
+from ...backends.digests import source_digests
 from ...backends.graph_module import constants_of
 from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
 from ...backends.huggingface.streamed_weights import stored_tensors
@@ -291,10 +292,16 @@ class ModelRun:
                 report=applied.to_record(),
                 form=form,
                 force=force,
-                origin=self.recorded.origin if self.recorded is not None else None,
+                origin=self._origin(),
                 extra=self._keep_adapters,
             )
         )
+
+    def _origin(self) -> Mapping[str, str] | None:
+        """Digests of the files that the user gave, if they are known or not those that were pruned."""
+        if self.recorded is not None and self.recorded.origin is not None:
+            return self.recorded.origin
+        return None if self.source.unmerged is None else source_digests(self.source.unmerged)
 
     @property
     def weights(self) -> Weights | None:

@@ -73,13 +73,13 @@ def read_recorded(plan: str | Path, source: ModelSource) -> Recorded:
         )
     origin = record.get("source") or {}
     found = None
-    if origin.get("sha256") and origin.get("name") == source.directory.resolve().name:
-        found = source_digests(source.directory)
+    if origin.get("sha256") and origin.get("name") == source.origin.resolve().name:
+        found = source_digests(source.origin)
         made_from = origin["sha256"]
         changed = [name for name in sorted({**found, **made_from}) if found.get(name) != made_from.get(name)]
         if changed:
             raise RequestError(
-                f"{source.directory} has changed since {path} was made: {', '.join(changed[:3])}",
+                f"{source.origin} has changed since {path} was made: {', '.join(changed[:3])}",
                 f"restore these files; or, to apply the plan to other weights, copy it away from its {RECORD}",
             )
     return Recorded(path, sha256(path), slices, record, found)

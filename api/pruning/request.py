@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,6 +83,9 @@ class ApplyRequest:
             free when None.
         trust_remote_code: whether the model's own code may run.
         allow_pickle: whether weights may be read from a pickle.
+        merge_adapter: whether an adapter that comes with the model, as ``adapter_config.json`` or in a loaded one, is
+            merged into its weights first. The merged copy takes room in the temporary directory; with that model the
+            result is compared. Without, such a model is refused.
         print_ir_after: passes after which the graph is printed on stderr; ``all`` for every pass.
         progress: called with a message when a new step begins.
         ranks: the processes that share the work; set from torchrun's environment variables, under which all processes
@@ -107,6 +110,7 @@ class ApplyRequest:
     place: PlacementRequest
     trust_remote_code: bool
     allow_pickle: bool
+    merge_adapter: bool
     print_ir_after: str | Sequence[str]
     progress: Progress
     ranks: Ranks
@@ -122,8 +126,7 @@ class ApplyRequest:
         pipeline = self._pipeline(asked)
         kept = open_scores(self.scores, pipeline, texts=self.loss is None)
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
-        allowed = {"trust_remote_code": self.trust_remote_code, "allow_pickle": self.allow_pickle}
-        with open_source(self.model, self.tokenizer, weights=weights, **allowed) as source, ExitStack() as stack:
+        with self._source(weights) as source, ExitStack() as stack:
             agree_on_files(self.ranks, [source], self.calib, self.data, self.plan, self.scores)
             if self.ranks.first:
                 self._claim_place(source)
@@ -155,6 +158,12 @@ class ApplyRequest:
             stages.clear()
         return dataclasses.replace(applied, saved=saved)
 
+    def _source(self, weights: bool) -> AbstractContextManager[ModelSource]:
+        return open_source(
+            self.model, self.tokenizer, weights=weights, trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle, merge_adapter=self.merge_adapter, progress=self.progress,
+        )  # fmt: skip
+
     def _opened(
         self, source: ModelSource, pipeline: Sequence[Pass] | None, model_call: ModelCall, placement: Placement
     ) -> ModelRun:
@@ -163,7 +172,7 @@ class ApplyRequest:
 
     def _read_arguments(self) -> Texts:
         """Check that the arguments are of the kinds they can be; returns the texts as they were given."""
-        check_model(self.model, self.tokenizer)
+        check_model(self.model, self.tokenizer, merge_adapter=self.merge_adapter)
         check_paths(plan=self.plan, out=self.out, scores=self.scores)
         check_example(self.example)
         check_loss(self.loss, named=True)
@@ -192,9 +201,9 @@ class ApplyRequest:
         """Check that the directory can be made, and begin to hash the source in the background."""
         if self.out is not None:
             clear_leftovers(Path(self.out))
-            check_target(Path(self.out), force=self.force, source=source.directory)
+            check_target(Path(self.out), force=self.force, source=source.origin)
         if not self.dry_run:
-            begin_source_digests(source.directory)
+            begin_source_digests(source.origin)
 
     def _placed(self, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
         """Where the passes run; without one that runs the model, weights are read from the files one at a time."""
@@ -245,15 +254,16 @@ def apply(
     max_memory: str | int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    merge_adapter: bool = False,
     print_ir_after: str | Sequence[str] = (),
     progress: Progress = silent,
     ranks: Ranks = ALONE,
 ) -> Applied:
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
 
-    The model: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``. What is done to it: ``passes``,
-    ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes read: ``calib``, ``data``, ``scores``,
-    ``example``, ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``. What is written or
+    The model: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``, ``merge_adapter``. What is done to
+    it: ``passes``, ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes read: ``calib``, ``data``,
+    ``scores``, ``example``, ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``. What is written or
     shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
 
     Raises:
@@ -264,8 +274,8 @@ def apply(
     return ApplyRequest(
         model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib, data=data,
         scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form, place=where,
-        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, print_ir_after=print_ir_after,
-        progress=progress, ranks=ranks).run()  # fmt: skip
+        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter,
+        print_ir_after=print_ir_after, progress=progress, ranks=ranks).run()  # fmt: skip
 
 
 def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:

@@ -39,7 +39,7 @@ def identity(
         texts: ``calibration`` and ``recovery`` -> file or rows, where some were given.
         options: further ones; a function counts by its name.
     """
-    files = sorted(path for path in source.directory.iterdir() if path.is_file())
+    files = sorted(path for path in source.origin.iterdir() if path.is_file())
     return {
         "passes": [{"name": step.name, "options": _options(step)} for step in pipeline],
         "source": {path.name: _stamp(path, source.loaded) for path in files},

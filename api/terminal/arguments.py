@@ -64,6 +64,12 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
 
 def _add_code_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="allow code that comes with the model to run")
+    parser.add_argument(
+        "--merge-adapter",
+        action="store_true",
+        help="merge an adapter that comes with the model (adapter_config.json) into a copy of its weights, in TMPDIR, "
+        "and begin from that",
+    )
 
 
 def _add_pickle_option(parser: argparse.ArgumentParser) -> None:

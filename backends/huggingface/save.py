@@ -19,6 +19,7 @@ from ...ir.errors import FxpruneError, RequestError
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.absence import absences
+from ...runtime.adapter_files import refuse_adapter
 from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_target
 from ..digests import digests, source_digests
@@ -158,9 +159,10 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
     """Load an artifact of either form. The free form is loaded without running its modelling file.
 
     Raises:
-        RequestError: the directory has no model of a class of transformers.
+        RequestError: the directory has no model of a class of transformers, or an adapter that would be loaded too.
         FxpruneError: the tensors do not fit the configuration.
     """
+    refuse_adapter(path, "merge the adapter first, or remove its files")
     model_class, config = _class_in(path)
     try:
         model, info = model_class.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
