@@ -99,9 +99,7 @@ def evaluate(
         window: tokens in a window (128 as in LLM-Pruner, arXiv 2305.11627).
         windows: how many; all that the text holds when None.
         device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`.
-        trust_remote_code: whether a model's own code may run.
-        allow_pickle: whether weights may be read from a pickle.
-        merge_adapter: whether adapters that come with models are merged first, as in :func:`fxprune.apply`.
+        trust_remote_code, allow_pickle, merge_adapter: as in :func:`fxprune.apply`.
         allow_overlap: whether a model may be measured on text that it was calibrated or trained on.
         progress: told what is going on.
         ranks: the processes that share the windows, as in :func:`fxprune.apply`; all return the same.
@@ -114,9 +112,7 @@ def evaluate(
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     found, given = list_models(models, tokenizer, merge_adapter=merge_adapter), read_text(text, "text")
     _check(found, given, window, windows)
-    allowed = {
-        "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter,
-    }  # fmt: skip
+    allowed = dict(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter)
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed, progress)) for model in found]
         agree_on_files(ranks, sources, text)

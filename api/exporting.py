@@ -52,7 +52,6 @@ def export(
     Args:
         model: as in :func:`fxprune.apply`, usually what it wrote.
         out: the directory to make, complete or absent.
-        tokenizer: of a loaded model.
         format: ``onnx``, or what an installed package brings; its options may stand with it: ``onnx{dtype=int8}``.
         dtype, layout, optimize, cache: options of the format beside its text, of ``onnx`` here. dtype: of the
             weights: ``float32`` (its default), ``float16``, or weight-only ``int8`` and ``int4``, rounded by ONNX
@@ -60,10 +59,8 @@ def export(
         layout: ``onnxruntime``, which onnxruntime-genai runs too, or ``transformers.js``.
         optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
         cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
-        example: what a model that is no causal language model is called with, such as
-            ``pixel_values=float32[2,3,224,224]``; made from its configuration when None.
         device, offload, max_memory: as in :func:`fxprune.apply`; only the CPU, and all of the model.
-        force, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`.
+        tokenizer, example, force, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`.
 
     Raises:
         RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
@@ -76,7 +73,6 @@ def export(
     check_example(example)
     allowed = {"trust_remote_code": trust_remote_code, "merge_adapter": merge_adapter}
     with open_source(model, tokenizer, progress=progress, **allowed) as source:
-        check_target(Path(out), force=force, source=source.origin)
         placement = place_model(place, source, load_config(source), forward=SMALLEST)
         progress(whole(placement, "an export reads all of it").why)
         asked = _request(source, Path(out), example, force=force, trust=trust_remote_code, progress=progress)
@@ -88,6 +84,8 @@ def _request(
 ) -> ExportRequest:
     """What the exporter is asked for. The weights are read when it loads the model."""
     config = load_config(source)
+    if source.unmerged is not None:
+        check_target(out, force=force, source=source.unmerged)
 
     def load() -> torch.nn.Module:
         progress(f"loading {source.name}")

@@ -16,9 +16,14 @@ ADAPTER_PICKLE = "adapter_model.bin"
 
 ADAPTER_FILES = frozenset({ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE})
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
-_SHOWN = 100
+_LONGEST = 100
 """The most characters of a value that a message repeats."""
 
 
@@ -53,9 +58,7 @@ def find_adapter(directory: Path) -> AdapterFiles | None:
     if not (directory / ADAPTER_CONFIG).is_file():
         return None
     found = read_json_object(directory / ADAPTER_CONFIG, "copy the adapter again, or remove its files")
-    return AdapterFiles(
-        directory, _shown(found.get("peft_type")), _shown(found.get("base_model_name_or_path")), found
-    )
+    return AdapterFiles(directory, _shown(found.get("peft_type")), _shown(found.get("base_model_name_or_path")), found)
 
 
 def refuse_adapter(directory: Path, hint: str) -> None:
@@ -86,7 +89,7 @@ def refuse_lone_adapter(adapter: AdapterFiles, *, weights: bool) -> None:
     directory = adapter.directory
     if not (directory / "config.json").is_file():
         without = "no config.json"
-    elif weights and not any((directory / name).is_file() for name in _WEIGHTS):
+    elif weights and not any((directory / name).is_file() for name in _WEIGHT_NAMES):
         without = "no weights of a model"
     else:
         return
@@ -99,4 +102,4 @@ def refuse_lone_adapter(adapter: AdapterFiles, *, weights: bool) -> None:
 
 def _shown(value: object) -> str:
     text = ascii(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,9 +148,7 @@ def bench(
         batches: sequences at once.
         threads: of one operator; torch's choice for this machine when None.
         device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`; ONNX Runtime: on the CPU.
-        trust_remote_code: whether a model's own code may run.
-        merge_adapter: as in :func:`fxprune.evaluate`.
-        progress: told what is going on.
+        trust_remote_code, merge_adapter, progress: as in :func:`fxprune.evaluate`.
 
     Raises:
         RequestError: a model that cannot be found, one too short for ``prompt + new``, or a count below one.
@@ -169,8 +167,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
         where = dataclasses.asdict(request)
         allowed = {"trust_remote_code": trust_remote_code, "merge_adapter": merge_adapter}
-        places = [_place(model, stack, allowed, progress) for model in found]
-        jobs = [TimingJob(name, path, trust_remote_code, where) for name, path in places]
+        jobs = [TimingJob(*_place(model, stack, allowed, progress), trust_remote_code, where) for model in found]
         if onnx:
             jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
         return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))

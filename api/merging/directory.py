@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,9 +22,9 @@ from ...tracer.model import ModelSource, build_meta, load_config, load_model
 from ..placing import stored_dtype
 from ..progress import Progress
 from .kinds import check_kind
-from .layers import MERGE_IT, Read, hollow, merged_values, put
+from .layers import MERGE_IT, ReadParameter, hollow, merged_values, put, refuse_shared, shared_names
 
-_WEIGHTS = (
+_WEIGHT_ENDS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".onnx_data",
     ".safetensors.index.json", ".bin.index.json",
 )  # fmt: skip
@@ -100,11 +99,17 @@ def _copy(origin: Path, copied: Path, files: Sequence[Path]) -> None:
     wanted = {file.name for file in files}
     indexed = len(files) > 1 or files[0].name.endswith(".index.json")
     for path in sorted(origin.iterdir()):
-        weights = path.name.endswith(_WEIGHTS) and not (indexed and path.name.endswith(".index.json"))
+        weights = path.name.endswith(_WEIGHT_ENDS) and not (indexed and path.name.endswith(".index.json"))
         if path.name in ADAPTER_FILES or (weights and path.name not in wanted and not _pickled(path, files)):
             continue
-        if path.is_file():
+        if path.is_file() and (weights or _belongs(path, origin)):
             shutil.copyfile(path, copied / path.name)
+
+
+def _belongs(path: Path, origin: Path) -> bool:
+    """Whether a file lies in the model's directory, or is a link within the Hub's cache of it."""
+    within = origin.parent.parent if origin.parent.name == "snapshots" else origin
+    return path.resolve().is_relative_to(within)
 
 
 def _pickled(path: Path, files: Sequence[Path]) -> bool:
@@ -159,23 +164,24 @@ def _save(module: Any, folder: Path, files: Sequence[Path]) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
         module.save_pretrained(fresh)
         for path in Path(fresh).iterdir():
-            if path.name.endswith(_WEIGHTS):
+            if path.name.endswith(_WEIGHT_ENDS):
                 path.replace(folder / path.name)
 
 
-def _with_adapter(module: Any, adapter: AdapterFiles, read: Read | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _with_adapter(module: Any, adapter: AdapterFiles, read: ReadParameter | None) -> Iterator[tuple[str, torch.Tensor]]:
     """Put the adapter of a directory into a module, and merge it: name -> every value that has changed."""
     before = dict(module.named_parameters(remove_duplicate=False))
-    count = Counter(map(id, before.values()))
+    shared = shared_names(before)
     _put(module, adapter)
     inside = dict(module.named_parameters(remove_duplicate=False))
     for name, value in before.items():  # weights of the model that the adapter's file brings whole
-        found = inside.get(name, value)
-        if found is not value:
-            if count[id(value)] > 1:
-                raise RequestError(f"the adapter changes {name}, which other layers of the model share", MERGE_IT)
+        found = inside.get(name)
+        if found is not None and found is not value:
+            refuse_shared(name, shared)
             yield name, found
-    yield from merged_values(module, read)
+    for name, value in merged_values(module, read):
+        refuse_shared(name, shared)
+        yield name, value
 
 
 def _put(module: Any, adapter: AdapterFiles) -> None:

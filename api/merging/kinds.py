@@ -44,10 +44,10 @@ def check_kind(adapter: AdapterFiles) -> None:
         if adapter.config.get(name):
             raise RequestError(f"{adapter.directory} holds {adapter} with {name}: {why}", MERGE_IT)
     _check_known(adapter, kind)
-    first = adapter.config.get("init_lora_weights")
-    if first not in _KEEPS_BASE:
+    start = adapter.config.get("init_lora_weights")
+    if start not in _KEEPS_BASE:
         raise RequestError(
-            f"{adapter.directory} holds {adapter} with init_lora_weights {ascii(first)[:60]}, which changes the base too",
+            f"{adapter.directory} holds {adapter} with init_lora_weights {ascii(start)[:60]}, which changes the base",
             "convert it with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
 

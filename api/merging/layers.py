@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from ...runtime.tolerances import MERGED_ROUNDINGS, roundings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Read = Callable[[nn.Parameter], torch.Tensor | None]
+ReadParameter = Callable[[nn.Parameter], torch.Tensor | None]
 """A parameter that only has a shape -> its value, in memory of its own; None for one that has its value."""
 
 MERGE_IT = "merge it into the weights with PEFT, if it can be merged, and give the result"
@@ -24,7 +24,7 @@ MERGE_IT = "merge it into the weights with PEFT, if it can be merged, and give t
 _PROBE_ROWS = 4
 
 
-def merged_values(model: nn.Module, read: Read | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_values(model: nn.Module, read: ReadParameter | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """Take the layers of PEFT out of a model again, merged, one after the other.
 
     A sum is computed in float32 and rounded once, to the dtype of the model.
@@ -38,11 +38,10 @@ def merged_values(model: nn.Module, read: Read | None = None) -> Iterator[tuple[
         Name of a parameter in the model without adapters, and its merged value, float32.
 
     Raises:
-        RequestError: the adapter switches itself off, or changes a weight that the model uses in two places.
+        RequestError: the adapter is switched off.
         FxpruneError: PEFT cannot merge a layer, or the merged layer gives other outputs.
     """
     places = _outermost(model)
-    holders = _holders(model, places)
     for name, layer in places.items():
         _check_active(name, layer)
         plain = _base_of(layer)
@@ -52,10 +51,7 @@ def merged_values(model: nn.Module, read: Read | None = None) -> Iterator[tuple[
         merged = _merged(name, layer)
         model.set_submodule(name, merged)
         for key, parameter in list(merged.named_parameters()):
-            full = f"{name}.{key}"
-            if holders.get(full, 1) > 1:
-                raise RequestError(f"the adapter changes {full}, which other layers of the model share", MERGE_IT)
-            yield full, parameter.detach()
+            yield f"{name}.{key}", parameter.detach()
             put(merged, key, hollow(parameter) if read is not None else parameter.detach().to(dtypes[key]))
 
 
@@ -83,7 +79,8 @@ def merged_copy(model: Any) -> PreTrainedModel:
         model: a model of transformers with adapters, or a ``PeftModel``.
 
     Raises:
-        RequestError: its adapters cannot be merged, or are switched off.
+        RequestError: its adapters cannot be merged, are switched off, or change a weight that the model uses in two
+            places.
         FxpruneError: PEFT cannot merge a layer.
     """
     found = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -93,8 +90,9 @@ def merged_copy(model: Any) -> PreTrainedModel:
     twin: PreTrainedModel = copy.deepcopy(found)
     if not _outermost(twin):
         raise RequestError(f"{_kinds(model)} is no adapter of layers that could be merged", MERGE_IT)
-    for _ in merged_values(twin):
-        pass
+    shared = _shared(twin)
+    for name, _ in merged_values(twin):
+        refuse_shared(name, shared)
     twin._hf_peft_config_loaded = False
     vars(twin).pop("peft_config", None)
     return twin
@@ -121,31 +119,42 @@ def _outermost(model: nn.Module) -> dict[str, nn.Module]:
 
 def _base_of(layer: Any) -> nn.Module:
     """The layer of the model that PEFT has wrapped."""
-    if (adapter := getattr(layer, "token_adapter", None)) is not None:
-        base: nn.Module = adapter.get_base_layer()
-        return base
-    base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer.original_module
+    holder = getattr(layer, "token_adapter", layer)
+    base: nn.Module = holder.get_base_layer() if hasattr(holder, "get_base_layer") else layer.original_module
     return base
 
 
-def _holders(model: nn.Module, places: Mapping[str, nn.Module]) -> dict[str, int]:
-    """Name of a parameter that PEFT has wrapped -> in how many places of the model it is."""
-    wrapped = {
-        f"{name}.{key}": id(parameter)
-        for name, layer in places.items()
-        for key, parameter in _base_of(layer).named_parameters()
-    }
+def shared_names(parameters: Mapping[str, nn.Parameter]) -> set[str]:
+    """The names of parameters that are in a model more than once."""
+    count = Counter(map(id, parameters.values()))
+    return {name for name, parameter in parameters.items() if count[id(parameter)] > 1}
+
+
+def refuse_shared(name: str, shared: Collection[str]) -> None:
+    """Refuse to merge into a weight that the model uses in two places: the adapter changes one of them.
+
+    Raises:
+        RequestError: naming it.
+    """
+    if name in shared:
+        raise RequestError(f"the adapter changes {name}, which other layers of the model share", MERGE_IT)
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """The names, without adapters, of parameters that are in a model with adapters more than once."""
+    places = _outermost(model)
     inside = tuple(f"{place}." for place in places)
-    others = [
-        id(parameter)
+    plain = {
+        name: parameter
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if not name.startswith(inside)
-    ]
-    count = Counter([*wrapped.values(), *others])
-    return {name: count[key] for name, key in wrapped.items()}
+    }
+    for name, layer in places.items():
+        plain |= {f"{name}.{key}": parameter for key, parameter in _base_of(layer).named_parameters()}
+    return shared_names(plain)
 
 
-def _fill(plain: nn.Module, read: Read) -> None:
+def _fill(plain: nn.Module, read: ReadParameter) -> None:
     for key, parameter in list(plain.named_parameters()):
         value = read(parameter)
         if value is not None:

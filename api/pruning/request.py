@@ -263,18 +263,17 @@ def apply(
 
     The model: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``, ``merge_adapter``. What is done to
     it: ``passes``, ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes read: ``calib``, ``data``,
-    ``scores``, ``example``, ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``. What is written or
-    shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
+    ``scores``, ``example``, ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``. What is
+    written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
 
     Raises:
         RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
     """
     shared = dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels)
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
-    return ApplyRequest(
-        model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib, data=data,
-        scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form, place=where,
-        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter,
+    return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
+        data=data, scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
+        place=where, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter,
         print_ir_after=print_ir_after, progress=progress, ranks=ranks).run()  # fmt: skip
 
 

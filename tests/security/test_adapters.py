@@ -64,7 +64,9 @@ def with_adapter(source: Path, folder: Path, config: Any, *, dtype: torch.dtype 
     """A copy of a model directory with an adapter beside the weights; and what PEFT makes of the two."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     adapted = drawn(model, config)
-    adapted.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells which embeddings it writes
+        adapted.save_pretrained(folder)
     (folder / "README.md").unlink()
     shutil.copytree(source, folder, dirs_exist_ok=True)
     return folder, adapted
@@ -84,8 +86,8 @@ KINDS: dict[str, Any] = {
     "embeddings": LoraConfig(r=4, target_modules=["embed_tokens", "lm_head"]),
     "tokens": LoraConfig(**LORA, trainable_token_indices=[1, 5]),
     "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
-    "loha": LoHaConfig(r=4, target_modules=["q_proj"]),
-    "lokr": LoKrConfig(r=4, target_modules=["q_proj"]),
+    "loha": LoHaConfig(r=4, alpha=64, target_modules=["v_proj", "down_proj"]),
+    "lokr": LoKrConfig(r=4, alpha=64, target_modules=["v_proj", "down_proj"]),
 }
 
 
@@ -115,7 +117,8 @@ def test_the_weights_are_merged_in_their_files_one_layer_at_a_time(
         found = {k: v for file in merged.directory.glob("*.safetensors") for k, v in load_file(file).items()}
         shards = {file.name for file in merged.directory.glob("*.safetensors")}
     plain = {k: v for file in source.glob("*.safetensors") for k, v in load_file(file).items()}
-    assert shards == {file.name for file in source.glob("*.safetensors")} and len(shards) > 1
+    assert shards == {file.name for file in source.glob("*.safetensors")}
+    assert len(shards) > 1
     changed = {name for name in plain if not torch.equal(plain[name], found[name])}
     assert changed == {name for name in plain if "q_proj" in name or "down_proj" in name}
     once = adapted.merge_and_unload().state_dict()  # merged in float32
@@ -173,7 +176,7 @@ CALLS: dict[str, Callable[[Path, Path], object]] = {
     "trace": lambda model, _: fxprune.trace(model),
     "apply": lambda model, out: fxprune.apply(model, "magnitude", ratio=0.25, out=out),
     "a dry run": lambda model, _: fxprune.apply(model, "magnitude", ratio=0.25, dry_run=True),
-    "export": lambda model, out: fxprune.export(model, out),
+    "export": fxprune.export,
     "eval": lambda model, _: fxprune.evaluate(model, ["some text"]),
     "bench": lambda model, _: bench_in_this_process(model),
     "load": lambda model, _: fxprune.load(model),
@@ -273,6 +276,11 @@ def emptied(folder: Path) -> Path:
     return folder
 
 
+def broken(folder: Path) -> Path:
+    (folder / "adapter_config.json").write_text("{")
+    return folder
+
+
 NOT_MERGED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "prompts": (lambda folder: edited(folder, peft_type="PROMPT_TUNING"), "'PROMPT_TUNING'.* cannot merge this kind"),
     "prefixes": (lambda folder: edited(folder, peft_type="PREFIX_TUNING"), "'PREFIX_TUNING'.* cannot merge this kind"),
@@ -280,7 +288,9 @@ NOT_MERGED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a module to import": (
         lambda folder: edited(folder, megatron_config={"a": 1}, megatron_core="evil"), "PEFT imports a module",
     ),
-    "a base that changes": (lambda folder: edited(folder, init_lora_weights="pissa"), "'pissa', which changes the base"),
+    "a base that changes": (
+        lambda folder: edited(folder, init_lora_weights="pissa"), "'pissa', which changes the base",
+    ),
     "a trigger": (lambda folder: edited(folder, alora_invocation_tokens=[1]), "begins at certain tokens"),
     "a later option": (lambda folder: edited(folder, use_tomorrow=True), "'use_tomorrow', which this version of PEFT"),
     "other widths": (lambda folder: edited(folder, r=3), "does not fit this LlamaForCausalLM: .*size mismatch"),
@@ -291,13 +301,8 @@ NOT_MERGED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no values": (emptied, "but no adapter_model.safetensors"),
     "half a file": (truncated, "adapter_model.safetensors is truncated or corrupt"),
     "no numbers": (infinite, "cannot be merged|NaN"),
-    "no JSON": (lambda folder: _broken(folder), "adapter_config.json is damaged"),
+    "no JSON": (broken, "adapter_config.json is damaged"),
 }  # fmt: skip
-
-
-def _broken(folder: Path) -> Path:
-    (folder / "adapter_config.json").write_text("{")
-    return folder
 
 
 @pytest.mark.parametrize("case", NOT_MERGED)
@@ -334,7 +339,7 @@ def test_a_change_of_a_weight_in_two_places_is_refused(kind: str, tmp_path: Path
     source = write_checkpoint(tmp_path / "tied", TIED, dtype=torch.float32)
     folder = with_adapter(source, tmp_path / "adapted", TIED_KINDS[kind])[0]
     with pytest.raises(RequestError, match=r"embed_tokens.*, which other layers of the model share"):
-        fxprune.apply(folder, "magnitude", ratio=0.25, dry_run=False, out=tmp_path / "out", merge_adapter=True)
+        fxprune.apply(folder, "magnitude", ratio=0.25, out=tmp_path / "out", merge_adapter=True)
 
 
 def test_room_for_the_copy_is_asked_for_first(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,6 +348,17 @@ def test_room_for_the_copy_is_asked_for_first(base: Path, tmp_path: Path, monkey
     with pytest.raises(RequestError, match=r"a merged copy of .* takes 0\.00 GB") as caught:
         fxprune.apply(folder, "magnitude", ratio=0.25, out=tmp_path / "out", merge_adapter=True)
     assert "TMPDIR" in caught.value.hint
+
+
+def test_a_link_out_of_the_directory_is_not_copied(base: Path, tmp_path: Path) -> None:
+    folder = with_adapter(base, tmp_path / "adapted", KINDS["lora"])[0]
+    (tmp_path / "secret").write_text("secret")
+    (folder / "tokenizer_extra.txt").symlink_to(tmp_path / "secret")
+    (folder / "merges.txt").symlink_to("vocab.txt")
+    (folder / "vocab.txt").write_text("a")
+    with open_source(folder, merge_adapter=True) as source:
+        assert not (source.directory / "tokenizer_extra.txt").exists()
+        assert (source.directory / "merges.txt").read_text() == "a"
 
 
 def test_out_never_replaces_the_directory_that_was_merged(base: Path, tmp_path: Path) -> None:
