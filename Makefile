@@ -11,7 +11,7 @@ OUT    ?= out/demo
 WORKERS ?= 2
 test nightly: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test nightly lint format clean
+.PHONY: demo test nightly lint audit format clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/fxprune demo --out $(OUT) --force
@@ -33,6 +33,15 @@ lint: $(VENV)/dev.stamp
 	MYPYPATH=$(VENV)/src $(BIN)/mypy -p fxprune
 	$(BIN)/lint-imports --no-logo
 
+# Known vulnerabilities of what is pinned and of what came with it, and risky lines of the package. pip-audit asks PyPI
+# over the internet; without --strict it would call a package clean that it could not look up.
+audit: $(VENV)/audit.stamp
+	$(BIN)/bandit -q -c pyproject.toml -r .
+	$(BIN)/python -m pip list --format=freeze --exclude-editable | sed 's/+.*//' > $(VENV)/installed.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt -r $(VENV)/installed.txt || \
+	  { echo "error: the audit found a vulnerability, or could not look a package up" >&2; \
+	    echo "hint: it says which above; advisories are read from PyPI, over the internet" >&2; exit 1; }
+
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -53,6 +62,10 @@ $(VENV)/run.stamp: $(VENV)/torch.stamp pyproject.toml
 $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/audit.stamp: $(VENV)/run.stamp
+	$(PIP) -e '.[audit]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -271,7 +271,7 @@ def _write_checked(
         checks = values.check(folder, design.auto_class, design.form == "free", request.source, fresh)
         saved = design.saved(request.out, checks)
         if request.extra is not None:
-            request.extra(folder)
+            request.extra(folder)  # nosec B610 # writes files; this is no database
         write_json(folder / RECORD, {**_record(saved, request), "files": digests(folder, known=known)})
     return saved
 

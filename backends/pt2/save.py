@@ -119,7 +119,7 @@ def _export(product: SavableModule) -> tuple[ExportedProgram, bool]:
     if product.any_batch:
         try:
             return _exported(product, free=True), True
-        except Exception:  # torch may fail to prove this for any number; the number of the example may still work
+        except Exception:  # nosec B110 # torch may fail to prove this for any number; the example's may still work
             pass
     try:
         return _exported(product, free=False), False
