@@ -15,24 +15,38 @@ from ..ir.errors import RequestError
 from ..ir.plan import Indices, Plan
 from ..runtime.json_object import read_json_object
 
-PLAN = "plan.safetensors"
+PLAN = "fxprune.plan"
+"""A safetensors file, but not by its name: vLLM and others read every ``*.safetensors`` of a directory as weights."""
+
+FORMER_PLAN = "plan.safetensors"
+"""What it was called in artifacts of earlier versions."""
+
 RECORD = "fxprune.json"
 MARKS = (RECORD, "config.json")
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write ``plan.safetensors``: key ``<tensor name>:<dim>``, int64 kept indices. Equal plans give equal bytes."""
+    """Write ``fxprune.plan``, a safetensors file: key ``<tensor name>:<dim>``, int64 kept indices. Equal plans give
+    equal bytes."""
     tensors = {f"{name}:{dim}": np.ascontiguousarray(kept, dtype=np.int64) for (name, dim), kept in plan.slices.items()}
     save_file(dict(sorted(tensors.items())), folder / PLAN)
 
 
+def plan_file(path: Path) -> Path:
+    """The plan of an artifact, under its present name or its former one; a path that is no directory is the plan's."""
+    if not path.is_dir():
+        return path
+    former = path / FORMER_PLAN
+    return former if former.is_file() and not (path / PLAN).is_file() else path / PLAN
+
+
 def read_plan(path: Path) -> dict[tuple[str, int], Indices]:
-    """The slices of a plan file, or of the ``plan.safetensors`` of an artifact.
+    """The slices of a plan file, or of the plan of an artifact.
 
     Raises:
         RequestError: the file is missing, damaged, or not a plan.
     """
-    path = path / PLAN if path.is_dir() else path
+    path = plan_file(path)
     if not path.is_file():
         raise RequestError(f"{path} does not exist", "give a directory that fxprune wrote")
     try:

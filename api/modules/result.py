@@ -71,7 +71,7 @@ class Pruned:
         }
 
     def save(self, out: str | Path, *, force: bool = False) -> SavedModule:
-        """Write ``model.safetensors``, ``model.pt2``, ``plan.safetensors`` and ``fxprune.json``, and check them in a
+        """Write ``model.safetensors``, ``model.pt2``, ``fxprune.plan`` and ``fxprune.json``, and check them in a
         fresh process. The current weights are written, so the module may have been trained since it was pruned.
 
         Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...backends.artifact import PLAN, RECORD, read_plan, read_record
+from ...backends.artifact import RECORD, plan_file, read_plan, read_record
 from ...backends.digests import sha256, source_digests
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.plan import Indices
@@ -60,8 +60,7 @@ def read_recorded(plan: str | Path, source: ModelSource) -> Recorded:
         RequestError: the file is missing, damaged or not a plan; or the plan was made from a model directory of this
             name with other weights.
     """
-    path = Path(plan).expanduser()
-    path = path / PLAN if path.is_dir() else path
+    path = plan_file(Path(plan).expanduser())
     slices = read_plan(path)
     record = read_record(path.parent) if (path.parent / RECORD).is_file() else {}
     absent = (record.get("passes") or {}).get("drop", {}).get("sub_blocks", ())

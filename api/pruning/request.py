@@ -56,7 +56,7 @@ class ApplyRequest:
             not changed: its files are written to the temporary directory and pruned from there. While the call runs,
             that copy takes room on disk, and the model that is being pruned takes room in memory beside the loaded one.
         passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
-        plan: a ``plan.safetensors`` that another run wrote. It is applied before the passes.
+        plan: the directory that another run wrote, or its ``fxprune.plan``. It is applied before the passes.
         out: the directory to write. It appears complete or not at all. May be left out in a dry run.
         shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target`` and ``channels``: a value for every pass
             that has an option of that name; ``layers`` as ``(start, end)`` or ``"start:end"``, end exclusive;

@@ -192,8 +192,8 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--plan",
-        metavar="FILE",
-        help="plan.safetensors of another run: remove the same units, before any passes",
+        metavar="PLAN",
+        help="the DIR that another run wrote, or its fxprune.plan: remove the same units, before any passes",
     )
 
 

@@ -60,7 +60,7 @@ class SaveRequest:
             unless ``values`` has them.
         out: the directory to write. It appears complete or not at all.
         source: the directory that the model was read from; its tokenizer and generation files are copied.
-        plan: what was removed; written as ``plan.safetensors``.
+        plan: what was removed; written as ``fxprune.plan``.
         repairs: the result of ``shrink_module``.
         quantities: (old, new) of the extents in the whole graph that changed (``extents[""]``), for the search of a
             configuration.

@@ -26,7 +26,7 @@ from ...ir.repairs import Repairs, repair
 from ...runtime.quiet import quiet
 from ...runtime.tensors import slice_tensors, tensors_by_name
 from ...runtime.tolerances import relative_difference, same_program
-from ..artifact import RECORD, read_plan, write_json, write_plan
+from ..artifact import PLAN, RECORD, read_plan, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_target
 from ..digests import digests
 from ..verify import VerificationError
@@ -76,7 +76,7 @@ class SavedModule:
 
 
 def save_module(product: SavableModule, out: Path, *, report: Mapping[str, Any], force: bool) -> SavedModule:
-    """Write a module: ``model.safetensors``, ``model.pt2``, ``plan.safetensors``, ``fxprune.json``.
+    """Write a module: ``model.safetensors``, ``model.pt2``, ``fxprune.plan``, ``fxprune.json``.
 
     Before the directory is moved into place, a fresh Python process without fxprune loads the exported program, and
     its outputs are compared with those of the module.
@@ -106,7 +106,7 @@ def save_module(product: SavableModule, out: Path, *, report: Mapping[str, Any],
                 "any_batch": any_batch,
                 "repairs": product.repairs.to_json(),
                 "checks": checks,
-                "files": digests(folder, MODULE_WEIGHTS, PROGRAM),
+                "files": digests(folder, MODULE_WEIGHTS, PROGRAM, PLAN),
             }
             write_json(folder / RECORD, record)
     finally:

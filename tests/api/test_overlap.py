@@ -211,7 +211,7 @@ def test_the_command_line_refuses_and_measures_all_the_same(made: Made, capsys: 
 def test_a_model_made_from_an_artifact_has_seen_what_it_has_seen(made: Made, tmp_path: Path) -> None:
     fxprune.apply(made.out, "magnitude", out=tmp_path / "again")
     refused(made, tmp_path / "again", found=10)
-    fxprune.apply(made.model, plan=made.out / "plan.safetensors", out=tmp_path / "replayed")
+    fxprune.apply(made.model, plan=made.out / "fxprune.plan", out=tmp_path / "replayed")
     refused(made, tmp_path / "replayed", found=10)
 
 

@@ -96,7 +96,7 @@ def test_a_coarse_arithmetic_rounds_nothing_that_stays(decoder: Path, tmp_path: 
     assert applied.placement is not None
     assert applied.placement.dtype == torch.bfloat16
     expected = load_file(decoder / "model.safetensors")
-    for key, kept in load_file(out / "plan.safetensors").items():
+    for key, kept in load_file(out / "fxprune.plan").items():
         name, _, dim = key.rpartition(":")
         expected[name] = expected[name].index_select(int(dim), kept)
     written = load_file(out / "model.safetensors")

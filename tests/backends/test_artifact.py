@@ -190,20 +190,20 @@ PLAN = Plan(
 
 def test_a_plan_reads_back_and_has_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     write_plan(tmp_path, PLAN)
-    first = (tmp_path / "plan.safetensors").read_bytes()
+    first = (tmp_path / "fxprune.plan").read_bytes()
     back = read_plan(tmp_path)
     assert back.keys() == PLAN.slices.keys()
     assert all(np.array_equal(back[key], PLAN.slices[key]) and back[key].dtype == np.int64 for key in back)
     write_plan(tmp_path, Plan(slices=dict(reversed(PLAN.slices.items()))))
-    assert (tmp_path / "plan.safetensors").read_bytes() == first
+    assert (tmp_path / "fxprune.plan").read_bytes() == first
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (None, r"plan.safetensors does not exist"),
-        (b"", r"plan.safetensors is damaged"),
-        (b"\x10\0\0\0\0\0\0\0{}", r"plan.safetensors is damaged"),
+        (None, r"fxprune.plan does not exist"),
+        (b"", r"fxprune.plan is damaged"),
+        (b"\x10\0\0\0\0\0\0\0{}", r"fxprune.plan is damaged"),
         ({"weight": np.array([0])}, r"is not a plan: its entry 'weight' is int64 of shape \(1,\)"),
         ({"weight:x": np.array([0])}, r"is not a plan: its entry 'weight:x'"),
         ({"weight:0": np.array([0.0])}, r"is not a plan: its entry 'weight:0' is float64"),
@@ -216,19 +216,27 @@ def test_a_plan_reads_back_and_has_the_same_bytes_in_any_order(tmp_path: Path) -
 )
 def test_plans_that_are_refused(tmp_path: Path, tensors: dict[str, np.ndarray] | bytes | None, message: str) -> None:
     if isinstance(tensors, bytes):
-        (tmp_path / "plan.safetensors").write_bytes(tensors)
+        (tmp_path / "fxprune.plan").write_bytes(tensors)
     elif tensors is not None:
-        save_file(tensors, tmp_path / "plan.safetensors")
+        save_file(tensors, tmp_path / "fxprune.plan")
     with pytest.raises(RequestError, match=message) as caught:
         read_plan(tmp_path)
     assert caught.value.hint
 
 
+def test_the_former_name_of_a_plan_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+    write_plan(tmp_path, PLAN)
+    (tmp_path / "fxprune.plan").rename(tmp_path / "plan.safetensors")
+    assert read_plan(tmp_path).keys() == read_plan(tmp_path / "plan.safetensors").keys() == PLAN.slices.keys()
+    write_plan(tmp_path, Plan(slices={("other", 0): np.array([0])}))
+    assert list(read_plan(tmp_path)) == [("other", 0)]
+
+
 def test_a_truncated_plan_is_refused(tmp_path: Path) -> None:
     write_plan(tmp_path, PLAN)
-    whole = (tmp_path / "plan.safetensors").read_bytes()
+    whole = (tmp_path / "fxprune.plan").read_bytes()
     for length in range(0, len(whole), 16):
-        (tmp_path / "plan.safetensors").write_bytes(whole[:length])
+        (tmp_path / "fxprune.plan").write_bytes(whole[:length])
         with pytest.raises(RequestError, match="damaged"):
             read_plan(tmp_path)
 

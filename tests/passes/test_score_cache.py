@@ -238,7 +238,7 @@ def test_the_command_line_writes_the_bytes_of_an_unsaved_run(tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     fxprune.apply("demo", SCORE, target="params=0.8", out=tmp_path / "b")
-    for name in ("model.safetensors", "plan.safetensors", "fxprune.json"):
+    for name in ("model.safetensors", "fxprune.plan", "fxprune.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 

@@ -187,7 +187,7 @@ def same_as_one(two: Two, job: dict[str, Any], folder: Path, *, but: Set[str] = 
     assert first["after"] == second["after"] == one.parameters[1]
     assert first["record"] == second["record"], "both return the whole result"
     assert set(left_behind(folder)) - but == {"one", "two"}
-    plans = (contents(folder / name)["plan.safetensors"] for name in ("one", "two"))
+    plans = (contents(folder / name)["fxprune.plan"] for name in ("one", "two"))
     assert len(set(plans)) == 1
     wanted, found = (load_file(folder / name / "model.safetensors") for name in ("one", "two"))
     assert wanted.keys() == found.keys()

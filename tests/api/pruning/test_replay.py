@@ -16,7 +16,7 @@ from transformers import GPT2Config, LlamaConfig
 
 from fxprune import api
 from fxprune.api.pruning import model_run
-from fxprune.backends.artifact import PLAN, RECORD
+from fxprune.backends.artifact import FORMER_PLAN, PLAN, RECORD
 from fxprune.backends.huggingface import weight_source
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
@@ -81,6 +81,15 @@ def test_passes_run_after_the_replay(made: Path, tmp_path: Path) -> None:
     applied = api.apply(made / "source", "random{ratio=0.5,heads=off}", plan=made / "out", out=tmp_path / "out")
     assert [step.name for step in applied.steps if not step.is_analysis] == ["replay", "random"]
     assert load_tensors(tmp_path / "out" / "model.safetensors")[UP].shape == (12, 32)
+
+
+def test_an_artifact_whose_plan_has_its_former_name_is_replayed(made: Path, tmp_path: Path) -> None:
+    former = shutil.copytree(made / "out", tmp_path / "made")
+    (former / PLAN).rename(former / FORMER_PLAN)
+    api.apply(made / "source", plan=former, out=tmp_path / "out")
+    api.apply(made / "source", plan=former / FORMER_PLAN, out=tmp_path / "again")
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+    assert contents(tmp_path / "out", RECORD) == contents(made / "out", RECORD)
 
 
 def test_the_command_line_replays_and_says_what_it_did(

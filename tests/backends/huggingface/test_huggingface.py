@@ -99,6 +99,16 @@ def test_load(artifacts: dict[str, tuple[SavedModel, Reference]], name: str) -> 
     assert all(weights[tensor].shape[dim] == len(kept) for (tensor, dim), kept in plan.items())
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_every_safetensors_file_holds_weights(artifacts: dict[str, tuple[SavedModel, Reference]], name: str) -> None:
+    """Runtimes such as vLLM read all of them, whatever an index says."""
+    path = artifacts[name][0].path
+    held = [tensor for file in path.glob("*.safetensors") for tensor in load_file(file)]
+    assert held
+    assert set(held) <= set(load(path).state_dict())
+    assert len(held) == len(set(held))
+
+
 def test_the_reports_say_why(artifacts: dict[str, tuple[SavedModel, Reference]]) -> None:
     assert artifacts["llama_mha"][0].retargeted.startswith("llama to mistral: LlamaConfig rejects")
     assert artifacts["llama_queries"][0].retargeted == ""
@@ -177,8 +187,8 @@ def test_the_record_and_the_companions(tmp_path: Path) -> None:
     save(SaveRequest(model=cut.model, out=tmp_path / "out", **{**details, "source": source}))
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "LICENSE", "chat_template.jinja", "config.json", "fxprune.json", "generation_config.json", "model.safetensors",
-        "plan.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "LICENSE", "chat_template.jinja", "config.json", "fxprune.json", "fxprune.plan", "generation_config.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert json.loads((out / "generation_config.json").read_text())["temperature"] == 0.5
     record = json.loads((out / "fxprune.json").read_text())

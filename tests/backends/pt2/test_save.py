@@ -46,7 +46,7 @@ def rewritten(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pruned, Path]:
 def test_the_directory_is_complete(written: tuple[Pruned, Path]) -> None:
     result, out = written
     assert {path.name for path in out.iterdir()} == {
-        "model.safetensors", "model.pt2", "plan.safetensors", "fxprune.json",
+        "model.safetensors", "model.pt2", "fxprune.plan", "fxprune.json",
     }  # fmt: skip
     record = json.loads((out / "fxprune.json").read_text())
     assert record["artifact"] == "module"
@@ -54,7 +54,8 @@ def test_the_directory_is_complete(written: tuple[Pruned, Path]) -> None:
     assert record["macs"]["after"] == result.macs[1] < record["macs"]["before"]
     assert record["repairs"]["blocks.0.depthwise.0"]["groups"] == [20, 10]
     assert record["checks"]["worst_difference"] <= record["checks"]["tolerance"]
-    assert set(record["files"]) == {"model.safetensors", "model.pt2"}
+    assert set(record["files"]) == {"model.safetensors", "model.pt2", "fxprune.plan"}
+    assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]  # runtimes take all for weights
     assert str(Path.home()) not in (out / "model.pt2").read_bytes().decode("latin-1")
     assert str(Path(__file__).parent) not in (out / "model.pt2").read_bytes().decode("latin-1")
 
