@@ -159,7 +159,7 @@ def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:
         if own_code:
             raise RequestError(
                 f"{source.name!r} needs its own code: {own_code.get(CAUSAL_LM) or next(iter(own_code.values()))}",
-                f"read that file in {source.directory}, and pass --trust-remote-code if you trust it",
+                f"read that file in {source.origin}, and pass --trust-remote-code if you trust it",
             )
         raise RequestError(
             f"transformers {transformers.__version__} does not support the model type {model_type!r}",
@@ -295,7 +295,7 @@ def _check_keys(source: ModelSource, config: Any, info: dict[str, Any]) -> None:
     own_code = bool(getattr(config, "auto_map", None))
     hint = "check that the weights belong to this config"
     if own_code and not source.trust_remote_code:
-        hint = f"this model has its own code: read it in {source.directory}, then pass --trust-remote-code"
+        hint = f"this model has its own code: read it in {source.origin}, then pass --trust-remote-code"
     raise FxpruneError(f"the weights of {source.name!r} do not fit its config: tensors {found}", hint)
 
 

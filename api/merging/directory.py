@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ...backends.huggingface.free_form import CONFIG_ENTRY
+from ...backends.huggingface.save import load, load_without_weights
 from ...backends.huggingface.streamed_weights import obstacle, stored_tensors
 from ...ir.errors import RequestError, first_line
 from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles, find_adapter
@@ -121,13 +123,18 @@ def _merge(base: ModelSource, adapter: AdapterFiles, progress: Progress) -> None
     config = load_config(base)
     files = weight_files(base.directory, allow_pickle=base.allow_pickle)
     checkpoint = Checkpoint(files) if files[0].suffix == ".safetensors" else None
-    module = build_meta(config, trust_remote_code=base.trust_remote_code, buffers=True)
+    own = hasattr(config, CONFIG_ENTRY) and not base.trust_remote_code  # of fxprune's: its code need not run
+    if own:
+        module: Any = load_without_weights(base.directory)
+    else:
+        module = build_meta(config, trust_remote_code=base.trust_remote_code, buffers=True)
     why = "its files are not safetensors" if checkpoint is None else obstacle(checkpoint, module)
     if checkpoint is not None and not why:
         _merge_in_files(module, adapter, stored_tensors(checkpoint, module))
         return
     progress(f"all weights of {base.name} are loaded to merge the adapter: {why}")
-    module = load_model(base, dtype=stored_dtype(checkpoint, config))
+    dtype = stored_dtype(checkpoint, config)
+    module = load(base.directory, dtype=dtype).eval() if own else load_model(base, dtype=dtype)
     for _ in _with_adapter(module, adapter, None):
         pass
     _save(module, base.directory, files)

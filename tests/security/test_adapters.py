@@ -16,7 +16,7 @@ import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig
 
 import fxprune
 from fxprune.api.benchmarking.process import serve
@@ -26,7 +26,7 @@ from fxprune.backends.digests import sha256
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.tracer.model import load_model, resolve
 
-from ..checkpoints import TIED, contents, write_checkpoint
+from ..checkpoints import TIED, WIDTHS, contents, write_checkpoint
 
 IDS = torch.arange(1, 25).reshape(2, 12)
 
@@ -54,8 +54,8 @@ def drawn(model: Any, config: Any) -> PeftModel:
         warnings.simplefilter("ignore")
         adapted = get_peft_model(model, config).eval()
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if parameter.requires_grad or "bias" in name:
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
                 parameter.normal_(0, 0.2)
     return adapted
 
@@ -81,7 +81,6 @@ KINDS: dict[str, Any] = {
     "lora": LoraConfig(**LORA, task_type="CAUSAL_LM"),
     "dora": LoraConfig(**LORA, use_dora=True),
     "ranks": LoraConfig(**LORA, rank_pattern={"q_proj": 2}, alpha_pattern={"down_proj": 3}, use_rslora=True),
-    "biases": LoraConfig(r=4, target_modules=["q_proj"], bias="all"),
     "whole modules": LoraConfig(**LORA, modules_to_save=["lm_head", "norm"]),
     "embeddings": LoraConfig(r=4, target_modules=["embed_tokens", "lm_head"]),
     "tokens": LoraConfig(**LORA, trainable_token_indices=[1, 5]),
@@ -133,6 +132,42 @@ def test_weights_that_cannot_be_merged_in_their_files_are_loaded(base: Path, tmp
         assert {path.name for path in source.directory.iterdir()} >= {"model.safetensors", "config.json"}
         assert not list(source.directory.glob("*.bin"))
         torch.testing.assert_close(logits(load_model(source)), logits(adapted), rtol=1e-4, atol=1e-5)
+
+
+GPT2 = GPT2Config(n_embd=32, n_head=4, n_layer=1, vocab_size=26, n_positions=32, bos_token_id=None, eos_token_id=None)
+
+OTHERS: dict[str, tuple[Any, Any, int]] = {
+    "the other way round": (GPT2, LoraConfig(r=4, target_modules=["c_attn"]), 1),
+    "with their biases": (GPT2, LoraConfig(r=4, target_modules=["c_attn"], bias="lora_only"), 2),
+    "with all biases": (GPT2, LoraConfig(r=4, target_modules=["c_attn"], bias="all"), 8),
+    "experts": (
+        MixtralConfig(**WIDTHS, num_local_experts=2, num_experts_per_tok=1), LoraConfig(target_modules=["v_proj"]), 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_layers_are_merged(kind: str, tmp_path: Path) -> None:
+    """Weights that lie the other way round, biases, and a model whose tensors transformers renames; in 16 bits."""
+    config, adapter, changed = OTHERS[kind]
+    source = write_checkpoint(tmp_path / "other", config, dtype=torch.bfloat16)
+    folder, adapted = with_adapter(source, tmp_path / "adapted", adapter)
+    with open_source(folder, merge_adapter=True) as merged:
+        found, before = (load_file(place / "model.safetensors") for place in (merged.directory, source))
+        assert found.keys() == before.keys()
+        assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+        assert sum(not torch.equal(found[name], before[name]) for name in found) == changed
+        torch.testing.assert_close(logits(load_model(merged)), logits(adapted), rtol=0.02, atol=0.01)
+
+
+def test_an_artifact_in_the_free_form_is_merged_without_its_code(base: Path, tmp_path: Path) -> None:
+    free = tmp_path / "free"
+    fxprune.apply(base, "magnitude{layers=0:1}", ratio=0.25, out=free)
+    adapted = drawn(fxprune.load(free), LoraConfig(**LORA))
+    adapted.save_pretrained(free)
+    with open_source(free, merge_adapter=True) as merged:
+        (merged.directory / "modeling_fxprune.py").write_text("raise AssertionError('it ran')")
+        torch.testing.assert_close(logits(fxprune.load(merged.directory)), logits(adapted), rtol=1e-4, atol=1e-5)
 
 
 def test_a_removal_on_the_merged_model_is_that_on_what_peft_merges(base: Path, tmp_path: Path) -> None:
