@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backends.artifact import RECORD, read_record, write_json
+from ..runtime.adapter_files import find_adapter
 from ..tracer.loaded import write_loaded
 from ..tracer.model import ModelSource, resolve
-from .merging.directory import merged_source
 from .merging.layers import has_adapters, merged_copy
 from .progress import Progress, silent
 from .request_checks import Model, check_model
@@ -56,7 +56,13 @@ def open_source(
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     if isinstance(model, str | os.PathLike):
         found = resolve(os.fspath(model), weights=weights, **allowed)
-        with merged_source(found, weights=weights, progress=progress) as merged:
+        adapter = find_adapter(found.directory)
+        if adapter is None:
+            yield found
+            return
+        from .merging.directory import merged_source  # imports what writes models, which takes a second
+
+        with merged_source(found, adapter, weights=weights, progress=progress) as merged:
             yield merged
         return
     if merge_adapter and has_adapters(model):

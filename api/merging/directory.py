@@ -17,7 +17,7 @@ from ...backends.huggingface.free_form import CONFIG_ENTRY
 from ...backends.huggingface.save import load, load_without_weights
 from ...backends.huggingface.streamed_weights import obstacle, stored_tensors
 from ...ir.errors import RequestError, first_line
-from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles, find_adapter
+from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles
 from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint, StoredTensor, require_whole
 from ...tracer.checkpoint import check_safetensors, weight_files
 from ...tracer.model import ModelSource, build_meta, load_config, load_model
@@ -34,7 +34,9 @@ _WEIGHT_ENDS = (
 
 
 @contextmanager
-def merged_source(source: ModelSource, *, weights: bool, progress: Progress) -> Iterator[ModelSource]:
+def merged_source(
+    source: ModelSource, adapter: AdapterFiles, *, weights: bool, progress: Progress
+) -> Iterator[ModelSource]:
     """A source without adapter that computes what this one computes with it.
 
     The weights are copied to the temporary directory, which takes as much room as they do, and the layers that the
@@ -42,7 +44,8 @@ def merged_source(source: ModelSource, *, weights: bool, progress: Progress) -> 
     splits or merges tensors when it loads them, all of them are loaded instead.
 
     Args:
-        source: a model directory with or without an adapter.
+        source: a model directory with an adapter.
+        adapter: the adapter.
         weights: whether its weights are wanted; without them a merged model does not differ.
         progress: told what is being merged.
 
@@ -51,10 +54,6 @@ def merged_source(source: ModelSource, *, weights: bool, progress: Progress) -> 
             it does not belong to the model, or there is no room on the disk.
         FxpruneError: PEFT cannot merge it.
     """
-    adapter = find_adapter(source.directory)
-    if adapter is None:
-        yield source
-        return
     check_kind(adapter)
     if not weights:
         yield source
