@@ -19,7 +19,7 @@ from ...backends.huggingface.streamed_weights import obstacle, stored_tensors
 from ...ir.errors import RequestError, first_line
 from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles
 from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint, StoredTensor, require_whole
-from ...tracer.checkpoint import check_safetensors, weight_files
+from ...tracer.checkpoint import INDEX_FILE, check_safetensors, weight_files
 from ...tracer.model import ModelSource, build_meta, load_config, load_model
 from ..placing import stored_dtype
 from ..progress import Progress
@@ -98,12 +98,15 @@ def _copy(origin: Path, copied: Path, files: Sequence[Path]) -> None:
     """Copy the files that a model is loaded from, without its adapter."""
     copied.mkdir()
     wanted = {file.name for file in files}
-    indexed = len(files) > 1 or files[0].name.endswith(".index.json")
+    if files[0].suffix == ".safetensors":
+        wanted.add(INDEX_FILE)
+    elif files[0].suffix == ".json":  # the index of a pickle in several files
+        wanted |= {path.name for path in origin.glob("*.bin")}
     for path in sorted(origin.iterdir()):
-        weights = path.name.endswith(_WEIGHT_ENDS) and not (indexed and path.name.endswith(".index.json"))
-        if path.name in ADAPTER_FILES or (weights and path.name not in wanted and not _pickled(path, files)):
+        weights = path.name.endswith(_WEIGHT_ENDS)
+        if path.name in ADAPTER_FILES or not path.is_file():
             continue
-        if path.is_file() and (weights or _belongs(path, origin)):
+        if path.name in wanted if weights else _belongs(path, origin):
             shutil.copyfile(path, copied / path.name)
 
 
@@ -136,7 +139,7 @@ def _merge(base: ModelSource, adapter: AdapterFiles, progress: Progress) -> None
     module = load(base.directory, dtype=dtype).eval() if own else load_model(base, dtype=dtype)
     for _ in _with_adapter(module, adapter, None):
         pass
-    _save(module, base.directory, files)
+    _save(module, base.directory)
 
 
 def _merge_in_files(module: Any, adapter: AdapterFiles, stored: dict[str, StoredTensor]) -> None:
@@ -163,12 +166,13 @@ def _merge_in_files(module: Any, adapter: AdapterFiles, stored: dict[str, Stored
             file.write(data.numpy().tobytes())
 
 
-def _save(module: Any, folder: Path, files: Sequence[Path]) -> None:
+def _save(module: Any, folder: Path) -> None:
     """Put the weights of a module in the place of those in a directory; all other files stay."""
-    for file in files:
-        file.unlink()
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
         module.save_pretrained(fresh)
+        for path in folder.iterdir():
+            if path.name.endswith(_WEIGHT_ENDS):
+                path.unlink()
         for path in Path(fresh).iterdir():
             if path.name.endswith(_WEIGHT_ENDS):
                 path.replace(folder / path.name)

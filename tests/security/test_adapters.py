@@ -124,6 +124,33 @@ def test_the_weights_are_merged_in_their_files_one_layer_at_a_time(
     assert all(torch.equal(found[name], once[name].bfloat16()) for name in changed)
 
 
+def one_shard(folder: Path) -> None:
+    names = list(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def pickled_shards(folder: Path) -> None:
+    tensors = list(load_file(folder / "model.safetensors").items())
+    (folder / "model.safetensors").unlink()
+    parts = {"pytorch_model-00001-of-00002.bin": tensors[:5], "pytorch_model-00002-of-00002.bin": tensors[5:]}
+    for name, part in parts.items():
+        torch.save(dict(part), folder / name)
+    index = {"metadata": {}, "weight_map": {tensor: name for name, part in parts.items() for tensor, _ in part}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("split", [one_shard, pickled_shards])
+def test_weights_with_an_index_are_merged(split: Callable[[Path], None], base: Path, tmp_path: Path) -> None:
+    folder, adapted = with_adapter(base, tmp_path / "adapted", LoraConfig(**LORA))
+    split(folder)
+    (folder / "optimizer.bin").write_bytes(b"large")
+    with open_source(folder, merge_adapter=True, allow_pickle=True) as source:
+        torch.testing.assert_close(logits(load_model(source)), logits(adapted), rtol=1e-4, atol=1e-5)
+        assert not list(source.directory.glob("*.bin*"))
+
+
 def test_weights_that_cannot_be_merged_in_their_files_are_loaded(base: Path, tmp_path: Path) -> None:
     folder, adapted = with_adapter(base, tmp_path / "adapted", LoraConfig(**LORA))
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
