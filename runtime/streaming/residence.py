@@ -254,9 +254,14 @@ def _restored(block: nn.Module, forward: Any) -> None:
         block.forward = forward
 
 
-def give_back_memory(device: torch.device) -> None:
-    """Return freed memory to the system. Without it, an allocator keeps some for every block."""
-    gc.collect(0)
+def give_back_memory(device: torch.device, generation: int = 0) -> None:
+    """Return freed memory to the system. Without it, an allocator keeps some for every block.
+
+    Args:
+        device: whose memory.
+        generation: objects of this age and younger are looked through for what only holds itself, as by ``gc.collect``.
+    """
+    gc.collect(generation)
     trim = getattr(_libc(device), "malloc_trim", None)
     if trim is not None:
         trim(0)
