@@ -21,7 +21,7 @@ from .turns import Around, Feed, Turn, turns
 WAITING = 1 << 30
 """Bytes of hidden states that may wait while one block after the other is read for all of them."""
 
-KEPT = 1 << 28
+HELD = 1 << 28
 """Bytes of hidden states that are kept for the way back, where gradients of weights are not wanted."""
 
 Answer = TypeVar("Answer")
@@ -180,7 +180,7 @@ class BlockRunner:
         """Exact gradients of losses, each for itself, by reverse streaming.
 
         Where gradients of weights are wanted, all batches go forward before the first goes back. Otherwise only as many
-        go together as :data:`KEPT` allows; the weights are read again for the next.
+        go together as :data:`HELD` allows; the weights are read again for the next.
 
         Args:
             losses: the batches; each is run once, and its blocks once more.
@@ -201,7 +201,7 @@ class BlockRunner:
                 found, kept = self._gradients(losses[len(values) :][:together], wanted, receiver)
                 values += found
                 if self.residence is not None and not wanted:  # otherwise nothing is read again: one is enough
-                    together = max(1, KEPT // max(1, kept // len(found)))
+                    together = max(1, HELD // max(1, kept // len(found)))
             return values
 
         return self.again(attempt, receiver.restart)

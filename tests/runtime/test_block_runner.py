@@ -146,7 +146,7 @@ def test_weights_elsewhere_give_the_same_bits(family: str, on_disk: bool, tmp_pa
 def test_batches_that_fit_go_back_together_unless_weights_have_gradients(
     kept: int, wanted: bool, reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_runner, "KEPT", kept)
+    monkeypatch.setattr(block_runner, "HELD", kept)
     runner, name = offloaded(causal_lm.tiny_model("llama").float(), tmp_path, on_disk=True), "model.layers.0.mlp"
     read: list[str] = []
     own = runner.residence.value  # type: ignore[union-attr]
