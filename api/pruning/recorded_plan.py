@@ -82,3 +82,10 @@ def read_recorded(plan: str | Path, source: ModelSource) -> Recorded:
                 f"restore these files; or, to apply the plan to other weights, copy it away from its {RECORD}",
             )
     return Recorded(path, sha256(path), slices, record, found)
+
+
+def origin_of(source: ModelSource, recorded: Recorded | None) -> Mapping[str, str] | None:
+    """The sha256 of the files that the user gave, if they are known, or are not those that were pruned; else None."""
+    if recorded is not None and recorded.origin is not None:
+        return recorded.origin
+    return None if source.unmerged is None else source_digests(source.unmerged)
