@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from torch.utils import _pytree as pytree
 from ...ir.errors import FxpruneError, RequestError, first_line, last_line
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs, repair
+from ...runtime.child_process import start_python
 from ...runtime.quiet import quiet
 from ...runtime.tensors import slice_tensors, tensors_by_name
 from ...runtime.tolerances import relative_difference, same_program
@@ -205,11 +203,11 @@ def _check(product: SavableModule, folder: Path) -> dict[str, Any]:
             "program": str(folder / PROGRAM),
         }
         save_file(held, inputs)
-        command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps(request)]
-        done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
-        if done.returncode != 0:
+        with start_python(["-c", _SCRIPT, json.dumps(request)], Path(scratch)) as process:
+            _, complaint = process.communicate()
+        if process.returncode != 0:
             raise VerificationError(
-                f"a fresh Python process cannot run the written program: {last_line(done.stderr) or done.returncode}",
+                f"a fresh Python process cannot run the written program: {last_line(complaint) or process.returncode}",
                 "this is a bug in fxprune; please report it with the module",
             )
         found = load_file(outputs)
