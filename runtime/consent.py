@@ -22,6 +22,10 @@ CONFIGS = (
 """The files in which an ``auto_map`` names code."""
 
 
+KERNELS = tuple(f"{prefix}{part}_implementation" for prefix in ("", "_") for part in ("attn", "experts"))
+"""Entries of a configuration that may name code of the Hub, which transformers downloads with the package kernels."""
+
+
 @dataclass(frozen=True)
 class Consent:
     """What may run of a directory. It is made by :meth:`nothing`, :meth:`of_user` or :meth:`of_written` only.
@@ -57,9 +61,11 @@ class Consent:
         """The arguments by which transformers is told whether code in ``directory`` may run. It never asks then.
 
         Raises:
-            RequestError: code may run, but it is in another repository.
+            RequestError: code may run, but it is in another repository; or the configuration wants kernels of the Hub,
+                which are downloaded and run.
             FxpruneError: code that fxprune has written is no longer what it was.
         """
+        _check_kernels(Path(directory))
         allowed = self.code and Path(directory).resolve() == self.directory.resolve()
         if allowed:
             self._check_written()
@@ -98,17 +104,37 @@ class Consent:
                     )
 
 
+def _check_kernels(directory: Path) -> None:
+    """Refuse a configuration in which an implementation is one of the Hub: ``owner/name``."""
+    for name, value in _items(_read(directory / "config.json")):
+        if name in KERNELS:
+            for kernel in _leaves(value):
+                if "/" in kernel:
+                    raise RequestError(
+                        f"{directory / 'config.json'} names code of another repository: {name} {kernel!r}",
+                        f"take {name} out of the file",
+                    )
+
+
 def code_references(directory: Path) -> dict[str, list[str]]:
     """Name of a configuration file -> the ``module.Class`` in its ``auto_map``, for each that names code."""
-    found = {}
-    for name in CONFIGS:
-        try:
-            data = json.loads((directory / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue  # whoever reads the file says what is wrong with it
-        if isinstance(data, dict) and (named := list(_leaves(data.get("auto_map")))):
-            found[name] = named
-    return found
+    named = {name: [*_leaves(_read(directory / name).get("auto_map"))] for name in CONFIGS}
+    return {name: references for name, references in named.items() if references}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}  # whoever reads the file says what is wrong with it
+    return data if isinstance(data, dict) else {}
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """All entries of nested dicts."""
+    for name, item in value.items() if isinstance(value, dict) else ():
+        yield name, item
+        yield from _items(item)
 
 
 def _leaves(value: Any) -> Iterator[str]:

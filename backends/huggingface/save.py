@@ -176,7 +176,9 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
     """
     model_class, config = _class_in(path)
     try:
-        model, info = model_class.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+        model, info = model_class.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **no_code(path)
+        )
     except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
         raise FxpruneError(f"cannot load {path}: {error}", "write the artifact again") from error
     for kind in ("missing_keys", "unexpected_keys"):
@@ -185,6 +187,11 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
             raise FxpruneError(f"{path} has {kind.replace('_', ' ')}: {names}", "write the artifact again")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def no_code(path: Path) -> dict[str, bool]:
+    """What transformers is told about a directory of which no code runs."""
+    return Consent.nothing(path).keywords(path)
 
 
 def load_without_weights(path: Path) -> PreTrainedModel:
@@ -201,7 +208,7 @@ def _class_in(path: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     if not (path / "config.json").is_file():
         raise RequestError(f"{path / 'config.json'} does not exist", "give a model directory")
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **Consent.nothing(path).keywords(path))
+        config = transformers.AutoConfig.from_pretrained(path, **no_code(path))
         base = getattr(transformers, (config.architectures or ["none named"])[0], None)
     except (ValueError, OSError) as error:
         raise RequestError(f"{path / 'config.json'} is damaged: {error}", "write the artifact again") from error

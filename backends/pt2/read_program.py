@@ -26,12 +26,12 @@ from torch.utils import _pytree as pytree
 from ...ir.errors import RequestError
 from .archive import MODEL, ProgramArchive, scalar_type
 
-_INTEGERS = (
+_OF_EXTENTS = (
     "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge", "getitem",
 )  # fmt: skip
 _SYMBOLS = ("sym_max", "sym_min", "sym_not", "sym_int", "sym_float", "sym_ite", "sym_sum")
-PLAIN: dict[str, Callable[..., Any]] = {
-    **{f"_operator.{name}": getattr(operator, name) for name in (*_INTEGERS, "and_", "or_")},
+EXTENT_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{f"_operator.{name}": getattr(operator, name) for name in (*_OF_EXTENTS, "and_", "or_")},
     **{f"torch.{name}": getattr(torch, name) for name in _SYMBOLS},
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc", "sqrt")},
 }
@@ -44,7 +44,7 @@ SPECS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.
 """The kinds of nested inputs and outputs."""
 
 _OPERATOR = re.compile(r"torch\.ops\.aten\.([A-Za-z]\w*|_[A-Za-z]\w*)\.([A-Za-z]\w*)", re.ASCII)
-_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_TENSOR_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _FLOATS = ("Infinity", "-Infinity", "NaN")
 
 
@@ -147,7 +147,7 @@ class _Reading:
         return shapes
 
     def _held(self, name: str) -> fx.Node:
-        if not _NAME.fullmatch(name):
+        if not _TENSOR_NAME.fullmatch(name):
             raise ValueError(f"a tensor is called {name!r}")
         *folders, leaf = name.split(".")
         module = self.root
@@ -191,8 +191,8 @@ class _Reading:
         self.values[value["name" if form == "as_tensor" else "as_name"]] = made
 
     def _operator(self, target: str) -> Any:
-        if target in PLAIN:
-            return PLAIN[target]
+        if target in EXTENT_FUNCTIONS:
+            return EXTENT_FUNCTIONS[target]
         match = _OPERATOR.fullmatch(target)
         found = getattr(getattr(torch.ops.aten, match[1], None), match[2], None) if match else None
         if not isinstance(found, torch._ops.OpOverload) or found.name() not in self.operators:
@@ -225,7 +225,7 @@ class _Reading:
                 found.append(self._argument(about["arg"]))
             elif kind == "buffer_mutation":
                 value = self.values[about["arg"]["name"]]
-                held = self.fx.get_attr(about["buffer_name"]) if _NAME.fullmatch(about["buffer_name"]) else None
+                held = self.fx.get_attr(about["buffer_name"]) if _TENSOR_NAME.fullmatch(about["buffer_name"]) else None
                 self.fx.call_function(torch.ops.aten.copy_.default, (held, value))
             else:
                 raise self.archive.refused(f"has a {kind.replace('_', ' ')}")

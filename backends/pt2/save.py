@@ -304,15 +304,7 @@ def load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.Mo
                 "give a new module with the class and the widths of the original",
             )
     slice_tensors(into, Plan(slices=slices))
-    modules = dict(into.named_modules())
-    for path, changes in Repairs.from_json(record.get("repairs") or {}).attributes.items():
-        for attribute, change in changes.items():
-            if path not in modules or not repairs_integers(modules[path], attribute, change):
-                raise RequestError(
-                    f"{folder} changes {attribute!r} of {path!r} to {change[1]}, which {type(into).__name__} has not",
-                    "give a new module with the class and the widths of the original",
-                )
-            repair(modules[path], attribute, change[1])
+    _repair(into, Repairs.from_json(record.get("repairs") or {}), folder)
     try:
         missing, unexpected = into.load_state_dict(held, strict=False)
     except RuntimeError as error:
@@ -329,6 +321,18 @@ def load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.Mo
             "give a new module with the class and the widths of the original",
         )
     return into
+
+
+def _repair(into: nn.Module, repairs: Repairs, folder: Path) -> None:
+    modules = dict(into.named_modules())
+    for path, changes in repairs.attributes.items():
+        for attribute, change in changes.items():
+            if path not in modules or not repairs_integers(modules[path], attribute, change):
+                raise RequestError(
+                    f"{type(into).__name__} does not fit {folder}, which makes {attribute!r} of {path!r} {change[1]}",
+                    "give a new module with the class and the widths of the original",
+                )
+            repair(modules[path], attribute, change[1])
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
