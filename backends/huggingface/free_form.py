@@ -199,7 +199,10 @@ def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
-        check_entry(self, getattr(config, CONFIG_ENTRY))
+        try:
+            check_entry(self, getattr(config, CONFIG_ENTRY))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RequestError("the 'fxprune' entry of config.json is damaged", _ENTRY) from error
         replay(self, getattr(config, CONFIG_ENTRY))
         take_out(self, getattr(config, CONFIG_ENTRY))
 
