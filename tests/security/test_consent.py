@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.runtime.consent import Consent
 from fxprune.tracer.model import build_meta, load_config, load_model, load_tokenizer, resolve
+from fxprune.tracer.texts.corpus import load_text
 
+from ..corpora import word_tokenizer
 from .planted import AUTO, plant, write_code, write_into
 
 PACKAGE = Path(fxprune.__file__).parent
@@ -150,6 +153,16 @@ def test_a_pickle_beside_nothing_is_not_read_by_load(tmp_path: Path) -> None:
         fxprune.load(source)
 
 
+def test_a_data_set_with_a_script_runs_nothing(tmp_path: Path, ran: Path) -> None:
+    folder = tmp_path / "data"
+    write_code(folder / "data.py", ran)
+    with (folder / "rows.pkl").open("wb") as file:
+        pickle.dump(Path.write_text, file)
+    with pytest.raises(RequestError, match="neither a file nor a data set"):
+        load_text(str(folder), word_tokenizer("abc"))
+    assert not ran.exists()
+
+
 LOADING = ("from_pretrained", "from_config")
 WITHOUT_CODE = {
     "backends/huggingface/weight_source.py": "from_pretrained(None, ...): a class of transformers, weights in memory",
@@ -169,6 +182,14 @@ OWN = (
 )
 
 
+MADE = {
+    "of_user": {"api/benchmarking/benchmark.py", "tracer/loaded.py", "tracer/model.py"},
+    "of_written": {"api/benchmarking/benchmark.py", "backends/huggingface/save.py"},
+    "Consent": set[str](),
+}
+"""Where consent is made, but consent to nothing."""
+
+
 def calls(path: Path) -> list[tuple[str, ast.Call]]:
     """Every call in a file, by the last part of the name of what is called."""
     found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
@@ -184,6 +205,8 @@ def test_only_consent_tells_transformers_what_may_run() -> None:
             continue
         for name, call in calls(path):
             given = {keyword.arg for keyword in call.keywords}
+            if name in MADE and place != "runtime/consent.py":
+                assert place in MADE[name], f"{place}:{call.lineno}: {name}"
             if "trust_remote_code" in given:
                 assert name in OWN, f"{place}:{call.lineno}: {name}(trust_remote_code=...)"
             if name in LOADING and place not in WITHOUT_CODE:
