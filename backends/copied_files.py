@@ -80,9 +80,12 @@ def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedF
 
 
 def _write_without_code(path: Path, folder: Path) -> None:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    del data["auto_map"]
+    data = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_code)
     (folder / path.name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_code(entries: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entries.items() if name != "auto_map"}
 
 
 def _copy_code(references: Iterable[str], folder: Path, consent: Consent) -> dict[str, str]:

@@ -15,12 +15,8 @@ from typing import Any
 
 from ..ir.errors import FxpruneError, RequestError
 
-CONFIGS = (
-    "config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json",
-    "image_processor_config.json", "video_preprocessor_config.json",
-)  # fmt: skip
-"""The files in which an ``auto_map`` names code."""
-
+CONFIGS = "*config.json"
+"""The files in which an ``auto_map`` names code: of the model, its tokenizer, its processors."""
 
 KERNELS = tuple(f"{prefix}{part}_implementation" for prefix in ("", "_") for part in ("attn", "experts"))
 """Entries of a configuration that may name code of the Hub, which transformers downloads with the package kernels."""
@@ -118,8 +114,12 @@ def _check_kernels(directory: Path) -> None:
 
 def code_references(directory: Path) -> dict[str, list[str]]:
     """Name of a configuration file -> the ``module.Class`` in its ``auto_map``, for each that names code."""
-    named = {name: [*_leaves(_read(directory / name).get("auto_map"))] for name in CONFIGS}
-    return {name: references for name, references in named.items() if references}
+    found: dict[str, list[str]] = {}
+    for path in sorted(directory.glob(CONFIGS)):
+        named = [text for name, value in _items(_read(path)) if name == "auto_map" for text in _leaves(value)]
+        if named:
+            found[path.name] = named
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -132,9 +132,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
     """All entries of nested dicts."""
-    for name, item in value.items() if isinstance(value, dict) else ():
-        yield name, item
-        yield from _items(item)
+    if isinstance(value, dict | list):
+        yield from value.items() if isinstance(value, dict) else ()
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _items(item)
 
 
 def _leaves(value: Any) -> Iterator[str]:

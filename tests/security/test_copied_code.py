@@ -175,7 +175,10 @@ def test_the_modelling_file_of_a_directory_is_not_what_load_runs(source: Path, t
 LEFT_OUT: dict[str, Callable[[Path], object]] = {
     "tokenizer.pt": lambda at: (at / "tokenizer.pt").write_text("x"),
     "vocab.npy": lambda at: (at / "vocab.npy").write_text("x"),
-    "processor_config.json": lambda at: write_into(at / "processor_config.json", auto_map={"AutoProcessor": "a.B"}),
+    "processor_config.json": lambda at: write_into(
+        at / "processor_config.json", image_processor={"auto_map": {"AutoImageProcessor": "a.B"}}
+    ),
+    "generation_config.json": lambda at: write_into(at / "generation_config.json", auto_map={"Any": ["a.B"]}),
 }
 
 
