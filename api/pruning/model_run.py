@@ -18,6 +18,7 @@ from ...backends.graph_module import constants_of
 from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
 from ...backends.huggingface.streamed_weights import stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
+from ...backends.verify import Reference
 from ...ir.graph import Graph
 from ...ir.groups import Group
 from ...ir.plan import Plan
@@ -38,6 +39,7 @@ from ...passes.state import State, Subject
 from ...runtime.place.placement import STREAMED, WHOLE, Placement, whole
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.streaming.blocks import BlockList
+from ...runtime.streaming.residence import give_back_memory
 from ...runtime.streaming.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
@@ -52,11 +54,13 @@ from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of,
 from .recorded_plan import Recorded
 from .result import Applied, GroupChange
 from .resume import Parts, Stages
-from .stored_precision import as_stored, loses_digits, take_unchanged
+from .stored_precision import as_stored, loses_digits, rounded_as_stored, take_unchanged
 from .stored_state import StoredState
 from .streamed_model import StreamedModel, open_streamed_model
 
 ADAPTER = "adapter"
+OLDEST = 2
+"""The oldest generation of Python's garbage collector: gradients and graphs of a pass may wait in it."""
 
 
 class ModelRun:
@@ -137,6 +141,7 @@ class ModelRun:
             self._loaded_because = opened if placement != STREAMED else ""
         self.placement = placement = whole(placement, opened if isinstance(opened, str) else "")
         module = load_model(source, dtype=placement.dtype, device=placement.device)
+        give_back_memory(placement.device)
         if not placement.plain:
             self.synthetic = SyntheticWeights(module)
             if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
@@ -186,6 +191,7 @@ class ModelRun:
         def between(step: StepRecord, state: State) -> None:
             steps.append(step)
             show(step, state)
+            give_back_memory(self.placement.device, OLDEST)
 
         def keep(number: int) -> None:
             if stages is not None and number and self.state.ranks.first:
@@ -270,10 +276,7 @@ class ModelRun:
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)
         if self.streamed is None:
-            as_stored(subject.model, stored_dtype(self.checkpoint, self.config))
-            if self.files is not None:
-                take_unchanged(subject.model, self.files, self.placement.dtype, plan, ledger.renamed)
-            reference = self.model_call.reference(subject.graph, self.traced, subject.model)
+            reference = self._in_stored_precision(plan)
             values = None
         else:
             reference = None
@@ -296,6 +299,19 @@ class ModelRun:
                 extra=self._keep_adapters,
             )
         )
+
+    def _in_stored_precision(self, plan: Plan) -> Reference:
+        """Convert the model to the dtype of the source; returns what it must give in float32 after that."""
+        model, dtype = self.state.subject.model, stored_dtype(self.checkpoint, self.config)
+        if self.files is None and self.placement.plain:  # as it is in float32, the graph runs without a copy of it
+            rounded_as_stored(model, dtype)
+            reference = self.model_call.reference(self.state.subject.graph, self.traced, model)
+            as_stored(model, dtype)
+            return reference
+        as_stored(model, dtype)
+        if self.files is not None:
+            take_unchanged(model, self.files, self.placement.dtype, plan, self.state.ledger.renamed)
+        return self.model_call.reference(self.state.subject.graph, self.traced, model)
 
     @property
     def weights(self) -> Weights | None:

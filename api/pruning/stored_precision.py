@@ -16,6 +16,13 @@ def loses_digits(arithmetic: torch.dtype, stored: torch.dtype) -> bool:
     return torch.promote_types(arithmetic, stored) != arithmetic
 
 
+def rounded_as_stored(model: Any, dtype: torch.dtype) -> None:
+    """Give all tensors that are stored the numbers that files of a dtype hold; they stay in the dtype they have."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype).to(tensor.dtype)
+
+
 def as_stored(model: Any, dtype: torch.dtype) -> None:
     """Convert all tensors that are stored to the dtype of the files, on the CPU.
 
