@@ -112,7 +112,7 @@ def evaluate(
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     found, given = list_models(models, tokenizer, merge_adapter=merge_adapter), read_text(text, "text")
     _check(found, given, window, windows)
-    allowed = dict(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter)
+    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed, progress)) for model in found]
         agree_on_files(ranks, sources, text)

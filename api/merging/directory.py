@@ -18,6 +18,7 @@ from ...backends.huggingface.save import load, load_without_weights
 from ...backends.huggingface.streamed_weights import obstacle, stored_tensors
 from ...ir.errors import RequestError, first_line
 from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles
+from ...runtime.consent import Consent
 from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint, StoredTensor, require_whole
 from ...tracer.checkpoint import INDEX_FILE, check_safetensors, weight_files
 from ...tracer.model import ModelSource, build_meta, load_config, load_model
@@ -59,14 +60,15 @@ def merged_source(
         yield source
         return
     _check_values(adapter, source)
-    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     with tempfile.TemporaryDirectory(prefix="fxprune-merged-") as place:
         origin = source.directory.resolve()
         copied = Path(place) / origin.name
         _check_room(Path(place), files, source.name)
         progress(f"merging {adapter} into a copy of {source.name}")
         _copy(origin, copied, files)
-        base = replace(source, directory=copied, unmerged=source.directory)
+        consent = Consent.of_user(copied, code=source.consent.code, pickle=source.consent.pickle)
+        base = replace(source, directory=copied, consent=consent, unmerged=source.directory)
         _merge(base, adapter, progress)
         yield base
 
@@ -78,7 +80,7 @@ def _check_values(adapter: AdapterFiles, source: ModelSource) -> None:
         check_safetensors(folder / ADAPTER_WEIGHTS)
     elif not (folder / ADAPTER_PICKLE).is_file():
         raise RequestError(f"{folder} holds {adapter}, but no {ADAPTER_WEIGHTS}", "copy or download the adapter again")
-    elif not source.allow_pickle:
+    elif not source.consent.pickle:
         raise RequestError(
             f"{folder / ADAPTER_PICKLE} is a pickle, which can run any code when it is loaded",
             "convert it to safetensors, or pass --allow-pickle if you trust its source",
@@ -123,13 +125,13 @@ def _pickled(path: Path, files: Sequence[Path]) -> bool:
 
 def _merge(base: ModelSource, adapter: AdapterFiles, progress: Progress) -> None:
     config = load_config(base)
-    files = weight_files(base.directory, allow_pickle=base.allow_pickle)
+    files = weight_files(base.directory, allow_pickle=base.consent.pickle)
     checkpoint = Checkpoint(files) if files[0].suffix == ".safetensors" else None
-    own = hasattr(config, CONFIG_ENTRY) and not base.trust_remote_code  # of fxprune's: its code need not run
+    own = hasattr(config, CONFIG_ENTRY) and not base.consent.code  # of fxprune's: its code need not run
     if own:
         module: Any = load_without_weights(base.directory)
     else:
-        module = build_meta(config, trust_remote_code=base.trust_remote_code, buffers=True)
+        module = build_meta(config, consent=base.consent, buffers=True)
     why = "its files are not safetensors" if checkpoint is None else obstacle(checkpoint, module)
     if checkpoint is not None and not why:
         _merge_in_files(module, adapter, stored_tensors(checkpoint, module))

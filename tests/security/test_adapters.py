@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, MixtralConfig
 
 import fxprune
-from fxprune.api.benchmarking.process import serve
+from fxprune.api.benchmarking.process import TimingJob, serve
 from fxprune.api.merging import directory
 from fxprune.api.sources import open_source
 from fxprune.backends.digests import sha256
 from fxprune.ir.errors import FxpruneError, RequestError
+from fxprune.runtime.consent import Consent
 from fxprune.tracer.model import load_model, resolve
 
 from ..checkpoints import TIED, WIDTHS, contents, write_checkpoint
@@ -227,7 +228,7 @@ def test_the_record_names_the_files_of_base_and_adapter(base: Path, tmp_path: Pa
 def bench_in_this_process(model: Path) -> None:
     """What the process of a model does, and what becomes of its answer."""
     answers = io.StringIO()
-    job = {"name": str(model), "path": str(model), "trust_remote_code": False, "request": {}}
+    job = TimingJob(str(model), Consent.nothing(model)).to_json()
     serve(json.dumps({"job": job, "conditions": {"threads": 1, "prompt": 4, "new": 1}}), io.StringIO(), answers)
     told = json.loads(answers.getvalue())
     assert told["request"]
