@@ -70,18 +70,21 @@ class Job:
     """One directory to check.
 
     Attributes:
-        folder: a model directory.
+        consent: a model directory, and what may run there.
         reference: inputs and their expected outputs; when None, only names and shapes are compared.
         auto_class: name of the transformers Auto class that loads it.
-        consent: what may run of the folder.
         decodes: whether decoding with a key-value cache must give the same tokens as without.
     """
 
-    folder: Path
+    consent: Consent
     reference: Reference | None
     auto_class: str
-    consent: Consent
     decodes: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """The model directory."""
+        return self.consent.directory
 
 
 class FreshProcess:
@@ -209,7 +212,7 @@ def verify_written(job: Job, source: Consent | None, fresh: FreshProcess | None 
 def _original(job: Job, source: Consent) -> Job:
     """The same job for the original model."""
     named = _class_in(source.directory)
-    return replace(job, folder=source.directory, consent=source, auto_class=named or job.auto_class)
+    return replace(job, consent=source, auto_class=named or job.auto_class)
 
 
 def _class_in(folder: Path) -> str | None:

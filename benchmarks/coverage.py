@@ -202,8 +202,8 @@ def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path, 
         if (folder / name / "job.pt").exists():
             reference, auto, consent = torch.load(folder / name / "job.pt")
             # The directory was written beside its place, and moved there after the job had been made.
-            held = Consent.from_json({**consent, "directory": str(folder / name / "out")})
-            jobs[name] = Job(held.directory, Reference(**reference), auto, held, name in models.decodes)
+            held = Consent.from_json(consent).moved(folder / name / "out")
+            jobs[name] = Job(held, Reference(**reference), auto, name in models.decodes)
     try:
         found = dict(zip(jobs, verify(list(jobs.values())), strict=True))
     except VerificationError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ class Consent:
             self._check_written()
             self._check_place()
         return {"trust_remote_code": allowed}
+
+    def moved(self, directory: Path) -> Consent:
+        """The same for the same directory, which fxprune has moved."""
+        return replace(self, directory=directory)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data, for another process."""

@@ -305,7 +305,7 @@ def _write_checked(
     with atomic_directory(request.out, force=request.force) as folder:
         written = _write(request, folder, design, values)
         write_plan(folder, request.plan)
-        job = Job(folder, None, design.auto_class, Consent.of_written(folder, written.code))
+        job = Job(Consent.of_written(folder, written.code), None, design.auto_class)
         checks = values.check(job, request.original, fresh)
         saved = design.saved(request.out, checks, written)
         if request.extra is not None:

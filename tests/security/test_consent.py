@@ -110,7 +110,7 @@ def test_the_modelling_file_must_be_the_one_that_was_written(tmp_path: Path, ran
     with pytest.raises(FxpruneError, match=r"evil\.py is not the file that fxprune wrote"):
         consent.keywords(folder)
     with pytest.raises(FxpruneError, match=r"evil\.py is not the file that fxprune wrote"):
-        verify([Job(folder, None, "AutoModelForCausalLM", consent)])
+        verify([Job(consent, None, "AutoModelForCausalLM")])
     assert not ran.exists()
 
 

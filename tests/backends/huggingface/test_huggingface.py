@@ -81,7 +81,7 @@ def test_every_family_loads_in_a_fresh_process(artifacts: dict[str, tuple[SavedM
     forms = {name: (saved.form, saved.model_type) for name, (saved, _) in artifacts.items()}
     assert forms == FORMS
     jobs = [
-        Job(saved.path, reference, "AutoModelForCausalLM", Consent.of_written(saved.path, saved.code))
+        Job(Consent.of_written(saved.path, saved.code), reference, "AutoModelForCausalLM")
         for saved, reference in artifacts.values()
     ]
     for checks in verify(jobs):
