@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, replace, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ KERNELS = tuple(f"{prefix}{part}_implementation" for prefix in ("", "_") for par
 
 @dataclass(frozen=True)
 class Consent:
-    """What may run of a directory. It is made by :meth:`nothing`, :meth:`of_user` or :meth:`of_written` only.
+    """What may run of a directory. It is made by :meth:`nothing`, :meth:`of_user`, :meth:`of_written` or
+    :meth:`for_copy` only.
 
     Attributes:
         directory: the directory.
@@ -52,6 +53,10 @@ class Consent:
     def of_written(cls, directory: Path, files: Mapping[str, str]) -> Consent:
         """What fxprune has written into this directory in this run: file name -> sha256."""
         return cls(directory, bool(files), written=dict(files))
+
+    def for_copy(self, directory: Path) -> Consent:
+        """What has been said about the directory, about a copy of it that fxprune has made."""
+        return replace(self, directory=directory)
 
     def keywords(self, directory: Path | str) -> dict[str, bool]:
         """The arguments by which transformers is told whether code in ``directory`` may run. It never asks then.

@@ -18,7 +18,6 @@ from ...backends.huggingface.save import load, load_without_weights
 from ...backends.huggingface.streamed_weights import obstacle, stored_tensors
 from ...ir.errors import RequestError, first_line
 from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles
-from ...runtime.consent import Consent
 from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint, StoredTensor, require_whole
 from ...tracer.checkpoint import INDEX_FILE, check_safetensors, weight_files
 from ...tracer.model import ModelSource, build_meta, load_config, load_model
@@ -67,8 +66,7 @@ def merged_source(
         _check_room(Path(place), files, source.name)
         progress(f"merging {adapter} into a copy of {source.name}")
         _copy(origin, copied, files)
-        consent = Consent.of_user(copied, code=source.consent.code, pickle=source.consent.pickle)
-        base = replace(source, directory=copied, consent=consent, unmerged=source.directory)
+        base = replace(source, directory=copied, consent=source.consent.for_copy(copied), unmerged=source.directory)
         _merge(base, adapter, progress)
         yield base
 

@@ -185,6 +185,7 @@ OWN = (
 MADE = {
     "of_user": {"api/benchmarking/benchmark.py", "tracer/loaded.py", "tracer/model.py"},
     "of_written": {"api/benchmarking/benchmark.py", "backends/huggingface/save.py"},
+    "for_copy": {"api/merging/directory.py"},
     "Consent": set[str](),
 }
 """Where consent is made, but consent to nothing."""
