@@ -207,7 +207,8 @@ def _put(module: Any, adapter: AdapterFiles) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they warn of is refused below, or is about training
         try:
-            config = PeftConfig.from_pretrained(str(adapter.directory))
+            told = {name: value for name, value in adapter.config.items() if name != "runtime_config"}
+            config = PeftConfig.from_peft_type(**told)  # what was checked, not what the file may say by now
             config.inference_mode = True
             wrapper = get_peft_model(module, config, low_cpu_mem_usage=True)
             values = load_peft_weights(str(adapter.directory), device="cpu")
