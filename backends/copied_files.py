@@ -95,7 +95,7 @@ def _without_code(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _code_files(references: Iterable[str], directory: Path) -> dict[str, Path] | None:
-    """Name -> file of the modules that are named, and of what they import of their directory; None if one is missing."""
+    """Name -> file of the modules that are named, and of what they import from beside them; None if one is missing."""
     from transformers.dynamic_module_utils import get_relative_imports
 
     wanted, found = [f"{reference.partition('.')[0]}{CODE}" for reference in references], {}
