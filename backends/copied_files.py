@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..ir.errors import RequestError
 from ..runtime.consent import Consent, code_references
 from .digests import sha256
 
@@ -50,7 +49,8 @@ class CopiedFiles:
 def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedFiles:
     """Copy files into a directory: data, and by consent the code that the configuration files among them name.
 
-    Without consent, an ``auto_map`` is taken out of the copy of a configuration, so that nothing looks for code there.
+    Without consent, or where that code is missing, an ``auto_map`` is taken out of the copy of a configuration, so that
+    nothing looks for code there.
 
     Args:
         paths: files of the directory that ``consent`` is for.
@@ -62,21 +62,27 @@ def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedF
     """
     consent.keywords(consent.directory)
     references = code_references(consent.directory)
-    code: dict[str, str] = {}
+    code: dict[str, Path] = {}
     left_out: list[str] = []
+    paths = list(paths)
     for path in paths:
         named = references.get(path.name, [])
+        needed = _code_files(named, consent.directory) if consent.code else None
         if path.suffix == CODE:
             continue  # what is named comes with the configuration that names it
         if path.suffix not in DATA and not _VERSION.fullmatch(path.suffix):
             left_out.append(f"{path.name}, which is not known to be data")
-        elif named and not consent.code:
+        elif named and needed is None:
             _write_without_code(path, folder)
             left_out.append(f"the code that {path.name} names: {', '.join(named)}")
         else:
             shutil.copyfile(path, folder / path.name)
-            code |= _copy_code(named, folder, consent)
-    return CopiedFiles(code, tuple(left_out))
+            code |= needed or {}
+    for name, file in code.items():
+        shutil.copyfile(file, folder / name)
+    unnamed = [path.name for path in paths if path.suffix == CODE and path.name not in code]
+    left_out += [f"{name}, which is code" for name in unnamed]
+    return CopiedFiles({name: sha256(folder / name) for name in code}, tuple(left_out))
 
 
 def _write_without_code(path: Path, folder: Path) -> None:
@@ -88,20 +94,17 @@ def _without_code(entries: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if name != "auto_map"}
 
 
-def _copy_code(references: Iterable[str], folder: Path, consent: Consent) -> dict[str, str]:
-    """Copy the modules that are named, and what they import of their directory; file name -> sha256."""
+def _code_files(references: Iterable[str], directory: Path) -> dict[str, Path] | None:
+    """Name -> file of the modules that are named, and of what they import from beside them; None if one is missing."""
     from transformers.dynamic_module_utils import get_relative_imports
 
     wanted, found = [f"{reference.partition('.')[0]}{CODE}" for reference in references], {}
     while wanted:
         name = wanted.pop()
-        file = consent.directory / name
+        file = directory / name
         if Path(name).name != name or not file.is_file():
-            raise RequestError(
-                f"{consent.directory} names code in {name}, which it does not hold", "copy that file to it"
-            )
+            return None
         if name not in found:
-            shutil.copyfile(file, folder / name)
-            found[name] = sha256(folder / name)
+            found[name] = file
             wanted += [f"{module.partition('.')[0]}{CODE}" for module in get_relative_imports(file)]
     return found

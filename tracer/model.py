@@ -23,6 +23,7 @@ from ..ir.errors import FxpruneError, RequestError, first_line
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.consent import Consent
 from ..runtime.json_object import read_json_object
+from .calls import calls
 from .checkpoint import weight_files
 
 DEMO = "demo"
@@ -149,12 +150,15 @@ def load_config(source: ModelSource) -> Any:
     file = source.directory / "config.json"
     raw = read_json_object(file, "copy or download the model again")
     _check_architecture(source, raw)
-    return _guarded(
+    config = _guarded(
         lambda: AutoConfig.from_pretrained(source.directory, **source.consent.keywords(source.directory)),
         RequestError,
         f"{file} is not a valid model configuration",
         "correct the file, or download it again",
     )
+    for field, value in calls()["settings"].get(raw.get("model_type"), {}).items():
+        setattr(config, field, value)
+    return config
 
 
 def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:

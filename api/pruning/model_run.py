@@ -109,6 +109,8 @@ class ModelRun:
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
+        if self.streamed is not None:
+            self.traced.refuse_written()
         residence = None if self.streamed is None else self.streamed.residence
         subject = Subject(self.traced.graph, module, example=self.traced.example, residence=residence)
         self.state = State(subject, host=self, ranks=ranks)

@@ -63,6 +63,7 @@ def test_no_code_comes_along(form: str, source: Path, tmp_path: Path, capsys: py
     said = " ".join(capsys.readouterr().out.split())
     assert "not copied: the code that tokenizer_config.json names: evil_tokenizer.EvilTokenizer" in said
     assert "not copied: tokenizer.pkl, which is not known to be data" in said
+    assert "not copied: tokenizer.py, which is code" in said
     assert any("tokenizer.pkl" in line for line in record["not_copied"])
     for name in own:
         assert sha256(out / name) == record["code"][name]
@@ -89,15 +90,29 @@ def test_code_comes_along_by_consent_and_is_listed(
     assert "copied, since it may run: evil_tokenizer.py, more.py" in " ".join(capsys.readouterr().out.split())
 
 
-def test_code_that_is_missing_or_elsewhere_is_refused(source: Path, tmp_path: Path) -> None:
-    consent = Consent.of_user(source, code=True)
+def test_code_with_the_name_of_our_file_does_not_take_its_place(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_code(source / "modeling_fxprune.py", tmp_path / "ran")
+    write_into(source / "tokenizer_config.json", auto_map={"AutoTokenizer": "modeling_fxprune.EvilTokenizer"})
+    out = tmp_path / "out"
+    words = ["--pass", "random{seed=0}", "--ratio", "0.25", "--form", "free", "--trust-remote-code", "--out", str(out)]
+    assert main(["apply", str(source), *words]) == 1
+    assert "modeling_fxprune.py is not the file that fxprune wrote" in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_that_is_missing_or_elsewhere_is_left_out(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     folder.mkdir()
     (tmp_path / "outside.py").write_text("")
-    for reference in ("absent.Evil", "../outside.Evil", f"{tmp_path}/outside.Evil"):
+    (source / "reaching.py").write_text("from .a/../../outside import x\n")
+    for reference in ("absent.Evil", "../outside.Evil", f"{tmp_path}/outside.Evil", "reaching.Evil"):
         write_into(source / "tokenizer_config.json", auto_map={"AutoTokenizer": reference})
-        with pytest.raises(RequestError, match="which it does not hold"):
-            copy_files([source / "tokenizer_config.json"], folder, consent)
+        copied = copy_files([source / "tokenizer_config.json"], folder, Consent.of_user(source, code=True))
+        assert copied.left_out == (f"the code that tokenizer_config.json names: {reference}",)
+        assert "auto_map" not in (folder / "tokenizer_config.json").read_text()
     assert not list(folder.glob("*.py"))
 
 
