@@ -71,7 +71,7 @@ class ProgramArchive:
         """An error for what only ``torch.export.load`` reads."""
         return RequestError(f"{self._path} {why}", HINT)
 
-    def json(self, name: str) -> Any:
+    def parsed(self, name: str) -> Any:
         """The JSON data of a member."""
         return json.loads(self._read(name))
 
@@ -80,7 +80,7 @@ class ProgramArchive:
         found: dict[str, torch.Tensor] = {}
         for config, folder in ((WEIGHTS, "data/weights"), (CONSTANTS, "data/constants")):
             same: dict[str, torch.Tensor] = {}
-            for name, entry in self.json(config)["config"].items():
+            for name, entry in self.parsed(config)["config"].items():
                 if entry["use_pickle"] or entry["tensor_meta"] is None:
                     raise self.refused(f"holds {name!r} as a pickle, {folder}/{entry['path_name']}")
                 key = json.dumps(entry, sort_keys=True)

@@ -95,7 +95,7 @@ class ExpectedInputs:
 class _Reading:
     def __init__(self, archive: ProgramArchive) -> None:
         self.archive = archive
-        self.data: Mapping[str, Any] = archive.json(MODEL)["graph_module"]
+        self.data: Mapping[str, Any] = archive.parsed(MODEL)["graph_module"]
         self.tensors = archive.tensors()
         self.root, self.fx = nn.Module(), fx.Graph()
         self.values: dict[str, Any] = {}
