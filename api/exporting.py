@@ -18,6 +18,7 @@ from ..tracer.example import example_inputs
 from ..tracer.export import calls
 from ..tracer.model import ModelSource, load_config, load_model
 from .model_call import ModelCall
+from .places import claim
 from .placing import SMALLEST, place_model
 from .progress import Progress, silent
 from .request_checks import Model, check_example, check_model, check_paths
@@ -83,6 +84,7 @@ def _request(
     source: ModelSource, out: Path, example: str | None, *, force: bool, trust: bool, progress: Progress
 ) -> ExportRequest:
     """What the exporter is asked for. The weights are read when it loads the model."""
+    seen = claim(out, force=force, source=source.directory)
     config = load_config(source)
 
     def load() -> torch.nn.Module:
@@ -98,6 +100,7 @@ def _request(
         load=load,
         inputs=lambda module: example_inputs(module, example),
         inner=calls()["inner"],
+        seen=seen,
         force=force,
         trust_remote_code=trust,  # of a loaded model's source it is always true
         progress=progress,

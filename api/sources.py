@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backends.artifact import RECORD, read_record, write_json
+from ..runtime.scratch import ScratchDirectory
 from ..tracer.loaded import write_loaded
 from ..tracer.model import ModelSource, resolve
 from .request_checks import Model, check_model
@@ -49,8 +49,8 @@ def open_source(
         name = os.fspath(model)
         yield resolve(name, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         return
-    with tempfile.TemporaryDirectory(prefix="fxprune-loaded-") as place:
-        source = write_loaded(model, tokenizer, Path(place), weights=weights, trust_remote_code=trust_remote_code)
+    with ScratchDirectory("fxprune-loaded-") as place:
+        source = write_loaded(model, tokenizer, place, weights=weights, trust_remote_code=trust_remote_code)
         _remember_texts(Path(str(model.config.name_or_path or "")), source)
         yield source
 

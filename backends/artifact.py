@@ -17,7 +17,6 @@ from ..runtime.json_object import read_json_object
 
 PLAN = "plan.safetensors"
 RECORD = "fxprune.json"
-MARKS = (RECORD, "config.json")
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from .seen import Seen
+
 
 def _say_nothing(message: str) -> None:
     del message
@@ -28,6 +30,7 @@ class ExportRequest:
         load: makes the module with its weights: float32, on the CPU, in evaluation mode.
         inputs: what to call such a module with: keyword arguments of its forward, with values.
         inner: keys of outputs that are inner states, which do not count where there are others.
+        seen: what was at ``out`` and in ``source`` at first, for ``atomic_directory``.
         force: whether an existing ``out`` is replaced, once the new one is complete.
         trust_remote_code: whether the model's own code may run.
         progress: told in a few words what is going on.
@@ -41,6 +44,7 @@ class ExportRequest:
     load: Callable[[], torch.nn.Module]
     inputs: Callable[[torch.nn.Module], Mapping[str, torch.Tensor]]
     inner: Collection[str] = ()
+    seen: Seen | None = None
     force: bool = False
     trust_remote_code: bool = False
     progress: Callable[[str], None] = _say_nothing

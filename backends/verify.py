@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
 from ..ir.errors import FxpruneError, last_line
+from ..runtime.scratch import ScratchDirectory
 from ..runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 
 SCRIPT = Path(__file__).parent / "fresh_process.py"
@@ -90,8 +90,8 @@ class FreshProcess:
     It can be used once."""
 
     def __init__(self) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="fxprune-verify-")
-        self.scratch = Path(self._scratch.name)
+        self._scratch = ScratchDirectory("fxprune-verify-")
+        self.scratch = self._scratch.path
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(self.scratch / "modules")}
         command = [sys.executable, "-P", str(SCRIPT)]
         pipe = subprocess.PIPE
@@ -103,7 +103,7 @@ class FreshProcess:
     def __exit__(self, *_: object) -> None:
         with self._process:
             self._process.kill()
-        self._scratch.cleanup()
+        self._scratch.remove()
 
     def run(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The report for each request.

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from ..ir.errors import FxpruneError, RequestError, first_line
 from ..runtime.json_object import read_json_object
+from ..runtime.model_files import check_model_files
 from .checkpoint import weight_files
 
 DEMO = "demo"
@@ -66,11 +67,14 @@ def resolve(
 
     Raises:
         RequestError: there is no such directory, and no such model on the Hub, or the Hub cannot be reached; the
-            directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them.
+            directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them; or
+            :func:`~fxprune.runtime.model_files.check_model_files` refuses a link or a pipe in it.
     """
     directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
     if not (directory / "config.json").is_file():
         raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
+    if str(name) != DEMO:
+        check_model_files(directory)
     if weights:
         weight_files(directory, allow_pickle=allow_pickle)
     return ModelSource(

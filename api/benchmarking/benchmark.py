@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ...ir.errors import FxpruneError, RequestError, last_line
 from ...runtime.place.placement import AUTO, PlacementRequest
+from ...runtime.scratch import ScratchDirectory
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models
 from .process import TimingJob
@@ -164,11 +165,11 @@ def bench(
             "give at least one model, and numbers of at least 1",
         )
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
-    with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
+    with ScratchDirectory("fxprune-bench-") as folder, ExitStack() as stack:
         where = dataclasses.asdict(request)
         jobs = [TimingJob(*_place(model, stack, trust_remote_code), trust_remote_code, where) for model in found]
         if onnx:
-            jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
+            jobs += _exported(jobs, folder, trust_remote_code, progress)
         return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))
 
 

@@ -157,7 +157,7 @@ class Stages:
         free = shutil.disk_usage(self._out.parent if self._out.parent.is_dir() else "/").free
         if free < ROOM * packed.size:
             raise UnsavableError(f"needs {ROOM * packed.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-        with atomic_directory(self.folder, force=True) as folder:
+        with atomic_directory(self.folder, force=True, keep=False) as folder:
             write_stage(folder, packed)
         shutil.rmtree(self._halfway, ignore_errors=True)
         self.done, self._since = done, time.monotonic()

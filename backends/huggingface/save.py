@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -19,9 +18,11 @@ from ...ir.errors import FxpruneError, RequestError
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.absence import absences
+from ...runtime.model_files import copy_model_file
 from ..artifact import RECORD, write_json, write_plan
-from ..atomic_directory import atomic_directory, check_target
+from ..atomic_directory import atomic_directory, check_room, check_target
 from ..digests import digests, source_digests
+from ..seen import Seen
 from ..verify import FreshProcess, Reference, VerificationError
 from .config_search import find_config, model_shapes
 from .free_form import CONFIG_ENTRY, MODULE, base_class, free_class, free_config, plain_config, write_code
@@ -68,6 +69,7 @@ class SaveRequest:
         values: the weights, when the module does not hold them.
         form: ``auto`` uses the uniform form if a configuration describes the model, otherwise the free form.
         force: whether to replace an existing artifact.
+        seen: what ``check_target`` found when the run began; None when it is still to be called.
         shard_size: as in ``save_pretrained``.
         origin: sha256 of the weight files of the source, if they are known.
         extra: a function that writes further files into the directory before it is complete.
@@ -84,6 +86,7 @@ class SaveRequest:
     values: WeightSource | None = None
     form: Form = "auto"
     force: bool = False
+    seen: Seen | None = None
     shard_size: str = SHARD_SIZE
     origin: Mapping[str, str] | None = None
     extra: Callable[[Path], None] | None = None
@@ -135,7 +138,11 @@ def save(request: SaveRequest) -> SavedModel:
     if request.form not in ("auto", "uniform", "free"):
         raise RequestError(f"unknown --form '{request.form}'", "choose from auto, uniform, free")
     model, values = request.model, request.weights()
-    check_target(request.out, force=request.force, source=request.source, needed=values.size(model))
+    if request.seen is None:
+        seen = check_target(request.out, force=request.force, source=request.source, needed=values.size(model))
+        request = replace(request, seen=seen)
+    else:
+        check_room(request.out, values.size(model))
     was_training = model.training
     model.eval()
     try:
@@ -263,7 +270,7 @@ def _write_checked(
     request: SaveRequest, design: _Design, values: WeightSource, fresh: FreshProcess | None = None
 ) -> SavedModel:
     """Write the directory, and check it before it is moved into place."""
-    with atomic_directory(request.out, force=request.force) as folder:
+    with atomic_directory(request.out, force=request.force, seen=request.seen) as folder:
         known = _write(request, folder, design, values)
         write_plan(folder, request.plan)
         checks = values.check(folder, design.auto_class, design.form == "free", request.source, fresh)
@@ -288,7 +295,7 @@ def _write(request: SaveRequest, folder: Path, design: _Design, values: WeightSo
         write_code(folder, design.model_class.__name__, design.auto_class, version("fxprune"), absent=absent)
     for path in sorted(source.iterdir()) if source is not None and source.is_dir() else ():
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in COMPANIONS):
-            shutil.copyfile(path, folder / path.name)
+            copy_model_file(path, folder)
     return known
 
 

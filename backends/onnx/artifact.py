@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import shutil
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ import onnxruntime
 from torch.nn import Module
 
 from ...ir.errors import RequestError
+from ...runtime.model_files import copy_model_file
 from ..artifact import RECORD, read_record, write_json
-from ..atomic_directory import check_target
+from ..atomic_directory import check_room, check_target
+from ..seen import Seen
 from .layout import LAYOUTS, Layout
 from .quantize import ONNX_DTYPES, save_graph
 
@@ -56,6 +57,7 @@ class OnnxRequest:
             the CPU, and refused if the CPU cannot run it.
         opset: version of the ONNX operator set; the default of the exporter when None.
         force: whether to replace an existing ``out`` when the new one is complete.
+        seen: what ``check_target`` found before; None when it is still to be called.
     """
 
     source: Path
@@ -66,6 +68,7 @@ class OnnxRequest:
     optimize: str = "cpu"
     opset: int | None = None
     force: bool = False
+    seen: Seen | None = None
 
     def check(self) -> None:
         """Check the options and the output directory.
@@ -81,7 +84,10 @@ class OnnxRequest:
             raise RequestError(f"unknown --optimize {self.optimize!r}", f"choose from {', '.join(PROVIDERS)}")
         check_opset(self.opset)
         needed = sum(path.stat().st_size for path in self.source.glob("*.safetensors"))
-        check_target(self.out, force=self.force, source=self.source, needed=needed)
+        if self.seen is None:
+            check_target(self.out, force=self.force, source=self.source, needed=needed)
+        else:
+            check_room(self.out, needed)
 
     @property
     def place(self) -> Layout:
@@ -192,7 +198,7 @@ def write_program(request: OnnxRequest, program: ir.Model, model: Module, stagin
     for path in sorted(request.source.iterdir()):
         kept = path.suffix in _COPIED_SUFFIXES and path.name != RECORD and not path.name.endswith(".index.json")
         if kept and path.is_file():
-            shutil.copyfile(path, staging / path.name)
+            copy_model_file(path, staging)
     config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     computed = "float16" if request.dtype == "float16" else "float32"
