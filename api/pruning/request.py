@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from ...backends.atomic_directory import clear_partial
 from ...backends.digests import begin_source_digests
 from ...backends.huggingface.save import Form
 from ...backends.seen import Seen
@@ -198,6 +199,8 @@ class ApplyRequest:
             seen = claim(Path(self.out), force=self.force, source=source.directory, reads=reads, files=files)
         else:
             check_apart(reads={"MODEL": source.directory, **reads}, files=files)
+        if self.scores is not None:
+            clear_partial(Path(self.scores).expanduser())
         if not self.dry_run:
             begin_source_digests(source.directory)
         return seen

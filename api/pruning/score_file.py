@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ...backends.atomic_directory import atomic_file, clear_partial
+from ...backends.atomic_directory import atomic_file
 from ...ir.errors import RequestError
 from ...passes.base import Pass
 from ...passes.prune import Prune
@@ -50,7 +50,6 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
             f"--scores {file}: cannot be used with --loss; a file cannot tell whether the code of the loss has changed",
             "leave --scores out",
         )
-    clear_partial(file)
     if not file.exists():
         if not file.parent.is_dir():
             raise RequestError(
