@@ -38,7 +38,7 @@ def check_replaceable(out: Path) -> None:
         raise RequestError(f"{out} cannot be looked into: {error.strerror}", "choose another --out") from error
     if foreign is not None:
         raise RequestError(
-            f"{out / foreign} belongs to no model, and --force would remove it",
+            f"{out}/{foreign} belongs to no model, and --force would remove it",
             "move it elsewhere if you need it; --force replaces only models; or choose another --out",
         )
     if record is None and not _is_config(out / CONFIG):
