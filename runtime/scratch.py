@@ -91,6 +91,7 @@ class ScratchDirectory:
         try:
             reserve += (os.open(os.devnull, os.O_RDONLY) for _ in range(RESERVE))
         except OSError:
+            self.path.rmdir()  # which needs no descriptor
             self.remove()
             raise
 
