@@ -71,7 +71,7 @@ def place_stamps(out: Path) -> dict[str, Stamp]:
 
 
 def _source_stamps(source: Path | None) -> dict[str, Stamp]:
-    return {} if source is None else {name: _stamp(about) for name, about in files_read(source)}
+    return {} if source is None or not source.is_dir() else {name: _stamp(about) for name, about in files_read(source)}
 
 
 def _stamp(about: os.stat_result) -> Stamp:
