@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from ...backends.atomic_directory import atomic_directory
+from ...backends.atomic_directory import atomic_directory, clear_leftovers
 from ...ir.errors import FxpruneError, RequestError
 from ...passes.base import Pass
 from ...passes.halfway import Halfway
@@ -73,6 +73,7 @@ class Stages:
         self._since = time.monotonic()
         self._file: StageFile | None = None
         self._generators: Parts = {}
+        clear_leftovers(self.folder)
         self.done = self._found()
 
     def _found(self) -> int:
