@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors
 
 from ..ir.errors import FxpruneError, RequestError
-from ..runtime.scratch import ScratchDirectory, clear_scratch, holding, leftovers
+from ..runtime.scratch import ScratchDirectory, clear_scratch, clear_temporary, holding, leftovers, named
 from .change_places import REPLACED, Changed, change_places, keep_beside, parent_locked
 from .replaceable import check_replaceable, list_files
 from .seen import Seen
@@ -148,7 +148,7 @@ def _partial(out: Path) -> ScratchDirectory:
 
 def clear_partial(out: Path) -> None:
     """Remove what killed runs left of a file or directory that they were writing."""
-    clear_scratch(out.parent, f".{out.name}{PARTIAL}", ending="")
+    clear_scratch(out.parent, named(f".{out.name}{PARTIAL}", ""))
 
 
 def _put_in_place(made: Path, out: Path, seen: Seen, *, keep: bool) -> None:
@@ -182,7 +182,8 @@ def _umask() -> int:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove what killed runs left beside ``out``, and restore an artifact that such a run had moved aside.
+    """Remove what killed runs left beside ``out`` and among temporary files, and restore an artifact that such a run had
+    moved aside.
 
     A run locks what it uses until its process ends, for whatever reason. What is locked is not touched.
     """
@@ -190,14 +191,15 @@ def clear_leftovers(out: Path) -> None:
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         return
     with parent_locked(out):
-        for path in leftovers(out.parent, f".{out.name}{REPLACED}"):
+        for path in leftovers(out.parent, named(f".{out.name}{REPLACED}", "")):
             with holding(path) as held:
                 if held and not os.path.lexists(out) and any(path.iterdir()):
                     path.rename(out)
                 elif held:
                     shutil.rmtree(path, ignore_errors=True)
     clear_partial(out)
-    clear_scratch(out.parent, SCRATCH)
+    clear_scratch(out.parent, named(SCRATCH))
+    clear_temporary()
 
 
 def write_error(error: Exception, out: Path, left: Path | None = None) -> FxpruneError:

@@ -73,7 +73,7 @@ class ScratchDirectory:
 
     def __init__(self, name: str, *, beside: Path | None = None, ending: str = _RUN) -> None:
         parent = Path(tempfile.gettempdir()) if beside is None else beside
-        clear_scratch(parent, name, ending=ending)
+        clear_scratch(parent, named(name, ending))
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=name, suffix=ending, dir=parent))
             try:
@@ -116,25 +116,32 @@ def _remove(path: Path, held: int | None, reserve: list[int], owner: int) -> Non
     unlock(held)
 
 
-def clear_scratch(parent: Path, name: str, *, ending: str = _RUN) -> None:
+def named(name: str, ending: str = _RUN) -> re.Pattern[str]:
+    """The names that scratch directories of one kind have."""
+    return re.compile(re.escape(name) + _RANDOM + re.escape(ending))
+
+
+def clear_temporary() -> None:
+    """Remove what killed runs of any kind have left where temporary files are."""
+    clear_scratch(Path(tempfile.gettempdir()), re.compile("fxprune-[a-z]+-" + _RANDOM + re.escape(_RUN)))
+
+
+def clear_scratch(parent: Path, names: re.Pattern[str]) -> None:
     """Remove the directories that killed runs have left in ``parent``, see :class:`ScratchDirectory`."""
-    for path in leftovers(parent, name, ending=ending):
+    for path in leftovers(parent, names):
         with holding(path) as held:
             if held:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def leftovers(parent: Path, name: str, *, ending: str = "", folders: bool = True) -> list[Path]:
-    """Directories, or files, of this user that are called ``name``, eight random letters and ``ending``. Some may be in
-    use. Links are none of them."""
-    wanted = re.compile(re.escape(name) + _RANDOM + re.escape(ending))
-    kind = stat.S_ISDIR if folders else stat.S_ISREG
+def leftovers(parent: Path, names: re.Pattern[str]) -> list[Path]:
+    """Directories of this user that are called so. Some may be in use. Links are none of them."""
     found = []
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            if wanted.fullmatch(entry.name):
+            if names.fullmatch(entry.name):
                 about = entry.stat(follow_symlinks=False)
-                if kind(about.st_mode) and (not hasattr(os, "getuid") or about.st_uid == os.getuid()):
+                if stat.S_ISDIR(about.st_mode) and (not hasattr(os, "getuid") or about.st_uid == os.getuid()):
                     found.append(Path(entry.path))
     return sorted(found)
 
