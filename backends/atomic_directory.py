@@ -182,8 +182,8 @@ def _umask() -> int:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove what killed runs left beside ``out`` and among temporary files, and restore an artifact that such a run had
-    moved aside.
+    """Remove what killed runs left beside ``out`` and among temporary files, and restore an artifact that one of them
+    had moved aside.
 
     A run locks what it uses until its process ends, for whatever reason. What is locked is not touched.
     """

@@ -113,14 +113,15 @@ def test_a_model_that_does_not_change_is_written(source: Path, monkeypatch: pyte
     at_writing(monkeypatch, (source / WEIGHTS).read_bytes)
     at_writing(monkeypatch, (source / "training.log").touch)  # nothing that is read
     api.apply(source, "random", ratio=0.5, out=source.parent / "out")
+    assert (source.parent / "out" / "LICENSE").read_text() == "free"
 
 
 def test_the_header_and_the_values_are_of_the_same_file(source: Path, other: Path) -> None:
     before = load_file(source / WEIGHTS)
     checkpoint = Checkpoint([source / WEIGHTS])
     replaced(source, other)
-    for name, stored in checkpoint.tensors.items():
-        assert torch.equal(require_whole(stored, {}), before[name])
+    assert checkpoint.tensors.keys() == before.keys()
+    assert all(torch.equal(require_whole(checkpoint.tensors[name], {}), before[name]) for name in before)
 
 
 def test_a_file_that_was_held_is_closed_with_its_checkpoint(source: Path) -> None:

@@ -1,6 +1,6 @@
 """Runs that collide, are killed, or fill the disk, many times: OUT is whole, nothing is lost, nothing is left over.
 
-    python -m fxprune.benchmarks.faults --concurrent 200 --kills 200 --full 50 --out faults.json
+    python -m fxprune.tests.faults.many_runs --concurrent 200 --kills 200 --full 50 --out faults.json
 
 Imports and traces once, and forks a process for every run of a tiny model. Every tenth run is checked in a fresh
 process, as all runs of users are; the others leave that out, since its imports take seconds. What must hold:
