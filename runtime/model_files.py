@@ -27,6 +27,8 @@ MODEL_FILES = (
 READ_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".tiktoken", ".py", ".data", ".onnx")
 """Of the files that fxprune or transformers reads from a model directory, or copies."""
 
+READ_BEGINNINGS = ("tokenizer", "vocab", "chat_template", "merges", "LICENSE")
+
 READ_FOLDERS = ("additional_chat_templates", "onnx")
 
 
@@ -37,7 +39,8 @@ def is_model_file(name: str) -> bool:
 
 def is_read(name: str) -> bool:
     """Whether something of this name is read from a model directory, or copied from it."""
-    return name.endswith(READ_SUFFIXES) or name in READ_FOLDERS or is_model_file(name)
+    told = name.endswith(READ_SUFFIXES) or name.startswith(READ_BEGINNINGS)
+    return told or name in READ_FOLDERS or is_model_file(name)
 
 
 def link_root(folder: Path) -> Path:

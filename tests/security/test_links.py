@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import fxprune
 from fxprune import api
 from fxprune.backends.atomic_directory import atomic_directory, atomic_file
 from fxprune.backends.huggingface import weight_source
@@ -82,6 +83,12 @@ def test_what_leads_out_of_the_model_is_named(
             call()
     assert not out.exists()
     assert secret.read_text() == "secret"
+
+
+def test_an_artifact_with_a_link_is_not_loaded(source: Path, secret: Path) -> None:
+    (source / "vocab.bpe").symlink_to(secret)
+    with pytest.raises(RequestError, match=r"vocab\.bpe is a link to .*shadow, outside"):
+        fxprune.load(source)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
