@@ -23,8 +23,8 @@ def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
             attributes of the artifact, so that the result has this class. When None, the exported program is loaded.
 
     Raises:
-        RequestError: ``path`` is not an artifact, a damaged one, or one with links that lead out of it; or ``into`` does
-            not fit it.
+        RequestError: ``path`` is not an artifact, a damaged one, or has links that lead out of it; or ``into`` does not
+            fit it.
     """
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"path is of type {type(path).__name__}", "give a directory that fxprune wrote")
