@@ -9,6 +9,7 @@ from pathlib import Path
 from ..backends.atomic_directory import check_target, clear_leftovers
 from ..backends.seen import Seen
 from ..ir.errors import RequestError
+from ..runtime.model_files import is_read
 
 Named = Mapping[str, object]
 """What an argument is called -> its path. What is no path of something that exists is not read: an id of the Hub, rows,
@@ -55,6 +56,9 @@ def check_apart(*, reads: Named, files: Named, out: Path | None = None) -> None:
     written = {name: path for name, given in files.items() if (path := _path(given)) is not None}
     for name, given in reads.items():
         path = _path(given)
+        for other, place in written.items():
+            if path is not None and path.is_dir() and is_read(place.name) and _same(place.parent, path):
+                raise RequestError(f"{other} {place} would be a file of the model that is read", _OTHER)
         for file in () if path is None or name in written else _files(path):
             if out is not None and _within(file, out):
                 raise RequestError(f"{name} {file} lies in {out}, which this run replaces", _OTHER)

@@ -2,8 +2,8 @@
 
     python -m fxprune.tests.faults.many_runs --concurrent 200 --kills 200 --full 50 --out faults.json
 
-Imports and traces once, and forks a process for every run of a tiny model. Every tenth run is checked in a fresh
-process, as all runs of users are; the others leave that out, since its imports take seconds. What must hold:
+Imports and traces once, and forks a process for every run of a tiny model. Every fiftieth round is checked in a
+fresh process, as all runs of users are; the others leave that out, since its imports take seconds. What must hold:
 
 - Two runs begin together into one OUT. One result is at OUT, the other beside it where its error says so, both whole.
 - A run is killed with SIGKILL, after a random time or at a random access to a file beside OUT, over an old OUT or none.
@@ -48,6 +48,7 @@ TEXT = [" ".join(WORDS[(start + step) % 26] for step in range(16)) for start in 
 LORA = "random{ratio=0.5},lora{steps=2,batch=2,micro_batch=2,length=16,lr=0.001}"
 IMPORTED = ("accelerate", "onnxruntime", "onnxscript", "peft", "torch.onnx", "transformers.trainer")
 MEGABYTE = 1 << 20
+CHECKED = 50
 
 Contents = dict[str, str] | None
 
@@ -225,7 +226,7 @@ def concurrent(place: Place, rounds: int) -> dict[str, int]:
         force = number % 3 > 0
         if number % 3 == 2:
             place.start(kind, 1).end()
-        runs = [place.start(kind, seed, force=force, check=number % 10 == 9) for seed in (1, 2)]
+        runs = [place.start(kind, seed, force=force, check=number % CHECKED == CHECKED - 1) for seed in (1, 2)]
         said = [run.end() for run in runs]
         losers = [index for index, one in enumerate(said) if one["message"]]
         seen[f"{len(losers)} of two runs said that OUT has changed"] += 1
@@ -256,7 +257,7 @@ def kills(place: Place, kind: Kind, count: int, dice: random.Random) -> dict[str
         seed = 2 if before == expected[1] else 1
         if number % 2:
             at = dice.randint(1, usual.events[seed])
-            said = place.start(kind, seed, check=number % 10 == 5, at=at, act=_kill).end()
+            said = place.start(kind, seed, check=number % CHECKED == CHECKED - 1, at=at, act=_kill).end()
         else:
             said = place.start(kind, seed).end(dice.uniform(0, 1.05 * usual.seconds))
         after = contents(place.out)

@@ -81,7 +81,7 @@ def test_an_export_over_its_own_model(folder: Path) -> None:
 def test_a_drawing_over_the_configuration(folder: Path) -> None:
     before = contents(folder / "model")
     traced = api.trace(folder / "model")
-    with pytest.raises(RequestError, match=r"MODEL .*config\.json is the file that --dot writes"):
+    with pytest.raises(RequestError, match=r"--dot .*config\.json would be a file of the model that is read"):
         traced.write_dot(folder / "model" / "config.json")
     os.link(folder / "model" / "config.json", folder / "drawing.dot")
     with pytest.raises(RequestError, match=r"MODEL .*config\.json is the file that --dot writes"):
@@ -93,6 +93,12 @@ def test_scores_that_are_a_hard_link_to_the_text(folder: Path) -> None:
     os.link(folder / "text.txt", folder / "scores")
     with pytest.raises(RequestError, match=r"--calib .*text\.txt is the file that --scores writes"):
         check_apart(reads={"--calib": folder / "text.txt"}, files={"--scores": folder / "scores"})
+
+
+def test_scores_inside_the_model(folder: Path) -> None:
+    scores = folder / "model" / "scores.safetensors"
+    refused(folder, r"--scores .*scores\.safetensors would be a file of the model that is read", scores=scores)
+    check_apart(reads={"MODEL": folder / "model"}, files={"--dot": folder / "model" / "drawing.dot"})
 
 
 def test_two_files_that_are_the_same(tmp_path: Path) -> None:
