@@ -62,7 +62,10 @@ def _check_own_place(out: Path) -> None:
     """Refuse a directory that cannot be exchanged for another, or that someone stands in."""
     if os.path.ismount(out):
         raise RequestError(f"{out} is a mount point, which cannot be replaced", "choose a directory in it")
-    here = Path.cwd().resolve()
+    try:
+        here = Path.cwd().resolve()
+    except OSError:  # the directory was removed
+        return
     if out == here or out in here.parents:
         raise RequestError(
             f"{out} contains the directory that this command runs in",

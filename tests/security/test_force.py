@@ -152,6 +152,14 @@ def test_the_working_directory_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
         check_target(Path("..") if inside else Path(), force=True)
 
 
+def test_a_working_directory_that_is_gone_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = directory(tmp_path / "out", {"config.json": CONFIG})
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "config.json" in check_target(out, force=True).place
+
+
 def test_a_mount_point_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = directory(tmp_path / "out", {"config.json": CONFIG})
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)
