@@ -14,8 +14,8 @@ from ..ir.errors import RequestError
 from ..ir.plugins import named_faults
 from ..runtime.place.devices import find_device
 from ..runtime.place.placement import AUTO, PlacementRequest, whole
+from ..tracer.calls import calls
 from ..tracer.example import example_inputs
-from ..tracer.export import calls
 from ..tracer.model import ModelSource, load_config, load_model
 from .model_call import ModelCall
 from .places import claim
@@ -76,13 +76,11 @@ def export(
     with open_source(model, tokenizer, trust_remote_code=trust_remote_code) as source:
         placement = place_model(place, source, load_config(source), forward=SMALLEST)
         progress(whole(placement, "an export reads all of it").why)
-        asked = _request(source, Path(out), example, force=force, trust=trust_remote_code, progress=progress)
+        asked = _request(source, Path(out), example, force=force, progress=progress)
         return _run(exporter, asked)
 
 
-def _request(
-    source: ModelSource, out: Path, example: str | None, *, force: bool, trust: bool, progress: Progress
-) -> ExportRequest:
+def _request(source: ModelSource, out: Path, example: str | None, *, force: bool, progress: Progress) -> ExportRequest:
     """What the exporter is asked for. The weights are read when it loads the model."""
     seen = claim(out, force=force, source=source.directory)
     config = load_config(source)
@@ -102,7 +100,7 @@ def _request(
         inner=calls()["inner"],
         seen=seen,
         force=force,
-        trust_remote_code=trust,  # of a loaded model's source it is always true
+        consent=source.consent,
         progress=progress,
     )
 

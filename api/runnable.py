@@ -19,7 +19,7 @@ from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.streaming.store import Scratch
 from ..runtime.tensors import twin
 from ..tracer.checkpoint import weight_files
-from ..tracer.export import trace_model
+from ..tracer.export import Traced, trace_model
 from ..tracer.model import ModelSource, build_meta, load_config, load_model
 from .offloading import Files, find_files, residence_of
 from .placing import Forward, checkpoint_of, place_model, stored_dtype
@@ -57,7 +57,7 @@ class Runnable:
 
     def macs(self, window: int) -> int:
         """Multiply-accumulates for one sequence of ``window`` tokens."""
-        return macs(_trace(self.module, window) if self.graph is None else self.graph)
+        return macs(_trace(self.module, window).graph if self.graph is None else self.graph)
 
 
 def is_onnx(directory: str | os.PathLike[str]) -> bool:
@@ -96,10 +96,12 @@ def open_torch(
         with told_when_out_of_memory(placement):
             opened = BlockRunner(_load(source, placement))
     else:
-        graph = _trace(opened.model, window)
+        traced = _trace(opened.model, window)
+        traced.refuse_written()
+        graph = traced.graph
         opened.whole.update(read_elsewhere(graph, opened.model))
     progress(f"{source.name}: {placement.why}")
-    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     return Runnable(
         module=opened.model,
         logits=opened,
@@ -116,7 +118,7 @@ def open_onnx(source: ModelSource, *, threads: int | None = None) -> Runnable:
     from ..backends.onnx.runtime import OnnxDecoder
 
     # Counted from the config: the ONNX graph also holds constants, and stores equal weights only once.
-    module = build_meta(load_config(source), trust_remote_code=source.trust_remote_code)
+    module = build_meta(load_config(source), consent=source.consent)
     decoder = OnnxDecoder(source.directory, threads=threads)
 
     def logits(input_ids: torch.Tensor) -> torch.Tensor:
@@ -135,12 +137,12 @@ def open_onnx(source: ModelSource, *, threads: int | None = None) -> Runnable:
     )
 
 
-def _trace(module: torch.nn.Module, window: int) -> Graph:
+def _trace(module: torch.nn.Module, window: int) -> Traced:
     device = next(module.parameters()).device
     if device.type == "meta":
         module = twin(module).to("meta")  # buffers too
     ids = torch.zeros(1, window, dtype=torch.long, device=device)
-    return trace_model(module, {"input_ids": ids, "use_cache": False}).graph
+    return trace_model(module, {"input_ids": ids, "use_cache": False})
 
 
 def _offloaded(
@@ -153,7 +155,7 @@ def _offloaded(
     if _is_free_form(source):
         module: Any = load_without_weights(source.directory)
     else:
-        module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
+        module = build_meta(config, consent=source.consent, buffers=True)
     dtype = stored_dtype(checkpoint, config)
     files = find_files(source, module, checkpoint, dtype, scratch=scratch, progress=progress)
     if not isinstance(files, Files):
@@ -177,4 +179,4 @@ def _is_free_form(source: ModelSource) -> bool:
     """Whether it is loaded without running the modelling file in its directory."""
     from ..backends.huggingface.free_form import CONFIG_ENTRY
 
-    return hasattr(load_config(source), CONFIG_ENTRY) and not source.trust_remote_code
+    return hasattr(load_config(source), CONFIG_ENTRY) and not source.consent.code

@@ -20,8 +20,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..ir.errors import FxpruneError, RequestError, first_line
+from ..runtime.consent import Consent
 from ..runtime.json_object import read_json_object
 from ..runtime.model_files import check_model_files
+from .calls import calls
 from .checkpoint import weight_files
 
 DEMO = "demo"
@@ -42,15 +44,13 @@ class ModelSource:
     Attributes:
         name: MODEL as the user gave it.
         directory: where its files are.
-        trust_remote_code: whether code in it may run.
-        allow_pickle: whether weights may be read from a pickle.
+        consent: what may run of it.
         loaded: whether the directory was written from a model in memory, and lasts as long as the call.
     """
 
     name: str
     directory: Path
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
+    consent: Consent
     loaded: bool = False
 
 
@@ -71,15 +71,27 @@ def resolve(
             :func:`~fxprune.runtime.model_files.check_model_files` refuses a link or a pipe in it.
     """
     directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
+    return found_source(
+        str(name), Consent.of_user(directory, code=trust_remote_code, pickle=allow_pickle), weights=weights
+    )
+
+
+def found_source(name: str, consent: Consent, *, weights: bool = True) -> ModelSource:
+    """A model whose directory has been found, checked as :func:`resolve` does.
+
+    Args:
+        name: MODEL as the user gave it.
+        consent: its directory, and what may run there.
+        weights: whether weights are needed.
+    """
+    directory = consent.directory
     if not (directory / "config.json").is_file():
         raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
     if str(name) != DEMO:
         check_model_files(directory)
     if weights:
-        weight_files(directory, allow_pickle=allow_pickle)
-    return ModelSource(
-        name=str(name), directory=directory, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-    )
+        weight_files(directory, allow_pickle=consent.pickle)
+    return ModelSource(name=name, directory=directory, consent=consent)
 
 
 def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
@@ -119,12 +131,15 @@ def load_config(source: ModelSource) -> Any:
     file = source.directory / "config.json"
     raw = read_json_object(file, "copy or download the model again")
     _check_architecture(source, raw)
-    return _guarded(
-        lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
+    config = _guarded(
+        lambda: AutoConfig.from_pretrained(source.directory, **source.consent.keywords(source.directory)),
         RequestError,
         f"{file} is not a valid model configuration",
         "correct the file, or download it again",
     )
+    for field, value in calls()["settings"].get(raw.get("model_type"), {}).items():
+        setattr(config, field, value)
+    return config
 
 
 def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:
@@ -134,7 +149,7 @@ def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:
             f"{source.name!r} is quantised ({raw['quantization_config'].get('quant_method', 'unknown method')})",
             "prune the original weights and quantise the result",
         )
-    if source.trust_remote_code and any(name.startswith("AutoModel") for name in own_code):
+    if source.consent.code and any(name.startswith("AutoModel") for name in own_code):
         return
     if model_type not in CONFIG_MAPPING:
         if own_code:
@@ -185,12 +200,12 @@ def predicts_next_token(config: Any) -> bool:
     return found is AutoModelForCausalLM or found.__name__ in names
 
 
-def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = False) -> Any:
+def build_meta(config: Any, *, consent: Consent | None = None, buffers: bool = False) -> Any:
     """The module that ``config`` describes, on the meta device: shapes without memory for weights.
 
     Args:
         config: from :func:`load_config`; it is not changed.
-        trust_remote_code: whether the model's own code may run.
+        consent: for the directory that the config was read from; none of its code runs when None.
         buffers: whether buffers (rotary tables, masks) have values, on the CPU.
 
     Returns:
@@ -200,15 +215,16 @@ def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = 
         RequestError: transformers cannot build a model from the config.
     """
 
+    place = Path(config.name_or_path)
+
     def build() -> Any:
         # Initialising weights that are never used would take minutes.
         with _without_values() if buffers else torch.device("meta"):
             # transformers writes the dtype into the config it is given.
             found = _builder(config)
             if hasattr(found, "from_config"):  # an Auto class
-                model = found.from_config(
-                    copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
-                )
+                allowed = (consent or Consent.nothing(place)).keywords(place)
+                model = found.from_config(copy.deepcopy(config), dtype=torch.float32, **allowed)
             else:
                 model = found._from_config(copy.deepcopy(config), dtype=torch.float32)
         if buffers:
@@ -241,7 +257,7 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
     """
     config = load_config(source)
     found = _builder(config)
-    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     # With a map of devices the files are read straight to the device.
     elsewhere = {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
     model, info = _guarded(
@@ -249,7 +265,7 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
             source.directory,
             config=config,
             dtype=dtype,
-            trust_remote_code=source.trust_remote_code,
+            **source.consent.keywords(source.directory),
             use_safetensors=files[0].suffix == ".safetensors",
             ignore_mismatched_sizes=True,  # they are reported below, with the others
             output_loading_info=True,
@@ -274,7 +290,7 @@ def _check_keys(source: ModelSource, config: Any, info: dict[str, Any]) -> None:
         return
     own_code = bool(getattr(config, "auto_map", None))
     hint = "check that the weights belong to this config"
-    if own_code and not source.trust_remote_code:
+    if own_code and not source.consent.code:
         hint = f"this model has its own code: read it in {source.directory}, then pass --trust-remote-code"
     raise FxpruneError(f"the weights of {source.name!r} do not fit its config: tensors {found}", hint)
 
@@ -288,7 +304,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     if source.loaded and not (source.directory / "tokenizer_config.json").is_file():
         raise RequestError(f"{source.name} came without a tokenizer, and text is to be read", "give it as tokenizer=")
     return _guarded(
-        lambda: AutoTokenizer.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
+        lambda: AutoTokenizer.from_pretrained(source.directory, **source.consent.keywords(source.directory)),
         RequestError,
         f"{source.directory} has no readable tokenizer",
         "copy tokenizer.json and tokenizer_config.json to the directory of config.json",

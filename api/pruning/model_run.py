@@ -109,6 +109,8 @@ class ModelRun:
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
+        if self.streamed is not None:
+            self.traced.refuse_written()
         residence = None if self.streamed is None else self.streamed.residence
         subject = Subject(self.traced.graph, module, example=self.traced.example, residence=residence)
         self.state = State(subject, host=self, ranks=ranks)
@@ -135,7 +137,7 @@ class ModelRun:
             self.synthetic = self.streamed.synthetic
             return self.streamed.module
         if pipeline is None:
-            return build_meta(self.config, trust_remote_code=source.trust_remote_code)
+            return build_meta(self.config, consent=source.consent)
         if isinstance(opened, str) and opened:
             self.progress(f"all weights are loaded: {opened}")
             self._loaded_because = opened if placement != STREAMED else ""
@@ -286,6 +288,7 @@ class ModelRun:
                 model=subject.model,
                 out=out,
                 source=self.source.directory,
+                consent=self.source.consent,
                 plan=plan,
                 repairs=ledger.repairs,
                 quantities=self.quantities | self._changed_extents(),

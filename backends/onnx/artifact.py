@@ -20,9 +20,10 @@ import onnxruntime
 from torch.nn import Module
 
 from ...ir.errors import RequestError
-from ...runtime.model_files import copy_model_file
+from ...runtime.consent import Consent
 from ..artifact import RECORD, read_record, write_json
 from ..atomic_directory import check_room, check_target
+from ..copied_files import CopiedFiles, copy_files
 from ..seen import Seen
 from .layout import LAYOUTS, Layout
 from .quantize import ONNX_DTYPES, save_graph
@@ -33,8 +34,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "no
 _OPSETS = range(18, 26)
 _PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
-# Config, generation config, tokenizer, chat template and the model's own code; no weights and no records of pruning.
-_COPIED_SUFFIXES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
+# Config, generation config, tokenizer and chat template; no weights and no records of pruning.
+_COPIED_SUFFIXES = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 
 
 def check_opset(opset: int | None) -> None:
@@ -58,6 +59,7 @@ class OnnxRequest:
         opset: version of the ONNX operator set; the default of the exporter when None.
         force: whether to replace an existing ``out`` when the new one is complete.
         seen: what ``check_target`` found before; None when it is still to be called.
+        consent: what may run of ``source``; nothing when None.
     """
 
     source: Path
@@ -69,6 +71,7 @@ class OnnxRequest:
     opset: int | None = None
     force: bool = False
     seen: Seen | None = None
+    consent: Consent | None = None
 
     def check(self) -> None:
         """Check the options and the output directory.
@@ -88,6 +91,11 @@ class OnnxRequest:
             check_target(self.out, force=self.force, source=self.source, needed=needed)
         else:
             check_room(self.out, needed)
+
+    @property
+    def original(self) -> Consent:
+        """What may run of the source."""
+        return self.consent or Consent.nothing(self.source)
 
     @property
     def place(self) -> Layout:
@@ -149,6 +157,8 @@ class OnnxReport(OnnxChecks):
         inputs, outputs: names in the graph. ``position_ids`` is absent if the model has no such argument.
         open: names of the dynamic dimensions of the inputs, for a model that is not a causal language model.
         versions: versions of the packages that made it.
+        code: name -> sha256 of the code that was copied from the source, whose user allowed it to run.
+        left_out: what was not copied from the source, in words.
     """
 
     path: Path
@@ -163,6 +173,8 @@ class OnnxReport(OnnxChecks):
     outputs: tuple[str, ...]
     open: tuple[str, ...]
     versions: dict[str, str]
+    code: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -170,7 +182,11 @@ class OnnxReport(OnnxChecks):
         tokens = f"{self.greedy_equal} of {self.greedy_tokens} greedy tokens equal"
         if not self.greedy_tokens:
             tokens = f"dynamic: {', '.join(self.open).replace('_', ' ') or 'nothing'}"
-        return f"{self.dtype}, opset {self.opset}, optimised for {self.optimize}; {tokens}"
+        parts = (f"{self.dtype}, opset {self.opset}, optimised for {self.optimize}", tokens, *self._copied())
+        return "; ".join(parts)
+
+    def _copied(self) -> list[str]:
+        return CopiedFiles(self.code, self.left_out).said()
 
     @property
     def measured(self) -> dict[str, dict[str, str]]:
@@ -190,15 +206,14 @@ class OnnxReport(OnnxChecks):
         return {"format": "onnx", **fields}
 
 
-def write_program(request: OnnxRequest, program: ir.Model, model: Module, staging: Path) -> None:
-    """Write the graph, its weights and the small files of the source into ``staging``."""
+def write_program(request: OnnxRequest, program: ir.Model, model: Module, staging: Path) -> CopiedFiles:
+    """Write the graph, its weights and the small files of the source into ``staging``; returns what was copied."""
     graph = staging / request.file
     graph.parent.mkdir(exist_ok=True)
     save_graph(program, graph, request.data)
-    for path in sorted(request.source.iterdir()):
-        kept = path.suffix in _COPIED_SUFFIXES and path.name != RECORD and not path.name.endswith(".index.json")
-        if kept and path.is_file():
-            copy_model_file(path, staging)
+    data = [path for path in sorted(request.source.iterdir()) if path.suffix in _COPIED_SUFFIXES and path.is_file()]
+    wanted = [path for path in data if path.name != RECORD and not path.name.endswith(".index.json")]
+    copied = copy_files(wanted, staging, request.original)
     config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     computed = "float16" if request.dtype == "float16" else "float32"
@@ -206,6 +221,7 @@ def write_program(request: OnnxRequest, program: ir.Model, model: Module, stagin
     generation = getattr(model, "generation_config", None)
     if generation is not None and not (staging / "generation_config.json").exists():
         generation.to_json_file(staging / "generation_config.json")
+    return copied
 
 
 def write_report(
@@ -214,6 +230,7 @@ def write_report(
     staging: Path,
     checks: OnnxChecks,
     *,
+    copied: CopiedFiles,
     source_dtype: str,
     open: tuple[str, ...] = (),
 ) -> OnnxReport:
@@ -232,6 +249,8 @@ def write_report(
         outputs=tuple(str(value.name) for value in program.graph.outputs),
         open=open,
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        code=copied.code,
+        left_out=copied.left_out,
     )
     # The texts that the source was calibrated and trained on also hold for the export.
     made = read_record(request.source) if (request.source / RECORD).is_file() else {}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..place.memory import is_out_of_memory
 from ..tolerances import BLOCK_TOLERANCE, relative_difference
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError, SideEffects
@@ -338,9 +339,9 @@ def _again(call: BlockCall, leaves: Mapping[int, Tensor]) -> Any:
     args, kwargs = call.arguments(leaves)
     try:
         return call.forward(*args, **kwargs)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise PassesOnMoreError(call.path, f"does not run again: {error}") from error
 
 
