@@ -39,6 +39,7 @@ from fxprune import api
 from fxprune.backends.huggingface import save, weight_source
 from fxprune.backends.onnx import decoder
 from fxprune.ir.errors import FxpruneError
+from fxprune.runtime.consent import Consent
 from fxprune.tests.checkpoints import write_checkpoint
 from fxprune.tests.corpora import word_tokenizer
 from fxprune.tests.traces import shared_traces
@@ -347,9 +348,9 @@ def warm(folder: Path, source: Path, kinds: set[str]) -> None:
     save.FreshProcess, weight_source.verify_written = usual  # type: ignore[misc]
     if "export" in kinds:
         sources = [source.with_name(f"{source.name}{seed}") for seed in (1, 2)]
-        loaded = {path: decoder.load_causal_lm(path, trust_remote_code=False) for path in sources}
+        loaded = {path: decoder.load_causal_lm(Consent.nothing(path)) for path in sources}
         programs = {id(model): decoder.trace_onnx(model, optimize="none", opset=None) for model, _ in loaded.values()}
-        decoder.load_causal_lm = lambda path, **_: loaded[path]  # type: ignore[assignment]
+        decoder.load_causal_lm = lambda consent: loaded[consent.directory]  # type: ignore[assignment]
         decoder.trace_onnx = lambda model, **_: programs[id(model)]  # type: ignore[assignment]
     gc.collect()
     gc.freeze()
