@@ -15,7 +15,7 @@ MODEL_FILES = (
     "config.json", "generation_config.json", "*processor_config.json", "tokenizer*.json", "tokenizer*.model",
     "special_tokens_map.json", "added_tokens.json", "chat_template*.json", "vocab*.json", "vocab*.txt", "merges.txt",
     "*.jinja", "*.tiktoken", "spiece.model", "sentencepiece*.model", "genai_config.json", "quantize_config.json",
-    "adapter_config.json", "params.json", "fxprune.json", "plan.safetensors", "adapter_model.safetensors",
+    "adapter_config.json", "params.json", "fxprune.json", "fxprune.plan", "plan.safetensors", "adapter_model.safetensors",
     "model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.safetensors", "consolidated*.safetensors",
     "pytorch_model*.bin", "pytorch_model*.bin.index.json", "tf_model*.h5", "flax_model*.msgpack",
     "model*.onnx", "model*.onnx.data", "model*.onnx_data*", "model.pt2", "model*.gguf",
