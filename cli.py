@@ -19,6 +19,7 @@ from typing import Any
 from .api.progress import Progress, silence
 from .api.terminal import screen
 from .api.terminal.arguments import build_parser
+from .api.terminal.signals import Terminated, ended_by_signals
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError, RequestError
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
@@ -237,20 +238,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments, without the program's name; those of the process when None.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 bad request, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 bad request, 130 interrupted, 128 and its number for another signal.
     """
     silence()
     gc.set_threshold(COLLECTION)
     atexit.register(gc.freeze)  # no garbage collection at exit
     arguments = build_parser(COMMANDS).parse_args(argv)
     try:
-        if arguments.run not in (_apply, _eval):
-            _require_one_process(f"fxprune {arguments.command}")
-        return int(arguments.run(arguments))
-    except KeyboardInterrupt:
+        with ended_by_signals():
+            if arguments.run not in (_apply, _eval):
+                _require_one_process(f"fxprune {arguments.command}")
+            return int(arguments.run(arguments))
+    except KeyboardInterrupt as error:
         if is_first_rank():
-            print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+            print(f"interrupted{f' by {error}' if isinstance(error, Terminated) else ''}", file=sys.stderr)
+        return error.exit_code if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:
         # The reader of our stdout has closed it; Python must not fail when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -12,6 +12,7 @@ from ..ir.errors import RequestError
 from ..tracer.model import DEMO
 from .evaluation import Measurement, evaluate
 from .exporting import export
+from .places import claim
 from .progress import Progress, silent
 from .pruning.request import Applied, apply
 
@@ -62,6 +63,8 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
     root = Path(out)
     if root.exists() and not force:
         raise RequestError(f"{root} already exists", "choose another --out, or replace it with --force")
+    for name in ("pruned", "recovered", "onnx"):
+        claim(root / name, force=force)
     pruned = apply(DEMO, PRUNE, out=root / "pruned", force=force, progress=progress)
     recovered = apply(DEMO, [PRUNE, RECOVER], out=root / "recovered", force=force, progress=progress)
     report = export(root / "recovered", root / "onnx", force=force, progress=progress)

@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +29,7 @@ from ..runtime.place.placement import (
     with_one_more_try,
 )
 from ..runtime.ranks import ALONE, Ranks
+from ..runtime.scratch import ScratchDirectory
 from ..tracer.model import DEMO, ModelSource, load_config
 from .agreement import agree_on_files, on_every_rank
 from .progress import Progress, silent
@@ -208,11 +207,11 @@ def _measure(
     progress(f"{source.name}: loading")
     forward = (min(WINDOWS_AT_ONCE, len(ids)), window)
     prompt = max(1, min(window, context - DECODED))
-    with TemporaryDirectory(prefix="fxprune-weights-") as scratch:
+    with ScratchDirectory("fxprune-weights-") as scratch:
         if is_onnx(source.directory):
             runnable = open_onnx(source)
         else:
-            runnable = open_torch(source, request, forward, progress, window=window, scratch=lambda: Path(scratch))
+            runnable = open_torch(source, request, forward, progress, window=window, scratch=lambda: scratch)
         repeats, new = (1, 1) if runnable.offloaded else (REPEATS, min(DECODED, context - prompt))
         with told_when_out_of_memory(runnable.placement or WHOLE):
             progress(f"{source.name}: perplexity over {len(ids)} windows of {window}")

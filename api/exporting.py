@@ -19,6 +19,7 @@ from ..tracer.calls import calls
 from ..tracer.example import example_inputs
 from ..tracer.model import ModelSource, load_config, load_model
 from .model_call import ModelCall
+from .places import claim
 from .placing import SMALLEST, place_model
 from .progress import Progress, silent
 from .request_checks import Model, check_example, check_model, check_paths
@@ -81,6 +82,7 @@ def export(
 
 def _request(source: ModelSource, out: Path, example: str | None, *, force: bool, progress: Progress) -> ExportRequest:
     """What the exporter is asked for. The weights are read when it loads the model."""
+    seen = claim(out, force=force, source=source.directory)
     config = load_config(source)
     if source.unmerged is not None:
         check_target(out, force=force, source=source.unmerged)
@@ -98,6 +100,7 @@ def _request(source: ModelSource, out: Path, example: str | None, *, force: bool
         load=load,
         inputs=lambda module: example_inputs(module, example),
         inner=calls()["inner"],
+        seen=seen,
         force=force,
         consent=source.consent,
         progress=progress,

@@ -98,4 +98,4 @@ def _converted(source: ModelSource, module: Any, dtype: torch.dtype, scratch: Sc
             continue
         files.append(write_tensor(scratch() / f"source-{len(files):06}.safetensors", name, tensor))
         tensor.data = torch.empty(0, dtype=dtype)
-    return Checkpoint(files)
+    return Checkpoint(files, keep_open=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..backends.artifact import RECORD, read_record, write_json
 from ..runtime.adapter_files import find_adapter
+from ..runtime.scratch import ScratchDirectory
 from ..tracer.loaded import write_loaded
 from ..tracer.model import ModelSource, resolve
 from .merging.layers import has_adapters, merged_copy
@@ -68,8 +68,8 @@ def open_source(
     if merge_adapter and has_adapters(model):
         progress("merging the adapters into a copy of the loaded model")
         model = merged_copy(model)
-    with tempfile.TemporaryDirectory(prefix="fxprune-loaded-") as place:
-        source = write_loaded(model, tokenizer, Path(place), weights=weights, trust_remote_code=trust_remote_code)
+    with ScratchDirectory("fxprune-loaded-") as place:
+        source = write_loaded(model, tokenizer, place, weights=weights, trust_remote_code=trust_remote_code)
         _remember_texts(Path(str(model.config.name_or_path or "")), source)
         yield source
 

@@ -18,6 +18,7 @@ from ..passes.couple.explain import why as shortest_paths
 from ..tracer.export import Traced
 from ..tracer.model import build_meta, load_config
 from .model_call import ModelCall
+from .places import check_apart
 from .progress import Progress, silent
 from .request_checks import Model, check_example, check_paths
 from .sources import open_source
@@ -117,6 +118,7 @@ class Trace:
             FxpruneError: the file cannot be written.
         """
         check_paths(file=file)
+        check_apart(reads={"MODEL": self.name}, files={"--dot": file})
         try:
             Path(file).write_text(self.dot(), encoding="utf-8")
         except OSError as error:

@@ -22,7 +22,6 @@ FORMER_PLAN = "plan.safetensors"
 """What it was called in artifacts of earlier versions."""
 
 RECORD = "fxprune.json"
-MARKS = (RECORD, "config.json")
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

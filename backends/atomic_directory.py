@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,24 +13,18 @@ from pathlib import Path
 import safetensors
 
 from ..ir.errors import FxpruneError, RequestError
-from .artifact import MARKS
+from ..runtime.scratch import ScratchDirectory, clear_scratch, clear_temporary, holding, leftovers, named
+from .change_places import REPLACED, Changed, change_places, keep_beside, parent_locked
+from .replaceable import check_replaceable, list_files
+from .seen import Seen
 
-try:
-    import fcntl
-except ImportError:  # only POSIX has it; on other systems the files of killed runs are not removed
-    fcntl = None  # type: ignore[assignment]
+PARTIAL = ".partial-"
 
-
-PARTIAL, REPLACED = ".partial-", ".replaced-"
-
-
-_RENAME_EXCHANGE = 2
+SCRATCH = ".fxprune-weights-"
+"""Of the directory beside the result for weights that do not fit into memory."""
 
 
-_AT_FDCWD = -100
-
-
-def check_target(out: Path, *, force: bool, source: Path | None = None, needed: int = 0) -> None:
+def check_target(out: Path, *, force: bool, source: Path | None = None, needed: int = 0) -> Seen:
     """Check that an output directory can be written. To be called before any work.
 
     Args:
@@ -39,6 +32,9 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
         force: whether an existing artifact may be replaced.
         source: the directory that the model is read from; ``out`` must not replace it.
         needed: number of bytes that will be written.
+
+    Returns:
+        What is there now, which :func:`atomic_directory` compares at the end.
 
     Raises:
         RequestError: it cannot be written; the message gives the path and the reason.
@@ -50,13 +46,40 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
         raise RequestError(f"{out} is a file, not a directory", "choose another --out")
     if source is not None and (out == source.resolve() or out in source.resolve().parents):
         raise RequestError(f"{out} contains the model that is being read", "choose another --out")
-    if out.exists() and any(out.iterdir()) and not any((out / mark).is_file() for mark in MARKS):
-        raise RequestError(f"{out} contains files, but no model", "--force replaces only models; choose another --out")
+    if out.exists():
+        _check_own_place(out)
+        check_replaceable(out)
     parent = next(path for path in out.parents if path.exists())
     if not parent.is_dir():
         raise RequestError(f"{parent} is a file, not a directory", "choose another --out")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RequestError(f"{parent} is not writable", "choose another --out, or change its permissions")
+    check_room(out, needed)
+    return Seen.of(out, source)
+
+
+def _check_own_place(out: Path) -> None:
+    """Refuse a directory that cannot be exchanged for another, or that someone stands in."""
+    if os.path.ismount(out):
+        raise RequestError(f"{out} is a mount point, which cannot be replaced", "choose a directory in it")
+    try:
+        here = Path.cwd().resolve()
+    except OSError:  # the directory was removed
+        return
+    if out == here or out in here.parents:
+        raise RequestError(
+            f"{out} contains the directory that this command runs in",
+            "run it from another directory, or choose another --out",
+        )
+
+
+def check_room(out: Path, needed: int) -> None:
+    """Check that the disk has room for a directory.
+
+    Raises:
+        RequestError: with the room that there is, and that is needed.
+    """
+    parent = next(path for path in out.resolve().parents if path.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise RequestError(
@@ -66,129 +89,135 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
 
 
 @contextmanager
-def atomic_directory(out: Path, *, force: bool) -> Iterator[Path]:
+def atomic_directory(out: Path, *, force: bool, seen: Seen | None = None, keep: bool = True) -> Iterator[Path]:
     """A temporary directory beside ``out`` to write into. It becomes ``out`` if the block succeeds, else it is removed.
 
     An existing ``out`` is exchanged for the new directory in one step, so that at any moment there is a complete
-    ``out``, old or new. Files that killed runs left behind are removed first.
+    ``out``, old or new. What is at ``out`` by then and was not there before is never removed: the new directory gets
+    another name, and the error says which. Files that killed runs left behind are removed first.
+
+    Args:
+        out: the directory to make.
+        force: whether an existing artifact may be replaced.
+        seen: what :func:`check_target` found at the beginning of the run; what is there now when None.
+        keep: whether the new directory is kept under another name when it cannot take its place.
 
     Raises:
-        FxpruneError: the disk is full, or a file cannot be written.
+        RequestError: as :func:`check_target`, without ``seen``; or ``out`` has changed.
+        FxpruneError: the disk is full, a file cannot be written, or the model has changed while it was read.
     """
     out = out.resolve()
     clear_leftovers(out)
-    check_target(out, force=force)
+    if seen is None:
+        seen = check_target(out, force=force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary, lock = _locked_directory(out)
+        scratch = _partial(out)
     except OSError as error:
         raise write_error(error, out) from error
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for path in temporary.rglob("*"):  # safetensors writes files that only their owner can read
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
-        _swap(temporary, out)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise write_error(error, out) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _unlock(lock)
-
-
-def clear_leftovers(out: Path) -> None:
-    """Remove what killed runs left beside ``out``, and restore an artifact that such a run had moved aside.
-
-    A run locks its temporary directory until its process ends, for whatever reason. A locked directory is not touched.
-    """
-    out = out.resolve()
-    if fcntl is None or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        return
-    for path in sorted(out.parent.iterdir()):
-        if not path.name.startswith((f".{out.name}{PARTIAL}", f".{out.name}{REPLACED}")) or not path.is_dir():
-            continue
-        lock = _lock(path)
-        if lock is None:
-            continue
         try:
-            aside = path.name.startswith(f".{out.name}{REPLACED}")
-            if aside and not out.exists() and any((path / mark).is_file() for mark in MARKS):
-                os.replace(path, out)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+            yield scratch.path
+            if keep:
+                list_files(scratch.path)
+            _give_modes(scratch.path)
+            seen.check_source()
+            _put_in_place(scratch.path, out, seen, keep=keep)
         finally:
-            _unlock(lock)
+            removed = scratch.remove()
+    except (OSError, safetensors.SafetensorError) as error:
+        raise write_error(error, out, None if removed else scratch.path) from error
 
 
-def _locked_directory(out: Path) -> tuple[Path, int | None]:
-    """A new directory beside ``out``, locked."""
-    while True:
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}{PARTIAL}", dir=out.parent))
-        lock = _lock(made)
-        # Before it was locked, another run may have taken it for a leftover and removed it.
-        if fcntl is None or (lock is not None and made.is_dir()):
-            return made, lock
-        _unlock(lock)
+@contextmanager
+def atomic_file(file: Path) -> Iterator[Path]:
+    """A path beside a file to write to. It becomes the file if the block succeeds, in one step, else it is removed.
 
-
-def _lock(path: Path) -> int | None:
-    """Lock a directory until this process ends; None when another process has locked it, or it is gone."""
-    if fcntl is None:
-        return None
+    Raises:
+        FxpruneError: the disk is full, or the file cannot be written.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
+        with _partial(file) as folder:
+            yield folder / file.name
+            _give_modes(folder)
+            os.replace(folder / file.name, file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise write_error(error, file) from error
+
+
+def _partial(out: Path) -> ScratchDirectory:
+    return ScratchDirectory(f".{out.name}{PARTIAL}", beside=out.parent, ending="")
+
+
+def clear_partial(out: Path) -> None:
+    """Remove what killed runs left of a file or directory that they were writing."""
+    clear_scratch(out.parent, named(f".{out.name}{PARTIAL}", ""))
+
+
+def _put_in_place(made: Path, out: Path, seen: Seen, *, keep: bool) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        change_places(made, out, seen)
+    except Changed as error:
+        if not keep:
+            raise FxpruneError(f"{out} {error}", "another run writes it too") from error
+        beside = keep_beside(made, out)
+        raise RequestError(f"{out} {error}", f"nothing is lost: the result of this run is {beside}") from error
 
 
-def _unlock(lock: int | None) -> None:
-    if lock is not None:
-        os.close(lock)
-
-
-def write_error(error: Exception, out: Path) -> FxpruneError:
-    """The error for the user when writing ``out`` failed. safetensors gives the code of a system error only as text."""
-    if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
-        return FxpruneError(f"cannot write {out}: the disk is full", "free some space; no partial files remain")
-    return FxpruneError(f"cannot write {out}: {error}", "check the disk and the permissions; no partial files remain")
+def _give_modes(folder: Path) -> None:
+    """Give files and directories the modes that the umask leaves: those of safetensors only their owner can read, and
+    what was copied may have been executable. A group that the directory above passes on stays."""
+    allowed = ~_umask()
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            inherited = path.stat().st_mode & stat.S_ISGID if path.is_dir() else 0
+            path.chmod((0o777 if path.is_dir() else 0o666) & allowed | inherited)
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _swap(temporary: Path, out: Path) -> None:
-    """Move ``temporary`` to ``out``; an old ``out`` is at ``temporary`` afterwards."""
-    if not out.exists():
-        os.replace(temporary, out)
-        return
-    if _exchange(temporary, out):
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}{REPLACED}", dir=out.parent))
-    lock = _lock(out)
     try:
-        os.replace(out, aside)
-        try:
-            os.replace(temporary, out)
-        except BaseException:
-            os.replace(aside, out)
-            raise
-        os.replace(aside, temporary)
-    finally:
-        _unlock(lock)
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("Umask:")), 8)
+    except (OSError, StopIteration):  # another system, where it can only be read by changing it for a moment
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two directories in one step; False if the system cannot do this (only Linux can)."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    if rename is None:
-        return False
-    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+def clear_leftovers(out: Path) -> None:
+    """Remove what killed runs left beside ``out`` and among temporary files, and restore an artifact that one of them
+    had moved aside.
+
+    A run locks what it uses until its process ends, for whatever reason. What is locked is not touched.
+    """
+    out = out.resolve()
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        return
+    with parent_locked(out):
+        for path in leftovers(out.parent, named(f".{out.name}{REPLACED}", "")):
+            with holding(path) as held:
+                if held and not os.path.lexists(out) and any(path.iterdir()):
+                    path.rename(out)
+                elif held:
+                    shutil.rmtree(path, ignore_errors=True)
+    clear_partial(out)
+    clear_scratch(out.parent, named(SCRATCH))
+    clear_temporary()
+
+
+def write_error(error: Exception, out: Path, left: Path | None = None) -> FxpruneError:
+    """The error for the user when writing ``out`` failed. safetensors gives the code of a system error only as text.
+
+    Args:
+        error: what was raised.
+        out: the directory that was to be written.
+        left: what could not be removed; None when nothing remains.
+    """
+    remains = "no partial files remain" if left is None else f"{left} could not be removed; the next run removes it"
+    if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
+        return FxpruneError(f"cannot write {out}: the disk is full", f"free some space; {remains}")
+    if getattr(error, "errno", None) == errno.EMFILE or f"os error {errno.EMFILE}" in str(error):
+        return FxpruneError(
+            f"cannot write {out}: too many files are open", f"allow more, such as with `ulimit -n 1024`; {remains}"
+        )
+    return FxpruneError(f"cannot write {out}: {error}", f"check the disk and the permissions; {remains}")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..runtime.consent import Consent, code_references
+from ..runtime.model_files import copy_model_file
 from .digests import sha256
 
 DATA = frozenset(
@@ -76,10 +76,10 @@ def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedF
             _write_without_code(path, folder)
             left_out.append(f"the code that {path.name} names: {', '.join(named)}")
         else:
-            shutil.copyfile(path, folder / path.name)
+            copy_model_file(path, folder)
             code |= needed or {}
-    for name, file in code.items():
-        shutil.copyfile(file, folder / name)
+    for file in code.values():
+        copy_model_file(file, folder)
     unnamed = [path.name for path in paths if path.suffix == CODE and path.name not in code]
     left_out += [f"{name}, which is code" for name in unnamed]
     return CopiedFiles({name: sha256(folder / name) for name in code}, tuple(left_out))

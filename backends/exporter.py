@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from ..runtime.consent import Consent
+from .seen import Seen
 
 
 def _say_nothing(message: str) -> None:
@@ -31,6 +32,7 @@ class ExportRequest:
         inputs: what to call such a module with: keyword arguments of its forward, with values.
         consent: what may run of the source; its ``keywords`` tell transformers.
         inner: keys of outputs that are inner states, which do not count where there are others.
+        seen: what was at ``out`` and in ``source`` at first, for ``atomic_directory``.
         force: whether an existing ``out`` is replaced, once the new one is complete.
         progress: told in a few words what is going on.
     """
@@ -44,6 +46,7 @@ class ExportRequest:
     inputs: Callable[[torch.nn.Module], Mapping[str, torch.Tensor]]
     consent: Consent
     inner: Collection[str] = ()
+    seen: Seen | None = None
     force: bool = False
     progress: Callable[[str], None] = _say_nothing
 

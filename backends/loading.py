@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ..ir.errors import RequestError
+from ..runtime.model_files import check_model_files
 from .artifact import read_record
 from .pt2.save import KIND, PROGRAM, load_into, load_program
 
@@ -24,13 +25,15 @@ def load(path: str | Path, *, into: nn.Module | None = None, allow_pickle: bool 
             it, only what is data is read; what fxprune writes is.
 
     Raises:
-        RequestError: ``path`` is not an artifact, or a damaged one; or ``into`` does not fit it.
+        RequestError: ``path`` is not an artifact, a damaged one, or has links that lead out of it; or ``into`` does not
+            fit it.
     """
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"path is of type {type(path).__name__}", "give a directory that fxprune wrote")
     folder = Path(path)
     if not os.path.isdir(folder):  # unlike Path.is_dir it has no error for a name that is too long
         raise RequestError(f"{folder} does not exist", "give a directory that fxprune wrote")
+    check_model_files(folder)
     if (folder / "config.json").is_file() and not (folder / PROGRAM).is_file():
         if into is not None:
             raise RequestError(f"into= has no effect: {folder} is a Hugging Face model", "leave into= out")

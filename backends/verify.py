@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..ir.errors import FxpruneError, last_line
 from ..runtime.child_process import start_python
 from ..runtime.consent import Consent
+from ..runtime.scratch import ScratchDirectory
 from ..runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 
 SCRIPT = Path(__file__).parent / "fresh_process.py"
@@ -92,8 +92,8 @@ class FreshProcess:
     It can be used once."""
 
     def __init__(self) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="fxprune-verify-")
-        self.scratch = Path(self._scratch.name)
+        self._scratch = ScratchDirectory("fxprune-verify-")
+        self.scratch = self._scratch.path
         settings = {"HF_MODULES_CACHE": str(self.scratch / "modules")}
         self._process = start_python([str(SCRIPT)], self.scratch, settings=settings)
 
@@ -103,7 +103,7 @@ class FreshProcess:
     def __exit__(self, *_: object) -> None:
         with self._process:
             self._process.kill()
-        self._scratch.cleanup()
+        self._scratch.remove()
 
     def run(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The report for each request.

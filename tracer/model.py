@@ -23,6 +23,7 @@ from ..ir.errors import FxpruneError, RequestError, first_line
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.consent import Consent
 from ..runtime.json_object import read_json_object
+from ..runtime.model_files import check_model_files
 from .calls import calls
 from .checkpoint import weight_files
 
@@ -84,7 +85,8 @@ def resolve(
     Raises:
         RequestError: there is no such directory, and no such model on the Hub, or the Hub cannot be reached; the
             directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them; it
-            holds an adapter alone, or one beside the weights that is not to be merged.
+            holds an adapter alone, or one beside the weights that is not to be merged; or
+            :func:`~fxprune.runtime.model_files.check_model_files` refuses a link or a pipe in it.
     """
     directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
     consent = Consent.of_user(directory, code=trust_remote_code, pickle=allow_pickle)
@@ -108,6 +110,8 @@ def found_source(name: str, consent: Consent, *, weights: bool = True, merge_ada
             refuse_adapter(directory, MERGE_FIRST)
     if not (directory / "config.json").is_file():
         raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
+    if str(name) != DEMO:
+        check_model_files(directory)
     if weights:
         weight_files(directory, allow_pickle=consent.pickle)
     return ModelSource(name=name, directory=directory, consent=consent)

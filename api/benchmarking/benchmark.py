@@ -24,6 +24,7 @@ from ...runtime.adapter_files import find_adapter
 from ...runtime.child_process import module_arguments, start_python
 from ...runtime.consent import Consent
 from ...runtime.place.placement import AUTO, PlacementRequest
+from ...runtime.scratch import ScratchDirectory
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models
 from .process import TimingJob
@@ -168,12 +169,12 @@ def bench(
             "give at least one model, and numbers of at least 1",
         )
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
-    with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
+    with ScratchDirectory("fxprune-bench-") as folder, ExitStack() as stack:
         where = dataclasses.asdict(request)
         allowed = {"trust_remote_code": trust_remote_code, "merge_adapter": merge_adapter}
         jobs = [TimingJob(*_place(model, stack, allowed, progress), where) for model in found]
         if onnx:
-            jobs += _exported(jobs, Path(folder), progress)
+            jobs += _exported(jobs, folder, progress)
         return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))
 
 
@@ -293,7 +294,7 @@ def _worker(job: TimingJob, conditions: Conditions, progress: Progress) -> Itera
     settings = {"OMP_NUM_THREADS": str(conditions.threads)}
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
-        tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder,
+        ScratchDirectory("fxprune-bench-") as folder,
         # Ctrl-C reaches this process only, and it ends the others.
         start_python(arguments, Path(folder), stderr=said, settings=settings, own_session=True) as process,
     ):

@@ -18,6 +18,7 @@ from ...backends.huggingface.save import load, load_without_weights
 from ...backends.huggingface.streamed_weights import obstacle, stored_tensors
 from ...ir.errors import RequestError, first_line
 from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles
+from ...runtime.scratch import ScratchDirectory
 from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint, StoredTensor, require_whole
 from ...tracer.checkpoint import INDEX_FILE, check_safetensors, weight_files
 from ...tracer.model import ModelSource, build_meta, load_config, load_model
@@ -60,10 +61,10 @@ def merged_source(
         return
     _check_values(adapter, source)
     files = weight_files(source.directory, allow_pickle=source.consent.pickle)
-    with tempfile.TemporaryDirectory(prefix="fxprune-merged-") as place:
+    with ScratchDirectory("fxprune-merged-") as place:
         origin = source.directory.resolve()
-        copied = Path(place) / origin.name
-        _check_room(Path(place), files, source.name)
+        copied = place / origin.name
+        _check_room(place, files, source.name)
         progress(f"merging {adapter} into a copy of {source.name}")
         _copy(origin, copied, files)
         base = replace(source, directory=copied, consent=source.consent.for_copy(copied), unmerged=source.directory)

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from ...backends.atomic_directory import check_target, clear_leftovers
 from ...backends.pt2.save import SavedModule, save_module
 from ...ir.errors import FxpruneError, RequestError
 from ...passes.base import PassKind
@@ -20,6 +19,7 @@ from ...passes.pipeline import parse_pipeline
 from ...passes.registry import all_passes
 from ...tracer import module as modules
 from ...tracer.export import Traced
+from ..places import claim
 from ..progress import Progress, silent
 from ..tracing import Trace
 from .prune import DEFAULTS, Pruned, prune_module
@@ -152,9 +152,7 @@ def prune_target(
     _check_passes(passes, shared, loss)
     if out is None and not dry_run:
         raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
-    if out is not None:
-        clear_leftovers(Path(out))
-        check_target(Path(out), force=force)
+    seen = None if out is None else claim(Path(out), force=force)
     inputs = modules.parse_example(example)
     progress(f"building {model}")
     module = modules.resolve_module(model)
@@ -165,7 +163,7 @@ def prune_target(
     progress(f"writing {out}")
     assert pruned.product is not None
     report = {"model": model, **pruned.to_record()}
-    return PrunedTarget(model, pruned, save_module(pruned.product, Path(out), report=report, force=force))
+    return PrunedTarget(model, pruned, save_module(pruned.product, Path(out), report=report, force=force, seen=seen))
 
 
 def _check_passes(passes: Sequence[str], shared: Mapping[str, Any], loss: str | None) -> None:

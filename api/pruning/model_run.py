@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from ...backends.artifact import write_json
+from ...backends.atomic_directory import SCRATCH
 from ...backends.graph_module import constants_of
 from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
 from ...backends.huggingface.streamed_weights import stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
+from ...backends.seen import Seen
 from ...backends.verify import Reference
 from ...ir.graph import Graph
 from ...ir.groups import Group
@@ -38,6 +37,7 @@ from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
 from ...runtime.place.placement import STREAMED, WHOLE, Placement, whole
 from ...runtime.ranks import ALONE, Ranks
+from ...runtime.scratch import ScratchDirectory
 from ...runtime.streaming.blocks import BlockList
 from ...runtime.streaming.residence import give_back_memory
 from ...runtime.streaming.store import InMemory, Store
@@ -100,7 +100,7 @@ class ModelRun:
         """
         self.source, self.model_call, self.progress, self.placement = source, model_call, progress, placement
         self._out = out
-        self._folder: Path | None = None
+        self._folder: ScratchDirectory | None = None
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
@@ -273,7 +273,7 @@ class ModelRun:
         groups = [self.groups[name] for name in keep]
         return tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, len(keep[g.name])) for g in groups)
 
-    def save(self, out: Path, applied: Applied, *, form: Form, force: bool) -> SavedModel:
+    def save(self, out: Path, applied: Applied, *, form: Form, force: bool, seen: Seen | None = None) -> SavedModel:
         """Write a Hugging Face model directory, in the dtype of the source."""
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)
@@ -297,6 +297,7 @@ class ModelRun:
                 report=applied.to_record(),
                 form=form,
                 force=force,
+                seen=seen,
                 origin=origin_of(self.source, self.recorded),
                 extra=self._keep_adapters,
             )
@@ -360,14 +361,13 @@ class ModelRun:
         goes with :meth:`close`."""
         if self._folder is None:
             beside = self._out.resolve().parent if self._out is not None else None
-            self._folder = Path(mkdtemp(prefix=".fxprune-weights-", dir=beside))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        return self._folder
+            self._folder = ScratchDirectory(SCRATCH, beside=beside)
+        return self._folder.path
 
     def close(self) -> None:
         """Remove weights that passes changed from the disk."""
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
 
     def _keep_adapters(self, folder: Path) -> None:

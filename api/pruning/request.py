@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from ...backends.atomic_directory import check_target, clear_leftovers
+from ...backends.atomic_directory import clear_partial
 from ...backends.digests import begin_source_digests
 from ...backends.huggingface.save import Form
+from ...backends.seen import Seen
 from ...ir.errors import RequestError
 from ...passes.base import Pass, PassKind
 from ...passes.pipeline import parse_pipeline, print_pipeline
@@ -34,6 +35,7 @@ from ...runtime.ranks import ALONE, Ranks
 from ...tracer.model import ModelSource, load_config
 from ..agreement import agree_on_files, on_every_rank
 from ..model_call import ModelCall
+from ..places import check_apart, claim
 from ..placing import largest_forward, place_model
 from ..progress import Progress, silent
 from ..request_checks import GivenRows, GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
@@ -137,8 +139,7 @@ class ApplyRequest:
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
         with self._source(weights) as source, ExitStack() as stack:
             agree_on_files(self.ranks, [source], self.calib, self.data, self.plan, self.scores)
-            if self.ranks.first:
-                self._claim_place(source)
+            seen = self._claim_place(source) if self.ranks.first else None
             recorded = None if self.plan is None else read_recorded(self.plan, source)
             if recorded is not None:
                 pipeline = (Replay(sha256=recorded.sha256), *pipeline)
@@ -159,7 +160,8 @@ class ApplyRequest:
             if recorded is not None and not asked:
                 recorded.check_result(applied.parameters)
             self.progress(f"writing {self.out}")
-            saved = self.ranks.by_first(partial(work.save, Path(self.out), applied, form=self.form, force=self.force))
+            write = partial(work.save, Path(self.out), applied, form=self.form, force=self.force, seen=seen)
+            saved = self.ranks.by_first(write)
         if stages is not None and self.ranks.first:
             stages.clear()
         return dataclasses.replace(applied, saved=saved)
@@ -217,13 +219,20 @@ class ApplyRequest:
     def _printed(self) -> Sequence[str]:
         return [self.print_ir_after] if isinstance(self.print_ir_after, str) else self.print_ir_after
 
-    def _claim_place(self, source: ModelSource) -> None:
-        """Check that the directory can be made, and begin to hash the source in the background."""
+    def _claim_place(self, source: ModelSource) -> Seen | None:
+        """Check that the directory can be made and replaces nothing that is read, and begin to hash the source in the
+        background."""
+        reads = {"--plan": self.plan, "--calib": self.calib, "--data": self.data}
+        seen, files = None, {"--scores": self.scores}
         if self.out is not None:
-            clear_leftovers(Path(self.out))
-            check_target(Path(self.out), force=self.force, source=source.origin)
+            seen = claim(Path(self.out), force=self.force, source=source.origin, reads=reads, files=files)
+        else:
+            check_apart(reads={"MODEL": source.origin, **reads}, files=files)
+        if self.scores is not None:
+            clear_partial(Path(self.scores).expanduser())
         if not self.dry_run:
             begin_source_digests(source.origin)
+        return seen
 
     def _placed(self, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
         """Where the passes run; without one that runs the model, weights are read from the files one at a time."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from ...backends.atomic_directory import atomic_directory
+from ...backends.atomic_directory import atomic_directory, clear_leftovers
 from ...ir.errors import FxpruneError, RequestError
 from ...passes.base import Pass
 from ...passes.halfway import Halfway
@@ -73,6 +73,7 @@ class Stages:
         self._since = time.monotonic()
         self._file: StageFile | None = None
         self._generators: Parts = {}
+        clear_leftovers(self.folder)
         self.done = self._found()
 
     def _found(self) -> int:
@@ -157,7 +158,7 @@ class Stages:
         free = shutil.disk_usage(self._out.parent if self._out.parent.is_dir() else "/").free
         if free < ROOM * packed.size:
             raise UnsavableError(f"needs {ROOM * packed.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-        with atomic_directory(self.folder, force=True) as folder:
+        with atomic_directory(self.folder, force=True, keep=False) as folder:
             write_stage(folder, packed)
         shutil.rmtree(self._halfway, ignore_errors=True)
         self.done, self._since = done, time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ...backends.atomic_directory import atomic_file
 from ...ir.errors import RequestError
 from ...passes.base import Pass
 from ...passes.prune import Prune
@@ -77,10 +77,6 @@ def write_scores(path: str | Path | None, saved: ScoreCache | None) -> None:
     if path is None or saved is None or not saved.changed:
         return
     file = Path(path).expanduser()
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
     record: dict[str, Any] = {"version": VERSION, **saved.record}
-    try:
+    with atomic_file(file) as beside:
         save_file(saved.arrays, beside, metadata={SCORES_ENTRY: json.dumps(record, sort_keys=True)})
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -21,9 +21,10 @@ from ...runtime.absence import absences
 from ...runtime.adapter_files import refuse_adapter
 from ...runtime.consent import Consent
 from ..artifact import RECORD, write_json, write_plan
-from ..atomic_directory import atomic_directory, check_target
+from ..atomic_directory import atomic_directory, check_room, check_target
 from ..copied_files import CopiedFiles, copy_files
 from ..digests import digests, source_digests
+from ..seen import Seen
 from ..verify import FreshProcess, Job, Reference, VerificationError
 from .config_search import find_config, model_shapes
 from .free_form import CONFIG_ENTRY, base_class, free_class, free_config, plain_config, write_code
@@ -71,6 +72,7 @@ class SaveRequest:
         values: the weights, when the module does not hold them.
         form: ``auto`` uses the uniform form if a configuration describes the model, otherwise the free form.
         force: whether to replace an existing artifact.
+        seen: what ``check_target`` found when the run began; None when it is still to be called.
         shard_size: as in ``save_pretrained``.
         origin: sha256 of the weight files of the source, if they are known.
         extra: a function that writes further files into the directory before it is complete.
@@ -88,6 +90,7 @@ class SaveRequest:
     consent: Consent | None = None
     form: Form = "auto"
     force: bool = False
+    seen: Seen | None = None
     shard_size: str = SHARD_SIZE
     origin: Mapping[str, str] | None = None
     extra: Callable[[Path], None] | None = None
@@ -149,7 +152,11 @@ def save(request: SaveRequest) -> SavedModel:
     if request.form not in ("auto", "uniform", "free"):
         raise RequestError(f"unknown --form '{request.form}'", "choose from auto, uniform, free")
     model, values = request.model, request.weights()
-    check_target(request.out, force=request.force, source=request.source, needed=values.size(model))
+    if request.seen is None:
+        seen = check_target(request.out, force=request.force, source=request.source, needed=values.size(model))
+        request = replace(request, seen=seen)
+    else:
+        check_room(request.out, values.size(model))
     was_training = model.training
     model.eval()
     try:
@@ -302,7 +309,7 @@ def _write_checked(
     request: SaveRequest, design: _Design, values: WeightSource, fresh: FreshProcess | None = None
 ) -> SavedModel:
     """Write the directory, and check it before it is moved into place."""
-    with atomic_directory(request.out, force=request.force) as folder:
+    with atomic_directory(request.out, force=request.force, seen=request.seen) as folder:
         written = _write(request, folder, design, values)
         write_plan(folder, request.plan)
         job = Job(Consent.of_written(folder, written.code), None, design.auto_class)

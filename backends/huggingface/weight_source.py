@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from ...runtime.consent import Consent
@@ -154,14 +153,17 @@ class OnDiskWeights:
 
     def check(self, written: Job, source: Consent | None, fresh: FreshProcess | None) -> dict[str, Any]:
         files = sorted(written.folder.glob("model*.safetensors"))
-        elements = sum(prod(stored.shape) for stored in Checkpoint(files).tensors.values())
-        reference = self._reference(files) if 4 * elements <= LOGITS_LIMIT else None
+        elements = sum(prod(stored.shape) for stored in Checkpoint(files, keep_open=False).tensors.values())
+        reference = self._reference() if 4 * elements <= LOGITS_LIMIT else None
         return verify_written(replace(written, reference=reference), source, fresh)
 
-    def _reference(self, files: Iterable[Path]) -> Reference:
-        first = {stored.name: name for name, stored in self.weights.store.source.items()}
-        tensors = {first[name]: tensor for file in files for name, tensor in load_file(file).items()}
-        return Reference(self.inputs, self.graph(tensors))
+    def _reference(self) -> Reference:
+        """From the files of the source: what was written is what is checked."""
+        return Reference(self.inputs, self.graph(dict(self._stored())))
+
+    def _stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, value in self.weights.read(self.weights.store.source):
+            yield name, value.to(STORED_DTYPES[self.weights.store.source[name].dtype])
 
 
 @dataclass(frozen=True)
@@ -179,11 +181,3 @@ class ConvertedWeights(OnDiskWeights):
         with quiet():
             model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=plain)
         return {}
-
-    def _reference(self, files: Iterable[Path]) -> Reference:
-        del files  # their names are not those of the module
-        return Reference(self.inputs, self.graph(dict(self._stored())))
-
-    def _stored(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, value in self.weights.read(self.weights.store.source):
-            yield name, value.to(STORED_DTYPES[self.weights.store.source[name].dtype])

@@ -22,8 +22,9 @@ from torch.nn import Module
 from ...ir.errors import RequestError
 from ...runtime.consent import Consent
 from ..artifact import RECORD, read_record, write_json
-from ..atomic_directory import check_target
+from ..atomic_directory import check_room, check_target
 from ..copied_files import CopiedFiles, copy_files
+from ..seen import Seen
 from .layout import LAYOUTS, Layout
 from .quantize import ONNX_DTYPES, save_graph
 
@@ -57,6 +58,7 @@ class OnnxRequest:
             the CPU, and refused if the CPU cannot run it.
         opset: version of the ONNX operator set; the default of the exporter when None.
         force: whether to replace an existing ``out`` when the new one is complete.
+        seen: what ``check_target`` found before; None when it is still to be called.
         consent: what may run of ``source``; nothing when None.
     """
 
@@ -68,6 +70,7 @@ class OnnxRequest:
     optimize: str = "cpu"
     opset: int | None = None
     force: bool = False
+    seen: Seen | None = None
     consent: Consent | None = None
 
     def check(self) -> None:
@@ -84,7 +87,10 @@ class OnnxRequest:
             raise RequestError(f"unknown --optimize {self.optimize!r}", f"choose from {', '.join(PROVIDERS)}")
         check_opset(self.opset)
         needed = sum(path.stat().st_size for path in self.source.glob("*.safetensors"))
-        check_target(self.out, force=self.force, source=self.source, needed=needed)
+        if self.seen is None:
+            check_target(self.out, force=self.force, source=self.source, needed=needed)
+        else:
+            check_room(self.out, needed)
 
     @property
     def original(self) -> Consent:

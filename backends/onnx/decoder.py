@@ -41,7 +41,7 @@ def export_onnx(request: OnnxRequest, *, progress: Callable[[str], None] | None 
     model, source_dtype = load_causal_lm(request.original)
     say("tracing and converting to ONNX")
     program = trace_onnx(model, optimize=request.optimize, opset=request.opset)
-    with atomic_directory(request.out, force=request.force) as staging:
+    with atomic_directory(request.out, force=request.force, seen=request.seen) as staging:
         say("writing the graph and its weights")
         copied = write_program(request, program, model, staging)
         decoder = OnnxDecoder(staging, file_name=request.file, provider=request.provider)

@@ -47,6 +47,7 @@ class Onnx:
             optimize=self.optimize,
             opset=self.opset,
             force=request.force,
+            seen=request.seen,
             consent=request.consent,
         )
         wanted.check()

@@ -106,7 +106,7 @@ def export_forward(
     say = progress or (lambda _message: None)
     request.check()
     forward = forward.masked()
-    with atomic_directory(request.out, force=request.force) as staging:
+    with atomic_directory(request.out, force=request.force, seen=request.seen) as staging:
         program, copied, differences = _widest(request, forward, staging, say)
         if request.dtype != "float32":
             say(f"converting the weights to {request.dtype}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,11 +21,13 @@ from ...ir.plan import Plan
 from ...ir.repairs import Repairs, repair, repairs_integers
 from ...runtime.child_process import start_python
 from ...runtime.quiet import quiet
+from ...runtime.scratch import ScratchDirectory
 from ...runtime.tensors import slice_tensors, tensors_by_name
 from ...runtime.tolerances import relative_difference, same_program
 from ..artifact import PLAN, RECORD, read_plan, write_json, write_plan
-from ..atomic_directory import atomic_directory, check_target
+from ..atomic_directory import atomic_directory, check_room, check_target
 from ..digests import digests
+from ..seen import Seen
 from ..verify import VerificationError
 from .read_program import read_program
 
@@ -74,7 +75,9 @@ class SavedModule:
         return {"path": str(self.path), "any_batch": self.any_batch, "checks": dict(self.checks)}
 
 
-def save_module(product: SavableModule, out: Path, *, report: Mapping[str, Any], force: bool) -> SavedModule:
+def save_module(
+    product: SavableModule, out: Path, *, report: Mapping[str, Any], force: bool, seen: Seen | None = None
+) -> SavedModule:
     """Write a module: ``model.safetensors``, ``model.pt2``, ``fxprune.plan``, ``fxprune.json``.
 
     Before the directory is moved into place, a fresh Python process without fxprune loads the exported program, and
@@ -86,12 +89,15 @@ def save_module(product: SavableModule, out: Path, *, report: Mapping[str, Any],
         VerificationError: the program does not load, or its outputs differ.
     """
     size = sum(t.numel() * t.element_size() for t in (*product.module.parameters(), *product.module.buffers()))
-    check_target(out, force=force, needed=2 * size)
+    if seen is None:
+        seen = check_target(out, force=force, needed=2 * size)
+    else:
+        check_room(out, 2 * size)
     training = product.module.training
     product.module.eval()
     try:
         program, any_batch = _export(product)
-        with atomic_directory(out, force=force) as folder:
+        with atomic_directory(out, force=force, seen=seen) as folder:
             # A tensor that several modules share is stored once.
             save_model(product.module, str(folder / MODULE_WEIGHTS), metadata={"format": "pt"})
             program._example_inputs = None  # they would be a pickle
@@ -196,7 +202,7 @@ def _check(product: SavableModule, folder: Path) -> dict[str, Any]:
             return {"dict": {key: plain(item) for key, item in value.items()}}
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
-    with tempfile.TemporaryDirectory(prefix="fxprune-verify-") as scratch:
+    with ScratchDirectory("fxprune-verify-") as scratch:
         inputs, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
         request = {
             "args": [plain(value) for value in product.args],
@@ -206,8 +212,11 @@ def _check(product: SavableModule, folder: Path) -> dict[str, Any]:
             "program": str(folder / PROGRAM),
         }
         save_file(held, inputs)
-        with start_python(["-c", _SCRIPT, json.dumps(request)], Path(scratch)) as process:
-            _, complaint = process.communicate()
+        with start_python(["-c", _SCRIPT, json.dumps(request)], scratch) as process:
+            try:
+                _, complaint = process.communicate()
+            finally:
+                process.kill()  # a signal that ends this process ends that one too
         if process.returncode != 0:
             raise VerificationError(
                 f"a fresh Python process cannot run the written program: {last_line(complaint) or process.returncode}",

@@ -6,8 +6,6 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,6 +16,7 @@ from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
 from ...runtime.place.devices import CPU
 from ...runtime.place.placement import AUTO
+from ...runtime.scratch import ScratchDirectory
 from ...runtime.tensors import made_private
 from ..base import Pass, PassKind
 from ..pipeline import print_pass
@@ -151,8 +150,8 @@ class Recovery(Pass):
         if residence is None and not self.top_k:
             return PresentTeacher(dense, self.teacher, self.temperature)
         scratch = None if state.host.scratch is None else state.host.scratch()
-        folder = stack.enter_context(TemporaryDirectory(prefix="fxprune-teacher-", dir=scratch))
-        teacher = RecordedTeacher(self.teacher, self.temperature, self.top_k, Path(folder))
+        folder = stack.enter_context(ScratchDirectory("fxprune-teacher-", beside=scratch))
+        teacher = RecordedTeacher(self.teacher, self.temperature, self.top_k, folder)
         teacher.keep_predictions(
             runner,
             examples,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -28,6 +27,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.scratch import ScratchDirectory
 from .kept_training import KeptTraining, TrainingState
 from .teacher import Teacher
 from .training import Example, Recipe, Training, pad, preserved_randomness
@@ -66,7 +66,7 @@ def train(
     log = _Log(kept, state)
     home = next(model.parameters()).device
     with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fxprune-"))
+        scratch = str(stack.enter_context(ScratchDirectory("fxprune-training-")))
         stack.enter_context(preserved_randomness())
         stack.enter_context(_cache_setting(model))
         stack.enter_context(_current(home))

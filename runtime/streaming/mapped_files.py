@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,26 @@ _BITS: dict[int, type[np.signedinteger[Any]]] = {8: np.int64, 4: np.int32, 2: np
 Bits = npt.NDArray[np.signedinteger[Any]]
 
 
+class HeldFile:
+    """A file that is open for reading, for as long as this object lives.
+
+    Raises:
+        FxpruneError: too many files are open.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise FxpruneError(
+                f"{path} cannot be opened: too many files are open", "allow more, such as with `ulimit -n 1024`"
+            ) from error
+        weakref.finalize(self, os.close, self.descriptor)
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a safetensors file.
@@ -38,6 +61,7 @@ class StoredTensor:
         dtype: its dtype, with the name that safetensors uses.
         shape: its shape.
         start: the position of its data in the file, in bytes.
+        held: the file, where it stays open.
     """
 
     file: Path
@@ -45,6 +69,7 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     start: int
+    held: HeldFile | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -58,11 +83,9 @@ class StoredTensor:
             return np.empty(self.shape, self._bits)
         before = self.start % mmap.ALLOCATIONGRANULARITY
         try:
-            with self.file.open("rb") as file:
-                # A private mapping, since torch needs writable memory.
-                memory = mmap.mmap(
-                    file.fileno(), before + self.size, access=mmap.ACCESS_COPY, offset=self.start - before
-                )
+            held = self.held or HeldFile(self.file)
+            # A private mapping, since torch needs writable memory.
+            memory = mmap.mmap(held.descriptor, before + self.size, access=mmap.ACCESS_COPY, offset=self.start - before)
         except ValueError:  # it would end after the end of the file
             raise FxpruneError(
                 f"{self.file} is incomplete: it ends within '{self.name}'", "copy or download the model again"
@@ -78,22 +101,32 @@ class StoredTensor:
 class Checkpoint:
     """The safetensors files of a model. They must be complete. Only their headers are read.
 
+    Args:
+        files: the files.
+        keep_open: whether they stay open: then values come from the file whose header was read, even when another file
+            has taken its name since. Not for thousands of files.
+
     Attributes:
         tensors: name -> tensor, in the order of the files.
         metadata: the metadata of all files together.
+
+    Raises:
+        FxpruneError: too many files are open.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], *, keep_open: bool = True) -> None:
         self.tensors: dict[str, StoredTensor] = {}
         self.metadata: dict[str, str] = {}
         for file in files:
-            with file.open("rb") as opened:
+            held = HeldFile(file)
+            with open(held.descriptor, "rb", closefd=False) as opened:
                 length = int.from_bytes(opened.read(8), "little")
                 header = json.loads(opened.read(length))
+            keep = held if keep_open else None
             self.metadata.update(header.pop("__metadata__", None) or {})
             for name, entry in sorted(header.items(), key=lambda item: int(item[1]["data_offsets"][0])):
                 start = 8 + length + entry["data_offsets"][0]
-                self.tensors[name] = StoredTensor(file, name, entry["dtype"], tuple(entry["shape"]), start)
+                self.tensors[name] = StoredTensor(file, name, entry["dtype"], tuple(entry["shape"]), start, keep)
 
     @property
     def dtypes(self) -> set[str]:

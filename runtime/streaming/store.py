@@ -60,7 +60,7 @@ class OnDisk:
             FxpruneError: the disk is full, or the file cannot be written.
         """
         path = write_tensor(self._scratch() / f"{next(self._number):06}.safetensors", name, value)
-        stored = Checkpoint([path]).tensors[name]
+        stored = Checkpoint([path], keep_open=False).tensors[name]
 
         def read() -> torch.Tensor:
             return require_whole(stored, {})

@@ -205,7 +205,7 @@ def test_a_process_writes_the_rewritten_graph_and_replaces_it(forks: Forks, tmp_
     """From a shell: the current directory is looked in, and the table says which form came out, and why."""
     target = [f"{PACKAGE}:stated", *EXAMPLE, "--pass", "random{seed=1}", "--ratio", "0.5"]
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "fxprune.json").write_text("what was there before")
+    (tmp_path / "out" / "fxprune.json").write_text('{"fxprune": "0.0.1", "artifact": "module"}')
     command = [sys.executable, "-m", "fxprune", "apply", *target, "--out", "out", "--force"]
     done = forks.run(command, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -281,7 +281,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     (f"apply NETS:net{TARGET} --out out", "missing --pass PIPELINE", "--pass magnitude"),
     (f"apply NETS:net{TARGET}{RANDOM}", "missing --out DIR", "--dry-run"),
     (f"apply NETS:net{TARGET}{RANDOM} --out .", "already exists", "--force"),
-    (f"apply NETS:net{TARGET}{RANDOM} --out . --force", "contains files, but no model", "--force replaces only models"),
+    (f"apply NETS:net{TARGET}{RANDOM} --out . --force", "contains the directory that this", "from another"),
     (f"apply NETS:net{TARGET} --pass randem --out out", "unknown pass 'randem'", "did you mean 'random'"),
     (f"apply NETS:net{TARGET} --pass magnitude --seed 1 --out out", "has an option 'seed'", ""),
     (f"apply NETS:net{TARGET} --pass random --ratio 2 --out out", "random: ratio=2 is outside [0, 1)", "a quarter"),

@@ -20,8 +20,10 @@ from fxprune.backends.atomic_directory import atomic_directory, check_target
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
 
+OLD, NEW, HALF = (json.dumps({"model_type": which}) for which in ("old", "new", "half"))
 
-def model_directory(path: Path, text: str = "old") -> Path:
+
+def model_directory(path: Path, text: str = OLD) -> Path:
     path.mkdir(parents=True)
     (path / "config.json").write_text(text)
     return path
@@ -33,13 +35,13 @@ def names(folder: Path) -> list[str]:
 
 def write(out: Path, *, force: bool = False) -> None:
     with atomic_directory(out, force=force) as folder:
-        (folder / "config.json").write_text("new")
+        (folder / "config.json").write_text(NEW)
 
 
 def test_a_directory_appears_whole_with_the_parents_it_needs(tmp_path: Path) -> None:
     out = tmp_path / "a" / "b" / "out"
     with atomic_directory(out, force=False) as folder:
-        (folder / "config.json").write_text("new")
+        (folder / "config.json").write_text(NEW)
         (folder / "private").touch(mode=0o600)
         assert not out.exists()
         assert folder.parent == out.parent
@@ -54,18 +56,18 @@ def test_a_directory_appears_whole_with_the_parents_it_needs(tmp_path: Path) -> 
 @pytest.mark.parametrize("exchange", [True, False])
 def test_force_replaces_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     out = model_directory(tmp_path / "out")
-    (out / "stale.safetensors").touch()
+    (out / "model-00002-of-00002.safetensors").touch()
     if not exchange:
-        monkeypatch.setattr("fxprune.backends.atomic_directory._exchange", lambda *_: False)
+        monkeypatch.setattr("fxprune.backends.change_places._exchange", lambda *_: False)
     write(out, force=True)
-    assert (out / "config.json").read_text() == "new"
+    assert (out / "config.json").read_text() == NEW
     assert names(out) == ["config.json"]
     assert names(tmp_path) == ["out"]
 
 
 def test_a_second_rename_that_fails_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = model_directory(tmp_path / "out")
-    monkeypatch.setattr("fxprune.backends.atomic_directory._exchange", lambda *_: False)
+    monkeypatch.setattr("fxprune.backends.change_places._exchange", lambda *_: False)
     rename, calls = os.replace, []
 
     def second_fails(one: Path, other: Path) -> None:
@@ -77,7 +79,7 @@ def test_a_second_rename_that_fails_puts_the_old_one_back(tmp_path: Path, monkey
     monkeypatch.setattr(os, "replace", second_fails)
     with pytest.raises(FxpruneError, match=r"cannot write .*Input/output error"):
         write(out, force=True)
-    assert (out / "config.json").read_text() == "old"
+    assert (out / "config.json").read_text() == OLD
     assert names(tmp_path) == ["out"]
 
 
@@ -110,13 +112,13 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, failure: str, existing:
 
     def work() -> None:
         with atomic_directory(out, force=True) as folder:
-            (folder / "config.json").write_text("half")
+            (folder / "config.json").write_text(HALF)
             raise raised
 
     with pytest.raises(expected, match=message):
         work()
     assert names(tmp_path) == (["out"] if existing else [])
-    assert not existing or (out / "config.json").read_text() == "old"
+    assert not existing or (out / "config.json").read_text() == OLD
 
 
 def existing(path: Path) -> Path:
@@ -143,7 +145,7 @@ def under_a_file(path: Path) -> Path:
     [
         (existing, False, r"out already exists", "--force"),
         (a_file, True, r"out is a file, not a directory", "another --out"),
-        (other_files, True, r"out contains files, but no model", "--force replaces only models"),
+        (other_files, True, r"thesis.tex belongs to no model", "--force replaces only models"),
         (under_a_file, False, r"out is a file, not a directory", "another --out"),
     ],
 )

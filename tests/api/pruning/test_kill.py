@@ -19,7 +19,8 @@ import pytest
 
 from fxprune import api
 from fxprune.backends import digests
-from fxprune.backends.atomic_directory import PARTIAL, REPLACED, atomic_directory, clear_leftovers
+from fxprune.backends.atomic_directory import PARTIAL, atomic_directory, clear_leftovers
+from fxprune.backends.change_places import REPLACED
 from fxprune.backends.huggingface import direct_file, weight_source
 from fxprune.backends.huggingface.streamed_weights import StreamedWeights
 from fxprune.ir.errors import FxpruneError
@@ -34,7 +35,7 @@ import contextlib, json, os, signal, sys, threading, time
 import torch
 torch.set_num_threads(1)
 from fxprune.api.pruning import request
-from fxprune.backends import atomic_directory
+from fxprune.backends import change_places
 from fxprune.backends.huggingface import save, weight_source
 from fxprune.tests.traces import shared_traces
 
@@ -57,7 +58,7 @@ def run(job, pipe):
     if not job["check"]:
         save.FreshProcess = contextlib.nullcontext
     if not job["exchange"]:
-        atomic_directory._exchange = lambda one, other: False
+        change_places._exchange = lambda one, other: False
     request.apply(job["source"], "random", ratio=0.5, seed=job["seed"], out=job["out"], force=True)
     os.write(pipe, str(count).encode())
 
@@ -176,21 +177,21 @@ def test_a_run_that_lives_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with atomic_directory(out, force=False) as one:
         (one / "mine").write_text("1")
-        with atomic_directory(out, force=False) as other:
-            assert (one / "mine").is_file()
-            assert one != other
+        with atomic_directory(tmp_path / "other", force=False):
+            clear_leftovers(out)
+        assert (one / "mine").is_file()
     assert (out / "mine").is_file()
 
 
 def test_leftovers_of_other_artifacts_are_left_alone(tmp_path: Path) -> None:
-    for name in (f".out2{PARTIAL}1", f"out{PARTIAL}1", f".out{PARTIAL}1"):
+    for name in (f".out2{PARTIAL}abcd_123", f"out{PARTIAL}abcd_123", f".out{PARTIAL}abcd_123"):
         (tmp_path / name).mkdir()
     clear_leftovers(tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".out2{PARTIAL}1", f"out{PARTIAL}1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".out2{PARTIAL}abcd_123", f"out{PARTIAL}abcd_123"]
 
 
 def test_an_artifact_that_was_moved_aside_comes_back_unless_there_is_another(tmp_path: Path) -> None:
-    aside = tmp_path / f".out{REPLACED}1"
+    aside = tmp_path / f".out{REPLACED}abcd_123"
     for _ in range(2):
         aside.mkdir()
         (aside / "config.json").write_text("{}")

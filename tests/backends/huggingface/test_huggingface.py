@@ -251,7 +251,7 @@ def test_a_wrong_reference_is_refused_and_the_old_directory_stays(tmp_path: Path
     cut, details = shrunk(llama_mha)
     out = tmp_path / "out"
     out.mkdir()
-    (out / "config.json").write_text("old")
+    (out / "config.json").write_text('{"model_type": "old"}')
     wrong = details["reference"].logits.clone()
     wrong[0, 0, 0] += 3 * LOGITS_TOLERANCE * wrong.abs().max()
     details["reference"] = Reference(example(), wrong)
@@ -259,7 +259,7 @@ def test_a_wrong_reference_is_refused_and_the_old_directory_stays(tmp_path: Path
         VerificationError, match=r"logits differ from the graph's by 3e-05 of their scale \(allowed 1e-05"
     ):
         save(SaveRequest(model=cut.model, out=out, force=True, **details))
-    assert (out / "config.json").read_text() == "old"
+    assert (out / "config.json").read_text() == '{"model_type": "old"}'
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import io
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,8 +20,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from fxprune.backends.onnx import artifact, trace
 from fxprune.backends.onnx import decoder as backend
-from fxprune.backends.onnx import trace
 from fxprune.backends.onnx.artifact import OnnxReport, OnnxRequest
 from fxprune.backends.onnx.check import check_onnx
 from fxprune.backends.onnx.decoder import export_onnx
@@ -121,7 +120,9 @@ def test_report_says_what_was_made_and_checked(exported: Exported) -> None:
     assert report.opset == onnx.load(exported.out / "model.onnx", load_external_data=False).opset_import[0].version
     assert report.provider == "CPUExecutionProvider"
     assert report.versions["torch"] == version("torch")  # torch.__version__ also says which build it is
-    assert json.loads((exported.out / "fxprune.json").read_text()) == json.loads(json.dumps(report.to_record()))
+    record = json.loads((exported.out / "fxprune.json").read_text())
+    assert record.pop("files") == sorted(path.name for path in exported.out.iterdir())
+    assert record == json.loads(json.dumps(report.to_record()))
 
 
 def test_directory_is_runnable_and_holds_no_traces_of_this_machine(exported: Exported) -> None:
@@ -281,13 +282,13 @@ def test_failure_leaves_what_was_there(
     out = tmp_path / "out"
     if force:
         out.mkdir()
-        (out / "config.json").write_text("{}")
+        (out / "config.json").write_text('{"model_type": "llama"}')
     before = sorted(tmp_path.rglob("*"))
 
     def fail(*_arguments: object) -> None:
         raise failure
 
-    monkeypatch.setattr(shutil, "copyfile", fail)
+    monkeypatch.setattr(artifact, "write_json", fail)
     with pytest.raises(raised, match=message):
         export_onnx(OnnxRequest(llama.source, out, force=force))
     assert sorted(tmp_path.rglob("*")) == before
@@ -297,12 +298,12 @@ def test_force_replaces(llama: Exported, traced: Callable[..., None], tmp_path: 
     traced()
     out, said = tmp_path / "out", []
     out.mkdir()
-    (out / "config.json").write_text("{}")
-    (out / "stale").touch()
+    (out / "config.json").write_text('{"model_type": "llama"}')
+    (out / "model_stale.onnx").touch()
     with pytest.raises(RequestError, match="already exists"):
         export_onnx(OnnxRequest(llama.source, out))
     export_onnx(OnnxRequest(llama.source, out, force=True), progress=said.append)
-    assert not (out / "stale").exists()
+    assert not (out / "model_stale.onnx").exists()
     assert (out / "model.onnx").read_bytes() == (llama.out / "model.onnx").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert said[0] == f"loading {llama.source}"

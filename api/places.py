@@ -1,0 +1,105 @@
+"""The places of a call: what it reads must not be what it writes, by whatever name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..backends.atomic_directory import check_target, clear_leftovers
+from ..backends.seen import Seen
+from ..ir.errors import RequestError
+from ..runtime.model_files import is_read
+
+Named = Mapping[str, object]
+"""What an argument is called -> its path. What is no path of something that exists is not read: an id of the Hub, rows,
+None."""
+
+_OTHER = "give another path"
+
+
+def claim(
+    out: Path, *, force: bool, source: Path | None = None, reads: Named | None = None, files: Named | None = None
+) -> Seen:
+    """Check that a directory can be written, and that nothing that is read is in it. To be called before any work.
+
+    Args:
+        out: the directory to write.
+        force: whether an existing artifact may be replaced.
+        source: the model directory that is read.
+        reads: what else is read.
+        files: files that are written.
+
+    Returns:
+        What is there now, for ``atomic_directory``.
+
+    Raises:
+        RequestError: as :func:`~fxprune.backends.atomic_directory.check_target` and :func:`check_apart`.
+    """
+    clear_leftovers(out)
+    seen = check_target(out, force=force, source=source)
+    check_apart(reads={"MODEL": source, **(reads or {})}, files=files or {}, out=out)
+    return seen
+
+
+def check_apart(*, reads: Named, files: Named, out: Path | None = None) -> None:
+    """Compare every path that is read with every path that is written, after all links, and by device and inode.
+
+    Args:
+        reads: what is read: files, or directories whose files are read.
+        files: files that are written, each in one step.
+        out: the directory that is replaced as a whole.
+
+    Raises:
+        RequestError: naming the two that are the same, or of which one contains the other.
+    """
+    written = {name: path for name, given in files.items() if (path := _path(given)) is not None}
+    for name, given in reads.items():
+        path = _path(given)
+        for other, place in written.items():
+            if path is not None and path.is_dir() and is_read(place.name) and _same(place.parent, path):
+                raise RequestError(f"{other} {place} would be a file of the model that is read", _OTHER)
+        for file in () if path is None or name in written else _files(path):
+            if out is not None and _within(file, out):
+                raise RequestError(f"{name} {file} lies in {out}, which this run replaces", _OTHER)
+            for other, place in written.items():
+                if _same(file, place):
+                    raise RequestError(f"{name} {file} is the file that {other} writes", _OTHER)
+    for name, place in written.items():
+        if out is not None and _within(place, out):
+            raise RequestError(f"{name} {place} lies in {out}, which this run replaces", _OTHER)
+        for other, second in written.items():
+            if name < other and _same(place, second):
+                raise RequestError(f"{name} and {other} write the same file {place}", _OTHER)
+
+
+def _path(given: object) -> Path | None:
+    if not isinstance(given, str | os.PathLike):
+        return None
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:  # the home of a user whom the system does not know
+        return None
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """A file, or a directory and all that is directly in it, if they exist."""
+    try:
+        found = [path, *(sorted(path.iterdir()) if path.is_dir() else ())]
+    except OSError:  # too long for a name, or not readable: whoever reads it will say so
+        return
+    yield from (one for one in found if one.exists())
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether a path leads to a directory or to something in it."""
+    end = path.resolve()
+    return any(_same(one, folder) for one in (end, *end.parents))
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same place; also on a file system that ignores case, and with hard links."""
+    try:
+        return one.resolve() == other.resolve() or one.samefile(other)
+    except OSError:
+        return False
