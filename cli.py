@@ -20,7 +20,7 @@ from .api.progress import Progress, silence
 from .api.terminal import screen
 from .api.terminal.arguments import build_parser
 from .backends.digests import begin_source_digests
-from .ir.errors import FxpruneError, RequestError
+from .ir.errors import FxpruneError, RequestError, printable
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
 
 INTERRUPTED = 130
@@ -50,7 +50,7 @@ def _trace(arguments: argparse.Namespace) -> int:
         if arguments.dot:
             traced.write_dot(arguments.dot)
     if arguments.ir and not arguments.json:
-        print(traced.text(), end="")
+        print(printable(traced.text(), lines=True), end="")
     elif why is not None:
         data = {group: [hop.to_json() for hop in hops] for group, hops in why.items()}
         _emit(arguments, {"why": data}, lambda: tables.why(why, *arguments.why))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backends.artifact import RECORD, read_record, write_json
+from ..tracer.fitting import check_fit
 from ..tracer.loaded import write_loaded
 from ..tracer.model import ModelSource, resolve
 from .request_checks import Model, check_model
@@ -41,13 +42,16 @@ def open_source(
         allow_pickle: whether weights may be read from a pickle.
 
     Raises:
-        RequestError: as :func:`~.request_checks.check_model`, :func:`~fxprune.tracer.model.resolve` and
-            :func:`~fxprune.tracer.loaded.write_loaded`.
+        RequestError: as :func:`~.request_checks.check_model`, :func:`~fxprune.tracer.model.resolve`,
+            :func:`~fxprune.tracer.fitting.check_fit` and :func:`~fxprune.tracer.loaded.write_loaded`.
     """
     check_model(model, tokenizer)
     if isinstance(model, str | os.PathLike):
         name = os.fspath(model)
-        yield resolve(name, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        source = resolve(name, weights=weights, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        if weights:
+            check_fit(source)
+        yield source
         return
     with tempfile.TemporaryDirectory(prefix="fxprune-loaded-") as place:
         source = write_loaded(model, tokenizer, Path(place), weights=weights, trust_remote_code=trust_remote_code)

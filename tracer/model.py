@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Required, TypeVar
 
 import huggingface_hub
 import torch
@@ -18,12 +18,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from typing_extensions import TypedDict
 
 from ..ir.errors import FxpruneError, RequestError, first_line
-from ..runtime.json_object import read_json_object
-from .checkpoint import weight_files
+from ..runtime.json_object import check_schema, read_json_object
+from ..runtime.size_limits import SizeLimit, check_counts, limited
+from .checkpoint import AGAIN, weight_files
 
 DEMO = "demo"
+ANY_MODEL = SizeLimit()
 CAUSAL_LM = "AutoModelForCausalLM"
 
 # The files of a model directory besides weights: small files, and code that runs only with --trust-remote-code.
@@ -32,6 +35,24 @@ _WEIGHTS = ["*.safetensors"]
 _PICKLES = ["pytorch_model*.bin"]
 
 T = TypeVar("T")
+
+
+class FreeForm(TypedDict, total=False):
+    """The ``fxprune`` entry of a configuration: shapes by tensor, attributes by module, and modules that are gone."""
+
+    shapes: Required[dict[str, list[int]]]
+    attributes: Required[dict[str, dict[str, list[int | list[int]]]]]
+    absent: dict[str, dict[str, int | None]]
+
+
+class ConfigFile(TypedDict, total=False):
+    """What is read of a ``config.json`` besides what the architecture's own class reads."""
+
+    model_type: str | None
+    architectures: list[str] | None
+    auto_map: dict[str, str | list[str | None]] | None
+    quantization_config: dict[str, Any] | None
+    fxprune: FreeForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +134,10 @@ def load_config(source: ModelSource) -> Any:
             allowed to run; the model is quantised; or values in the config contradict each other.
     """
     file = source.directory / "config.json"
-    raw = read_json_object(file, "copy or download the model again")
+    raw = read_json_object(file, AGAIN)
+    check_schema(raw, ConfigFile, file, AGAIN)
     _check_architecture(source, raw)
+    check_counts(raw, file)
     return _guarded(
         lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
         RequestError,
@@ -181,24 +204,29 @@ def predicts_next_token(config: Any) -> bool:
     return found is AutoModelForCausalLM or found.__name__ in names
 
 
-def build_meta(config: Any, *, trust_remote_code: bool = False, buffers: bool = False) -> Any:
+def build_meta(
+    config: Any, *, trust_remote_code: bool = False, buffers: bool = False, limit: SizeLimit = ANY_MODEL
+) -> Any:
     """The module that ``config`` describes, on the meta device: shapes without memory for weights.
 
     Args:
         config: from :func:`load_config`; it is not changed.
         trust_remote_code: whether the model's own code may run.
         buffers: whether buffers (rotary tables, masks) have values, on the CPU.
+        limit: how large it may be; not looked at with ``buffers``.
 
     Returns:
         A ``PreTrainedModel`` in eval mode, float32.
 
     Raises:
-        RequestError: transformers cannot build a model from the config.
+        RequestError: transformers cannot build a model from the config, or it is too large.
     """
 
     def build() -> Any:
         # Initialising weights that are never used would take minutes.
-        with _without_values() if buffers else torch.device("meta"):
+        with contextlib.ExitStack() as stack:
+            for context in (_without_values(),) if buffers else (torch.device("meta"), limited(limit)):
+                stack.enter_context(context)
             # transformers writes the dtype into the config it is given.
             found = _builder(config)
             if hasattr(found, "from_config"):  # an Auto class

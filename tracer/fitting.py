@@ -1,0 +1,66 @@
+"""Whether a checkpoint and its configuration can belong together, before anything of their size is made."""
+
+from __future__ import annotations
+
+import pickle
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ir.errors import RequestError, first_line
+from ..runtime.size_limits import SizeLimit
+from ..runtime.stored_dtypes import check_dtypes
+from ..runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint
+from .checkpoint import AGAIN, read_index, weight_files
+from .model import ModelSource, build_meta, load_config
+
+_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()} | {
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def check_fit(source: ModelSource) -> None:
+    """Build the model without memory for weights, and compare it with the headers of the files.
+
+    Args:
+        source: with weights.
+
+    Raises:
+        RequestError: the configuration describes far more than the files hold; a tensor has a dtype that cannot be
+            kept; or the model is quantised. As :func:`~.model.load_config` and :func:`~.model.build_meta`.
+    """
+    stored = _stored(source)
+    limit = SizeLimit.of_checkpoint(len(stored), sum(prod(shape) for _, shape in stored.values()))
+    model = build_meta(load_config(source), trust_remote_code=source.trust_remote_code, limit=limit)
+    check_dtypes({name: dtype for name, (dtype, _) in stored.items()}, model, source.name)
+
+
+def _stored(source: ModelSource) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> dtype and shape of every tensor in the files of a model."""
+    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    if files[0].suffix == ".safetensors":
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in Checkpoint(files).tensors.items()}
+    if files[0].suffix == ".json":
+        files = tuple(source.directory / name for name in sorted(set(read_index(files[0]).values())))
+    return {name: entry for file in files for name, entry in _pickled(file).items()}
+
+
+def _pickled(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    try:
+        data: Any = torch.load(file, map_location="meta", weights_only=True, mmap=_is_archive(file))
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise RequestError(f"{file} is damaged: {first_line(error)}", AGAIN) from error
+    if not isinstance(data, dict):
+        raise RequestError(f"{file} holds no tensors by name", AGAIN)
+    tensors = {str(name): value for name, value in data.items() if isinstance(value, torch.Tensor)}
+    return {
+        name: (_NAMES.get(t.dtype, str(t.dtype).removeprefix("torch.")), tuple(t.shape)) for name, t in tensors.items()
+    }
+
+
+def _is_archive(file: Path) -> bool:
+    """Whether it has the format that can be mapped into memory: a zip."""
+    with file.open("rb") as opened:
+        return opened.read(2) == b"PK"
