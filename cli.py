@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .api.progress import Progress, silence
-from .api.terminal import screen
+from .api.terminal import screen, streams
 from .api.terminal.arguments import build_parser
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError, RequestError, printable
@@ -234,14 +234,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 bad request, 130 interrupted.
     """
+    streams.complete_streams()
     silence()
     gc.set_threshold(COLLECTION)
     atexit.register(gc.freeze)  # no garbage collection at exit
     arguments = build_parser(COMMANDS).parse_args(argv)
     try:
+        streams.require_directory()
         if arguments.run not in (_apply, _eval):
             _require_one_process(f"fxprune {arguments.command}")
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()  # what fails at exit could not be told any more
+        return code
     except KeyboardInterrupt:
         if is_first_rank():
             print("interrupted", file=sys.stderr)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from ..ir.errors import RequestError
+from ..ir.errors import RequestError, is_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -149,6 +149,8 @@ def check_paths(**paths: object) -> None:
     for name, path in paths.items():
         if path is not None and not is_path(path):
             raise RequestError(f"{name} is {_kind(path)}, not a path", "give a string or a pathlib.Path")
+        if is_path(path) and not is_utf8(os.path.abspath(os.fspath(path))):
+            raise RequestError(f"{name}: the name {path!r} is not UTF-8", "give a path whose names are")
 
 
 def check_counts(**counts: object) -> None:

@@ -32,6 +32,16 @@ def _is_escaped(char: str) -> bool:
     return char not in _JOINERS and unicodedata.category(char) in _ESCAPED
 
 
+def is_utf8(path: object) -> bool:
+    """Whether a text or the name of a file can be written as UTF-8; bytes that are none come from Python as halves of
+    surrogate pairs."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class FxpruneError(Exception):
     """An error with a message for the user; the command line prints it and exits with ``exit_code``.
 

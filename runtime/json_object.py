@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..ir.errors import RequestError
+from ..ir.errors import RequestError, is_utf8
 
 DEEPEST = 100
 """Lists and objects inside one another: what walks through the data calls itself at every level."""
@@ -98,20 +98,12 @@ def _oddity(data: Any) -> str:
                 inner += [*value, *value.values()]
             elif isinstance(value, list):
                 inner += value
-            elif isinstance(value, str) and not value.isascii() and not _is_whole(value):
+            elif isinstance(value, str) and not value.isascii() and not is_utf8(value):
                 return "it holds half of a surrogate pair"
         if not inner:
             return ""
         level = inner
     return "it is nested too deep"
-
-
-def _is_whole(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shown(value: object) -> str:

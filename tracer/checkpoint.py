@@ -59,6 +59,10 @@ def check_safetensors(file: Path) -> frozenset[str]:
     if not file.is_file():
         raise RequestError(f"{file} is missing, but {INDEX_FILE} lists it", AGAIN)
     try:
+        file.open("rb").close()  # safetensors calls every failure to open a file a missing one
+    except OSError as error:
+        raise RequestError(f"{file} cannot be read: {error.strerror}", "check its permissions") from None
+    try:
         with safe_open(file, framework="numpy") as opened:
             return frozenset(opened.keys())
     except (SafetensorError, OSError) as error:

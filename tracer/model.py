@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from typing_extensions import TypedDict
 
-from ..ir.errors import FxpruneError, RequestError, first_line
+from ..ir.errors import FxpruneError, RequestError, first_line, is_utf8
 from ..runtime.json_object import check_schema, read_json_object
 from ..runtime.size_limits import SizeLimit, check_counts, limited
 from .checkpoint import AGAIN, weight_files
@@ -90,6 +90,8 @@ def resolve(
             directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them.
     """
     directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
+    if not is_utf8(directory.absolute()):
+        raise RequestError(f"the name of {directory} is not UTF-8", "rename it: safetensors cannot open files there")
     if not (directory / "config.json").is_file():
         raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
     if weights:

@@ -15,6 +15,7 @@ from typing import Any
 from ...ir.errors import FxpruneError, printable
 from ...ir.plugins import PluginWarning
 from ..progress import Progress
+from .streams import out_of_memory
 
 _AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 """How rich prints: names in the results are no markup."""
@@ -113,7 +114,9 @@ def explain(error: Exception, *, told: bool = False) -> int:
     if isinstance(error, FxpruneError):
         complain(error.message, error.hint)
         return error.exit_code
-    if isinstance(error, OSError) and error.strerror:
+    if (short := out_of_memory(error)) is not None:
+        complain(short.message, short.hint)
+    elif isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         complain(f"{error.strerror}{where}", "check the disk and the permissions")
     else:
