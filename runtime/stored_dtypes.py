@@ -47,7 +47,7 @@ def check_dtypes(stored: Mapping[str, str], model: Any, name: str) -> None:
     scales = [tensor for tensor in stored if _SCALES.search(tensor)]
     if any(dtype in _PACKED or dtype not in INTEGERS for dtype in odd.values()):
         scales += [tensor for tensor in stored if _MAYBE_SCALES.search(tensor)]
-    renamed = _names_in_model(model, [*scales, *odd], held)
+    renamed = names_in_model(model, [*scales, *odd], held)
     scales = sorted(tensor for tensor in scales if renamed[tensor] not in held)
     if scales:
         raise RequestError(
@@ -64,8 +64,14 @@ def check_dtypes(stored: Mapping[str, str], model: Any, name: str) -> None:
             )
 
 
-def _names_in_model(model: Any, names: Iterable[str], held: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Name in the checkpoint -> name in the model, as transformers finds it when it loads the weights."""
+def names_in_model(model: Any, names: Iterable[str], held: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Name in the checkpoint -> name in the model, as transformers finds it when it loads the weights.
+
+    Args:
+        model: the model, with values or without.
+        names: of tensors in the checkpoint.
+        held: the tensors of the model.
+    """
     if not names or not hasattr(model, "base_model_prefix"):
         return {name: name for name in names}
     from transformers.conversion_mapping import get_model_conversion_mapping

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,21 @@ def check_fit(source: ModelSource) -> None:
     """
     stored = _stored(source)
     limit = SizeLimit.of_checkpoint(len(stored), sum(prod(shape) for _, shape in stored.values()))
-    model = build_meta(load_config(source), trust_remote_code=source.trust_remote_code, limit=limit)
+    config = load_config(source)
+    model = build_meta(config, trust_remote_code=source.trust_remote_code, limit=limit)
     check_dtypes({name: dtype for name, (dtype, _) in stored.items()}, model, source.name)
+    if weight_files(source.directory, allow_pickle=source.allow_pickle)[0].suffix != ".safetensors":
+        _check_pickled(source, stored, getattr(config, "dtype", None) or torch.float32)
+
+
+def _check_pickled(source: ModelSource, stored: Mapping[str, tuple[str, Any]], dtype: torch.dtype) -> None:
+    """Weights in a pickle are read in one precision, that of the configuration; it must hold all of their digits."""
+    for name, (kind, _) in sorted(stored.items()):
+        if kind in STORED_DTYPES and torch.promote_types(dtype, STORED_DTYPES[kind]) != dtype:
+            raise RequestError(
+                f"{source.name!r} holds {name!r} in {kind} in a pickle, which is read in {dtype} of config.json",
+                "convert it to safetensors, where every tensor keeps its dtype; or correct the dtype in config.json",
+            )
 
 
 def _stored(source: ModelSource) -> dict[str, tuple[str, tuple[int, ...]]]:

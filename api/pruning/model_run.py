@@ -52,7 +52,7 @@ from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of,
 from .recorded_plan import Recorded
 from .result import Applied, GroupChange
 from .resume import Parts, Stages
-from .stored_precision import as_stored, loses_digits, take_unchanged
+from .stored_precision import any_loses_digits, as_stored, own_dtypes, take_unchanged
 from .stored_state import StoredState
 from .streamed_model import StreamedModel, open_streamed_model
 
@@ -126,6 +126,7 @@ class ModelRun:
         # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
         self.synthetic: SyntheticWeights | None = None
         self.files: Store | None = None
+        self.dtypes: Mapping[str, torch.dtype] = {}
         self._loaded_because = ""
         if self.streamed is not None:
             self.synthetic = self.streamed.synthetic
@@ -139,8 +140,9 @@ class ModelRun:
         module = load_model(source, dtype=placement.dtype, device=placement.device)
         if not placement.plain:
             self.synthetic = SyntheticWeights(module)
-            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
-                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
+        self.dtypes = own_dtypes(self.checkpoint, module)
+        if self.checkpoint is not None and any_loses_digits(placement.dtype, self.checkpoint):
+            self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
         return module
 
     def read(
@@ -270,7 +272,7 @@ class ModelRun:
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)
         if self.streamed is None:
-            as_stored(subject.model, stored_dtype(self.checkpoint, self.config))
+            as_stored(subject.model, stored_dtype(self.checkpoint, self.config), self.dtypes, ledger.renamed)
             if self.files is not None:
                 take_unchanged(subject.model, self.files, self.placement.dtype, plan, ledger.renamed)
             reference = self.model_call.reference(subject.graph, self.traced, subject.model)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from ...ir.plan import Plan
+from ...runtime.stored_dtypes import names_in_model
+from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint
 from ...runtime.streaming.store import Store
 
 
@@ -16,14 +18,47 @@ def loses_digits(arithmetic: torch.dtype, stored: torch.dtype) -> bool:
     return torch.promote_types(arithmetic, stored) != arithmetic
 
 
-def as_stored(model: Any, dtype: torch.dtype) -> None:
+def any_loses_digits(arithmetic: torch.dtype, checkpoint: Checkpoint) -> bool:
+    """Whether that holds of any tensor of the files."""
+    return any(loses_digits(arithmetic, STORED_DTYPES[kind]) for kind in checkpoint.dtypes & STORED_DTYPES.keys())
+
+
+def own_dtypes(checkpoint: Checkpoint | None, model: Any) -> dict[str, torch.dtype]:
+    """Name of a tensor in the model -> its dtype in the files, where the files mix several; of a tensor that is made
+    from others, the one that holds the numbers of all.
+
+    Args:
+        checkpoint: the files; None for a pickle.
+        model: as it was loaded.
+    """
+    kinds = checkpoint.dtypes & STORED_DTYPES.keys() if checkpoint is not None else set()
+    if checkpoint is None or len(kinds) < 2:
+        return {}
+    stored = {name: STORED_DTYPES[t.dtype] for name, t in checkpoint.tensors.items() if t.dtype in kinds}
+    found: dict[str, torch.dtype] = {}
+    for name, own in names_in_model(model, stored, model.state_dict(keep_vars=True)).items():
+        found[own] = torch.promote_types(found.get(own, stored[name]), stored[name])
+    return found
+
+
+def as_stored(model: Any, dtype: torch.dtype, own: Mapping[str, torch.dtype], renamed: Mapping[str, str]) -> None:
     """Convert all tensors that are stored to the dtype of the files, on the CPU.
 
     Buffers that are not stored, such as rotary tables, stay in float32: loading computes them in float32.
+
+    Args:
+        model: is changed.
+        dtype: of the files.
+        own: from :func:`own_dtypes`: of tensors that have another one.
+        renamed: present name -> name in the source, where they differ.
     """
-    for tensor in model.state_dict(keep_vars=True).values():
+    kinds: dict[int, torch.dtype] = {}
+    tensors = model.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():  # a tied tensor is stored under one of its names
+        kinds[id(tensor)] = own.get(renamed.get(name, name), kinds.get(id(tensor), dtype))
+    for tensor in tensors.values():
         if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
+            tensor.data = tensor.data.to(kinds[id(tensor)])
     model.to("cpu")
 
 
