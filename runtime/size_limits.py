@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as registration
 
 from ..ir.errors import RequestError
+from .streaming.mapped_files import Checkpoint
 
 HINT = "correct the sizes in config.json, or download the model again"
 
@@ -47,15 +50,16 @@ class SizeLimit:
     than: str = "any known model has"
 
     @classmethod
-    def of_checkpoint(cls, tensors: int, elements: int) -> SizeLimit:
-        """What a checkpoint may belong to: far more than it holds, since heads may be missing and tensors be packed.
+    def of_files(cls, files: Iterable[Path]) -> SizeLimit:
+        """That of the tensors in safetensors files."""
+        return cls.of_tensors([stored.shape for stored in Checkpoint(sorted(files)).tensors.values()])
 
-        Args:
-            tensors: their number.
-            elements: of all of them.
-        """
+    @classmethod
+    def of_tensors(cls, shapes: Sequence[tuple[int, ...]]) -> SizeLimit:
+        """What tensors may belong to: far more than they are, since heads may be missing and numbers be packed."""
+        tensors, elements = len(shapes), sum(map(prod, shapes))
         than = f"its weights belong to: they are {tensors:,} tensors of {elements:,} numbers"
-        return cls(10_000 + 200 * tensors, 10**8 + 8 * elements, cls.buffer, than)
+        return cls(2_000 + 200 * tensors, 10**8 + 8 * elements, cls.buffer, than)
 
 
 def check_counts(raw: Mapping[str, Any], where: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def check_fit(source: ModelSource) -> None:
             kept; or the model is quantised. As :func:`~.model.load_config` and :func:`~.model.build_meta`.
     """
     stored = _stored(source)
-    limit = SizeLimit.of_checkpoint(len(stored), sum(prod(shape) for _, shape in stored.values()))
+    limit = SizeLimit.of_tensors([shape for _, shape in stored.values()])
     config = load_config(source)
     model = build_meta(config, trust_remote_code=source.trust_remote_code, limit=limit)
     check_dtypes({name: dtype for name, (dtype, _) in stored.items()}, model, source.name)

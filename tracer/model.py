@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Required, TypeVar
+from typing import Any, TypeVar
 
 import huggingface_hub
 import torch
@@ -18,11 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from typing_extensions import TypedDict
 
 from ..ir.errors import FxpruneError, RequestError, first_line, is_utf8
-from ..runtime.json_object import check_schema, read_json_object
-from ..runtime.size_limits import SizeLimit, check_counts, limited
+from ..runtime.config_file import read_config
+from ..runtime.size_limits import SizeLimit, limited
 from .checkpoint import AGAIN, weight_files
 
 DEMO = "demo"
@@ -35,24 +34,6 @@ _WEIGHTS = ["*.safetensors"]
 _PICKLES = ["pytorch_model*.bin"]
 
 T = TypeVar("T")
-
-
-class FreeForm(TypedDict, total=False):
-    """The ``fxprune`` entry of a configuration: shapes by tensor, attributes by module, and modules that are gone."""
-
-    shapes: Required[dict[str, list[int]]]
-    attributes: Required[dict[str, dict[str, list[int | list[int]]]]]
-    absent: dict[str, dict[str, int | None]]
-
-
-class ConfigFile(TypedDict, total=False):
-    """What is read of a ``config.json`` besides what the architecture's own class reads."""
-
-    model_type: str | None
-    architectures: list[str] | None
-    auto_map: dict[str, str | list[str | None]] | None
-    quantization_config: dict[str, Any] | None
-    fxprune: FreeForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +117,7 @@ def load_config(source: ModelSource) -> Any:
             allowed to run; the model is quantised; or values in the config contradict each other.
     """
     file = source.directory / "config.json"
-    raw = read_json_object(file, AGAIN)
-    check_schema(raw, ConfigFile, file, AGAIN)
-    _check_architecture(source, raw)
-    check_counts(raw, file)
+    _check_architecture(source, read_config(file, AGAIN))
     return _guarded(
         lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
         RequestError,

@@ -1,0 +1,1 @@
+"""What strangers may write into the files that are read."""
