@@ -125,6 +125,8 @@ def read_text(text: object, name: str) -> str | GivenRows | None:
     for index, row in enumerate(rows):
         if not isinstance(row, str):
             raise RequestError(f"{name}[{index}] is {_kind(row)}, not a string", TEXT_HINT)
+        if not is_utf8(row):
+            raise RequestError(f"{name}[{index}] holds half of a surrogate pair, which is no character", TEXT_HINT)
     if not any(row.strip() for row in rows):
         raise RequestError(f"{name} is a list without any text", "give at least one string with text in it")
     return GivenRows(name, rows)

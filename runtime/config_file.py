@@ -25,6 +25,8 @@ class ConfigFile(TypedDict, total=False):
     model_type: str | None
     architectures: list[str] | None
     auto_map: dict[str, str | list[str | None]] | None
+    dtype: str | dict[str, str | None] | None
+    torch_dtype: str | dict[str, str | None] | None
     quantization_config: dict[str, Any] | None
     fxprune: FreeForm
 

@@ -16,6 +16,10 @@ SHARDS = "model-*-of-*.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+SUFFIXES = (".safetensors", ".bin")
+LONGEST = 255
+"""Bytes in the name of a file, on every common file system."""
+
 AGAIN = "copy or download the model again"
 
 
@@ -84,8 +88,10 @@ def read_index(index: Path) -> dict[str, str]:
     if not files:
         raise RequestError(f"{index} is damaged: it lists no tensors", AGAIN)
     for name in sorted(set(files.values())):
-        if not name.isprintable() or "\\" in name or Path(name).name != name:
-            raise RequestError(f"{index} lists {name!r}, which is no name of a file beside it", AGAIN)
+        if not name.isprintable() or "\\" in name or Path(name).name != name or Path(name).suffix not in SUFFIXES:
+            raise RequestError(f"{index} lists {name!r}, which is no name of a weight file beside it", AGAIN)
+        if len(name.encode()) > LONGEST:
+            raise RequestError(f"{index} lists a file with a name of {len(name)} characters", AGAIN)
     return files
 
 

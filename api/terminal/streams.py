@@ -40,7 +40,8 @@ def complete_streams() -> None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  (it stays open)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # it cannot be told where it stands
+                stream.reconfigure(errors="backslashreplace")
 
 
 def require_directory() -> None:

@@ -104,7 +104,7 @@ def test_each_command_that_reads_weights_refuses_it(model: Path, tmp_path: Path)
         lambda: fxprune.export(folder, tmp_path / "onnx"),
     ]
     for call in calls:
-        with pytest.raises(RequestError, match="up_proj.weight' in I8"):
+        with pytest.raises(RequestError, match=r"up_proj\.weight' in I8"):
             call()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 

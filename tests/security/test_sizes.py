@@ -1,4 +1,4 @@
-"""Sizes in config.json that no model has, or that the checkpoint does not bear out, are refused before they are made."""
+"""Sizes that no model has, or that the checkpoint does not bear out, are refused before anything is made of them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_context_of_any_length(model: Path, gpt2: Path, tmp_path: Path) -> Non
     assert fxprune.trace(long).groups
     learned = copied(gpt2, tmp_path / "gpt2")
     config(n_positions=10**12)(learned)
-    with pytest.raises(RequestError, match="more than .* parameters, more than its weights belong to"):
+    with pytest.raises(RequestError, match=r"more than .* parameters, more than its weights belong to"):
         check_fit(resolve(learned))
 
 
@@ -126,7 +126,9 @@ def test_parts_of_a_model_and_lists_are_looked_through() -> None:
     for raw in ({"text_config": {"n_layer": 20_000}}, {"depths": [2, 2, 20_000]}, {"a": [{"num_experts": 10**7}]}):
         with pytest.raises(RequestError, match="more than 1"):
             check_counts(raw, "config.json")
-    check_counts({"num_experts": 0, "num_labels": 21_843, "layers_block_type": ["x"], "sliding_window": -1}, "config.json")
+    check_counts(
+        {"num_experts": 0, "num_labels": 21_843, "layers_block_type": ["x"], "sliding_window": -1}, "config.json"
+    )
 
 
 def test_a_limit_counts_what_is_built(model: Path) -> None:
