@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)  # no garbage collection at exit
     arguments = build_parser(COMMANDS).parse_args(argv)
     try:
-        streams.require_directory()
+        streams.require_directories()
         if arguments.run not in (_apply, _eval):
             _require_one_process(f"fxprune {arguments.command}")
         code = int(arguments.run(arguments))

@@ -118,11 +118,7 @@ def explain(error: Exception, *, told: bool = False) -> int:
         complain(short.message, short.hint)
     elif isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        temporary = "temporary directory" in error.strerror
-        complain(
-            f"{error.strerror}{where}",
-            "set TMPDIR to a directory that can be written" if temporary else "check the disk and the permissions",
-        )
+        complain(f"{error.strerror}{where}", "check the disk and the permissions")
     else:
         complain(
             f"unexpected {type(error).__name__}: {error}",

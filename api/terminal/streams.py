@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import tempfile
 
 from ...ir.errors import FxpruneError, RequestError
 
@@ -44,16 +45,23 @@ def complete_streams() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
-def require_directory() -> None:
-    """Check that the current directory is there: libraries that find it gone end the process.
+def require_directories() -> None:
+    """Check that the current directory is there: libraries that find it gone end the process; and one for temporary
+    files.
 
     Raises:
-        RequestError: it was removed, or cannot be read.
+        RequestError: it was removed, or cannot be read; or there is none for temporary files.
     """
     try:
         os.getcwd()
     except OSError as error:
         raise RequestError(f"the current directory cannot be used: {error.strerror}", "cd to one that exists") from None
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        raise RequestError(
+            "no temporary directory can be used", "set TMPDIR to one that exists and can be written"
+        ) from None
 
 
 def out_of_memory(error: BaseException) -> FxpruneError | None:

@@ -82,7 +82,7 @@ def assert_told(code: int, stderr: str, message: str) -> None:
     assert stderr.startswith("error: ")
     assert message in stderr
     assert "hint: " in stderr
-    assert "bug" not in stderr
+    assert "is a bug" not in stderr
     assert "Traceback" not in stderr
 
 
@@ -154,7 +154,7 @@ def test_no_temporary_directory_at_all(model: Path, tmp_path: Path, run: Command
     out = tmp_path / "here" / "out"
     out.parent.mkdir()
     code, _, stderr = run(*pruned(model, out), fault=NO_TEMPORARY)
-    assert_told(code, stderr, "No usable temporary directory")
+    assert_told(code, stderr, "no temporary directory can be used")
     assert "TMPDIR" in stderr
     assert not list(out.parent.iterdir())
 
@@ -193,9 +193,8 @@ def test_a_path_that_is_not_ascii(model: Path, tmp_path: Path, run: Command, env
     code, _, stderr = run(*traced(model, folder / "模.dot"), fault=strict, **env)
     assert (code, stderr) == (0, "")
     assert_traced(folder / "模.dot")
-    assert_told(
-        *run("trace", folder / "größe", fault=strict.replace("stdout", "stderr"), **env)[::2], "there is no directory"
-    )
+    code, _, stderr = run("trace", folder / "größe", fault=ASCII, **env)
+    assert_told(code, stderr, "there is no directory")
 
 
 @pytest.mark.parametrize("name", [b"m\xff", b"\xe9t\xe9", b"a\xc3"], ids=repr)
