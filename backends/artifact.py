@@ -28,7 +28,7 @@ class Sizes(TypedDict, total=False):
     after: int
 
 
-class Origin(TypedDict, total=False):
+class MadeFrom(TypedDict, total=False):
     """The directory that a model was made from, and the sha256 of its weight files."""
 
     name: str
@@ -70,7 +70,7 @@ class RecordFile(TypedDict, total=False):
     pipeline: str
     rebuilt_because: str | None
     parameters: Sizes | None
-    source: Origin | None
+    source: MadeFrom | None
     passes: Reports | None
     texts: list[ReadText] | None
     repairs: dict[str, dict[str, list[int | list[int]]]] | None

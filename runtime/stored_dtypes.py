@@ -10,7 +10,7 @@ import torch
 
 from ..ir.errors import RequestError
 
-KEPT = {"F64", "F32", "BF16", "F16"}
+FLOATS = {"F64", "F32", "BF16", "F16"}
 """The floating-point dtypes that are kept, with the names that safetensors uses."""
 
 INTEGERS = {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
@@ -18,14 +18,14 @@ INTEGERS = {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
 QUANTISED_HINT = "prune the original weights and quantise the result"
 
-_SCALES = re.compile(
+_QUANTISED = re.compile(
     r"[._]?(qweight|qzeros|g_idx|scb|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\W.*|weight_format|"
     r"weight_packed|weight_shape|weight_scale|weight_scale_inv|weight_zero_point)$",
     re.IGNORECASE,
 )
 """How GPTQ, AWQ, bitsandbytes, compressed-tensors and FP8 name what undoes a quantisation."""
 
-_MAYBE_SCALES = re.compile(r"[._](input_scale|scale_inv|scales?|zeros|zero_point|codebooks?)$", re.IGNORECASE)
+_MAYBE_QUANTISED = re.compile(r"[._](input_scale|scale_inv|scales?|zeros|zero_point|codebooks?)$", re.IGNORECASE)
 """Further names, which other tensors may have too."""
 
 _PACKED = {"I32", "I16", "I8", "U32", "U16", "U8"}
@@ -43,10 +43,10 @@ def check_dtypes(stored: Mapping[str, str], model: Any, name: str) -> None:
         RequestError: for a quantised checkpoint, or a tensor that would be converted; with the tensor and its dtype.
     """
     held = model.state_dict(keep_vars=True)
-    odd = {tensor: dtype for tensor, dtype in sorted(stored.items()) if dtype not in KEPT}
-    scales = [tensor for tensor in stored if _SCALES.search(tensor)]
+    odd = {tensor: dtype for tensor, dtype in sorted(stored.items()) if dtype not in FLOATS}
+    scales = [tensor for tensor in stored if _QUANTISED.search(tensor)]
     if any(dtype in _PACKED or dtype not in INTEGERS for dtype in odd.values()):
-        scales += [tensor for tensor in stored if _MAYBE_SCALES.search(tensor)]
+        scales += [tensor for tensor in stored if _MAYBE_QUANTISED.search(tensor)]
     renamed = names_in_model(model, [*scales, *odd], held)
     scales = sorted(tensor for tensor in scales if renamed[tensor] not in held)
     if scales:

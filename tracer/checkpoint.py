@@ -20,7 +20,7 @@ SUFFIXES = (".safetensors", ".bin")
 LONGEST = 255
 """Bytes in the name of a file, on every common file system."""
 
-AGAIN = "copy or download the model again"
+DOWNLOAD_AGAIN = "copy or download the model again"
 
 
 class IndexFile(TypedDict):
@@ -61,7 +61,7 @@ def check_safetensors(file: Path) -> frozenset[str]:
         RequestError: the file is missing, truncated or corrupt.
     """
     if not file.is_file():
-        raise RequestError(f"{file} is missing, but {INDEX_FILE} lists it", AGAIN)
+        raise RequestError(f"{file} is missing, but {INDEX_FILE} lists it", DOWNLOAD_AGAIN)
     try:
         file.open("rb").close()  # safetensors calls every failure to open a file a missing one
     except OSError as error:
@@ -72,7 +72,7 @@ def check_safetensors(file: Path) -> frozenset[str]:
     except (SafetensorError, OSError) as error:
         raise RequestError(
             f"{file} is truncated or corrupt: {error} ({file.stat().st_size:,} bytes on disk)",
-            AGAIN,
+            DOWNLOAD_AGAIN,
         ) from None
 
 
@@ -82,16 +82,16 @@ def read_index(index: Path) -> dict[str, str]:
     Raises:
         RequestError: it is no index, or names something that is no file beside it.
     """
-    data = read_json_object(index, AGAIN)
-    check_schema(data, IndexFile, index, AGAIN)
+    data = read_json_object(index, DOWNLOAD_AGAIN)
+    check_schema(data, IndexFile, index, DOWNLOAD_AGAIN)
     files: dict[str, str] = data["weight_map"]
     if not files:
-        raise RequestError(f"{index} is damaged: it lists no tensors", AGAIN)
+        raise RequestError(f"{index} is damaged: it lists no tensors", DOWNLOAD_AGAIN)
     for name in sorted(set(files.values())):
         if not name.isprintable() or "\\" in name or Path(name).name != name or Path(name).suffix not in SUFFIXES:
-            raise RequestError(f"{index} lists {name!r}, which is no name of a weight file beside it", AGAIN)
+            raise RequestError(f"{index} lists {name!r}, which is no name of a weight file beside it", DOWNLOAD_AGAIN)
         if len(name.encode()) > LONGEST:
-            raise RequestError(f"{index} lists a file with a name of {len(name)} characters", AGAIN)
+            raise RequestError(f"{index} lists a file with a name of {len(name)} characters", DOWNLOAD_AGAIN)
     return files
 
 
@@ -99,10 +99,10 @@ def _check_index(index: Path, files: Mapping[str, str], held: Mapping[str, froze
     """Compare an index with the shards: ``held`` is file name -> names of its tensors."""
     for name, file in files.items():
         if name not in held[file]:
-            raise RequestError(f"{index} lists {name!r} in {file}, but that file does not hold it", AGAIN)
+            raise RequestError(f"{index} lists {name!r} in {file}, but that file does not hold it", DOWNLOAD_AGAIN)
     for name, file in ((name, file) for file, names in held.items() for name in names):
         if files.get(name, file) != file:
-            raise RequestError(f"{index} lists {name!r} in {files[name]}, but {file} holds it too", AGAIN)
+            raise RequestError(f"{index} lists {name!r} in {files[name]}, but {file} holds it too", DOWNLOAD_AGAIN)
     for path in sorted(index.parent.glob(SHARDS)):
         if path.name not in held:
             raise RequestError(

@@ -14,7 +14,7 @@ from ..runtime.json_object import read_json_object
 from ..runtime.size_limits import SizeLimit
 from ..runtime.stored_dtypes import check_dtypes
 from ..runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint
-from .checkpoint import AGAIN, read_index, weight_files
+from .checkpoint import DOWNLOAD_AGAIN, read_index, weight_files
 from .model import ModelSource, build_meta, load_config
 
 GENERATION = "generation_config.json"
@@ -69,9 +69,9 @@ def _pickled(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     try:
         data: Any = torch.load(file, map_location="meta", weights_only=True, mmap=_is_archive(file))
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise RequestError(f"{file} is damaged: {first_line(error)}", AGAIN) from error
+        raise RequestError(f"{file} is damaged: {first_line(error)}", DOWNLOAD_AGAIN) from error
     if not isinstance(data, dict):
-        raise RequestError(f"{file} holds no tensors by name", AGAIN)
+        raise RequestError(f"{file} holds no tensors by name", DOWNLOAD_AGAIN)
     tensors = {str(name): value for name, value in data.items() if isinstance(value, torch.Tensor)}
     return {
         name: (_NAMES.get(t.dtype, str(t.dtype).removeprefix("torch.")), tuple(t.shape)) for name, t in tensors.items()

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from ..ir.errors import FxpruneError, RequestError, first_line, is_utf8
 from ..runtime.config_file import read_config
 from ..runtime.size_limits import SizeLimit, limited
-from .checkpoint import AGAIN, weight_files
+from .checkpoint import DOWNLOAD_AGAIN, weight_files
 
 DEMO = "demo"
 ANY_MODEL = SizeLimit()
@@ -117,7 +117,7 @@ def load_config(source: ModelSource) -> Any:
             allowed to run; the model is quantised; or values in the config contradict each other.
     """
     file = source.directory / "config.json"
-    _check_architecture(source, read_config(file, AGAIN))
+    _check_architecture(source, read_config(file, DOWNLOAD_AGAIN))
     return _guarded(
         lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
         RequestError,

@@ -125,6 +125,7 @@ def test_integers_that_transformers_ignores_are_no_weights(tmp_path: Path) -> No
     mask = torch.ones(1, 1, 16, 16, dtype=torch.uint8)
     tensors(lambda held: held.update({"transformer.h.0.attn.bias": mask}))(tmp_path / "gpt2")
     check_fit(resolve(tmp_path / "gpt2"))
+    assert fxprune.apply(tmp_path / "gpt2", "magnitude", ratio=0.5, dry_run=True).groups
 
 
 @pytest.mark.parametrize("passes", ["magnitude", "taylor"], ids=["from the files", "in memory"])
