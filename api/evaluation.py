@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,14 @@ from ..passes.model.measure import (
     perplexity,
     tokens_per_second,
 )
-from ..runtime.place.placement import AUTO, WHOLE, Placement, PlacementRequest, told_when_out_of_memory
+from ..runtime.place.placement import (
+    AUTO,
+    WHOLE,
+    Placement,
+    PlacementRequest,
+    told_when_out_of_memory,
+    with_one_more_try,
+)
 from ..runtime.ranks import ALONE, Ranks
 from ..tracer.model import DEMO, ModelSource, load_config
 from .agreement import agree_on_files, on_every_rank
@@ -118,7 +125,7 @@ def evaluate(
         agree_on_files(ranks, sources, text)
         contexts = [_context(source, window) for source in sources]
         read = [_read(source, given, window, windows, progress, overlap=allow_overlap) for source in sources]
-        return [_measure(*each, request, progress, ranks=ranks) for each in zip(sources, read, contexts, strict=True)]
+        return [_measured(*each, request, progress, ranks=ranks) for each in zip(sources, read, contexts, strict=True)]
 
 
 def _check(found: Sequence[Any], given: str | GivenRows | None, window: int, windows: int | None) -> None:
@@ -165,6 +172,24 @@ def _context(source: ModelSource, window: int) -> int:
             f"give --window {context} or less",
         )
     return context
+
+
+def _measured(
+    source: ModelSource,
+    ids: torch.Tensor,
+    context: int,
+    request: PlacementRequest,
+    progress: Progress,
+    *,
+    ranks: Ranks,
+) -> Measurement:
+    def attempt(frugal: Placement | None) -> Measurement:
+        asked = request if frugal is None else replace(request, offload=frugal.offload)
+        return _measure(source, ids, context, asked, progress, ranks=ranks)
+
+    if ranks.count > 1:  # the other processes would wait for this one
+        return attempt(None)
+    return with_one_more_try(attempt, request, progress)
 
 
 def _measure(

@@ -14,8 +14,8 @@ from ..ir.errors import RequestError
 from ..ir.plugins import named_faults
 from ..runtime.place.devices import find_device
 from ..runtime.place.placement import AUTO, PlacementRequest, whole
+from ..tracer.calls import calls
 from ..tracer.example import example_inputs
-from ..tracer.export import calls
 from ..tracer.model import ModelSource, load_config, load_model
 from .model_call import ModelCall
 from .placing import SMALLEST, place_model

@@ -19,7 +19,7 @@ from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.streaming.store import Scratch
 from ..runtime.tensors import twin
 from ..tracer.checkpoint import weight_files
-from ..tracer.export import trace_model
+from ..tracer.export import Traced, trace_model
 from ..tracer.model import ModelSource, build_meta, load_config, load_model
 from .offloading import Files, find_files, residence_of
 from .placing import Forward, checkpoint_of, place_model, stored_dtype
@@ -57,7 +57,7 @@ class Runnable:
 
     def macs(self, window: int) -> int:
         """Multiply-accumulates for one sequence of ``window`` tokens."""
-        return macs(_trace(self.module, window) if self.graph is None else self.graph)
+        return macs(_trace(self.module, window).graph if self.graph is None else self.graph)
 
 
 def is_onnx(directory: str | os.PathLike[str]) -> bool:
@@ -96,7 +96,9 @@ def open_torch(
         with told_when_out_of_memory(placement):
             opened = BlockRunner(_load(source, placement))
     else:
-        graph = _trace(opened.model, window)
+        traced = _trace(opened.model, window)
+        traced.refuse_written()
+        graph = traced.graph
         opened.whole.update(read_elsewhere(graph, opened.model))
     progress(f"{source.name}: {placement.why}")
     files = weight_files(source.directory, allow_pickle=source.allow_pickle)
@@ -135,12 +137,12 @@ def open_onnx(source: ModelSource, *, threads: int | None = None) -> Runnable:
     )
 
 
-def _trace(module: torch.nn.Module, window: int) -> Graph:
+def _trace(module: torch.nn.Module, window: int) -> Traced:
     device = next(module.parameters()).device
     if device.type == "meta":
         module = twin(module).to("meta")  # buffers too
     ids = torch.zeros(1, window, dtype=torch.long, device=device)
-    return trace_model(module, {"input_ids": ids, "use_cache": False}).graph
+    return trace_model(module, {"input_ids": ids, "use_cache": False})
 
 
 def _offloaded(

@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..ir.errors import RequestError
-from .export import Traced, calls, free_primes, integers, trace_model
+from .calls import calls
+from .export import Traced, free_primes, integers, trace_model
 from .module import parse_example
 
 _FIELD = re.compile(r"(?:(?P<times>\d+)\*)?(?P<name>[A-Za-z_]\w*)")

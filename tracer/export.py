@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +15,7 @@ from ..ir.errors import FxpruneError, first_line
 from ..ir.graph import Graph
 from ..runtime.experts import BATCHED, experts_as
 from ..runtime.quiet import quiet
+from .calls import calls
 from .lower import lower
 from .randomness import drawing
 from .trace_errors import explained
@@ -34,12 +32,25 @@ class Traced:
         constants: graph name of a constant -> its tensor.
         example: the inputs of the trace, on the meta device.
         outputs: keys of the model's outputs that count; empty when all count.
+        written: the name of a parameter that the forward changes in place; empty if there is none.
     """
 
     graph: Graph
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     example: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
+    written: str = ""
+
+    def refuse_written(self) -> None:
+        """Of a model whose weights are brought into memory when they are needed, what it writes to them is lost.
+
+        Raises:
+            FxpruneError: it writes to its own weights.
+        """
+        if self.written:
+            raise FxpruneError(
+                f"the model writes to its own weights when it runs: {self.written}", "keep them: give --offload none"
+            )
 
 
 def trace_model(
@@ -67,7 +78,9 @@ def trace_model(
     try:
         with quiet(warn=False), torch.no_grad(), _ListsAsSlices(), experts_as(BATCHED, model):
             program = torch.export.export(model, (), dict(example), strict=False)
+            written = ""
             if _mutates(program):
+                written = _written_weight(program)
                 program = program.run_decompositions({})
     except Exception as error:
         where = explained(error, model)
@@ -90,7 +103,7 @@ def trace_model(
             "call eval() on the module, or remove the random numbers from its forward",
         )
     constants = {key: value for key, value in program.constants.items() if isinstance(value, torch.Tensor)}
-    return Traced(graph, constants, dict(example), outputs)
+    return Traced(graph, constants, dict(example), outputs, written)
 
 
 def _counting(program: ExportedProgram, output: str, beside: Collection[str]) -> tuple[str, ...]:
@@ -118,13 +131,6 @@ def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
     ids = torch.zeros(rows, length, dtype=torch.long, device=device)
     example = {"input_ids": ids, "use_cache": False, **inputs}
     return trace_model(model, example, extents={"b": batch, "s": length}, output="logits")
-
-
-@functools.cache
-def calls() -> Mapping[str, Any]:
-    """The contents of ``calls.json``."""
-    found: dict[str, Any] = json.loads((Path(__file__).parent / "calls.json").read_text(encoding="utf-8"))
-    return found
 
 
 def rows_per_sample(config: Any) -> int:
@@ -167,6 +173,28 @@ def _mutates(program: ExportedProgram) -> bool:
             if schema is not None and schema.is_mutable:
                 return True
     return False
+
+
+def _written_weight(program: ExportedProgram) -> str:
+    """The name of a parameter that the forward changes in place; empty if there is none."""
+    weights: Mapping[str, str] = program.graph_signature.inputs_to_parameters
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            schema = getattr(node.target, "_schema", None)
+            for argument, given in zip(schema.arguments if schema is not None else (), node.args, strict=False):
+                if argument.is_write and (name := weights.get(_viewed(given))) is not None:
+                    return name
+    return ""
+
+
+def _viewed(given: Any) -> str:
+    """The name of what an operand is a view of; its own when it is none."""
+    while isinstance(given, torch.fx.Node) and given.op == "call_function":
+        schema = getattr(given.target, "_schema", None)
+        if schema is None or not schema.arguments or schema.arguments[0].alias_info is None:
+            break
+        given = given.args[0]
+    return getattr(given, "name", "")
 
 
 class _ListsAsSlices(TorchFunctionMode):

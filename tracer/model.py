@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from ..ir.errors import FxpruneError, RequestError, first_line, is_utf8
 from ..runtime.config_file import read_config
 from ..runtime.size_limits import SizeLimit, limited
+from .calls import calls
 from .checkpoint import DOWNLOAD_AGAIN, weight_files
 
 DEMO = "demo"
@@ -117,13 +118,17 @@ def load_config(source: ModelSource) -> Any:
             allowed to run; the model is quantised; or values in the config contradict each other.
     """
     file = source.directory / "config.json"
-    _check_architecture(source, read_config(file, DOWNLOAD_AGAIN))
-    return _guarded(
+    raw = read_config(file, DOWNLOAD_AGAIN)
+    _check_architecture(source, raw)
+    config = _guarded(
         lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
         RequestError,
         f"{file} is not a valid model configuration",
         "correct the file, or download it again",
     )
+    for field, value in calls()["settings"].get(raw.get("model_type"), {}).items():
+        setattr(config, field, value)
+    return config
 
 
 def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:

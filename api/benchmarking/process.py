@@ -128,6 +128,7 @@ class _Timed:
 
 
 def _open_torch(source: ModelSource, conditions: Mapping[str, Any], request: Mapping[str, Any]) -> _Opened:
+    from ...passes.model.forward import decoded
     from ...runtime.place.placement import PlacementRequest
     from ..progress import silent
     from ..runnable import open_torch
@@ -136,12 +137,10 @@ def _open_torch(source: ModelSource, conditions: Mapping[str, Any], request: Map
     forward = (max(conditions["batches"]), prompt + conditions["new"])
     opened = open_torch(source, PlacementRequest(**request), forward, silent, window=prompt)
     module: Any = opened.module
-    assert opened.placement is not None
-    device = opened.placement.device
 
     def step(ids: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        output = module(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
-        return output.logits[:, -1:].argmax(-1).cpu(), output.past_key_values  # which waits for the device
+        logits, after = decoded(module, ids, cache)
+        return logits[:, -1:].argmax(-1).cpu(), after  # which waits for the device
 
     return opened, step, before
 

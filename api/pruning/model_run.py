@@ -18,6 +18,7 @@ from ...backends.graph_module import constants_of
 from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
 from ...backends.huggingface.streamed_weights import stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
+from ...backends.verify import Reference
 from ...ir.graph import Graph
 from ...ir.groups import Group
 from ...ir.plan import Plan
@@ -38,6 +39,7 @@ from ...passes.state import State, Subject
 from ...runtime.place.placement import STREAMED, WHOLE, Placement, whole
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.streaming.blocks import BlockList
+from ...runtime.streaming.residence import give_back_memory
 from ...runtime.streaming.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
@@ -52,11 +54,13 @@ from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of,
 from .recorded_plan import Recorded
 from .result import Applied, GroupChange
 from .resume import Parts, Stages
-from .stored_precision import any_loses_digits, as_stored, own_dtypes, take_unchanged
+from .stored_precision import StoredDtypes, any_loses_digits, as_stored, rounded_as_stored, take_unchanged
 from .stored_state import StoredState
 from .streamed_model import StreamedModel, open_streamed_model
 
 ADAPTER = "adapter"
+OLDEST = 2
+"""The oldest generation of Python's garbage collector: gradients and graphs of a pass may wait in it."""
 
 
 class ModelRun:
@@ -105,6 +109,8 @@ class ModelRun:
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
+        if self.streamed is not None:
+            self.traced.refuse_written()
         residence = None if self.streamed is None else self.streamed.residence
         subject = Subject(self.traced.graph, module, example=self.traced.example, residence=residence)
         self.state = State(subject, host=self, ranks=ranks)
@@ -126,7 +132,7 @@ class ModelRun:
         # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
         self.synthetic: SyntheticWeights | None = None
         self.files: Store | None = None
-        self.dtypes: Mapping[str, torch.dtype] = {}
+        self.dtypes = StoredDtypes(stored_dtype(self.checkpoint, self.config))
         self._loaded_because = ""
         if self.streamed is not None:
             self.synthetic = self.streamed.synthetic
@@ -138,9 +144,10 @@ class ModelRun:
             self._loaded_because = opened if placement != STREAMED else ""
         self.placement = placement = whole(placement, opened if isinstance(opened, str) else "")
         module = load_model(source, dtype=placement.dtype, device=placement.device)
+        give_back_memory(placement.device)
         if not placement.plain:
             self.synthetic = SyntheticWeights(module)
-        self.dtypes = own_dtypes(self.checkpoint, module)
+        self.dtypes = StoredDtypes.of(self.checkpoint, module, self.dtypes.dtype)
         if self.checkpoint is not None and any_loses_digits(placement.dtype, self.checkpoint):
             self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
         return module
@@ -188,6 +195,7 @@ class ModelRun:
         def between(step: StepRecord, state: State) -> None:
             steps.append(step)
             show(step, state)
+            give_back_memory(self.placement.device, OLDEST)
 
         def keep(number: int) -> None:
             if stages is not None and number and self.state.ranks.first:
@@ -272,10 +280,7 @@ class ModelRun:
         subject, ledger = self.state.subject, self.state.ledger
         plan = _on_source(ledger.plan or Plan(), ledger.renamed)
         if self.streamed is None:
-            as_stored(subject.model, stored_dtype(self.checkpoint, self.config), self.dtypes, ledger.renamed)
-            if self.files is not None:
-                take_unchanged(subject.model, self.files, self.placement.dtype, plan, ledger.renamed)
-            reference = self.model_call.reference(subject.graph, self.traced, subject.model)
+            reference = self._in_stored_precision(plan)
             values = None
         else:
             reference = None
@@ -297,6 +302,19 @@ class ModelRun:
                 extra=self._keep_adapters,
             )
         )
+
+    def _in_stored_precision(self, plan: Plan) -> Reference:
+        """Convert the model to the dtype of the source; returns what it must give in float32 after that."""
+        model, dtypes, renamed = self.state.subject.model, self.dtypes, self.state.ledger.renamed
+        if self.files is None and self.placement.plain:  # as it is in float32, the graph runs without a copy of it
+            rounded_as_stored(model, dtypes, renamed)
+            reference = self.model_call.reference(self.state.subject.graph, self.traced, model)
+            as_stored(model, dtypes, renamed)
+            return reference
+        as_stored(model, dtypes, renamed)
+        if self.files is not None:
+            take_unchanged(model, self.files, self.placement.dtype, plan, renamed)
+        return self.model_call.reference(self.state.subject.graph, self.traced, model)
 
     @property
     def weights(self) -> Weights | None:

@@ -19,8 +19,17 @@ from ...ir.errors import RequestError
 from ...passes.base import Pass, PassKind
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
+from ...passes.score_cache import ScoreCache
 from ...passes.shrink.replay import Replay
-from ...runtime.place.placement import AUTO, STREAMED, Placement, PlacementRequest, place, told_when_out_of_memory
+from ...runtime.place.placement import (
+    AUTO,
+    STREAMED,
+    Placement,
+    PlacementRequest,
+    place,
+    told_when_out_of_memory,
+    with_one_more_try,
+)
 from ...runtime.ranks import ALONE, Ranks
 from ...tracer.model import ModelSource, load_config
 from ..agreement import agree_on_files, on_every_rank
@@ -32,7 +41,7 @@ from ..seen_texts import CALIBRATION, RECOVERY
 from ..sources import open_source
 from .model_run import ModelRun
 from .print_ir import check_printing, printer
-from .recorded_plan import read_recorded
+from .recorded_plan import Recorded, read_recorded
 from .result import Applied, GroupChange
 from .resume import Stages
 from .run_identity import identity
@@ -136,12 +145,9 @@ class ApplyRequest:
             placement = self._placed(source, model_call.config, pipeline if weights else ())
             self.ranks.agree({"the arithmetic": f"{placement.dtype} on {placement.device.type}"})
             self.progress(placement.why)
-            stages = self._stages(source, pipeline, texts, placement)
-            with told_when_out_of_memory(placement):
-                work = self._opened(source, pipeline if weights else None, model_call, placement)
-                stack.callback(work.close)
-                work.read(pipeline, texts, loss=self.loss, recorded=recorded, scores=kept)
-                applied = work.run(pipeline, printer(self._printed if self.ranks.first else ()), stages)
+            work, applied, stages = self._worked(
+                stack, _Task(source, pipeline, texts, model_call, recorded, kept, weights), placement
+            )
             self.ranks.by_first(lambda: write_scores(self.scores, work.state.ledger.scores))
             left = print_pipeline(step for step in asked if step not in pipeline)
             applied = dataclasses.replace(applied, skipped=left)
@@ -155,11 +161,25 @@ class ApplyRequest:
             stages.clear()
         return dataclasses.replace(applied, saved=saved)
 
-    def _opened(
-        self, source: ModelSource, pipeline: Sequence[Pass] | None, model_call: ModelCall, placement: Placement
-    ) -> ModelRun:
+    def _worked(self, stack: ExitStack, task: _Task, placement: Placement) -> tuple[ModelRun, Applied, Stages | None]:
+        """Run the passes; where memory runs out, again from the last stage with weights kept more frugally."""
         out = None if self.out is None or self.dry_run else Path(self.out)
-        return ModelRun(source, pipeline, model_call, self.progress, placement=placement, out=out, ranks=self.ranks)
+        pipeline = task.pipeline if task.weights else None
+
+        def attempt(frugal: Placement | None) -> tuple[ModelRun, Applied, Stages | None]:
+            there = frugal or placement
+            stages = self._stages(task, there, asked=self.resume or frugal is not None)
+            with told_when_out_of_memory(there):
+                work = ModelRun(
+                    task.source, pipeline, task.model_call, self.progress, placement=there, out=out, ranks=self.ranks
+                )
+                stack.callback(work.close)
+                work.read(task.pipeline, task.texts, loss=self.loss, recorded=task.recorded, scores=task.scores)
+                return work, work.run(task.pipeline, printer(self._printed if self.ranks.first else ()), stages), stages
+
+        if self.ranks.count > 1:  # the other processes would wait for this one
+            return attempt(None)
+        return with_one_more_try(attempt, self.place, self.progress)
 
     def _read_arguments(self) -> Texts:
         """Check that the arguments are of the kinds they can be; returns the texts as they were given."""
@@ -203,17 +223,38 @@ class ApplyRequest:
             return STREAMED
         return place_model(self.place, source, config, forward=largest_forward(pipeline), sums=True)
 
-    def _stages(
-        self, source: ModelSource, pipeline: Sequence[Pass], texts: Texts, placement: Placement
-    ) -> Stages | None:
+    def _stages(self, task: _Task, placement: Placement, *, asked: bool) -> Stages | None:
         """Where the state after every pass is kept; None when nothing will be written."""
         if self.out is None or self.dry_run:
             return None
         own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
-        run = identity(source, pipeline, texts, example=self.example, loss=self.loss, **own)
-        stages = Stages(Path(self.out), pipeline, run, asked=self.resume, progress=self.progress)
+        run = identity(task.source, task.pipeline, task.texts, example=self.example, loss=self.loss, **own)
+        stages = Stages(Path(self.out), task.pipeline, run, asked=asked, progress=self.progress)
         self.ranks.agree({"the number of passes that --resume finds done": str(stages.done)})
         return stages
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a request comes to.
+
+    Attributes:
+        source: the model.
+        pipeline: the passes that run.
+        texts: as they were given.
+        model_call: how the model is called.
+        recorded: the plan that is replayed; None without one.
+        scores: saved ones; None without.
+        weights: whether any are wanted.
+    """
+
+    source: ModelSource
+    pipeline: tuple[Pass, ...]
+    texts: Texts
+    model_call: ModelCall
+    recorded: Recorded | None
+    scores: ScoreCache | None
+    weights: bool
 
 
 @on_every_rank

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,42 +24,62 @@ def any_loses_digits(arithmetic: torch.dtype, checkpoint: Checkpoint) -> bool:
     return any(loses_digits(arithmetic, STORED_DTYPES[kind]) for kind in checkpoint.dtypes & STORED_DTYPES.keys())
 
 
-def own_dtypes(checkpoint: Checkpoint | None, model: Any) -> dict[str, torch.dtype]:
-    """Name of a tensor in the model -> its dtype in the files, where the files mix several; of a tensor that is made
-    from others, the one that holds the numbers of all.
+@dataclass(frozen=True)
+class StoredDtypes:
+    """The dtypes of a model's tensors in its files.
 
-    Args:
-        checkpoint: the files; None for a pickle.
-        model: as it was loaded.
+    Attributes:
+        dtype: of most.
+        own: name of a tensor in the model -> its dtype, where the files mix several; of a tensor that is made from
+            others, the one that holds the numbers of all.
     """
-    kinds = checkpoint.dtypes & STORED_DTYPES.keys() if checkpoint is not None else set()
-    if checkpoint is None or len(kinds) < 2:
-        return {}
-    stored = {name: STORED_DTYPES[t.dtype] for name, t in checkpoint.tensors.items() if t.dtype in kinds}
-    found: dict[str, torch.dtype] = {}
-    for name, own in names_in_model(model, stored, model.state_dict(keep_vars=True)).items():
-        found[own] = torch.promote_types(found.get(own, stored[name]), stored[name])
-    return found
+
+    dtype: torch.dtype
+    own: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint | None, model: Any, dtype: torch.dtype) -> StoredDtypes:
+        """Those of a model as it was loaded.
+
+        Args:
+            checkpoint: its files; None for a pickle.
+            model: the model.
+            dtype: of most.
+        """
+        kinds = checkpoint.dtypes & STORED_DTYPES.keys() if checkpoint is not None else set()
+        if checkpoint is None or len(kinds) < 2:
+            return cls(dtype)
+        stored = {name: STORED_DTYPES[t.dtype] for name, t in checkpoint.tensors.items() if t.dtype in kinds}
+        own: dict[str, torch.dtype] = {}
+        for name, mine in names_in_model(model, stored, model.state_dict(keep_vars=True)).items():
+            own[mine] = torch.promote_types(own.get(mine, stored[name]), stored[name])
+        return cls(dtype, own)
+
+    def each(self, model: Any, renamed: Mapping[str, str]) -> Iterator[tuple[torch.Tensor, torch.dtype]]:
+        """The floating-point tensors of a model, each with its dtype; ``renamed``: present name -> name in the source,
+        where they differ."""
+        kinds: dict[int, torch.dtype] = {}
+        tensors = model.state_dict(keep_vars=True)
+        for name, tensor in tensors.items():  # a tied tensor is stored under one of its names
+            kinds[id(tensor)] = self.own.get(renamed.get(name, name), kinds.get(id(tensor), self.dtype))
+        for tensor in tensors.values():
+            if tensor.is_floating_point():
+                yield tensor, kinds[id(tensor)]
 
 
-def as_stored(model: Any, dtype: torch.dtype, own: Mapping[str, torch.dtype], renamed: Mapping[str, str]) -> None:
-    """Convert all tensors that are stored to the dtype of the files, on the CPU.
+def rounded_as_stored(model: Any, dtypes: StoredDtypes, renamed: Mapping[str, str]) -> None:
+    """Give all tensors that are stored the numbers that the files can hold; they stay in the dtype they have."""
+    for tensor, dtype in dtypes.each(model, renamed):
+        tensor.data = tensor.data.to(dtype).to(tensor.dtype)
+
+
+def as_stored(model: Any, dtypes: StoredDtypes, renamed: Mapping[str, str]) -> None:
+    """Convert all tensors that are stored to their dtype in the files, on the CPU.
 
     Buffers that are not stored, such as rotary tables, stay in float32: loading computes them in float32.
-
-    Args:
-        model: is changed.
-        dtype: of the files.
-        own: from :func:`own_dtypes`: of tensors that have another one.
-        renamed: present name -> name in the source, where they differ.
     """
-    kinds: dict[int, torch.dtype] = {}
-    tensors = model.state_dict(keep_vars=True)
-    for name, tensor in tensors.items():  # a tied tensor is stored under one of its names
-        kinds[id(tensor)] = own.get(renamed.get(name, name), kinds.get(id(tensor), dtype))
-    for tensor in tensors.values():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(kinds[id(tensor)])
+    for tensor, dtype in dtypes.each(model, renamed):
+        tensor.data = tensor.data.to(dtype)
     model.to("cpu")
 
 

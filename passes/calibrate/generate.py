@@ -13,6 +13,7 @@ from ...ir.options import option
 from ...runtime.streaming.block_runner import BlockRunner
 from ..base import Pass, PassKind
 from ..data import Corpus
+from ..model.forward import decoded
 from ..state import State
 
 
@@ -128,11 +129,11 @@ def written_by(runner: BlockRunner, count: int, length: int, generator: torch.Ge
     embeddings: Any = runner.model.get_input_embeddings()  # type: ignore[operator]
     vocabulary = embeddings.weight.shape[0]
     tokens = [torch.randint(vocabulary, (count, 1), generator=generator)]
-    cache = None
+    state = None
     with runner.session() as model:
         while len(tokens) < length:
-            out = model(input_ids=tokens[-1].to(runner.device), past_key_values=cache, use_cache=True)
-            cache, logits = out.past_key_values, out.logits[:, -1].float().cpu()
+            found, state = decoded(model, tokens[-1], state)
+            logits = found[:, -1].float().cpu()
             if not bool(logits.isfinite().all()):
                 raise FxpruneError("generate: the model's logits are not finite", "run in float32; check the weights")
             tokens.append(torch.multinomial(logits.softmax(-1), 1, generator=generator))

@@ -76,7 +76,9 @@ def _change(moments: Moments, factor: Tensor) -> Tensor | None:
     if moments.errors is None:
         return None
     right, moments.errors = moments.errors.mT, None
-    return torch.cholesky_solve(right, factor, out=right).mT
+    # Two steps of its own, since torch.cholesky_solve copies the factor and the right side.
+    torch.linalg.solve_triangular(factor, right, upper=False, out=right)
+    return torch.linalg.solve_triangular(factor.mT, right, upper=True, out=right).mT
 
 
 def _factor(moments: Moments, damping: float) -> tuple[Tensor, float]:

@@ -41,6 +41,28 @@ def logits_of(model: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+State = tuple[dict[str, Any], torch.Tensor | None]
+"""What a model needs to go on: the cache, by the name that its class gives it, or all tokens where it keeps none."""
+
+
+def decoded(model: Callable[..., Any], ids: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
+    """Logits ``[B, L, V]`` of further token ids ``[B, L]`` of a model of transformers, and the state after them.
+
+    Args:
+        model: on any device.
+        ids: the tokens that have not been read.
+        state: after those before; None at the beginning.
+    """
+    from transformers.generation.utils import ALL_CACHE_NAMES
+
+    cache, before = state or ({}, None)
+    ids = ids.to(device_of(model))
+    read = ids if before is None else torch.cat([before, ids], 1)
+    out = model(input_ids=read, use_cache=True, **cache)
+    found = {name: given for name in ALL_CACHE_NAMES if (given := getattr(out, name, None)) is not None}
+    return out.logits[:, -ids.shape[1] :], (found, None if found else read)
+
+
 def _options(model: Callable[..., Any]) -> dict[str, Any]:
     from transformers import PreTrainedModel
 

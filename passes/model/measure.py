@@ -17,7 +17,7 @@ from ...ir.errors import FxpruneError, RequestError
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.turns import Around
-from .forward import logits_of
+from .forward import decoded, logits_of
 
 Step = Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]
 """One forward pass with a cache: (ids ``[1, n]``, cache or None) -> (logits ``[1, n, V]``, cache)."""
@@ -191,13 +191,8 @@ def _window_losses(model: Callable[..., Any], chunk: torch.Tensor) -> torch.Tens
 
 def _timed(runner: BlockRunner, ids: torch.Tensor, new: int, repeats: int) -> list[tuple[float, float]]:
     """Times of a transformers model, after one run that does not count."""
-
-    def step(ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-        out = model(input_ids=ids.to(runner.device), past_key_values=cache, use_cache=True)
-        return out.logits, out.past_key_values
-
     with runner.session() as model:
-        return [_time_once(step, ids, new) for _ in range(repeats + 1)][1:]
+        return [_time_once(partial(decoded, model), ids, new) for _ in range(repeats + 1)][1:]
 
 
 def _time_once(step: Step, ids: torch.Tensor, new: int) -> tuple[float, float]:

@@ -109,6 +109,15 @@ def device_memory(device: torch.device) -> Memory | None:
     return Memory(int(total), int(free))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch has a class of its own for accelerators only."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
 def peak_of(device: torch.device) -> int | None:
     """The most memory of an accelerator that tensors of this process took at once; None if torch cannot tell."""
     import torch

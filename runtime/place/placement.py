@@ -5,16 +5,17 @@ One :class:`Placement` is made for a call and handed down; nothing else asks tor
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ...ir.errors import FxpruneError, RequestError
 from .devices import CPU, computes, find_device, found_devices, names_of, title_of
-from .memory import device_memory, host_memory, parse_bytes, size_text
+from .memory import device_memory, host_memory, is_out_of_memory, parse_bytes, size_text
 from .needs import Needs
 
 AUTO = "auto"
@@ -27,6 +28,8 @@ ARITHMETICS: Mapping[str, torch.dtype] = {
 }  # fmt: skip
 
 _DEVICE_HINT = "give auto, cpu, or an accelerator such as cuda or cuda:1"
+
+Result = TypeVar("Result")
 
 CheckedNeeds = Callable[[torch.dtype], Needs]
 """Dtype of the arithmetic -> what the model needs in it."""
@@ -166,24 +169,69 @@ def whole(placement: Placement, because: str) -> Placement:
     return replace(placement, offload=NO_OFFLOAD, why=f"{head}; {_TEXTS[NO_OFFLOAD]}: {because}")
 
 
+class MemoryRanOutError(FxpruneError):
+    """A device was out of memory.
+
+    Attributes:
+        device: the device.
+        frugal: the next more frugal placement; None when nothing is left to try.
+    """
+
+    def __init__(self, message: str, hint: str, device: torch.device, frugal: Placement | None) -> None:
+        super().__init__(message, hint)
+        self.device, self.frugal = device, frugal
+
+
 @contextmanager
 def told_when_out_of_memory(placement: Placement) -> Iterator[None]:
     """Inside, a device that is out of memory is an error with a hint.
 
     Raises:
-        FxpruneError: naming the device and what was in its memory.
+        MemoryRanOutError: naming the device and what was in its memory.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         memory = device_memory(placement.device) if placement.device != CPU else None
         whole = f" ({size_text(memory.total)})" if memory is not None else ""
         frugal = one_step_more_frugal(placement)
-        raise FxpruneError(
+        raise MemoryRanOutError(
             f"out of memory on {placement.device}{whole}, with --offload {placement.offload}",
             "give fewer samples or shorter ones, a smaller batch, "
             + (f"--offload {frugal.offload}, or another --device" if frugal is not None else "or another --device"),
+            placement.device,
+            frugal,
         ) from error
+
+
+def with_one_more_try(
+    attempt: Callable[[Placement | None], Result], request: PlacementRequest, tell: Callable[[str], None]
+) -> Result:
+    """What an attempt returns; where memory runs out, it is made once more with weights kept one step more frugally.
+
+    Args:
+        attempt: is called with None, and the second time with the more frugal placement. It raises
+            :class:`MemoryRanOutError`, see :func:`told_when_out_of_memory`.
+        request: what the user asked for; who named an ``offload`` gets that one only.
+        tell: is told what is tried again.
+
+    Raises:
+        MemoryRanOutError: again, or where nothing is left to try.
+    """
+    try:
+        return attempt(None)
+    except MemoryRanOutError as error:
+        if request.offload != AUTO or error.frugal is None:
+            raise
+        device, frugal = error.device, error.frugal
+        tell(f"{error.message}; trying again with --offload {frugal.offload}")
+    # Only here is nothing left of the first attempt: the error held its frames.
+    gc.collect()
+    if device != CPU:
+        torch.accelerator.empty_cache()
+    return attempt(frugal)
 
 
 _TEXTS = {

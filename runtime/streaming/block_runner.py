@@ -21,6 +21,9 @@ from .turns import Around, Feed, Turn, turns
 WAITING = 1 << 30
 """Bytes of hidden states that may wait while one block after the other is read for all of them."""
 
+HELD = 1 << 28
+"""Bytes of hidden states that are kept for the way back, where gradients of weights are not wanted."""
+
 Answer = TypeVar("Answer")
 
 
@@ -176,6 +179,9 @@ class BlockRunner:
     def gradients(self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver) -> list[float]:
         """Exact gradients of losses, each for itself, by reverse streaming.
 
+        Where gradients of weights are wanted, all batches go forward before the first goes back. Otherwise only as many
+        go together as :data:`HELD` allows; the weights are read again for the next.
+
         Args:
             losses: the batches; each is run once, and its blocks once more.
             wanted: names of the parameters whose gradients go to the receiver; the first name of a shared one.
@@ -187,9 +193,23 @@ class BlockRunner:
         Raises:
             FxpruneError: for a loss that is not a finite scalar.
         """
-        return self.again(lambda: self._gradients(losses, wanted, receiver), receiver.restart)
 
-    def _gradients(self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver) -> list[float]:
+        def attempt() -> list[float]:
+            values: list[float] = []
+            together = len(losses) if wanted else 1
+            while len(values) < len(losses):
+                found, kept = self._gradients(losses[len(values) :][:together], wanted, receiver)
+                values += found
+                if self.residence is not None and not wanted:  # otherwise nothing is read again: one is enough
+                    together = max(1, HELD // max(1, kept // len(found)))
+            return values
+
+        return self.again(attempt, receiver.restart)
+
+    def _gradients(
+        self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver
+    ) -> tuple[list[float], int]:
+        """The losses, and the bytes of hidden states that were kept."""
         with self._ready():
             known = dict(self.model.named_parameters())
             parameters = {name: known[name] for name in wanted}
@@ -197,6 +217,7 @@ class BlockRunner:
             with self._differentiated(parameters), torch.enable_grad():
                 tapes = [Tape(number, parameters, holders, receiver) for number in range(len(losses))]
                 order, values = self._recorded(losses, tapes, receiver)
+                kept = sum(tape.kept for tape in tapes)
                 inside: dict[str, list[str]] = {}
                 for name in wanted:
                     (path,) = holders[name] if len(holders[name]) == 1 else (None,)
@@ -206,7 +227,7 @@ class BlockRunner:
                 walk_back(tapes, self.blocks, self.loaded, order, inside)
                 done = {*early, *(name for path, _ in order for name in inside.get(path, ()))}
                 receiver.finished([name for name in wanted if name not in done])
-        return values
+        return values, kept
 
     def _recorded(
         self, losses: Sequence[Loss], tapes: Sequence[Tape], receiver: GradientReceiver

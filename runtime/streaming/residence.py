@@ -6,8 +6,9 @@ import ctypes
 import gc
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,10 +60,14 @@ class Residence:
         self._changed: set[str] = set()
         self._present: Counter[str] = Counter()
         self._depth = 0
+        self._lent = _Lent()
+        self._borrowed: dict[str, Hashable] = {}
 
     def of(self, model: nn.Module, store: Store) -> Residence:
-        """The same for another module and its store."""
-        return Residence(model, store, self.device, self.dtype, self.max_memory)
+        """The same for another module and its store. Values that both need are in memory once."""
+        twin = Residence(model, store, self.device, self.dtype, self.max_memory)
+        twin._lent = self._lent
+        return twin
 
     @property
     def in_use(self) -> bool:
@@ -88,8 +93,8 @@ class Residence:
         try:
             with self._swapped(), self._buffers():
                 shared = [name for name in self._shells if name not in inside]
-                self._fill(shared)
                 try:
+                    self._fill(shared)
                     with self._watched(blocks):
                         yield
                 finally:
@@ -106,8 +111,8 @@ class Residence:
         try:
             with self._swapped(), self._buffers():
                 everything = list(self._shells)
-                self._fill(everything)
                 try:
+                    self._fill(everything)
                     yield
                 finally:
                     self._empty(everything)
@@ -120,10 +125,10 @@ class Residence:
     def block(self, path: str) -> Iterator[None]:
         """Inside, the weights of a block are in memory; those marked by :meth:`keep` go to the store afterwards."""
         names = [name for name in self._of_block[path] if name in self._shells]
-        if not self._present[path]:
-            self._fill(names)
         self._present[path] += 1
         try:
+            if self._present[path] == 1:
+                self._fill(names)
             yield
         finally:
             self._present[path] -= 1
@@ -179,7 +184,9 @@ class Residence:
 
     def _fill(self, names: Iterable[str]) -> None:
         for name in names:
-            value = self.value(name)
+            key = self.store.identity(name)
+            value = self.value(name) if key is None else self._lent.lend(key, partial(self.value, name))
+            self._borrowed[name] = key
             self._shells[name].data = value if self.edit is None else self.edit(name, value)
 
     def _empty(self, names: Iterable[str]) -> None:
@@ -189,6 +196,8 @@ class Residence:
                 self._changed.discard(name)
                 self.store.write(name, shell.data)
             shell.data = self._nothing(shell)
+            if (key := self._borrowed.pop(name, None)) is not None:
+                self._lent.take_back(key)
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
@@ -247,6 +256,27 @@ class Residence:
         return self.dtype if parameter.is_floating_point() else parameter.dtype
 
 
+class _Lent:
+    """Values in memory that several models use at the same time."""
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, torch.Tensor] = {}
+        self._users: Counter[Hashable] = Counter()
+
+    def lend(self, key: Hashable, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The value of a key; it is read if nobody has it."""
+        if key not in self._values:
+            self._values[key] = read()
+        self._users[key] += 1
+        return self._values[key]
+
+    def take_back(self, key: Hashable) -> None:
+        """It is in memory as long as somebody uses it."""
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key], self._values[key]
+
+
 def _restored(block: nn.Module, forward: Any) -> None:
     if forward is None:
         vars(block).pop("forward", None)
@@ -254,9 +284,14 @@ def _restored(block: nn.Module, forward: Any) -> None:
         block.forward = forward
 
 
-def give_back_memory(device: torch.device) -> None:
-    """Return freed memory to the system. Without it, an allocator keeps some for every block."""
-    gc.collect(0)
+def give_back_memory(device: torch.device, generation: int = 0) -> None:
+    """Return freed memory to the system. Without it, an allocator keeps some for every block.
+
+    Args:
+        device: whose memory.
+        generation: objects of this age and younger are looked through for what only holds itself, as by ``gc.collect``.
+    """
+    gc.collect(generation)
     trim = getattr(_libc(device), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..place.memory import is_out_of_memory
 from ..tolerances import BLOCK_TOLERANCE, relative_difference
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError, SideEffects
@@ -34,7 +35,8 @@ OUTSIDE = -1
 class GradientReceiver:
     """Takes gradients as they are computed; the base does nothing with them.
 
-    One batch after the other goes through a block before the next block has its turn.
+    One batch after the other goes through a block before the next block has its turn. Where no gradients of parameters
+    are wanted, batches may go all the way one after the other: all that is numbered by batch begins at 0 each time.
     """
 
     def around(self, batch: int) -> AbstractContextManager[Any]:
@@ -155,6 +157,12 @@ class Tape:
                 call.places.append(at)
         turn.outputs[self.batch] = pytree.tree_unflatten(found, tree)
         return self.batch, call.number
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the hidden states that are kept for the way back."""
+        tensors = (leaf for call in self.calls for leaf in (*call.inputs, *call.outputs) if isinstance(leaf, Tensor))
+        return sum(storage.nbytes() for storage in {t.data_ptr(): t.untyped_storage() for t in tensors}.values())
 
     def watch(self) -> None:
         """Keep the gradients of the activations between blocks that the receiver has seen."""
@@ -331,9 +339,9 @@ def _again(call: BlockCall, leaves: Mapping[int, Tensor]) -> Any:
     args, kwargs = call.arguments(leaves)
     try:
         return call.forward(*args, **kwargs)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise PassesOnMoreError(call.path, f"does not run again: {error}") from error
 
 

@@ -131,6 +131,10 @@ class Store:
             value = value.index_select(dim, torch.from_numpy(np.ascontiguousarray(kept)))
         return value
 
+    def identity(self, name: str) -> Kept | StoredTensor | None:
+        """Equal for values of this store and of its snapshots that are the same; None where that is not known."""
+        return self.written.get(name) or (None if self.cuts.get(name) else self.source.get(name))
+
     def write(self, name: str, value: torch.Tensor) -> None:
         """Replace a value."""
         self.written[name] = self.shelf.put(name, value)

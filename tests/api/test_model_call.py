@@ -15,8 +15,8 @@ from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.couple.computed_constants import freeze_fixed
 from fxprune.passes.couple.coupling import couple
+from fxprune.tracer.calls import calls
 from fxprune.tracer.example import example_inputs, trace_call
-from fxprune.tracer.export import calls
 
 from ..families.other import ROWS, tiny_model
 

@@ -107,6 +107,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "axial_pos_shape": [8, 8],
         "axial_pos_embds_dim": [24, 24],
     },
+    "rwkv": {"rescale_every": 0},
     "stablelm": {"partial_rotary_factor": 0.5},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "youtu": {"pad_token_id": None},  # loading it zeroes the row of the padding token
@@ -162,7 +163,6 @@ NOT_SAVED: dict[str, str] = {
     "gemma4_unified_assistant": "it runs on the states of another model only",
     "qwen4_exp": "transformers 5.23 cannot run it with its default cache, all its layers here being linear",
     "qwen4_exp_text": "transformers 5.23 cannot run it with its default cache, all its layers here being linear",
-    "rwkv": "torch.export fails on it when its weights were read from files",
     "xlstm": "its code checks the size of its states against the configuration",
 }
 """Model type -> why the smaller model, which its graph describes, is not written as an artifact."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from fxprune.ir.errors import FxpruneError
 from fxprune.passes.couple.coupling import couple
 from fxprune.tracer.export import trace_model
 
@@ -38,3 +40,10 @@ def test_without_a_name_or_where_there_is_none_every_output_freezes() -> None:
         reason = frozen(output)
         assert reason is not None
         assert reason.startswith("output of the model")
+
+
+def test_a_weight_that_the_forward_writes_to_is_named() -> None:
+    traced = trace_model(Memory().eval(), {"x": torch.zeros(5, 3)})
+    assert traced.written == "last.weight"
+    with pytest.raises(FxpruneError, match=r"writes to its own weights when it runs: last\.weight"):
+        traced.refuse_written()

@@ -121,7 +121,7 @@ def test_cached_decoding_continues_the_prompt(monkeypatch: pytest.MonkeyPatch) -
     forward = model.forward
 
     def record(**inputs: Any) -> Any:
-        cache = inputs["past_key_values"]
+        cache = inputs.get("past_key_values")
         seen.append(0 if cache is None else cache.get_seq_length())
         return forward(**inputs)
 

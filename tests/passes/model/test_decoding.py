@@ -1,0 +1,30 @@
+"""Decoding step by step, whatever a model calls its cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fxprune.passes.model.forward import decoded
+from fxprune.passes.model.measure import tokens_per_second
+from fxprune.runtime.streaming.block_runner import BlockRunner
+
+from ...families import causal_lm
+
+FAMILIES = {"llama": "past_key_values", "mamba": "cache_params", "rwkv": "state", "openai-gpt": ""}
+
+
+@pytest.mark.parametrize(("family", "cache"), FAMILIES.items())
+def test_tokens_read_in_pieces_give_the_logits_of_all_at_once(family: str, cache: str) -> None:
+    model = causal_lm.tiny_model(family).float()
+    ids = torch.randint(3, causal_lm.VOCAB, (1, 6), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        first, state = decoded(model, ids[:, :3])
+        assert list(state[0]) == ([cache] if cache else []), "without a cache the tokens are the state"
+        pieces = [first]
+        for at in range(3, 6):
+            logits, state = decoded(model, ids[:, at : at + 1], state)
+            pieces.append(logits)
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=1e-4, atol=1e-5)
+    assert tokens_per_second(BlockRunner(model), causal_lm.VOCAB, prompt=4, new=2, repeats=1).new == 2
