@@ -119,11 +119,18 @@ def row_files(draw: st.DrawFn, seed: bytes) -> bytes:
 def tensor_files(draw: st.DrawFn, seed: bytes) -> bytes:
     """What may be in a safetensors file: another header, another length of it, or other bytes."""
     length = int.from_bytes(seed[:8], "little")
-    kind = draw(st.sampled_from(["header", "header", "header", "length", "bytes"]))
+    header = json.loads(seed[8 : 8 + length])
+    texts = [name for name, text in header.get("__metadata__", {}).items() if text.startswith("{")]
+    kind = draw(st.sampled_from(["header", "header", "header", "length", "bytes", *["text"] * 5 * len(texts)]))
     if kind == "length":
         told = draw(st.sampled_from([0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1]))
         return told.to_bytes(8, "little") + seed[8:]
     if kind == "bytes":
         return draw(changed_bytes(seed))
-    header = json.dumps(draw(changed_json(json.loads(seed[8 : 8 + length])))).encode()
-    return len(header).to_bytes(8, "little") + header + seed[8 + length :]
+    if kind == "text":  # JSON in the metadata
+        text = draw(json_files(header["__metadata__"][texts[0]].encode())).decode("utf-8", "replace")
+        changed = {**header, "__metadata__": {**header["__metadata__"], texts[0]: text}}
+    else:
+        changed = draw(changed_json(header))
+    data = json.dumps(changed).encode()
+    return len(data).to_bytes(8, "little") + data + seed[8 + length :]
