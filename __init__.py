@@ -7,14 +7,14 @@ for row in fxprune.evaluate(["demo", "smaller"]):
     print(row.name, row.parameters, row.perplexity)
 """
 
-from __future__ import annotations
+# Nothing is imported here: `python -m fxprune` reads this file while the working directory is still on the import path.
 
-from typing import TYPE_CHECKING, Any
-
-from .ir.errors import FxpruneError, RequestError
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .api import apply, bench, evaluate, export, list_formats, list_passes, load, prune_module, trace
+    from .ir.errors import FxpruneError, RequestError
 
 __all__ = [
     "FxpruneError",
@@ -31,8 +31,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # `import fxprune` stays instant: torch is imported by the first call that needs it.
+    if name in ("FxpruneError", "RequestError"):
+        from .ir import errors
+
+        return getattr(errors, name)
     if name in __all__:
         from . import api
 

@@ -75,13 +75,11 @@ def export(
     with open_source(model, tokenizer, trust_remote_code=trust_remote_code) as source:
         placement = place_model(place, source, load_config(source), forward=SMALLEST)
         progress(whole(placement, "an export reads all of it").why)
-        asked = _request(source, Path(out), example, force=force, trust=trust_remote_code, progress=progress)
+        asked = _request(source, Path(out), example, force=force, progress=progress)
         return _run(exporter, asked)
 
 
-def _request(
-    source: ModelSource, out: Path, example: str | None, *, force: bool, trust: bool, progress: Progress
-) -> ExportRequest:
+def _request(source: ModelSource, out: Path, example: str | None, *, force: bool, progress: Progress) -> ExportRequest:
     """What the exporter is asked for. The weights are read when it loads the model."""
     config = load_config(source)
 
@@ -99,7 +97,7 @@ def _request(
         inputs=lambda module: example_inputs(module, example),
         inner=calls()["inner"],
         force=force,
-        trust_remote_code=trust,  # of a loaded model's source it is always true
+        consent=source.consent,
         progress=progress,
     )
 

@@ -32,7 +32,7 @@ def stored_dtype(checkpoint: Checkpoint | None, config: Any) -> torch.dtype:
 
 def checkpoint_of(source: ModelSource) -> Checkpoint | None:
     """The safetensors files of the source; None when its weights are a pickle."""
-    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     return Checkpoint(files) if files[0].suffix == ".safetensors" else None
 
 
@@ -55,7 +55,7 @@ def place_model(
     batch, length = forward
 
     def needs(dtype: torch.dtype) -> Needs:
-        model = build_meta(config, trust_remote_code=source.trust_remote_code)
+        model = build_meta(config, consent=source.consent)
         try:
             blocks = find_blocks(model).modules
         except RequestError:

@@ -101,7 +101,7 @@ def open_torch(
         graph = traced.graph
         opened.whole.update(read_elsewhere(graph, opened.model))
     progress(f"{source.name}: {placement.why}")
-    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     return Runnable(
         module=opened.model,
         logits=opened,
@@ -118,7 +118,7 @@ def open_onnx(source: ModelSource, *, threads: int | None = None) -> Runnable:
     from ..backends.onnx.runtime import OnnxDecoder
 
     # Counted from the config: the ONNX graph also holds constants, and stores equal weights only once.
-    module = build_meta(load_config(source), trust_remote_code=source.trust_remote_code)
+    module = build_meta(load_config(source), consent=source.consent)
     decoder = OnnxDecoder(source.directory, threads=threads)
 
     def logits(input_ids: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ def _offloaded(
     if _is_free_form(source):
         module: Any = load_without_weights(source.directory)
     else:
-        module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
+        module = build_meta(config, consent=source.consent, buffers=True)
     dtype = stored_dtype(checkpoint, config)
     files = find_files(source, module, checkpoint, dtype, scratch=scratch, progress=progress)
     if not isinstance(files, Files):
@@ -179,4 +179,4 @@ def _is_free_form(source: ModelSource) -> bool:
     """Whether it is loaded without running the modelling file in its directory."""
     from ..backends.huggingface.free_form import CONFIG_ENTRY
 
-    return hasattr(load_config(source), CONFIG_ENTRY) and not source.trust_remote_code
+    return hasattr(load_config(source), CONFIG_ENTRY) and not source.consent.code

@@ -178,7 +178,7 @@ def trace(
         progress(f"building {source.name} without weights")
         config = load_config(source)
         model_call = ModelCall(config, example)
-        module = build_meta(config, trust_remote_code=trust_remote_code)
+        module = build_meta(config, consent=source.consent)
     progress(f"tracing {source.name}")
     traced = model_call.trace(module)
     progress("finding groups")

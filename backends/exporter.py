@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from ..runtime.consent import Consent
+
 
 def _say_nothing(message: str) -> None:
     del message
@@ -27,9 +29,9 @@ class ExportRequest:
         causal_lm: whether it takes token ids and predicts the next one.
         load: makes the module with its weights: float32, on the CPU, in evaluation mode.
         inputs: what to call such a module with: keyword arguments of its forward, with values.
+        consent: what may run of the source; its ``keywords`` tell transformers.
         inner: keys of outputs that are inner states, which do not count where there are others.
         force: whether an existing ``out`` is replaced, once the new one is complete.
-        trust_remote_code: whether the model's own code may run.
         progress: told in a few words what is going on.
     """
 
@@ -40,9 +42,9 @@ class ExportRequest:
     causal_lm: bool
     load: Callable[[], torch.nn.Module]
     inputs: Callable[[torch.nn.Module], Mapping[str, torch.Tensor]]
+    consent: Consent
     inner: Collection[str] = ()
     force: bool = False
-    trust_remote_code: bool = False
     progress: Callable[[str], None] = _say_nothing
 
 

@@ -2,14 +2,16 @@
 
 It runs in a Python process of its own, in which fxprune cannot be imported. When transformers has been imported, it
 reads a JSON list of jobs from standard input. A job has ``folder``, ``inputs`` (a safetensors file with the arguments
-of forward), ``auto`` (the Auto class), ``trust`` (whether to trust the code in the directory), ``logits`` (the file to
-write) and ``outputs`` (keys of the outputs to write; the first output when there are none). For a job without inputs,
-it builds the model on the meta device and compares only names and shapes. The last line of its output is a JSON list
-with one report per job.
+of forward), ``auto`` (the Auto class), ``keywords`` (by which transformers is told whether code in the directory may
+run), ``written`` (name -> sha256 of the code that fxprune wrote there, which is compared first), ``logits`` (the file
+to write) and ``outputs`` (keys of the outputs to write; the first output when there are none). For a job without
+inputs, it builds the model on the meta device and compares only names and shapes. The last line of its output is a JSON
+list with one report per job.
 """
 
 import atexit
 import gc
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -35,7 +37,7 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
     """Load one directory, run the forward of the model, and decode some tokens."""
     inputs = load_file(job["inputs"])
     model, info = getattr(transformers, job["auto"]).from_pretrained(
-        job["folder"], dtype=torch.float32, trust_remote_code=job["trust"], output_loading_info=True
+        job["folder"], dtype=torch.float32, output_loading_info=True, **keywords(job)
     )
     model.eval()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -53,14 +55,14 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
 
 def check_shapes(job: dict[str, Any]) -> dict[str, Any]:
     """Compare names and shapes in the files with those that the configuration describes. No values are read."""
-    config = transformers.AutoConfig.from_pretrained(job["folder"], trust_remote_code=job["trust"])
+    config = transformers.AutoConfig.from_pretrained(job["folder"], **keywords(job))
     with torch.device("meta"):
         auto = getattr(transformers, job["auto"])
-        model = auto.from_config(config, trust_remote_code=job["trust"])
+        model = auto.from_config(config, **keywords(job))
     expected = model.state_dict(keep_vars=True)
     held: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(job["folder"]).glob("model*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="numpy") as opened:  # torch would map all of it
             held |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     present = {id(expected[name]) for name in held.keys() & expected.keys()}  # a tied tensor is stored once
     keys = {
@@ -69,6 +71,14 @@ def check_shapes(job: dict[str, Any]) -> dict[str, Any]:
         "mismatched_keys": sorted(n for n in held.keys() & expected.keys() if held[n] != tuple(expected[n].shape)),
     }
     return {"keys": keys, "not_finite": [], "generate": None}
+
+
+def keywords(job: dict[str, Any]) -> dict[str, Any]:
+    """What transformers is told about code in the directory; an error when it is no longer what fxprune wrote."""
+    for name, digest in job["written"].items():
+        if hashlib.sha256(Path(job["folder"], name).read_bytes()).hexdigest() != digest:
+            raise SystemExit(f"{name} is not the file that fxprune wrote")
+    return dict(job["keywords"])
 
 
 def attempt(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:

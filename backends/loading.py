@@ -12,7 +12,7 @@ from .artifact import read_record
 from .pt2.save import KIND, PROGRAM, load_into, load_program
 
 
-def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
+def load(path: str | Path, *, into: nn.Module | None = None, allow_pickle: bool = False) -> nn.Module:
     """Load the module from an artifact.
 
     Args:
@@ -20,6 +20,8 @@ def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
             module.
         into: a new module of the original class with the original widths. It gets the tensors and the changed
             attributes of the artifact, so that the result has this class. When None, the exported program is loaded.
+        allow_pickle: whether ``torch.export.load`` may read the exported program, which can run any code in it. Without
+            it, only what is data is read; what fxprune writes is.
 
     Raises:
         RequestError: ``path`` is not an artifact, or a damaged one; or ``into`` does not fit it.
@@ -39,4 +41,4 @@ def load(path: str | Path, *, into: nn.Module | None = None) -> nn.Module:
     record = read_record(folder)
     if record.get("artifact") != KIND:
         raise RequestError(f"{folder} is not the artifact of a pruned module", "give a directory that fxprune wrote")
-    return load_program(folder) if into is None else load_into(folder, record, into)
+    return load_program(folder, allow_pickle=allow_pickle) if into is None else load_into(folder, record, into)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
 from ..ir.errors import FxpruneError, last_line
+from ..runtime.child_process import start_python
+from ..runtime.consent import Consent
 from ..runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 
 SCRIPT = Path(__file__).parent / "fresh_process.py"
@@ -71,18 +70,21 @@ class Job:
     """One directory to check.
 
     Attributes:
-        folder: a model directory.
+        consent: a model directory, and what may run there.
         reference: inputs and their expected outputs; when None, only names and shapes are compared.
         auto_class: name of the transformers Auto class that loads it.
-        trust: whether its user passes ``trust_remote_code=True``.
         decodes: whether decoding with a key-value cache must give the same tokens as without.
     """
 
-    folder: Path
+    consent: Consent
     reference: Reference | None
     auto_class: str
-    trust: bool
     decodes: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """The model directory."""
+        return self.consent.directory
 
 
 class FreshProcess:
@@ -92,10 +94,8 @@ class FreshProcess:
     def __init__(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="fxprune-verify-")
         self.scratch = Path(self._scratch.name)
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(self.scratch / "modules")}
-        command = [sys.executable, "-P", str(SCRIPT)]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+        settings = {"HF_MODULES_CACHE": str(self.scratch / "modules")}
+        self._process = start_python([str(SCRIPT)], self.scratch, settings=settings)
 
     def __enter__(self) -> FreshProcess:
         return self
@@ -189,19 +189,30 @@ def _check_decoding(generate: Mapping[str, Any]) -> None:
         raise DecodingError(what, hint)
 
 
-def verify_written(job: Job, source: Path | None, fresh: FreshProcess | None = None) -> dict[str, Any]:
+def verify_written(job: Job, source: Consent | None, fresh: FreshProcess | None = None) -> dict[str, Any]:
     """Check a written model, as :func:`verify` does.
 
-    Some models of transformers give other tokens with a cache than without. If the original model in ``source`` does
-    so too, only the outputs of forward are compared, and the checks in the record say so.
+    Some models of transformers give other tokens with a cache than without. If the original model does so too, only the
+    outputs of forward are compared, and the checks in the record say so.
+
+    Args:
+        job: the written model.
+        source: what may run of the directory of the original model; None when there is none.
+        fresh: a process that was started earlier.
     """
     try:
         (checks,) = verify([job], fresh)
     except DecodingError:
-        if source is None or _decodes(replace(job, folder=source, auto_class=_class_in(source) or job.auto_class)):
+        if source is None or _decodes(_original(job, source)):
             raise
         (checks,) = verify([replace(job, decodes=False)])
     return checks
+
+
+def _original(job: Job, source: Consent) -> Job:
+    """The same job for the original model."""
+    named = _class_in(source.directory)
+    return replace(job, consent=source, auto_class=named or job.auto_class)
 
 
 def _class_in(folder: Path) -> str | None:
@@ -211,9 +222,13 @@ def _class_in(folder: Path) -> str | None:
 
 
 def _decodes(job: Job) -> bool:
-    """Whether a model gives the same tokens with a cache as without, in a fresh process."""
-    with FreshProcess() as process:
-        (report,) = process.run([_request(job, process.scratch / "0")])
+    """Whether a model gives the same tokens with a cache as without, in a fresh process; one that does not load there,
+    such as one whose code may not run, is no excuse for another."""
+    try:
+        with FreshProcess() as process:
+            (report,) = process.run([_request(job, process.scratch / "0")])
+    except VerificationError:
+        return True
     try:
         _check_decoding(report["generate"] or {"gap": 0.0})
     except DecodingError:
@@ -223,9 +238,10 @@ def _decodes(job: Job) -> bool:
 
 def _request(job: Job, scratch: Path) -> dict[str, Any]:
     request: dict[str, Any] = {
-        "folder": str(job.folder),
+        "folder": str(job.folder.absolute()),
         "auto": job.auto_class,
-        "trust": job.trust,
+        "keywords": job.consent.keywords(job.folder),
+        "written": dict(job.consent.written),
         "inputs": "",
         "logits": "",
     }

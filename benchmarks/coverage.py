@@ -187,7 +187,7 @@ def save(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
     row["saved"]["ratio"] = ratio
     job = held[-1]
     assert job.reference is not None
-    torch.save((vars(job.reference), job.auto_class, job.trust), folder / name / "job.pt")
+    torch.save((vars(job.reference), job.auto_class, job.consent.to_json()), folder / name / "job.pt")
 
 
 def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path, models: Any) -> None:
@@ -195,12 +195,15 @@ def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path, 
     import torch
 
     from fxprune.backends.verify import Job, Reference, VerificationError, verify
+    from fxprune.runtime.consent import Consent
 
     jobs = {}
     for name in names:
         if (folder / name / "job.pt").exists():
-            reference, auto, trust = torch.load(folder / name / "job.pt")
-            jobs[name] = Job(folder / name / "out", Reference(**reference), auto, trust, name in models.decodes)
+            reference, auto, consent = torch.load(folder / name / "job.pt")
+            # The directory was written beside its place, and moved there after the job had been made.
+            held = Consent.from_json(consent).moved(folder / name / "out")
+            jobs[name] = Job(held, Reference(**reference), auto, name in models.decodes)
     try:
         found = dict(zip(jobs, verify(list(jobs.values())), strict=True))
     except VerificationError as error:

@@ -117,9 +117,11 @@ def measure(options: argparse.Namespace, pipeline: str) -> Row:
         if pipeline:
             where = Path(scratch) / "pruned"
             kept = fxprune.apply(options.model, pipeline, calib=options.calib, out=where).kept
-        model = AutoModelForCausalLM.from_pretrained(where, dtype="float32", trust_remote_code=True).eval()
+            model: Any = fxprune.load(where).float()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(where, dtype="float32", trust_remote_code=False)
         started = time.perf_counter()
-        found = accuracies(model, AutoTokenizer.from_pretrained(where), options.tasks, options.documents)
+        found = accuracies(model.eval(), AutoTokenizer.from_pretrained(where), options.tasks, options.documents)
         return {"kept": kept, "tasks": found, "seconds": time.perf_counter() - started}
 
 

@@ -31,6 +31,24 @@ def repair(module: Any, attribute: str, value: Any) -> None:
         setattr(module, name, value)
 
 
+def repairs_integers(module: Any, attribute: object, change: object) -> bool:
+    """Whether an attribute and its (old, new), read from a file, are what :func:`repair` is for: an integer or integers
+    of the module, or of the configuration that it holds, become others."""
+    if not isinstance(attribute, str) or not isinstance(change, list | tuple) or len(change) != 2:
+        return False
+    owner, _, name = attribute.rpartition(".")
+    if not name.isidentifier() or name.startswith("__") or (owner and not owner.isidentifier()):
+        return False
+    holder = vars(module).get(owner) if owner else module
+    if owner and not (isinstance(holder, ConfigView) or hasattr(type(holder), "model_type")):
+        return False
+    return all(map(_is_number, (getattr(holder, name, None), *change)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, list | tuple) and all(isinstance(item, int) for item in value))
+
+
 @dataclass(frozen=True)
 class Repairs:
     """The attributes that changed, besides weights, when a model was shrunk in place.

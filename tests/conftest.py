@@ -85,23 +85,19 @@ def forks() -> Iterator[Forks]:
 @pytest.fixture(scope="session", autouse=True)
 def forked_checks(forks: Forks) -> Iterator[None]:
     """Whoever loads what was written is forked from a process that has imported torch and transformers."""
-    from fxprune.backends import verify
-    from fxprune.backends.pt2 import save
+    from fxprune.runtime import child_process
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (verify, save):
-            patch.setattr(module, "subprocess", forks.module())
+        patch.setattr(child_process, "subprocess", forks.module())
         yield
 
 
 @pytest.fixture
 def real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that hold that what was written loads in a process that starts from nothing."""
-    from fxprune.backends import verify
-    from fxprune.backends.pt2 import save
+    from fxprune.runtime import child_process
 
-    for module in (verify, save):
-        monkeypatch.setattr(module, "subprocess", subprocess)
+    monkeypatch.setattr(child_process, "subprocess", subprocess)
 
 
 @pytest.fixture

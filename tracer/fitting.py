@@ -39,9 +39,9 @@ def check_fit(source: ModelSource) -> None:
     stored = _stored(source)
     limit = SizeLimit.of_tensors([shape for _, shape in stored.values()])
     config = load_config(source)
-    model = build_meta(config, trust_remote_code=source.trust_remote_code, limit=limit)
+    model = build_meta(config, consent=source.consent, limit=limit)
     check_dtypes({name: dtype for name, (dtype, _) in stored.items()}, model, source.name)
-    if weight_files(source.directory, allow_pickle=source.allow_pickle)[0].suffix != ".safetensors":
+    if weight_files(source.directory, allow_pickle=source.consent.pickle)[0].suffix != ".safetensors":
         _check_pickled(source, stored, getattr(config, "dtype", None) or torch.float32)
 
 
@@ -57,7 +57,7 @@ def _check_pickled(source: ModelSource, stored: Mapping[str, tuple[str, Any]], d
 
 def _stored(source: ModelSource) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> dtype and shape of every tensor in the files of a model."""
-    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     if files[0].suffix == ".safetensors":
         return {name: (tensor.dtype, tensor.shape) for name, tensor in Checkpoint(files).tensors.items()}
     if files[0].suffix == ".json":

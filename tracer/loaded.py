@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 
 from ..ir.errors import FxpruneError, RequestError
+from ..runtime.consent import Consent
 from .model import ModelSource, build_meta
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def write_loaded(
             model.config.save_pretrained(directory)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
-    return ModelSource(name=name, directory=directory, trust_remote_code=trust_remote_code, loaded=True)
+    return ModelSource(
+        name=name, directory=directory, consent=Consent.of_user(directory, code=trust_remote_code), loaded=True
+    )
 
 
 def _saved(model: PreTrainedModel, directory: Path, name: str) -> None:

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from ..ir.errors import FxpruneError, RequestError, first_line, is_utf8
 from ..runtime.config_file import read_config
+from ..runtime.consent import Consent
 from ..runtime.size_limits import SizeLimit, limited
 from .calls import calls
 from .checkpoint import DOWNLOAD_AGAIN, weight_files
@@ -44,15 +45,13 @@ class ModelSource:
     Attributes:
         name: MODEL as the user gave it.
         directory: where its files are.
-        trust_remote_code: whether code in it may run.
-        allow_pickle: whether weights may be read from a pickle.
+        consent: what may run of it.
         loaded: whether the directory was written from a model in memory, and lasts as long as the call.
     """
 
     name: str
     directory: Path
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
+    consent: Consent
     loaded: bool = False
 
 
@@ -72,15 +71,27 @@ def resolve(
             directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them.
     """
     directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
+    return found_source(
+        str(name), Consent.of_user(directory, code=trust_remote_code, pickle=allow_pickle), weights=weights
+    )
+
+
+def found_source(name: str, consent: Consent, *, weights: bool = True) -> ModelSource:
+    """A model whose directory has been found, checked as :func:`resolve` does.
+
+    Args:
+        name: MODEL as the user gave it.
+        consent: its directory, and what may run there.
+        weights: whether weights are needed.
+    """
+    directory = consent.directory
     if not is_utf8(directory.absolute()):
         raise RequestError(f"the name of {directory} is not UTF-8", "rename it: safetensors cannot open files there")
     if not (directory / "config.json").is_file():
         raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
     if weights:
-        weight_files(directory, allow_pickle=allow_pickle)
-    return ModelSource(
-        name=str(name), directory=directory, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-    )
+        weight_files(directory, allow_pickle=consent.pickle)
+    return ModelSource(name=name, directory=directory, consent=consent)
 
 
 def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
@@ -121,7 +132,7 @@ def load_config(source: ModelSource) -> Any:
     raw = read_config(file, DOWNLOAD_AGAIN)
     _check_architecture(source, raw)
     config = _guarded(
-        lambda: AutoConfig.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
+        lambda: AutoConfig.from_pretrained(source.directory, **source.consent.keywords(source.directory)),
         RequestError,
         f"{file} is not a valid model configuration",
         "correct the file, or download it again",
@@ -138,7 +149,7 @@ def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:
             f"{source.name!r} is quantised ({raw['quantization_config'].get('quant_method', 'unknown method')})",
             "prune the original weights and quantise the result",
         )
-    if source.trust_remote_code and any(name.startswith("AutoModel") for name in own_code):
+    if source.consent.code and any(name.startswith("AutoModel") for name in own_code):
         return
     if model_type not in CONFIG_MAPPING:
         if own_code:
@@ -190,13 +201,13 @@ def predicts_next_token(config: Any) -> bool:
 
 
 def build_meta(
-    config: Any, *, trust_remote_code: bool = False, buffers: bool = False, limit: SizeLimit = ANY_MODEL
+    config: Any, *, consent: Consent | None = None, buffers: bool = False, limit: SizeLimit = ANY_MODEL
 ) -> Any:
     """The module that ``config`` describes, on the meta device: shapes without memory for weights.
 
     Args:
         config: from :func:`load_config`; it is not changed.
-        trust_remote_code: whether the model's own code may run.
+        consent: for the directory that the config was read from; none of its code runs when None.
         buffers: whether buffers (rotary tables, masks) have values, on the CPU.
         limit: how large it may be; not looked at with ``buffers``.
 
@@ -207,6 +218,8 @@ def build_meta(
         RequestError: transformers cannot build a model from the config, or it is too large.
     """
 
+    place = Path(config.name_or_path)
+
     def build() -> Any:
         # Initialising weights that are never used would take minutes.
         with contextlib.ExitStack() as stack:
@@ -215,9 +228,8 @@ def build_meta(
             # transformers writes the dtype into the config it is given.
             found = _builder(config)
             if hasattr(found, "from_config"):  # an Auto class
-                model = found.from_config(
-                    copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
-                )
+                allowed = (consent or Consent.nothing(place)).keywords(place)
+                model = found.from_config(copy.deepcopy(config), dtype=torch.float32, **allowed)
             else:
                 model = found._from_config(copy.deepcopy(config), dtype=torch.float32)
         if buffers:
@@ -250,7 +262,7 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
     """
     config = load_config(source)
     found = _builder(config)
-    files = weight_files(source.directory, allow_pickle=source.allow_pickle)
+    files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     # With a map of devices the files are read straight to the device.
     elsewhere = {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
     model, info = _guarded(
@@ -258,7 +270,7 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
             source.directory,
             config=config,
             dtype=dtype,
-            trust_remote_code=source.trust_remote_code,
+            **source.consent.keywords(source.directory),
             use_safetensors=files[0].suffix == ".safetensors",
             ignore_mismatched_sizes=True,  # they are reported below, with the others
             output_loading_info=True,
@@ -283,7 +295,7 @@ def _check_keys(source: ModelSource, config: Any, info: dict[str, Any]) -> None:
         return
     own_code = bool(getattr(config, "auto_map", None))
     hint = "check that the weights belong to this config"
-    if own_code and not source.trust_remote_code:
+    if own_code and not source.consent.code:
         hint = f"this model has its own code: read it in {source.directory}, then pass --trust-remote-code"
     raise FxpruneError(f"the weights of {source.name!r} do not fit its config: tensors {found}", hint)
 
@@ -297,7 +309,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     if source.loaded and not (source.directory / "tokenizer_config.json").is_file():
         raise RequestError(f"{source.name} came without a tokenizer, and text is to be read", "give it as tokenizer=")
     return _guarded(
-        lambda: AutoTokenizer.from_pretrained(source.directory, trust_remote_code=source.trust_remote_code),
+        lambda: AutoTokenizer.from_pretrained(source.directory, **source.consent.keywords(source.directory)),
         RequestError,
         f"{source.directory} has no readable tokenizer",
         "copy tokenizer.json and tokenizer_config.json to the directory of config.json",

@@ -11,8 +11,6 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,13 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ...demo import MODEL_DIR
 from ...ir.errors import FxpruneError, RequestError, last_line
+from ...runtime.child_process import module_arguments, start_python
+from ...runtime.consent import Consent
 from ...runtime.place.placement import AUTO, PlacementRequest
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models
 from .process import TimingJob
 
 if TYPE_CHECKING:
+    import subprocess
+
     import torch
 
 BATCHES = (1, 8)
@@ -166,9 +169,9 @@ def bench(
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder, ExitStack() as stack:
         where = dataclasses.asdict(request)
-        jobs = [TimingJob(*_place(model, stack, trust_remote_code), trust_remote_code, where) for model in found]
+        jobs = [TimingJob(*_place(model, stack, trust_remote_code), where) for model in found]
         if onnx:
-            jobs += _exported(jobs, Path(folder), trust_remote_code, progress)
+            jobs += _exported(jobs, Path(folder), progress)
         return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))
 
 
@@ -204,27 +207,30 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _place(model: Any, stack: ExitStack, trust_remote_code: bool) -> tuple[str, str]:
-    """What a model is called and where it lies; a loaded one is written for as long as ``stack`` lasts."""
+def _place(model: Any, stack: ExitStack, trust_remote_code: bool) -> tuple[str, Consent]:
+    """What a model is called, where it lies and what may run there; a loaded one is written for as long as ``stack``
+    lasts."""
+    # Its own process says what is wrong with a directory. This one need not import transformers, which takes seconds.
     if is_path(model):
-        return os.fspath(model), os.fspath(model)
+        name = os.fspath(model)
+        directory = Path(MODEL_DIR) if name == "demo" else Path(name).expanduser()
+        if directory.is_dir():
+            return name, Consent.of_user(directory.absolute(), code=trust_remote_code)
     from ..sources import open_source
 
     source = stack.enter_context(open_source(model, trust_remote_code=trust_remote_code))
-    return source.name, str(source.directory)
+    return source.name, source.consent
 
 
-def _exported(
-    torch_jobs: Sequence[TimingJob], folder: Path, trust_remote_code: bool, progress: Progress
-) -> list[TimingJob]:
+def _exported(torch_jobs: Sequence[TimingJob], folder: Path, progress: Progress) -> list[TimingJob]:
     from ..exporting import export
 
     jobs = []
     for index, job in enumerate(torch_jobs):
-        if not (Path(job.path) / "model.onnx").is_file():
+        if not (job.consent.directory / "model.onnx").is_file():
             out = folder / str(index)
-            export(job.path, out, trust_remote_code=trust_remote_code, progress=progress)
-            jobs.append(TimingJob(job.name, str(out), trust_remote_code))
+            report: Any = export(job.consent.directory, out, trust_remote_code=job.consent.code, progress=progress)
+            jobs.append(TimingJob(job.name, Consent.of_written(out, report.code)))
     return jobs
 
 
@@ -278,21 +284,14 @@ class _Worker:
 @contextmanager
 def _worker(job: TimingJob, conditions: Conditions, progress: Progress) -> Iterator[_Worker]:
     progress(f"{job.name}: loading")
-    package = __name__.rpartition(".")[0]
-    told = json.dumps({"job": dataclasses.asdict(job), "conditions": dataclasses.asdict(conditions)})
-    environment = {**os.environ, "OMP_NUM_THREADS": str(conditions.threads)}
-    command = [sys.executable, "-m", f"{package}.process", told]
+    told = json.dumps({"job": job.to_json(), "conditions": dataclasses.asdict(conditions)})
+    arguments = module_arguments(f"{__name__.rpartition('.')[0]}.process", told)
+    settings = {"OMP_NUM_THREADS": str(conditions.threads)}
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process only, and it ends the others
-        ) as process,
+        tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder,
+        # Ctrl-C reaches this process only, and it ends the others.
+        start_python(arguments, Path(folder), stderr=said, settings=settings, own_session=True) as process,
     ):
         try:
             yield _Worker(job, process, said)

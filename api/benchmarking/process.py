@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.consent import Consent
 from ...runtime.place.memory import peak_of
 
 if TYPE_CHECKING:
@@ -38,16 +39,24 @@ class TimingJob:
 
     Attributes:
         name: the model as the user gave it.
-        path: where it is loaded from: the same, or an ONNX directory that was exported from it.
-        trust_remote_code: whether the model's own code may run.
+        consent: where it is loaded from, the model's directory or an ONNX directory that was exported from it, and what
+            may run there.
         request: where the user wants it to run, the fields of a
             :class:`~fxprune.runtime.place.placement.PlacementRequest`.
     """
 
     name: str
-    path: str
-    trust_remote_code: bool
+    consent: Consent
     request: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data, for the process."""
+        return {"name": self.name, "consent": self.consent.to_json(), "request": dict(self.request)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TimingJob:
+        """The inverse of :meth:`to_json`."""
+        return cls(data["name"], Consent.from_json(data["consent"]), data["request"])
 
 
 class _Timed:
@@ -56,13 +65,13 @@ class _Timed:
     def __init__(self, job: TimingJob, conditions: Mapping[str, Any]) -> None:
         import torch
 
-        from ...tracer.model import load_config, resolve
+        from ...tracer.model import found_source, load_config
         from ..runnable import is_onnx
 
         torch.set_num_threads(conditions["threads"])
         self.conditions = conditions
-        onnx = is_onnx(job.path)
-        source = resolve(job.path, weights=not onnx, trust_remote_code=job.trust_remote_code)
+        onnx = is_onnx(job.consent.directory)
+        source = found_source(job.name, job.consent, weights=not onnx)
         config = load_config(source).get_text_config()
         self.vocabulary = int(config.vocab_size)
         wanted, context = conditions["prompt"] + conditions["new"], getattr(config, "max_position_embeddings", None)
@@ -149,7 +158,7 @@ def _open_onnx(source: ModelSource, conditions: Mapping[str, Any], _request: Map
     from ...tracer.model import build_meta, load_config
     from ..runnable import open_onnx
 
-    build_meta(load_config(source), trust_remote_code=source.trust_remote_code)  # what importing its code takes
+    build_meta(load_config(source), consent=source.consent)  # what importing its code takes
     before = _peak()
     opened = open_onnx(source, threads=conditions["threads"])
     decode: Any = opened.step
@@ -184,7 +193,7 @@ def serve(told: str, questions: TextIO, answers: TextIO) -> None:
     try:
         from ...runtime.place.placement import WHOLE, told_when_out_of_memory
 
-        timed = _Timed(TimingJob(**asked["job"]), asked["conditions"])
+        timed = _Timed(TimingJob.from_json(asked["job"]), asked["conditions"])
         say({"ready": True})
         for line in questions:
             with told_when_out_of_memory(timed.model.placement or WHOLE):

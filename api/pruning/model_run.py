@@ -138,7 +138,7 @@ class ModelRun:
             self.synthetic = self.streamed.synthetic
             return self.streamed.module
         if pipeline is None:
-            return build_meta(self.config, trust_remote_code=source.trust_remote_code)
+            return build_meta(self.config, consent=source.consent)
         if isinstance(opened, str) and opened:
             self.progress(f"all weights are loaded: {opened}")
             self._loaded_because = opened if placement != STREAMED else ""
@@ -290,6 +290,7 @@ class ModelRun:
                 model=subject.model,
                 out=out,
                 source=self.source.directory,
+                consent=self.source.consent,
                 plan=plan,
                 repairs=ledger.repairs,
                 quantities=self.quantities | self._changed_extents(),

@@ -75,7 +75,7 @@ def open_streamed_model(
         return ""
     if not language:
         return "it is not a causal language model"
-    module = build_meta(config, trust_remote_code=source.trust_remote_code, buffers=True)
+    module = build_meta(config, consent=source.consent, buffers=True)
     dtype, runs = stored_dtype(checkpoint, config), not all(step.streams for step in pipeline)
     files = find_files(source, module, checkpoint, dtype, scratch=scratch if runs else None, progress=progress)
     return StreamedModel(files, module, placement, scratch) if isinstance(files, Files) else files

@@ -74,6 +74,7 @@ def applied(result: Applied) -> list[RenderableType]:
         notes.append(f"{saved.path}: {saved.form} form, {saved.model_type}")
         notes += [f"architecture changed from {saved.retargeted}"] if saved.retargeted else []
         notes += [f"not in uniform form: {saved.why_free}"] if saved.why_free else []
+        notes += saved.copied.said()
         notes.append(_checked(saved.checks))
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     notes += [result.placement.why] if result.placement else []

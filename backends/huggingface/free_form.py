@@ -7,6 +7,7 @@ the modules that this entry lists. It has no code for any architecture, and need
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.plan import Plan
-from ...ir.repairs import ConfigView, Repairs, repair
+from ...ir.repairs import ConfigView, Repairs, repair, repairs_integers
 from ...runtime.absence import Absence, absences
+from ...runtime.tensors import tensors_by_every_name
 from .config_search import built_shapes, model_shapes
 
 CONFIG_ENTRY = "fxprune"
@@ -96,6 +98,33 @@ def take_out(model: torch.nn.Module, entry: dict[str, Any]) -> None:
         model.set_submodule(path, Absent(absence))
 
 
+def check_entry(model: torch.nn.Module, entry: dict[str, Any]) -> None:
+    """Compare the ``fxprune`` entry of a configuration, which anybody may have written, with a freshly built model.
+
+    Raises:
+        RequestError: it is anything but smaller shapes, new integers for old ones, and modules of the model that go.
+    """
+    tensors, modules = tensors_by_every_name(model), dict(model.named_modules())
+    for name, shape in entry["shapes"].items():
+        held = tuple(tensors[name].shape) if name in tensors else ()
+        fits = isinstance(shape, list) and len(shape) == len(held) and all(type(size) is int for size in shape)
+        if not (fits and all(0 <= size <= was for size, was in zip(shape, held, strict=True))):
+            raise RequestError(f"config.json makes {name!r} {shape}, and it is {list(held)}", _ENTRY)
+    for path, attributes in entry["attributes"].items():
+        for attribute, change in attributes.items():
+            if path not in modules or not repairs_integers(modules[path], attribute, change):
+                raise RequestError(f"config.json changes {attribute!r} of {path!r} to {change}", _ENTRY)
+    for path, absence in entry.get("absent", {}).items():
+        plain = isinstance(absence, dict) and absence.keys() == {"outputs", "cache"}
+        if not path or path not in modules or not plain or type(absence["outputs"]) is not int:
+            raise RequestError(f"config.json says that {path!r} is absent: {absence}", _ENTRY)
+        if absence["cache"] is not None and type(absence["cache"]) is not int:
+            raise RequestError(f"config.json says that {path!r} fills layer {absence['cache']!r} of the cache", _ENTRY)
+
+
+_ENTRY = "this is not what fxprune wrote: get the model again, or write it again"
+
+
 def base_class(model: nn.Module) -> type[PreTrainedModel]:
     """The class of transformers that a model has, or that its class derives from.
 
@@ -150,13 +179,19 @@ def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return type(config).from_dict(data)
 
 
-def write_code(folder: Path, name: str, auto_class: str, version: str, *, absent: bool = False) -> None:
-    """Write the modelling file for the class ``name``; ``absent`` tells that modules were removed."""
+def write_code(folder: Path, name: str, auto_class: str, version: str, *, absent: bool = False) -> dict[str, str]:
+    """Write the modelling file for the class ``name``; ``absent`` tells that modules were removed.
+
+    Returns:
+        The name of the file -> the sha256 of what it holds.
+    """
     needed = (ConfigView, repair, replay, *((Absence, Absent, take_out) if absent else ()))
     parts = "\n\n".join(inspect.getsource(part) for part in needed)
     header = HEADER.format(name=name, version=version, auto=auto_class, absent=ABSENT if absent else "")
     footer = FOOTER.format(name=name, absent=TAKE_OUT if absent else "")
-    (folder / f"{MODULE}.py").write_text(f"{header}\n{parts}{footer}", encoding="utf-8")
+    text = f"{header}\n{parts}{footer}".encode()
+    (folder / f"{MODULE}.py").write_bytes(text)
+    return {f"{MODULE}.py": hashlib.sha256(text).hexdigest()}
 
 
 def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -164,6 +199,10 @@ def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
+        try:
+            check_entry(self, getattr(config, CONFIG_ENTRY))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RequestError("the 'fxprune' entry of config.json is damaged", _ENTRY) from error
         replay(self, getattr(config, CONFIG_ENTRY))
         take_out(self, getattr(config, CONFIG_ENTRY))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -19,13 +18,15 @@ from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.absence import absences
 from ...runtime.config_file import read_config
+from ...runtime.consent import Consent
 from ...runtime.size_limits import SizeLimit, limited
 from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_target
+from ..copied_files import CopiedFiles, copy_files
 from ..digests import digests, source_digests
-from ..verify import FreshProcess, Reference, VerificationError
+from ..verify import FreshProcess, Job, Reference, VerificationError
 from .config_search import find_config, model_shapes
-from .free_form import CONFIG_ENTRY, MODULE, base_class, free_class, free_config, plain_config, write_code
+from .free_form import CONFIG_ENTRY, base_class, free_class, free_config, plain_config, write_code
 from .synthetic_weights import meta_model
 from .weight_source import InMemoryWeights, WeightSource
 
@@ -60,6 +61,7 @@ class SaveRequest:
             unless ``values`` has them.
         out: the directory to write. It appears complete or not at all.
         source: the directory that the model was read from; its tokenizer and generation files are copied.
+        consent: what may run of ``source``; nothing when None.
         plan: what was removed; written as ``plan.safetensors``.
         repairs: the result of ``shrink_module``.
         quantities: (old, new) of the extents in the whole graph that changed (``extents[""]``), for the search of a
@@ -83,11 +85,17 @@ class SaveRequest:
     report: Mapping[str, Any]
     reference: Reference | None = None
     values: WeightSource | None = None
+    consent: Consent | None = None
     form: Form = "auto"
     force: bool = False
     shard_size: str = SHARD_SIZE
     origin: Mapping[str, str] | None = None
     extra: Callable[[Path], None] | None = None
+
+    @property
+    def original(self) -> Consent | None:
+        """What may run of the source."""
+        return Consent.nothing(self.source) if self.consent is None and self.source is not None else self.consent
 
     def weights(self) -> WeightSource:
         """Where the weights are: in memory, if ``values`` does not say otherwise."""
@@ -109,6 +117,9 @@ class SavedModel:
         why_free: why no plain configuration was used; "" for the uniform form.
         config_changes: dotted config field -> (before, now), for the uniform form.
         checks: the results of the check in a fresh process.
+        code: name -> sha256 of every file in it that runs: the modelling file, and code of the source, which is there
+            only if the user allowed it to run.
+        copied: what was copied of the source that runs, and what was not copied.
     """
 
     path: Path
@@ -118,6 +129,8 @@ class SavedModel:
     why_free: str = ""
     config_changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+    copied: CopiedFiles = field(default_factory=CopiedFiles)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -165,7 +178,9 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
     model_class, config = _class_in(path)
     try:
         with limited(SizeLimit.of_files(path.glob("model*.safetensors"))):
-            model, info = model_class.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+            model, info = model_class.from_pretrained(
+                path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **no_code(path)
+            )
     except FxpruneError:
         raise
     except Exception as error:  # of any class: the entries of its configuration are read by the model's own code
@@ -176,6 +191,11 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
             raise FxpruneError(f"{path} has {kind.replace('_', ' ')}: {names}", "write the artifact again")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def no_code(path: Path) -> dict[str, bool]:
+    """What transformers is told about a directory of which no code runs."""
+    return Consent.nothing(path).keywords(path)
 
 
 def load_without_weights(path: Path) -> PreTrainedModel:
@@ -193,7 +213,7 @@ def _class_in(path: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
         raise RequestError(f"{path / 'config.json'} does not exist", "give a model directory")
     read_config(path / "config.json", "write the artifact again")
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
+        config = transformers.AutoConfig.from_pretrained(path, **no_code(path))
         base = getattr(transformers, (config.architectures or ["none named"])[0], None)
     except Exception as error:  # likewise
         raise RequestError(
@@ -233,10 +253,27 @@ class _Design:
     why_free: str = ""
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
-    def saved(self, out: Path, checks: Mapping[str, Any]) -> SavedModel:
+    def saved(self, out: Path, checks: Mapping[str, Any], written: _Written) -> SavedModel:
         """The result, when the model has been written to ``out``."""
-        model_type: str = self.config.model_type
-        return SavedModel(out.resolve(), self.form, model_type, self.retargeted, self.why_free, self.changes, checks)
+        return SavedModel(
+            out.resolve(), self.form, self.config.model_type, self.retargeted, self.why_free, self.changes, checks,
+            code={**written.code, **written.copied.code}, copied=written.copied,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What :func:`_write` has written.
+
+    Attributes:
+        known: file name -> sha256, of those that were computed on the way.
+        code: the same, of the modelling file.
+        copied: what was copied from the source.
+    """
+
+    known: Mapping[str, str]
+    code: Mapping[str, str]
+    copied: CopiedFiles
 
 
 def _design(request: SaveRequest, values: WeightSource, *, form: Form) -> _Design:
@@ -271,32 +308,36 @@ def _write_checked(
 ) -> SavedModel:
     """Write the directory, and check it before it is moved into place."""
     with atomic_directory(request.out, force=request.force) as folder:
-        known = _write(request, folder, design, values)
+        written = _write(request, folder, design, values)
         write_plan(folder, request.plan)
-        checks = values.check(folder, design.auto_class, design.form == "free", request.source, fresh)
-        saved = design.saved(request.out, checks)
+        job = Job(Consent.of_written(folder, written.code), None, design.auto_class)
+        checks = values.check(job, request.original, fresh)
+        saved = design.saved(request.out, checks, written)
         if request.extra is not None:
             request.extra(folder)
-        write_json(folder / RECORD, {**_record(saved, request), "files": digests(folder, known=known)})
+        write_json(folder / RECORD, {**_record(saved, request), "files": digests(folder, known=written.known)})
     return saved
 
 
-def _write(request: SaveRequest, folder: Path, design: _Design, values: WeightSource) -> Mapping[str, str]:
-    """Write weights, configuration, code and companion files; returns the digests that were computed on the way."""
-    model, source = request.model, request.source
+def _write(request: SaveRequest, folder: Path, design: _Design, values: WeightSource) -> _Written:
+    """Write weights, configuration, code and companion files."""
+    model, original = request.model, request.original
     known = values.write(model, folder, plain=design.form == "uniform", shard_size=request.shard_size)
     design.config.architectures = [design.model_class.__name__]
     design.config.dtype = str(values.dtype).removeprefix("torch.")
     design.config.to_json_file(folder / "config.json", use_diff=True)
-    code = folder / f"{MODULE}.py"
-    code.unlink(missing_ok=True)
+    for file in folder.glob("*.py"):  # transformers writes the code of a model that had its own
+        file.unlink()
+    code = {}
     if design.form == "free":
         absent = bool(absences(model))
-        write_code(folder, design.model_class.__name__, design.auto_class, version("fxprune"), absent=absent)
-    for path in sorted(source.iterdir()) if source is not None and source.is_dir() else ():
-        if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in COMPANIONS):
-            shutil.copyfile(path, folder / path.name)
-    return known
+        code = write_code(folder, design.model_class.__name__, design.auto_class, version("fxprune"), absent=absent)
+    copied = CopiedFiles()
+    if original is not None and original.directory.is_dir():
+        files = [path for path in sorted(original.directory.iterdir()) if path.is_file()]
+        wanted = [path for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in COMPANIONS)]
+        copied = copy_files([path for path in wanted if path.name not in code], folder, original)
+    return _Written(known, code, copied)
 
 
 def _record(saved: SavedModel, request: SaveRequest) -> dict[str, Any]:
@@ -315,4 +356,6 @@ def _record(saved: SavedModel, request: SaveRequest) -> dict[str, Any]:
         "retargeted": saved.retargeted,
         "config_changes": {name: list(change) for name, change in saved.config_changes.items()},
         "checks": dict(saved.checks),
+        "code": dict(saved.code),
+        "not_copied": list(saved.copied.left_out),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from ...runtime.consent import Consent
 from ...runtime.quiet import quiet
 from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint
 from ...runtime.tensors import Places
@@ -48,11 +49,9 @@ class WeightSource(Protocol):
             File name -> sha256, for those files whose digest was computed on the way.
         """
 
-    def check(
-        self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
-    ) -> dict[str, Any]:
-        """Load ``folder`` in a fresh process (``fresh``, if given) and compare; ``source`` is the directory of the
-        original model."""
+    def check(self, written: Job, source: Consent | None, fresh: FreshProcess | None) -> dict[str, Any]:
+        """Load what was written in a fresh process (``fresh``, if given) and compare it with the reference that is
+        missing in the job; ``source`` is for the directory of the original model."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,8 @@ class InMemoryWeights:
             model.save_pretrained(folder, max_shard_size=shard_size, save_original_format=plain)
         return {}
 
-    def check(
-        self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
-    ) -> dict[str, Any]:
-        return verify_written(Job(folder, self.reference, auto_class, trust), source, fresh)
+    def check(self, written: Job, source: Consent | None, fresh: FreshProcess | None) -> dict[str, Any]:
+        return verify_written(replace(written, reference=self.reference), source, fresh)
 
 
 @dataclass(frozen=True)
@@ -162,13 +159,11 @@ class OnDiskWeights:
             model.generation_config.save_pretrained(folder)
         return self.weights.write(model, folder, plain=plain, shard_size=shard_size)
 
-    def check(
-        self, folder: Path, auto_class: str, trust: bool, source: Path | None, fresh: FreshProcess | None
-    ) -> dict[str, Any]:
-        files = sorted(folder.glob("model*.safetensors"))
+    def check(self, written: Job, source: Consent | None, fresh: FreshProcess | None) -> dict[str, Any]:
+        files = sorted(written.folder.glob("model*.safetensors"))
         elements = sum(prod(stored.shape) for stored in Checkpoint(files).tensors.values())
         reference = self._reference(files) if 4 * elements <= LOGITS_LIMIT else None
-        return verify_written(Job(folder, reference, auto_class, trust), source, fresh)
+        return verify_written(replace(written, reference=reference), source, fresh)
 
     def _reference(self, files: Iterable[Path]) -> Reference:
         first = {stored.name: name for name, stored in self.weights.store.source.items()}

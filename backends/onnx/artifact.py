@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
-import shutil
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ import onnxruntime
 from torch.nn import Module
 
 from ...ir.errors import RequestError
+from ...runtime.consent import Consent
 from ..artifact import RECORD, read_record, write_json
 from ..atomic_directory import check_target
+from ..copied_files import CopiedFiles, copy_files
 from .layout import LAYOUTS, Layout
 from .quantize import ONNX_DTYPES, save_graph
 
@@ -32,8 +33,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "no
 _OPSETS = range(18, 26)
 _PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
-# Config, generation config, tokenizer, chat template and the model's own code; no weights and no records of pruning.
-_COPIED_SUFFIXES = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
+# Config, generation config, tokenizer and chat template; no weights and no records of pruning.
+_COPIED_SUFFIXES = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 
 
 def check_opset(opset: int | None) -> None:
@@ -56,6 +57,7 @@ class OnnxRequest:
             the CPU, and refused if the CPU cannot run it.
         opset: version of the ONNX operator set; the default of the exporter when None.
         force: whether to replace an existing ``out`` when the new one is complete.
+        consent: what may run of ``source``; nothing when None.
     """
 
     source: Path
@@ -66,6 +68,7 @@ class OnnxRequest:
     optimize: str = "cpu"
     opset: int | None = None
     force: bool = False
+    consent: Consent | None = None
 
     def check(self) -> None:
         """Check the options and the output directory.
@@ -82,6 +85,11 @@ class OnnxRequest:
         check_opset(self.opset)
         needed = sum(path.stat().st_size for path in self.source.glob("*.safetensors"))
         check_target(self.out, force=self.force, source=self.source, needed=needed)
+
+    @property
+    def original(self) -> Consent:
+        """What may run of the source."""
+        return self.consent or Consent.nothing(self.source)
 
     @property
     def place(self) -> Layout:
@@ -143,6 +151,8 @@ class OnnxReport(OnnxChecks):
         inputs, outputs: names in the graph. ``position_ids`` is absent if the model has no such argument.
         open: names of the dynamic dimensions of the inputs, for a model that is not a causal language model.
         versions: versions of the packages that made it.
+        code: name -> sha256 of the code that was copied from the source, whose user allowed it to run.
+        left_out: what was not copied from the source, in words.
     """
 
     path: Path
@@ -157,6 +167,8 @@ class OnnxReport(OnnxChecks):
     outputs: tuple[str, ...]
     open: tuple[str, ...]
     versions: dict[str, str]
+    code: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -164,7 +176,11 @@ class OnnxReport(OnnxChecks):
         tokens = f"{self.greedy_equal} of {self.greedy_tokens} greedy tokens equal"
         if not self.greedy_tokens:
             tokens = f"dynamic: {', '.join(self.open).replace('_', ' ') or 'nothing'}"
-        return f"{self.dtype}, opset {self.opset}, optimised for {self.optimize}; {tokens}"
+        parts = (f"{self.dtype}, opset {self.opset}, optimised for {self.optimize}", tokens, *self._copied())
+        return "; ".join(parts)
+
+    def _copied(self) -> list[str]:
+        return CopiedFiles(self.code, self.left_out).said()
 
     @property
     def measured(self) -> dict[str, dict[str, str]]:
@@ -184,15 +200,14 @@ class OnnxReport(OnnxChecks):
         return {"format": "onnx", **fields}
 
 
-def write_program(request: OnnxRequest, program: ir.Model, model: Module, staging: Path) -> None:
-    """Write the graph, its weights and the small files of the source into ``staging``."""
+def write_program(request: OnnxRequest, program: ir.Model, model: Module, staging: Path) -> CopiedFiles:
+    """Write the graph, its weights and the small files of the source into ``staging``; returns what was copied."""
     graph = staging / request.file
     graph.parent.mkdir(exist_ok=True)
     save_graph(program, graph, request.data)
-    for path in sorted(request.source.iterdir()):
-        kept = path.suffix in _COPIED_SUFFIXES and path.name != RECORD and not path.name.endswith(".index.json")
-        if kept and path.is_file():
-            shutil.copyfile(path, staging / path.name)
+    data = [path for path in sorted(request.source.iterdir()) if path.suffix in _COPIED_SUFFIXES and path.is_file()]
+    wanted = [path for path in data if path.name != RECORD and not path.name.endswith(".index.json")]
+    copied = copy_files(wanted, staging, request.original)
     config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     computed = "float16" if request.dtype == "float16" else "float32"
@@ -200,6 +215,7 @@ def write_program(request: OnnxRequest, program: ir.Model, model: Module, stagin
     generation = getattr(model, "generation_config", None)
     if generation is not None and not (staging / "generation_config.json").exists():
         generation.to_json_file(staging / "generation_config.json")
+    return copied
 
 
 def write_report(
@@ -208,6 +224,7 @@ def write_report(
     staging: Path,
     checks: OnnxChecks,
     *,
+    copied: CopiedFiles,
     source_dtype: str,
     open: tuple[str, ...] = (),
 ) -> OnnxReport:
@@ -226,6 +243,8 @@ def write_report(
         outputs=tuple(str(value.name) for value in program.graph.outputs),
         open=open,
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+        code=copied.code,
+        left_out=copied.left_out,
     )
     # The texts that the source was calibrated and trained on also hold for the export.
     made = read_record(request.source) if (request.source / RECORD).is_file() else {}

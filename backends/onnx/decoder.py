@@ -20,9 +20,7 @@ from .runtime import OnnxDecoder
 from .trace import load_causal_lm, trace_onnx
 
 
-def export_onnx(
-    request: OnnxRequest, *, trust_remote_code: bool = False, progress: Callable[[str], None] | None = None
-) -> OnnxReport:
+def export_onnx(request: OnnxRequest, *, progress: Callable[[str], None] | None = None) -> OnnxReport:
     """Export a model to ONNX, check it in ONNX Runtime, then move it into place.
 
     One graph is used for prefill (past length 0) and for decoding; batch size, sequence length and past length are
@@ -31,7 +29,6 @@ def export_onnx(
 
     Args:
         request: source, output and options.
-        trust_remote_code: whether a modelling file in the source may run.
         progress: called with a message when a new step begins.
 
     Raises:
@@ -41,12 +38,12 @@ def export_onnx(
     say = progress or (lambda _message: None)
     request.check()
     say(f"loading {request.source}")
-    model, source_dtype = load_causal_lm(request.source, trust_remote_code=trust_remote_code)
+    model, source_dtype = load_causal_lm(request.original)
     say("tracing and converting to ONNX")
     program = trace_onnx(model, optimize=request.optimize, opset=request.opset)
     with atomic_directory(request.out, force=request.force) as staging:
         say("writing the graph and its weights")
-        write_program(request, program, model, staging)
+        copied = write_program(request, program, model, staging)
         decoder = OnnxDecoder(staging, file_name=request.file, provider=request.provider)
         agreement = check_onnx(decoder, model, request.optimize, say)
         checks = OnnxChecks(**dataclasses.asdict(agreement), tolerance=ONNX_LOGITS_TOLERANCE)
@@ -58,4 +55,4 @@ def export_onnx(
             checks = dataclasses.replace(checks, **dataclasses.asdict(loss), growth_tolerance=GROWTH[request.dtype])
         if request.place.genai:
             write_genai_config(staging, request.file, decoder.inputs, request.optimize)
-        return write_report(request, program, staging, checks, source_dtype=source_dtype)
+        return write_report(request, program, staging, checks, copied=copied, source_dtype=source_dtype)

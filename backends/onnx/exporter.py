@@ -47,10 +47,11 @@ class Onnx:
             optimize=self.optimize,
             opset=self.opset,
             force=request.force,
+            consent=request.consent,
         )
         wanted.check()
         if request.causal_lm and self.cache:
-            return export_onnx(wanted, trust_remote_code=request.trust_remote_code, progress=request.progress)
+            return export_onnx(wanted, progress=request.progress)
         module = request.load()
         forward = ExportedForward(module, request.inputs(module), request.inner)
         held = str(getattr(request.config, "dtype", None) or "float32").removeprefix("torch.")

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from ...ir.errors import FxpruneError
 from ...runtime.tolerances import ONNX_OUTPUT_TOLERANCE, relative_difference
 from ..atomic_directory import atomic_directory
+from ..copied_files import CopiedFiles
 from .artifact import OnnxChecks, OnnxReport, OnnxRequest, write_program, write_report
 from .names import BATCH_SYMBOL, SEQUENCE, rename_symbols
 from .quantize import convert_weights
@@ -106,7 +107,7 @@ def export_forward(
     request.check()
     forward = forward.masked()
     with atomic_directory(request.out, force=request.force) as staging:
-        program, differences = _widest(request, forward, staging, say)
+        program, copied, differences = _widest(request, forward, staging, say)
         if request.dtype != "float32":
             say(f"converting the weights to {request.dtype}")
             names = [value.name or "" for value in (*program.graph.inputs, *program.graph.outputs)]
@@ -114,13 +115,16 @@ def export_forward(
             rounded = _check(request, forward, program, staging, request.dtype)
             differences |= {f"{request.dtype} {name}": difference for name, difference in rounded.items()}
         checks = OnnxChecks(differences=differences, tolerance=ONNX_OUTPUT_TOLERANCE[request.dtype])
-        return write_report(request, program, staging, checks, source_dtype=source_dtype, open=_open(program))
+        return write_report(
+            request, program, staging, checks, copied=copied, source_dtype=source_dtype, open=_open(program)
+        )
 
 
 def _widest(
     request: OnnxRequest, forward: ExportedForward, staging: Path, say: Callable[[str], None]
-) -> tuple[ir.Model, dict[str, float]]:
-    """The graph with the most dynamic dimensions that passes its check, written, and the result of :func:`_check`.
+) -> tuple[ir.Model, CopiedFiles, dict[str, float]]:
+    """The graph with the most dynamic dimensions that passes its check, written; what was copied; and the result of
+    :func:`_check`.
 
     Raises:
         FxpruneError: even the graph without dynamic dimensions does not pass.
@@ -129,9 +133,9 @@ def _widest(
         say(f"tracing and converting to ONNX, dynamic: {free}")
         try:
             program = trace_forward(forward, free=free, optimize=request.optimize, opset=request.opset)
-            write_program(request, program, forward.model, staging)
+            copied = write_program(request, program, forward.model, staging)
             say("checking in ONNX Runtime")
-            return program, _check(request, forward, program, staging, "float32")
+            return program, copied, _check(request, forward, program, staging, "float32")
         except FxpruneError as error:
             refused = error
     raise refused

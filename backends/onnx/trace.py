@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 from ...ir.errors import FxpruneError, RequestError, class_and_first_line
+from ...runtime.consent import Consent
 from ...runtime.json_object import read_json_object
 from ...runtime.quiet import quiet
 from .names import BATCH_SYMBOL, PAST, SEQUENCE, rename_interface, strip_provenance
@@ -27,17 +28,18 @@ _BOUND = re.compile(r"^ *(\w+) = Dim\('\1', max=(\d+)\)$", re.MULTILINE)
 """The suggestion of torch.export when the code of a model limits an extent."""
 
 
-def load_causal_lm(source: Path, *, trust_remote_code: bool) -> tuple[torch.nn.Module, str]:
-    """The model in ``source``, in float32 and evaluation mode, and the dtype in its config.
+def load_causal_lm(consent: Consent) -> tuple[torch.nn.Module, str]:
+    """The model of a directory, in float32 and evaluation mode, and the dtype in its config.
 
     Raises:
-        RequestError: ``source`` is not a model directory, has no safetensors, is not a decoder, or needs its own code
-            while ``trust_remote_code`` is False.
+        RequestError: it is not a model directory, has no safetensors, is not a decoder, or needs its own code
+            and ``consent`` does not cover it.
         FxpruneError: the files cannot be read, or weights are missing.
     """
+    source = consent.directory
     config = _read_config(source)
     # Without this check, transformers uses the built-in class of the same model type and reads the weights wrongly.
-    if config.get("auto_map") and not trust_remote_code:
+    if config.get("auto_map") and not consent.code:
         raise RequestError(
             f"{source} has its own modelling code: {', '.join(sorted(map(str, config['auto_map'].values())))}",
             "read that code, then add --trust-remote-code",
@@ -55,7 +57,7 @@ def load_causal_lm(source: Path, *, trust_remote_code: bool) -> tuple[torch.nn.M
             model, loaded = loader.from_pretrained(
                 source,
                 dtype=torch.float32,
-                trust_remote_code=trust_remote_code,
+                **consent.keywords(source),
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +19,8 @@ from torch.utils import _pytree as pytree
 
 from ...ir.errors import FxpruneError, RequestError, first_line, last_line
 from ...ir.plan import Plan
-from ...ir.repairs import Repairs, repair
+from ...ir.repairs import Repairs, repair, repairs_integers
+from ...runtime.child_process import start_python
 from ...runtime.quiet import quiet
 from ...runtime.tensors import slice_tensors, tensors_by_name
 from ...runtime.tolerances import relative_difference, same_program
@@ -30,6 +28,7 @@ from ..artifact import RECORD, read_plan, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_target
 from ..digests import digests
 from ..verify import VerificationError
+from .read_program import read_program
 
 MODULE_WEIGHTS = "model.safetensors"
 PROGRAM = "model.pt2"
@@ -95,6 +94,7 @@ def save_module(product: SavableModule, out: Path, *, report: Mapping[str, Any],
         with atomic_directory(out, force=force) as folder:
             # A tensor that several modules share is stored once.
             save_model(product.module, str(folder / MODULE_WEIGHTS), metadata={"format": "pt"})
+            program._example_inputs = None  # they would be a pickle
             torch.export.save(program, folder / PROGRAM)
             write_plan(folder, product.plan)
             checks = _check(product, folder)
@@ -106,6 +106,7 @@ def save_module(product: SavableModule, out: Path, *, report: Mapping[str, Any],
                 "any_batch": any_batch,
                 "repairs": product.repairs.to_json(),
                 "checks": checks,
+                "loads_without_pickle": _read_again(product, folder),
                 "files": digests(folder, MODULE_WEIGHTS, PROGRAM),
             }
             write_json(folder / RECORD, record)
@@ -205,11 +206,11 @@ def _check(product: SavableModule, folder: Path) -> dict[str, Any]:
             "program": str(folder / PROGRAM),
         }
         save_file(held, inputs)
-        command = [sys.executable, "-P", "-c", _SCRIPT, json.dumps(request)]
-        done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
-        if done.returncode != 0:
+        with start_python(["-c", _SCRIPT, json.dumps(request)], Path(scratch)) as process:
+            _, complaint = process.communicate()
+        if process.returncode != 0:
             raise VerificationError(
-                f"a fresh Python process cannot run the written program: {last_line(done.stderr) or done.returncode}",
+                f"a fresh Python process cannot run the written program: {last_line(complaint) or process.returncode}",
                 "this is a bug in fxprune; please report it with the module",
             )
         found = load_file(outputs)
@@ -235,12 +236,39 @@ def _check(product: SavableModule, folder: Path) -> dict[str, Any]:
     return {"loaded_by": "torch.export.load", "worst_difference": worst, "tolerance": limit}
 
 
-def load_program(folder: Path) -> nn.Module:
-    """The exported program in an artifact, as a module.
+def _read_again(product: SavableModule, folder: Path) -> bool | str:
+    """Compare what :func:`load_program` reads with the module; why it needs ``allow_pickle``, if it does.
 
     Raises:
-        RequestError: it is damaged.
+        VerificationError: the outputs differ.
     """
+    try:
+        module = load_program(folder)
+    except RequestError as error:
+        return error.message.removeprefix(f"{folder / PROGRAM} ")
+    with torch.no_grad():
+        found, expected = (pytree.tree_leaves(m(*product.args, **product.kwargs)) for m in (module, product.module))
+    for got, wanted in zip(found, expected, strict=True):
+        if isinstance(wanted, torch.Tensor) and not relative_difference(got, wanted) <= same_program(wanted.dtype):
+            raise VerificationError(
+                "the outputs of the program that was read again and of the module differ",
+                "this is a bug in fxprune; please report it with the module",
+            )
+    return True
+
+
+def load_program(folder: Path, *, allow_pickle: bool = False) -> nn.Module:
+    """The exported program in an artifact, as a module.
+
+    Args:
+        folder: the artifact.
+        allow_pickle: whether ``torch.export.load`` may read it, which runs what it holds.
+
+    Raises:
+        RequestError: it is damaged, or needs ``allow_pickle``.
+    """
+    if not allow_pickle:
+        return read_program(folder / PROGRAM)
     try:
         with quiet():
             program = torch.export.load(folder / PROGRAM)
@@ -276,9 +304,7 @@ def load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.Mo
                 "give a new module with the class and the widths of the original",
             )
     slice_tensors(into, Plan(slices=slices))
-    for path, changes in Repairs.from_json(record.get("repairs") or {}).attributes.items():
-        for attribute, (_, new) in changes.items():
-            repair(into.get_submodule(path), attribute, new)
+    _repair(into, Repairs.from_json(record.get("repairs") or {}), folder)
     try:
         missing, unexpected = into.load_state_dict(held, strict=False)
     except RuntimeError as error:
@@ -295,6 +321,18 @@ def load_into(folder: Path, record: Mapping[str, Any], into: nn.Module) -> nn.Mo
             "give a new module with the class and the widths of the original",
         )
     return into
+
+
+def _repair(into: nn.Module, repairs: Repairs, folder: Path) -> None:
+    modules = dict(into.named_modules())
+    for path, changes in repairs.attributes.items():
+        for attribute, change in changes.items():
+            if path not in modules or not repairs_integers(modules[path], attribute, change):
+                raise RequestError(
+                    f"{type(into).__name__} does not fit {folder}, which makes {attribute!r} of {path!r} {change[1]}",
+                    "give a new module with the class and the widths of the original",
+                )
+            repair(modules[path], attribute, change[1])
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

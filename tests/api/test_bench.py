@@ -17,8 +17,7 @@ from fxprune.api.benchmarking.benchmark import Benchmark, BenchmarkResult, Condi
 from fxprune.api.terminal.tables import benchmarked
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
-
-from ..forks import Forks
+from fxprune.runtime.consent import Consent
 
 
 def model(folder: Path, width: int, **values: Any) -> Path:
@@ -43,13 +42,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model(folder / "wide", 128), model(folder / "narrow", 64)
 
 
-@pytest.fixture
-def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that need not import torch again."""
-    monkeypatch.setattr(benchmark, "subprocess", forks.module())
-
-
-@pytest.mark.usefixtures("forked")
 def test_two_models_in_torch_and_onnxruntime(models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = [*map(str, models), "--onnx", "--prompt", "8", "--new", "4", "--rounds", "2", "--threads", "1", "--json"]
     assert main(["bench", *words]) == 0
@@ -105,8 +97,11 @@ class Worker:
         return {"runtime": "torch", "parameters": 1, "bytes": 4, "macs": self.macs, "peak": None, "placement": None}
 
 
-def test_models_alternate_and_rounds_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_alternate_and_rounds_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine grows slower by half each round: the ratio of times does not move."""
+    monkeypatch.chdir(tmp_path)
+    for name in "abcd":
+        Path(name).mkdir()
     workers = {
         "a": Worker("a", [9.0, 1.0, 1.5, 2.25], 30),
         "b": Worker("b", [7.0, 0.5, 0.75, 1.125], 10),
@@ -178,7 +173,6 @@ def test_nothing_to_time(options: dict[str, Any]) -> None:
     assert error.value.hint == "give at least one model, and numbers of at least 1"
 
 
-@pytest.mark.usefixtures("forked")
 def test_what_a_process_refuses_arrives(models: tuple[Path, Path]) -> None:
     with pytest.raises(
         RequestError, match=r"--prompt and --new together are 65 tokens, but .*wide' has a context of 64"
@@ -196,7 +190,7 @@ def serve(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_process_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = {"name": "m", "path": str(tmp_path / "nowhere"), "trust_remote_code": False}
+    job = process.TimingJob("m", Consent.nothing(tmp_path / "nowhere")).to_json()
     conditions = {"prompt": 1, "new": 1, "rounds": 1, "threads": 1, "batches": [1]}
     found = serve({"job": job, "conditions": conditions})
     assert found["request"] is True
@@ -214,6 +208,7 @@ def test_a_process_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monke
     }
 
 
+@pytest.mark.usefixtures("real_processes")
 @pytest.mark.parametrize(
     ("program", "message"),
     [
@@ -226,7 +221,9 @@ def test_a_process_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pr
     (tmp_path / "program.py").write_text(program)
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path / "program.py"}"\n')
     script.chmod(0o755)
-    monkeypatch.setattr(benchmark.sys, "executable", str(script))
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.chdir(tmp_path)
+    Path("m").mkdir()
     with pytest.raises(FxpruneError, match=message) as error:
         fxprune.bench("m", threads=1)
     assert "two models at a time" in error.value.hint

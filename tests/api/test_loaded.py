@@ -181,8 +181,8 @@ def test_a_loaded_model_is_timed_from_a_directory_that_goes(
     class Stop(Exception):
         pass
 
-    def worker(job: benchmark.Job, _conditions: Conditions, _progress: Any) -> None:
-        assert (Path(job.path) / "model.safetensors").is_file()
+    def worker(job: benchmark.TimingJob, _conditions: Conditions, _progress: Any) -> None:
+        assert (job.consent.directory / "model.safetensors").is_file()
         raise Stop(job.name)
 
     monkeypatch.setattr(benchmark, "_worker", worker)

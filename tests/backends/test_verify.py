@@ -12,10 +12,12 @@ import torch
 
 from fxprune.backends import verify as verify_module
 from fxprune.backends.verify import FreshProcess, Job, Reference, VerificationError, judge, verify
+from fxprune.runtime.consent import Consent
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE
 
 pytestmark = pytest.mark.usefixtures("real_processes")
 
+NOTHING = Consent.nothing(Path("out"))
 FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generate": None}
 
 
@@ -42,7 +44,7 @@ FINE: dict[str, Any] = {"keys": {"missing_keys": []}, "not_finite": [], "generat
     ],
 )
 def test_what_a_fresh_process_finds(report: dict[str, Any], got: float, message: str, hint: str) -> None:
-    job = Job(Path("out"), Reference({}, torch.ones(3)), "AutoModel", False)
+    job = Job(NOTHING, Reference({}, torch.ones(3)), "AutoModel")
     with pytest.raises(VerificationError, match=message) as caught:
         judge({**FINE, **report}, [torch.full((3,), got)], job)
     assert hint in caught.value.hint
@@ -62,7 +64,7 @@ def test_a_fresh_process_that_fails(script: Path) -> None:
     with pytest.raises(
         VerificationError, match=r"fresh Python process cannot load .*: ValueError: unknown architecture"
     ):
-        verify([Job(Path("out"), Reference({}, torch.ones(1)), "AutoModel", False)])
+        verify([Job(NOTHING, Reference({}, torch.ones(1)), "AutoModel")])
 
 
 def test_a_process_that_was_started_ahead_is_given_the_jobs(script: Path) -> None:
@@ -70,7 +72,7 @@ def test_a_process_that_was_started_ahead_is_given_the_jobs(script: Path) -> Non
     script.write_text(f"import json, sys; jobs = json.load(sys.stdin); print('noise'); print(json.dumps([{report}]))")
     with FreshProcess() as fresh:
         with pytest.raises(VerificationError, match="missing keys: a"):
-            verify([Job(Path("out"), None, "AutoModel", False)], fresh)
+            verify([Job(NOTHING, None, "AutoModel")], fresh)
         assert not fresh.scratch.exists()
 
 

@@ -40,7 +40,7 @@ def test_pruned_saved_and_reloaded(
         stays = WITHOUT.get(name, set()) | ({"heads"} if name in HEADS_STAY or "heads=off" in options else set())
         assert {"heads", "width"} - stays <= found, name
         assert ("channels" in found) == ("channels=true" in options), name
-        jobs[-1] = replace(jobs[-1], folder=out, decodes=name not in DECODES_OTHERWISE)
+        jobs[-1] = replace(jobs[-1], consent=jobs[-1].consent.moved(out), decodes=name not in DECODES_OTHERWISE)
     assert len(jobs) == len(families) > 0
     for name, checks in zip(families, verify(jobs), strict=True):
         assert checks["logits_worst_difference"] <= LOGITS_TOLERANCE, name

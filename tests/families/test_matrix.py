@@ -112,7 +112,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
             traces.clear()
             for form, (passes, _) in FORMS.items():
                 made[model, form] = (folder / form, apply(source, passes, seed=1, out=folder / form))
-    jobs = [replace(job, folder=out) for job, (out, _) in zip(jobs, made.values(), strict=True)]
+    jobs = [replace(job, consent=job.consent.moved(out)) for job, (out, _) in zip(jobs, made.values(), strict=True)]
     found = zip(made.items(), jobs, verify(jobs), strict=True)
     return {key: Cell(out, applied, job, checks) for (key, (out, applied)), job, checks in found}
 

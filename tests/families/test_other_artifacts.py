@@ -59,7 +59,7 @@ def test_pruned_saved_and_reloaded(
         expected = {"heads", "width"} - WITHOUT.get(name, set()) - STAYS.get(name, set())
         assert expected <= found, f"{name}: {sorted(found)}"
         assert found & {"heads", "width", "channels"}, name
-        jobs[-1] = replace(jobs[-1], folder=tmp_path / name / "out")
+        jobs[-1] = replace(jobs[-1], consent=jobs[-1].consent.moved(tmp_path / name / "out"))
     assert len(jobs) == len(families) > 0
     for name, checks in zip(families, verify(jobs), strict=True):
         assert checks["logits_worst_difference"] <= LOGITS_TOLERANCE, name

@@ -1,1 +1,1 @@
-"""What strangers may write into the files that are read."""
+"""What a model directory that a stranger wrote tries, and what it does not get."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fxprune.ir.errors import FxpruneError, RequestError
+from fxprune.runtime.consent import Consent
 from fxprune.tracer.checkpoint import weight_files
 from fxprune.tracer.model import ModelSource, build_meta, load_config, load_model, load_tokenizer, resolve
 
@@ -81,7 +82,9 @@ def test_a_hub_id_becomes_a_directory(saved: Path, monkeypatch: pytest.MonkeyPat
         return str(saved)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve("owner/tiny", weights=False) == ModelSource(name="owner/tiny", directory=saved)
+    assert resolve("owner/tiny", weights=False) == ModelSource(
+        name="owner/tiny", directory=saved, consent=Consent.nothing(saved)
+    )
     assert load_model(resolve("owner/tiny")).config.hidden_size == 16
     assert ["*.safetensors" in patterns for patterns in wanted] == [False, True]
     assert not any("*.bin" in pattern for patterns in wanted for pattern in patterns)

@@ -24,6 +24,7 @@ from fxprune.backends.verify import Job, Reference, VerificationError, verify
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
 from fxprune.passes.shrink.module import shrink_module
+from fxprune.runtime.consent import Consent
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 from fxprune.tests.cuts import CUTS, Cut, example, llama_mha, llama_range, llama_residual, logits, shrunk
 
@@ -80,7 +81,7 @@ def test_every_family_loads_in_a_fresh_process(artifacts: dict[str, tuple[SavedM
     forms = {name: (saved.form, saved.model_type) for name, (saved, _) in artifacts.items()}
     assert forms == FORMS
     jobs = [
-        Job(saved.path, reference, "AutoModelForCausalLM", saved.form == "free")
+        Job(Consent.of_written(saved.path, saved.code), reference, "AutoModelForCausalLM")
         for saved, reference in artifacts.values()
     ]
     for checks in verify(jobs):

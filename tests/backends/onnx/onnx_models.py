@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models
 from fxprune.backends.onnx import decoder as backend
 from fxprune.backends.onnx.artifact import OnnxReport, OnnxRequest
 from fxprune.backends.onnx.decoder import export_onnx
+from fxprune.runtime.consent import Consent
 
 BASE: dict[str, Any] = {
     "vocab_size": 97,
@@ -119,12 +120,14 @@ class Decoders:
         key = (name, dtype, layout)
         if key in self.made:
             return self.made[key]
-        request = OnnxRequest(self.source(name), self.folder / "-".join(key), dtype=dtype, layout=layout)
+        source = self.source(name)
+        consent = Consent.of_user(source, code=name == "free")
+        request = OnnxRequest(source, self.folder / "-".join(key), dtype=dtype, layout=layout, consent=consent)
         with pytest.MonkeyPatch.context() as patch:
             if key != (name, "float32", "onnxruntime"):
                 graph = self.export(name).path / "model.onnx"
                 patch.setattr(backend, "trace_onnx", lambda _model, **_options: ir.load(graph))
-            self.made[key] = export_onnx(request, trust_remote_code=name == "free")
+            self.made[key] = export_onnx(request)
         return self.made[key]
 
     def torch(self, name: str) -> Any:

@@ -28,6 +28,7 @@ from fxprune.backends.onnx.check import check_onnx
 from fxprune.backends.onnx.decoder import export_onnx
 from fxprune.backends.onnx.runtime import OnnxDecoder
 from fxprune.ir.errors import FxpruneError, RequestError
+from fxprune.runtime.consent import Consent
 from fxprune.runtime.tolerances import ONNX_LOGITS_TOLERANCE
 
 from .onnx_models import BASE, FAMILIES, build, build_free
@@ -42,10 +43,10 @@ class Exported:
     heads: list[int]
 
 
-def export(source: Path, heads: list[int], *, trust_remote_code: bool = False, **options: Any) -> Exported:
+def export(source: Path, heads: list[int], *, code: bool = False, **options: Any) -> Exported:
     out = source.with_name(f"{source.name}-onnx")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        report = export_onnx(OnnxRequest(source, out, **options), trust_remote_code=trust_remote_code)
+        report = export_onnx(OnnxRequest(source, out, consent=Consent.of_user(source, code=code), **options))
     return Exported(source, out, report, printed.getvalue(), heads)
 
 
@@ -61,7 +62,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(scope="module")
 def free(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export(build_free(tmp_path_factory.mktemp("free") / "model"), [4, 1], trust_remote_code=True)
+    return export(build_free(tmp_path_factory.mktemp("free") / "model"), [4, 1], code=True)
 
 
 @pytest.fixture(params=["llama", "gpt2", "free"])
@@ -251,7 +252,7 @@ def test_drift_over_many_steps_is_refused(llama: Exported) -> None:
             logits, cache = super().step(input_ids, cache, **options)
             return (-logits if cache["past_key_values.0.key"].shape[2] > 20 else logits), cache
 
-    model, _ = trace.load_causal_lm(llama.source, trust_remote_code=False)
+    model, _ = trace.load_causal_lm(Consent.nothing(llama.source))
     with pytest.raises(FxpruneError, match="logits in check 'greedy' by") as error:
         check_onnx(Drifting(llama.out), model, "none", lambda _message: None)
     assert error.value.hint == "likely cause: errors accumulate in the cache over many steps"
@@ -364,6 +365,6 @@ def test_failing_exporter_is_reported(llama: Exported, monkeypatch: pytest.Monke
         raise ValueError("no such operator\nand more")
 
     monkeypatch.setattr(trace.OnnxExporter, "export", fail)
-    model, _ = trace.load_causal_lm(llama.source, trust_remote_code=False)
+    model, _ = trace.load_causal_lm(Consent.nothing(llama.source))
     with pytest.raises(FxpruneError, match=r"cannot be exported to ONNX: ValueError: no such operator$"):
         trace.trace_onnx(model, optimize="cpu", opset=None)

@@ -17,6 +17,7 @@ from fxprune.backends.onnx.decoder import export_onnx
 from fxprune.backends.onnx.names import rename_interface
 from fxprune.backends.onnx.runtime import OnnxDecoder
 from fxprune.ir.errors import FxpruneError, RequestError
+from fxprune.runtime.consent import Consent
 
 from ...families import causal_lm
 
@@ -51,7 +52,7 @@ def test_a_model_that_does_not_run_on_token_ids_is_refused() -> None:
 
 def test_a_class_that_no_auto_class_knows_is_loaded_by_its_name(tmp_path: Path) -> None:
     causal_lm.tiny_model("emu3").save_pretrained(tmp_path)
-    model, _ = trace.load_causal_lm(tmp_path, trust_remote_code=False)
+    model, _ = trace.load_causal_lm(Consent.nothing(tmp_path))
     assert type(model).__name__ == "Emu3ForCausalLM"
 
 

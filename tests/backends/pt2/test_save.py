@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,9 +212,9 @@ def fails(*_arguments: object, **_options: object) -> None:
         (torch.export, "export", fails, "torch.export cannot export the pruned module: no such operator"),
         (
             save,
-            "subprocess",
-            SimpleNamespace(
-                run=lambda *_, **__: SimpleNamespace(returncode=1, stderr="...\nRuntimeError: no such kernel\n")
+            "start_python",
+            lambda *_: nullcontext(
+                SimpleNamespace(returncode=1, communicate=lambda: ("", "...\nRuntimeError: no such kernel\n"))
             ),
             "a fresh Python process cannot run the written program: RuntimeError: no such kernel",
         ),

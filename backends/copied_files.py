@@ -1,0 +1,110 @@
+"""The small files of a model directory that also belong into what is made from it. Code is copied only by consent.
+
+Users of the copy may have to let code in it run, such as the modelling file of the free form. They read that file, and
+do not expect the code of a stranger beside it: a configuration that names such code would make it run too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..runtime.consent import Consent, code_references
+from .digests import sha256
+
+DATA = frozenset(
+    ("", ".json", ".jsonl", ".txt", ".md", ".rst", ".jinja", ".model", ".tiktoken", ".vocab", ".bpe", ".merges", ".spm")
+)
+"""Suffixes of files that are read and never run."""
+
+CODE = ".py"
+
+_VERSION = re.compile(r"\.v\d+")
+"""Some tokenizers have a version at the end of their name: ``tokenizer.model.v3``."""
+
+
+@dataclass(frozen=True)
+class CopiedFiles:
+    """What was copied that runs, and what was not copied.
+
+    Attributes:
+        code: file name -> sha256 of the code.
+        left_out: what is not in the copy, in words.
+    """
+
+    code: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def said(self) -> list[str]:
+        """For the user, a line for the code and a line for each file that is not in the copy."""
+        listed = [f"copied, since it may run: {', '.join(self.code)}"] if self.code else []
+        return [*listed, *(f"not copied: {what}" for what in self.left_out)]
+
+
+def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedFiles:
+    """Copy files into a directory: data, and by consent the code that the configuration files among them name.
+
+    Without consent, or where that code is missing, an ``auto_map`` is taken out of the copy of a configuration, so that
+    nothing looks for code there.
+
+    Args:
+        paths: files of the directory that ``consent`` is for.
+        folder: the directory to copy them to; files there are replaced.
+        consent: what may run of the source.
+
+    Raises:
+        RequestError: code that may run is in another repository.
+    """
+    consent.keywords(consent.directory)
+    references = code_references(consent.directory)
+    code: dict[str, Path] = {}
+    left_out: list[str] = []
+    paths = list(paths)
+    for path in paths:
+        named = references.get(path.name, [])
+        needed = _code_files(named, consent.directory) if consent.code else None
+        if path.suffix == CODE:
+            continue  # what is named comes with the configuration that names it
+        if path.suffix not in DATA and not _VERSION.fullmatch(path.suffix):
+            left_out.append(f"{path.name}, which is not known to be data")
+        elif named and needed is None:
+            _write_without_code(path, folder)
+            left_out.append(f"the code that {path.name} names: {', '.join(named)}")
+        else:
+            shutil.copyfile(path, folder / path.name)
+            code |= needed or {}
+    for name, file in code.items():
+        shutil.copyfile(file, folder / name)
+    unnamed = [path.name for path in paths if path.suffix == CODE and path.name not in code]
+    left_out += [f"{name}, which is code" for name in unnamed]
+    return CopiedFiles({name: sha256(folder / name) for name in code}, tuple(left_out))
+
+
+def _write_without_code(path: Path, folder: Path) -> None:
+    data = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_code)
+    (folder / path.name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_code(entries: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entries.items() if name != "auto_map"}
+
+
+def _code_files(references: Iterable[str], directory: Path) -> dict[str, Path] | None:
+    """Name -> file of the modules that are named, and of what they import from beside them; None if one is missing."""
+    from transformers.dynamic_module_utils import get_relative_imports
+
+    wanted, found = [f"{reference.partition('.')[0]}{CODE}" for reference in references], {}
+    while wanted:
+        name = wanted.pop()
+        file = directory / name
+        if Path(name).name != name or not file.is_file():
+            return None
+        if name not in found:
+            found[name] = file
+            wanted += [f"{module.partition('.')[0]}{CODE}" for module in get_relative_imports(file)]
+    return found
