@@ -34,7 +34,7 @@ def parse_json(text: str, where: str, hint: str) -> Any:
         raise RequestError(f"{where} is damaged: it is nested too deep", hint) from None
     except ValueError as error:
         raise RequestError(f"{where} is damaged: {error}", hint) from error
-    if why := _oddity(data):
+    if why := oddity(data):
         raise RequestError(f"{where} is damaged: {why}", hint)
     return data
 
@@ -88,7 +88,7 @@ def check_schema(data: Mapping[str, Any], schema: Any, where: object, hint: str)
         raise RequestError(f"{where} is damaged: {place!r}: {message}, not {_shown(first['input'])}", hint) from error
 
 
-def _oddity(data: Any) -> str:
+def oddity(data: Any) -> str:
     """What makes JSON data unfit to be used; "" when nothing does."""
     level = [data]
     for _ in range(DEEPEST):

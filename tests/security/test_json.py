@@ -239,6 +239,16 @@ def test_a_tokenizer(model: Path, tmp_path: Path, name: str, data: str | bytes) 
     assert "has no readable tokenizer" in told
 
 
+@pytest.mark.parametrize("extra", ['"x": ' + LESS_DEEP, '"x": "\\ud800"'], ids=["nested", "half of a pair"])
+def test_what_is_copied_with_a_model(model: Path, tmp_path: Path, extra: str) -> None:
+    folder = copied(model, tmp_path / "model")
+    text = (folder / "tokenizer_config.json").read_text(encoding="utf-8").lstrip("{")
+    content("tokenizer_config.json", f'{{"auto_map": {{"AutoTokenizer": "own.Own"}}, {extra}, {text}')(folder)
+    with pytest.raises(RequestError, match=r"tokenizer_config.json is damaged"):
+        fxprune.apply(folder, "magnitude", ratio=0.5, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def scores(path: Path, record: Any, **arrays: Any) -> Path:
     save_file(
         arrays or {"g": np.zeros(3)}, path, {SCORES_ENTRY: record if isinstance(record, str) else json.dumps(record)}
