@@ -78,9 +78,7 @@ def trace_model(
     try:
         with quiet(warn=False), torch.no_grad(), _ListsAsSlices(), experts_as(BATCHED, model):
             program = torch.export.export(model, (), dict(example), strict=False)
-            written = ""
-            if _mutates(program):
-                written = _written_weight(program)
+            if (written := _written_weight(program)) or _mutates(program):
                 program = program.run_decompositions({})
     except Exception as error:
         where = explained(error, model)
@@ -102,7 +100,7 @@ def trace_model(
             f"{type(model).__name__} draws random numbers as it runs ({drawn}): no smaller model could be checked",
             "call eval() on the module, or remove the random numbers from its forward",
         )
-    constants = {key: value for key, value in program.constants.items() if isinstance(value, torch.Tensor)}
+    constants = {key: data for key, data in program.constants.items() if isinstance(data, torch.Tensor)}
     return Traced(graph, constants, dict(example), outputs, written)
 
 

@@ -41,11 +41,13 @@ def logits_of(model: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-State = tuple[dict[str, Any], torch.Tensor | None]
+Decoding = tuple[dict[str, Any], torch.Tensor | None]
 """What a model needs to go on: the cache, by the name that its class gives it, or all tokens where it keeps none."""
 
 
-def decoded(model: Callable[..., Any], ids: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
+def decoded(
+    model: Callable[..., Any], ids: torch.Tensor, state: Decoding | None = None
+) -> tuple[torch.Tensor, Decoding]:
     """Logits ``[B, L, V]`` of further token ids ``[B, L]`` of a model of transformers, and the state after them.
 
     Args:

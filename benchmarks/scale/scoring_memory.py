@@ -1,7 +1,7 @@
 """Peak memory of scoring in addition to weights and activations, in units of the largest single gradient.
 
-    python benchmarks/scoring_memory.py
-    python benchmarks/scoring_memory.py --samples 2 --length 3   # small activations, so that gradients show
+    python benchmarks/scale/scoring_memory.py
+    python benchmarks/scale/scoring_memory.py --samples 2 --length 3   # small activations, so that gradients show
 
 The profiler of torch records every allocation and release of its CPU allocator. The peak of a scoring run is compared
 with the peak of a forward pass that keeps activations for training, and a backward pass to the token embeddings that

@@ -1,7 +1,7 @@
 """Pipelines under a hard limit of the operating system, on random weights that stay on disk.
 
-    python -m fxprune.benchmarks.memory_limit --layers 22 --limit 2 --pass taylor --pass fisher --out memory.json
-    python -m fxprune.benchmarks.memory_limit --geometry 7b --limit 4 --pass 'taylor{samples=10}'
+    python -m fxprune.benchmarks.scale.memory_limit --layers 22 --limit 2 --pass taylor --pass fisher --out memory.json
+    python -m fxprune.benchmarks.scale.memory_limit --geometry 7b --limit 4 --pass 'taylor{samples=10}'
 
 Each pipeline runs in a process of its own. That process imports torch and transformers first; then it may take only so
 many GB of memory of its own beside what it has (``RLIMIT_DATA`` of Linux: anonymous and private memory, not the pages

@@ -1,6 +1,6 @@
 """Prune a Llama with the geometry of 7B with weights on disk: time compared with copying the files, and peak memory.
 
-    python -m fxprune.benchmarks.stream_7b --layers 8
+    python -m fxprune.benchmarks.scale.stream_7b --layers 8
 
 Writes random bfloat16 weights in shards, copies them, prunes them by magnitude in a process of its own, and deletes all
 files. Time: the copy, the pruning and a lower bound alternate, each after the source was read once, so that the file

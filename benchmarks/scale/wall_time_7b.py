@@ -1,6 +1,6 @@
 """Projected time of obs and compensate on a model with the geometry of 7B: one layer is measured, times 32.
 
-python benchmarks/wall_time_7b.py --json wall_time.json
+python benchmarks/scale/wall_time_7b.py --json wall_time.json
 
 Weights and inputs are random; the operations are those of the passes. Operations that depend on the number of
 calibration tokens are measured with --tokens tokens and scaled to 128 windows of 128. All rounds of obs are measured.

@@ -1,6 +1,6 @@
 """What an accelerator does: scores, refits, recovery and memory of a model with the geometry of Llama-3.1-8B.
 
-    python -m fxprune.benchmarks.accelerator --calib a.txt --tokenizer DIR --out accelerator.json
+    python -m fxprune.benchmarks.scale.accelerator --calib a.txt --tokenizer DIR --out accelerator.json
 
 Random bfloat16 weights are written on the spot. Each run is a process of its own, so that its peak memory is its own.
 It ends after ``--minutes``; what did not fit is listed. Without an accelerator it takes a small geometry, to be tested.
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from fxprune.benchmarks.memory_limit import GEOMETRIES, write_model
+from fxprune.benchmarks.scale.memory_limit import GEOMETRIES, write_model
 
 LLAMA_8B = {
     "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,

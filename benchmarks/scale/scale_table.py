@@ -1,6 +1,6 @@
 """The table of docs/scale.md: what of a Llama of some size runs on some machine, computed from shapes.
 
-    python -m fxprune.benchmarks.scale_table
+    python -m fxprune.benchmarks.scale.scale_table
 
 Weights, blocks, gradients and activations are counted as ``apply`` counts them when it decides where a model runs. What
 a pass holds beside them is added: its hidden states and second moments. Nothing is run.
