@@ -148,10 +148,10 @@ def entries(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]
         yield (
             f"{path}.{attribute} {change}",
             {**entry, "attributes": {path: {attribute: change}}},
-            "config.json changes",
+            r"config\.json (changes|is damaged: 'fxprune)",
         )
     for wrong in ([10**9] * len(shape), [-1] * len(shape), [], "x", [str(size) for size in shape]):
-        yield f"shape {wrong}", {**entry, "shapes": {name: wrong}}, "config.json makes"
+        yield f"shape {wrong}", {**entry, "shapes": {name: wrong}}, r"config\.json (makes|is damaged: 'fxprune)"
     yield "no such tensor", {**entry, "shapes": {"forward": [1]}}, "config.json makes"
     for path, absence in (("", {"outputs": 0, "cache": None}), ("no.such", {"outputs": 0, "cache": None})):
         yield f"absent {path}", {**entry, "absent": {path: absence}}, "is absent"
