@@ -148,10 +148,10 @@ def entries(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]
         yield (
             f"{path}.{attribute} {change}",
             {**entry, "attributes": {path: {attribute: change}}},
-            r"config\.json (changes|is damaged: 'fxprune)",
+            "config.json changes",
         )
     for wrong in ([10**9] * len(shape), [-1] * len(shape), [], "x", [str(size) for size in shape]):
-        yield f"shape {wrong}", {**entry, "shapes": {name: wrong}}, r"config\.json (makes|is damaged: 'fxprune)"
+        yield f"shape {wrong}", {**entry, "shapes": {name: wrong}}, "config.json makes"
     yield "no such tensor", {**entry, "shapes": {"forward": [1]}}, "config.json makes"
     for path, absence in (("", {"outputs": 0, "cache": None}), ("no.such", {"outputs": 0, "cache": None})):
         yield f"absent {path}", {**entry, "absent": {path: absence}}, "is absent"
@@ -172,7 +172,7 @@ def test_a_strangers_entry_changes_integers_only(source: Path, tmp_path: Path) -
     for what, entry, said in entries(config):
         (out / "config.json").write_text(json.dumps({**config, "fxprune": entry}))
         print(what)  # shown when it is not refused
-        with pytest.raises(RequestError, match=said) as caught:
+        with pytest.raises(RequestError, match=rf"{said}|config\.json is damaged: 'fxprune") as caught:
             fxprune.load(out)
         assert caught.value.hint
         count += 1
