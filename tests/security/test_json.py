@@ -195,7 +195,7 @@ def test_the_record_beside_a_plan(
 def test_the_entry_of_the_free_form(written: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = copied(written, tmp_path / "artifact")
     config(fxprune=changes)(folder)
-    with pytest.raises(FxpruneError, match=r"cannot load|has (missing|unexpected)"):
+    with pytest.raises(FxpruneError, match=r"cannot load|has (missing|unexpected)|config\.json (makes|changes|says)"):
         load_artifact(folder)
 
 
