@@ -14,7 +14,8 @@ ROWS = 1024
 more calibration text does not make it worse."""
 
 COLUMNS = 512
-"""Columns of a panel of a symmetric product. Panels skip what lies below them, nearly half of the work."""
+"""Columns of a panel of a product, so that no second matrix of the size of the sum is needed. The panels of a symmetric
+product skip what lies below them, nearly half of the work."""
 
 
 @contextmanager
@@ -71,7 +72,10 @@ def add_products(total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype 
     dtype = dtype or product_dtype(right.device)
     with full_products(right.device):
         for a, b in zip(left.split(ROWS), right.split(ROWS), strict=True):
-            total.add_((a.to(dtype).T @ b.to(dtype)).to(total.device))
+            given = b.to(dtype)
+            for first in range(0, a.shape[1], COLUMNS):
+                product = a[:, first : first + COLUMNS].to(dtype).T @ given
+                total[first : first + COLUMNS].add_(product.to(total.device))
 
 
 def symmetric(total: Tensor) -> Tensor:
