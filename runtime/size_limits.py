@@ -20,7 +20,7 @@ from torch.nn.modules import module as registration
 from ..ir.errors import RequestError
 from .streaming.mapped_files import Checkpoint
 
-HINT = "correct the sizes in config.json, or download the model again"
+SIZES_HINT = "correct the sizes in config.json, or download the model again"
 
 MOST = {
     re.compile(r"(layers?|blocks?|depths?)$"): 10_000,
@@ -77,9 +77,9 @@ def check_counts(raw: Mapping[str, Any], where: object) -> None:
             continue
         most = next((most for name, most in MOST.items() if name.search(key)), None)
         if most is not None and value > most:
-            raise RequestError(f"{where}: {key!r} is {_shown(value)}, more than {most:,}", HINT)
+            raise RequestError(f"{where}: {key!r} is {_shown(value)}, more than {most:,}", SIZES_HINT)
         if key in POSITIVE and value < 1:
-            raise RequestError(f"{where}: {key!r} is {_shown(value)}, less than 1", HINT)
+            raise RequestError(f"{where}: {key!r} is {_shown(value)}, less than 1", SIZES_HINT)
 
 
 def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -104,7 +104,7 @@ def limited(limit: SizeLimit) -> Iterator[None]:
     modules = parameters = 0
 
     def exceed(what: str) -> RequestError:
-        return RequestError(f"config.json describes a model with more than {what}, more than {limit.than}", HINT)
+        return RequestError(f"config.json describes a model with more than {what}, more than {limit.than}", SIZES_HINT)
 
     def count_module(*_: Any) -> None:
         nonlocal modules
