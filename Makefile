@@ -9,9 +9,9 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 OUT    ?= out/demo
 # Processes that run tests, with one thread each: on small models torch's threads mostly wait for one another.
 WORKERS ?= 2
-test nightly: export OMP_NUM_THREADS = 1
+test nightly fuzz: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test nightly lint audit format clean
+.PHONY: demo test nightly fuzz lint audit format clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/fxprune demo --out $(OUT) --force
@@ -24,6 +24,10 @@ test: $(VENV)/dev.stamp
 # The property tests alone, on new draws every time; what fails is kept in .hypothesis and tried first the next time.
 nightly: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) -m hypothesis --hypothesis-profile=nightly --timeout=3600 $(ARGS)
+
+# Ten thousand damaged files, others every time: each is read, or refused with a message.
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --rootdir=tests tests/security/test_fuzz.py -m slow $(ARGS)
 
 # mypy and import-linter want the package under its own name, whatever this checkout is called.
 lint: $(VENV)/dev.stamp

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from .api.progress import Progress, silence
-from .api.terminal import screen
+from .api.terminal import screen, streams
 from .api.terminal.arguments import build_parser
 from .api.terminal.signals import Terminated, ended_by_signals
 from .backends.digests import begin_source_digests
-from .ir.errors import FxpruneError, RequestError
+from .ir.errors import FxpruneError, RequestError, printable
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
 
 INTERRUPTED = 130
@@ -52,7 +52,7 @@ def _trace(arguments: argparse.Namespace) -> int:
         if arguments.dot:
             traced.write_dot(arguments.dot)
     if arguments.ir and not arguments.json:
-        print(traced.text(), end="")
+        print(printable(traced.text(), lines=True), end="")
     elif why is not None:
         data = {group: [hop.to_json() for hop in hops] for group, hops in why.items()}
         _emit(arguments, {"why": data}, lambda: tables.why(why, *arguments.why))
@@ -240,15 +240,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 bad request, 130 interrupted, 128 and its number for another signal.
     """
+    streams.complete_streams()
     silence()
     gc.set_threshold(COLLECTION)
     atexit.register(gc.freeze)  # no garbage collection at exit
     arguments = build_parser(COMMANDS).parse_args(argv)
     try:
+        streams.require_directories()
         with ended_by_signals():
             if arguments.run not in (_apply, _eval):
                 _require_one_process(f"fxprune {arguments.command}")
-            return int(arguments.run(arguments))
+            code = int(arguments.run(arguments))
+        sys.stdout.flush()  # what fails at exit could not be told any more
+        return code
     except KeyboardInterrupt as error:
         if is_first_rank():
             print(f"interrupted{f' by {error}' if isinstance(error, Terminated) else ''}", file=sys.stderr)

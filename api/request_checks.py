@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from ..ir.errors import RequestError
+from ..ir.errors import RequestError, is_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,6 +136,8 @@ def read_text(text: object, name: str) -> str | GivenRows | None:
     for index, row in enumerate(rows):
         if not isinstance(row, str):
             raise RequestError(f"{name}[{index}] is {_kind(row)}, not a string", TEXT_HINT)
+        if not is_utf8(row):
+            raise RequestError(f"{name}[{index}] holds half of a surrogate pair, which is no character", TEXT_HINT)
     if not any(row.strip() for row in rows):
         raise RequestError(f"{name} is a list without any text", "give at least one string with text in it")
     return GivenRows(name, rows)
@@ -160,6 +162,8 @@ def check_paths(**paths: object) -> None:
     for name, path in paths.items():
         if path is not None and not is_path(path):
             raise RequestError(f"{name} is {_kind(path)}, not a path", "give a string or a pathlib.Path")
+        if is_path(path) and not is_utf8(os.path.abspath(os.fspath(path))):
+            raise RequestError(f"{name}: the name {path!r} is not UTF-8", "give a path whose names are")
 
 
 def check_counts(**counts: object) -> None:

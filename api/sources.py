@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..backends.artifact import RECORD, read_record, write_json
 from ..runtime.adapter_files import find_adapter
 from ..runtime.scratch import ScratchDirectory
+from ..tracer.fitting import check_fit
 from ..tracer.loaded import write_loaded
 from ..tracer.model import ModelSource, resolve
 from .merging.layers import has_adapters, merged_copy
@@ -50,7 +51,8 @@ def open_source(
 
     Raises:
         RequestError: as :func:`~.request_checks.check_model`, :func:`~fxprune.tracer.model.resolve`,
-            :func:`~.merging.directory.merged_source` and :func:`~fxprune.tracer.loaded.write_loaded`.
+            :func:`~fxprune.tracer.fitting.check_fit`, :func:`~.merging.directory.merged_source` and
+            :func:`~fxprune.tracer.loaded.write_loaded`.
     """
     check_model(model, tokenizer, merge_adapter=merge_adapter)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
@@ -58,10 +60,14 @@ def open_source(
         found = resolve(os.fspath(model), weights=weights, **allowed)
         adapter = find_adapter(found.directory)
         if adapter is None:
+            if weights:
+                check_fit(found)
             yield found
             return
         from .merging.directory import merged_source  # imports what writes models, which takes a second
 
+        if weights:
+            check_fit(found)
         with merged_source(found, adapter, weights=weights, progress=progress) as merged:
             yield merged
         return

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save_file
+from typing_extensions import TypedDict
 
 from ..ir.errors import RequestError
 from ..ir.plan import Indices, Plan
-from ..runtime.json_object import read_json_object
+from ..runtime.json_object import check_schema, read_json_object
 
 PLAN = "fxprune.plan"
 """A safetensors file, but not by its name: vLLM and others read every ``*.safetensors`` of a directory as weights."""
@@ -22,6 +23,61 @@ FORMER_PLAN = "plan.safetensors"
 """What it was called in artifacts of earlier versions."""
 
 RECORD = "fxprune.json"
+
+
+class Sizes(TypedDict, total=False):
+    """Numbers of parameters."""
+
+    before: int
+    after: int
+
+
+class MadeFrom(TypedDict, total=False):
+    """The directory that a model was made from, and the sha256 of its weight files."""
+
+    name: str
+    sha256: dict[str, str]
+
+
+class ReadText(TypedDict):
+    """A text that a run read: see :class:`~fxprune.tracer.texts.fingerprints.Fingerprint`."""
+
+    read_as: str
+    name: str
+    pieces: int
+    passages: str
+
+
+class AbsentPart(TypedDict):
+    """A part of a layer that was taken out."""
+
+    module: str
+
+
+class DropReport(TypedDict, total=False):
+    """What is read of the report of the pass ``drop``."""
+
+    sub_blocks: list[AbsentPart]
+
+
+class Reports(TypedDict, total=False):
+    """The reports of passes."""
+
+    drop: DropReport
+
+
+class RecordFile(TypedDict, total=False):
+    """What is read of a ``fxprune.json``."""
+
+    artifact: str
+    form: str
+    pipeline: str
+    rebuilt_because: str | None
+    parameters: Sizes | None
+    source: MadeFrom | None
+    passes: Reports | None
+    texts: list[ReadText] | None
+    repairs: dict[str, dict[str, list[int | list[int]]]] | None
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
@@ -82,4 +138,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         raise RequestError(f"{path} does not exist", "give a directory that fxprune wrote")
-    return read_json_object(path, "write the artifact again")
+    record = read_json_object(path, "write the artifact again")
+    check_schema(record, RecordFile, path, "write the artifact again")
+    return record

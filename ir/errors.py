@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+_ESCAPED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Categories of Unicode that a terminal obeys, or does not show: controls, formats (which turn the direction of text),
+halves of surrogate pairs, what is not assigned, and separators of lines."""
+
+_JOINERS = "\u200c\u200d"
+"""Formats that words of some languages are written with."""
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """A text that came from a file or from a name, as it can be shown on a terminal: what is no character to be read is
+    escaped as in Python, ``\\x1b``.
+
+    Args:
+        text: any text; a printable one is returned as it is.
+        lines: whether ends of lines stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if (lines and char == "\n") or not _is_escaped(char) else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _is_escaped(char: str) -> bool:
+    return char not in _JOINERS and unicodedata.category(char) in _ESCAPED
+
+
+def is_utf8(path: object) -> bool:
+    """Whether a text or the name of a file can be written as UTF-8; bytes that are none come from Python as halves of
+    surrogate pairs."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
 
 class FxpruneError(Exception):
     """An error with a message for the user; the command line prints it and exits with ``exit_code``.
 
     Args:
-        message: what is wrong, with the value that is wrong.
+        message: what is wrong, with the value that is wrong. Names in it may come from files: it is made printable.
         hint: what to do about it.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message, lines=True)
+        self.hint = printable(hint, lines=True)
+        super().__init__(self.message)
 
 
 class UnsupportedCall(Exception):

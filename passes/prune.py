@@ -132,13 +132,16 @@ class Prune(Pass):
             return self._valid(groups, found)
 
         record = {"pass": self.name, "options": self._scoring_options(), "model": fingerprint(state.subject.runner)}
-        return saved.scores(record, state.data.calibration, [group.name for group in groups], compute)
+        found = saved.scores(record, state.data.calibration, [group.name for group in groups], compute)
+        return self._valid(groups, found, saved.name if saved.loaded else "")
 
-    def _valid(self, groups: Sequence[Group], scores: Mapping[str, Scores]) -> Mapping[str, Scores]:
-        """The scores, when every group has one number for each of its units: they may come from a package of others."""
+    def _valid(self, groups: Sequence[Group], scores: Mapping[str, Scores], file: str = "") -> Mapping[str, Scores]:
+        """The scores, when every group has one number for each of its units: they may come from a package of others, or
+        from a ``file``."""
+        giver = f"--scores {file}" if file else f"pass {self.name!r}"
         if not isinstance(scores, Mapping):
             raise FxpruneError(
-                f"pass {self.name!r} gave a {type(scores).__name__} as scores",
+                f"{giver} gave a {type(scores).__name__} as scores",
                 "scores() returns a dict: group name -> array",
             )
         for group in groups:
@@ -146,12 +149,12 @@ class Prune(Pass):
             if not isinstance(found, np.ndarray) or found.shape != (group.units,):
                 got = f"shape {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
                 raise FxpruneError(
-                    f"pass {self.name!r} gave no scores of {group.name} that fit: {got}, not [{group.units}]",
+                    f"{giver} gave no scores of {group.name} that fit: {got}, not [{group.units}]",
                     "scores() returns a NumPy array with one number for each unit of every group",
                 )
             if np.isnan(found).any():
                 raise FxpruneError(
-                    f"pass {self.name!r} gave scores of {group.name} that are not numbers",
+                    f"{giver} gave scores of {group.name} that are not numbers",
                     "look for a division by zero or an overflow in the pass",
                 )
         return scores

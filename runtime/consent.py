@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import FxpruneError, RequestError
+from .json_object import oddity
 
 CONFIGS = "*config.json"
 """The files in which an ``auto_map`` names code: of the model, its tokenizer, its processors."""
@@ -136,6 +137,8 @@ def _read(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}  # whoever reads the file says what is wrong with it
+    if why := oddity(data):
+        raise RequestError(f"{path} is damaged: {why}", "copy or download the model again")
     return data if isinstance(data, dict) else {}
 
 

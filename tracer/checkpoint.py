@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from typing_extensions import TypedDict
 
 from ..ir.errors import RequestError
+from ..runtime.json_object import check_schema, read_json_object
 
 SINGLE = "model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+SUFFIXES = (".safetensors", ".bin")
+LONGEST = 255
+"""Bytes in the name of a file, on every common file system."""
+
+DOWNLOAD_AGAIN = "copy or download the model again"
+
+
+class IndexFile(TypedDict):
+    """What is read of an index: the file of every tensor."""
+
+    weight_map: dict[str, str]
 
 
 def weight_files(directory: Path, *, allow_pickle: bool = False) -> tuple[Path, ...]:
@@ -28,15 +41,14 @@ def weight_files(directory: Path, *, allow_pickle: bool = False) -> tuple[Path, 
             a pickle and that is not allowed.
     """
     if (directory / SINGLE).is_file():
-        files = [directory / SINGLE]
-    elif (directory / INDEX_FILE).is_file():
-        files = _shards(directory / INDEX_FILE)
-    else:
+        check_safetensors(directory / SINGLE)
+        return (directory / SINGLE,)
+    if not (directory / INDEX_FILE).is_file():
         return _pickle(directory, allow_pickle)
-    held = {file.name: check_safetensors(file) for file in files}
-    if files[0].name != SINGLE:
-        _check_index(directory, held)
-    return tuple(files)
+    listed = read_index(directory / INDEX_FILE)
+    files = tuple(directory / name for name in sorted(set(listed.values())))
+    _check_index(directory / INDEX_FILE, listed, {file.name: check_safetensors(file) for file in files})
+    return files
 
 
 def check_safetensors(file: Path) -> frozenset[str]:
@@ -49,40 +61,54 @@ def check_safetensors(file: Path) -> frozenset[str]:
         RequestError: the file is missing, truncated or corrupt.
     """
     if not file.is_file():
-        raise RequestError(f"{file} is missing, but {INDEX_FILE} lists it", "copy or download the model again")
+        raise RequestError(f"{file} is missing, but {INDEX_FILE} lists it", DOWNLOAD_AGAIN)
+    try:
+        file.open("rb").close()  # safetensors calls every failure to open a file a missing one
+    except OSError as error:
+        raise RequestError(f"{file} cannot be read: {error.strerror}", "check its permissions") from None
     try:
         with safe_open(file, framework="numpy") as opened:
             return frozenset(opened.keys())
     except (SafetensorError, OSError) as error:
         raise RequestError(
             f"{file} is truncated or corrupt: {error} ({file.stat().st_size:,} bytes on disk)",
-            "copy or download the model again",
+            DOWNLOAD_AGAIN,
         ) from None
 
 
-def _check_index(directory: Path, held: Mapping[str, frozenset[str]]) -> None:
+def read_index(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, of an index.
+
+    Raises:
+        RequestError: it is no index, or names something that is no file beside it.
+    """
+    data = read_json_object(index, DOWNLOAD_AGAIN)
+    check_schema(data, IndexFile, index, DOWNLOAD_AGAIN)
+    files: dict[str, str] = data["weight_map"]
+    if not files:
+        raise RequestError(f"{index} is damaged: it lists no tensors", DOWNLOAD_AGAIN)
+    for name in sorted(set(files.values())):
+        if not name.isprintable() or "\\" in name or Path(name).name != name or Path(name).suffix not in SUFFIXES:
+            raise RequestError(f"{index} lists {name!r}, which is no name of a weight file beside it", DOWNLOAD_AGAIN)
+        if len(name.encode()) > LONGEST:
+            raise RequestError(f"{index} lists a file with a name of {len(name)} characters", DOWNLOAD_AGAIN)
+    return files
+
+
+def _check_index(index: Path, files: Mapping[str, str], held: Mapping[str, frozenset[str]]) -> None:
     """Compare an index with the shards: ``held`` is file name -> names of its tensors."""
-    index = directory / INDEX_FILE
-    for name, file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+    for name, file in files.items():
         if name not in held[file]:
-            raise RequestError(
-                f"{index} lists {name!r} in {file}, but that file does not hold it", "copy or download the model again"
-            )
-    for path in sorted(directory.glob(SHARDS)):
+            raise RequestError(f"{index} lists {name!r} in {file}, but that file does not hold it", DOWNLOAD_AGAIN)
+    for name, file in ((name, file) for file, names in held.items() for name in names):
+        if files.get(name, file) != file:
+            raise RequestError(f"{index} lists {name!r} in {files[name]}, but {file} holds it too", DOWNLOAD_AGAIN)
+    for path in sorted(index.parent.glob(SHARDS)):
         if path.name not in held:
             raise RequestError(
-                f"{path.name} is not listed in {INDEX_FILE} of {directory}", "remove the file, or add it to the index"
+                f"{path.name} is not listed in {INDEX_FILE} of {index.parent}",
+                "remove the file, or add it to the index",
             )
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise RequestError(
-            f"{index} is not an index of safetensors files", "copy or download the model again"
-        ) from None
-    return [index.parent / name for name in sorted(names)]
 
 
 def _pickle(directory: Path, allow_pickle: bool) -> tuple[Path, ...]:

@@ -19,15 +19,17 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..ir.errors import FxpruneError, RequestError, first_line
+from ..ir.errors import FxpruneError, RequestError, first_line, is_utf8
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
+from ..runtime.config_file import read_config
 from ..runtime.consent import Consent
-from ..runtime.json_object import read_json_object
 from ..runtime.model_files import check_model_files
+from ..runtime.size_limits import SizeLimit, limited
 from .calls import calls
-from .checkpoint import weight_files
+from .checkpoint import DOWNLOAD_AGAIN, weight_files
 
 DEMO = "demo"
+ANY_MODEL = SizeLimit()
 CAUSAL_LM = "AutoModelForCausalLM"
 
 # The files of a model directory besides weights: small files, and code that runs only with --trust-remote-code.
@@ -103,6 +105,8 @@ def found_source(name: str, consent: Consent, *, weights: bool = True, merge_ada
         merge_adapter: whether an adapter beside the weights is accepted.
     """
     directory = consent.directory
+    if not is_utf8(directory.absolute()):
+        raise RequestError(f"the name of {directory} is not UTF-8", "rename it: safetensors cannot open files there")
     adapter = find_adapter(directory)
     if adapter is not None:
         refuse_lone_adapter(adapter, weights=weights)
@@ -152,7 +156,7 @@ def load_config(source: ModelSource) -> Any:
             allowed to run; the model is quantised; or values in the config contradict each other.
     """
     file = source.directory / "config.json"
-    raw = read_json_object(file, "copy or download the model again")
+    raw = read_config(file, DOWNLOAD_AGAIN)
     _check_architecture(source, raw)
     config = _guarded(
         lambda: AutoConfig.from_pretrained(source.directory, **source.consent.keywords(source.directory)),
@@ -223,26 +227,31 @@ def predicts_next_token(config: Any) -> bool:
     return found is AutoModelForCausalLM or found.__name__ in names
 
 
-def build_meta(config: Any, *, consent: Consent | None = None, buffers: bool = False) -> Any:
+def build_meta(
+    config: Any, *, consent: Consent | None = None, buffers: bool = False, limit: SizeLimit = ANY_MODEL
+) -> Any:
     """The module that ``config`` describes, on the meta device: shapes without memory for weights.
 
     Args:
         config: from :func:`load_config`; it is not changed.
         consent: for the directory that the config was read from; none of its code runs when None.
         buffers: whether buffers (rotary tables, masks) have values, on the CPU.
+        limit: how large it may be; not looked at with ``buffers``.
 
     Returns:
         A ``PreTrainedModel`` in eval mode, float32.
 
     Raises:
-        RequestError: transformers cannot build a model from the config.
+        RequestError: transformers cannot build a model from the config, or it is too large.
     """
 
     place = Path(config.name_or_path)
 
     def build() -> Any:
         # Initialising weights that are never used would take minutes.
-        with _without_values() if buffers else torch.device("meta"):
+        with contextlib.ExitStack() as stack:
+            for context in (_without_values(),) if buffers else (torch.device("meta"), limited(limit)):
+                stack.enter_context(context)
             # transformers writes the dtype into the config it is given.
             found = _builder(config)
             if hasattr(found, "from_config"):  # an Auto class

@@ -54,7 +54,7 @@ from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of,
 from .recorded_plan import Recorded, origin_of
 from .result import Applied, GroupChange
 from .resume import Parts, Stages
-from .stored_precision import as_stored, loses_digits, rounded_as_stored, take_unchanged
+from .stored_precision import StoredDtypes, any_loses_digits, as_stored, rounded_as_stored, take_unchanged
 from .stored_state import StoredState
 from .streamed_model import StreamedModel, open_streamed_model
 
@@ -132,6 +132,7 @@ class ModelRun:
         # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
         self.synthetic: SyntheticWeights | None = None
         self.files: Store | None = None
+        self.dtypes = StoredDtypes(stored_dtype(self.checkpoint, self.config))
         self._loaded_because = ""
         if self.streamed is not None:
             self.synthetic = self.streamed.synthetic
@@ -146,8 +147,9 @@ class ModelRun:
         give_back_memory(placement.device)
         if not placement.plain:
             self.synthetic = SyntheticWeights(module)
-            if self.checkpoint and loses_digits(placement.dtype, stored_dtype(self.checkpoint, self.config)):
-                self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
+        self.dtypes = StoredDtypes.of(self.checkpoint, module, self.dtypes.dtype)
+        if self.checkpoint is not None and any_loses_digits(placement.dtype, self.checkpoint):
+            self.files = Store(stored_tensors(self.checkpoint, module), InMemory())
         return module
 
     def read(
@@ -305,15 +307,15 @@ class ModelRun:
 
     def _in_stored_precision(self, plan: Plan) -> Reference:
         """Convert the model to the dtype of the source; returns what it must give in float32 after that."""
-        model, dtype = self.state.subject.model, stored_dtype(self.checkpoint, self.config)
+        model, dtypes, renamed = self.state.subject.model, self.dtypes, self.state.ledger.renamed
         if self.files is None and self.placement.plain:  # as it is in float32, the graph runs without a copy of it
-            rounded_as_stored(model, dtype)
+            rounded_as_stored(model, dtypes, renamed)
             reference = self.model_call.reference(self.state.subject.graph, self.traced, model)
-            as_stored(model, dtype)
+            as_stored(model, dtypes, renamed)
             return reference
-        as_stored(model, dtype)
+        as_stored(model, dtypes, renamed)
         if self.files is not None:
-            take_unchanged(model, self.files, self.placement.dtype, plan, self.state.ledger.renamed)
+            take_unchanged(model, self.files, self.placement.dtype, plan, renamed)
         return self.model_call.reference(self.state.subject.graph, self.traced, model)
 
     @property

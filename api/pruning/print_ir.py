@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from ...ir.errors import RequestError
+from ...ir.errors import RequestError, printable
 from ...ir.text import print_graph
 from ...passes.base import Pass
 from ...passes.manager import StepRecord
@@ -29,6 +29,7 @@ def printer(names: Sequence[str]) -> Callable[[StepRecord, State], None]:
 
     def show(step: StepRecord, state: State) -> None:
         if ALL in names or step.name in names:
-            print(f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.subject.graph)}", file=sys.stderr)
+            text = f"# after {step.text}, {step.seconds:.2f} s\n{print_graph(state.subject.graph)}"
+            print(printable(text, lines=True), file=sys.stderr)
 
     return show

@@ -88,7 +88,9 @@ class Stages:
         if not self._asked or not stage:
             return 0
         self._file = read_stage(self.folder, _RESUME_HINT)
-        if changed := changes(self._file.data.get("run") or {}, self._identity):
+        with self._damages():
+            changed = changes(self._file.data.get("run") or {}, self._identity)
+        if changed:
             raise RequestError(f"cannot resume {self._out}: {changed}", _RESUME_HINT)
         done = self._file.data.get("done")
         if type(done) is not int or not 0 < done <= len(self._pipeline):

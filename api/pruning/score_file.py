@@ -7,17 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from typing_extensions import TypedDict
 
 from ...backends.atomic_directory import atomic_file
 from ...ir.errors import RequestError
 from ...passes.base import Pass
 from ...passes.prune import Prune
-from ...passes.score_cache import ScoreCache
+from ...passes.score_cache import CURVE, ScoreCache
+from ...runtime.json_object import check_schema, parse_json
 
 SCORES_ENTRY = "fxprune.scores"
 VERSION = 1
+
+
+class ReadWindows(TypedDict):
+    """Windows of a text that scores were computed on."""
+
+    length: int
+    count: int | None
+    seed: int | None
+    sha256: str
+
+
+# ``pass`` is a word of Python's own.
+ScoresRecord = TypedDict(
+    "ScoresRecord", {"pass": str, "options": dict[str, Any], "model": str, "read": list[ReadWindows]}
+)
+"""What scores were computed with."""
 
 
 def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: bool) -> ScoreCache | None:
@@ -56,20 +75,32 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
                 f"--scores {file}: directory {file.parent} does not exist", "make the directory, or check the path"
             )
         return ScoreCache(file.name)
+    record, arrays = _read(file)
+    return ScoreCache(file.name, arrays, record, loaded=True)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record and the arrays of a scores file."""
+    name, hint = f"--scores {file}", "give a scores file, or a new path to write one"
     try:
         with safe_open(file, framework="numpy") as held:
-            record = json.loads((held.metadata() or {})[SCORES_ENTRY])
-            arrays = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+            text = (held.metadata() or {})[SCORES_ENTRY]
+            arrays = {key: held.get_tensor(key) for key in held.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise RequestError(f"{name}: not a scores file of fxprune", hint) from error
+    record = parse_json(text, name, hint)
+    version = record.get("version") if isinstance(record, dict) else None
+    if version != VERSION:
         raise RequestError(
-            f"--scores {file}: not a scores file of fxprune", "give a scores file, or a new path to write one"
-        ) from error
-    if record.get("version") != VERSION:
-        raise RequestError(
-            f"--scores {file}: the file has format version {record.get('version')}, this fxprune reads {VERSION}",
+            f"{name}: the file has format version {version}, this fxprune reads {VERSION}",
             "remove the file to compute the scores again",
         )
-    return ScoreCache(file.name, arrays, record, loaded=True)
+    check_schema(record, ScoresRecord, name, hint)
+    for key, array in arrays.items():
+        fits = array.ndim == 2 and len(array) == 2 if key.startswith(CURVE) else array.ndim == 1
+        if array.dtype != np.float64 or not fits:
+            raise RequestError(f"{name}: {key!r} is {array.dtype} of shape {array.shape}, which are no scores", hint)
+    return record, arrays
 
 
 def write_scores(path: str | Path | None, saved: ScoreCache | None) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ...ir.plan import Plan
+from ...runtime.stored_dtypes import names_in_model
+from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint
 from ...runtime.streaming.store import Store
 
 
@@ -16,21 +19,67 @@ def loses_digits(arithmetic: torch.dtype, stored: torch.dtype) -> bool:
     return torch.promote_types(arithmetic, stored) != arithmetic
 
 
-def rounded_as_stored(model: Any, dtype: torch.dtype) -> None:
-    """Give all tensors that are stored the numbers that files of a dtype hold; they stay in the dtype they have."""
-    for tensor in model.state_dict(keep_vars=True).values():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype).to(tensor.dtype)
+def any_loses_digits(arithmetic: torch.dtype, checkpoint: Checkpoint) -> bool:
+    """Whether that holds of any tensor of the files."""
+    return any(loses_digits(arithmetic, STORED_DTYPES[kind]) for kind in checkpoint.dtypes & STORED_DTYPES.keys())
 
 
-def as_stored(model: Any, dtype: torch.dtype) -> None:
-    """Convert all tensors that are stored to the dtype of the files, on the CPU.
+@dataclass(frozen=True)
+class StoredDtypes:
+    """The dtypes of a model's tensors in its files.
+
+    Attributes:
+        dtype: of most.
+        own: name of a tensor in the model -> its dtype, where the files mix several; of a tensor that is made from
+            others, the one that holds the numbers of all.
+    """
+
+    dtype: torch.dtype
+    own: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint | None, model: Any, dtype: torch.dtype) -> StoredDtypes:
+        """Those of a model as it was loaded.
+
+        Args:
+            checkpoint: its files; None for a pickle.
+            model: the model.
+            dtype: of most.
+        """
+        kinds = checkpoint.dtypes & STORED_DTYPES.keys() if checkpoint is not None else set()
+        if checkpoint is None or len(kinds) < 2:
+            return cls(dtype)
+        stored = {name: STORED_DTYPES[t.dtype] for name, t in checkpoint.tensors.items() if t.dtype in kinds}
+        own: dict[str, torch.dtype] = {}
+        for name, mine in names_in_model(model, stored, model.state_dict(keep_vars=True)).items():
+            own[mine] = torch.promote_types(own.get(mine, stored[name]), stored[name])
+        return cls(dtype, own)
+
+    def each(self, model: Any, renamed: Mapping[str, str]) -> Iterator[tuple[torch.Tensor, torch.dtype]]:
+        """The floating-point tensors of a model, each with its dtype; ``renamed``: present name -> name in the source,
+        where they differ."""
+        kinds: dict[int, torch.dtype] = {}
+        tensors = model.state_dict(keep_vars=True)
+        for name, tensor in tensors.items():  # a tied tensor is stored under one of its names
+            kinds[id(tensor)] = self.own.get(renamed.get(name, name), kinds.get(id(tensor), self.dtype))
+        for tensor in tensors.values():
+            if tensor.is_floating_point():
+                yield tensor, kinds[id(tensor)]
+
+
+def rounded_as_stored(model: Any, dtypes: StoredDtypes, renamed: Mapping[str, str]) -> None:
+    """Give all tensors that are stored the numbers that the files can hold; they stay in the dtype they have."""
+    for tensor, dtype in dtypes.each(model, renamed):
+        tensor.data = tensor.data.to(dtype).to(tensor.dtype)
+
+
+def as_stored(model: Any, dtypes: StoredDtypes, renamed: Mapping[str, str]) -> None:
+    """Convert all tensors that are stored to their dtype in the files, on the CPU.
 
     Buffers that are not stored, such as rotary tables, stay in float32: loading computes them in float32.
     """
-    for tensor in model.state_dict(keep_vars=True).values():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
+    for tensor, dtype in dtypes.each(model, renamed):
+        tensor.data = tensor.data.to(dtype)
     model.to("cpu")
 
 

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from ...runtime.place.memory import size_text
-from .tables import new_table
+from .cells import line, new_table
 
 if TYPE_CHECKING:
     from ...runtime.place.memory import Memory
@@ -32,8 +32,8 @@ def examined(found: Machine) -> list[RenderableType]:
     limit = found.host.limit if found.host is not None else None
     limited = f"; limited to {size_text(limit)} by its control group" if limit is not None else ""
     head = f"{found.system}, {found.threads} threads{limited}"
-    plugins = [Text("extended by " + ", ".join(found.plugins))] if found.plugins else []
-    return [Text(head), devices, Text(""), uses, Text(""), versions, *plugins]
+    plugins = [line("extended by " + ", ".join(found.plugins))] if found.plugins else []
+    return [line(head), devices, Text(""), uses, Text(""), versions, *plugins]
 
 
 def _adds(name: str) -> str:

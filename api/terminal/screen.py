@@ -12,9 +12,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...ir.errors import FxpruneError
+from ...ir.errors import FxpruneError, printable
 from ...ir.plugins import PluginWarning
 from ..progress import Progress
+from .streams import out_of_memory
+
+_AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+"""How rich prints: names in the results are no markup."""
 
 
 @contextlib.contextmanager
@@ -29,9 +33,10 @@ def working(*, debug: bool, speaks: bool = True) -> Iterator[Progress]:
         A function that shows a progress message.
     """
     if debug:
-        yield lambda message: print(message, file=sys.stderr)
+        yield lambda message: print(printable(message), file=sys.stderr)
         return
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True)
     with warnings.catch_warnings(), _no_stdout(), contextlib.ExitStack() as stack:
@@ -43,14 +48,15 @@ def working(*, debug: bool, speaks: bool = True) -> Iterator[Progress]:
         logging.disable(logging.WARNING)
         stack.callback(logging.disable, logging.NOTSET)
         if console.is_terminal and speaks:
-            yield stack.enter_context(console.status("starting")).update
+            status = stack.enter_context(console.status("starting"))
+            yield lambda message: status.update(Text(printable(message)))  # brackets in a name are no markup
         else:
             yield lambda _: None
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """Say on stderr what was left out."""
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(str(message))}", file=sys.stderr)
 
 
 def _no_bars() -> None:
@@ -83,20 +89,22 @@ def emit(result: Mapping[str, Any] | Sequence[Any]) -> None:
     from rich.console import Console
 
     if sys.stdout.isatty():
-        Console(highlight=False).print(*result, sep="\n")
+        Console(**_AS_IT_IS).print(*result, sep="\n")
         return
     # In a file or a pipe, lines are not cut to 80 characters and not padded.
-    console = Console(file=io.StringIO(), width=200, highlight=False)
+    console = Console(file=io.StringIO(), width=200, **_AS_IT_IS)
     with console.capture() as capture:
         console.print(*result, sep="\n")
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def complain(message: str, hint: str) -> None:
-    """Print on stderr what is wrong and what to do."""
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    """Print on stderr what is wrong and what to do. Further lines are indented: none can look like one of ours."""
+    for title, text in (("error", message), ("hint", hint)):
+        if text:
+            first, *rest = printable(text, lines=True).split("\n")
+            indented = [line if line.startswith(" ") else f"  {line}" for line in rest]
+            print("\n".join([f"{title}: {first}", *indented]), file=sys.stderr)
 
 
 def explain(error: Exception, *, told: bool = False) -> int:
@@ -106,7 +114,9 @@ def explain(error: Exception, *, told: bool = False) -> int:
     if isinstance(error, FxpruneError):
         complain(error.message, error.hint)
         return error.exit_code
-    if isinstance(error, OSError) and error.strerror:
+    if (short := out_of_memory(error)) is not None:
+        complain(short.message, short.hint)
+    elif isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         complain(f"{error.strerror}{where}", "check the disk and the permissions")
     else:

@@ -7,12 +7,15 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from ...ir.errors import printable
 from ...ir.options import write_value
+from .cells import line, new_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ...backends.exporter import ExportReport
     from ...ir.groups import Group
     from ...passes.manager import StepRecord
@@ -41,19 +44,19 @@ def trace(traced: Trace) -> list[RenderableType]:
         first = groups[0]
         table.add_row(_name(groups), first.kind.value, _units(first), _members(first), _state(first))
     unknown = sorted({op.target for op in traced.coupling.unknown})
-    note = [Text("operators without a rule, whose axes are frozen: " + ", ".join(unknown))] if unknown else []
-    return [Text(head), table, *note]
+    note = [line("operators without a rule, whose axes are frozen: " + ", ".join(unknown))] if unknown else []
+    return [line(head), table, *note]
 
 
 def why(paths: Mapping[str, Sequence[Hop]], first: str, second: str) -> list[RenderableType]:
     """The paths from one weight to another, operator by operator: one for each group that contains both."""
-    shown: list[RenderableType] = [Text(f"{first} and {second} shrink together:")]
+    shown: list[RenderableType] = [line(f"{first} and {second} shrink together:")]
     for group, hops in paths.items():
         table = new_table("place", "axis", "operator", "module", "source line")
         for hop in hops:
-            line = f"{hop.source}  {hop.code}".strip()
-            table.add_row(hop.place, hop.axis, hop.operator or "", hop.module, line)
-        shown += [Text(f"\nin {group}"), table]
+            code = f"{hop.source}  {hop.code}".strip()
+            table.add_row(hop.place, hop.axis, hop.operator or "", hop.module, code)
+        shown += [Text(""), line(f"in {group}"), table]
     return shown
 
 
@@ -78,7 +81,7 @@ def applied(result: Applied) -> list[RenderableType]:
     notes += [f"{path or 'the model'} did not run block by block: {why}" for path, why in result.whole.items()]
     report = result.report
     left = [*latencies(report), *trained(report), *remarks(report), *_not_prunable(report)]
-    return [Text(head), _changes(result.groups), *map(Text, left), Text(_times(result.steps)), *map(Text, notes)]
+    return [line(head), _changes(result.groups), *map(line, left), line(_times(result.steps)), *map(line, notes)]
 
 
 def _checked(checks: Mapping[str, Any]) -> str:
@@ -165,7 +168,7 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
         notes.append(_checked(result.saved.checks))
     left = [*remarks(made.report), *_not_prunable(made.report)]
-    return [Text(head), _changes(made.groups), *map(Text, left), Text(_times(made.steps)), *map(Text, notes)]
+    return [line(head), _changes(made.groups), *map(line, left), line(_times(made.steps)), *map(line, notes)]
 
 
 def demo(shown: Demo) -> list[RenderableType]:
@@ -174,7 +177,7 @@ def demo(shown: Demo) -> list[RenderableType]:
     for row in shown.rows:
         checks = ", ".join(f"{name} {_value(value)}" for name, value in shown.checks[row.name].items())
         table.add_row(*_cells(row), checks)
-    return [table, Text(f"artifacts in {shown.path}; {shown.seconds:.0f} s")]
+    return [table, line(f"artifacts in {shown.path}; {shown.seconds:.0f} s")]
 
 
 def exported(report: ExportReport) -> list[RenderableType]:
@@ -185,7 +188,7 @@ def exported(report: ExportReport) -> list[RenderableType]:
         for name, value in values.items():
             table.add_row(name, value)
         parts.append(table)
-    return [Text(f"{report.path}: {', '.join(filter(None, (size(report.bytes), report.summary)))}"), *parts]
+    return [line(f"{report.path}: {', '.join(filter(None, (size(report.bytes), report.summary)))}"), *parts]
 
 
 def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
@@ -214,7 +217,7 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
         ]
         memory = "unknown" if row.peak_memory is None else size(row.peak_memory)
         table.add_row(row.name, row.runtime, f"{row.parameters:,}", size(row.bytes), _count(row.macs), memory, *figures)
-    parts: list[RenderableType] = [Text(head), table]
+    parts: list[RenderableType] = [line(head), table]
     compared = [row for row in result.models if row.speedups]
     if compared:
         names = list(compared[0].speedups)
@@ -225,12 +228,12 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
         parts += [Text(""), gains]
     notes = [f"{row.name} in {row.runtime}, {note}" for row in compared for note in row.notes]
     where = _placements(row.placement["why"] if row.placement else None for row in result.models)
-    return [*parts, *map(Text, notes), *where]
+    return [*parts, *map(line, notes), *where]
 
 
 def _placements(found: Iterable[str | None]) -> list[RenderableType]:
     """Where models ran, each place once; ONNX Runtime needs no words."""
-    return [Text(why) for why in dict.fromkeys(found) if why is not None]
+    return [line(why) for why in dict.fromkeys(found) if why is not None]
 
 
 def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
@@ -248,7 +251,7 @@ def _with_options(row: PassInfo | FormatInfo, help: str) -> list[RenderableType]
     table = new_table("option", "value", "default", "")
     for option in row.options:
         table.add_row(option.name, option.wants, write_value(option.default), option.help)
-    return [Text.assemble((row.name, "bold"), f"  {help}{origin}"), table, Text("")]
+    return [Text.assemble((printable(row.name), "bold"), printable(f"  {help}{origin}")), table, Text("")]
 
 
 def size(count: int) -> str:
@@ -265,19 +268,6 @@ def _scaled(count: int, units: Sequence[tuple[str, float]], plain: str) -> str:
         if count >= factor:
             return f"{count / factor:.2f} {unit}"
     return f"{count} {plain}".rstrip()
-
-
-def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """An empty table.
-
-    Args:
-        columns: their titles.
-        right: titles of the columns that are aligned to the right.
-    """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return table
 
 
 def _spread_of(median: float, low: float, high: float) -> str:

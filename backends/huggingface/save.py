@@ -9,17 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...ir.errors import FxpruneError, RequestError
+from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.absence import absences
 from ...runtime.adapter_files import refuse_adapter
+from ...runtime.config_file import read_config
 from ...runtime.consent import Consent
+from ...runtime.size_limits import SizeLimit, limited
 from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
 from ..copied_files import CopiedFiles, copy_files
@@ -185,11 +186,14 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
     refuse_adapter(path, "merge the adapter first, or remove its files")
     model_class, config = _class_in(path)
     try:
-        model, info = model_class.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **no_code(path)
-        )
-    except (RuntimeError, ValueError, OSError, safetensors.SafetensorError) as error:
-        raise FxpruneError(f"cannot load {path}: {error}", "write the artifact again") from error
+        with limited(SizeLimit.of_files(path.glob("model*.safetensors"))):
+            model, info = model_class.from_pretrained(
+                path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **no_code(path)
+            )
+    except FxpruneError:
+        raise
+    except Exception as error:  # of any class: the entries of its configuration are read by the model's own code
+        raise FxpruneError(f"cannot load {path}: {class_and_first_line(error)}", "write the artifact again") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             names = ", ".join(sorted(info[kind])[:3])
@@ -216,11 +220,14 @@ def _class_in(path: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     """The class of the model in a directory, and its configuration."""
     if not (path / "config.json").is_file():
         raise RequestError(f"{path / 'config.json'} does not exist", "give a model directory")
+    read_config(path / "config.json", "write the artifact again")
     try:
         config = transformers.AutoConfig.from_pretrained(path, **no_code(path))
         base = getattr(transformers, (config.architectures or ["none named"])[0], None)
-    except (ValueError, OSError) as error:
-        raise RequestError(f"{path / 'config.json'} is damaged: {error}", "write the artifact again") from error
+    except Exception as error:  # likewise
+        raise RequestError(
+            f"{path / 'config.json'} is damaged: {class_and_first_line(error)}", "write the artifact again"
+        ) from error
     if base is None:
         raise RequestError(
             f"{path / 'config.json'}: 'architectures' is {config.architectures}, which transformers does not know",

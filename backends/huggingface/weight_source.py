@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from ...runtime.consent import Consent
@@ -75,22 +76,28 @@ class InMemoryWeights:
     def same_function(self, model: PreTrainedModel) -> Callable[[ConfigMatch], bool]:
         """Compares outputs in the dtype of ``model``. If this is not float32, the tolerance is larger than that of the
         fresh process, which compares in float32."""
+        kinds = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+        dtype = model.dtype if len(kinds) == 1 else torch.float32  # a model of several cannot run in all of them
         tolerance = LOGITS_TOLERANCE
-        if model.dtype != torch.float32:
-            tolerance = max(tolerance, roundings(STORED_ROUNDINGS, model.dtype))
+        if dtype != torch.float32:
+            tolerance = max(tolerance, roundings(STORED_ROUNDINGS, dtype))
         reference = self.reference
 
         def accept(match: ConfigMatch) -> bool:
-            state = dict(model.state_dict())
+            known: dict[int, torch.Tensor] = {}  # tied tensors stay the same one
+            state = {
+                name: known.setdefault(id(t), t.detach().to(dtype) if t.is_floating_point() else t)
+                for name, t in model.state_dict(keep_vars=True).items()
+            }
             with torch.no_grad(), quiet():
                 candidate = match.model_class.from_pretrained(
-                    None, config=copy.deepcopy(match.config), state_dict=state, dtype=model.dtype
+                    None, config=copy.deepcopy(match.config), state_dict=dict(state), dtype=dtype
                 ).eval()
                 try:
                     found = reference.compared(candidate(**reference.inputs))
                 except Exception:  # a configuration whose model cannot run is not the right one
                     return False
-                expected = reference.compared(model(**reference.inputs))
+                expected = reference.compared(functional_call(model, state, (), dict(reference.inputs)))
             pairs = zip(found, expected, strict=True)
             return all(relative_difference(got, wanted) <= tolerance for got, wanted in pairs)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ...ir.errors import RequestError
 from ...runtime.generators import generator_states, set_generator_states
+from ...runtime.json_object import read_json_object
 from ..halfway import Halfway
 
 STATE = "training.json"
@@ -144,7 +145,7 @@ class KeptTraining:
         if not self._halfway.go_on or not file.is_file():
             return None
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = read_json_object(file, _HINT)
             if data.pop("format") != TRAINING_FORMAT:
                 raise ValueError("it is of another version")
             if changed := self._halfway.differs(data.pop("run")):

@@ -1,0 +1,1 @@
+"""What may happen to a process while it runs."""

@@ -172,7 +172,12 @@ REFUSED: list[tuple[Callable[[Path], None], type[FxpruneError], str, str]] = [
     (truncate, RequestError, "model.safetensors is truncated or corrupt", "download the model again"),
     (garble, RequestError, "model.safetensors is truncated or corrupt", "download the model again"),
     (empty, RequestError, r"is truncated or corrupt: .* \(0 bytes on disk\)", "download the model again"),
-    (write("model.safetensors.index.json", "[]"), RequestError, "is not an index of safetensors", "again"),
+    (
+        write("model.safetensors.index.json", "[]"),
+        RequestError,
+        "index.json is damaged: it is not a JSON object",
+        "again",
+    ),
     (as_pickle, RequestError, "pytorch_model.bin is a pickle", "--allow-pickle"),
     (write("config.json", '{"model_type"'), RequestError, "config.json is damaged: Expecting", "again"),
     (write("config.json", "[]"), RequestError, "config.json is damaged: it is not a JSON object", "again"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.errors import RequestError, first_line
+from ...runtime.json_object import parse_json
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 FIELDS_HINT = (
@@ -180,10 +181,12 @@ def _parse_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = where if error.lineno == 1 else f"{where} line {error.lineno}"
-        raise RequestError(
-            f"{place} is not valid JSON: {error.msg} at column {error.colno}",
-            "give one JSON object per line, or a .json file with one list of objects",
-        ) from None
+        return parse_json(text, where, _JSON_HINT)
+    except RequestError as error:
+        if not isinstance(fault := error.__cause__, json.JSONDecodeError):
+            raise
+        place = where if fault.lineno == 1 else f"{where} line {fault.lineno}"
+        raise RequestError(f"{place} is not valid JSON: {fault.msg} at column {fault.colno}", _JSON_HINT) from None
+
+
+_JSON_HINT = "give one JSON object per line, or a .json file with one list of objects"
