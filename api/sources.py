@@ -58,17 +58,9 @@ def open_source(
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     if isinstance(model, str | os.PathLike):
         found = resolve(os.fspath(model), weights=weights, **allowed)
-        adapter = find_adapter(found.directory)
-        if adapter is None:
-            if weights:
-                check_fit(found)
-            yield found
-            return
-        from .merging.directory import merged_source  # imports what writes models, which takes a second
-
         if weights:
             check_fit(found)
-        with merged_source(found, adapter, weights=weights, progress=progress) as merged:
+        with _merged(found, weights=weights, progress=progress) as merged:
             yield merged
         return
     if merge_adapter and has_adapters(model):
@@ -78,6 +70,18 @@ def open_source(
         source = write_loaded(model, tokenizer, place, weights=weights, trust_remote_code=trust_remote_code)
         _remember_texts(Path(str(model.config.name_or_path or "")), source)
         yield source
+
+
+@contextmanager
+def _merged(source: ModelSource, *, weights: bool, progress: Progress) -> Iterator[ModelSource]:
+    adapter = find_adapter(source.directory)
+    if adapter is None:
+        yield source
+        return
+    from .merging.directory import merged_source  # imports what writes models, which takes a second
+
+    with merged_source(source, adapter, weights=weights, progress=progress) as merged:
+        yield merged
 
 
 def _remember_texts(origin: Path, source: ModelSource) -> None:

@@ -15,7 +15,7 @@ from .artifact import RECORD, read_record
 
 CONFIG = "config.json"
 
-FOLDERS = ("adapter", "onnx")
+MODEL_FOLDERS = ("adapter", "onnx")
 """What fxprune itself makes inside an artifact."""
 
 LISTED = "files"
@@ -91,7 +91,7 @@ def _foreign(folder: Path, inside: str, listed: Collection[str]) -> Iterator[str
         name = inside + entry.name
         mode = entry.stat(follow_symlinks=False).st_mode
         if stat.S_ISDIR(mode):
-            if name in FOLDERS or any(one.startswith(f"{name}/") for one in listed):
+            if name in MODEL_FOLDERS or any(one.startswith(f"{name}/") for one in listed):
                 yield from _foreign(folder / entry.name, f"{name}/", listed)
             else:
                 yield f"{name}/"

@@ -226,15 +226,19 @@ def _check(product: SavableModule, folder: Path) -> dict[str, Any]:
     with torch.no_grad():
         output = product.module(*product.args, **product.kwargs)
     expected = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return _compare([found[str(number)] for number in range(len(found))], expected)
+
+
+def _compare(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Compare the outputs of the written program with those of the module."""
     if len(found) != len(expected):
         raise VerificationError(
             f"the written program returns {len(found)} tensors, the module {len(expected)}",
             "this is a bug in fxprune; please report it with the module",
         )
     worst, limit = 0.0, 0.0
-    for number, tensor in enumerate(expected):
+    for got, tensor in zip(found, expected, strict=True):
         limit = max(limit, same_program(tensor.dtype))
-        got = found[str(number)]
         worst = max(worst, relative_difference(got, tensor.cpu()))
     if not worst <= limit:
         raise VerificationError(

@@ -413,14 +413,19 @@ def test_room_for_the_copy_is_asked_for_first(base: Path, tmp_path: Path, monkey
     assert "TMPDIR" in caught.value.hint
 
 
-def test_a_link_out_of_the_directory_is_not_copied(base: Path, tmp_path: Path) -> None:
+def test_a_link_out_of_the_directory_is_refused(base: Path, tmp_path: Path) -> None:
     folder = with_adapter(base, tmp_path / "adapted", KINDS["lora"])[0]
     (tmp_path / "secret").write_text("secret")
     (folder / "tokenizer_extra.txt").symlink_to(tmp_path / "secret")
     (folder / "merges.txt").symlink_to("vocab.txt")
     (folder / "vocab.txt").write_text("a")
+    with (
+        pytest.raises(RequestError, match="tokenizer_extra.txt is a link to .*, outside of the model directory"),
+        open_source(folder, merge_adapter=True),
+    ):
+        pass
+    (folder / "tokenizer_extra.txt").unlink()
     with open_source(folder, merge_adapter=True) as source:
-        assert not (source.directory / "tokenizer_extra.txt").exists()
         assert (source.directory / "merges.txt").read_text() == "a"
 
 
