@@ -420,7 +420,7 @@ def test_a_link_out_of_the_directory_is_refused(base: Path, tmp_path: Path) -> N
     (folder / "merges.txt").symlink_to("vocab.txt")
     (folder / "vocab.txt").write_text("a")
     with (
-        pytest.raises(RequestError, match="tokenizer_extra.txt is a link to .*, outside of the model directory"),
+        pytest.raises(RequestError, match=r"tokenizer_extra\.txt is a link to .*, outside of the model directory"),
         open_source(folder, merge_adapter=True),
     ):
         pass
