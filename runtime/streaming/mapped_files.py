@@ -93,6 +93,11 @@ class StoredTensor:
         values = np.frombuffer(memory, self._bits, prod(self.shape), before).reshape(self.shape)
         return values if values.flags.aligned else values.copy()
 
+    def announce(self) -> None:
+        """Let the system read the values into its file cache while something else is computed, where it can."""
+        if self.held is not None and self.size and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.held.descriptor, self.start, self.size, os.POSIX_FADV_WILLNEED)
+
     @property
     def _bits(self) -> type[np.signedinteger[Any]]:
         return _BITS[STORED_DTYPES[self.dtype].itemsize]

@@ -60,6 +60,8 @@ class Residence:
         self._changed: set[str] = set()
         self._present: Counter[str] = Counter()
         self._depth = 0
+        self._order: dict[str, int] = {}
+        self._latest = -1
         self._lent = _Lent()
         self._borrowed: dict[str, Hashable] = {}
 
@@ -89,6 +91,7 @@ class Residence:
         holders = blocks.holders(self.model)
         alone = {name: next(iter(found)) for name, found in holders.items() if len(found) == 1}
         self._of_block = {path: [n for n, holder in alone.items() if holder == path] for path in blocks.modules}
+        self._order, self._latest = {path: at for at, path in enumerate(blocks.modules)}, -1
         inside = {name for names in self._of_block.values() for name in names}
         try:
             with self._swapped(), self._buffers():
@@ -129,12 +132,20 @@ class Residence:
         try:
             if self._present[path] == 1:
                 self._fill(names)
+                self.store.announce(self._of_block.get(self._next_after(path), ()))
             yield
         finally:
             self._present[path] -= 1
             if not self._present[path]:
                 self._empty(names)
                 give_back_memory(self.device)
+
+    def _next_after(self, path: str) -> str:
+        """The block whose turn is probably next: the neighbour, on the way on or back."""
+        at, before = self._order.get(path, 0), self._latest
+        self._latest = at
+        places = list(self._order)
+        return places[(at - 1 if at <= before else at + 1) % len(places)] if places else ""
 
     @contextmanager
     def calling(self, blocks: BlockList) -> Iterator[None]:

@@ -131,6 +131,13 @@ class Store:
             value = value.index_select(dim, torch.from_numpy(np.ascontiguousarray(kept)))
         return value
 
+    def announce(self, names: Iterable[str]) -> None:
+        """Say what will be read soon, so that the system can fetch it from the source's files meanwhile."""
+        if not self._keeps:
+            for name in names:
+                if name in self.source and name not in self.written:
+                    self.source[name].announce()
+
     def identity(self, name: str) -> Kept | StoredTensor | None:
         """Equal for values of this store and of its snapshots that are the same; None where that is not known."""
         return self.written.get(name) or (None if self.cuts.get(name) else self.source.get(name))

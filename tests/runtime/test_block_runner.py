@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import LlamaForCausalLM
 
 from fxprune.backends.huggingface.streamed_weights import obstacle, stored_tensors
 from fxprune.ir.errors import FxpruneError
 from fxprune.passes.state import Subject
 from fxprune.runtime.streaming import block_runner
 from fxprune.runtime.streaming.block_runner import BlockRunner
-from fxprune.runtime.streaming.mapped_files import Checkpoint
+from fxprune.runtime.streaming.mapped_files import Checkpoint, StoredTensor
 from fxprune.runtime.streaming.residence import Residence
 from fxprune.runtime.streaming.reverse import GradientReceiver
 from fxprune.runtime.streaming.store import InMemory, OnDisk, Store
@@ -155,6 +157,23 @@ def test_batches_that_fit_go_back_together_unless_weights_have_gradients(
     values = runner.gradients(losses, [f"{name}.up_proj.weight"] if wanted else [], Kept())
     assert read.count(f"{name}.down_proj.weight") == reads, "twice for every batch, or for all that go together"
     assert values == BlockRunner(causal_lm.tiny_model("llama").float()).gradients(losses, [], Kept())
+
+
+def test_the_next_block_is_announced_on_the_way_on_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = causal_lm.tiny_config("llama")
+    config.num_hidden_layers = 4
+    runner = offloaded(LlamaForCausalLM(config).float(), tmp_path, on_disk=True)
+    announced: list[str | None] = []
+    own = StoredTensor.announce
+
+    def note(stored: StoredTensor) -> None:
+        announced.append(runner.blocks.holder(stored.name))
+        own(stored)
+
+    monkeypatch.setattr(StoredTensor, "announce", note)
+    runner.gradients([loss_on(tokens(1)[0])], ["model.layers.0.mlp.up_proj.weight"], Kept())
+    turns = [str(path)[-1] for path, _ in groupby(announced)]
+    assert turns == ["1", "2", "3", "0", "2", "1", "0", "3"], "on through all, and back from the last one"
 
 
 def test_a_block_is_in_memory_during_its_turn_only(tmp_path: Path) -> None:
