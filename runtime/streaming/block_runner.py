@@ -197,11 +197,12 @@ class BlockRunner:
         def attempt() -> list[float]:
             values: list[float] = []
             together = len(losses) if wanted else 1
-            while len(values) < len(losses):
-                found, kept = self._gradients(losses[len(values) :][:together], wanted, receiver)
-                values += found
-                if self.residence is not None and not wanted:  # otherwise nothing is read again: one is enough
-                    together = max(1, HELD // max(1, kept // len(found)))
+            with self._ready():  # once: receivers may know the parameters by identity
+                while len(values) < len(losses):
+                    found, kept = self._gradients(losses[len(values) :][:together], wanted, receiver)
+                    values += found
+                    if self.residence is not None and not wanted:  # otherwise nothing is read again: one is enough
+                        together = max(1, HELD // max(1, kept // len(found)))
             return values
 
         return self.again(attempt, receiver.restart)
@@ -210,23 +211,22 @@ class BlockRunner:
         self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver
     ) -> tuple[list[float], int]:
         """The losses, and the bytes of hidden states that were kept."""
-        with self._ready():
-            known = dict(self.model.named_parameters())
-            parameters = {name: known[name] for name in wanted}
-            holders = self.blocks.holders(self.model)
-            with self._differentiated(parameters), torch.enable_grad():
-                tapes = [Tape(number, parameters, holders, receiver) for number in range(len(losses))]
-                order, values = self._recorded(losses, tapes, receiver)
-                kept = sum(tape.kept for tape in tapes)
-                inside: dict[str, list[str]] = {}
-                for name in wanted:
-                    (path,) = holders[name] if len(holders[name]) == 1 else (None,)
-                    inside.setdefault(path or "", []).append(name)
-                early = [name for name in inside.get("", ()) if not any(tape.waits_for(name) for tape in tapes)]
-                receiver.finished(early)
-                walk_back(tapes, self.blocks, self.loaded, order, inside)
-                done = {*early, *(name for path, _ in order for name in inside.get(path, ()))}
-                receiver.finished([name for name in wanted if name not in done])
+        known = dict(self.model.named_parameters())
+        parameters = {name: known[name] for name in wanted}
+        holders = self.blocks.holders(self.model)
+        with self._differentiated(parameters), torch.enable_grad():
+            tapes = [Tape(number, parameters, holders, receiver) for number in range(len(losses))]
+            order, values = self._recorded(losses, tapes, receiver)
+            kept = sum(tape.kept for tape in tapes)
+            inside: dict[str, list[str]] = {}
+            for name in wanted:
+                (path,) = holders[name] if len(holders[name]) == 1 else (None,)
+                inside.setdefault(path or "", []).append(name)
+            early = [name for name in inside.get("", ()) if not any(tape.waits_for(name) for tape in tapes)]
+            receiver.finished(early)
+            walk_back(tapes, self.blocks, self.loaded, order, inside)
+            done = {*early, *(name for path, _ in order for name in inside.get(path, ()))}
+            receiver.finished([name for name in wanted if name not in done])
         return values, kept
 
     def _recorded(

@@ -26,7 +26,7 @@ PIPELINES: dict[str, dict[str, Any]] = {
     f"drop{{layers=0,sub_blocks=1,{SMALL}}},wanda{{{SMALL}}}": {},
     f"drop{{by=perplexity,{SMALL}}}": {},
     f"drop{{layers=0,sub_blocks=2,by=perplexity,{SMALL}}}": {},
-    "generate{windows=4,length=8},fisher{samples=4,length=8}": {},
+    "generate{windows=4,length=8},fisher{samples=4,length=8,batch=1}": {},
     f"wanda{{by=search,moves=4,{SMALL},batch=2}}": {"target": "params=0.8"},
 }
 
