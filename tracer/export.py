@@ -14,8 +14,10 @@ from torch.overrides import TorchFunctionMode
 from ..ir.errors import FxpruneError, first_line
 from ..ir.graph import Graph
 from ..runtime.experts import BATCHED, experts_as
+from ..runtime.left_as_found import left_as_found
 from ..runtime.quiet import quiet
 from .calls import calls
+from .frequencies import steady_frequencies
 from .lower import lower
 from .randomness import drawing
 from .trace_errors import explained
@@ -76,7 +78,10 @@ def trace_model(
         FxpruneError: when ``torch.export`` cannot trace the model, with its reason.
     """
     try:
-        with quiet(warn=False), torch.no_grad(), _ListsAsSlices(), experts_as(BATCHED, model):
+        with (
+            quiet(warn=False), torch.no_grad(), _ListsAsSlices(), left_as_found(model),
+            experts_as(BATCHED, model), steady_frequencies(model),
+        ):  # fmt: skip
             program = torch.export.export(model, (), dict(example), strict=False)
             if (written := _written_weight(program)) or _mutates(program):
                 program = program.run_decompositions({})

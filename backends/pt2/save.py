@@ -20,6 +20,7 @@ from ...ir.errors import FxpruneError, RequestError, first_line, last_line
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs, repair, repairs_integers
 from ...runtime.child_process import start_python
+from ...runtime.left_as_found import left_as_found
 from ...runtime.quiet import quiet
 from ...runtime.scratch import ScratchDirectory
 from ...runtime.tensors import slice_tensors, tensors_by_name
@@ -148,7 +149,7 @@ def _exported(product: SavableModule, *, free: bool) -> ExportedProgram:
     # The class of an output, such as ModelOutput, needs its library to load; so the program returns a dict.
     hook = product.module.register_forward_hook(lambda _module, _args, output: _plain(output))
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), left_as_found(product.module):
             program = torch.export.export(
                 product.module, product.args, dict(product.kwargs), dynamic_shapes=shapes, strict=False
             )

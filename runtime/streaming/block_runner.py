@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ir.errors import FxpruneError
+from ..left_as_found import left_as_found
 from ..tensors import made_private, tensors_by_name, twin
 from .blocks import BlockList
 from .residence import Residence
@@ -210,7 +211,8 @@ class BlockRunner:
         self, losses: Sequence[Loss], wanted: Sequence[str], receiver: GradientReceiver
     ) -> tuple[list[float], int]:
         """The losses, and the bytes of hidden states that were kept."""
-        with self._ready():
+        here = nullcontext() if self.residence is not None else left_as_found(self.model, values=True)
+        with here, self._ready():
             known = dict(self.model.named_parameters())
             parameters = {name: known[name] for name in wanted}
             holders = self.blocks.holders(self.model)
