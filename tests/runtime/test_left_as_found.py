@@ -66,17 +66,17 @@ def _keyed(module: Storing, hidden: Tensor) -> None:
 
 STORES: dict[str, Callable[[Any, Tensor], Any]] = {
     "tensor": lambda m, h: setattr(m, "kept", h),
-    "tensor of its own": lambda m, h: setattr(m, "kept", torch.arange(3)),
+    "tensor of its own": lambda m, _h: setattr(m, "kept", torch.arange(3)),
     "list": lambda m, h: m.seen.append(h),
     "dict": _keyed,
-    "set": lambda m, h: m.names.add("x"),
+    "set": lambda m, _h: m.names.add("x"),
     "deque": lambda m, h: m.recent.extend([2, h]),
-    "counter": lambda m, h: setattr(m, "calls", m.calls + 1),
+    "counter": lambda m, _h: setattr(m, "calls", m.calls + 1),
     "nested object": lambda m, h: setattr(m.nested.inner, "value", h),
     "slot": lambda m, h: (setattr(m.slotted, "last", h), setattr(m.slotted, "missing", h)),
-    "buffer anew": lambda m, h: m.register_buffer("table", torch.full((6,), 2.0)),
-    "buffer replaced": lambda m, h: setattr(m, "table", m.table * 2),
-    "buffer in place": lambda m, h: m.running.add_(1),
+    "buffer anew": lambda m, _h: m.register_buffer("table", torch.full((6,), 2.0)),
+    "buffer replaced": lambda m, _h: setattr(m, "table", m.table * 2),
+    "buffer in place": lambda m, _h: m.running.add_(1),
     "module": _new_module,
     "removed": _removes,
 }
@@ -119,10 +119,14 @@ def test_what_is_pruned_has_stored_nothing_and_runs(what: str) -> None:
         net, torch.ones(2, 4), "taylor", ratio=0.5, channels=True, loss=lambda m: m(torch.ones(2, 4)).square().mean()
     )
     small: Any = pruned.module
-    assert pruned.in_place and small.first.out_features == 3
+    assert pruned.in_place
+    assert small.first.out_features == 3
     assert (small.calls, small.seen, small.names, list(small.recent)) == (0, [], set(), [1])
-    assert small.running == 0 and small.nested.inner.value == 0 and small.slotted.last == 0
-    assert getattr(small, "kept", None) is None and "added" not in small._modules
+    assert small.running == 0
+    assert small.nested.inner.value == 0
+    assert small.slotted.last == 0
+    assert getattr(small, "kept", None) is None
+    assert "added" not in small._modules
     assert small(torch.ones(5, 4)).shape == (5, 3)
 
 
@@ -143,7 +147,11 @@ def test_an_error_inside_and_what_refers_to_itself() -> None:
     around: dict[str, Any] = {"net": net}
     around["self"] = around
     net.around = around  # type: ignore[assignment]
+
+    def fails() -> None:
+        around["more"] = net
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError), left_as_found(net):
-        around["more"] = 1 / 1
-        net.stays = 1 / 0  # type: ignore[assignment]
+        fails()
     assert list(around) == ["net", "self"]
