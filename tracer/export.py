@@ -105,11 +105,13 @@ def trace_model(
 
 def _program(model: torch.nn.Module, example: Mapping[str, Any]) -> tuple[ExportedProgram, str]:
     """The program of a module, and the name of a parameter that it changes in place. The module stays as it is."""
-    with left_as_found(model), experts_as(BATCHED, model), steady_frequencies(model):
-        with quiet(warn=False), torch.no_grad(), _ListsAsSlices():
-            program = torch.export.export(model, (), dict(example), strict=False)
-            if (written := _written_weight(program)) or _mutates(program):
-                program = program.run_decompositions({})
+    with (
+        left_as_found(model), experts_as(BATCHED, model), steady_frequencies(model),
+        quiet(warn=False), torch.no_grad(), _ListsAsSlices(),
+    ):  # fmt: skip
+        program = torch.export.export(model, (), dict(example), strict=False)
+        if (written := _written_weight(program)) or _mutates(program):
+            program = program.run_decompositions({})
     return program, written
 
 
