@@ -1,8 +1,8 @@
 """Widths that stay inside a block of the network, found from the paths that data takes through the graph.
 
-A block is what lies between a fork and the place where both ways meet again: a residual block, a gate, a branch. A width
-is inner if data takes another way around all of it. What is itself passed on from block to block is shared, however the
-modules are called: there is no way around it, or blocks add their results to it.
+A block is what lies between a fork and the place where both ways meet again: a residual block, a gate, a branch. A
+width is inner if data takes another way around all of it. What is itself passed on from block to block is shared,
+however the modules are called: there is no way around it, or blocks add their results to it, or a later block reads it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cached_property
 
 from ...ir.axes import Axis, atoms_of
 from ...ir.graph import Graph, Op, Value
+from ...ir.rules import contraction_of
 
 CONCATENATION = "aten.cat"
 SUMS = frozenset({"aten.add", "aten.add_", "aten.sub", "aten.sub_"})
@@ -41,8 +42,10 @@ class InnerWidths:
         if not values or self._is_stream(values):
             return False
         met = self._met(values)
-        if met is None or met.op.packet != CONCATENATION or met.around not in self._before(values):
-            return met is not None
+        if met is None or contraction_of(met.op) is not None or self._goes_on(values, met.op):
+            return False
+        if met.op.packet != CONCATENATION or met.around not in self._before(values):
+            return True
         # A skip is concatenated: to an encoder's and decoder's levels this is no block, but to a module inside it is.
         return bool(module) and self._met(self._made_in(module), entered=True) is not None
 
@@ -107,6 +110,11 @@ class InnerWidths:
             if self._leaves_and_returns(values, early, late):
                 return True
         return False
+
+    def _goes_on(self, values: frozenset[Value], met: Op) -> bool:
+        """Whether some of these values are used again behind an operator, as by the next block."""
+        after = self.graph.ops[self._maker[next(iter(met.made))] + 1 :]
+        return any(value in values for op in after for value in op.operands)
 
     def _leaves_and_returns(self, values: frozenset[Value], early: Value, late: Value) -> bool:
         inside, left = {early}, set[Value]()
