@@ -14,7 +14,7 @@ from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.base import Pass
 from ..passes.registry import all_passes
-from ..runtime.left_as_found import left_as_found
+from ..runtime.streaming.left_as_found import left_as_found
 from ..runtime.tensors import tensors_by_every_name
 from ..tracer.example import example_inputs, trace_call
 from ..tracer.export import Traced, trace_causal_lm

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from ..ir.errors import FxpruneError, first_line
 from ..ir.graph import Graph
 from ..runtime.experts import BATCHED, experts_as
-from ..runtime.left_as_found import left_as_found
 from ..runtime.quiet import quiet
+from ..runtime.streaming.left_as_found import left_as_found
 from .calls import calls
 from .frequencies import steady_frequencies
 from .lower import lower

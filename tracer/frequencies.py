@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..runtime.left_as_found import left_as_found
+from ..runtime.streaming.left_as_found import left_as_found
 from .calls import calls
 
 

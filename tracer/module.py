@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..ir.errors import FxpruneError, RequestError, class_and_first_line
-from ..runtime.left_as_found import left_as_found
+from ..runtime.streaming.left_as_found import left_as_found
 from .export import Traced, trace_model
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]

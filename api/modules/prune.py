@@ -29,8 +29,8 @@ from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import ANALYSES, all_passes
 from ...passes.state import Data, NoHost, State, Subject
-from ...runtime.left_as_found import left_as_found
 from ...runtime.place.placement import PlacementRequest, place
+from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced

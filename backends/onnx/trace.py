@@ -18,8 +18,8 @@ from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...runtime.consent import Consent
 from ...runtime.json_object import read_json_object
-from ...runtime.left_as_found import left_as_found
 from ...runtime.quiet import quiet
+from ...runtime.streaming.left_as_found import left_as_found
 from .names import BATCH_SYMBOL, PAST, SEQUENCE, rename_interface, strip_provenance
 
 # Extents of the traced example. All differ, and none is 0 or 1, which torch.export would make constant.

@@ -20,9 +20,9 @@ from ...ir.errors import FxpruneError, RequestError, first_line, last_line
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs, repair, repairs_integers
 from ...runtime.child_process import start_python
-from ...runtime.left_as_found import left_as_found
 from ...runtime.quiet import quiet
 from ...runtime.scratch import ScratchDirectory
+from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import slice_tensors, tensors_by_name
 from ...runtime.tolerances import relative_difference, same_program
 from ..artifact import PLAN, RECORD, read_plan, write_json, write_plan

@@ -16,7 +16,7 @@ from ...ir.graph import Graph, Op, Value
 from ...ir.rules import contraction_of
 
 CONCATENATION = "aten.cat"
-SUMS = frozenset({"aten.add", "aten.add_", "aten.sub", "aten.sub_"})
+ADDITIONS = frozenset({"aten.add", "aten.add_", "aten.sub", "aten.sub_"})
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class InnerWidths:
         """Whether something is computed from these values and added to them again."""
         for op in self.graph.ops:
             operands = [value for value in op.operands if value in values]
-            if op.packet not in SUMS or len(operands) < 2 or not any(value in values for value in op.made):
+            if op.packet not in ADDITIONS or len(operands) < 2 or not any(value in values for value in op.made):
                 continue
             early, late = sorted(operands[:2], key=lambda value: self._maker.get(value, -1))
             if self._leaves_and_returns(values, early, late):

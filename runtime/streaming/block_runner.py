@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ...ir.errors import FxpruneError
-from ..left_as_found import left_as_found
 from ..tensors import made_private, tensors_by_name, twin
 from .blocks import BlockList
+from .left_as_found import left_as_found
 from .residence import Residence
 from .reverse import GradientReceiver, Loss, Tape, walk_back
 from .side_effects import PassesOnMoreError

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.runtime.left_as_found import left_as_found
+from fxprune.runtime.streaming.left_as_found import left_as_found
 from fxprune.tracer.export import trace_model
 from fxprune.tracer.module import bind, run
 

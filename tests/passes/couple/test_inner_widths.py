@@ -123,7 +123,7 @@ class Dense(Net):
 
 
 class Skips(Net):
-    """An encoder and a decoder: what a level passes on is shared, also the deepest; what only its module holds is not."""
+    """An encoder and a decoder: what a level passes on is shared, the deepest too; what its module holds is not."""
 
     shared, inner = (6, 10, 16, 11, 9, 7), (15, 20)
 
