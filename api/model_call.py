@@ -14,6 +14,7 @@ from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.base import Pass
 from ..passes.registry import all_passes
+from ..runtime.streaming.left_as_found import left_as_found
 from ..runtime.tensors import tensors_by_every_name
 from ..tracer.example import example_inputs, trace_call
 from ..tracer.export import Traced, trace_causal_lm
@@ -71,7 +72,7 @@ class ModelCall:
         """The outputs of the module that are compared, in the order of the outputs of the graph."""
         caching = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
         try:
-            with torch.no_grad():
+            with torch.no_grad(), left_as_found(module, values=True):
                 output = module(**self.inputs, **caching)
         except Exception as error:  # whatever a model's own code raises
             raise FxpruneError(

@@ -213,6 +213,15 @@ def check_module(module: object) -> None:
         if is_path(module):
             hint = "a Hugging Face model is pruned with fxprune.apply(model, passes, out=...)"
         raise RequestError(f"{_kind(module)} is not a torch.nn.Module", hint)
+    for path, part in module.named_modules():  # type: ignore[attr-defined]
+        for name, child in part.named_children():
+            if getattr(part, name, None) is not child:
+                where = f"{path}.{name}" if path else name
+                raise RequestError(
+                    f"the submodule {where!r} of {type(module).__name__} is called as an attribute of every "
+                    "torch.nn.Module, so that torch itself cannot reach it",
+                    f"give it another name than {name!r}",
+                )
 
 
 def list_batches(batches: object, name: str) -> list[Any]:

@@ -12,6 +12,7 @@ from torch import fx
 from ..ir.errors import FxpruneError
 from ..ir.graph import Arg, DType, Graph, Op, Value
 from ..runtime.dtypes import DTYPES
+from .own_names import attach, graph_module, unused
 
 TAKE = "fxprune.take"
 _STRIDED_ONLY = {"aten.view": "aten.reshape", "aten._unsafe_view": "aten.reshape"}
@@ -99,6 +100,7 @@ class _Raising:
         self.nodes: dict[Value, fx.Node] = {}
         self.known: dict[Value, torch.Tensor] = {}
         self.named = graph.parameter_of()
+        self.outermost = frozenset(parameter.name.partition(".")[0] for parameter in graph.parameters)
         self.multiples: dict[int, fx.Node] = {}
 
     def run(
@@ -116,7 +118,7 @@ class _Raising:
         for op in self.graph.ops:
             self._emit(op)
         self.fx.output(outputs([self._node(value) for value in self.graph.outputs]))
-        return fx.GraphModule(self.root, self.fx, self.graph.name)
+        return graph_module(self.root, self.fx, self.graph.name)
 
     def leaves(self) -> None:
         """Record the data of parameters, buffers and constants."""
@@ -164,21 +166,12 @@ class _Raising:
         """Add a tensor to the module: a parameter or buffer under its own name, a constant as a buffer."""
         parameter = self.named.get(value)
         if parameter is None:
-            name = f"t{len(self.nodes)}_" + value.name.replace(".", "_")
+            name = unused(f"t{len(self.nodes)}_" + value.name.replace(".", "_"), self.outermost)
             self.root.register_buffer(name, data)
             return name
-        owner = self.root
-        *path, last = parameter.name.split(".")
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, torch.nn.Module())
-            owner = owner.get_submodule(part)
-        if parameter.is_buffer or not (data.is_floating_point() or data.is_complex()):
-            owner.register_buffer(last, data)
-        else:
-            trained = self.tensors[parameter.name].requires_grad
-            owner.register_parameter(last, torch.nn.Parameter(data, requires_grad=trained))
-        return parameter.name
+        if not parameter.is_buffer and (data.is_floating_point() or data.is_complex()):
+            data = torch.nn.Parameter(data, requires_grad=self.tensors[parameter.name].requires_grad)
+        return attach(self.root, parameter.name, data)
 
     def _emit(self, op: Op) -> None:
         function = function_of(op.target)

@@ -15,7 +15,9 @@ from ..ir.errors import FxpruneError, first_line
 from ..ir.graph import Graph
 from ..runtime.experts import BATCHED, experts_as
 from ..runtime.quiet import quiet
+from ..runtime.streaming.left_as_found import left_as_found
 from .calls import calls
+from .frequencies import steady_frequencies
 from .lower import lower
 from .randomness import drawing
 from .trace_errors import explained
@@ -76,10 +78,7 @@ def trace_model(
         FxpruneError: when ``torch.export`` cannot trace the model, with its reason.
     """
     try:
-        with quiet(warn=False), torch.no_grad(), _ListsAsSlices(), experts_as(BATCHED, model):
-            program = torch.export.export(model, (), dict(example), strict=False)
-            if (written := _written_weight(program)) or _mutates(program):
-                program = program.run_decompositions({})
+        program, written = _program(model, example)
     except Exception as error:
         where = explained(error, model)
         raise FxpruneError(
@@ -102,6 +101,18 @@ def trace_model(
         )
     constants = {key: data for key, data in program.constants.items() if isinstance(data, torch.Tensor)}
     return Traced(graph, constants, dict(example), outputs, written)
+
+
+def _program(model: torch.nn.Module, example: Mapping[str, Any]) -> tuple[ExportedProgram, str]:
+    """The program of a module, and the name of a parameter that it changes in place. The module stays as it is."""
+    with (
+        left_as_found(model), experts_as(BATCHED, model), steady_frequencies(model),
+        quiet(warn=False), torch.no_grad(), _ListsAsSlices(),
+    ):  # fmt: skip
+        program = torch.export.export(model, (), dict(example), strict=False)
+        if (written := _written_weight(program)) or _mutates(program):
+            program = program.run_decompositions({})
+    return program, written
 
 
 def _counting(program: ExportedProgram, output: str, beside: Collection[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..ir.errors import FxpruneError, RequestError, class_and_first_line
+from ..runtime.streaming.left_as_found import left_as_found
 from .export import Traced, trace_model
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
@@ -242,11 +243,17 @@ def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[s
 
 
 def run(module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
-    """The tensors that a module returns, also nested ones.
+    """The tensors that a module returns, also nested ones. What its forward stores in it is taken back.
 
     Raises:
         FxpruneError: when it does not run on these inputs.
     """
+    with left_as_found(module, values=True):
+        return run_on(module, call)
+
+
+def run_on(module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
+    """As :func:`run`; what its forward stores in it stays there for the next call."""
     try:
         with torch.no_grad():
             output = module(*call.args, **call.kwargs)

@@ -30,10 +30,11 @@ from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import ANALYSES, all_passes
 from ...passes.state import Data, NoHost, State, Subject
 from ...runtime.place.placement import PlacementRequest, place
+from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
-from ...tracer.module import ExampleInputs, ForwardCall, bind, run, trace_module
+from ...tracer.module import ExampleInputs, ForwardCall, bind, run, run_on, trace_module
 from ..progress import Progress, silent
 from ..pruning.result import GroupChange
 from ..request_checks import check_loss, check_module, list_batches
@@ -152,8 +153,9 @@ class _ModuleRun(NoHost):
         self.home = device_of(module)
         if where is not None:
             self.model.to(where)
-        self.dense = run(self.model, call)
-        self._check_repeatable()
+        with left_as_found(self.model, values=True):
+            self.dense = run_on(self.model, call)
+            self._check_repeatable()
         progress(f"tracing {type(module).__name__}")
         self.fixed_batch = ""
         self.arrange = _arrangement(self.model, call)
@@ -162,7 +164,7 @@ class _ModuleRun(NoHost):
         self.worst = 0.0
 
     def _check_repeatable(self) -> None:
-        again = run(self.model, self.call)
+        again = run_on(self.model, self.call)
         if not self.dense:
             raise FxpruneError(
                 f"{type(self.original).__name__} returns no tensor", "give a module whose forward returns tensors"
@@ -317,7 +319,7 @@ def _placeholders(call: ForwardCall, graph: fx.Graph) -> list[fx.Node]:
 
 def _arrangement(model: nn.Module, call: ForwardCall) -> Callable[[list[fx.Node]], Any]:
     """A function that arranges the outputs of the graph as the module returns them, in dicts and tuples."""
-    with torch.no_grad():
+    with torch.no_grad(), left_as_found(model, values=True):
         output = _plain(model(*call.args, **call.kwargs))
     leaves, spec = pytree.tree_flatten(output)
 

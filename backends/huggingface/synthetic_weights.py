@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.threads import one_thread
 
 PERIOD = 1_000_003
@@ -63,7 +64,9 @@ class SyntheticWeights:
     def logits(self, model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
         """The first output of ``model`` with synthetic weights, float32."""
         with sampled_products():
-            return torch.as_tensor(functional_call(model, self.tensors(model), (), {**inputs, "use_cache": False})[0])
+            with left_as_found(model, values=True):
+                output = functional_call(model, self.tensors(model), (), {**inputs, "use_cache": False})
+            return torch.as_tensor(output[0])
 
     @contextmanager
     def standing_in(self, model: nn.Module) -> Iterator[None]:
@@ -75,18 +78,13 @@ class SyntheticWeights:
             for name, parameter in model.named_parameters()
         }
         for buffer in model.buffers():
-            stand_ins[id(buffer)] = buffer.cpu().float() if buffer.is_floating_point() else buffer.cpu()
-        held: list[tuple[dict[str, Any], str, torch.Tensor]] = []
-        for module in model.modules():
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            held += [(table, name, t) for table in tables for name, t in table.items() if t is not None]
-        try:
-            for table, name, tensor in held:
-                table[name] = stand_ins[id(tensor)]
+            stand_ins[id(buffer)] = buffer.to("cpu", torch.float32 if buffer.is_floating_point() else None, copy=True)
+        with left_as_found(model):
+            for module in model.modules():
+                tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+                for table in tables:
+                    table.update({name: stand_ins[id(tensor)] for name, tensor in table.items() if tensor is not None})
             yield
-        finally:
-            for table, name, tensor in held:
-                table[name] = tensor
 
     def _drawn(self) -> _Buffers:
         """The numbers, the same each time; they are as large as the largest tensor, so that they go when not in use."""

@@ -19,6 +19,7 @@ from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...runtime.consent import Consent
 from ...runtime.json_object import read_json_object
 from ...runtime.quiet import quiet
+from ...runtime.streaming.left_as_found import left_as_found
 from .names import BATCH_SYMBOL, PAST, SEQUENCE, rename_interface, strip_provenance
 
 # Extents of the traced example. All differ, and none is 0 or 1, which torch.export would make constant.
@@ -149,7 +150,7 @@ def convert(
         ort_fusions=None if optimize == "none" else optimize,
     )
     try:
-        with quiet():
+        with quiet(), left_as_found(model):
             program: ir.Model = OnnxExporter().export(model, inputs, config).program
     # torch.export, torch.onnx and onnxscript raise exceptions without a common base class.
     except Exception as error:
@@ -167,7 +168,7 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
     A layer with a sliding window may keep fewer tokens. Here it keeps all, and its mask hides those outside the window.
     """
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), left_as_found(model):
             output = model(input_ids=torch.zeros(_TRACE_BATCH, _PAST, dtype=torch.int64), use_cache=True)
     except Exception as error:  # whatever a model's own code raises
         raise FxpruneError(

@@ -24,6 +24,7 @@ from torch.export._unlift import _get_codegen
 from torch.utils import _pytree as pytree
 
 from ...ir.errors import RequestError
+from ..own_names import attach, graph_module, own_name
 from .archive import MODEL, ProgramArchive, scalar_type
 
 _OF_EXTENTS = (
@@ -116,7 +117,7 @@ class _Reading:
                 raise ValueError(f"an input is called {name!r}")
         self.fx._codegen = _get_codegen(inputs, outputs, names)
         self.fx.lint()
-        made = fx.GraphModule(self.root, self.fx, "Program").eval()
+        made = graph_module(self.root, self.fx, "Program").eval()
         expected = ExpectedInputs(tuple(self.fx._codegen.pytree_info.orig_args), tuple(shapes))
         made.register_forward_pre_hook(expected, with_kwargs=True)
         return made
@@ -149,18 +150,7 @@ class _Reading:
     def _held(self, name: str) -> fx.Node:
         if not _TENSOR_NAME.fullmatch(name):
             raise ValueError(f"a tensor is called {name!r}")
-        *folders, leaf = name.split(".")
-        module = self.root
-        for folder in folders:
-            if folder not in module._modules:
-                module.add_module(folder, nn.Module())
-            module = module.get_submodule(folder)
-        tensor = self.tensors[name]
-        if isinstance(tensor, nn.Parameter):
-            module.register_parameter(leaf, tensor)
-        else:
-            module.register_buffer(leaf, tensor)
-        return self.fx.get_attr(name)
+        return self.fx.get_attr(attach(self.root, own_name(name), self.tensors[name]))
 
     def _node(self, node: Mapping[str, Any]) -> None:
         target = self._operator(node["target"])

@@ -22,11 +22,13 @@ from ...ir.repairs import Repairs, repair, repairs_integers
 from ...runtime.child_process import start_python
 from ...runtime.quiet import quiet
 from ...runtime.scratch import ScratchDirectory
+from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import slice_tensors, tensors_by_name
 from ...runtime.tolerances import relative_difference, same_program
 from ..artifact import PLAN, RECORD, read_plan, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
 from ..digests import digests
+from ..own_names import by_attributes, rename_tensors
 from ..seen import Seen
 from ..verify import VerificationError
 from .read_program import read_program
@@ -145,15 +147,18 @@ def _exported(product: SavableModule, *, free: bool) -> ExportedProgram:
     if free:
         named = pytree.tree_map(dynamic, product.args), pytree.tree_map(dynamic, dict(product.kwargs))
         shapes = {**_by_name(product.module, named[0]), **named[1]}
+    module = by_attributes(product.module)
     # The class of an output, such as ModelOutput, needs its library to load; so the program returns a dict.
-    hook = product.module.register_forward_hook(lambda _module, _args, output: _plain(output))
+    hook = module.register_forward_hook(lambda _module, _args, output: _plain(output))
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), left_as_found(module):
             program = torch.export.export(
-                product.module, product.args, dict(product.kwargs), dynamic_shapes=shapes, strict=False
+                module, product.args, dict(product.kwargs), dynamic_shapes=shapes, strict=False
             )
     finally:
         hook.remove()
+    if module is product.module:
+        rename_tensors(program)
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # it holds paths of this machine

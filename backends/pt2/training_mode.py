@@ -8,6 +8,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ..own_names import unused
+
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
@@ -37,7 +39,7 @@ def follow_mode(module: fx.GraphModule) -> fx.GraphModule:
         x, weight, bias, mean, variance, training, momentum, eps, *_ = node.args
         if training or mean is None or variance is None:
             continue  # it uses the statistics of the batch in both modes
-        name = f"{node.name}_mode"
+        name = unused(f"{node.name}_mode", module._modules)
         module.add_submodule(name, BatchNorm(float(momentum), float(eps)))
         with module.graph.inserting_before(node):
             new = module.graph.call_module(name, (x, weight, bias, mean, variance))

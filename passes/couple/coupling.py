@@ -17,6 +17,7 @@ from ...ir.graph import Graph, Op, Parameter, Value
 from ...ir.groups import Group, Kind, Occurrence, Role
 from ...ir.rules import AS_IT_IS, Equations, contraction_of, follow_positions, picked_from, rule_table
 from .head_axes import head_channels
+from .inner_widths import InnerWidths
 
 Place = tuple[Value, int]
 """A dimension of a value."""
@@ -170,7 +171,8 @@ def _groups(
     for atom in members.keys() - heads:
         if inside[atom] & heads or atom in channels:  # without a fused attention, no operator marks it
             solution.marks.setdefault(atom, set()).add("head_dim")
-    return _name(members, parents, frozen, solution, stacked=_stacked(graph, axes), minima=minima)
+    naming = _Naming(solution, _stacked(graph, axes), minima, InnerWidths(graph, axes))
+    return _name(members, parents, frozen, naming)
 
 
 def _constants(graph: Graph) -> list[Value]:
@@ -261,15 +263,23 @@ def _parents(terms: Iterable[Axis]) -> tuple[dict[int, set[int]], dict[int, set[
     return above, anywhere, repeated
 
 
+@dataclass(frozen=True)
+class _Naming:
+    """What kinds and names of groups follow from, besides their members."""
+
+    solution: Solution
+    stacked: Set[int]
+    minima: Mapping[int, int]
+    inner: InnerWidths
+
+
 def _name(
     members: Mapping[int, list[Occurrence]],
     parents: Mapping[int, set[int]],
     frozen: Mapping[int, str],
-    solution: Solution,
-    *,
-    stacked: Set[int],
-    minima: Mapping[int, int],
+    naming: _Naming,
 ) -> dict[str, Group]:
+    solution = naming.solution
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
     nested = {atom: next(iter(parents[atom] & heads), None) for atom in heads}
     with_children = {parent for parent in nested.values() if parent is not None}
@@ -282,14 +292,17 @@ def _name(
         if spans and not any(held.id in heads for member in members[atom] for held in atoms_of(member.axis)):
             marks = marks - {"head_dim"}  # attention with one head, as wide as the residual stream
         kind = _kind(atom, marks, nested, with_children, spans=spans)
+        # An element of a list of modules holds what is inside it; elsewhere the ways of data say what is inside.
+        if kind is Kind.CHANNELS and atom not in frozen and naming.inner.holds(atom, path):
+            kind = Kind.WIDTH
         parent = by_atom[p] if kind is Kind.QUERY_HEADS and (p := nested[atom]) is not None else None
-        name = f"{path}:{kind.value}"
+        name = f"{path or 'model'}:{kind.value}"
         if name in groups:
             name += f".{sum(other.startswith(f'{name}') for other in groups)}"
         groups[name] = by_atom[atom] = Group(
             name, atom, solution.sizes[atom], kind, tuple(members[atom]), parent,
             frozen.get(atom), "normalised" in marks, layer,
-            math.gcd(ROW, solution.sizes[atom]) if atom in stacked else 1, minima.get(atom, 1),
+            math.gcd(ROW, solution.sizes[atom]) if atom in naming.stacked else 1, naming.minima.get(atom, 1),
         )  # fmt: skip
     return dict(sorted(groups.items(), key=lambda item: item[1].atom))
 
@@ -317,7 +330,7 @@ def _common(tensors: Iterable[str]) -> tuple[str, int | None]:
             break
         shared.append(parts[0])
     index = next((int(part) for part in shared if re.fullmatch(r"\d+", part)), None)
-    return ".".join(shared) or "model", index
+    return ".".join(shared), index
 
 
 __all__ = ["Coupling", "Parameter", "couple"]

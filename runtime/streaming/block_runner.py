@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...ir.errors import FxpruneError
 from ..tensors import made_private, tensors_by_name, twin
 from .blocks import BlockList
+from .left_as_found import left_as_found
 from .residence import Residence
 from .reverse import GradientReceiver, Loss, Tape, walk_back
 from .side_effects import PassesOnMoreError
@@ -197,7 +198,8 @@ class BlockRunner:
         def attempt() -> list[float]:
             values: list[float] = []
             together = len(losses) if wanted else 1
-            with self._ready():  # once: receivers may know the parameters by identity
+            here = nullcontext() if self.residence is not None else left_as_found(self.model, values=True)
+            with here, self._ready():  # once: receivers may know the parameters by identity
                 while len(values) < len(losses):
                     found, kept = self._gradients(losses[len(values) :][:together], wanted, receiver)
                     values += found

@@ -215,7 +215,11 @@ def fails(*_arguments: object, **_options: object) -> None:
             save,
             "start_python",
             lambda *_: nullcontext(
-                SimpleNamespace(returncode=1, communicate=lambda: ("", "...\nRuntimeError: no such kernel\n"))
+                SimpleNamespace(
+                    returncode=1,
+                    communicate=lambda: ("", "...\nRuntimeError: no such kernel\n"),
+                    kill=lambda: None,
+                )
             ),
             "a fresh Python process cannot run the written program: RuntimeError: no such kernel",
         ),
