@@ -125,7 +125,7 @@ def _add_placement_options(parser: argparse.ArgumentParser, *, dtype: bool = Tru
     where.add_argument(
         "--max-memory",
         metavar="SIZE",
-        help="choose --offload as if so much memory were free: 4GB, 3.5GiB (default: what is free)",
+        help="choose --offload as if this were free: 4GB, 3.5GiB (default: what is free)",
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-AGAIN = 0.05
+SENT_AGAIN = 0.05
 """Seconds after which a signal is sent again whose exception Python has dropped."""
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -64,7 +64,7 @@ def _sent_again(error: BaseException | None, numbers: Sequence[int]) -> bool:
         return False
     for number in numbers:
         signal.signal(number, _end)
-    timer = threading.Timer(AGAIN, os.kill, (os.getpid(), error.exit_code - 128))
+    timer = threading.Timer(SENT_AGAIN, os.kill, (os.getpid(), error.exit_code - 128))
     timer.daemon = True
     timer.start()
     return True
