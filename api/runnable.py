@@ -15,6 +15,7 @@ from ..ir.errors import FxpruneError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.model.blocks import read_elsewhere
 from ..passes.model.measure import Step
+from ..runtime.place.memory import is_out_of_memory
 from ..runtime.place.placement import NO_OFFLOAD, Placement, PlacementRequest, told_when_out_of_memory, whole
 from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.streaming.store import Scratch
@@ -184,9 +185,9 @@ def _check_computes(source: ModelSource, model: Any) -> None:
     try:
         with torch.no_grad():
             model(input_ids=ids)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of any class: the entry is read by the model's own code
+        if is_out_of_memory(error):
+            raise
         raise FxpruneError(
             f"{source.name} does not compute: {class_and_first_line(error)}",
             "its 'fxprune' entry in config.json is not what fxprune wrote: get the model again, or write it again",
