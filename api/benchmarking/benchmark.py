@@ -140,6 +140,7 @@ def bench(
     offload: str = AUTO,
     max_memory: str | int | None = None,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
     merge_adapter: bool = False,
     progress: Progress = silent,
 ) -> BenchmarkResult:
@@ -153,10 +154,10 @@ def bench(
         batches: sequences at once.
         threads: of one operator; torch's choice for this machine when None.
         device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`; ONNX Runtime: on the CPU.
-        trust_remote_code, merge_adapter, progress: as in :func:`fxprune.evaluate`.
+        trust_remote_code, allow_pickle, merge_adapter, progress: as in :func:`fxprune.evaluate`.
 
     Raises:
-        RequestError: a model that cannot be found, one too short for ``prompt + new``, or a count below one.
+        RequestError: a model that cannot be found or whose files do not belong together, one too short for ``prompt + new``, or a count below one.
         FxpruneError: a model that cannot be loaded, exported or run.
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
@@ -171,7 +172,9 @@ def bench(
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with ScratchDirectory("fxprune-bench-") as folder, ExitStack() as stack:
         where = dataclasses.asdict(request)
-        allowed = {"trust_remote_code": trust_remote_code, "merge_adapter": merge_adapter}
+        allowed = {
+            "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter,
+        }  # fmt: skip
         jobs = [TimingJob(*_place(model, stack, allowed, progress), where) for model in found]
         if onnx:
             jobs += _exported(jobs, folder, progress)
@@ -220,7 +223,8 @@ def _place(model: Any, stack: ExitStack, allowed: Mapping[str, bool], progress: 
         onnx = (directory / "model.onnx").is_file()
         merged = allowed["merge_adapter"] and not onnx and find_adapter(directory) is not None
         if directory.is_dir() and not merged:
-            return name, Consent.of_user(directory.absolute(), code=allowed["trust_remote_code"])
+            code, pickle = allowed["trust_remote_code"], allowed["allow_pickle"]
+            return name, Consent.of_user(directory.absolute(), code=code, pickle=pickle)
     from ..sources import open_source
 
     source = stack.enter_context(open_source(model, progress=progress, **allowed))
@@ -234,7 +238,8 @@ def _exported(torch_jobs: Sequence[TimingJob], folder: Path, progress: Progress)
     for index, job in enumerate(torch_jobs):
         if not (job.consent.directory / "model.onnx").is_file():
             out = folder / str(index)
-            report: Any = export(job.consent.directory, out, trust_remote_code=job.consent.code, progress=progress)
+            allowed = {"trust_remote_code": job.consent.code, "allow_pickle": job.consent.pickle}
+            report: Any = export(job.consent.directory, out, progress=progress, **allowed)
             jobs.append(TimingJob(job.name, Consent.of_written(out, report.code)))
     return jobs
 

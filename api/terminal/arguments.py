@@ -263,6 +263,7 @@ def _add_export(commands: Any) -> None:
     _add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
     _add_output(parser, required=True)
     _add_code_option(parser)
+    _add_pickle_option(parser)
 
 
 def _add_eval(commands: Any) -> None:
@@ -302,6 +303,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
     _add_placement_options(parser)
     _add_code_option(parser)
+    _add_pickle_option(parser)
 
 
 def _add_passes(commands: Any) -> None:
