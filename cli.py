@@ -113,7 +113,6 @@ def _export(arguments: argparse.Namespace) -> int:
             example=arguments.example,
             force=arguments.force,
             trust_remote_code=arguments.trust_remote_code,
-            allow_pickle=arguments.allow_pickle,
             merge_adapter=arguments.merge_adapter,
             progress=progress,
             **{name: value for name, value in _where(arguments).items() if name != "dtype"},

@@ -45,7 +45,6 @@ def export(
     max_memory: str | int | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
-    allow_pickle: bool = False,
     merge_adapter: bool = False,
     progress: Progress = silent,
 ) -> ExportReport:
@@ -62,7 +61,7 @@ def export(
         optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
         cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
         device, offload, max_memory: as in :func:`fxprune.apply`; only the CPU, and all of the model.
-        tokenizer, example, force, trust_remote_code, allow_pickle, merge_adapter, progress: as in :func:`fxprune.apply`.
+        tokenizer, example, force, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`.
 
     Raises:
         RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
@@ -73,7 +72,7 @@ def export(
     check_model(model, tokenizer, merge_adapter=merge_adapter)
     check_paths(out=out)
     check_example(example)
-    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
+    allowed = {"trust_remote_code": trust_remote_code, "merge_adapter": merge_adapter}
     with open_source(model, tokenizer, progress=progress, **allowed) as source:
         placement = place_model(place, source, load_config(source), forward=SMALLEST)
         progress(whole(placement, "an export reads all of it").why)

@@ -25,6 +25,14 @@ FORMER_PLAN = "plan.safetensors"
 
 RECORD = "fxprune.json"
 
+_PLAN_HINT = "a plan has keys '<tensor name>:<dimension>' and ascending int64 indices"
+
+_DIMENSION = re.compile("0|[1-9][0-9]?", re.ASCII)
+"""One way to write each: two entries of a plan are never of the same dimension."""
+
+_LONGEST_KEY = 300
+"""Characters of a key that a message shows."""
+
 
 class Sizes(TypedDict, total=False):
     """Numbers of parameters."""
@@ -119,22 +127,15 @@ def read_plan(path: Path) -> dict[tuple[str, int], Indices]:
                 f"{path} is not a plan: its entry '{_shortened(key)}' is {kept.dtype} of shape {kept.shape}", _PLAN_HINT
             )
         if kept.size == 0 or kept[0] < 0 or (np.diff(kept) <= 0).any():
-            raise RequestError(f"{path}: the indices of '{_shortened(key)}' are empty, negative or not ascending", _PLAN_HINT)
+            raise RequestError(
+                f"{path}: the indices of '{_shortened(key)}' are empty, negative or not ascending", _PLAN_HINT
+            )
         slices[name, int(dim)] = kept
     return slices
 
 
-_DIMENSION = re.compile("0|[1-9][0-9]?", re.ASCII)
-"""One way to write each: two entries of a plan are never of the same dimension."""
-
-_LONGEST_KEY = 300
-
-
 def _shortened(key: str) -> str:
     return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."
-
-
-_PLAN_HINT = "a plan has keys '<tensor name>:<dimension>' and ascending int64 indices"
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -238,10 +238,21 @@ def _exported(torch_jobs: Sequence[TimingJob], folder: Path, progress: Progress)
     for index, job in enumerate(torch_jobs):
         if not (job.consent.directory / "model.onnx").is_file():
             out = folder / str(index)
-            allowed = {"trust_remote_code": job.consent.code, "allow_pickle": job.consent.pickle}
-            report: Any = export(job.consent.directory, out, progress=progress, **allowed)
+            _refuse_pickle(job)
+            report: Any = export(job.consent.directory, out, trust_remote_code=job.consent.code, progress=progress)
             jobs.append(TimingJob(job.name, Consent.of_written(out, report.code)))
     return jobs
+
+
+def _refuse_pickle(job: TimingJob) -> None:
+    """Of a pickle that may be read: any other is refused by the export, which says so."""
+    from ...tracer.checkpoint import weight_files
+
+    if job.consent.pickle and weight_files(job.consent.directory, allow_pickle=True)[0].suffix != ".safetensors":
+        raise RequestError(
+            f"--onnx: {job.name!r} has its weights in a pickle, and an export reads safetensors",
+            "convert it to safetensors, or leave --onnx out",
+        )
 
 
 class _Worker:

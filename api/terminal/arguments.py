@@ -263,7 +263,6 @@ def _add_export(commands: Any) -> None:
     _add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
     _add_output(parser, required=True)
     _add_code_option(parser)
-    _add_pickle_option(parser)
 
 
 def _add_eval(commands: Any) -> None:

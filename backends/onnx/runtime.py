@@ -135,8 +135,9 @@ class OnnxDecoder:
         logits, after = named["logits"], {name: named[_present(name)] for name in self._past}
         self._check_result(logits, input_ids)
         for name, found in after.items():
-            if getattr(found, "shape", ())[2:3] != (total,) or found.ndim != 4:
-                raise self._wrong_result(_present(name), found, f"[batch, kv heads, {total}, head size]")
+            wanted = (batch, self.inputs[name][1], total, self.inputs[name][3])
+            if getattr(found, "shape", None) != wanted or found.dtype != self._cache_type:
+                raise self._wrong_result(_present(name), found, f"{np.dtype(self._cache_type)} of shape {wanted}")
         return logits.astype(np.float32, copy=False), after
 
     def _run(self, feed: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,9 +108,7 @@ class Text:
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         # verbose=False: the warning that a text is longer than the model's context does not matter here.
-        ids: list[int] = self._guarded(
-            lambda: self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
-        )
+        ids: list[int] = self._guarded(lambda: self.tokenizer.encode(text, add_special_tokens=special, verbose=False))
         unknown = max(ids, default=-1)
         if self.vocabulary is not None and unknown >= self.vocabulary:
             raise RequestError(
