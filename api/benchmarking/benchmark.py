@@ -157,7 +157,7 @@ def bench(
         trust_remote_code, allow_pickle, merge_adapter, progress: as in :func:`fxprune.evaluate`.
 
     Raises:
-        RequestError: a model that cannot be found or whose files do not belong together, one too short for ``prompt + new``, or a count below one.
+        RequestError: a model that cannot be found or has unfit files, one too short for ``prompt + new``, or a count below one.
         FxpruneError: a model that cannot be loaded, exported or run.
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
@@ -171,11 +171,8 @@ def bench(
         )
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with ScratchDirectory("fxprune-bench-") as folder, ExitStack() as stack:
-        where = dataclasses.asdict(request)
-        allowed = {
-            "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter,
-        }  # fmt: skip
-        jobs = [TimingJob(*_place(model, stack, allowed, progress), where) for model in found]
+        where, allowed = dataclasses.asdict(request), (trust_remote_code, allow_pickle, merge_adapter)
+        jobs = [TimingJob(*_place(model, stack, *allowed, progress), where) for model in found]
         if onnx:
             jobs += _exported(jobs, folder, progress)
         return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))
@@ -213,7 +210,9 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _place(model: Any, stack: ExitStack, allowed: Mapping[str, bool], progress: Progress) -> tuple[str, Consent]:
+def _place(
+    model: Any, stack: ExitStack, code: bool, pickle: bool, merge_adapter: bool, progress: Progress
+) -> tuple[str, Consent]:
     """What a model is called, where it lies and what may run there; a loaded one is written for as long as ``stack``
     lasts, and so is one with an adapter merged into it."""
     # Its own process says what is wrong with a directory. This one need not import transformers, which takes seconds.
@@ -221,12 +220,12 @@ def _place(model: Any, stack: ExitStack, allowed: Mapping[str, bool], progress: 
         name = os.fspath(model)
         directory = Path(MODEL_DIR) if name == "demo" else Path(name).expanduser()
         onnx = (directory / "model.onnx").is_file()
-        merged = allowed["merge_adapter"] and not onnx and find_adapter(directory) is not None
+        merged = merge_adapter and not onnx and find_adapter(directory) is not None
         if directory.is_dir() and not merged:
-            code, pickle = allowed["trust_remote_code"], allowed["allow_pickle"]
             return name, Consent.of_user(directory.absolute(), code=code, pickle=pickle)
     from ..sources import open_source
 
+    allowed = {"trust_remote_code": code, "allow_pickle": pickle, "merge_adapter": merge_adapter}
     source = stack.enter_context(open_source(model, progress=progress, **allowed))
     return source.name, source.consent
 

@@ -93,7 +93,7 @@ class OnnxDecoder:
         wrong = [f"takes {name!r}" for name in self.inputs if name not in (*_FED, *self._past)]
         for name in self._past:
             shape = self.inputs[name]
-            if len(shape) != 4 or not all(isinstance(shape[at], int) and 0 < shape[at] < _LARGEST for at in (1, 3)):
+            if len(shape) != 4 or not all(_is_size(size) for size in shape[1::2]):
                 wrong.append(f"takes {name!r} of shape {shape}, where [batch, kv heads, past, head size] belongs")
             if _present(name) not in self.outputs:
                 wrong.append(f"takes {name!r} and does not return {_present(name)!r}")
@@ -151,7 +151,7 @@ class OnnxDecoder:
             raise FxpruneError(f"ONNX Runtime cannot run {self.file}: {first_line(error)}", EXPORT_AGAIN) from error
 
     def _check_result(self, logits: Any, input_ids: Tokens) -> None:
-        shape = getattr(logits, "shape", ())
+        shape: Sequence[int] = getattr(logits, "shape", ())
         if shape[:-1] != input_ids.shape or shape[-1] <= input_ids.max(initial=0) or logits.dtype.kind != "f":
             raise self._wrong_result("logits", logits, f"{[*input_ids.shape]} with a number for each known token")
 
@@ -187,6 +187,10 @@ class OnnxDecoder:
             new.append(int(logits[0, -1].argmax()))
             tokens = np.array([[new[-1]]], np.int64)
         return new
+
+
+def _is_size(size: int | str) -> bool:
+    return isinstance(size, int) and 0 < size < _LARGEST
 
 
 def _present(name: str) -> str:

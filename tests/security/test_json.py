@@ -305,7 +305,7 @@ def test_a_plan(model: Path, tmp_path: Path, key: str, kept: Any, message: str) 
 )
 def test_a_plan_of_other_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
     save_tensors({"w:0": torch.zeros(3, dtype=dtype)}, tmp_path / "plan.safetensors")
-    with pytest.raises(RequestError, match="is (not a plan|damaged): ") as caught:
+    with pytest.raises(RequestError, match=r"is (not a plan|damaged): ") as caught:
         read_plan(tmp_path / "plan.safetensors")
     assert caught.value.hint
 

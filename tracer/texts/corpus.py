@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,8 +15,6 @@ from .rows import JSON_SUFFIXES, decode_file, read_dataset, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Text:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
-        return self._guarded(lambda: str(self.tokenizer.decode(list(ids), skip_special_tokens=True)))
+        return str(self._guarded(lambda: self.tokenizer.decode(list(ids), skip_special_tokens=True)))
 
     def _encode_row(self, row: str, length: int) -> list[int]:
         ids = self._encode(row, special=True)
@@ -117,9 +115,9 @@ class Text:
             )
         return ids
 
-    def _guarded(self, work: Callable[[], T]) -> T:
-        """Call the tokenizer. It is read without being tried: what is wrong in its files shows at the first text, and its
-        errors have no common class."""
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """Call the tokenizer. What is wrong in its files may show only at the first text, and its errors have no common
+        class."""
         try:
             return work()
         except MemoryError:
