@@ -157,22 +157,18 @@ def bench(
         trust_remote_code, allow_pickle, merge_adapter, progress: as in :func:`fxprune.evaluate`.
 
     Raises:
-        RequestError: a model that cannot be found or has unfit files, one too short for ``prompt + new``, or a count below one.
+        RequestError: a model that is not found or is damaged, one too short for ``prompt + new``, or a count below one.
         FxpruneError: a model that cannot be loaded, exported or run.
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     _check_kinds(prompt=prompt, new=new, rounds=rounds, threads=threads, batches=batches)
     found = list_models(models, merge_adapter=merge_adapter)
-    if not found or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
-        raise RequestError(
-            f"nothing to time with {len(found)} models, --prompt {prompt}, --new {new}, --rounds {rounds}, "
-            f"batches {', '.join(map(str, batches))}, --threads {threads}",
-            "give at least one model, and numbers of at least 1",
-        )
+    _require_work(found, batches, prompt=prompt, new=new, rounds=rounds, threads=threads)
+    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with ScratchDirectory("fxprune-bench-") as folder, ExitStack() as stack:
-        where, allowed = dataclasses.asdict(request), (trust_remote_code, allow_pickle, merge_adapter)
-        jobs = [TimingJob(*_place(model, stack, *allowed, progress), where) for model in found]
+        where = dataclasses.asdict(request)
+        jobs = [TimingJob(*_place(model, stack, allowed, progress), where) for model in found]
         if onnx:
             jobs += _exported(jobs, folder, progress)
         return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))
@@ -183,6 +179,17 @@ def _check_kinds(*, batches: object, **counts: object) -> None:
     if not isinstance(batches, Sequence) or isinstance(batches, str) or not batches:
         raise RequestError(f"batches is {batches!r}", "give one size or several, such as (1, 8)")
     check_counts(**{f"batches[{at}]": size for at, size in enumerate(batches)})
+
+
+def _require_work(
+    models: Sequence[Any], batches: Sequence[int], *, prompt: int, new: int, rounds: int, threads: int | None
+) -> None:
+    if not models or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
+        raise RequestError(
+            f"nothing to time with {len(models)} models, --prompt {prompt}, --new {new}, --rounds {rounds}, "
+            f"batches {', '.join(map(str, batches))}, --threads {threads}",
+            "give at least one model, and numbers of at least 1",
+        )
 
 
 def _timed(
@@ -210,9 +217,7 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _place(
-    model: Any, stack: ExitStack, code: bool, pickle: bool, merge_adapter: bool, progress: Progress
-) -> tuple[str, Consent]:
+def _place(model: Any, stack: ExitStack, allowed: Mapping[str, bool], progress: Progress) -> tuple[str, Consent]:
     """What a model is called, where it lies and what may run there; a loaded one is written for as long as ``stack``
     lasts, and so is one with an adapter merged into it."""
     # Its own process says what is wrong with a directory. This one need not import transformers, which takes seconds.
@@ -220,12 +225,12 @@ def _place(
         name = os.fspath(model)
         directory = Path(MODEL_DIR) if name == "demo" else Path(name).expanduser()
         onnx = (directory / "model.onnx").is_file()
-        merged = merge_adapter and not onnx and find_adapter(directory) is not None
+        merged = allowed["merge_adapter"] and not onnx and find_adapter(directory) is not None
         if directory.is_dir() and not merged:
+            code, pickle = allowed["trust_remote_code"], allowed["allow_pickle"]
             return name, Consent.of_user(directory.absolute(), code=code, pickle=pickle)
     from ..sources import open_source
 
-    allowed = {"trust_remote_code": code, "allow_pickle": pickle, "merge_adapter": merge_adapter}
     source = stack.enter_context(open_source(model, progress=progress, **allowed))
     return source.name, source.consent
 
