@@ -21,7 +21,7 @@ from .api.terminal import screen, streams
 from .api.terminal.arguments import build_parser
 from .api.terminal.signals import Terminated, ended_by_signals
 from .backends.digests import begin_source_digests
-from .ir.errors import FxpruneError, RequestError, printable
+from .ir.errors import FxpruneError, RequestError, ends_program, printable
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
 
 INTERRUPTED = 130
@@ -155,6 +155,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             rounds=arguments.rounds,
             threads=arguments.threads,
             trust_remote_code=arguments.trust_remote_code,
+            allow_pickle=arguments.allow_pickle,
             merge_adapter=arguments.merge_adapter,
             progress=progress,
             **_where(arguments),
@@ -261,7 +262,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our stdout has closed it; Python must not fail when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILURE
-    except Exception as error:
+    except BaseException as error:
+        if ends_program(error):
+            raise
         told = ELSEWHERE in getattr(error, "__notes__", ())
         if arguments.debug and not told:
             raise

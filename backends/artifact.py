@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ FORMER_PLAN = "plan.safetensors"
 """What it was called in artifacts of earlier versions."""
 
 RECORD = "fxprune.json"
+
+_PLAN_HINT = "a plan has keys '<tensor name>:<dimension>' and ascending int64 indices"
+
+_DIMENSION = re.compile("0|[1-9][0-9]?", re.ASCII)
+"""One way to write each: two entries of a plan are never of the same dimension."""
+
+_LONGEST_KEY = 300
+"""Characters of a key that a message shows."""
 
 
 class Sizes(TypedDict, total=False):
@@ -108,20 +117,25 @@ def read_plan(path: Path) -> dict[tuple[str, int], Indices]:
         tensors = load_file(path)
     except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise RequestError(f"{path} is damaged: {error}", "write the artifact again") from error
+    except (AttributeError, TypeError) as error:  # a dtype that numpy does not have, such as float8
+        raise RequestError(f"{path} is not a plan: {error}", _PLAN_HINT) from error
     slices: dict[tuple[str, int], Indices] = {}
     for key, kept in tensors.items():
         name, _, dim = key.rpartition(":")
-        if not name or not dim.isdecimal() or kept.dtype != np.int64 or kept.ndim != 1:
+        if not name or not _DIMENSION.fullmatch(dim) or kept.dtype != np.int64 or kept.ndim != 1:
             raise RequestError(
-                f"{path} is not a plan: its entry '{key}' is {kept.dtype} of shape {kept.shape}", _PLAN_HINT
+                f"{path} is not a plan: its entry '{_shortened(key)}' is {kept.dtype} of shape {kept.shape}", _PLAN_HINT
             )
         if kept.size == 0 or kept[0] < 0 or (np.diff(kept) <= 0).any():
-            raise RequestError(f"{path}: the indices of '{key}' are empty, negative or not ascending", _PLAN_HINT)
+            raise RequestError(
+                f"{path}: the indices of '{_shortened(key)}' are empty, negative or not ascending", _PLAN_HINT
+            )
         slices[name, int(dim)] = kept
     return slices
 
 
-_PLAN_HINT = "a plan has keys '<tensor name>:<dimension>' and ascending int64 indices"
+def _shortened(key: str) -> str:
+    return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}..."
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

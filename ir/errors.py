@@ -72,6 +72,19 @@ class RequestError(FxpruneError):
     exit_code = 2
 
 
+def ends_program(error: BaseException) -> bool:
+    """Whether it is no error, but the wish to end a program, a coroutine or a greenlet. Libraries in Rust panic with a
+    class that is no ``Exception`` either, and that is an error like any other."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        return True
+    # By name: importing these two takes time, and where they are not imported nobody raises them.
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    return not names.isdisjoint(_ENDING)
+
+
+_ENDING = {"greenlet.GreenletExit", "asyncio.exceptions.CancelledError"}
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, with the second where the first only announces it by a colon; the name of
     its class where it has no message."""

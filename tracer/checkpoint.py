@@ -118,6 +118,6 @@ def _pickle(directory: Path, allow_pickle: bool) -> tuple[Path, ...]:
     if not allow_pickle:
         raise RequestError(
             f"{found} is a pickle, which can run any code when it is loaded",
-            "convert it to safetensors, or pass --allow-pickle if you trust its source",
+            "convert it to safetensors, or pass --allow-pickle to apply, eval or bench if you trust its source",
         )
     return (found,)

@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..ir.errors import FxpruneError, RequestError, first_line, is_utf8
+from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is_utf8
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
@@ -358,5 +358,7 @@ def _guarded(work: Callable[[], T], error_class: type[FxpruneError], message: st
         return work()
     except FxpruneError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if ends_program(error):
+            raise
         raise error_class(f"{message}: {first_line(error)}", hint) from error

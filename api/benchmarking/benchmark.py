@@ -140,6 +140,7 @@ def bench(
     offload: str = AUTO,
     max_memory: str | int | None = None,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
     merge_adapter: bool = False,
     progress: Progress = silent,
 ) -> BenchmarkResult:
@@ -153,25 +154,20 @@ def bench(
         batches: sequences at once.
         threads: of one operator; torch's choice for this machine when None.
         device, dtype, offload, max_memory: where the models run, as in :func:`fxprune.apply`; ONNX Runtime: on the CPU.
-        trust_remote_code, merge_adapter, progress: as in :func:`fxprune.evaluate`.
+        trust_remote_code, allow_pickle, merge_adapter, progress: as in :func:`fxprune.evaluate`.
 
     Raises:
-        RequestError: a model that cannot be found, one too short for ``prompt + new``, or a count below one.
+        RequestError: a model that is not found or is damaged, one too short for ``prompt + new``, or a count below one.
         FxpruneError: a model that cannot be loaded, exported or run.
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     _check_kinds(prompt=prompt, new=new, rounds=rounds, threads=threads, batches=batches)
     found = list_models(models, merge_adapter=merge_adapter)
-    if not found or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
-        raise RequestError(
-            f"nothing to time with {len(found)} models, --prompt {prompt}, --new {new}, --rounds {rounds}, "
-            f"batches {', '.join(map(str, batches))}, --threads {threads}",
-            "give at least one model, and numbers of at least 1",
-        )
+    _require_work(found, batches, prompt=prompt, new=new, rounds=rounds, threads=threads)
+    allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
     with ScratchDirectory("fxprune-bench-") as folder, ExitStack() as stack:
         where = dataclasses.asdict(request)
-        allowed = {"trust_remote_code": trust_remote_code, "merge_adapter": merge_adapter}
         jobs = [TimingJob(*_place(model, stack, allowed, progress), where) for model in found]
         if onnx:
             jobs += _exported(jobs, folder, progress)
@@ -183,6 +179,17 @@ def _check_kinds(*, batches: object, **counts: object) -> None:
     if not isinstance(batches, Sequence) or isinstance(batches, str) or not batches:
         raise RequestError(f"batches is {batches!r}", "give one size or several, such as (1, 8)")
     check_counts(**{f"batches[{at}]": size for at, size in enumerate(batches)})
+
+
+def _require_work(
+    models: Sequence[Any], batches: Sequence[int], *, prompt: int, new: int, rounds: int, threads: int | None
+) -> None:
+    if not models or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
+        raise RequestError(
+            f"nothing to time with {len(models)} models, --prompt {prompt}, --new {new}, --rounds {rounds}, "
+            f"batches {', '.join(map(str, batches))}, --threads {threads}",
+            "give at least one model, and numbers of at least 1",
+        )
 
 
 def _timed(
@@ -220,7 +227,8 @@ def _place(model: Any, stack: ExitStack, allowed: Mapping[str, bool], progress: 
         onnx = (directory / "model.onnx").is_file()
         merged = allowed["merge_adapter"] and not onnx and find_adapter(directory) is not None
         if directory.is_dir() and not merged:
-            return name, Consent.of_user(directory.absolute(), code=allowed["trust_remote_code"])
+            code, pickle = allowed["trust_remote_code"], allowed["allow_pickle"]
+            return name, Consent.of_user(directory.absolute(), code=code, pickle=pickle)
     from ..sources import open_source
 
     source = stack.enter_context(open_source(model, progress=progress, **allowed))
@@ -234,9 +242,21 @@ def _exported(torch_jobs: Sequence[TimingJob], folder: Path, progress: Progress)
     for index, job in enumerate(torch_jobs):
         if not (job.consent.directory / "model.onnx").is_file():
             out = folder / str(index)
+            _refuse_pickle(job)
             report: Any = export(job.consent.directory, out, trust_remote_code=job.consent.code, progress=progress)
             jobs.append(TimingJob(job.name, Consent.of_written(out, report.code)))
     return jobs
+
+
+def _refuse_pickle(job: TimingJob) -> None:
+    """Of a pickle that may be read: any other is refused by the export, which says so."""
+    from ...tracer.checkpoint import weight_files
+
+    if job.consent.pickle and weight_files(job.consent.directory, allow_pickle=True)[0].suffix != ".safetensors":
+        raise RequestError(
+            f"--onnx: {job.name!r} has its weights in a pickle, and an export reads safetensors",
+            "convert it to safetensors, or leave --onnx out",
+        )
 
 
 class _Worker:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ...ir.errors import FxpruneError, RequestError
+from ...ir.errors import FxpruneError, RequestError, ends_program
 from ...runtime.consent import Consent
 from ...runtime.place.memory import peak_of
 
@@ -65,6 +65,7 @@ class _Timed:
     def __init__(self, job: TimingJob, conditions: Mapping[str, Any]) -> None:
         import torch
 
+        from ...tracer.fitting import check_fit
         from ...tracer.model import found_source, load_config
         from ..runnable import is_onnx
 
@@ -72,6 +73,8 @@ class _Timed:
         self.conditions = conditions
         onnx = is_onnx(job.consent.directory)
         source = found_source(job.name, job.consent, weights=not onnx)
+        if not onnx:
+            check_fit(source)
         config = load_config(source).get_text_config()
         self.vocabulary = int(config.vocab_size)
         wanted, context = conditions["prompt"] + conditions["new"], getattr(config, "max_position_embeddings", None)
@@ -200,7 +203,9 @@ def serve(told: str, questions: TextIO, answers: TextIO) -> None:
                 say(timed.time() if line.strip() == "time" else timed.figures())
     except FxpruneError as error:
         say({"error": error.message, "hint": error.hint, "request": isinstance(error, RequestError)})
-    except Exception as error:
+    except BaseException as error:
+        if ends_program(error):
+            raise
         said = f"cannot time {asked['job']['name']!r}: {type(error).__name__}: {error}"
         say({"error": said, "hint": "check with `fxprune eval` that the model runs", "request": False})
 

@@ -82,7 +82,7 @@ def _check_values(adapter: AdapterFiles, source: ModelSource) -> None:
     elif not source.consent.pickle:
         raise RequestError(
             f"{folder / ADAPTER_PICKLE} is a pickle, which can run any code when it is loaded",
-            "convert it to safetensors, or pass --allow-pickle if you trust its source",
+            "convert it to safetensors, or pass --allow-pickle to apply, eval or bench if you trust its source",
         )
 
 

@@ -304,6 +304,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
     _add_placement_options(parser)
     _add_code_option(parser)
+    _add_pickle_option(parser)
 
 
 def _add_passes(commands: Any) -> None:

@@ -107,7 +107,7 @@ def complain(message: str, hint: str) -> None:
             print("\n".join([f"{title}: {first}", *indented]), file=sys.stderr)
 
 
-def explain(error: Exception, *, told: bool = False) -> int:
+def explain(error: BaseException, *, told: bool = False) -> int:
     """Print what went wrong, unless the user has been ``told``; returns the exit code."""
     if told:
         return error.exit_code if isinstance(error, FxpruneError) else FxpruneError.exit_code

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,11 @@ Floats = npt.NDArray[np.float32]
 Cache = dict[str, npt.NDArray[np.floating[Any]]]
 
 MODEL_FILE = "model.onnx"
+EXPORT_AGAIN = "export the model again"
+
+_FED = ("input_ids", "attention_mask", "position_ids")
+_LARGEST = 1 << 31
+"""Of a dimension: none of a real model comes near it."""
 
 
 def open_session(file: Path, provider: str, threads: int | None = None) -> Any:
@@ -55,7 +60,7 @@ class OnnxDecoder:
         provider, threads: as for :func:`open_session`.
 
     Raises:
-        RequestError: the file does not exist, or the graph has other inputs.
+        RequestError: the file does not exist, or the graph has other inputs or outputs.
         FxpruneError: ONNX Runtime cannot open it.
     """
 
@@ -67,7 +72,7 @@ class OnnxDecoder:
         provider: str = "CPUExecutionProvider",
         threads: int | None = None,
     ) -> None:
-        file = Path(path) / file_name
+        self.file = file = Path(path) / file_name
         if not file.is_file():
             raise RequestError(f"{path} has no {file_name}", "give a directory that `fxprune export` wrote")
         self._session = open_session(file, provider, threads)
@@ -81,6 +86,19 @@ class OnnxDecoder:
                 f"{file} is not a decoder with a key-value cache; its inputs are {', '.join(self.inputs)}",
                 "export a causal language model, without --no-cache",
             )
+        self._check_interface()
+
+    def _check_interface(self) -> None:
+        """Refuse a graph that cannot be called as :meth:`step` does, before it runs."""
+        wrong = [f"takes {name!r}" for name in self.inputs if name not in (*_FED, *self._past)]
+        for name in self._past:
+            shape = self.inputs[name]
+            if len(shape) != 4 or not all(_is_size(size) for size in shape[1::2]):
+                wrong.append(f"takes {name!r} of shape {shape}, where [batch, kv heads, past, head size] belongs")
+            if _present(name) not in self.outputs:
+                wrong.append(f"takes {name!r} and does not return {_present(name)!r}")
+        if wrong:
+            raise RequestError(f"{self.file} is not a decoder that fxprune wrote: it {wrong[0]}", EXPORT_AGAIN)
 
     def empty_cache(self, batch: int) -> Cache:
         """An empty cache for prefill: tensors ``[batch, kv heads, 0, head size]`` for every layer."""
@@ -100,6 +118,9 @@ class OnnxDecoder:
 
         Returns:
             Logits ``[batch, sequence, vocabulary]`` and the cache with the new tokens appended.
+
+        Raises:
+            FxpruneError: ONNX Runtime cannot run the graph, or it returns something else.
         """
         batch, sequence = input_ids.shape
         total = cache[self._past[0]].shape[2] + sequence
@@ -110,11 +131,33 @@ class OnnxDecoder:
             "position_ids": token_positions(mask)[:, -sequence:],
             **cache,
         }
-        results = self._session.run(self.outputs, {name: feed[name] for name in self.inputs})
-        named = dict(zip(self.outputs, results, strict=True))
-        return named["logits"].astype(np.float32, copy=False), {
-            name: named[name.replace("past_key_values", "present")] for name in self._past
-        }
+        named = self._run({name: feed[name] for name in self.inputs})
+        logits, after = named["logits"], {name: named[_present(name)] for name in self._past}
+        self._check_result(logits, input_ids)
+        for name, found in after.items():
+            wanted = (batch, self.inputs[name][1], total, self.inputs[name][3])
+            if getattr(found, "shape", None) != wanted or found.dtype != self._cache_type:
+                raise self._wrong_result(_present(name), found, f"{np.dtype(self._cache_type)} of shape {wanted}")
+        return logits.astype(np.float32, copy=False), after
+
+    def _run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name."""
+        try:
+            return dict(zip(self.outputs, self._session.run(self.outputs, feed), strict=True))
+        except MemoryError:
+            raise
+        # As in open_session.
+        except Exception as error:
+            raise FxpruneError(f"ONNX Runtime cannot run {self.file}: {first_line(error)}", EXPORT_AGAIN) from error
+
+    def _check_result(self, logits: Any, input_ids: Tokens) -> None:
+        shape: Sequence[int] = getattr(logits, "shape", ())
+        if shape[:-1] != input_ids.shape or shape[-1] <= input_ids.max(initial=0) or logits.dtype.kind != "f":
+            raise self._wrong_result("logits", logits, f"{[*input_ids.shape]} with a number for each known token")
+
+    def _wrong_result(self, name: str, found: Any, wanted: str) -> FxpruneError:
+        kind = f"{getattr(found, 'dtype', type(found).__name__)} of shape {getattr(found, 'shape', None)}"
+        return FxpruneError(f"{self.file} returns {name!r} as {kind}, not {wanted}", EXPORT_AGAIN)
 
     def logits(self, input_ids: Tokens | Sequence[Sequence[int]]) -> Floats:
         """Logits ``[batch, sequence, vocabulary]`` of unpadded token ids ``[batch, sequence]``."""
@@ -144,6 +187,15 @@ class OnnxDecoder:
             new.append(int(logits[0, -1].argmax()))
             tokens = np.array([[new[-1]]], np.int64)
         return new
+
+
+def _is_size(size: int | str) -> bool:
+    return isinstance(size, int) and 0 < size < _LARGEST
+
+
+def _present(name: str) -> str:
+    """The output that an input of the cache becomes."""
+    return name.replace("past_key_values", "present")
 
 
 def token_positions(attention_mask: Tokens) -> Tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 import fxprune
+from fxprune.cli import main
 from fxprune.ir.errors import RequestError
 from fxprune.tracer.fitting import check_fit
 from fxprune.tracer.model import resolve
@@ -102,11 +104,33 @@ def test_each_command_that_reads_weights_refuses_it(model: Path, tmp_path: Path)
         lambda: fxprune.apply(folder, "magnitude", ratio=0.5, out=tmp_path / "out"),
         lambda: fxprune.evaluate(folder, text, window=8),
         lambda: fxprune.export(folder, tmp_path / "onnx"),
+        lambda: fxprune.bench(folder, prompt=2, new=1, rounds=1, threads=1),
     ]
     for call in calls:
         with pytest.raises(RequestError, match=r"up_proj\.weight' in I8"):
             call()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_pickle_can_be_allowed_wherever_it_is_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message recommends an option, and the command has it."""
+    folder, text = copied(model, tmp_path / "model"), str(model.parent / "text.txt")
+    as_pickle(folder)
+    commands = {
+        "eval": ["--text", text, "--window", "8", "--windows", "1"],
+        "bench": ["--prompt", "2", "--new", "1", "--rounds", "1", "--threads", "1"],
+        "apply": ["--pass", "magnitude", "--ratio", "0.5", "--dry-run"],
+    }
+    for command, options in commands.items():
+        assert main([command, str(folder), *options]) == 2
+        hint = capsys.readouterr().err.splitlines()[-1]
+        assert re.search(rf"pass --allow-pickle to .*\b{command}\b", hint)
+        assert (command, main([command, str(folder), *options, "--allow-pickle"])) == (command, 0)
+        capsys.readouterr()
+    assert main(["bench", str(folder), *commands["bench"], "--allow-pickle", "--onnx"]) == 2
+    assert capsys.readouterr().err.endswith("hint: convert it to safetensors, or leave --onnx out\n")
 
 
 def test_integers_that_a_model_holds_as_integers_go_on_working(tmp_path: Path) -> None:

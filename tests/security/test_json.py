@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 import fxprune
 from fxprune.api.pruning.score_file import SCORES_ENTRY, open_scores
-from fxprune.backends.artifact import RECORD, read_record
+from fxprune.backends.artifact import RECORD, read_plan, read_record
 from fxprune.backends.huggingface.save import load as load_artifact
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.pipeline import parse_pipeline
@@ -283,7 +284,10 @@ PLANS: list[tuple[str, Any, str]] = [
     ("w:0", np.zeros(2, np.float32), "its entry 'w:0' is float32"),
     ("w:0", np.array([1, 1], np.int64), "not ascending"),
     ("w:0", np.array([-1, 1], np.int64), "negative"),
-    ("w:99999999999999999999", np.array([1], np.int64), "which the model does not have"),
+    ("w:9", np.array([1], np.int64), "which the model does not have"),
+    ("w:" + "9" * 5000, np.array([1], np.int64), r"its entry 'w:9{298}\.\.\.' is int64"),
+    ("w:00", np.array([1], np.int64), "is not a plan: its entry 'w:00'"),
+    ("w:٣", np.array([1], np.int64), "is not a plan: its entry 'w:٣'"),
     ("w:²", np.array([1], np.int64), "is not a plan"),
     ("\x1b[31mw:x", np.array([1], np.int64), r"its entry '\\x1b\[31mw:x' is"),
 ]
@@ -294,6 +298,16 @@ def test_a_plan(model: Path, tmp_path: Path, key: str, kept: Any, message: str) 
     save_file({key: kept}, tmp_path / "plan.safetensors")
     with pytest.raises(FxpruneError, match=message):
         fxprune.apply(model, plan=tmp_path / "plan.safetensors", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.complex64, torch.uint64]
+)
+def test_a_plan_of_other_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_tensors({"w:0": torch.zeros(3, dtype=dtype)}, tmp_path / "plan.safetensors")
+    with pytest.raises(RequestError, match=r"is (not a plan|damaged): ") as caught:
+        read_plan(tmp_path / "plan.safetensors")
+    assert caught.value.hint
 
 
 ROWS: list[tuple[str, str]] = [

@@ -77,6 +77,16 @@ def test_a_size_that_the_checkpoint_does_not_bear_out(
 
 
 @pytest.mark.usefixtures("cheap")
+def test_a_benchmark_has_the_limit_too(model: Path, tmp_path: Path) -> None:
+    folder = copied(model, tmp_path / "model")
+    config(num_hidden_layers=9_999)(folder)
+    started = time.monotonic()
+    with pytest.raises(RequestError, match="more than its weights belong to"):
+        fxprune.bench(folder, prompt=2, new=1, rounds=1, threads=1)
+    assert time.monotonic() - started < SECONDS
+
+
+@pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("changes", SENSELESS, ids=str)
 def test_a_size_that_is_none(model: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = copied(model, tmp_path / "model")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...ir.errors import RequestError
+from ...ir.errors import RequestError, class_and_first_line, ends_program
 from .rows import JSON_SUFFIXES, decode_file, read_dataset, read_json
 
 if TYPE_CHECKING:
@@ -93,16 +93,20 @@ class Text:
             )
         return examples
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self._guarded(lambda: self.tokenizer.decode(list(ids), skip_special_tokens=True)))
+
     def _encode_row(self, row: str, length: int) -> list[int]:
         ids = self._encode(row, special=True)
-        end = self.tokenizer.eos_token_id
+        end = self._guarded(lambda: self.tokenizer.eos_token_id)
         if self.complete and isinstance(end, int) and ids[-1:] != [end]:
             ids = [*ids, end]
         return ids[:length]
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         # verbose=False: the warning that a text is longer than the model's context does not matter here.
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
+        ids: list[int] = self._guarded(lambda: self.tokenizer.encode(text, add_special_tokens=special, verbose=False))
         unknown = max(ids, default=-1)
         if self.vocabulary is not None and unknown >= self.vocabulary:
             raise RequestError(
@@ -110,6 +114,21 @@ class Text:
                 "copy the tokenizer that the model was trained with to the directory of config.json",
             )
         return ids
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """Call the tokenizer. What is wrong in its files may show only at the first text, and its errors have no common
+        class."""
+        try:
+            return work()
+        except MemoryError:
+            raise
+        except BaseException as error:
+            if ends_program(error):
+                raise
+            raise RequestError(
+                f"the tokenizer cannot read the text '{self.name}': {class_and_first_line(error)}",
+                "copy or download the tokenizer again",
+            ) from error
 
 
 def load_text(spec: str, tokenizer: PreTrainedTokenizerBase, *, field: str | None = None) -> Text:

@@ -163,7 +163,7 @@ def overlap(known: Hashes, windows: torch.Tensor, text: Text) -> Overlap | None:
 def _plain(pieces: Iterable[Sequence[int]], text: Text) -> Iterator[str]:
     """Token ids decoded to text, in lower case and without white space, which differ between tokenizers."""
     for piece in pieces:
-        yield "".join(str(text.tokenizer.decode(list(piece), skip_special_tokens=True)).split()).casefold()
+        yield "".join(text.decode(piece).split()).casefold()
 
 
 def _apart(piece: str) -> Hashes:
