@@ -18,7 +18,7 @@ from .change_places import REPLACED, Changed, change_places, keep_beside, parent
 from .replaceable import check_replaceable, list_files
 from .seen import Seen
 
-PARTIAL = ".partial-"
+PARTIAL = ".partial-fxprune-"
 
 SCRATCH = ".fxprune-weights-"
 """Of the directory beside the result for weights that do not fit into memory."""
