@@ -156,9 +156,7 @@ def test_what_only_looks_like_a_leftover_is_left_alone(tmp_path: Path, name: str
     (tmp_path / "elsewhere" / "mine").touch()
     (tmp_path / "fxprune-fedcba9876543210.run").symlink_to("elsewhere")
     ScratchDirectory("fxprune-", beside=tmp_path).remove()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["elsewhere", "fxprune-fedcba9876543210.run", name]
-    )
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "fxprune-fedcba9876543210.run", name}
     assert (tmp_path / "elsewhere" / "mine").exists()
 
 

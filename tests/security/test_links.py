@@ -104,7 +104,6 @@ def test_a_link_in_a_folder_that_is_read(tmp_path: Path, secret: Path, inside: s
 DATA_SETS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a path in the README": (r"\.\./shadow\.txt, which is not in", lambda at: readme(at, "../shadow.txt")),
     "an absolute path": (r"shadow\.txt, which is not in", lambda at: readme(at, str(at.parent / "shadow.txt"))),
-    "an address": (r"https://localhost/x\.txt, which is not in", lambda at: readme(at, "https://localhost/x.txt")),
     "a link": (r"rows\.txt, which is not in", lambda at: (at / "rows.txt").symlink_to("../shadow.txt")),
     "a link to the README": (r"README\.md, which is not in", lambda at: (at / "README.md").symlink_to("../shadow.txt")),
     "a pipe": (r"README\.md is a pipe", lambda at: os.mkfifo(at / "README.md")),
