@@ -81,8 +81,8 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
     """Rows of a ``datasets`` id or directory: ``id`` (its ``train`` split), ``id:split`` or ``id:config:split``.
 
     Raises:
-        RequestError: when it cannot be loaded (unknown, offline, no such split), reads files outside of its directory, or
-            has no known field.
+        RequestError: when it cannot be loaded (unknown, offline, no such split), has no known field,
+            or is a directory that reads files outside of it.
     """
     import datasets
 
