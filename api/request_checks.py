@@ -28,7 +28,7 @@ MODEL_HINT = "give a model directory, a Hub id, 'demo', or a loaded model of tra
 TEXT_HINT = "give the path of a text file, a `datasets` id, or a list of strings"
 
 
-LONGEST = 255
+NAME_BYTES = 255
 """Bytes of a name, in every usual file system."""
 
 _FAULTS = {errno.ELOOP: "is a link that leads in a circle", errno.ENAMETOOLONG: "is too long for a path"}
@@ -68,8 +68,8 @@ def path_fault(path: str | os.PathLike[str]) -> str:
         place = Path(path).expanduser()
     except RuntimeError:
         return "begins with the home of a user whom this system does not know"
-    if any(len(os.fsencode(part)) > LONGEST for part in place.parts):
-        return f"holds a name of more than {LONGEST} bytes, which is too long"
+    if any(len(os.fsencode(part)) > NAME_BYTES for part in place.parts):
+        return f"holds a name of more than {NAME_BYTES} bytes, which is too long"
     try:
         place.stat()
     except OSError as error:
@@ -170,7 +170,7 @@ def read_text(text: object, name: str) -> str | GivenRows | None:
 
 def _path_of_text(text: str, name: str) -> str:
     there = exists(text)
-    if there is None and len(text) <= LONGEST:
+    if there is None and len(text) <= NAME_BYTES:
         raise RequestError(f"{name}: {text!r} {path_fault(text) or 'cannot be looked at'}", TEXT_HINT)
     if there is None or (not there and "\n" in text):
         raise RequestError(

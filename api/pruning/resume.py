@@ -27,7 +27,7 @@ from ...ir.errors import FxpruneError, RequestError
 from ...passes.base import Pass
 from ...passes.halfway import Halfway
 from ...passes.pipeline import print_pipeline
-from ...passes.recover.kept_training import KEPT, STATE
+from ...passes.recover.kept_training import STATE, STATE_FILES
 from ...passes.state import Finished
 from ...runtime.generators import generator_states, set_generator_states
 from ..progress import Progress
@@ -48,9 +48,9 @@ EVERY = 60.0
 HALFWAY_SUFFIX = ".halfway"
 """Of the directory in which a pass keeps how far it got."""
 
-_OWN = {
+_STAGE_FILES = {
     SUFFIX: (RECORD, "stage", re.compile(re.escape(RECORD) + "|" + re.escape(TENSORS))),
-    HALFWAY_SUFFIX: (STATE, "run", KEPT),
+    HALFWAY_SUFFIX: (STATE, "run", STATE_FILES),
 }
 """Ending of a directory -> the file in it that says that a run of fxprune wrote it, the entry that says so, and the
 names of all its files."""
@@ -201,7 +201,7 @@ class Stages:
 
 def _is_own(folder: Path, ending: str) -> bool:
     """Whether it is a directory, and no link, with a file that says that a run of fxprune wrote it."""
-    name, entry, _ = _OWN[ending]
+    name, entry, _ = _STAGE_FILES[ending]
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode) or not stat.S_ISREG((folder / name).lstat().st_mode):
             return False
@@ -215,7 +215,7 @@ def _remove(folder: Path, ending: str) -> None:
     """Remove what runs of fxprune wrote into a directory, and the directory if nothing else is in it."""
     if not _is_own(folder, ending):
         return
-    first, _, names = _OWN[ending]
+    first, _, names = _STAGE_FILES[ending]
     with contextlib.suppress(OSError):
         # The file that says whose it is goes last: where a run is killed here, the next one removes the rest.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == first):

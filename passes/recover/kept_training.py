@@ -28,7 +28,7 @@ from ..halfway import Halfway
 
 STATE = "training.json"
 
-KEPT = re.compile(re.escape(STATE) + r"(\.new)?|[0-9]{8,}\.safetensors")
+STATE_FILES = re.compile(re.escape(STATE) + r"(\.new)?|[0-9]{8,}\.safetensors")
 """The names of all files of a state."""
 
 TRAINING_FORMAT = 1
@@ -181,7 +181,7 @@ class KeptTraining:
         if folder.is_symlink():
             raise OSError(f"{folder} is a link")
         folder.mkdir(parents=True, exist_ok=True)
-        if foreign := next((path.name for path in folder.iterdir() if not KEPT.fullmatch(path.name)), None):
+        if foreign := next((path.name for path in folder.iterdir() if not STATE_FILES.fullmatch(path.name)), None):
             raise OSError(f"{folder} holds {foreign}, which no run of fxprune wrote")
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values())
         free = shutil.disk_usage(folder).free
