@@ -25,8 +25,8 @@ from ..runtime.place.placement import (
     WHOLE,
     Placement,
     PlacementRequest,
+    more_frugally,
     told_when_out_of_memory,
-    with_one_more_try,
 )
 from ..runtime.ranks import ALONE, Ranks
 from ..runtime.scratch import ScratchDirectory
@@ -191,7 +191,7 @@ def _measured(
 
     if ranks.count > 1:  # the other processes would wait for this one
         return attempt(None)
-    return with_one_more_try(attempt, request, progress)
+    return more_frugally(attempt, request, progress)
 
 
 def _measure(

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from ..ir.cost import macs
+from ..ir.errors import FxpruneError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.model.blocks import read_elsewhere
 from ..passes.model.measure import Step
+from ..runtime.place.memory import is_out_of_memory
 from ..runtime.place.placement import NO_OFFLOAD, Placement, PlacementRequest, told_when_out_of_memory, whole
 from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.streaming.store import Scratch
@@ -171,8 +173,25 @@ def _load(source: ModelSource, placement: Placement) -> Any:
     from ..backends.huggingface.save import load
 
     if _is_free_form(source):
-        return load(source.directory, dtype=placement.dtype).eval().to(placement.device)
+        model = load(source.directory, dtype=placement.dtype).eval().to(placement.device)
+        _check_computes(source, model)
+        return model
     return load_model(source, dtype=placement.dtype, device=placement.device)
+
+
+def _check_computes(source: ModelSource, model: Any) -> None:
+    """Whether a model of the free form computes at all: its entry in config.json may say what fits no forward."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids)
+    except Exception as error:  # of any class: the entry is read by the model's own code
+        if is_out_of_memory(error):
+            raise
+        raise FxpruneError(
+            f"{source.name} does not compute: {class_and_first_line(error)}",
+            "its 'fxprune' entry in config.json is not what fxprune wrote: get the model again, or write it again",
+        ) from error
 
 
 def _is_free_form(source: ModelSource) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import safetensors
 
 from ..ir.errors import FxpruneError, RequestError
+from ..runtime.place.memory import size_text
 from ..runtime.scratch import ScratchDirectory, clear_scratch, clear_temporary, holding, leftovers, named
 from .change_places import REPLACED, Changed, change_places, keep_beside, parent_locked
 from .replaceable import check_replaceable, list_files
@@ -100,7 +101,7 @@ def check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise RequestError(
-            f"{parent} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are needed",
+            f"{parent} has {size_text(free)} free, but {size_text(needed)} are needed",
             "free some space, or choose an --out on another disk",
         )
 

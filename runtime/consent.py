@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import FxpruneError, RequestError
+from .config_file import check_entries
 from .json_object import oddity
 
 CONFIGS = "*config.json"
@@ -64,11 +65,14 @@ class Consent:
 
         Raises:
             RequestError: code may run, but it is in another repository; or the configuration wants kernels of the Hub,
-                which are downloaded and run.
+                which are downloaded and run; or as :func:`~.config_file.check_entries`.
             FxpruneError: code that fxprune has written is no longer what it was.
         """
+        _ask_nobody()
         _check_kernels(Path(directory))
         allowed = self.code and Path(directory).resolve() == self.directory.resolve()
+        file = Path(directory) / "config.json"
+        check_entries(_read(file), file, own_code=allowed and not self.written)
         if allowed:
             self._check_written()
             self._check_place()
@@ -108,6 +112,15 @@ class Consent:
                         f"{self.directory / name} names code of another repository: {reference}",
                         "copy that code into the directory, read it, and name it without the repository",
                     )
+
+
+def _ask_nobody() -> None:
+    """For the parts of a model transformers asks on standard input, whatever it was told of the whole. With a limit of
+    0 seconds it refuses instead. This stays so: every reading of a model begins here, and none has an end of its own.
+    """
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 def _check_kernels(directory: Path) -> None:

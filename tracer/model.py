@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from ..ir.errors import FxpruneError, RequestError, first_line, is_utf8
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
-from ..runtime.config_file import read_config
+from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
 from ..runtime.model_files import check_model_files
 from ..runtime.size_limits import SizeLimit, limited
@@ -164,6 +164,7 @@ def load_config(source: ModelSource) -> Any:
         f"{file} is not a valid model configuration",
         "correct the file, or download it again",
     )
+    check_built(config, file)
     for field, value in calls()["settings"].get(raw.get("model_type"), {}).items():
         setattr(config, field, value)
     return config
@@ -246,6 +247,7 @@ def build_meta(
     """
 
     place = Path(config.name_or_path)
+    allowed = (consent or Consent.nothing(place)).keywords(place)  # for every class: parts of a model may have code too
 
     def build() -> Any:
         # Initialising weights that are never used would take minutes.
@@ -255,7 +257,6 @@ def build_meta(
             # transformers writes the dtype into the config it is given.
             found = _builder(config)
             if hasattr(found, "from_config"):  # an Auto class
-                allowed = (consent or Consent.nothing(place)).keywords(place)
                 model = found.from_config(copy.deepcopy(config), dtype=torch.float32, **allowed)
             else:
                 model = found._from_config(copy.deepcopy(config), dtype=torch.float32)

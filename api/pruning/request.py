@@ -27,9 +27,9 @@ from ...runtime.place.placement import (
     STREAMED,
     Placement,
     PlacementRequest,
+    more_frugally,
     place,
     told_when_out_of_memory,
-    with_one_more_try,
 )
 from ...runtime.ranks import ALONE, Ranks
 from ...tracer.model import ModelSource, load_config
@@ -190,7 +190,7 @@ class ApplyRequest:
 
         if self.ranks.count > 1:  # the other processes would wait for this one
             return attempt(None)
-        return with_one_more_try(attempt, self.place, self.progress)
+        return more_frugally(attempt, self.place, self.progress)
 
     def _read_arguments(self) -> Texts:
         """Check that the arguments are of the kinds they can be; returns the texts as they were given."""

@@ -123,7 +123,9 @@ def _add_placement_options(parser: argparse.ArgumentParser, *, dtype: bool = Tru
         "that fits",
     )
     where.add_argument(
-        "--max-memory", metavar="SIZE", help="use no more memory than this: 4GB, 3.5GiB (default: what is free)"
+        "--max-memory",
+        metavar="SIZE",
+        help="choose --offload as if this were free: 4GB, 3.5GiB (default: what is free)",
     )
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+SENT_AGAIN = 0.05
+"""Seconds after which a signal is sent again whose exception Python has dropped."""
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Sent by ``kill``, by job schedulers and containers, and by a terminal that closes."""
@@ -35,11 +42,32 @@ def ended_by_signals() -> Iterator[None]:
                 signal.signal(number, _end)
     except ValueError:  # not in the main thread, where alone Python handles signals
         kept.clear()
+    hook = sys.unraisablehook
+
+    def dropped(what: Any) -> None:
+        if not _sent_again(what.exc_value, kept):
+            hook(what)
+
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number in kept:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _sent_again(error: BaseException | None, numbers: Sequence[int]) -> bool:
+    """Where a signal came while Python ran a finaliser, which may not raise, its exception is dropped: send it again.
+    Returns whether that was it."""
+    if not isinstance(error, Terminated) or threading.current_thread() is not threading.main_thread():
+        return False
+    for number in numbers:
+        signal.signal(number, _end)
+    timer = threading.Timer(SENT_AGAIN, os.kill, (os.getpid(), error.exit_code - 128))
+    timer.daemon = True
+    timer.start()
+    return True
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -112,15 +112,46 @@ def check_entry(model: torch.nn.Module, entry: dict[str, Any]) -> None:
             raise RequestError(f"config.json makes {name!r} {shape}, and it is {list(held)}", _ENTRY)
     for path, attributes in entry["attributes"].items():
         for attribute, change in attributes.items():
-            if path not in modules or not repairs_integers(modules[path], attribute, change):
+            known = path in modules and repairs_integers(modules[path], attribute, change)
+            if not known or not _narrows(model, modules[path], attribute, change[1]):
                 raise RequestError(f"config.json changes {attribute!r} of {path!r} to {change}", _ENTRY)
     for path, absence in entry.get("absent", {}).items():
         plain = isinstance(absence, dict) and absence.keys() == {"outputs", "cache"}
-        if not path or path not in modules or not plain or type(absence["outputs"]) is not int:
+        counts = plain and type(absence["outputs"]) is int and 0 <= absence["outputs"] <= MOST_OUTPUTS
+        if not path or path not in modules or not counts:
             raise RequestError(f"config.json says that {path!r} is absent: {absence}", _ENTRY)
-        if absence["cache"] is not None and type(absence["cache"]) is not int:
+        cache = absence["cache"]
+        if cache is not None and (type(cache) is not int or not 0 <= cache < _layers(model, modules)):
             raise RequestError(f"config.json says that {path!r} fills layer {absence['cache']!r} of the cache", _ENTRY)
 
+
+def _narrows(model: torch.nn.Module, module: torch.nn.Module, attribute: str, new: Any) -> bool:
+    """Whether an integer, or each of several, gets a value that pruning gives: positive, and none that is larger.
+
+    Query heads per head of keys are more where more of the latter went, but no more than there are query heads."""
+    held: Any = module
+    for name in attribute.split("."):
+        held = getattr(held, name)
+    before, after = ([value] if isinstance(value, int) else list(value) for value in (held, new))
+    if len(before) != len(after) or any(isinstance(value, bool) for value in (*before, *after)):
+        return False
+    heads = getattr(_text_config(model), "num_attention_heads", 0) if attribute.endswith("groups") else 0
+    most = heads if isinstance(heads, int) else 0
+    return all(size == was or 0 < size <= max(was, most) for size, was in zip(after, before, strict=True))
+
+
+def _layers(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> int:
+    """The layers that a cache may have."""
+    layers = getattr(_text_config(model), "num_hidden_layers", None)
+    return layers if isinstance(layers, int) else len(modules)
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config(decoder=True)
+
+
+MOST_OUTPUTS = 16
+"""Values that a part of a layer returns: models of today return up to four."""
 
 _ENTRY = "this is not what fxprune wrote: get the model again, or write it again"
 
@@ -175,8 +206,15 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class
 
 def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy of a configuration without the entries that the free form added."""
-    data = {key: value for key, value in config.to_dict().items() if key not in (CONFIG_ENTRY, "auto_map")}
-    return type(config).from_dict(data)
+    data = {key: value for key, value in config.to_dict().items() if key != CONFIG_ENTRY}
+    return type(config).from_dict(_without_code(data))
+
+
+def _without_code(value: Any) -> Any:
+    """Data without the ``auto_map`` at any depth: parts of a model may name code too."""
+    if isinstance(value, dict):
+        return {key: _without_code(inner) for key, inner in value.items() if key != "auto_map"}
+    return [_without_code(item) for item in value] if isinstance(value, list) else value
 
 
 def write_code(folder: Path, name: str, auto_class: str, version: str, *, absent: bool = False) -> dict[str, str]:

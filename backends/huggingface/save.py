@@ -17,7 +17,7 @@ from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.absence import absences
 from ...runtime.adapter_files import refuse_adapter
-from ...runtime.config_file import read_config
+from ...runtime.config_file import check_built, read_config
 from ...runtime.consent import Consent
 from ...runtime.size_limits import SizeLimit, limited
 from ..artifact import RECORD, write_json, write_plan
@@ -215,7 +215,10 @@ def _class_in(path: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     read_config(path / "config.json", "write the artifact again")
     try:
         config = transformers.AutoConfig.from_pretrained(path, **no_code(path))
+        check_built(config, path / "config.json")
         base = getattr(transformers, (config.architectures or ["none named"])[0], None)
+    except FxpruneError:
+        raise
     except Exception as error:  # likewise
         raise RequestError(
             f"{path / 'config.json'} is damaged: {class_and_first_line(error)}", "write the artifact again"

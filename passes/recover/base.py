@@ -298,12 +298,12 @@ def _full_precision(*models: nn.Module) -> Iterator[None]:
 @contextmanager
 def _restored(model: PreTrainedModel) -> Iterator[None]:
     """Afterwards, restore ``requires_grad``, set eval mode, and remove the attributes that PEFT added."""
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
     finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
+        for parameter, flag in trainable:  # by object: where a run is broken off, the names may still be PEFT's
+            parameter.requires_grad_(flag)
             parameter.grad = None
         model.eval()
         vars(model).pop("peft_config", None)

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
 from ...runtime.place.memory import size_text
 from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.streaming.store import write_tensors
 from ...runtime.streaming.turns import Feed
 from .teacher import IGNORED, Teacher
 from .training import Example, pad
@@ -156,7 +156,7 @@ class RecordedTeacher(Teacher):
         tensors = {"log_probs": answers.log_probs}
         if answers.tokens is not None and answers.rest is not None:
             tensors |= {"tokens": answers.tokens.int(), "rest": answers.rest}
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+        write_tensors(path, tensors, "make room on this disk, or give a smaller top_k, or less text")
 
     def _require_room(self, model: Any, examples: Sequence[Example]) -> None:
         vocabulary = int(model.config.get_text_config().vocab_size)

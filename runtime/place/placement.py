@@ -206,32 +206,34 @@ def told_when_out_of_memory(placement: Placement) -> Iterator[None]:
         ) from error
 
 
-def with_one_more_try(
+def more_frugally(
     attempt: Callable[[Placement | None], Result], request: PlacementRequest, tell: Callable[[str], None]
 ) -> Result:
-    """What an attempt returns; where memory runs out, it is made once more with weights kept one step more frugally.
+    """What an attempt returns; where memory runs out, it is made again with weights kept one step more frugally, as
+    long as there is one.
 
     Args:
-        attempt: is called with None, and the second time with the more frugal placement. It raises
-            :class:`MemoryRanOutError`, see :func:`told_when_out_of_memory`.
+        attempt: is called with None, and again with a more frugal placement. It raises :class:`MemoryRanOutError`, see
+            :func:`told_when_out_of_memory`.
         request: what the user asked for; who named an ``offload`` gets that one only.
         tell: is told what is tried again.
 
     Raises:
-        MemoryRanOutError: again, or where nothing is left to try.
+        MemoryRanOutError: nothing is left to try.
     """
-    try:
-        return attempt(None)
-    except MemoryRanOutError as error:
-        if request.offload != AUTO or error.frugal is None:
-            raise
-        device, frugal = error.device, error.frugal
-        tell(f"{error.message}; trying again with --offload {frugal.offload}")
-    # Only here is nothing left of the first attempt: the error held its frames.
-    gc.collect()
-    if device != CPU:
-        torch.accelerator.empty_cache()
-    return attempt(frugal)
+    placement: Placement | None = None
+    while True:
+        try:
+            return attempt(placement)
+        except MemoryRanOutError as error:
+            if request.offload != AUTO or error.frugal is None:
+                raise
+            device, placement = error.device, error.frugal
+            tell(f"{error.message}; trying again with --offload {placement.offload}")
+        # Only here is nothing left of that attempt: the error held its frames.
+        gc.collect()
+        if device != CPU:
+            torch.accelerator.empty_cache()
 
 
 _TEXTS = {

@@ -11,10 +11,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ...ir.errors import FxpruneError
 from ...ir.plan import Indices, Plan
+from ..place.memory import size_text
 from .mapped_files import Checkpoint, StoredTensor, require_whole
 
 Cuts = dict[int, Indices]
@@ -75,13 +77,22 @@ def write_tensor(path: Path, name: str, value: torch.Tensor) -> Path:
     Raises:
         FxpruneError: the disk is full, or the file cannot be written.
     """
+    return write_tensors(path, {name: value}, "make room on this disk, or use --offload memory")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], hint: str) -> Path:
+    """Write a file of tensors; returns its path. ``hint``: what to do where the disk has no room.
+
+    Raises:
+        FxpruneError: the disk is full, or the file cannot be written.
+    """
     try:
-        save_file({name: value.detach().cpu().contiguous()}, path)
-    except (OSError, RuntimeError) as error:  # safetensors has an error class of its own for each
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # by version, safetensors raises one or the other
         path.unlink(missing_ok=True)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         raise FxpruneError(
-            f"{path.parent} cannot take '{name}' ({value.numel() * value.element_size() / 1e6:.0f} MB): {error}",
-            "make room on this disk, or use --offload memory",
+            f"{path.parent} cannot take {', '.join(list(tensors)[:3])} ({size_text(size)}): {error}", hint
         ) from error
     return path
 

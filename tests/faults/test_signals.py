@@ -111,6 +111,25 @@ def test_a_signal_leaves_nothing(waiting: Callable[..., Waiting], numbers: list[
     assert run.said() == said
 
 
+class Finalised:
+    """Gets a signal while Python removes it, when no exception can be raised."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def test_a_signal_that_comes_in_a_finaliser_is_not_lost() -> None:
+    def run() -> None:
+        with ended_by_signals():
+            Finalised()
+            time.sleep(20)
+
+    with pytest.raises(Terminated) as caught:
+        run()
+    assert caught.value.exit_code == 143
+
+
 def test_a_signal_that_is_ignored_stays_ignored(waiting: Callable[..., Waiting]) -> None:
     run = waiting("ignored")
     os.kill(run.process.pid, signal.SIGHUP)

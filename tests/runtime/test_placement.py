@@ -17,8 +17,10 @@ from fxprune.runtime.place.needs import Needs, needs_of
 from fxprune.runtime.place.placement import (
     STREAMED,
     WHOLE,
+    MemoryRanOutError,
     Placement,
     PlacementRequest,
+    more_frugally,
     one_step_more_frugal,
     place,
     told_when_out_of_memory,
@@ -242,3 +244,27 @@ def test_every_device_computes_the_same(device: torch.device) -> None:
     moved = model.to(device=found.device, dtype=found.dtype)(input_ids=ids.to(found.device)).logits
     assert found.device == device
     assert torch.allclose(moved.float().cpu(), expected, atol=1e-4)
+
+
+def test_what_runs_out_of_memory_is_tried_again_more_frugally() -> None:
+    tried: list[str] = []
+    said: list[str] = []
+    first = Placement(CPU, torch.float32, "none", None, "cpu, float32; all weights in memory")
+
+    def attempt(frugal: Placement | None, fits: str = "disk") -> str:
+        there = frugal or first
+        tried.append(there.offload)
+        with told_when_out_of_memory(there):
+            if there.offload != fits:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return there.offload
+
+    assert more_frugally(attempt, PlacementRequest(), said.append) == "disk"
+    assert tried == ["none", "memory", "disk"]
+    assert said[0] == "out of memory on cpu, with --offload none; trying again with --offload memory"
+    with pytest.raises(MemoryRanOutError, match="out of memory on cpu, with --offload none"):
+        more_frugally(attempt, PlacementRequest(offload="none"), said.append)
+    with pytest.raises(MemoryRanOutError, match="with --offload disk"):
+        more_frugally(lambda there: attempt(there, ""), PlacementRequest(), said.append)
+    with pytest.raises(RuntimeError, match="of another kind"), told_when_out_of_memory(first):
+        raise RuntimeError("of another kind")

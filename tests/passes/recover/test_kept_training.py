@@ -169,7 +169,7 @@ def test_a_damaged_state_is_refused(damage: Any, tmp_path: Path) -> None:
     step, host = Lora(**OPTIONS | {"steps": 2}), Keeping(tmp_path / "kept")
     broken_after(1, step, host)
     damage(tmp_path / "kept")
-    with pytest.raises(RequestError, match="kept is damaged") as caught:
+    with pytest.raises(RequestError, match=r"kept.* is damaged") as caught:
         trained(step, host)
     assert "leave out --resume" in caught.value.hint
 

@@ -363,7 +363,7 @@ def test_the_model_is_left_as_it_was(variant: str, broken: bool) -> None:
 
 def test_memory_beyond_weights_and_activations_is_two_gradients(forks: Forks) -> None:
     """Two samples of three tokens: activations too small to hide a gradient."""
-    script = Path(fxprune.__file__).parent / "benchmarks" / "scoring_memory.py"
+    script = Path(fxprune.__file__).parent / "benchmarks" / "scale" / "scoring_memory.py"
     small = ["--hidden=256", "--layers=2", "--vocab=8000", "--samples=2", "--length=3"]
     done = forks.run([sys.executable, str(script), *small])
     assert done.returncode == 0, done.stdout + done.stderr
