@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..backends.atomic_directory import check_target, clear_leftovers
+from ..backends.atomic_directory import check_name, check_target, clear_leftovers
 from ..backends.seen import Seen
 from ..ir.errors import RequestError
 from ..runtime.model_files import is_read
+from .request_checks import check_paths, is_path
 
 Named = Mapping[str, object]
 """What an argument is called -> its path. What is no path of something that exists is not read: an id of the Hub, rows,
@@ -36,6 +37,7 @@ def claim(
     Raises:
         RequestError: as :func:`~fxprune.backends.atomic_directory.check_target` and :func:`check_apart`.
     """
+    check_paths(**{"--out": out})
     clear_leftovers(out)
     seen = check_target(out, force=force, source=source)
     check_apart(reads={"MODEL": source, **(reads or {})}, files=files or {}, out=out)
@@ -53,6 +55,7 @@ def check_apart(*, reads: Named, files: Named, out: Path | None = None) -> None:
     Raises:
         RequestError: naming the two that are the same, or of which one contains the other.
     """
+    _check_written(files)
     written = {name: path for name, given in files.items() if (path := _path(given)) is not None}
     for name, given in reads.items():
         path = _path(given)
@@ -71,6 +74,13 @@ def check_apart(*, reads: Named, files: Named, out: Path | None = None) -> None:
         for other, second in written.items():
             if name < other and _same(place, second):
                 raise RequestError(f"{name} and {other} write the same file {place}", _OTHER)
+
+
+def _check_written(files: Named) -> None:
+    check_paths(**files)
+    for name, given in files.items():
+        if is_path(given):
+            check_name(Path(given), name)
 
 
 def _path(given: object) -> Path | None:

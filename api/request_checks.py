@@ -5,6 +5,7 @@ Nothing heavy is imported here: an object of torch or transformers can be there 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,12 @@ GivenText: TypeAlias = "str | os.PathLike[str] | Sequence[str]"
 
 MODEL_HINT = "give a model directory, a Hub id, 'demo', or a loaded model of transformers"
 TEXT_HINT = "give the path of a text file, a `datasets` id, or a list of strings"
+
+
+NAME_BYTES = 255
+"""Bytes of a name, in every usual file system."""
+
+_FAULTS = {errno.ELOOP: "is a link that leads in a circle", errno.ENAMETOOLONG: "is too long for a path"}
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,28 @@ def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(value, str | os.PathLike)
 
 
+def path_fault(path: str | os.PathLike[str]) -> str:
+    """Why nothing can be at a path, as the end of a sentence; "" where something may be."""
+    if "\0" in os.fspath(path):
+        return "holds a NUL character, which no path can"
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError:
+        return "begins with the home of a user whom this system does not know"
+    if any(len(os.fsencode(part)) > NAME_BYTES for part in place.parts):
+        return f"holds a name of more than {NAME_BYTES} bytes, which is too long"
+    try:
+        place.stat()
+    except OSError as error:
+        return _FAULTS.get(error.errno or 0, "")
+    return ""
+
+
 def exists(path: str) -> bool | None:
     """Whether something is at a path; None where no path can be called so."""
     try:
-        return Path(path).expanduser().exists()
-    except (OSError, RuntimeError):  # too long for a name, or the home of a user whom the system does not know
+        return None if path_fault(path) else Path(path).expanduser().exists()
+    except OSError:  # may not be looked at
         return None
 
 
@@ -82,7 +106,8 @@ def check_model(model: object, tokenizer: object = None, *, merge_adapter: bool 
     if is_path(model):
         name = os.fspath(model)
         if exists(name) is None:
-            raise RequestError(f"no model can have this name: {name[:60]!r}...", MODEL_HINT)
+            why = f", which {fault}" if (fault := path_fault(name)) else ""
+            raise RequestError(f"no model can have this name: {name[:60]!r}{why}", MODEL_HINT)
         return
     wrapped = _is(model, "peft.peft_model", "PeftModel")
     if is_loaded(model) and (merge_adapter or not wrapped):
@@ -145,6 +170,8 @@ def read_text(text: object, name: str) -> str | GivenRows | None:
 
 def _path_of_text(text: str, name: str) -> str:
     there = exists(text)
+    if there is None and len(text) <= NAME_BYTES:
+        raise RequestError(f"{name}: {text!r} {path_fault(text) or 'cannot be looked at'}", TEXT_HINT)
     if there is None or (not there and "\n" in text):
         raise RequestError(
             f"{name} is a text of {len(text):,} characters, where a path or an id belongs",
@@ -154,7 +181,7 @@ def _path_of_text(text: str, name: str) -> str:
 
 
 def check_paths(**paths: object) -> None:
-    """Refuse what is no path; None stands for none.
+    """Refuse what is no path, or one where nothing can be; None stands for none.
 
     Raises:
         RequestError: naming the argument.
@@ -162,6 +189,8 @@ def check_paths(**paths: object) -> None:
     for name, path in paths.items():
         if path is not None and not is_path(path):
             raise RequestError(f"{name} is {_kind(path)}, not a path", "give a string or a pathlib.Path")
+        if is_path(path) and (fault := path_fault(path)):
+            raise RequestError(f"{name}: {os.fspath(path)[:60]!r} {fault}", "give another path")
         if is_path(path) and not is_utf8(os.path.abspath(os.fspath(path))):
             raise RequestError(f"{name}: the name {path!r} is not UTF-8", "give a path whose names are")
 

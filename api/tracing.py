@@ -55,12 +55,14 @@ class Trace:
         traced: the graph, with its constants and inputs.
         coupling: its axes and groups.
         parameters: number of parameters; a tied one is counted once.
+        origin: the directory that the model was read from, if it was read from one.
     """
 
     name: str
     traced: Traced
     coupling: Coupling
     parameters: int
+    origin: Path | None = None
 
     @property
     def graph(self) -> Graph:
@@ -118,7 +120,7 @@ class Trace:
             FxpruneError: the file cannot be written.
         """
         check_paths(file=file)
-        check_apart(reads={"MODEL": self.name}, files={"--dot": file})
+        check_apart(reads={"MODEL": self.origin}, files={"--dot": file})
         try:
             Path(file).write_text(self.dot(), encoding="utf-8")
         except OSError as error:
@@ -192,7 +194,7 @@ def trace(
     traced = model_call.trace(module)
     progress("finding groups")
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    return Trace(source.name, traced, couple(traced.graph), parameters)
+    return Trace(source.name, traced, couple(traced.graph), parameters, source.origin)
 
 
 def _place(name: str, dim: int) -> str:

@@ -19,7 +19,10 @@ from .change_places import REPLACED, Changed, change_places, keep_beside, parent
 from .replaceable import check_replaceable, list_files
 from .seen import Seen
 
-PARTIAL = ".partial-"
+PARTIAL = ".partial-fxprune-"
+
+LONGEST_NAME = 255 - len("..halfway") - len(f".{PARTIAL}") - 16
+"""Bytes of the name of a result, so that file systems also take the names of what is made beside it."""
 
 SCRATCH = ".fxprune-weights-"
 """Of the directory beside the result for weights that do not fit into memory."""
@@ -41,6 +44,7 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
         RequestError: it cannot be written; the message gives the path and the reason.
     """
     out = out.resolve()
+    check_name(out, "--out")
     if out.exists() and not force:
         raise RequestError(f"{out} already exists", "choose another --out, or replace it with --force")
     if out.exists() and not out.is_dir():
@@ -57,6 +61,19 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
         raise RequestError(f"{parent} is not writable", "choose another --out, or change its permissions")
     check_room(out, needed)
     return Seen.of(out, source)
+
+
+def check_name(path: Path, name: str) -> None:
+    """Refuse a place whose name leaves no room for the names of what is made beside it.
+
+    Raises:
+        RequestError: it is longer than ``LONGEST_NAME``; ``name`` is what the argument is called.
+    """
+    length = len(os.fsencode(path.name))
+    if length > LONGEST_NAME:
+        raise RequestError(
+            f"{name}: the name {path.name[:40]!r}... is too long: {length} bytes", f"give at most {LONGEST_NAME} bytes"
+        )
 
 
 def _check_own_place(out: Path) -> None:

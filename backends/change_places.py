@@ -6,16 +6,15 @@ import ctypes
 import errno
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..runtime.scratch import lock, unlock
+from ..runtime.scratch import lock, new_directory, unlock
 from .seen import Seen, place_stamps
 
-REPLACED = ".replaced-"
+REPLACED = ".replaced-fxprune-"
 
 BESIDE = ".fxprune-"
 """Between the name of a place that was taken and a number: where the result is kept instead."""
@@ -130,7 +129,7 @@ def _move(made: Path, place: Path) -> None:
 def _exchange_in_steps(made: Path, out: Path) -> None:
     """Exchange two directories where the system has no single step for it; what was at ``out`` comes back if that
     fails, and with the next run if this one is killed."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}{REPLACED}", dir=out.parent))
+    aside = new_directory(out.parent, f".{out.name}{REPLACED}", "")
     held = lock(out)
     try:
         os.replace(out, aside)

@@ -6,6 +6,7 @@ do not expect the code of a stranger beside it: a configuration that names such 
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 from collections.abc import Iterable
@@ -17,10 +18,26 @@ from ..runtime.consent import Consent, code_references
 from ..runtime.model_files import copy_model_file
 from .digests import sha256
 
+COMPANIONS = (
+    "tokenizer*", "vocab*", "*_vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "normalizer.json", "*.model", "*.tiktoken", "chat_template*", "*.jinja", "generation_config.json",
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "LICENSE*",
+)  # fmt: skip
+"""Files of the source that also apply to what is made from it: tokenizer, generation, processing, licence. The settings
+of another runtime are none of them: ``genai_config.json`` names native code to load."""
+
 DATA = frozenset(
     ("", ".json", ".jsonl", ".txt", ".md", ".rst", ".jinja", ".model", ".tiktoken", ".vocab", ".bpe", ".merges", ".spm")
 )
 """Suffixes of files that are read and never run."""
+
+PROGRAMS = {
+    "ELF": (b"\x7fELF",),
+    "Mach-O": tuple(bytes.fromhex(mark) for mark in ("feedface", "feedfacf", "cefaedfe", "cffaedfe", "cafebabe")),
+    "PE": (b"MZ",),
+    "a script": (b"#!",),
+}
+"""Kinds of programs -> the bytes that they begin with. No file of data begins so."""
 
 CODE = ".py"
 
@@ -46,11 +63,17 @@ class CopiedFiles:
         return [*listed, *(f"not copied: {what}" for what in self.left_out)]
 
 
+def companions(directory: Path) -> list[Path]:
+    """The files of a model directory that also apply to what is made from it, by name."""
+    files = [path for path in sorted(directory.iterdir()) if path.is_file()]
+    return [path for path in files if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in COMPANIONS)]
+
+
 def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedFiles:
     """Copy files into a directory: data, and by consent the code that the configuration files among them name.
 
     Without consent, or where that code is missing, an ``auto_map`` is taken out of the copy of a configuration, so that
-    nothing looks for code there.
+    nothing looks for code there. A program stays behind, whatever it is called.
 
     Args:
         paths: files of the directory that ``consent`` is for.
@@ -77,12 +100,23 @@ def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedF
             left_out.append(f"the code that {path.name} names: {', '.join(named)}")
         else:
             copy_model_file(path, folder)
-            code |= needed or {}
+            if program := _program(folder / path.name):
+                (folder / path.name).unlink()
+                left_out.append(f"{path.name}, which begins as a program ({program})")
+            else:
+                code |= needed or {}
     for file in code.values():
         copy_model_file(file, folder)
     unnamed = [path.name for path in paths if path.suffix == CODE and path.name not in code]
     left_out += [f"{name}, which is code" for name in unnamed]
     return CopiedFiles({name: sha256(folder / name) for name in code}, tuple(left_out))
+
+
+def _program(path: Path) -> str:
+    """The kind of program that a file is; "" for data. Asked of the copy, which nobody else changes."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    return next((kind for kind, marks in PROGRAMS.items() if head.startswith(marks)), "")
 
 
 def _write_without_code(path: Path, folder: Path) -> None:

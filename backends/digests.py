@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import threading
@@ -54,10 +55,14 @@ def source_digests(source: Path) -> dict[str, str]:
 
 
 def begin_source_digests(source: Path) -> None:
-    """Begin to compute :func:`source_digests` in a thread. The program can end while the thread runs."""
-    source = source.resolve()
-    if source.is_dir() and source not in _begun:
-        _begun[source] = _Begun(source)
+    """Begin to compute :func:`source_digests` in a thread. The program can end while the thread runs.
+
+    Nothing has checked the path yet: where no directory can be, nothing begins.
+    """
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, links in a circle, a NUL in it
+        source = source.resolve()
+        if source.is_dir() and source not in _begun:
+            _begun[source] = _Begun(source)
 
 
 class _Begun:

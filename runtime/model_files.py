@@ -54,16 +54,37 @@ def link_root(folder: Path) -> Path:
 
 
 def check_model_files(folder: Path) -> None:
-    """Refuse a model directory in which something that would be read or copied is no regular file inside it.
+    """Refuse a model directory in which something that may be read or copied is no regular file inside it.
+
+    A tokenizer may read files of any name (``bpe.codes``, ``source.spm``), so links and pipes of any name are refused;
+    and those in the folders that are read.
 
     Raises:
-        RequestError: it is a link that leads out of the directory, or nowhere; a pipe, a device or a socket; or a
-            directory where a file belongs. The message names it.
+        RequestError: it is a link that leads out of the directory, or to nowhere though it has the name of a file that
+            is read; a pipe, a device or a socket; or a directory where a file belongs. The message names it.
     """
     root = link_root(folder)
+    for path in _entries(folder):
+        if is_read(path.name) or path.parent != folder or _leads_out(path, root):
+            _check(path, root)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What is directly in a model directory, and all that is in the folders in it that are read, by name."""
     for name in sorted(os.listdir(folder)):
-        if is_read(name):
-            _check(folder / name, root)
+        yield folder / name
+        if name in READ_FOLDERS:
+            for inside, folders, files in os.walk(folder / name):
+                yield from (Path(inside) / one for one in sorted(folders + files))
+
+
+def _leads_out(path: Path, root: Path) -> bool:
+    """Whether it is a link to something outside of a directory, or no file or directory at all."""
+    try:
+        mode = path.stat().st_mode
+        return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or not path.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):  # leads nowhere, so there is nothing to read
+        return False
 
 
 def _check(path: Path, root: Path) -> None:
@@ -79,7 +100,7 @@ def _check(path: Path, root: Path) -> None:
             "a downloaded model could have any file of yours copied so; if the link is yours, replace it by the file, "
             "or by a hard link",
         )
-    if stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and not _named_as_file(path.name)):
+    if stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and not (is_read(path.name) and _named_as_file(path.name))):
         return
     what = "a directory" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
     raise RequestError(f"{path} is {what}, where a file belongs", "remove it, or download the model again")

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -21,7 +22,7 @@ except ImportError:  # only POSIX has it; on other systems the files of killed r
 RESERVE = 6
 """File descriptors that are kept to remove a directory with, where a run has used up all others."""
 
-_RANDOM = "[a-z0-9_]{8}"  # as tempfile makes them
+_RANDOM = "[0-9a-f]{16}"
 
 _RUN = ".run"
 
@@ -75,7 +76,7 @@ class ScratchDirectory:
         parent = Path(tempfile.gettempdir()) if beside is None else beside
         clear_scratch(parent, named(name, ending))
         while True:
-            self.path = Path(tempfile.mkdtemp(prefix=name, suffix=ending, dir=parent))
+            self.path = new_directory(parent, name, ending)
             try:
                 held = lock(self.path)
             except (BlockingIOError, FileNotFoundError):
@@ -114,6 +115,20 @@ def _remove(path: Path, held: int | None, reserve: list[int], owner: int) -> Non
         os.close(reserve.pop())
     shutil.rmtree(path, ignore_errors=True)
     unlock(held)
+
+
+def new_directory(parent: Path, name: str, ending: str) -> Path:
+    """A new, empty directory that only its owner can read, with a name that :func:`named` knows. Its digits are many,
+    so that no directory of a user is called so.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    while True:
+        path = parent / f"{name}{secrets.token_hex(8)}{ending}"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            return path
 
 
 def named(name: str, ending: str = _RUN) -> re.Pattern[str]:

@@ -7,7 +7,12 @@ one step, and removed when OUT has been written. It holds data only: see :mod:`.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,16 +21,18 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
+from ...backends.artifact import RECORD
 from ...backends.atomic_directory import atomic_directory, clear_leftovers
 from ...ir.errors import FxpruneError, RequestError
 from ...passes.base import Pass
 from ...passes.halfway import Halfway
 from ...passes.pipeline import print_pipeline
+from ...passes.recover.kept_training import STATE, STATE_FILES
 from ...passes.state import Finished
 from ...runtime.generators import generator_states, set_generator_states
 from ..progress import Progress
 from .run_identity import changes
-from .stage_file import Packed, StageFile, UnsavableError, read_stage, write_stage
+from .stage_file import TENSORS, Packed, StageFile, UnsavableError, read_stage, write_stage
 
 WORTH = 60.0
 """A stage is saved without ``--resume`` once this many seconds of work would be lost."""
@@ -40,6 +47,13 @@ EVERY = 60.0
 
 HALFWAY_SUFFIX = ".halfway"
 """Of the directory in which a pass keeps how far it got."""
+
+_STAGE_FILES = {
+    SUFFIX: (RECORD, "stage", re.compile(re.escape(RECORD) + "|" + re.escape(TENSORS))),
+    HALFWAY_SUFFIX: (STATE, "run", STATE_FILES),
+}
+"""Ending of a directory -> the file in it that says that a run of fxprune wrote it, the entry that says so, and the
+names of all its files."""
 
 Parts = dict[str, Any]
 
@@ -79,7 +93,7 @@ class Stages:
     def _found(self) -> int:
         """How many passes the saved stage covers."""
         stage = self.folder.is_dir() or self.folder.is_symlink()
-        if not stage and not self._halfway.is_dir():
+        if not stage and not _is_own(self._halfway, HALFWAY_SUFFIX):
             if self._asked:
                 self._progress(f"no interrupted run of {self._out} found; starting from the beginning")
             return 0
@@ -156,13 +170,15 @@ class Stages:
                 raise UnsavableError(f"pass {one.name} cannot be repeated")
         if self.folder.is_symlink():
             raise UnsavableError(f"{self.folder} is a link")
+        if os.path.lexists(self.folder) and not _is_own(self.folder, SUFFIX):
+            raise UnsavableError(f"{self.folder} was made by something else")
         packed = Packed.of({"done": done, "run": self._identity, **parts(), "generators": generator_states()})
         free = shutil.disk_usage(self._out.parent if self._out.parent.is_dir() else "/").free
         if free < ROOM * packed.size:
             raise UnsavableError(f"needs {ROOM * packed.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         with atomic_directory(self.folder, force=True, keep=False) as folder:
             write_stage(folder, packed)
-        shutil.rmtree(self._halfway, ignore_errors=True)
+        _remove(self._halfway, HALFWAY_SUFFIX)
         self.done, self._since = done, time.monotonic()
 
     def halfway(self, place: int) -> Halfway:
@@ -178,9 +194,34 @@ class Stages:
         )
 
     def clear(self) -> None:
-        """Remove the stage; to be called when OUT has been written."""
-        for folder in (self.folder, self._halfway):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Remove the stage; to be called when OUT has been written. What a user has in these places stays."""
+        _remove(self.folder, SUFFIX)
+        _remove(self._halfway, HALFWAY_SUFFIX)
+
+
+def _is_own(folder: Path, ending: str) -> bool:
+    """Whether it is a directory, and no link, with a file that says that a run of fxprune wrote it."""
+    name, entry, _ = _STAGE_FILES[ending]
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode) or not stat.S_ISREG((folder / name).lstat().st_mode):
+            return False
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and isinstance(record.get(entry), dict)
+
+
+def _remove(folder: Path, ending: str) -> None:
+    """Remove what runs of fxprune wrote into a directory, and the directory if nothing else is in it."""
+    if not _is_own(folder, ending):
+        return
+    first, _, names = _STAGE_FILES[ending]
+    with contextlib.suppress(OSError):
+        # The file that says whose it is goes last: where a run is killed here, the next one removes the rest.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == first):
+            if names.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                path.unlink()
+        folder.rmdir()
 
 
 _RESUME_HINT = "repeat the interrupted command as it was, or leave out --resume to start again"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from ...runtime.consent import Consent
 from ...runtime.size_limits import SizeLimit, limited
 from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
-from ..copied_files import CopiedFiles, copy_files
+from ..copied_files import CopiedFiles, companions, copy_files
 from ..digests import digests, source_digests
 from ..seen import Seen
 from ..verify import FreshProcess, Job, Reference, VerificationError
@@ -35,13 +34,6 @@ from .weight_source import InMemoryWeights, WeightSource
 Form = Literal["auto", "uniform", "free"]
 
 SHARD_SIZE = "5GB"
-COMPANIONS = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
-    "*.tiktoken", "chat_template*", "*.jinja", "generation_config.json", "preprocessor_config.json",
-    "processor_config.json", "LICENSE*",
-)  # fmt: skip
-"""Files of the source that also apply to the pruned model: tokenizer, generation, processing, licence."""
-
 USUAL = (
     "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText",
     "AutoModelForSequenceClassification", "AutoModelForMaskedLM", "AutoModelForTokenClassification",
@@ -346,8 +338,7 @@ def _write(request: SaveRequest, folder: Path, design: _Design, values: WeightSo
         code = write_code(folder, design.model_class.__name__, design.auto_class, version("fxprune"), absent=absent)
     copied = CopiedFiles()
     if original is not None and original.directory.is_dir():
-        files = [path for path in sorted(original.directory.iterdir()) if path.is_file()]
-        wanted = [path for path in files if any(fnmatch.fnmatch(path.name, pattern) for pattern in COMPANIONS)]
+        wanted = companions(original.directory)
         copied = copy_files([path for path in wanted if path.name not in code], folder, original)
     return _Written(known, code, copied)
 

@@ -23,7 +23,8 @@ from ...ir.errors import RequestError
 from ...runtime.consent import Consent
 from ..artifact import RECORD, read_record, write_json
 from ..atomic_directory import check_room, check_target
-from ..copied_files import CopiedFiles, copy_files
+from ..copied_files import CopiedFiles, companions, copy_files
+from ..replaceable import CONFIG
 from ..seen import Seen
 from .layout import LAYOUTS, Layout
 from .quantize import ONNX_DTYPES, save_graph
@@ -33,9 +34,6 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "no
 # torch.onnx never writes an opset below 18, and this onnxruntime reads none above 25.
 _OPSETS = range(18, 26)
 _PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-
-# Config, generation config, tokenizer and chat template; no weights and no records of pruning.
-_COPIED_SUFFIXES = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 
 
 def check_opset(opset: int | None) -> None:
@@ -211,13 +209,11 @@ def write_program(request: OnnxRequest, program: ir.Model, model: Module, stagin
     graph = staging / request.file
     graph.parent.mkdir(exist_ok=True)
     save_graph(program, graph, request.data)
-    data = [path for path in sorted(request.source.iterdir()) if path.suffix in _COPIED_SUFFIXES and path.is_file()]
-    wanted = [path for path in data if path.name != RECORD and not path.name.endswith(".index.json")]
-    copied = copy_files(wanted, staging, request.original)
-    config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
+    copied = copy_files([request.source / CONFIG, *companions(request.source)], staging, request.original)
+    config = json.loads((staging / CONFIG).read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     computed = "float16" if request.dtype == "float16" else "float32"
-    write_json(staging / "config.json", config | {"dtype": computed} | request.place.config(request.dtype))
+    write_json(staging / CONFIG, config | {"dtype": computed} | request.place.config(request.dtype))
     generation = getattr(model, "generation_config", None)
     if generation is not None and not (staging / "generation_config.json").exists():
         generation.to_json_file(staging / "generation_config.json")

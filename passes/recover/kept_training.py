@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,9 @@ from ...runtime.json_object import read_json_object
 from ..halfway import Halfway
 
 STATE = "training.json"
+
+STATE_FILES = re.compile(re.escape(STATE) + r"(\.new)?|[0-9]{8,}\.safetensors")
+"""The names of all files of a state."""
 
 TRAINING_FORMAT = 1
 
@@ -177,6 +181,8 @@ class KeptTraining:
         if folder.is_symlink():
             raise OSError(f"{folder} is a link")
         folder.mkdir(parents=True, exist_ok=True)
+        if foreign := next((path.name for path in folder.iterdir() if not STATE_FILES.fullmatch(path.name)), None):
+            raise OSError(f"{folder} holds {foreign}, which no run of fxprune wrote")
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values())
         free = shutil.disk_usage(folder).free
         if free < TRAINING_ROOM * size:

@@ -205,7 +205,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(scratch.fcntl, "flock", no_locks)
     model(tmp_path / "out", "old")
-    (tmp_path / ".out.partial-abcd_123").mkdir()  # perhaps of a run that lives
+    (tmp_path / ".out.partial-fxprune-0123456789abcdef").mkdir()  # perhaps of a run that lives
     write(tmp_path / "out", "new")
-    assert names(tmp_path) == [".out.partial-abcd_123", "out"]
+    assert names(tmp_path) == [".out.partial-fxprune-0123456789abcdef", "out"]
     assert kind(tmp_path / "out") == "new"

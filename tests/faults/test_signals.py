@@ -142,8 +142,8 @@ def test_a_signal_that_is_ignored_stays_ignored(waiting: Callable[..., Waiting])
 def test_what_a_killed_run_leaves_goes_with_the_next(waiting: Callable[..., Waiting]) -> None:
     run = waiting()
     assert run.end(signal.SIGKILL) == -signal.SIGKILL
-    assert {path.name.rpartition("-")[0] for path in run.left()} >= {".out.partial", "fxprune-other"}
-    weights = run.folder / ".fxprune-weights-abcd_123.run"
+    assert {path.name.rpartition("-")[0] for path in run.left()} >= {".out.partial-fxprune", "fxprune-other"}
+    weights = run.folder / ".fxprune-weights-0123456789abcdef.run"
     weights.mkdir()
     with atomic_directory(run.folder / "out", force=True) as folder:
         (folder / "config.json").touch()
@@ -160,15 +160,22 @@ def test_a_scratch_directory_that_is_used_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["fxprune-abcd_123", "fxprune-mine.run", "fxprune-abcd_1234.run", "fxprune-ABCD_123.run"]
+    "name",
+    [
+        "fxprune-0123456789abcdef",
+        "fxprune-mine.run",
+        "fxprune-abcdefgh.run",
+        "fxprune-0123456789abcdef0.run",
+        "fxprune-0123456789ABCDEF.run",
+    ],
 )
 def test_what_only_looks_like_a_leftover_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine").touch()
-    (tmp_path / "fxprune-linked_1.run").symlink_to("elsewhere")
+    (tmp_path / "fxprune-fedcba9876543210.run").symlink_to("elsewhere")
     ScratchDirectory("fxprune-", beside=tmp_path).remove()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["elsewhere", "fxprune-linked_1.run", name])
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "fxprune-fedcba9876543210.run", name}
     assert (tmp_path / "elsewhere" / "mine").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import transformers
 
 import fxprune
-from fxprune.backends.copied_files import copy_files
+from fxprune.backends.copied_files import COMPANIONS, companions, copy_files
 from fxprune.backends.digests import sha256
 from fxprune.cli import main
 from fxprune.ir.errors import RequestError
@@ -207,3 +208,29 @@ def test_what_is_left_out_is_said(name: str, tmp_path: Path) -> None:
     assert len(copied.left_out) == 1
     assert name in copied.left_out[0]
     assert "auto_map" not in "".join(path.read_text() for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("head", [b"\x7fELF\x02", b"\xcf\xfa\xed\xfe", b"MZ\x90\x00", b"#!/bin/sh\n"])
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.json", "tokenizer.model.v3", "LICENSE"])
+def test_a_program_is_not_copied_as_data(name: str, head: bytes, tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "copy"
+    source.mkdir()
+    folder.mkdir()
+    (source / name).write_bytes(head + b"data")
+    (source / "merges.txt").write_text("#version: 0.2\n")
+    copied = copy_files(companions(source), folder, Consent.nothing(source))
+    assert [path.name for path in folder.iterdir()] == ["merges.txt"]
+    assert len(copied.left_out) == 1
+    assert copied.left_out[0].startswith(f"{name}, which begins as a program")
+
+
+def test_an_export_takes_only_what_it_knows_by_name(source: Path, tmp_path: Path) -> None:
+    library = {"model": {"decoder": {"session_options": {"custom_ops_library": "evil.model"}}}}
+    (source / "genai_config.json").write_text(json.dumps(library))
+    (source / "evil.model").write_bytes(b"\x7fELF")
+    (source / "others.json").write_text("{}")
+    assert main(["export", str(source), "--out", str(tmp_path / "onnx"), "--no-cache"]) == 0
+    written = {path.name for path in (tmp_path / "onnx").iterdir()}
+    assert not {"genai_config.json", "evil.model", "others.json"} & written
+    assert "evil.model" in "".join(json.loads((tmp_path / "onnx" / "fxprune.json").read_text())["left_out"])
+    assert not any(fnmatch.fnmatchcase("genai_config.json", pattern) for pattern in COMPANIONS)

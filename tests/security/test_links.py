@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 
 import fxprune
@@ -15,6 +17,7 @@ from fxprune.backends.atomic_directory import atomic_directory, atomic_file
 from fxprune.backends.huggingface import weight_source
 from fxprune.ir.errors import RequestError
 from fxprune.runtime.model_files import check_model_files, copy_model_file
+from fxprune.tracer.texts.rows import read_dataset
 
 from ..checkpoints import contents, write_checkpoint
 
@@ -67,6 +70,10 @@ def a_folder(path: Path) -> None:
         ("tokenizer.json", a_pipe, r"tokenizer\.json is a pipe"),
         ("chat_template.jinja", a_folder, r"chat_template\.jinja is a directory, where a file belongs"),
         ("additional_chat_templates", to_a_secret, r"additional_chat_templates is a link to .*shadow, outside"),
+        ("bpe.codes", to_a_secret, r"bpe\.codes is a link to .*shadow, outside"),
+        ("source.spm", to_a_secret, r"source\.spm is a link to .*shadow, outside"),
+        ("bpe.codes", a_pipe, r"bpe\.codes is a pipe"),
+        ("anything", to_a_secret, r"anything is a link to .*shadow, outside"),
     ],
 )
 def test_what_leads_out_of_the_model_is_named(
@@ -83,6 +90,49 @@ def test_what_leads_out_of_the_model_is_named(
             call()
     assert not out.exists()
     assert secret.read_text() == "secret"
+
+
+@pytest.mark.parametrize("inside", ["additional_chat_templates/a.jinja", "onnx/deep/model.onnx"])
+def test_a_link_in_a_folder_that_is_read(tmp_path: Path, secret: Path, inside: str) -> None:
+    path = tmp_path / "source" / inside
+    path.parent.mkdir(parents=True)
+    path.symlink_to(secret)
+    with pytest.raises(RequestError, match=f"{path.name} is a link to .*shadow, outside"):
+        check_model_files(tmp_path / "source")
+
+
+DATA_SETS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a path in the README": (r"\.\./shadow\.txt, which is not in", lambda at: readme(at, "../shadow.txt")),
+    "an absolute path": (r"shadow\.txt, which is not in", lambda at: readme(at, str(at.parent / "shadow.txt"))),
+    "a link": (r"rows\.txt, which is not in", lambda at: (at / "rows.txt").symlink_to("../shadow.txt")),
+    "a link to the README": (r"README\.md, which is not in", lambda at: (at / "README.md").symlink_to("../shadow.txt")),
+    "a pipe": (r"README\.md is a pipe", lambda at: os.mkfifo(at / "README.md")),
+}
+
+
+def readme(folder: Path, files: str) -> None:
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n")
+
+
+@pytest.mark.parametrize("case", DATA_SETS)
+def test_a_data_set_that_reads_elsewhere(tmp_path: Path, case: str) -> None:
+    message, make = DATA_SETS[case]
+    (tmp_path / "shadow.txt").write_text("secret")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(RequestError, match=message):
+        read_dataset(str(folder))
+
+
+def test_a_data_set_of_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    readme(folder, "rows.txt")
+    (folder / "rows.txt").write_text("one\ntwo\n")
+    assert read_dataset(str(folder)).rows == ("one", "two")
+    assert read_dataset(f"{folder}:default:train[:1]").rows == ("one",)
 
 
 def test_an_artifact_with_a_link_is_not_loaded(source: Path, secret: Path) -> None:
@@ -104,8 +154,9 @@ def test_links_within_the_directory_are_followed(source: Path, monkeypatch: pyte
     monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
     (source / "LICENSE").write_text("free")
     (source / "LICENSE.txt").symlink_to("LICENSE")
-    (source.parent / "unread").mkdir()
-    (source / "logs").symlink_to(source.parent / "unread")  # never read
+    (source / "runs").mkdir()
+    (source / "logs").symlink_to("runs")
+    (source / "latest").symlink_to("nowhere")  # never read
     api.apply(source, "random", ratio=0.5, out=source.parent / "out")
     copied = source.parent / "out" / "LICENSE.txt"
     assert copied.read_text() == "free"

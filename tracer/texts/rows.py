@@ -11,6 +11,7 @@ from typing import Any
 
 from ...ir.errors import RequestError, first_line
 from ...runtime.json_object import parse_json
+from .local_data import load_directory
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 FIELDS_HINT = (
@@ -80,7 +81,8 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
     """Rows of a ``datasets`` id or directory: ``id`` (its ``train`` split), ``id:split`` or ``id:config:split``.
 
     Raises:
-        RequestError: when it cannot be loaded (unknown, offline, no such split), or has no known field.
+        RequestError: when it cannot be loaded (unknown, offline, no such split), has no known field,
+            or is a directory that reads files outside of it.
     """
     import datasets
 
@@ -88,7 +90,11 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
     silent = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(name, config, split=split)
+        folder = Path(name)
+        local = folder.is_dir()
+        rows = load_directory(folder, config, split) if local else datasets.load_dataset(name, config, split=split)
+    except RequestError:
+        raise
     except Exception as error:
         # Depending on the cause, the library raises ConnectionError, ValueError and others.
         raise RequestError(

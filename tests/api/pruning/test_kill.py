@@ -183,15 +183,21 @@ def test_a_run_that_lives_is_left_alone(tmp_path: Path) -> None:
     assert (out / "mine").is_file()
 
 
+DIGITS = "0123456789abcdef"
+
+
 def test_leftovers_of_other_artifacts_are_left_alone(tmp_path: Path) -> None:
-    for name in (f".out2{PARTIAL}abcd_123", f"out{PARTIAL}abcd_123", f".out{PARTIAL}abcd_123"):
+    for name in (f".out2{PARTIAL}{DIGITS}", f"out{PARTIAL}{DIGITS}", f".out{PARTIAL}{DIGITS}"):
         (tmp_path / name).mkdir()
     clear_leftovers(tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".out2{PARTIAL}abcd_123", f"out{PARTIAL}abcd_123"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f".out2{PARTIAL}0123456789abcdef",
+        f"out{PARTIAL}0123456789abcdef",
+    ]
 
 
 def test_an_artifact_that_was_moved_aside_comes_back_unless_there_is_another(tmp_path: Path) -> None:
-    aside = tmp_path / f".out{REPLACED}abcd_123"
+    aside = tmp_path / f".out{REPLACED}{DIGITS}"
     for _ in range(2):
         aside.mkdir()
         (aside / "config.json").write_text("{}")

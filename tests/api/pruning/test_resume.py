@@ -515,3 +515,37 @@ def test_scores_of_a_pass_that_does_not_run_again_are_written(
     run(scores=tmp_path / "scores.safetensors")
     assert (tmp_path / "scores.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_a_user_has_in_the_places_of_a_stage_stays(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
+    monkeypatch.setattr(resume, "WORTH", 0)
+    stages, halfway = copied / ".out.stages", copied / ".out.halfway"
+    shutil.rmtree(stages)
+    for folder in (stages, halfway, copied / ".out.partial-download", copied / ".out.replaced-original"):
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+        (folder / "00000001.safetensors").write_text("mine")
+    before = {path: contents(path) for path in copied.iterdir() if path.is_dir()}
+    said: list[str] = []
+    again(copied, resume=False, progress=said.append)
+    assert {path: contents(path) for path in before} == before
+    assert (copied / "out").is_dir()
+    assert f"not saved for --resume: {stages} was made by something else" in said
+
+
+def test_what_a_user_added_to_a_stage_stays(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
+    (copied / ".out.stages" / "notes.txt").touch()
+    again(copied)
+    assert contents(copied / ".out.stages").keys() == {"notes.txt"}
+
+
+def test_a_pipe_in_the_places_of_a_stage(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
+    shutil.rmtree(copied / ".out.stages")
+    os.mkfifo(copied / ".out.stages")
+    os.mkfifo(copied / ".out.halfway")
+    again(copied, resume=False)
+    assert (copied / ".out.stages").is_fifo()
+    assert (copied / ".out.halfway").is_fifo()
