@@ -15,7 +15,7 @@ import fxprune
 from fxprune.backends.onnx.runtime import OnnxDecoder
 from fxprune.ir.errors import FxpruneError, RequestError
 
-from .strangers import write_model
+from ..strangers import write_model
 
 KEY = "past_key_values.0.key"
 PRESENT = "present.0.key"

@@ -18,7 +18,7 @@ from fxprune.ir.errors import RequestError, ends_program
 from fxprune.tracer.model import load_tokenizer, resolve
 from fxprune.tracer.texts.corpus import from_string
 
-from .strangers import Damage, copied, entry, write_model
+from ..strangers import Damage, copied, entry, write_model
 
 AGAIN = "copy or download the tokenizer again"
 

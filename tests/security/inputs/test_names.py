@@ -21,7 +21,7 @@ from fxprune.api.terminal.cells import line, new_table
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, is_utf8, printable
 
-from .strangers import config, content, write_model
+from ..strangers import config, content, write_model
 
 CLEAR, TITLE, NEXT, TURNED, HALF, C1 = "\x1b[2J", "\x1b]0;owned\x07", "\nerror: forged", "a\u202eb", "\udcff", "\x9b31m"
 EVIL = {

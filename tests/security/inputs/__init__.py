@@ -1,0 +1,1 @@
+"""Files of a stranger that are read: each is read, or refused with a message."""
