@@ -47,8 +47,6 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
     check_name(out, "--out")
     if source is not None and (out == source.resolve() or out in source.resolve().parents):
         raise RequestError(f"{out} contains the model that is being read", "choose another --out")
-    if source is not None and source.resolve() in out.parents:
-        raise RequestError(f"{out} lies in the model that is being read", "choose another --out")
     if out.exists() and not force:
         raise RequestError(f"{out} already exists", "choose another --out, or replace it with --force")
     if out.exists() and not out.is_dir():

@@ -181,12 +181,6 @@ def test_the_source_is_not_replaced(tmp_path: Path, inside: bool) -> None:
         check_target(out, force=True, source=source)
 
 
-def test_nothing_is_written_into_the_source(tmp_path: Path) -> None:
-    source = model_directory(tmp_path / "source")
-    with pytest.raises(RequestError, match="lies in the model that is being read"):
-        check_target(source / "smaller", force=False, source=source)
-
-
 PLAN = Plan(
     slices={
         ("layers.0.weight", 1): np.array([0, 2, 5]),
