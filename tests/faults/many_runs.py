@@ -128,7 +128,7 @@ class Place:
         os.close(reader)
         code = 1
         try:
-            # torch renews its pool of threads when it is first used after a fork, which two threads must not do at once.
+            # torch renews its threads when it first uses them after a fork, which two threads must not do at once.
             torch.set_num_threads(1)
             tempfile.tempdir = str(self.temporary)
             os.environ["TMPDIR"] = str(self.temporary)
