@@ -289,7 +289,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
         "--print-ir-after tune: not a pass of this run",
         "lora, couple",
     ),
-    ("apply MODEL --pass lora --out MODEL", "already exists", "--force"),
+    ("apply MODEL --pass lora --out MODEL", "contains the model that is being read", "another --out"),
     ("apply MODEL --pass lora --out OUT", "lora has no text to train on", "--data"),
     ("apply NOWHERE --pass lora --out OUT", "there is no directory", "check the path"),
     ("trace MODEL --why model.norm.weigth lm_head.weight", "has no parameter 'model.norm.weigth'", "model.norm.weight"),
@@ -299,7 +299,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     ("eval MODEL --text TEXT --window 1", "--window 1 is too short: there is no next token", "2 or more"),
     ("eval MODEL --text TEXT --window 65", "longer than the context of", "--window 64 or less"),
     ("eval MODEL --text TEXT --window 64 --windows 9", "is too short: it holds 3 windows", "a longer text"),
-    ("export MODEL --format onnx --out MODEL", "already exists", "--force"),
+    ("export MODEL --format onnx --out MODEL", "contains the model that is being read", "another --out"),
 ]
 
 

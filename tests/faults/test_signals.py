@@ -39,8 +39,10 @@ def waits(self, model, folder, **how):
         Path(ready).touch()
         time.sleep(60)
 streamed_weights.StreamedWeights.write = waits
-if kind == "ignored":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# What runs the tests may ignore them.
+signal.signal(signal.SIGHUP, signal.SIG_IGN if kind == "ignored" else signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(cli.main(["apply", source, "--pass", "random", "--ratio", "0.5", "--force", "--out", out]))
 """
 

@@ -157,7 +157,7 @@ def test_arguments_follow_the_positions_that_stay(line: str, wanted: str) -> Non
 
 def test_extents_by_module() -> None:
     coupling = golden("phi3_mlp")
-    after = rewrite(coupling, make_plan(coupling, arrays(channels__1=[0, 1, 4, 6, 7])))
+    after = rewrite(coupling, make_plan(coupling, arrays(width=[0, 1, 4, 6, 7])))
     found = extents_by_module(coupling.graph, after)
     assert found["gate_up_proj"] == {(20, 20), (16, 10)}
     assert found["down_proj"] == {(20, 20), (8, 5)}
