@@ -13,6 +13,7 @@ from ...backends.huggingface.weight_source import ConvertedWeights, OnDiskWeight
 from ...passes.base import Pass
 from ...runtime.place.placement import NO_OFFLOAD, Placement
 from ...runtime.streaming.mapped_files import Checkpoint
+from ...runtime.streaming.residence import map_large_tensors
 from ...runtime.streaming.store import Scratch
 from ...tracer.model import ModelSource, build_meta
 from ..offloading import Files, find_files, residence_of
@@ -75,6 +76,7 @@ def open_streamed_model(
         return ""
     if not language:
         return "it is not a causal language model"
+    map_large_tensors(placement.device)  # each parameter is made once before it becomes a shape
     module = build_meta(config, consent=source.consent, buffers=True)
     dtype, runs = stored_dtype(checkpoint, config), not all(step.streams for step in pipeline)
     files = find_files(source, module, checkpoint, dtype, scratch=scratch if runs else None, progress=progress)

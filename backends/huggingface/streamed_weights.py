@@ -86,17 +86,17 @@ class StreamedWeights:
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
         source = self.store.source
-        by_stored = {stored.name: name for name, stored in source.items()}
+        by_written = {_written_name(model, stored): name for name, stored in source.items()}
         sizes = {
-            stored: prod(shapes[name]) * STORED_DTYPES[source[name].dtype].itemsize
-            for stored, name in by_stored.items()
+            written: prod(shapes[name]) * STORED_DTYPES[source[name].dtype].itemsize
+            for written, name in by_written.items()
         }
         if plain:
             sizes = dict(sorted(sizes.items(), key=lambda item: dot_natural_key(item[0])))
         split = split_state_dict_into_shards_factory(
             sizes, get_storage_size=lambda size: size, filename_pattern=SHARD_NAME, max_shard_size=shard_size
         )
-        files = {file: {key: by_stored[key] for key in keys} for file, keys in split.filename_to_tensors.items()}
+        files = {file: {key: by_written[key] for key in keys} for file, keys in split.filename_to_tensors.items()}
         with one_thread() as threads, ThreadPoolExecutor(min(threads, len(files))) as pool:
             found = pool.map(lambda file: self._write_file(folder / file, files[file], shapes), files)
             digests = dict(zip(files, found, strict=True))
@@ -184,6 +184,13 @@ def obstacle(checkpoint: Checkpoint, model: PreTrainedModel) -> str:
         if not any(pattern.search(name) for pattern in ignored):
             return f"{name} is no tensor of the model"
     return ""
+
+
+def _written_name(model: PreTrainedModel, stored: StoredTensor) -> str:
+    """The name under which a tensor is written: of a tied one that which transformers keeps, whichever was stored."""
+    kept: str = model.all_tied_weights_keys.get(stored.name, stored.name)
+    tensors = model.state_dict(keep_vars=True)
+    return kept if tensors.get(kept) is tensors[stored.name] else stored.name
 
 
 def _check_shape(name: str, found: list[int], shape: tuple[int, ...]) -> None:

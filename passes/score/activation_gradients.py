@@ -13,7 +13,8 @@ from ...ir import FxpruneError, RequestError
 from ...runtime.experts import ONE_BY_ONE, experts_as
 from ...runtime.ranks import Ranks
 from ...runtime.streaming.block_runner import BlockRunner
-from ...runtime.streaming.reverse import GradientReceiver, Loss
+from ...runtime.streaming.gradient_receiver import GradientReceiver
+from ...runtime.streaming.reverse import Loss
 from ..calibrate.batches import LinearCall
 from ..calibrate.linear_calls import LinearCallRecorder
 from ..model.forward import logits_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...runtime.ranks import ALONE, Ranks
-from ...runtime.streaming.reverse import GradientReceiver
+from ...runtime.streaming.gradient_receiver import GradientReceiver
 from .position_scores import Slab, as_contributions, position_sums, require_finite, slabs_of
 from .units import Contributions, Wanted
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ...ir.errors import FxpruneError
 from ..tensors import made_private, tensors_by_name, twin
 from .blocks import BlockList
+from .gradient_receiver import GradientReceiver
 from .left_as_found import left_as_found
+from .offloaded_states import OffloadedStates
 from .residence import Residence
-from .reverse import GradientReceiver, Loss, Tape, walk_back
+from .reverse import Loss, Tape, walk_back
 from .side_effects import PassesOnMoreError
 from .turns import Around, Feed, Turn, turns
 
@@ -217,7 +219,8 @@ class BlockRunner:
         parameters = {name: known[name] for name in wanted}
         holders = self.blocks.holders(self.model)
         with self._differentiated(parameters), torch.enable_grad():
-            tapes = [Tape(number, parameters, holders, receiver) for number in range(len(losses))]
+            states = OffloadedStates(None if self.residence is None else self.residence.states_shelf)
+            tapes = [Tape(number, parameters, holders, receiver, states) for number in range(len(losses))]
             order, values = self._recorded(losses, tapes, receiver)
             kept = sum(tape.kept for tape in tapes)
             inside: dict[str, list[str]] = {}

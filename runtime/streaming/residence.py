@@ -17,7 +17,7 @@ from torch import nn
 from ..tensors import tensors_by_every_name
 from .blocks import BlockList
 from .side_effects import PassesOnMoreError
-from .store import Store
+from .store import InMemory, Shelf, Store
 
 Edit = Callable[[str, torch.Tensor], torch.Tensor]
 """Name and value of a parameter -> the value that it runs with; the given one must not be changed."""
@@ -70,6 +70,11 @@ class Residence:
         twin = Residence(model, store, self.device, self.dtype, self.max_memory)
         twin._lent = self._lent
         return twin
+
+    @property
+    def states_shelf(self) -> Shelf | None:
+        """Where hidden states may wait; None where that is the memory in which they are."""
+        return None if self.device.type == "cpu" and isinstance(self.store.shelf, InMemory) else self.store.shelf
 
     @property
     def in_use(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ from torch.utils import _pytree as pytree
 from ..place.memory import is_out_of_memory
 from ..tolerances import BLOCK_TOLERANCE, relative_difference
 from .blocks import BlockList
+from .gradient_receiver import GradientReceiver
+from .graph_walks import reaches, walk_graph
+from .offloaded_states import OffloadedStates
 from .side_effects import PassesOnMoreError, SideEffects
 from .turns import Coroutine, Turn
 
@@ -32,35 +35,6 @@ OUTSIDE = -1
 """The stage, after all blocks, at which what no block precedes is walked."""
 
 
-class GradientReceiver:
-    """Takes gradients as they are computed; the base does nothing with them.
-
-    One batch after the other goes through a block before the next block has its turn. Where no gradients of parameters
-    are wanted, batches may go all the way one after the other: all that is numbered by batch begins at 0 each time.
-    """
-
-    def around(self, batch: int) -> AbstractContextManager[Any]:
-        """A context for code that runs with a graph: a block that runs again, and what is between blocks."""
-        del batch
-        return nullcontext()
-
-    def activations(self) -> Sequence[Tensor]:
-        """The tensors with a graph, seen since the last call, whose gradients are wanted."""
-        return ()
-
-    def activation_gradients(self, batch: int, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-        """Take the gradients of these tensors; None where the loss does not depend on one."""
-
-    def parameter(self, batch: int, name: str, weight: Tensor, gradient: Tensor) -> None:
-        """Take the gradient of a parameter, which is freed afterwards; the parameter's values are in memory."""
-
-    def finished(self, names: Iterable[str]) -> None:
-        """Called when no further gradient of these parameters will come from any batch."""
-
-    def restart(self) -> None:
-        """Forget everything: a block turned out to pass on more than its outputs, and all begins again."""
-
-
 @dataclass(eq=False)
 class BlockCall:
     """One call of a block in the forward of a batch.
@@ -69,7 +43,7 @@ class BlockCall:
         number: of the call in this forward.
         path: the block.
         forward: the block's own forward.
-        inputs: flat arguments; tensors without their graph.
+        inputs: flat arguments; tensors without their graph, or themselves when they are outputs of earlier calls.
         spec: their structure.
         before: position in ``inputs`` -> the tensor with its graph, for those that need a gradient.
         outputs: the floating-point outputs that need a gradient, as leaves of the graph that comes after.
@@ -101,6 +75,7 @@ class Tape:
         wanted: the parameters whose gradients are wanted, by name.
         holders: name of a wanted parameter -> the blocks that hold it; None stands for outside.
         receiver: takes the gradients.
+        states: moves hidden states away that are not needed for a while.
     """
 
     def __init__(
@@ -109,8 +84,9 @@ class Tape:
         wanted: Mapping[str, nn.Parameter],
         holders: Mapping[str, frozenset[str | None]],
         receiver: GradientReceiver,
+        states: OffloadedStates,
     ) -> None:
-        self.batch, self.receiver = batch, receiver
+        self.batch, self.receiver, self._states = batch, receiver, states
         self.calls: list[BlockCall] = []
         self._inside: dict[str, dict[str, nn.Parameter]] = {}
         self._shared: dict[str, nn.Parameter] = {}
@@ -129,6 +105,8 @@ class Tape:
         # Tensors with a graph that blocks read: by the stage at which they are walked, with their gradients so far.
         self._pieces: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
         self._stages: dict[int, int] = {}
+        # The calls whose outputs the pieces of a stage were computed from.
+        self._reached: dict[int, set[int]] = {}
 
     def forward(self, coroutine: Coroutine, turn: Turn) -> tuple[int, int]:
         """Run a block without a graph, and give the turn its output, whose tensors are leaves; returns the numbers of
@@ -138,7 +116,8 @@ class Tape:
         assert arrival is not None
         flat, spec = pytree.tree_flatten((arrival.args, arrival.kwargs))
         before = {at: v for at, v in enumerate(flat) if isinstance(v, Tensor) and v.requires_grad}
-        plain = [value.detach() if isinstance(value, Tensor) else value for value in flat]
+        own = {id(leaf) for call in self.calls for leaf in call.outputs}
+        plain = [v.detach() if isinstance(v, Tensor) and id(v) not in own else v for v in flat]
         call = BlockCall(len(self.calls), turn.path, turn.forward, plain, spec, before)
         self.calls.append(call)
         self._left[turn.path] += 1
@@ -156,7 +135,15 @@ class Tape:
                 call.outputs.append(found[at])
                 call.places.append(at)
         turn.outputs[self.batch] = pytree.tree_unflatten(found, tree)
+        if call.number > 1:
+            self._move_away(call.number - 2)
         return self.batch, call.number
+
+    def _move_away(self, number: int) -> None:
+        """Move the outputs of a call away, when only calls on the way back still read them."""
+        for leaf in self.calls[number].outputs:
+            held = (v for c in self.calls[number:] for v in (*c.inputs, *c.before.values(), *c.outputs))
+            self._states.move(leaf, sum(value is leaf for value in held))
 
     @property
     def kept(self) -> int:
@@ -176,15 +163,18 @@ class Tape:
         for call in self.calls:
             for tensor in call.before.values():
                 if id(tensor) not in self._stages:
-                    numbers, found = _reaches(tensor, leaves, names)
+                    numbers, found = reaches(tensor, leaves, names)
                     self._stages[id(tensor)] = stage = max(numbers, default=OUTSIDE)
+                    self._reached.setdefault(stage, set()).update(numbers)
                     for name in found:
                         reached.setdefault(name, []).append(stage)
         last = len(self.calls)
-        for name in _reaches(loss, leaves, names)[1]:
+        numbers, found = reaches(loss, leaves, names)
+        for name in found:
             reached.setdefault(name, []).append(last)
         self._due = {name: min(stages) for name, stages in reached.items()} | self._due
         if loss.requires_grad:
+            self._bring(numbers)
             self._backward([loss], None, last)
         self._deliver_shared(last)
 
@@ -194,6 +184,8 @@ class Tape:
 
     def back(self, call: BlockCall) -> None:
         """Walk what is between this block and the next ones, and the block itself."""
+        self._bring({call.number, *self._reached.get(call.number, ())})
+        self._states.bring(value for value in call.inputs if isinstance(value, Tensor))
         self._walk(call.number)
         gradients = [(at, leaf.grad) for at, leaf in zip(call.places, call.outputs, strict=True)]
         self._left[call.path] -= 1
@@ -202,6 +194,11 @@ class Tape:
         if not self._left[call.path]:
             for name in [name for name in self._held if name in self._inside.get(call.path, {})]:
                 self.receiver.parameter(self.batch, name, self._inside[call.path][name], self._held.pop(name))
+
+    def _bring(self, numbers: Iterable[int]) -> None:
+        """Bring back the outputs of calls."""
+        for number in numbers:
+            self._states.bring(self.calls[number].outputs)
 
     def end(self) -> None:
         """Walk what is before all blocks."""
@@ -223,7 +220,7 @@ class Tape:
             self._compare(call, flat)
             ends = [(flat[at], gradient) for at, gradient in gradients if flat[at].requires_grad]
             seen = [tensor for tensor in self.receiver.activations() if tensor.requires_grad]
-            at_seen = _walk_graph(
+            at_seen = walk_graph(
                 [end for end, _ in ends], [gradient for _, gradient in ends],
                 list(leaves.values()), [*inside.values(), *self._shared.values()], seen,
             )  # fmt: skip
@@ -259,7 +256,7 @@ class Tape:
         """Walk the graph between blocks; the gradients of nothing else are computed."""
         leaves = [leaf for call in self.calls for leaf in call.outputs]
         shared = list(self._shared.values())
-        found = _walk_graph(tensors, gradients, leaves, shared, self._watched, retain=stage != OUTSIDE)
+        found = walk_graph(tensors, gradients, leaves, shared, self._watched, retain=stage != OUTSIDE)
         for tensor, gradient in zip(self._watched, found, strict=True):
             if gradient is not None:
                 known = self._at_watched.get(id(tensor))
@@ -302,39 +299,6 @@ class Tape:
                 handle.remove()
 
 
-def _walk_graph(
-    tensors: Sequence[Tensor],
-    gradients: Sequence[Tensor] | None,
-    leaves: Sequence[Tensor],
-    parameters: Sequence[nn.Parameter],
-    seen: Sequence[Tensor],
-    *,
-    retain: bool = False,
-) -> Sequence[Tensor | None]:
-    """One backward pass, which computes no more gradients than asked for.
-
-    Args:
-        tensors, gradients: where it begins; for a loss the gradients are None.
-        leaves, parameters: their ``grad`` grows.
-        seen: what else is wanted, with a graph of its own.
-        retain: whether the graph will be walked again.
-
-    Returns:
-        The gradients of ``seen``; None where there is none.
-    """
-    if not tensors or not (leaves or parameters or seen):
-        return [None] * len(seen)
-    if not seen:
-        torch.autograd.backward(tensors, gradients, retain_graph=retain, inputs=[*leaves, *parameters])
-        return []
-    inputs = [*leaves, *parameters, *seen]
-    found = torch.autograd.grad(tensors, inputs, gradients, retain_graph=retain, allow_unused=True)
-    for leaf, gradient in zip(inputs[: len(leaves) + len(parameters)], found, strict=False):
-        if gradient is not None:
-            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-    return found[len(leaves) + len(parameters) :]
-
-
 def _again(call: BlockCall, leaves: Mapping[int, Tensor]) -> Any:
     args, kwargs = call.arguments(leaves)
     try:
@@ -343,28 +307,6 @@ def _again(call: BlockCall, leaves: Mapping[int, Tensor]) -> Any:
         if is_out_of_memory(error):
             raise
         raise PassesOnMoreError(call.path, f"does not run again: {error}") from error
-
-
-def _reaches(tensor: Tensor, leaves: Mapping[int, int], names: Mapping[int, str]) -> tuple[set[int], set[str]]:
-    """The calls whose outputs, and the wanted parameters, that a tensor was computed from outside of blocks."""
-    if tensor.is_leaf:
-        nodes: list[Any] = []
-        variables = [tensor]
-    else:
-        nodes, variables = [tensor.grad_fn], []
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if (variable := getattr(node, "variable", None)) is not None:
-            variables.append(variable)
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                nodes.append(following)
-    return (
-        {leaves[id(v)] for v in variables if id(v) in leaves},
-        {names[id(v)] for v in variables if id(v) in names},
-    )
 
 
 def walk_back(

@@ -17,9 +17,9 @@ from fxprune.backends.huggingface.streamed_weights import obstacle, stored_tenso
 from fxprune.ir.errors import FxpruneError
 from fxprune.passes.state import Subject
 from fxprune.runtime.streaming.block_runner import BlockRunner
+from fxprune.runtime.streaming.gradient_receiver import GradientReceiver
 from fxprune.runtime.streaming.mapped_files import Checkpoint
 from fxprune.runtime.streaming.residence import Residence
-from fxprune.runtime.streaming.reverse import GradientReceiver
 from fxprune.runtime.streaming.store import InMemory, OnDisk, Store
 from fxprune.tracer.export import trace_model
 from fxprune.tracer.model import build_meta
