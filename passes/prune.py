@@ -20,7 +20,7 @@ from .select.allocate import UNIFORM, WAYS, Target
 from .select.budget import Budget
 from .select.latency import forward_seconds
 from .select.scope import HEAD_CHOICES, Scope, chosen_groups
-from .select.select import best_units, select, step_of
+from .select.select import best_units, removed_shares, select, step_of
 from .shrink.cut import cut
 from .state import State
 
@@ -43,7 +43,10 @@ class Prune(Pass):
     )  # fmt: skip
     layers: tuple[int, int] | None = option(None, "layers to prune, START:END, END exclusive; none means all layers")
     heads: str = option(
-        "kv", "kv: kv heads with their query heads; query: query heads of each kv head; off", HEAD_CHOICES
+        "auto",
+        "kv: kv heads with their query heads; query: query heads of each kv head; off; auto: kv, or query "
+        "in layers with so few kv heads that none would go",
+        HEAD_CHOICES,
     )
     ffn: bool = option(True, "prune inner widths, such as those of feed-forward layers")
     channels: bool = option(
@@ -91,7 +94,7 @@ class Prune(Pass):
         """Score, select, rewrite the graph and shrink the module in place."""
         coupling = state.subject.coupling
         assert coupling is not None, "the manager runs couple first"
-        scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts)
+        scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts, self._share)
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
         report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
         if self.target is None and self.by == UNIFORM:
@@ -100,11 +103,22 @@ class Prune(Pass):
             keep, report["allocation"] = self._allocated(groups, state, coupling)
         state.ledger.report[self.name] = report
         keep = state.ranks.broadcast(keep)  # a latency is not the same on all ranks
+        report["removed"] = removed_shares(groups, keep)
+        if self.target is None:
+            report["asked"] = self.ratio
         cut(state, coupling, keep)
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:
             # Times are printed but not written to the artifact, which must be the same in every run.
             report["seconds"] = timed | {"after": forward_seconds(state.subject)}
+
+    @property
+    def _share(self) -> float | None:
+        """About how much of every group is to be removed; None where the target is an amount."""
+        if self.target is None:
+            return self.ratio
+        value = Target.parse(self.target).value
+        return 1 - value if value < 1 else None
 
     def _allocated(
         self, groups: Sequence[Group], state: State, coupling: Coupling

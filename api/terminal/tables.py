@@ -12,6 +12,7 @@ from rich.text import Text
 from ...ir.errors import printable
 from ...ir.options import write_value
 from .cells import line, new_table
+from .shares import shares
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,7 +81,7 @@ def applied(result: Applied) -> list[RenderableType]:
     notes += [result.placement.why] if result.placement else []
     notes += [f"{path or 'the model'} did not run block by block: {why}" for path, why in result.whole.items()]
     report = result.report
-    left = [*latencies(report), *trained(report), *remarks(report), *_not_prunable(report)]
+    left = [*shares(report), *latencies(report), *trained(report), *remarks(report), *_not_prunable(report)]
     return [line(head), _changes(result.groups), *map(line, left), line(_times(result.steps)), *map(line, notes)]
 
 
@@ -167,7 +168,7 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
         batch = "any number of samples" if result.saved.any_batch else "the number of samples in the example"
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
         notes.append(_checked(result.saved.checks))
-    left = [*remarks(made.report), *_not_prunable(made.report)]
+    left = [*shares(made.report), *remarks(made.report), *_not_prunable(made.report)]
     return [line(head), _changes(made.groups), *map(line, left), line(_times(made.steps)), *map(line, notes)]
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from ...ir import RequestError
 from ...ir.groups import Group, Kind
+from .select import kept_count, step_of
 
 REASONS_SHOWN = 5
 """Largest number of reasons in an error message."""
 
 
-HEAD_CHOICES = ("kv", "query", "off")
+HEAD_CHOICES = ("auto", "kv", "query", "off")
 
 
 @dataclass(frozen=True)
@@ -22,23 +23,29 @@ class Scope:
     Attributes:
         layers: range of layer indices, end exclusive; all layers when None.
         heads: ``kv`` cuts whole key-value heads with their query heads; ``query`` cuts query heads within each
-            key-value head; ``off`` cuts no heads.
+            key-value head; ``auto`` the first, or where a layer has too few of them for ``share``, or cannot lose any,
+            the second; ``off`` cuts no heads.
         widths: whether to cut inner widths, such as those of feed-forward layers.
         channels: whether to cut the width of the residual stream, which belongs to no layer.
         experts: whether to cut whole experts.
+        share: about how much of every group is to be removed; None when that is not known.
     """
 
     layers: tuple[int, int] | None = None
-    heads: str = "kv"
+    heads: str = "auto"
     widths: bool = True
     channels: bool = False
     experts: bool = False
+    share: float | None = None
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        kinds = {"kv": {Kind.HEADS, Kind.KV_HEADS}, "query": {Kind.HEADS, Kind.QUERY_HEADS}, "off": set()}[self.heads]
+        of_heads = {
+            "auto": {Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS}, "kv": {Kind.HEADS, Kind.KV_HEADS},
+            "query": {Kind.HEADS, Kind.QUERY_HEADS}, "off": set(),
+        }  # fmt: skip
         return frozenset(
-            kinds
+            of_heads[self.heads]
             | ({Kind.WIDTH} if self.widths else set())
             | ({Kind.CHANNELS} if self.channels else set())
             | ({Kind.EXPERTS} if self.experts else set())
@@ -52,6 +59,26 @@ class Scope:
             return True
         return group.layer is not None and self.layers[0] <= group.layer < self.layers[1]
 
+    def can_cut(self, group: Group) -> bool:
+        """Whether a group is prunable, and has units enough for one to go, as far as the share is known."""
+        if group.frozen is not None:
+            return False
+        return self.share is None or kept_count(group.size, self.share, step_of(group), group.minimum) < group.size
+
+    def held(self, groups: Iterable[Group]) -> list[Group]:
+        """The groups in the scope, frozen or not."""
+        found = [group for group in groups if self.holds(group)]
+        if self.heads != "auto":
+            return found
+        kv = {group.name: group for group in found if group.kind is Kind.KV_HEADS}
+        nested = {g.parent.name: g for g in found if g.kind is Kind.QUERY_HEADS and g.parent is not None}
+        # A kv head goes with its query heads, so one of the two kinds is cut in a layer.
+        out = {name if self._is_finer(q, kv[name]) else q.name for name, q in nested.items() if name in kv}
+        return [group for group in found if group.name not in out]
+
+    def _is_finer(self, nested: Group, group: Group) -> bool:
+        return self.can_cut(nested) and not self.can_cut(group)
+
 
 def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], list[Group]]:
     """The groups in the scope that can be cut, and those in the scope that are frozen.
@@ -59,7 +86,7 @@ def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], l
     Raises:
         RequestError: when no group can be cut, with the reasons.
     """
-    asked = [group for group in groups if scope.holds(group)]
+    asked = scope.held(groups)
     free = [group for group in asked if group.frozen is None]
     frozen = [group for group in asked if group.frozen is not None]
     if not free:

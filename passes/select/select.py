@@ -70,3 +70,14 @@ def select(
             "give a larger ratio" + (" or a smaller --multiple-of" if multiple_of > 1 else ""),
         )
     return keep
+
+
+def removed_shares(groups: Sequence[Group], keep: Mapping[str, Indices]) -> dict[str, dict[str, object]]:
+    """What the groups of every kind lost: kind -> the ``share`` of their units, from 0 to 1, and their ``sizes``."""
+    found: dict[str, dict[str, object]] = {}
+    for kind in sorted({group.kind.value for group in groups}):
+        alike = [group for group in groups if group.kind.value == kind]
+        units = sum(group.units for group in alike)
+        kept = sum(len(keep[group.name]) if group.name in keep else group.units for group in alike)
+        found[kind] = {"share": round(1 - kept / units, 6), "sizes": sorted({group.size for group in alike})}
+    return found

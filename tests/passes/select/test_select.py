@@ -29,10 +29,10 @@ from ...states import decoder_state
 VOCAB = 61
 
 
-def tiny(heads: int = 8, kv_heads: int = 2, layers: int = 2, **overrides: Any) -> torch.nn.Module:
+def tiny(heads: int = 8, kv_heads: int = 2, layers: int = 2, width: int = 32, **overrides: Any) -> torch.nn.Module:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=heads, head_dim=4,
+        hidden_size=width, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=heads, head_dim=4,
         num_key_value_heads=kv_heads, vocab_size=VOCAB, max_position_embeddings=64, **overrides,
     )  # fmt: skip
     return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
@@ -159,7 +159,7 @@ def group(size: int, **changes: Any) -> Group:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: chosen_groups([group(4)], Scope((1, 2))), "no heads or kv_heads or width group in layers 1:2"),
+        (lambda: chosen_groups([group(4)], Scope((1, 2))), "no heads or .*query_heads or width group in layers 1:2"),
         (lambda: chosen_groups([group(4, frozen="because")], Scope()), "all 1 chosen groups are frozen; .*: becau"),
         (lambda: select([group(3)], {group(3).name: np.ones(3)}, 0.25), "ratio 0.25 is less than one unit in groups"),
         (lambda: select([group(8)], {group(8).name: np.ones(8)}, 0.25, 8), "in multiples of 8"),
