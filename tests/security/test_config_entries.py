@@ -181,3 +181,18 @@ def test_a_model_with_code_of_its_own_is_still_read_with_consent(tmp_path: Path)
     source = resolve(plant(tmp_path / "model", tmp_path / "ran", model_type="evil"), trust_remote_code=True)
     assert type(load_config(source)).__name__ == "EvilConfig"
     assert (tmp_path / "ran").exists()
+
+
+def test_numbers_that_json_does_not_have_are_read(tmp_path: Path) -> None:
+    """transformers writes infinity as an object: a state space model has such a limit of its steps."""
+    config = transformers.BambaConfig(num_hidden_layers=1)
+    config.save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert load_config(resolve(tmp_path, weights=False)).time_step_limit == [0.0, float("inf")]
+
+
+@pytest.mark.parametrize("tag", [{"__float__": "1"}, {"__float__": {"a": 1}}, {"__float__": "NaN", "__init__": 1}])
+def test_other_objects_with_such_a_tag_are_refused(tag: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bamba", "time_step_limit": [0.0, tag]}))
+    with pytest.raises(RequestError, match="no value of a configuration"):
+        load_config(resolve(tmp_path, weights=False))
