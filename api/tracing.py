@@ -218,6 +218,7 @@ def _group_json(group: Group) -> dict[str, Any]:
         "layer": group.layer,
         "frozen": group.frozen,
         "normalised": group.normalised,
+        "ordered": group.ordered,
         "members": [
             {"tensor": m.tensor, "dim": m.dim, "axis": str(m.axis), "role": m.role.value} for m in group.members
         ],

@@ -74,6 +74,7 @@ class Group:
         layer: index of its layer; None when it spans several layers or is outside.
         multiple: the number of kept units must be a multiple of this, for kernels with aligned rows.
         minimum: smallest number of units to keep, such as the experts that a router picks for every token.
+        ordered: why its units are not interchangeable, although each could go; None when they are.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Group:
     layer: int | None = None
     multiple: int = 1
     minimum: int = 1
+    ordered: str | None = None
 
     @property
     def units(self) -> int:

@@ -53,6 +53,9 @@ class Prune(Pass):
         False, "prune the residual width (the paper's channel-wise mode); true for package.module:callable"
     )
     experts: bool = option(False, "prune whole experts with their router rows; keep at least as many as a token needs")
+    ordered: bool = option(
+        False, "prune units that carry a value by their index too, such as the bins of a distribution"
+    )
     multiple_of: int = option(
         1, "round widths other than heads up to a multiple of this", at_least=1,
         hint="use 1 for no constraint, or 8, 64, ...",
@@ -94,7 +97,7 @@ class Prune(Pass):
         """Score, select, rewrite the graph and shrink the module in place."""
         coupling = state.subject.coupling
         assert coupling is not None, "the manager runs couple first"
-        scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts, self._share)
+        scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts, self.ordered, self._share)
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
         report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
         if self.target is None and self.by == UNIFORM:

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ...backends.graph_module import moved, raise_graph
+from ...backends.graph_module import constants_of, moved, raise_graph
 from ...backends.loading import load
 from ...backends.pt2.save import SavableModule
 from ...backends.pt2.training_mode import follow_mode
@@ -23,11 +23,13 @@ from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...ir.verifier import verify
 from ...passes.base import Pass, PassKind
-from ...passes.manager import StepRecord, run_pipeline
+from ...passes.couple.coupling import Coupling, couple
+from ...passes.couple.ordered_units import mark_ordered
+from ...passes.manager import Analysis, StepRecord, run_pipeline
 from ...passes.model.forward import device_of
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
-from ...passes.registry import ANALYSES, all_passes
+from ...passes.registry import all_passes
 from ...passes.state import Data, NoHost, State, Subject
 from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.streaming.left_as_found import left_as_found
@@ -231,7 +233,14 @@ class _ModuleRun(NoHost):
         def announce(text: str, number: int, count: int) -> None:
             self.progress(f"{text} ({number} of {count})")
 
-        steps = run_pipeline(pipeline, state, analyses=ANALYSES, verify=verify, between=between, announce=announce)
+        def coupled(graph: Graph) -> Coupling:
+            tensors = tensors_by_every_name(state.subject.model)
+            # Whoever wants a weight to stay as it is says so by requires_grad; buffers are never trained.
+            fixed = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
+            return mark_ordered(couple(graph), constants_of(graph, tensors, self.traced.constants), fixed)
+
+        analyses = [Analysis("couple", "coupling", coupled)]
+        steps = run_pipeline(pipeline, state, analyses=analyses, verify=verify, between=between, announce=announce)
         plan = state.ledger.plan or Plan()
         worst = self._check(state)
         changes = [groups[name] for name in plan.keep]

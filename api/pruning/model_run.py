@@ -25,6 +25,7 @@ from ...ir.verifier import verify
 from ...passes.base import Pass
 from ...passes.couple.computed_constants import freeze_computed, freeze_fixed
 from ...passes.couple.coupling import Coupling, couple
+from ...passes.couple.ordered_units import mark_ordered
 from ...passes.data import Weights
 from ...passes.halfway import Halfway
 from ...passes.manager import Analysis, StepRecord, run_pipeline
@@ -266,6 +267,7 @@ class ModelRun:
             constants = constants_of(graph, tensors_by_name(model), self.traced.constants)
         coupling = freeze_fixed(couple(graph), model)
         coupling = freeze_computed(coupling, constants, model.state_dict(keep_vars=True).keys())
+        coupling = mark_ordered(coupling, constants, dict(model.named_buffers()))
         for name, group in coupling.groups.items():
             self.groups.setdefault(name, group)  # the group before anything was removed
         return coupling

@@ -352,4 +352,6 @@ def _members(group: Group) -> str:
 def _state(group: Group) -> str:
     if group.frozen:
         return f"frozen: {group.frozen}"
+    if group.ordered:
+        return f"ordered: {group.ordered}"
     return "normalised" if group.normalised else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...ir import RequestError
 from ...ir.groups import Group, Kind
@@ -28,6 +28,7 @@ class Scope:
         widths: whether to cut inner widths, such as those of feed-forward layers.
         channels: whether to cut the width of the residual stream, which belongs to no layer.
         experts: whether to cut whole experts.
+        ordered: whether to cut units that carry a value by their index.
         share: about how much of every group is to be removed; None when that is not known.
     """
 
@@ -36,6 +37,7 @@ class Scope:
     widths: bool = True
     channels: bool = False
     experts: bool = False
+    ordered: bool = False
     share: float | None = None
 
     @property
@@ -59,9 +61,15 @@ class Scope:
             return True
         return group.layer is not None and self.layers[0] <= group.layer < self.layers[1]
 
+    def obstacle(self, group: Group) -> str | None:
+        """Why a group is not cut; None when it can be."""
+        if group.frozen is None and group.ordered is not None and not self.ordered:
+            return f"{group.ordered}; ordered=true prunes it all the same"
+        return group.frozen
+
     def can_cut(self, group: Group) -> bool:
         """Whether a group is prunable, and has units enough for one to go, as far as the share is known."""
-        if group.frozen is not None:
+        if self.obstacle(group) is not None:
             return False
         return self.share is None or kept_count(group.size, self.share, step_of(group), group.minimum) < group.size
 
@@ -86,7 +94,7 @@ def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], l
     Raises:
         RequestError: when no group can be cut, with the reasons.
     """
-    asked = scope.held(groups)
+    asked = [replace(group, frozen=scope.obstacle(group)) for group in scope.held(groups)]
     free = [group for group in asked if group.frozen is None]
     frozen = [group for group in asked if group.frozen is not None]
     if not free:
