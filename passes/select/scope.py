@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ...ir import RequestError
 from ...ir.groups import Group, Kind
+from .products import one_factor
 from .select import kept_count, step_of
 
 REASONS_SHOWN = 5
@@ -104,7 +105,7 @@ def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], l
             where = f" in layers {scope.layers[0]}:{scope.layers[1]}" if scope.layers else ""
             reason = f"there is no {' or '.join(sorted(kind.value for kind in scope.kinds)) or 'prunable'} group{where}"
         raise RequestError(f"nothing to remove: {reason}", "list the groups with `fxprune trace MODEL`")
-    return free, frozen
+    return one_factor(free), frozen
 
 
 def _reasons(frozen: Iterable[Group]) -> str:

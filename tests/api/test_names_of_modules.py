@@ -50,9 +50,9 @@ class Holding(nn.Module):
         self._name = name
         self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
         if buffer:
-            self.register_buffer(name, torch.linspace(1, 2, 8))
+            self.register_buffer(name, torch.linspace(1, 2, 8).square())
         else:
-            self.register_parameter(name, nn.Parameter(torch.linspace(1, 2, 8)))
+            self.register_parameter(name, nn.Parameter(torch.linspace(1, 2, 8).square()))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second((self.first(x) * getattr(self, self._name)).view(-1, 8).relu())

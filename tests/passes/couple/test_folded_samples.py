@@ -81,7 +81,7 @@ def differs(net: nn.Module, result: Pruned, samples: int) -> float:
 
 
 def test_a_table_that_is_expanded_over_samples_and_heads() -> None:
-    net, result = pruned(Heads(), 3, "random{ratio=0.5,seed=0}")
+    net, result = pruned(Heads(), 3, "random{ordered=true,ratio=0.5,seed=0}")
     assert isinstance(result.module, torch.fx.GraphModule)
     assert result.module.get_parameter("first.weight").shape[0] == 4  # two heads of two
     assert not result.fixed_batch
@@ -90,22 +90,22 @@ def test_a_table_that_is_expanded_over_samples_and_heads() -> None:
 
 def test_samples_within_heads_are_refused_but_for_one_number_of_them() -> None:
     with pytest.raises(FxpruneError, match="holds samples within units") as caught:
-        pruned(HeadsFirst(), 3, "random{ratio=0.5,seed=0}")
+        pruned(HeadsFirst(), 3, "random{ordered=true,ratio=0.5,seed=0}")
     assert "a single sample" in caught.value.hint
-    net, result = pruned(HeadsFirst(), 1, "random{ratio=0.5,seed=0}")
+    net, result = pruned(HeadsFirst(), 1, "random{ordered=true,ratio=0.5,seed=0}")
     assert differs(net, result, 1) <= TOLERANCE
 
 
 def test_a_position_is_no_number_of_samples() -> None:
-    net, result = pruned(Wide(), 3, "random{ratio=0.05,seed=3}")
+    net, result = pruned(Wide(), 3, "random{ordered=true,ratio=0.05,seed=3}")
     assert 1009 in result.plan.slices["first.weight", 0]
     assert max(differs(net, result, samples) for samples in (1, 3, 8)) <= TOLERANCE
 
 
 def test_as_many_units_as_samples_in_the_trace_are_refused_but_for_one_number_of_samples() -> None:
     with pytest.raises(FxpruneError, match="the graph of the pruned Stated does not run on the example") as caught:
-        pruned(Stated(), 3, "random{ratio=0.25,seed=0}")
+        pruned(Stated(), 3, "random{ordered=true,ratio=0.25,seed=0}")
     assert "a single sample" in caught.value.hint
-    net, result = pruned(Stated(), 1, "random{ratio=0.25,seed=0}")
+    net, result = pruned(Stated(), 1, "random{ordered=true,ratio=0.25,seed=0}")
     assert result.module.get_parameter("first.weight").shape[0] == 1009
     assert differs(net, result, 1) <= TOLERANCE
