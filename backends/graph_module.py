@@ -240,6 +240,12 @@ def as_complex(data: torch.Tensor) -> torch.Tensor:
     return torch.view_as_complex(data.contiguous())
 
 
+def overwritten(data: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    """What ``data`` is after ``source`` was written to all of it; torch's own operator has no gradient."""
+    del non_blocking
+    return source.to(data.device, data.dtype).expand_as(data)
+
+
 def _returns_many(function: Callable[..., Any]) -> bool:
     schema = getattr(function, "_schema", None)
     if schema is None:
@@ -249,7 +255,7 @@ def _returns_many(function: Callable[..., Any]) -> bool:
 
 def function_of(target: str) -> Callable[..., Any]:
     """The operator of a target such as ``aten.add.Tensor``; the default overload when none is named."""
-    own: dict[str, Callable[..., Any]] = {TAKE: take, "aten.view_as_complex": as_complex}
+    own: dict[str, Callable[..., Any]] = {TAKE: take, "aten.view_as_complex": as_complex, "aten.copy": overwritten}
     if target in own:
         return own[target]
     namespace, name, *overload = _STRIDED_ONLY.get(target, target).split(".")
