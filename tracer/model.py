@@ -23,6 +23,7 @@ from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
+from ..runtime.model_directory.tokenizer import check_tokenizer
 from ..runtime.model_files import check_model_files
 from ..runtime.size_limits import SizeLimit, limited
 from .calls import calls
@@ -87,8 +88,9 @@ def resolve(
     Raises:
         RequestError: there is no such directory, and no such model on the Hub, or the Hub cannot be reached; the
             directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them; it
-            holds an adapter alone, or one beside the weights that is not to be merged; or
-            :func:`~fxprune.runtime.model_files.check_model_files` refuses a link or a pipe in it.
+            holds an adapter alone, or one beside the weights that is not to be merged;
+            :func:`~fxprune.runtime.model_files.check_model_files` refuses a link or a pipe in it; or
+            :func:`~fxprune.runtime.model_directory.tokenizer.check_tokenizer` its tokenizer.
     """
     directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
     consent = Consent.of_user(directory, code=trust_remote_code, pickle=allow_pickle)
@@ -116,6 +118,7 @@ def found_source(name: str, consent: Consent, *, weights: bool = True, merge_ada
         raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
     if str(name) != DEMO:
         check_model_files(directory)
+        check_tokenizer(directory, own_code=consent.code)
     if weights:
         weight_files(directory, allow_pickle=consent.pickle)
     return ModelSource(name=name, directory=directory, consent=consent)
