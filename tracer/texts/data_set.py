@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _SETTINGS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 """What ``datasets`` reads to find out which files hold the rows."""
 
-_FORMATS = ("arrow", "cache", "csv", "json", "parquet", "text")
+_TABLE_FORMATS = ("arrow", "cache", "csv", "json", "parquet", "text")
 """Formats whose files hold the rows themselves. Others lead to further files, or are decoded to find the rows."""
 
 _HUB = "hf://datasets/"
@@ -43,10 +43,10 @@ def load_rows(name: str, config: str | None, split: str) -> Any:
                 _check(str(folder / file), folder)
     builder = datasets.load_dataset_builder(name, config)
     kind = type(builder).__module__.split(".")
-    if kind[:2] != ["datasets", "packaged_modules"] or kind[2] not in _FORMATS:
+    if kind[:2] != ["datasets", "packaged_modules"] or kind[2] not in _TABLE_FORMATS:
         raise RequestError(
             f"the data set {name} has files of the format {kind[-1]!r}",
-            f"give texts as one of {', '.join(form for form in _FORMATS if form != 'cache')}",
+            f"give texts as one of {', '.join(form for form in _TABLE_FORMATS if form != 'cache')}",
         )
     for source in _data_files(builder):
         if folder is not None:

@@ -13,7 +13,7 @@ from ...ir.errors import RequestError, first_line
 from ...runtime.json_object import parse_json
 from .data_set import load_rows, text_columns
 
-_CONTEXT = {"input"}
+_ALSO_READ = {"input"}
 """Alpaca's third field, which rows may lack."""
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -96,7 +96,7 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
         rows = load_rows(name, config, split)
         row = dict.fromkeys(rows.column_names)
         names = _fields_of(row, f"'{spec}' row 0", field)
-        rows = text_columns(rows, (*names, *(_CONTEXT & row.keys() if len(names) > 1 else ())), spec)
+        rows = text_columns(rows, (*names, *(_ALSO_READ & row.keys() if len(names) > 1 else ())), spec)
         return render_rows(((f"'{spec}' row {i}", row) for i, row in enumerate(rows)), spec, field)
     except RequestError:
         raise
