@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +15,7 @@ from torch.utils import _pytree as pytree
 from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..runtime.streaming.left_as_found import left_as_found
 from .export import Traced, trace_model
+from .named_objects import named_object
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, a tuple of positional arguments, or a dict of keyword arguments of a forward."""
@@ -153,7 +151,7 @@ def is_target(text: str) -> bool:
 def resolve_module(text: str) -> nn.Module:
     """The module that ``package.module:callable`` names: the result of the callable, or the attribute itself.
 
-    Python's import path and the current directory are searched.
+    Python's import path is searched, and then the current directory.
 
     Raises:
         RequestError: for another form, a missing module or attribute, a callable that raises, or a result that is not a
@@ -192,21 +190,7 @@ def _named(text: str) -> Any:
         raise RequestError(
             f"{text!r} is not of the form package.module:callable", "write it as package.module:callable"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    name, attribute = match.group("module", "attribute")
-    try:
-        found: Any = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # the imported code may raise anything
-        raise RequestError(
-            f"{name!r} cannot be imported: {class_and_first_line(error)}",
-            "run fxprune in the directory that holds the package",
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise RequestError(f"{name!r} has no {attribute!r}", "give a function or class that returns the module")
-        found = getattr(found, part)
-    return found
+    return named_object(match["module"], match["attribute"])
 
 
 def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
