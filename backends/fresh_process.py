@@ -31,6 +31,7 @@ for heavy in ("AutoModelForCausalLM", "GenerationMixin"):  # transformers import
 
 NEW_TOKENS = 8
 PROMPT = 8
+FIRST_TOKENS = ("bos_token_id", "decoder_start_token_id")
 
 
 def check(job: dict[str, Any]) -> dict[str, Any]:
@@ -89,14 +90,20 @@ def attempt(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
+def generate_as_usual(config: transformers.GenerationConfig) -> None:
+    """Take back how the model's directory says that it should generate, which could make its tokens no matter of the
+    weights, or no tokens at all. What it says beside that stays: the model's own code may ask for it."""
+    for name, value in vars(transformers.GenerationConfig()).items():
+        if name not in FIRST_TOKENS:
+            setattr(config, name, value)
+
+
 def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Greedy tokens with and without a cache, and how much their scores differ where the tokens first do."""
     prompt = inputs["input_ids"][:1, :PROMPT]
     # In some models padding tokens get no position. A decoded padding token would change positions with a cache only.
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
-    forced = [getattr(model.generation_config, f"forced_{end}_token_id", None) for end in ("bos", "eos")]
-    if padding in forced or [padding] in forced:
-        padding = None
+    generate_as_usual(model.generation_config)
     runs = {}
     for name, use_cache in (("cached", True), ("uncached", False)):
         runs[name] = model.generate(

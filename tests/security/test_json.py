@@ -213,19 +213,6 @@ def test_a_generation_configuration(model: Path, tmp_path: Path, data: str) -> N
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("data", ['{"temperature": "x", "do_sample": true}', '{"max_length": -1}'])
-def test_odd_values_that_decide_nothing_here(model: Path, tmp_path: Path, data: str) -> None:
-    """A result, or an error that is fxprune's."""
-    folder = copied(model, tmp_path / "model")
-    content("generation_config.json", data)(folder)
-    try:
-        fxprune.apply(folder, "magnitude", ratio=0.5, out=tmp_path / "out")
-    except FxpruneError:
-        assert not (tmp_path / "out").exists()
-    else:
-        assert load_artifact(tmp_path / "out") is not None
-
-
 @pytest.mark.parametrize("data", NO_JSON.values(), ids=NO_JSON)
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
 def test_a_tokenizer(model: Path, tmp_path: Path, name: str, data: str | bytes) -> None:
