@@ -23,6 +23,7 @@ from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
+from ..runtime.model_directory.pickles import pickles_read
 from ..runtime.model_directory.tokenizer import check_tokenizer
 from ..runtime.model_files import check_model_files
 from ..runtime.size_limits import SizeLimit, limited
@@ -288,7 +289,8 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
         A ``PreTrainedModel``.
 
     Raises:
-        RequestError: as in :func:`load_config` and :func:`~.checkpoint.weight_files`.
+        RequestError: as in :func:`load_config` and :func:`~.checkpoint.weight_files`; or the class reads a pickle
+            besides the weights, which is not allowed.
         FxpruneError: the checkpoint does not fit the model: tensors are missing, unknown or of another shape.
     """
     refuse_adapter(source.directory, MERGE_FIRST)
@@ -297,21 +299,22 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
     files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     # With a map of devices the files are read straight to the device.
     elsewhere = {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
-    model, info = _guarded(
-        lambda: found.from_pretrained(
-            source.directory,
-            config=config,
-            dtype=dtype,
-            **source.consent.keywords(source.directory),
-            use_safetensors=files[0].suffix == ".safetensors",
-            ignore_mismatched_sizes=True,  # they are reported below, with the others
-            output_loading_info=True,
-            **elsewhere,
-        ),
-        FxpruneError,
-        f"the weights of {source.name!r} cannot be loaded",
-        "check that the weights belong to the config",
-    )
+    with pickles_read(source.consent.pickle):
+        model, info = _guarded(
+            lambda: found.from_pretrained(
+                source.directory,
+                config=config,
+                dtype=dtype,
+                **source.consent.keywords(source.directory),
+                use_safetensors=files[0].suffix == ".safetensors",
+                ignore_mismatched_sizes=True,  # they are reported below, with the others
+                output_loading_info=True,
+                **elsewhere,
+            ),
+            FxpruneError,
+            f"the weights of {source.name!r} cannot be loaded",
+            "check that the weights belong to the config",
+        )
     _check_keys(source, config, info)
     return model.eval()
 
