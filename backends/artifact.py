@@ -143,8 +143,12 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path, *, links: bool = True) -> dict[str, Any]:
     """The ``fxprune.json`` of an artifact.
+
+    Args:
+        folder: the artifact.
+        links: whether it may be a link to a file.
 
     Raises:
         RequestError: the file is missing or damaged.
@@ -152,6 +156,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         raise RequestError(f"{path} does not exist", "give a directory that fxprune wrote")
-    record = read_json_object(path, "write the artifact again")
+    record = read_json_object(path, "write the artifact again", links=links)
     check_schema(record, RecordFile, path, "write the artifact again")
     return record

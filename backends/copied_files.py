@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..ir.errors import RequestError
 from ..runtime.consent import Consent, code_references
+from ..runtime.json_object import read_json_object
+from ..runtime.model_directory.tokenizer import without_paths
 from ..runtime.model_files import copy_model_file
 from .digests import sha256
 
@@ -40,6 +43,8 @@ PROGRAMS = {
 """Kinds of programs -> the bytes that they begin with. No file of data begins so."""
 
 CODE = ".py"
+
+DAMAGED = "copy or download the model again"
 
 _VERSION = re.compile(r"\.v\d+")
 """Some tokenizers have a version at the end of their name: ``tokenizer.model.v3``."""
@@ -73,7 +78,8 @@ def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedF
     """Copy files into a directory: data, and by consent the code that the configuration files among them name.
 
     Without consent, or where that code is missing, an ``auto_map`` is taken out of the copy of a configuration, so that
-    nothing looks for code there. A program stays behind, whatever it is called.
+    nothing looks for code there. Paths of another machine are taken out of the configuration of a tokenizer or of a
+    processor. A program stays behind, whatever it is called.
 
     Args:
         paths: files of the directory that ``consent`` is for.
@@ -95,16 +101,18 @@ def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedF
             continue  # what is named comes with the configuration that names it
         if path.suffix not in DATA and not _VERSION.fullmatch(path.suffix):
             left_out.append(f"{path.name}, which is not known to be data")
-        elif named and needed is None:
-            _write_without_code(path, folder)
-            left_out.append(f"the code that {path.name} names: {', '.join(named)}")
         else:
             copy_model_file(path, folder)
             if program := _program(folder / path.name):
                 (folder / path.name).unlink()
                 left_out.append(f"{path.name}, which begins as a program ({program})")
-            else:
-                code |= needed or {}
+                continue
+            if named and needed is None:
+                _take_code_out(folder / path.name)
+                left_out.append(f"the code that {path.name} names: {', '.join(named)}")
+            if gone := _take_paths_out(folder / path.name):
+                left_out.append(f"the paths in {path.name}: {', '.join(gone)}")
+            code |= needed or {}
     for file in code.values():
         copy_model_file(file, folder)
     unnamed = [path.name for path in paths if path.suffix == CODE and path.name not in code]
@@ -119,13 +127,26 @@ def _program(path: Path) -> str:
     return next((kind for kind, marks in PROGRAMS.items() if head.startswith(marks)), "")
 
 
-def _write_without_code(path: Path, folder: Path) -> None:
+def _take_code_out(path: Path) -> None:
     data = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_code)
-    (folder / path.name).write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _without_code(entries: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if name != "auto_map"}
+
+
+def _take_paths_out(path: Path) -> list[str]:
+    """Take out of the copy of a configuration of a tokenizer or a processor the entries that say where files were."""
+    if not path.name.endswith(("tokenizer_config.json", "processor_config.json")):
+        return []
+    try:
+        kept, gone = without_paths(read_json_object(path, DAMAGED))
+    except RequestError:
+        return []  # that of a processor is copied as it is, and read by nobody here
+    if gone:
+        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return gone
 
 
 def _code_files(references: Iterable[str], directory: Path) -> dict[str, Path] | None:

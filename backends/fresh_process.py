@@ -3,10 +3,10 @@
 It runs in a Python process of its own, in which fxprune cannot be imported. When transformers has been imported, it
 reads a JSON list of jobs from standard input. A job has ``folder``, ``inputs`` (a safetensors file with the arguments
 of forward), ``auto`` (the Auto class), ``keywords`` (by which transformers is told whether code in the directory may
-run), ``written`` (name -> sha256 of the code that fxprune wrote there, which is compared first), ``logits`` (the file
-to write) and ``outputs`` (keys of the outputs to write; the first output when there are none). For a job without
-inputs, it builds the model on the meta device and compares only names and shapes. The last line of its output is a JSON
-list with one report per job.
+run), ``pickle`` (whether pickles may be read), ``written`` (name -> sha256 of the code that fxprune wrote there, which
+is compared first), ``logits`` (the file to write) and ``outputs`` (keys of the outputs to write; the first output when
+there are none). For a job without inputs, it builds the model on the meta device and compares only names and shapes.
+The last line of its output is a JSON list with one report per job.
 """
 
 import atexit
@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 gc.set_threshold(100_000)  # imports make many objects that are never freed
 atexit.register(gc.freeze)
@@ -29,13 +29,17 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 for heavy in ("AutoModelForCausalLM", "GenerationMixin"):  # transformers imports a class on first use
     getattr(transformers, heavy)
 
+load = torch.load
 NEW_TOKENS = 8
 PROMPT = 8
+FIRST_TOKENS = ("bos_token_id", "decoder_start_token_id")
 
 
 def check(job: dict[str, Any]) -> dict[str, Any]:
     """Load one directory, run the forward of the model, and decode some tokens."""
     inputs = load_file(job["inputs"])
+    # A class may read one besides its weights.
+    torch.load = load if job.get("pickle") else no_pickle  # type: ignore[assignment]
     model, info = getattr(transformers, job["auto"]).from_pretrained(
         job["folder"], dtype=torch.float32, output_loading_info=True, **keywords(job)
     )
@@ -51,6 +55,11 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
         "not_finite": [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()],
         "generate": attempt(model, inputs) if "input_ids" in inputs and model.can_generate() else None,
     }
+
+
+def no_pickle(file: Any, *_: object, **__: object) -> NoReturn:
+    """In place of ``torch.load``."""
+    raise SystemExit(f"{file} is a pickle")
 
 
 def check_shapes(job: dict[str, Any]) -> dict[str, Any]:
@@ -89,14 +98,20 @@ def attempt(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
+def generate_as_usual(config: transformers.GenerationConfig) -> None:
+    """Take back how the model's directory says that it should generate, which could make its tokens no matter of the
+    weights, or no tokens at all. What it says beside that stays: the model's own code may ask for it."""
+    for name, value in vars(transformers.GenerationConfig()).items():
+        if name not in FIRST_TOKENS:
+            setattr(config, name, value)
+
+
 def decoded(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Greedy tokens with and without a cache, and how much their scores differ where the tokens first do."""
     prompt = inputs["input_ids"][:1, :PROMPT]
     # In some models padding tokens get no position. A decoded padding token would change positions with a cache only.
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
-    forced = [getattr(model.generation_config, f"forced_{end}_token_id", None) for end in ("bos", "eos")]
-    if padding in forced or [padding] in forced:
-        padding = None
+    generate_as_usual(model.generation_config)
     runs = {}
     for name, use_cache in (("cached", True), ("uncached", False)):
         runs[name] = model.generate(

@@ -1,25 +1,38 @@
-"""Which directories ``--force`` may replace: those that hold nothing but a model, so that no other work is lost."""
+"""Which directories ``--force`` may replace: those that hold nothing but a model, so that no other work is lost.
+
+A ``fxprune.json`` may have come with a download. So what it lists is no reason to remove a file: the name must be one
+that models have, or the content the one that was recorded when the file was written. Files with names of models are not
+hashed, neither when they are written nor when they are replaced: these are the large ones, and their names tell enough.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..ir.errors import RequestError
+from ..runtime.json_object import read_json_object
+from ..runtime.model_directory.regular_file import open_regular
 from ..runtime.model_files import is_model_file
 from .artifact import RECORD, read_record
+from .digests import sha256
 
 CONFIG = "config.json"
 
 MODEL_FOLDERS = ("adapter", "onnx")
 """What fxprune itself makes inside an artifact."""
 
+STAGE = "stage.safetensors"
+"""What an interrupted run has saved; its record has an entry ``stage``."""
+
 LISTED = "files"
-"""The entry of ``fxprune.json`` with the names of all files, or their digests by name."""
+"""The entry of ``fxprune.json`` with the sha256 of files by name; None for a name that models have. Until 0.1.0 it was
+the list of the names for some formats, which is no reason to remove what models do not have."""
 
 
 def check_replaceable(out: Path) -> None:
@@ -33,7 +46,7 @@ def check_replaceable(out: Path) -> None:
         record = _own_record(out)
         if not names:
             return
-        foreign = next(_foreign(out, "", _listed(record)), None)
+        foreign = next(_foreign(out, "", record), None)
     except OSError as error:
         raise RequestError(f"{out} cannot be looked into: {error.strerror}", "choose another --out") from error
     if foreign is not None:
@@ -46,16 +59,18 @@ def check_replaceable(out: Path) -> None:
 
 
 def list_files(folder: Path) -> None:
-    """Complete ``fxprune.json`` in a finished directory with the names of its files, unless it lists them already.
-    :func:`check_replaceable` knows them by that. Without that file nothing is done."""
+    """Complete ``fxprune.json`` in a finished directory with its files, unless it lists them already, and the sha256 of
+    those that have no name of a model. :func:`check_replaceable` knows them by that. Without that file nothing is done.
+    """
     path = folder / RECORD
     if not path.is_file():
         return
     text = path.read_text(encoding="utf-8")
     record = json.loads(text)
     if isinstance(record, dict) and LISTED not in record:
-        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-        path.write_text(json.dumps({**record, LISTED: names}, indent=2) + "\n", encoding="utf-8")
+        files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+        listed = {name: None if _has_name_of_model(name) else sha256(files[name]) for name in sorted(files)}
+        path.write_text(json.dumps({**record, LISTED: listed}, indent=2) + "\n", encoding="utf-8")
 
 
 def _own_record(out: Path) -> dict[str, Any] | None:
@@ -64,7 +79,7 @@ def _own_record(out: Path) -> dict[str, Any] | None:
     if path.is_symlink() or not path.is_file():
         return None
     try:
-        record = read_record(out)
+        record = read_record(out, links=False)
     except (RequestError, RecursionError):
         return None
     versions = record.get("versions")
@@ -77,14 +92,22 @@ def _own_record(out: Path) -> dict[str, Any] | None:
     return record if any(marks) else None
 
 
-def _listed(record: Mapping[str, Any] | None) -> Collection[str]:
+def _listed(record: Mapping[str, Any] | None) -> dict[str, str]:
+    """Name -> sha256 of the files that may be removed where that is what they hold."""
     listed = (record or {}).get(LISTED)
-    names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list | dict) else set()
-    return names | ({"stage.safetensors"} if record is not None and "stage" in record else set())
+    items = listed.items() if isinstance(listed, dict) else ()
+    return {name: digest for name, digest in items if isinstance(digest, str)}
 
 
-def _foreign(folder: Path, inside: str, listed: Collection[str]) -> Iterator[str]:
+def _has_name_of_model(name: str) -> bool:
+    """Whether a path in an artifact is one that models have, or that fxprune gives to what it writes."""
+    folder, _, file = name.rpartition("/")
+    return folder in ("", *MODEL_FOLDERS) and is_model_file(file)
+
+
+def _foreign(folder: Path, inside: str, record: Mapping[str, Any] | None) -> Iterator[str]:
     """Paths of what belongs to no model, relative to the artifact, in order."""
+    listed = _listed(record)
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
@@ -92,19 +115,36 @@ def _foreign(folder: Path, inside: str, listed: Collection[str]) -> Iterator[str
         mode = entry.stat(follow_symlinks=False).st_mode
         if stat.S_ISDIR(mode):
             if name in MODEL_FOLDERS or any(one.startswith(f"{name}/") for one in listed):
-                yield from _foreign(folder / entry.name, f"{name}/", listed)
+                yield from _foreign(folder / entry.name, f"{name}/", record)
             else:
                 yield f"{name}/"
-        elif not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)) or not (name in listed or is_model_file(entry.name)):
+        elif not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)) or not _may_go(Path(entry), name, record):
             yield name
-        elif name == RECORD and not listed and _own_record(folder) is None:
-            yield name  # of another program
+
+
+def _may_go(path: Path, name: str, record: Mapping[str, Any] | None) -> bool:
+    """Whether a file is one that models have, or that fxprune wrote."""
+    if record is None:
+        return name != RECORD and _has_name_of_model(name)
+    made = _has_name_of_model(name) or (name == STAGE and "stage" in record)
+    return made or _holds(path, _listed(record).get(name))
+
+
+def _holds(path: Path, digest: str | None) -> bool:
+    """Whether a file holds what was recorded."""
+    if digest is None:
+        return False
+    try:
+        with open_regular(path, links=False) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except OSError:
+        return False
 
 
 def _is_config(path: Path) -> bool:
     """Whether it is the configuration of a model, and not of anything else that has a ``config.json``."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError):
+        config = read_json_object(path, "", links=False)
+    except RequestError:
         return False
-    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+    return "model_type" in config or "architectures" in config

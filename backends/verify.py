@@ -241,6 +241,7 @@ def _request(job: Job, scratch: Path) -> dict[str, Any]:
         "folder": str(job.folder.absolute()),
         "auto": job.auto_class,
         "keywords": job.consent.keywords(job.folder),
+        "pickle": job.consent.pickle,
         "written": dict(job.consent.written),
         "inputs": "",
         "logits": "",

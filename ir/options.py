@@ -36,6 +36,11 @@ def option(default: Any, help: str, choices: Sequence[Any] | None = None, **boun
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def seed_option(default: int | None, help: str) -> Any:
+    """An option for the seed of a random generator: numbers that both torch and NumPy take."""
+    return option(default, help, at_least=0, below=2**63)
+
+
 @dataclass(frozen=True)
 class Option:
     """One option of a pass or an exporter, as declared by a field of its dataclass.

@@ -14,6 +14,7 @@ from .json_object import check_schema, read_json_object
 from .size_limits import check_counts
 
 STEERING = {
+    "configuration_files": "it makes transformers read another file than the one that is checked",
     "transformers_weights": "it leads to other weights than those that are checked",
     "attribute_map": "it gives entries another meaning",
     "sub_configs": "it replaces the parts of the configuration",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import RequestError, is_utf8
+from .model_directory.regular_file import open_regular
 
 DEEPEST = 100
 """Lists and objects inside one another: what walks through the data calls itself at every level."""
@@ -39,19 +40,20 @@ def parse_json(text: str, where: str, hint: str) -> Any:
     return data
 
 
-def read_json_object(path: Path, hint: str) -> dict[str, Any]:
+def read_json_object(path: Path, hint: str, *, links: bool = True) -> dict[str, Any]:
     """What a file holds that exists.
 
     Args:
         path: the file.
         hint: what to do where it is damaged.
+        links: whether it may be a link to a file.
 
     Raises:
-        RequestError: when it cannot be read, or is larger than :data:`LARGEST`; as :func:`parse_json`; or when it holds
-            something else than an object.
+        RequestError: when it cannot be read, is no regular file, or is larger than :data:`LARGEST`; as
+            :func:`parse_json`; or when it holds something else than an object.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path, links=links) as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise RequestError(f"{path} is larger than {LARGEST:,} bytes", hint)

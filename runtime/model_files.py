@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..ir.errors import RequestError
+from .model_directory.tokenizer import SUBFOLDERS
 
 MODEL_FILES = (
     "config.json", "generation_config.json", "*processor_config.json", "tokenizer*.json", "tokenizer*.model",
@@ -30,7 +31,7 @@ READ_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".
 
 READ_BEGINNINGS = ("tokenizer", "vocab", "chat_template", "merges", "LICENSE")
 
-READ_FOLDERS = ("additional_chat_templates", "onnx")
+READ_FOLDERS = ("additional_chat_templates", "onnx", *SUBFOLDERS)
 
 
 def is_model_file(name: str) -> bool:

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 
 from ..ir.errors import RequestError, first_line
-from ..runtime.json_object import read_json_object
+from ..runtime.model_directory.generation import check_generation
 from ..runtime.size_limits import SizeLimit
 from ..runtime.stored_dtypes import check_dtypes
 from ..runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint
 from .checkpoint import DOWNLOAD_AGAIN, read_index, weight_files
 from .model import ModelSource, build_meta, load_config
-
-GENERATION = "generation_config.json"
 
 _NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()} | {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -32,10 +30,10 @@ def check_fit(source: ModelSource) -> None:
 
     Raises:
         RequestError: the configuration describes far more than the files hold; a tensor has a dtype that cannot be
-            kept; or the model is quantised. As :func:`~.model.load_config` and :func:`~.model.build_meta`.
+            kept; or the model is quantised. As :func:`~.model.load_config`, :func:`~.model.build_meta` and
+            :func:`~fxprune.runtime.model_directory.generation.check_generation`.
     """
-    if (generation := source.directory / GENERATION).is_file():
-        read_json_object(generation, "correct it, or remove it")  # it goes into what is written
+    check_generation(source.directory)
     stored = _stored(source)
     limit = SizeLimit.of_tensors([shape for _, shape in stored.values()])
     config = load_config(source)

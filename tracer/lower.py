@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..ir.graph import Arg, DType, Graph, Op, Parameter, Source, Value
 from ..runtime.dtypes import SHORT_NAMES
+from .named_objects import directories
 from .randomness import DRAWS
 
 _PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy"})
@@ -200,7 +201,7 @@ def _innermost(module: str, trace: str) -> Source:
 
 def _below_root(file: str) -> str:
     path = PurePath(file)
-    for root in sorted((r for r in sys.path if r), key=len, reverse=True):
+    for root in sorted((r for r in (*sys.path, *directories()) if r), key=len, reverse=True):
         if path.is_relative_to(root):
             return str(path.relative_to(root)).replace(" ", "_")
     return path.name.replace(" ", "_")

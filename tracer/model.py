@@ -23,6 +23,8 @@ from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
+from ..runtime.model_directory.pickles import pickles_read
+from ..runtime.model_directory.tokenizer import check_tokenizer
 from ..runtime.model_files import check_model_files
 from ..runtime.size_limits import SizeLimit, limited
 from .calls import calls
@@ -87,8 +89,9 @@ def resolve(
     Raises:
         RequestError: there is no such directory, and no such model on the Hub, or the Hub cannot be reached; the
             directory has no ``config.json``; weights are needed and :func:`~.checkpoint.weight_files` refuses them; it
-            holds an adapter alone, or one beside the weights that is not to be merged; or
-            :func:`~fxprune.runtime.model_files.check_model_files` refuses a link or a pipe in it.
+            holds an adapter alone, or one beside the weights that is not to be merged;
+            :func:`~fxprune.runtime.model_files.check_model_files` refuses a link or a pipe in it; or
+            :func:`~fxprune.runtime.model_directory.tokenizer.check_tokenizer` its tokenizer.
     """
     directory = _locate(str(name), weights=weights, allow_pickle=allow_pickle)
     consent = Consent.of_user(directory, code=trust_remote_code, pickle=allow_pickle)
@@ -116,6 +119,7 @@ def found_source(name: str, consent: Consent, *, weights: bool = True, merge_ada
         raise RequestError(f"{directory} has no config.json", "give a Hugging Face model directory, a Hub id, or demo")
     if str(name) != DEMO:
         check_model_files(directory)
+        check_tokenizer(directory, own_code=consent.code)
     if weights:
         weight_files(directory, allow_pickle=consent.pickle)
     return ModelSource(name=name, directory=directory, consent=consent)
@@ -285,7 +289,8 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
         A ``PreTrainedModel``.
 
     Raises:
-        RequestError: as in :func:`load_config` and :func:`~.checkpoint.weight_files`.
+        RequestError: as in :func:`load_config` and :func:`~.checkpoint.weight_files`; or the class reads a pickle
+            besides the weights, which is not allowed.
         FxpruneError: the checkpoint does not fit the model: tensors are missing, unknown or of another shape.
     """
     refuse_adapter(source.directory, MERGE_FIRST)
@@ -294,21 +299,22 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
     files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     # With a map of devices the files are read straight to the device.
     elsewhere = {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
-    model, info = _guarded(
-        lambda: found.from_pretrained(
-            source.directory,
-            config=config,
-            dtype=dtype,
-            **source.consent.keywords(source.directory),
-            use_safetensors=files[0].suffix == ".safetensors",
-            ignore_mismatched_sizes=True,  # they are reported below, with the others
-            output_loading_info=True,
-            **elsewhere,
-        ),
-        FxpruneError,
-        f"the weights of {source.name!r} cannot be loaded",
-        "check that the weights belong to the config",
-    )
+    with pickles_read(source.consent.pickle):
+        model, info = _guarded(
+            lambda: found.from_pretrained(
+                source.directory,
+                config=config,
+                dtype=dtype,
+                **source.consent.keywords(source.directory),
+                use_safetensors=files[0].suffix == ".safetensors",
+                ignore_mismatched_sizes=True,  # they are reported below, with the others
+                output_loading_info=True,
+                **elsewhere,
+            ),
+            FxpruneError,
+            f"the weights of {source.name!r} cannot be loaded",
+            "check that the weights belong to the config",
+        )
     _check_keys(source, config, info)
     return model.eval()
 

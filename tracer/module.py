@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
+import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +14,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..ir.errors import FxpruneError, RequestError, class_and_first_line
+from ..runtime.dtypes import SHORT_NAMES
 from ..runtime.streaming.left_as_found import left_as_found
 from .export import Traced, trace_model
+from .named_objects import named_object
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, a tuple of positional arguments, or a dict of keyword arguments of a forward."""
@@ -25,6 +25,14 @@ ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 EXAMPLE_HINT = "write --example as 'float32[2,3,224,224]': dtype and extents; separate several inputs by commas"
 _TARGET = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
 _INPUT = re.compile(r"\s*(?:(?P<name>[A-Za-z_]\w*)\s*=\s*)?(?P<dtype>\w+)\s*\[(?P<shape>[\d,\s]*)\]\s*(?P<end>,|$)")
+LARGEST_EXAMPLE = 1 << 31
+"""Elements of an example input: 8 GB of float32."""
+
+_EXAMPLE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in SHORT_NAMES} | {
+    "half": torch.float16, "float": torch.float32, "double": torch.float64, "int": torch.int32, "long": torch.int64,
+}  # fmt: skip
+"""Names of the dtypes that a graph can have, also those that torch has for C's."""
+
 _BATCHES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)
 """Batch extents for the trace: primes, so that multiples of one in the graph come from the number of samples."""
 
@@ -153,7 +161,7 @@ def is_target(text: str) -> bool:
 def resolve_module(text: str) -> nn.Module:
     """The module that ``package.module:callable`` names: the result of the callable, or the attribute itself.
 
-    Python's import path and the current directory are searched.
+    Python's import path is searched, and then the current directory.
 
     Raises:
         RequestError: for another form, a missing module or attribute, a callable that raises, or a result that is not a
@@ -192,21 +200,7 @@ def _named(text: str) -> Any:
         raise RequestError(
             f"{text!r} is not of the form package.module:callable", "write it as package.module:callable"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    name, attribute = match.group("module", "attribute")
-    try:
-        found: Any = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # the imported code may raise anything
-        raise RequestError(
-            f"{name!r} cannot be imported: {class_and_first_line(error)}",
-            "run fxprune in the directory that holds the package",
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise RequestError(f"{name!r} has no {attribute!r}", "give a function or class that returns the module")
-        found = getattr(found, part)
-    return found
+    return named_object(match["module"], match["attribute"])
 
 
 def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
@@ -215,7 +209,8 @@ def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[s
     Floating-point numbers are normally distributed, integers are 0 or 1, booleans are true.
 
     Raises:
-        RequestError: with the part that cannot be read.
+        RequestError: with the part that cannot be read, a dtype that the graph does not have, or an input of more than
+            ``LARGEST_EXAMPLE`` elements.
     """
     generator = torch.Generator().manual_seed(seed)
     found: list[tuple[str | None, torch.Tensor]] = []
@@ -224,14 +219,12 @@ def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[s
         match = _INPUT.match(text, position)
         if match is None:
             raise RequestError(f"--example {text!r} cannot be read: unexpected {text[position:]!r}", EXAMPLE_HINT)
-        dtype = getattr(torch, match["dtype"], None)
-        if not isinstance(dtype, torch.dtype):
-            raise RequestError(f"--example {text!r}: {match['dtype']!r} is not a torch dtype", EXAMPLE_HINT)
-        shape = [int(extent) for extent in match["shape"].split(",") if extent.strip()]
-        if dtype.is_floating_point:
-            tensor = torch.randn(shape, generator=generator).to(dtype)
-        else:
-            tensor = torch.randint(0, 2, shape, generator=generator).to(dtype) | (dtype is torch.bool)
+        dtype = _EXAMPLE_DTYPES.get(match["dtype"])
+        if dtype is None:
+            raise RequestError(
+                f"--example {text[:100]!r}: {match['dtype']!r} is not a torch dtype that a graph can hold", EXAMPLE_HINT
+            )
+        tensor = _made(dtype, _shape(match["shape"], text), generator)
         found.append((match["name"], tensor))
         position = match.end()
     names = [name for name, _ in found]
@@ -240,6 +233,29 @@ def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[s
     if any(names):
         raise RequestError(f"--example {text!r} has names for some inputs only", EXAMPLE_HINT)
     return tuple(tensor for _, tensor in found)
+
+
+def _shape(text: str, example: str) -> list[int]:
+    """Extents from text.
+
+    Raises:
+        RequestError: the tensor would have more than ``LARGEST_EXAMPLE`` elements.
+    """
+    digits = [extent.strip().lstrip("0") or "0" for extent in text.split(",") if extent.strip()]
+    shape = [int(extent) for extent in digits if len(extent) < 20]
+    if len(shape) < len(digits) or math.prod(extent or 1 for extent in shape) > LARGEST_EXAMPLE:
+        raise RequestError(
+            f"--example {example[:100]!r} has more than {LARGEST_EXAMPLE:,} elements", "give smaller extents"
+        )
+    return shape
+
+
+def _made(dtype: torch.dtype, shape: list[int], generator: torch.Generator) -> torch.Tensor:
+    if dtype is torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
 
 
 def run(module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:

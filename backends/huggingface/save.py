@@ -19,6 +19,7 @@ from ...runtime.absence import absences
 from ...runtime.adapter_files import refuse_adapter
 from ...runtime.config_file import check_built, read_config
 from ...runtime.consent import Consent
+from ...runtime.model_directory.pickles import pickles_read
 from ...runtime.size_limits import SizeLimit, limited
 from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
@@ -178,7 +179,7 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTra
     refuse_adapter(path, "merge the adapter first, or remove its files")
     model_class, config = _class_in(path)
     try:
-        with limited(SizeLimit.of_files(path.glob("model*.safetensors"))):
+        with limited(SizeLimit.of_files(path.glob("model*.safetensors"))), pickles_read(False):
             model, info = model_class.from_pretrained(
                 path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **no_code(path)
             )

@@ -18,6 +18,7 @@ from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...runtime.consent import Consent
 from ...runtime.json_object import read_json_object
+from ...runtime.model_directory.pickles import pickles_read
 from ...runtime.quiet import quiet
 from ...runtime.streaming.left_as_found import left_as_found
 from .names import BATCH_SYMBOL, PAST, SEQUENCE, rename_interface, strip_provenance
@@ -54,7 +55,7 @@ def load_causal_lm(consent: Consent) -> tuple[torch.nn.Module, str]:
     named = "" if config.get("auto_map") else (config.get("architectures") or [""])[0]
     loader = getattr(transformers, named, AutoModelForCausalLM)
     try:
-        with quiet():
+        with quiet(), pickles_read(consent.pickle):
             model, loaded = loader.from_pretrained(
                 source,
                 dtype=torch.float32,
@@ -63,6 +64,8 @@ def load_causal_lm(consent: Consent) -> tuple[torch.nn.Module, str]:
                 use_safetensors=True,
                 output_loading_info=True,
             )
+    except FxpruneError:
+        raise
     # Corrupt weights, unknown model types and errors in a model's own code may raise any exception.
     except Exception as error:
         raise FxpruneError(

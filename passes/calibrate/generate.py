@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
-from ...ir.options import option
+from ...ir.options import option, seed_option
 from ...runtime.streaming.block_runner import BlockRunner
 from ..base import Pass, PassKind
 from ..data import Corpus
@@ -34,7 +34,7 @@ class Generate(Pass):
     windows: int = option(256, "number of windows that the model writes", at_least=1)
     length: int = option(128, "tokens in a window", at_least=2)
     first: int = option(10, "windows of the --calib text to put before them, if there is one", at_least=0)
-    seed: int = option(0, "random seed of the sampling")
+    seed: int = seed_option(0, "random seed of the sampling")
     batch: int = option(64, "windows written in one batch", at_least=1)
 
     def run(self, state: State) -> None:

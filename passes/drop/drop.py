@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...ir import FxpruneError, RequestError
-from ...ir.options import option
+from ...ir.options import option, seed_option
 from ...runtime.absence import absences
 from ...runtime.streaming.block_runner import BlockRunner
 from ..base import Pass, PassKind
@@ -50,7 +50,7 @@ class Drop(Pass):
     length: int = option(
         128, "tokens in a calibration window", at_least=2, hint="a window of one token holds nothing to predict"
     )
-    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
+    seed: int | None = seed_option(None, "random seed for the choice of windows; none takes the first windows in order")
 
     def check(self) -> None:
         """Also refuse a choice among sub-blocks of which none go."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
-from ...ir.options import option
+from ...ir.options import option, seed_option
 from ...runtime.ranks import Ranks
 from ..base import Pass, PassKind
 from ..calibrate.batches import calibration_feeds
@@ -46,7 +46,7 @@ class Compensate(Pass):
     )  # fmt: skip
     samples: int = option(64, "calibration windows", at_least=1)
     length: int = option(128, "tokens in a calibration window", at_least=1)
-    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
+    seed: int | None = seed_option(None, "random seed for the choice of windows; none takes the first windows in order")
     batch: int = option(8, "windows in one forward pass", at_least=1)
     residual: bool = option(
         True, "fit to the dense model's residual stream, so that errors of earlier layers are corrected too"

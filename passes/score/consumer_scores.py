@@ -12,7 +12,7 @@ from torch import Tensor
 from ...ir import FxpruneError, Indices, RequestError
 from ...ir.graph import Graph
 from ...ir.groups import Group, Occurrence
-from ...ir.options import option
+from ...ir.options import option, seed_option
 from ...runtime.ranks import Ranks
 from ...runtime.streaming.block_runner import BlockRunner
 from ..calibrate.batches import Feed, LinearCall, calibration_feeds, matrix, without_data
@@ -53,7 +53,7 @@ class ConsumerScored(Prune):
 
     samples: int = option(64, "calibration windows", at_least=1)
     length: int = option(128, "tokens in a calibration window", at_least=1)
-    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
+    seed: int | None = seed_option(None, "random seed for the choice of windows; none takes the first windows in order")
     batch: int = option(8, "windows in one forward pass", at_least=1)
 
     def feeds(self, data: Data, ranks: Ranks) -> list[Feed]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...ir.groups import Group
-from ...ir.options import option
+from ...ir.options import seed_option
 from ..data import Scores
 from ..prune import Prune
 from ..state import State
@@ -23,7 +23,7 @@ class Random(Prune):
     needs_weights: ClassVar[bool] = False
     streams: ClassVar[bool] = True
 
-    seed: int = option(0, "random seed")
+    seed: int = seed_option(0, "random seed")
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """Uniform random scores."""

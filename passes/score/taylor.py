@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...ir.groups import Group
-from ...ir.options import option
+from ...ir.options import option, seed_option
 from ..data import Scores
 from ..prune import Prune
 from ..state import State
@@ -31,7 +31,7 @@ class Taylor(Prune):
     length: int = option(
         128, "tokens in a calibration window", at_least=2, hint="a window of one token holds nothing to predict"
     )
-    seed: int | None = option(None, "random seed for the choice of windows; none takes the first windows in order")
+    seed: int | None = seed_option(None, "random seed for the choice of windows; none takes the first windows in order")
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """Importance from one pass over the calibration windows, for all groups at once.

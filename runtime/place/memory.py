@@ -58,14 +58,17 @@ def parse_bytes(text: str | int, name: str) -> int:
         name: of the option, for messages.
 
     Raises:
-        RequestError: it cannot be read, or is nothing.
+        RequestError: it cannot be read, is nothing, or does not fit into 64 bits.
     """
     hint = "give an amount such as 4GB, 3.5GiB, or a number of bytes"
     match = _AMOUNT.fullmatch(str(text).strip()) if not isinstance(text, bool) else None
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     if match is None or match["unit"].lower() not in units:
         raise RequestError(f"{name} {text!r} is no amount of memory", hint)
-    found = int(float(match["number"]) * units[match["unit"].lower()])
+    amount = float(match["number"]) * units[match["unit"].lower()]
+    if amount >= 2**63:
+        raise RequestError(f"{name} {str(text)[:40]!r} is more than any memory", hint)
+    found = int(amount)
     if found < 1:
         raise RequestError(f"{name} {text!r} is no memory at all", hint)
     return found

@@ -77,6 +77,9 @@ def test_code_of_a_part_is_not_written() -> None:
 
 
 STEERING: dict[str, dict[str, Any]] = {
+    "configuration_files": {"configuration_files": ["config.5.0.json"]},
+    "configuration_files that is no list": {"configuration_files": "config.5.0.json"},
+    "text_config.configuration_files": {"text_config": {"configuration_files": ["config.4.0.json"]}},
     "transformers_weights": {"transformers_weights": "adapter_model.bin"},
     "text_config.transformers_weights": {"text_config": {"transformers_weights": "other.safetensors"}},
     "attribute_map": {"attribute_map": {"foo": "_attn_implementation_internal"}, "foo": "owner/evil"},
@@ -105,6 +108,25 @@ def test_an_entry_that_is_no_value_is_refused(llama: Path, tmp_path: Path, what:
     assert caught.value.hint
     with pytest.raises(RequestError, match=what.split(maxsplit=1)[0]):
         fxprune.load(folder)
+
+
+OTHER_FILE: dict[str, dict[str, Any]] = {
+    "code of another repository": {"auto_map": {"AutoConfig": "owner/name--evil.C"}},
+    "other weights": {"transformers_weights": "other.safetensors"},
+    "a size": {"num_hidden_layers": 3_000_000},
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FILE)
+def test_what_is_read_is_the_file_that_is_checked(llama: Path, tmp_path: Path, what: str) -> None:
+    """Whatever another file for this version of transformers holds, it is not chosen, with consent for code neither."""
+    folder = copied(llama, tmp_path / "model")
+    held = json.loads((folder / "config.json").read_text())
+    write_into(folder / "config.5.0.json", **held | OTHER_FILE[what])
+    assert load_config(resolve(folder, trust_remote_code=True)).num_hidden_layers == held["num_hidden_layers"]
+    write_into(folder / "config.json", configuration_files=["config.5.0.json"])
+    with pytest.raises(RequestError, match="'configuration_files': it makes transformers read another file"):
+        load_config(resolve(folder, trust_remote_code=True))
 
 
 def test_an_entry_of_a_part_that_is_no_value_is_refused(tmp_path: Path) -> None:

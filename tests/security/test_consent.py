@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 import fxprune
 from fxprune.backends.verify import FreshProcess, Job, VerificationError, verify
@@ -161,6 +162,30 @@ def test_a_data_set_with_a_script_runs_nothing(tmp_path: Path, ran: Path) -> Non
     with pytest.raises(RequestError, match="neither a file nor a data set"):
         load_text(str(folder), word_tokenizer("abc"))
     assert not ran.exists()
+
+
+def test_a_pickle_that_a_class_reads_besides_its_weights(
+    tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the voices of a model that speaks: safetensors for the weights are no reason to read it."""
+    source = plant(tmp_path / "source", ran, auto_map={})
+    torch.save({"voice": torch.ones(3)}, source / "voices.pt")
+    read: list[Any] = []
+    kept, usual = torch.load, GPT2LMHeadModel.from_pretrained.__func__
+
+    def with_voices(cls: type, *args: Any, **kwargs: Any) -> Any:
+        read.append(torch.load(source / "voices.pt", weights_only=True))
+        return usual(cls, *args, **kwargs)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", classmethod(with_voices))
+    for refused in (lambda: load_model(resolve(source)), lambda: fxprune.export(source, tmp_path / "onnx")):
+        with pytest.raises(RequestError, match=r"voices\.pt is a pickle") as caught:
+            refused()
+        assert "--allow-pickle" in (caught.value.hint or "")
+    assert read == []
+    load_model(resolve(source, allow_pickle=True))
+    assert len(read) == 1
+    assert torch.load is kept
 
 
 LOADING = ("from_pretrained", "from_config")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fxprune import api
+from fxprune.backends import replaceable
 from fxprune.backends.artifact import write_json
 from fxprune.backends.atomic_directory import atomic_directory, check_target
 from fxprune.backends.huggingface import weight_source
@@ -18,9 +20,15 @@ from fxprune.ir.errors import RequestError
 from ..checkpoints import contents, write_checkpoint
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+EMPTY = sha256().hexdigest()
 OURS = {"versions": {"fxprune": "0.1.0"}, "files": {"config.json": "0" * 64}}
 
 Files = dict[str, Any]
+
+
+def listing(files: Any) -> dict[str, Any]:
+    """A ``fxprune.json`` that lists files."""
+    return {"versions": {"fxprune": "0.1.0"}, "files": files}
 
 
 def directory(folder: Path, files: Files) -> Path:
@@ -56,6 +64,23 @@ FOREIGN: dict[str, tuple[Files, str]] = {
         {"config.json": CONFIG, "fxprune.json": {"files": ["plot.py"]}, "plot.py": None},
         "fxprune.json",
     ),
+    "a thesis that a stranger lists": (
+        {"config.json": CONFIG, "fxprune.json": listing(["thesis.tex"]), "thesis.tex": "mine"},
+        "thesis.tex",
+    ),
+    "a thesis that a stranger lists with a digest": (
+        {"config.json": CONFIG, "fxprune.json": listing({"thesis.tex": "0" * 64}), "thesis.tex": "mine"},
+        "thesis.tex",
+    ),
+    "a thesis that a stranger calls a file of a model": (
+        {"config.json": CONFIG, "fxprune.json": listing({"thesis.tex": None}), "thesis.tex": "mine"},
+        "thesis.tex",
+    ),
+    "notes in a folder that a stranger lists": (
+        {"config.json": CONFIG, "fxprune.json": listing({"notes/a.json": "0" * 64}), "notes/README.md": "mine"},
+        "notes/README.md",
+    ),
+    "a stage that is none": ({"config.json": CONFIG, "fxprune.json": OURS, "stage.safetensors": None}, "stage.safet"),
     "a licence alone": ({"LICENSE": None, "README.md": None}, "contains files, but no model"),
 }
 
@@ -79,6 +104,9 @@ MODELS: dict[str, Files] = {
     "an artifact": {"config.json": CONFIG, "fxprune.json": OURS, "plan.safetensors": None, "merges.txt": None},
     "an artifact with an adapter": {
         "fxprune.json": OURS, "adapter/adapter_config.json": None, "adapter/adapter_model.safetensors": None,
+    },
+    "an artifact with a file of another name": {
+        "config.json": CONFIG, "bpe.codes": "x", "fxprune.json": listing({"bpe.codes": sha256(b'"x"').hexdigest()}),
     },
     "an ONNX graph of before": {
         "config.json": CONFIG, "fxprune.json": {"format": "onnx", "versions": {"fxprune": "0.1.0"}},
@@ -111,10 +139,51 @@ def test_the_files_of_any_exporter_are_known_again(tmp_path: Path) -> None:
             (folder / "parts" / "1.bin").touch()
             write_json(folder / "fxprune.json", {"format": "npz"})
     record = json.loads((tmp_path / "out" / "fxprune.json").read_text())
-    assert record == {"format": "npz", "files": ["fxprune.json", "parts/1.bin", "weights.npz"]}
+    assert record == {"format": "npz", "files": {"fxprune.json": None, "parts/1.bin": EMPTY, "weights.npz": EMPTY}}
     (tmp_path / "out" / "mine.npz").touch()
     with pytest.raises(RequestError, match=r"mine\.npz belongs to no model"):
         check_target(tmp_path / "out", force=True)
+
+
+@pytest.mark.parametrize("change", ["written", "link", "pipe"])
+def test_a_listed_file_that_holds_something_else_stays(tmp_path: Path, change: str) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    with atomic_directory(out, force=True) as folder:
+        (folder / "weights.npz").write_text("made")
+        write_json(folder / "fxprune.json", {"format": "npz"})
+    check_target(out, force=True)
+    if change == "written":
+        (out / "weights.npz").write_text("mine")
+    else:
+        (out / "weights.npz").rename(kept)
+        (out / "weights.npz").symlink_to(kept) if change == "link" else os.mkfifo(out / "weights.npz")
+    with pytest.raises(RequestError, match=r"weights\.npz belongs to no model"):
+        check_target(out, force=True)
+
+
+def test_the_large_files_of_a_model_are_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have names of models. Hashing 14 GB would take longer than replacing them."""
+    out = directory(tmp_path / "out", {"config.json": CONFIG, "fxprune.json": OURS, "model.safetensors": None})
+    monkeypatch.setattr(replaceable, "_holds", pytest.fail)
+    check_target(out, force=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "fxprune.json"])
+def test_a_pipe_or_a_link_to_one_does_not_hold_the_program(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    out = directory(tmp_path / "out", {"LICENSE": None})
+    for make in (lambda place: place.symlink_to(tmp_path / "pipe"), os.mkfifo):
+        make(out / name)
+        with pytest.raises(RequestError, match=r"contains files, but no model|belongs to no model"):
+            check_target(out, force=True)
+        (out / name).unlink()
+
+
+def test_only_a_file_of_some_size_is_taken_for_a_configuration(tmp_path: Path) -> None:
+    out = directory(tmp_path / "out", {"LICENSE": None})
+    (out / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(RequestError, match="contains files, but no model"):
+        check_target(out, force=True)
 
 
 def test_what_apply_wrote_is_replaced_until_something_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,7 @@ def test_a_data_set_out_of_reach_is_an_error(
     def unreachable(*_args: object, **_kwargs: object) -> None:
         raise ConnectionError("Couldn't reach 'some/corpus' on the Hub\nand more")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     bars = datasets.are_progress_bars_disabled()
     with pytest.raises(RequestError) as caught:
         load_text("some/corpus", tokenizer)

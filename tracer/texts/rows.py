@@ -11,7 +11,10 @@ from typing import Any
 
 from ...ir.errors import RequestError, first_line
 from ...runtime.json_object import parse_json
-from .local_data import load_directory
+from .data_set import load_rows, text_columns
+
+_ALSO_READ = {"input"}
+"""Alpaca's third field, which rows may lack."""
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 FIELDS_HINT = (
@@ -82,7 +85,7 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
 
     Raises:
         RequestError: when it cannot be loaded (unknown, offline, no such split), has no known field,
-            or is a directory that reads files outside of it.
+            its field holds no text, or it reads files outside of its directory or of the Hub.
     """
     import datasets
 
@@ -90,13 +93,15 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
     silent = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        folder = Path(name)
-        local = folder.is_dir()
-        rows = load_directory(folder, config, split) if local else datasets.load_dataset(name, config, split=split)
+        rows = load_rows(name, config, split)
+        row = dict.fromkeys(rows.column_names)
+        names = _fields_of(row, f"'{spec}' row 0", field)
+        rows = text_columns(rows, (*names, *(_ALSO_READ & row.keys() if len(names) > 1 else ())), spec)
+        return render_rows(((f"'{spec}' row {i}", row) for i, row in enumerate(rows)), spec, field)
     except RequestError:
         raise
     except Exception as error:
-        # Depending on the cause, the library raises ConnectionError, ValueError and others.
+        # Depending on the cause, the library raises ConnectionError, ValueError and others; also at a row.
         raise RequestError(
             f"'{spec}' is neither a file nor a data set that can be loaded: {first_line(error)}",
             "check the path; for a data set check `id:config:split` and the network",
@@ -104,7 +109,6 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
     finally:
         if not silent:
             datasets.enable_progress_bars()
-    return render_rows(((f"'{spec}' row {i}", row) for i, row in enumerate(rows)), spec, field)
 
 
 def split_spec(spec: str) -> tuple[str, str | None, str]:

@@ -121,7 +121,7 @@ def test_report_says_what_was_made_and_checked(exported: Exported) -> None:
     assert report.provider == "CPUExecutionProvider"
     assert report.versions["torch"] == version("torch")  # torch.__version__ also says which build it is
     record = json.loads((exported.out / "fxprune.json").read_text())
-    assert record.pop("files") == sorted(path.name for path in exported.out.iterdir())
+    assert list(record.pop("files")) == sorted(path.name for path in exported.out.iterdir())
     assert record == json.loads(json.dumps(report.to_record()))
 
 

@@ -53,7 +53,6 @@ BROKEN: dict[str, Damage] = {
     "no words": vocabulary("WordLevel", {}, unk_token="<unk>"),
     "word pieces without the unknown one": vocabulary("WordPiece", {"b": 0}, **PIECES),
     "pieces without an unknown one": vocabulary("Unigram", [["b", -1.0]], unk_id=None, byte_fallback=False),
-    "a longest length that is a text": entry("tokenizer_config.json", model_max_length="abc"),
 }
 
 

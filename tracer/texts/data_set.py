@@ -1,0 +1,103 @@
+"""The rows of a data set. Only its own files are read, whatever its ``README.md`` names, and only texts in them."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...ir.errors import RequestError
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
+
+_SETTINGS = ("README.md", ".huggingface.yaml", "dataset_infos.json")
+"""What ``datasets`` reads to find out which files hold the rows."""
+
+_TABLE_FORMATS = ("arrow", "cache", "csv", "json", "parquet", "text")
+"""Formats whose files hold the rows themselves. Others lead to further files, or are decoded to find the rows."""
+
+_HUB = "hf://datasets/"
+
+
+def load_rows(name: str, config: str | None, split: str) -> Any:
+    """The ``datasets.Dataset`` of a split.
+
+    Args:
+        name: a directory, or an id of the Hub.
+        config: the configuration in its ``README.md``; the only one when None.
+        split: the split.
+
+    Raises:
+        RequestError: something that would be read is not in that directory or on the Hub, or is no regular file; or the
+            files have a format that is not a table of values.
+        Exception: of any class, where ``datasets`` cannot load it.
+    """
+    import datasets
+
+    folder = Path(name) if Path(name).is_dir() else None
+    if folder is not None:
+        for file in _SETTINGS:
+            if (folder / file).is_symlink() or (folder / file).exists():
+                _check(str(folder / file), folder)
+    builder = datasets.load_dataset_builder(name, config)
+    kind = type(builder).__module__.split(".")
+    if kind[:2] != ["datasets", "packaged_modules"] or kind[2] not in _TABLE_FORMATS:
+        raise RequestError(
+            f"the data set {name} has files of the format {kind[-1]!r}",
+            f"give texts as one of {', '.join(form for form in _TABLE_FORMATS if form != 'cache')}",
+        )
+    for source in _data_files(builder):
+        if folder is not None:
+            _check(source, folder)
+        elif not source.startswith(_HUB):
+            raise RequestError(
+                f"the data set {name} reads {source}, which is not on the Hub",
+                "a data set of the Hub could have any file of yours read so; download it, and give the directory",
+            )
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
+
+
+def text_columns(rows: Any, names: tuple[str, ...], spec: str) -> Any:
+    """The columns of a ``datasets.Dataset`` that are read; nothing decodes the others, which may lead to other files.
+
+    Args:
+        rows: from :func:`load_rows`.
+        names: of columns.
+        spec: the data set, for messages.
+
+    Raises:
+        RequestError: a column holds no plain values, but images, sounds or lists, say.
+    """
+    import datasets
+
+    for name in names:
+        if not isinstance(feature := rows.features[name], datasets.Value):
+            raise RequestError(
+                f"'{spec}': field '{name}' is not a string but {type(feature).__name__}",
+                "name a field that holds texts",
+            )
+    return rows.select_columns(list(names))
+
+
+def _data_files(builder: DatasetBuilder) -> Iterator[str]:
+    """Paths or addresses of the files that hold the rows of every split. They are known before one is opened."""
+    for files in (builder.config.data_files or {}).values():
+        yield from map(str, files)
+
+
+def _check(file: str, folder: Path) -> None:
+    try:
+        end = Path(file).resolve(strict=True)
+        regular = stat.S_ISREG(end.stat().st_mode)
+    except (OSError, RuntimeError, ValueError):  # an address, or a link that leads nowhere
+        end, regular = None, False
+    if end is None or not end.is_relative_to(folder.resolve()):
+        raise RequestError(
+            f"the data set in {folder} reads {file}, which is not in that directory",
+            "a downloaded data set could have any file of yours read so; if you want that, copy the file there",
+        )
+    if not regular:
+        raise RequestError(f"{file} is a pipe, a socket, a device or a directory", "remove it, or give the text itself")
