@@ -2,11 +2,12 @@
 
 transformers passes every entry of ``tokenizer_config.json`` to the class that it names, and every entry of
 ``special_tokens_map.json`` too. Some of these classes open what they are given as a vocabulary or as merges. So an
-entry has a name that is known and a value of its type, or a value that can be no path.
+entry has a name that is known and a value of its type, or a value that can be no path of anything here.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -190,7 +191,7 @@ def _check_entries(raw: Mapping[str, Any], file: Path) -> None:
         elif name in OPENED or name.endswith(OPENED_ENDINGS):
             allowed = value is None
         else:
-            allowed = _is_plain(value) or _is_token(name, value, file)
+            allowed = _is_plain(value) or _is_token(name, value, file) or _opens_nothing(value)
         if not allowed:
             raise RequestError(
                 f"{file} has {name!r}, which may be the name of a file",
@@ -220,6 +221,19 @@ def _is_plain(value: Any) -> bool:
     """Whether a value is a number, or numbers: nothing that can be a path."""
     numbers = value if isinstance(value, list) else [value]
     return all(isinstance(item, int | float | None) for item in numbers)
+
+
+def _opens_nothing(value: Any) -> bool:
+    """Whether a value is a text, or a list of texts, that is neither the path of something here nor an address."""
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) and "://" not in text and not _exists(text) for text in texts)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return os.path.lexists(text) or os.path.lexists(os.path.expanduser(text))
+    except (OSError, ValueError):  # too long for a name, or with a character that no path has
+        return False
 
 
 def _leads_away(name: str, value: Any) -> bool:

@@ -51,7 +51,10 @@ OPENS: dict[str, tuple[str, dict[str, Any]]] = {
     "a file of the directory": (CONFIG, {"emoji_file": "config.json"}),
     "entities": (CONFIG, {"entity_vocab": "secret.json"}),
     "sentencepiece of a translator": (CONFIG, {"source_spm": "/secret"}),
-    "a name that nobody knows": (CONFIG, {"x": "/secret"}),
+    "a name that nobody knows": (CONFIG, {"x": "/"}),
+    "one of several": (CONFIG, {"x": ["You are kind.", "/"]}),
+    "a directory of the user's": (CONFIG, {"x": "~"}),
+    "an address": (CONFIG, {"x": "https://example.org/secret"}),
     "an object that nobody knows": (CONFIG, {"x": {"y": 1}}),
     "a vocabulary among the tokens": (MAP, {"vocab": "/secret.txt"}),
     "a file among the tokens": (MAP, {"vocab_file": "/secret.txt"}),
@@ -160,7 +163,7 @@ def test_what_real_tokenizers_have_in_their_files_is_read(model: Path, tmp_path:
 
 
 def test_a_tokenizer_of_its_own_code_takes_what_it_likes(model: Path, tmp_path: Path) -> None:
-    entries = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "anything": "at all"}
+    entries = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "anything": "/"}
     folder = told(copied(model, tmp_path / "model"), CONFIG, entries)
     resolve(folder, trust_remote_code=True)
     with pytest.raises(RequestError, match="'anything'"):
@@ -184,3 +187,9 @@ def test_paths_of_another_machine_are_not_copied(model: Path, tmp_path: Path) ->
         "kept_file": "speakers.json",
     }
     assert load_tokenizer(resolve(folder)).bos_token == "b"
+
+
+@pytest.mark.parametrize("value", ["You are a helpful assistant.", "/no_think", "a" * 5000, "a\0b", ["x/y", "z"]])
+def test_texts_that_are_no_paths_of_anything_here_are_values(model: Path, tmp_path: Path, value: Any) -> None:
+    folder = told(copied(model, tmp_path / "model"), CONFIG, {"default_prompt": value})
+    load_tokenizer(resolve(folder))
