@@ -31,7 +31,7 @@ LOCAL = {
 without an owner: where the package of ``flash_attention_2`` is missing."""
 
 
-FLOATS = ({"__float__": "Infinity"}, {"__float__": "-Infinity"}, {"__float__": "NaN"})
+SPECIAL_NUMBERS = ({"__float__": "Infinity"}, {"__float__": "-Infinity"}, {"__float__": "NaN"})
 """How transformers writes the numbers that JSON does not have."""
 
 
@@ -138,7 +138,7 @@ def _is_taken(name: str) -> bool:
 
 def _entries(value: Any, place: str = "", of_part: bool = True) -> Iterator[tuple[str, str, Any, bool]]:
     """All entries of nested objects: where, name, value, and whether the object describes the model or a part of it."""
-    for name, item in value.items() if isinstance(value, dict) and value not in FLOATS else ():
+    for name, item in value.items() if isinstance(value, dict) and value not in SPECIAL_NUMBERS else ():
         where = f"{place}.{name}" if place else name
         yield where, name, item, of_part
         yield from _entries(item, where, "model_type" in item if isinstance(item, dict) else False)
