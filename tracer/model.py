@@ -23,6 +23,7 @@ from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
+from ..runtime.model.own_code import CAUSAL_LM, own_auto_class
 from ..runtime.model_files import check_model_files
 from ..runtime.size_limits import SizeLimit, limited
 from .calls import calls
@@ -30,7 +31,6 @@ from .checkpoint import DOWNLOAD_AGAIN, weight_files
 
 DEMO = "demo"
 ANY_MODEL = SizeLimit()
-CAUSAL_LM = "AutoModelForCausalLM"
 
 # The files of a model directory besides weights: small files, and code that runs only with --trust-remote-code.
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -212,9 +212,8 @@ def _class_of(config_class: type, architectures: Sequence[str] | None) -> Any:
 
 def _builder(config: Any) -> Any:
     """The transformers class (an Auto class or not) that builds and loads the model of a configuration."""
-    own = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
-    if own:
-        return getattr(transformers, CAUSAL_LM if CAUSAL_LM in own else own[0])
+    if own := own_auto_class(getattr(config, "auto_map", None) or {}, config.architectures):
+        return getattr(transformers, own)
     return _class_of(type(config), config.architectures) or AutoModelForCausalLM
 
 

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
+from ...runtime.model.embeddings import input_embeddings
 from ...runtime.tolerances import MERGED_ROUNDINGS, roundings
 from ..model.forward import logits_of
 from ..state import State
@@ -126,9 +127,7 @@ def projection_modules(model: torch.nn.Module) -> list[str]:
     """
     modules = dict(model.named_modules())
     holders = Counter(id(module.weight) for module in modules.values() if hasattr(module, "weight"))
-    embeddings = (
-        [model.get_input_embeddings(), model.get_output_embeddings()] if isinstance(model, PreTrainedModel) else []
-    )
+    embeddings = [input_embeddings(model), model.get_output_embeddings()] if isinstance(model, PreTrainedModel) else []
     return [
         name
         for name, module in modules.items()

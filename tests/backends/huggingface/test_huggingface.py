@@ -19,7 +19,9 @@ from torch import nn
 from fxprune.backends.artifact import read_plan
 from fxprune.backends.digests import sha256
 from fxprune.backends.huggingface import weight_source
-from fxprune.backends.huggingface.save import SavedModel, SaveRequest, auto_class_of, load, save
+from fxprune.backends.huggingface.load import load
+from fxprune.backends.huggingface.model_class import auto_class_of
+from fxprune.backends.huggingface.save import SavedModel, SaveRequest, save
 from fxprune.backends.verify import Job, Reference, VerificationError, verify
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
