@@ -15,7 +15,7 @@ from ..ir.errors import FxpruneError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.model.blocks import read_elsewhere
 from ..passes.model.measure import Step
-from ..runtime.model.caching import caching
+from ..runtime.model.keywords import caching
 from ..runtime.place.memory import is_out_of_memory
 from ..runtime.place.placement import NO_OFFLOAD, Placement, PlacementRequest, told_when_out_of_memory, whole
 from ..runtime.streaming.block_runner import BlockRunner

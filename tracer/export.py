@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ..ir.errors import FxpruneError, first_line
 from ..ir.graph import Graph
 from ..runtime.experts import BATCHED, experts_as
-from ..runtime.model.caching import caching
+from ..runtime.model.keywords import caching
 from ..runtime.quiet import quiet
 from ..runtime.streaming.left_as_found import left_as_found
 from .calls import calls

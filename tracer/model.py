@@ -23,7 +23,7 @@ from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
-from ..runtime.model.own_code import CAUSAL_LM, own_auto_class
+from ..runtime.model.own_code import CAUSAL_LM, own_auto_class, own_class
 from ..runtime.model_files import check_model_files
 from ..runtime.size_limits import SizeLimit, limited
 from .calls import calls
@@ -217,6 +217,13 @@ def _builder(config: Any) -> Any:
     return _class_of(type(config), config.architectures) or AutoModelForCausalLM
 
 
+def _loader(config: Any, directory: Path, allowed: dict[str, bool]) -> Any:
+    """The same, or the class of the model's own code, if that may run."""
+    auto_map = getattr(config, "auto_map", None) or {}
+    own = own_auto_class(auto_map, config.architectures)
+    return own_class(auto_map[own], directory) if own and allowed["trust_remote_code"] else _builder(config)
+
+
 def predicts_next_token(config: Any) -> bool:
     """Whether a configuration from :func:`load_config` describes a causal language model."""
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
@@ -249,12 +256,12 @@ def build_meta(
     allowed = (consent or Consent.nothing(place)).keywords(place)  # for every class: parts of a model may have code too
 
     def build() -> Any:
+        found = _loader(config, place, allowed)
         # Initialising weights that are never used would take minutes.
         with contextlib.ExitStack() as stack:
             for context in (_without_values(),) if buffers else (torch.device("meta"), limited(limit)):
                 stack.enter_context(context)
             # transformers writes the dtype into the config it is given.
-            found = _builder(config)
             if hasattr(found, "from_config"):  # an Auto class
                 model = found.from_config(copy.deepcopy(config), dtype=torch.float32, **allowed)
             else:
@@ -289,16 +296,16 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
     """
     refuse_adapter(source.directory, MERGE_FIRST)
     config = load_config(source)
-    found = _builder(config)
+    allowed = source.consent.keywords(source.directory)
     files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     # With a map of devices the files are read straight to the device.
     elsewhere = {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
     model, info = _guarded(
-        lambda: found.from_pretrained(
+        lambda: _loader(config, source.directory, allowed).from_pretrained(
             source.directory,
             config=config,
             dtype=dtype,
-            **source.consent.keywords(source.directory),
+            **allowed,
             use_safetensors=files[0].suffix == ".safetensors",
             ignore_mismatched_sizes=True,  # they are reported below, with the others
             output_loading_info=True,

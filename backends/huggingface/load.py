@@ -8,14 +8,12 @@ from typing import Any, Literal
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 
 from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...runtime.adapter_files import refuse_adapter
 from ...runtime.config_file import check_built, read_config
 from ...runtime.consent import Consent
-from ...runtime.model.own_code import CODE, class_in, code_files, module_in, own_auto_class
+from ...runtime.model.own_code import CODE, class_in, code_files, module_in, own_auto_class, own_class
 from ...runtime.size_limits import SizeLimit, limited
 from ..artifact import RECORD, read_record
 from .free_form import CONFIG_ENTRY, free_class
@@ -99,11 +97,10 @@ def _known_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 
 def _own_class(reference: str, path: Path) -> type[PreTrainedModel]:
     """The class of a model that brings its own code, which may run."""
-    found = get_class_from_dynamic_module(reference, path)
+    found: type[PreTrainedModel] = own_class(reference, path)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise RequestError(f"{path / 'config.json'} names {reference}, which is no model", AGAIN)
-    made: type[PreTrainedModel] = add_generation_mixin_to_remote_model(found)
-    return made
+    return found
 
 
 def _own_reference(raw: dict[str, Any], path: Path) -> str:

@@ -255,7 +255,8 @@ def _write(request: SaveRequest, folder: Path, design: _Design, values: WeightSo
     """Write weights, configuration, code and companion files."""
     model, original = request.model, request.original
     known = values.write(model, folder, plain=design.form == "uniform", shard_size=request.shard_size)
-    design.config.architectures = [design.model_class.__name__]
+    if not design.own.files or not design.config.architectures:  # for its own code it may name what other programs know
+        design.config.architectures = [design.model_class.__name__]
     design.config.dtype = str(values.dtype).removeprefix("torch.")
     if design.own.files:  # what its own class takes when there is no value, that alone knows: all values are written
         write_json(

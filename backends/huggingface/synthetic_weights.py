@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from ...runtime.model.caching import caching
+from ...runtime.model.keywords import caching
 from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.threads import one_thread
 

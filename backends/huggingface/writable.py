@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from ...ir.errors import RequestError, class_and_first_line
 from ...runtime.consent import Consent
-from .config_search import built_shapes, model_shapes
-from .free_form import CONFIG_ENTRY, plain_config
+from ...runtime.quiet import quiet
+from .config_search import built_shapes
+from .free_form import plain_config
 from .model_class import auto_class_of, base_class, own_code, own_reference
 
 
@@ -42,17 +43,15 @@ def check_writable(model: PreTrainedModel, consent: Consent) -> None:
 def _check_configuration(model: PreTrainedModel, base: type[PreTrainedModel]) -> None:
     """The class of the configuration is the model's own too: what it writes it must read, and build the same from."""
     hint = "the class of its configuration must build from a file what it wrote there: correct that class"
-    earlier = getattr(model.config, CONFIG_ENTRY, {}).get("shapes", {})
     try:
-        built = built_shapes(base, plain_config(model.config))
+        with quiet():
+            held, built = (built_shapes(base, config) for config in (model.config, plain_config(model.config)))
     except Exception as error:  # of any class: its own code raises it
         raise RequestError(
             f"{base.__name__} cannot be built from its own configuration: {class_and_first_line(error)}", hint
         ) from error
-    held = model_shapes(model)
-    odd = sorted(name for name in built.keys() | held.keys() if built.get(name) != held.get(name))
-    if wrong := [name for name in odd if name not in earlier]:
-        raise RequestError(f"{base.__name__} has another '{wrong[0]}' when its configuration was written", hint)
+    if odd := sorted(name for name in built.keys() | held.keys() if built.get(name) != held.get(name)):
+        raise RequestError(f"{base.__name__} has another '{odd[0]}' when its configuration was written", hint)
 
 
 def _check_loading(model: PreTrainedModel) -> None:

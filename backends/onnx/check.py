@@ -12,8 +12,8 @@ import torch
 from transformers import GenerationConfig
 
 from ...ir.errors import FxpruneError
-from ...runtime.model.caching import caching
 from ...runtime.model.embeddings import vocabulary
+from ...runtime.model.keywords import caching
 from ...runtime.tolerances import ONNX_LOGITS_TOLERANCE
 from .runtime import Floats, OnnxDecoder, Tokens, token_positions
 

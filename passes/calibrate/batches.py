@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from torch import Tensor, nn
 
-from ...runtime.model.caching import caching
+from ...runtime.model.keywords import caching
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.streaming.turns import Feed
 

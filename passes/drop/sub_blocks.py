@@ -14,7 +14,7 @@ from torch import nn
 from ...ir import RequestError
 from ...ir.graph import Graph, Op, Value
 from ...runtime.absence import Absence
-from ...runtime.model.caching import caching
+from ...runtime.model.keywords import caching
 from ...runtime.streaming.block_runner import BlockRunner
 from ..model.blocks import Blocks
 from ..model.forward import reading

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.model.caching import caching
+from ...runtime.model.keywords import caching
 from ...runtime.streaming.turns import Feed
 
 

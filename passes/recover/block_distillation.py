@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.model.caching import caching
+from ...runtime.model.keywords import caching
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.side_effects import PassesOnMoreError
 from ...runtime.streaming.turns import Turn, side_by_side

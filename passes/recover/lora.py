@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
 from ...runtime.model.embeddings import input_embeddings
+from ...runtime.model.keywords import takes
 from ...runtime.tolerances import MERGED_ROUNDINGS, roundings
 from ..model.forward import logits_of
 from ..state import State
@@ -108,7 +109,8 @@ class Lora(Recovery):
         from peft import LoraConfig
 
         return LoraConfig(
-            task_type="CAUSAL_LM",
+            # The model of PEFT for this task calls the model with all keywords that those of transformers have.
+            task_type="CAUSAL_LM" if takes(model, "inputs_embeds") else None,
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.model.caching import caching
+from ...runtime.model.keywords import caching
 from ...runtime.place.memory import size_text
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.store import write_tensors

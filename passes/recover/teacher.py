@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...runtime.model.caching import caching
+from ...runtime.model.keywords import caching
 
 IGNORED = -100
 """The label that transformers' causal language model loss ignores."""

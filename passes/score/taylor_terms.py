@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.model.caching import caching
+from ...runtime.model.keywords import caching
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.reverse import Loss

@@ -34,6 +34,19 @@ def module_in(reference: str) -> str:
     return reference.partition(".")[0]
 
 
+def own_class(reference: str, directory: Path) -> Any:
+    """The class of a model that brings its own code, as the Auto classes of transformers get it. The code runs: ask
+    for consent first.
+
+    The Auto classes remember the class of a model for the class of its configuration. In another directory of the same
+    name, with the same code of the configuration, they would take it for any other model.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
+
+    return add_generation_mixin_to_remote_model(get_class_from_dynamic_module(reference, directory))
+
+
 def code_files(references: Iterable[str], directory: Path) -> dict[str, Path] | None:
     """Name -> file of the modules that are named, and of what they import from beside them; None if one is missing."""
     from transformers.dynamic_module_utils import get_relative_imports

@@ -16,6 +16,7 @@ from ..corpora import word_tokenizer
 
 MODELS = Path(__file__).parent / "models"
 WORDS = "abcdefghijklmnopqrstuvwxyz"
+TEXT = " ".join(WORDS[number * number % 23] for number in range(400))
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,21 @@ class OwnModel:
     Attributes:
         name: of its folder, and in the names of its files.
         config: the class of its configuration.
-        heads: Auto class -> class of the model; the first one is what its weights are for.
+        heads: Auto class -> class of the model.
         architecture: what ``architectures`` says, where that is not the class that the weights are for.
-        causal: whether it predicts the next token.
+        auto: the Auto class that loads it with all of its weights.
     """
 
     name: str
     config: str
     heads: dict[str, str]
     architecture: str = ""
-    causal: bool = True
+    auto: str = "AutoModelForCausalLM"
 
     @property
-    def auto(self) -> str:
-        """The Auto class that loads it with all of its weights."""
-        return next(iter(self.heads))
+    def causal(self) -> bool:
+        """Whether it predicts the next token."""
+        return self.auto == "AutoModelForCausalLM"
 
     @property
     def auto_map(self) -> dict[str, str]:
@@ -101,8 +102,8 @@ OWN = {
         OwnModel(
             "reader",
             "ReaderConfig",
-            {"AutoModelForSequenceClassification": "ReaderForSequenceClassification", "AutoModel": "ReaderModel"},
-            causal=False,
+            {"AutoModel": "ReaderModel", "AutoModelForSequenceClassification": "ReaderForSequenceClassification"},
+            auto="AutoModelForSequenceClassification",
         ),
     )
 }
