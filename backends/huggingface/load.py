@@ -13,13 +13,13 @@ from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...runtime.adapter_files import refuse_adapter
 from ...runtime.config_file import check_built, read_config
 from ...runtime.consent import Consent
-from ...runtime.model.own_code import CODE, class_in, code_files, module_in, own_auto_class, own_class
+from ...runtime.model.own_code import CODE, code_files, module_in, own_auto_class, own_class
 from ...runtime.size_limits import SizeLimit, limited
 from ..artifact import RECORD, read_record
 from .free_form import CONFIG_ENTRY, free_class
 from .synthetic_weights import meta_model
 
-AGAIN = "write the artifact again"
+WRITE_AGAIN = "write the artifact again"
 
 
 def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto", own_code: bool = False) -> PreTrainedModel:
@@ -47,11 +47,11 @@ def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto", own_code:
     except FxpruneError:
         raise
     except Exception as error:  # of any class: the entries of its configuration are read by the model's own code
-        raise FxpruneError(f"cannot load {path}: {class_and_first_line(error)}", AGAIN) from error
+        raise FxpruneError(f"cannot load {path}: {class_and_first_line(error)}", WRITE_AGAIN) from error
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             names = ", ".join(sorted(info[kind])[:3])
-            raise FxpruneError(f"{path} has {kind.replace('_', ' ')}: {names}", AGAIN)
+            raise FxpruneError(f"{path} has {kind.replace('_', ' ')}: {names}", WRITE_AGAIN)
     loaded: PreTrainedModel = model
     return loaded
 
@@ -71,7 +71,7 @@ def _class_in(path: Path, *, own_code: bool) -> tuple[type[PreTrainedModel], Pre
     """The class of the model in a directory, its configuration, and what may run there."""
     if not (path / "config.json").is_file():
         raise RequestError(f"{path / 'config.json'} does not exist", "give a model directory")
-    raw = read_config(path / "config.json", AGAIN)
+    raw = read_config(path / "config.json", WRITE_AGAIN)
     reference = _own_reference(raw, path)
     consent = _listed_code(path, reference, raw, own_code=own_code) if reference else Consent.nothing(path)
     try:
@@ -81,7 +81,7 @@ def _class_in(path: Path, *, own_code: bool) -> tuple[type[PreTrainedModel], Pre
     except FxpruneError:
         raise
     except Exception as error:  # likewise
-        raise RequestError(f"{path / 'config.json'} is damaged: {class_and_first_line(error)}", AGAIN) from error
+        raise RequestError(f"{path / 'config.json'} is damaged: {class_and_first_line(error)}", WRITE_AGAIN) from error
     if base is None:
         raise RequestError(
             f"{path / 'config.json'}: 'architectures' is {config.architectures}, which transformers does not know",
@@ -99,21 +99,19 @@ def _own_class(reference: str, path: Path) -> type[PreTrainedModel]:
     """The class of a model that brings its own code, which may run."""
     found: type[PreTrainedModel] = own_class(reference, path)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise RequestError(f"{path / 'config.json'} names {reference}, which is no model", AGAIN)
+        raise RequestError(f"{path / 'config.json'} names {reference}, which is no model", WRITE_AGAIN)
     return found
 
 
 def _own_reference(raw: dict[str, Any], path: Path) -> str:
-    """``module.Class`` of the model that a directory brings; "" where transformers has its class.
-
-    A class may have the name of one of transformers. Then it is the directory's if fxprune has written it there.
-    """
+    """``module.Class`` of the model that a directory brings; "" where ``architectures`` names a class of transformers,
+    unless fxprune has written the code of another class of this name there."""
     if CONFIG_ENTRY in raw:
         own: str = raw[CONFIG_ENTRY].get("own_class", "")
         return own
     auto_map = raw.get("auto_map") or {}
     reference = str(auto_map.get(own_auto_class(auto_map, raw.get("architectures")), ""))
-    if not reference or not hasattr(transformers, class_in(reference)):
+    if not reference or not hasattr(transformers, (raw.get("architectures") or ["none named"])[0]):
         return reference
     listed = read_record(path).get("code") or {} if (path / RECORD).is_file() else {}
     return reference if f"{module_in(reference)}{CODE}" in listed else ""
@@ -131,7 +129,7 @@ def _listed_code(path: Path, reference: str, raw: dict[str, Any], *, own_code: b
     named = [reference, *[text for auto, text in (raw.get("auto_map") or {}).items() if auto == "AutoConfig"]]
     needed = code_files(map(str, named), path)
     if needed is None:
-        raise RequestError(f"{path} lacks code that its config.json names: {', '.join(map(str, named))}", AGAIN)
+        raise RequestError(f"{path} lacks code that its config.json names: {', '.join(map(str, named))}", WRITE_AGAIN)
     if unlisted := [name for name in needed if name not in listed]:
         raise RequestError(
             f"{path / unlisted[0]} would run, and {RECORD} does not list it",
