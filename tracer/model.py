@@ -23,7 +23,7 @@ from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
-from ..runtime.model.own_code import CAUSAL_LM, own_auto_class, own_class
+from ..runtime.model.own_code import own_auto_class, own_class
 from ..runtime.model_files import check_model_files
 from ..runtime.size_limits import SizeLimit, limited
 from .calls import calls
@@ -172,17 +172,18 @@ def load_config(source: ModelSource) -> Any:
 
 def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:
     model_type, own_code = raw.get("model_type"), raw.get("auto_map") or {}
+    own = own_auto_class(own_code, raw.get("architectures"))
     if raw.get("quantization_config"):
         raise RequestError(
             f"{source.name!r} is quantised ({raw['quantization_config'].get('quant_method', 'unknown method')})",
             "prune the original weights and quantise the result",
         )
-    if source.consent.code and any(name.startswith("AutoModel") for name in own_code):
+    if source.consent.code and own:
         return
     if model_type not in CONFIG_MAPPING:
         if own_code:
             raise RequestError(
-                f"{source.name!r} needs its own code: {own_code.get(CAUSAL_LM) or next(iter(own_code.values()))}",
+                f"{source.name!r} needs its own code: {own_code.get(own) or next(iter(own_code.values()))}",
                 f"read that file in {source.origin}, and pass --trust-remote-code if you trust it",
             )
         raise RequestError(

@@ -77,7 +77,7 @@ def _class_in(path: Path, *, own_code: bool) -> tuple[type[PreTrainedModel], Pre
     try:
         config = transformers.AutoConfig.from_pretrained(path, **consent.keywords(path))
         check_built(config, path / "config.json")
-        base = _own_class(reference, path) if reference else _known_class(config)
+        base = own_class(reference, path) if reference else _known_class(config)
     except FxpruneError:
         raise
     except Exception as error:  # likewise
@@ -92,14 +92,6 @@ def _class_in(path: Path, *, own_code: bool) -> tuple[type[PreTrainedModel], Pre
 
 def _known_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     found: type[PreTrainedModel] | None = getattr(transformers, (config.architectures or ["none named"])[0], None)
-    return found
-
-
-def _own_class(reference: str, path: Path) -> type[PreTrainedModel]:
-    """The class of a model that brings its own code, which may run."""
-    found: type[PreTrainedModel] = own_class(reference, path)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise RequestError(f"{path / 'config.json'} names {reference}, which is no model", WRITE_AGAIN)
     return found
 
 

@@ -106,27 +106,31 @@ def own_code(config: PreTrainedConfig, base: type[PreTrainedModel], directory: P
         free: whether the result has a modelling file.
 
     Raises:
-        RequestError: code of the model or of its configuration is missing.
+        RequestError: code of the model or of its configuration is missing, or bears the name of fxprune's file.
     """
-    if not own_reference(base):
+    if not (reference := own_reference(base)):
         return OwnCode()
-    own, auto_map, left_out = auto_class_of(base, config), {}, []
-    for auto, reference in getattr(config, "auto_map", {}).items():
-        if auto.startswith("AutoModel"):
-            if auto == own or class_in(reference) == base.__name__:
-                auto_map[auto] = f"{MODULE}.{base.__name__}" if free else own_reference(base)
-            elif not free and module_in(reference) != MODULE:
-                auto_map[auto] = reference
+    ours, own = f"{MODULE}.{base.__name__}", auto_class_of(base, config)
+    auto_map: dict[str, Any] = {}
+    left_out = []
+    for auto, value in getattr(config, "auto_map", {}).items():
+        if auto == own or (auto.startswith("AutoModel") and class_in(value) == base.__name__):
+            auto_map[auto] = ours if free else reference
+        elif auto.startswith("AutoModel") and (free or module_in(value) == MODULE):
+            continue
+        elif auto == "AutoConfig" or code_files(_references(value), directory) is not None:
+            auto_map[auto] = value
         else:
-            auto_map[auto] = reference
-    for auto in [auto for auto in auto_map if not auto.startswith(("AutoModel", "AutoConfig"))]:
-        if code_files(_references({auto: auto_map[auto]}), directory) is None:
-            left_out.append(f"the code that config.json names for {auto}: {', '.join(_references(auto_map))}")
-            del auto_map[auto]
-    named = {own_reference(base), *_references(auto_map)} - {f"{MODULE}.{base.__name__}"}
-    files = code_files(sorted(named), directory)
+            left_out.append(f"the code that config.json names for {auto}: {', '.join(_references(value))}")
+    named = {reference, *(each for value in auto_map.values() for each in _references(value))} - {ours}
+    return OwnCode(auto_map, _present(sorted(named), directory), tuple(left_out))
+
+
+def _present(references: list[str], directory: Path) -> dict[str, Path]:
+    """The files of code that has to be there."""
+    files = code_files(references, directory)
     if files is None:
-        modules = ", ".join(sorted({f"{module_in(reference)}{CODE}" for reference in named}))
+        modules = ", ".join(sorted({f"{module_in(reference)}{CODE}" for reference in references}))
         raise RequestError(
             f"{directory} lacks code that its config.json names ({modules}), or that this imports from beside it",
             "copy all of its code there",
@@ -135,13 +139,13 @@ def own_code(config: PreTrainedConfig, base: type[PreTrainedModel], directory: P
         raise RequestError(
             f"{directory} has code in {MODULE}{CODE}, which is the name of fxprune's own file", "rename that file"
         )
-    return OwnCode(auto_map, files, tuple(left_out))
+    return files
 
 
-def _references(auto_map: Mapping[str, Any]) -> list[str]:
-    """All ``module.Class`` in an ``auto_map``; a tokenizer has a list of two, either of which may be missing."""
-    values = (value if isinstance(value, list | tuple) else [value] for value in auto_map.values())
-    return [reference for several in values for reference in several if reference]
+def _references(value: Any) -> list[str]:
+    """Each ``module.Class`` in an entry of an ``auto_map``; a tokenizer has a list of two, either of which may be
+    missing."""
+    return [reference for reference in (value if isinstance(value, list | tuple) else [value]) if reference]
 
 
 def copy_code(files: Mapping[str, Path], folder: Path) -> dict[str, str]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...ir.errors import RequestError
+
 CAUSAL_LM = "AutoModelForCausalLM"
 
 CODE = ".py"
@@ -40,11 +42,20 @@ def own_class(reference: str, directory: Path) -> Any:
 
     The Auto classes remember the class of a model for the class of its configuration. In another directory of the same
     name, with the same code of the configuration, they would take it for any other model.
+
+    Raises:
+        RequestError: it is no class of a model.
     """
+    from transformers import PreTrainedModel
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
     from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 
-    return add_generation_mixin_to_remote_model(get_class_from_dynamic_module(reference, directory))
+    found = get_class_from_dynamic_module(reference, directory)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise RequestError(
+            f"{directory / 'config.json'} names {reference}, which is no model", "name a class of models"
+        )
+    return add_generation_mixin_to_remote_model(found)
 
 
 def code_files(references: Iterable[str], directory: Path) -> dict[str, Path] | None:
