@@ -15,7 +15,7 @@ import torch
 from ...backends.atomic_directory import clear_partial
 from ...backends.digests import begin_source_digests
 from ...backends.huggingface.save import Form
-from ...backends.huggingface.writable import check_writable
+from ...backends.huggingface.writable import check_writable, lost_when_loaded, refuse_lost
 from ...backends.seen import Seen
 from ...ir.errors import RequestError
 from ...passes.base import Pass, PassKind
@@ -240,8 +240,13 @@ class ApplyRequest:
     def _check_writable(self, source: ModelSource, config: Any) -> None:
         """Refuse a model whose own code cannot be written with it, if anything is to be written."""
         own = source.consent.code and getattr(config, "auto_map", None)
-        if own and self.out is not None and not self.dry_run:
-            check_writable(build_meta(config, consent=source.consent, buffers=True), source.consent)
+        if not own or self.out is None or self.dry_run:
+            return
+        model = build_meta(config, consent=source.consent, buffers=True)
+        check_writable(model, source.consent)
+        if lost := lost_when_loaded(model):
+            graph = ModelCall(config, self.example).trace(build_meta(config, consent=source.consent)).graph
+            refuse_lost(model, lost, {held.name for held in graph.parameters} | {held.name for held in graph.constants})
 
     def _placed(self, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
         """Where the passes run; without one that runs the model, weights are read from the files one at a time."""

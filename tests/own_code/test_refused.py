@@ -61,6 +61,17 @@ def in_part(folder: Path) -> None:
 LAYER = "        self.layer_idx = layer_idx\n"
 
 
+def bare(*, read: bool) -> Damage:
+    """A tensor in a plain attribute, which the forward reads or not."""
+
+    def change(folder: Path) -> None:
+        text("modeling_interleaved.py", LAYER, f"{LAYER}        self.scales = torch.ones(2)\n")(folder)
+        if read:
+            text("modeling_interleaved.py", "qkv[..., -2, :]", "(qkv[..., -2, :] * self.scales[0])")(folder)
+
+    return change
+
+
 def drops_a_value(folder: Path) -> None:
     text(
         "configuration_interleaved.py",
@@ -83,8 +94,8 @@ REFUSED: dict[str, tuple[str, Damage, str]] = {
     ),
     "a tensor that is no buffer": (
         "interleaved",
-        text("modeling_interleaved.py", LAYER, f"{LAYER}        self.scales = torch.ones(4)\n"),
-        r"holds 'transformer\.h\.0\.attn\.scales' as a bare tensor",
+        bare(read=True),
+        r"without the values of 'transformer\.h\.0\.attn\.scales'",
     ),
     "a configuration that does not come back": (
         "interleaved",
@@ -123,6 +134,15 @@ def test_what_is_refused_is_lost_in_transformers(name: str, tmp_path: Path) -> N
         return
     rotary = model.model.layers[0].self_attn.rotary_emb
     assert not torch.equal(rotary.cos_cached, rotary.tables()[0])
+
+
+def test_what_is_lost_and_never_read_is_no_reason(tmp_path: Path, unverified: None) -> None:
+    del unverified
+    source = OWN["interleaved"].write(tmp_path / "interleaved")
+    bare(read=False)(source)
+    saved = fxprune.apply(source, "random{ratio=0.25}", out=tmp_path / "out", trust_remote_code=True).saved
+    assert saved is not None
+    assert saved.form == "uniform"
 
 
 @pytest.fixture
