@@ -15,6 +15,7 @@ from ..ir.errors import FxpruneError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.model.blocks import read_elsewhere
 from ..passes.model.measure import Step
+from ..runtime.model.keywords import caching
 from ..runtime.place.memory import is_out_of_memory
 from ..runtime.place.placement import NO_OFFLOAD, Placement, PlacementRequest, told_when_out_of_memory, whole
 from ..runtime.streaming.block_runner import BlockRunner
@@ -144,14 +145,14 @@ def _trace(module: torch.nn.Module, window: int) -> Traced:
     if device.type == "meta":
         module = twin(module).to("meta")  # buffers too
     ids = torch.zeros(1, window, dtype=torch.long, device=device)
-    return trace_model(module, {"input_ids": ids, "use_cache": False})
+    return trace_model(module, {"input_ids": ids, **caching(module, False)})
 
 
 def _offloaded(
     source: ModelSource, placement: Placement, scratch: Scratch | None, progress: Progress
 ) -> BlockRunner | str:
     """Runs the model with its weights elsewhere; or why all of them have to be loaded."""
-    from ..backends.huggingface.save import load_without_weights
+    from ..backends.huggingface.load import load_without_weights
 
     config, checkpoint = load_config(source), checkpoint_of(source)
     if _is_free_form(source):
@@ -170,7 +171,7 @@ def _nothing_is_written() -> Path:
 
 
 def _load(source: ModelSource, placement: Placement) -> Any:
-    from ..backends.huggingface.save import load
+    from ..backends.huggingface.load import load
 
     if _is_free_form(source):
         model = load(source.directory, dtype=placement.dtype).eval().to(placement.device)

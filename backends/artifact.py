@@ -80,6 +80,7 @@ class RecordFile(TypedDict, total=False):
 
     artifact: str
     form: str
+    code: dict[str, str]
     pipeline: str
     rebuilt_because: str | None
     parameters: Sizes | None

@@ -17,6 +17,7 @@ from typing import Any
 from ..ir.errors import RequestError
 from ..runtime.consent import Consent, code_references
 from ..runtime.json_object import read_json_object
+from ..runtime.model.own_code import CODE, code_files
 from ..runtime.model_directory.tokenizer import without_paths
 from ..runtime.model_files import copy_model_file
 from .digests import sha256
@@ -42,8 +43,6 @@ PROGRAMS = {
 }
 """Kinds of programs -> the bytes that they begin with. No file of data begins so."""
 
-CODE = ".py"
-
 DAMAGED = "copy or download the model again"
 
 _VERSION = re.compile(r"\.v\d+")
@@ -61,6 +60,10 @@ class CopiedFiles:
 
     code: dict[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+
+    def and_also(self, other: CopiedFiles) -> CopiedFiles:
+        """Both."""
+        return CopiedFiles({**self.code, **other.code}, (*self.left_out, *other.left_out))
 
     def said(self) -> list[str]:
         """For the user, a line for the code and a line for each file that is not in the copy."""
@@ -96,7 +99,7 @@ def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedF
     paths = list(paths)
     for path in paths:
         named = references.get(path.name, [])
-        needed = _code_files(named, consent.directory) if consent.code else None
+        needed = code_files(named, consent.directory) if consent.code else None
         if path.suffix == CODE:
             continue  # what is named comes with the configuration that names it
         if path.suffix not in DATA and not _VERSION.fullmatch(path.suffix):
@@ -147,19 +150,3 @@ def _take_paths_out(path: Path) -> list[str]:
     if gone:
         path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return gone
-
-
-def _code_files(references: Iterable[str], directory: Path) -> dict[str, Path] | None:
-    """Name -> file of the modules that are named, and of what they import from beside them; None if one is missing."""
-    from transformers.dynamic_module_utils import get_relative_imports
-
-    wanted, found = [f"{reference.partition('.')[0]}{CODE}" for reference in references], {}
-    while wanted:
-        name = wanted.pop()
-        file = directory / name
-        if Path(name).name != name or not file.is_file():
-            return None
-        if name not in found:
-            found[name] = file
-            wanted += [f"{module.partition('.')[0]}{CODE}" for module in get_relative_imports(file)]
-    return found

@@ -13,7 +13,9 @@ from .artifact import read_record
 from .pt2.save import KIND, PROGRAM, load_into, load_program
 
 
-def load(path: str | Path, *, into: nn.Module | None = None, allow_pickle: bool = False) -> nn.Module:
+def load(
+    path: str | Path, *, into: nn.Module | None = None, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> nn.Module:
     """Load the module from an artifact.
 
     Args:
@@ -23,10 +25,12 @@ def load(path: str | Path, *, into: nn.Module | None = None, allow_pickle: bool 
             attributes of the artifact, so that the result has this class. When None, the exported program is loaded.
         allow_pickle: whether ``torch.export.load`` may read the exported program, which can run any code in it. Without
             it, only what is data is read; what fxprune writes is.
+        trust_remote_code: whether the code of a model that brings its own may run: the files that ``fxprune.json``
+            lists, if they are what they were when they were copied there. A modelling file of fxprune never runs.
 
     Raises:
-        RequestError: ``path`` is not an artifact, a damaged one, or has links that lead out of it; or ``into`` does not
-            fit it.
+        RequestError: ``path`` is not an artifact, a damaged one, has links that lead out of it, or needs code that may
+            not run or is not listed; or ``into`` does not fit it.
     """
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"path is of type {type(path).__name__}", "give a directory that fxprune wrote")
@@ -37,9 +41,9 @@ def load(path: str | Path, *, into: nn.Module | None = None, allow_pickle: bool 
     if (folder / "config.json").is_file() and not (folder / PROGRAM).is_file():
         if into is not None:
             raise RequestError(f"into= has no effect: {folder} is a Hugging Face model", "leave into= out")
-        from .huggingface.save import load as load_huggingface  # imports transformers, which modules do not need
+        from .huggingface.load import load as load_huggingface  # imports transformers, which modules do not need
 
-        found: nn.Module = load_huggingface(folder)
+        found: nn.Module = load_huggingface(folder, own_code=trust_remote_code)
         return found
     record = read_record(folder)
     if record.get("artifact") != KIND:

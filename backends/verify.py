@@ -210,15 +210,12 @@ def verify_written(job: Job, source: Consent | None, fresh: FreshProcess | None 
 
 
 def _original(job: Job, source: Consent) -> Job:
-    """The same job for the original model."""
-    named = _class_in(source.directory)
-    return replace(job, consent=source, auto_class=named or job.auto_class)
-
-
-def _class_in(folder: Path) -> str | None:
-    """The class of transformers in the config of a model directory, if there is one."""
-    named: list[str] = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    return next((name for name in named if hasattr(transformers, name)), None)
+    """The same job for the original model: the class of transformers in its configuration loads it, or what loads the
+    written model where its own code does."""
+    config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
+    named = next((name for name in config.get("architectures") or [] if hasattr(transformers, name)), None)
+    own = source.code and config.get("auto_map")
+    return replace(job, consent=source, auto_class=job.auto_class if own else named or job.auto_class)
 
 
 def _decodes(job: Job) -> bool:

@@ -36,11 +36,13 @@ SPECIAL_NUMBERS = ({"__float__": "Infinity"}, {"__float__": "-Infinity"}, {"__fl
 
 
 class FreeForm(TypedDict, total=False):
-    """The ``fxprune`` entry of a configuration: shapes by tensor, attributes by module, and modules that are gone."""
+    """The ``fxprune`` entry of a configuration: shapes by tensor, attributes by module, modules that are gone, and the
+    class, as ``module.Class``, of a model that brings its own code."""
 
     shapes: Required[dict[str, list[int]]]
     attributes: Required[dict[str, dict[str, list[int | list[int]]]]]
     absent: dict[str, dict[str, int | None]]
+    own_class: str
 
 
 class ConfigFile(TypedDict, total=False):

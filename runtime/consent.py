@@ -53,7 +53,8 @@ class Consent:
 
     @classmethod
     def of_written(cls, directory: Path, files: Mapping[str, str]) -> Consent:
-        """What fxprune has written into this directory in this run: file name -> sha256."""
+        """What fxprune has written into this directory: file name -> sha256. In this run; or in an earlier one, as its
+        record lists it, where the user allows that in this call."""
         return cls(directory, bool(files), written=dict(files))
 
     def for_copy(self, directory: Path) -> Consent:

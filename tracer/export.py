@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ..ir.errors import FxpruneError, first_line
 from ..ir.graph import Graph
 from ..runtime.experts import BATCHED, experts_as
+from ..runtime.model.keywords import caching
 from ..runtime.quiet import quiet
 from ..runtime.streaming.left_as_found import left_as_found
 from .calls import calls
@@ -130,7 +131,7 @@ def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
     Only the logits count as output, so that hidden states and other states that it returns can be pruned.
 
     Args:
-        model: a transformers model whose ``forward`` takes ``input_ids`` and ``use_cache``.
+        model: a transformers model whose ``forward`` takes ``input_ids``.
         inputs: further keyword arguments of ``forward``.
     """
     taken = {extent for p in model.parameters() for extent in p.shape} | set(integers(vars(model.config)))
@@ -138,7 +139,7 @@ def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
     device = next(model.parameters()).device
     rows = batch * rows_per_sample(model.config)
     ids = torch.zeros(rows, length, dtype=torch.long, device=device)
-    example = {"input_ids": ids, "use_cache": False, **inputs}
+    example = {"input_ids": ids, **caching(model, False), **inputs}
     return trace_model(model, example, extents={"b": batch, "s": length}, output="logits")
 
 

@@ -23,6 +23,7 @@ from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
+from ..runtime.model.own_code import own_auto_class, own_class
 from ..runtime.model_directory.pickles import pickles_read
 from ..runtime.model_directory.tokenizer import check_tokenizer
 from ..runtime.model_files import check_model_files
@@ -32,7 +33,6 @@ from .checkpoint import DOWNLOAD_AGAIN, weight_files
 
 DEMO = "demo"
 ANY_MODEL = SizeLimit()
-CAUSAL_LM = "AutoModelForCausalLM"
 
 # The files of a model directory besides weights: small files, and code that runs only with --trust-remote-code.
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -176,17 +176,18 @@ def load_config(source: ModelSource) -> Any:
 
 def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:
     model_type, own_code = raw.get("model_type"), raw.get("auto_map") or {}
+    own = own_auto_class(own_code, raw.get("architectures"))
     if raw.get("quantization_config"):
         raise RequestError(
             f"{source.name!r} is quantised ({raw['quantization_config'].get('quant_method', 'unknown method')})",
             "prune the original weights and quantise the result",
         )
-    if source.consent.code and any(name.startswith("AutoModel") for name in own_code):
+    if source.consent.code and own:
         return
     if model_type not in CONFIG_MAPPING:
         if own_code:
             raise RequestError(
-                f"{source.name!r} needs its own code: {own_code.get(CAUSAL_LM) or next(iter(own_code.values()))}",
+                f"{source.name!r} needs its own code: {own_code.get(own) or next(iter(own_code.values()))}",
                 f"read that file in {source.origin}, and pass --trust-remote-code if you trust it",
             )
         raise RequestError(
@@ -216,10 +217,16 @@ def _class_of(config_class: type, architectures: Sequence[str] | None) -> Any:
 
 def _builder(config: Any) -> Any:
     """The transformers class (an Auto class or not) that builds and loads the model of a configuration."""
-    own = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
-    if own:
-        return getattr(transformers, CAUSAL_LM if CAUSAL_LM in own else own[0])
+    if own := own_auto_class(getattr(config, "auto_map", None) or {}, config.architectures):
+        return getattr(transformers, own)
     return _class_of(type(config), config.architectures) or AutoModelForCausalLM
+
+
+def _loader(config: Any, directory: Path, allowed: dict[str, bool]) -> Any:
+    """The same, or the class of the model's own code, if that may run."""
+    auto_map = getattr(config, "auto_map", None) or {}
+    own = own_auto_class(auto_map, config.architectures)
+    return own_class(auto_map[own], directory) if own and allowed["trust_remote_code"] else _builder(config)
 
 
 def predicts_next_token(config: Any) -> bool:
@@ -254,12 +261,12 @@ def build_meta(
     allowed = (consent or Consent.nothing(place)).keywords(place)  # for every class: parts of a model may have code too
 
     def build() -> Any:
+        found = _loader(config, place, allowed)
         # Initialising weights that are never used would take minutes.
         with contextlib.ExitStack() as stack:
             for context in (_without_values(),) if buffers else (torch.device("meta"), limited(limit)):
                 stack.enter_context(context)
             # transformers writes the dtype into the config it is given.
-            found = _builder(config)
             if hasattr(found, "from_config"):  # an Auto class
                 model = found.from_config(copy.deepcopy(config), dtype=torch.float32, **allowed)
             else:
@@ -295,17 +302,17 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
     """
     refuse_adapter(source.directory, MERGE_FIRST)
     config = load_config(source)
-    found = _builder(config)
+    allowed = source.consent.keywords(source.directory)
     files = weight_files(source.directory, allow_pickle=source.consent.pickle)
     # With a map of devices the files are read straight to the device.
     elsewhere = {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
     with pickles_read(source.consent.pickle):
         model, info = _guarded(
-            lambda: found.from_pretrained(
+            lambda: _loader(config, source.directory, allowed).from_pretrained(
                 source.directory,
                 config=config,
                 dtype=dtype,
-                **source.consent.keywords(source.directory),
+                **allowed,
                 use_safetensors=files[0].suffix == ".safetensors",
                 ignore_mismatched_sizes=True,  # they are reported below, with the others
                 output_loading_info=True,

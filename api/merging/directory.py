@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...backends.huggingface.free_form import CONFIG_ENTRY
-from ...backends.huggingface.save import load, load_without_weights
+from ...backends.huggingface.load import load, load_without_weights
 from ...backends.huggingface.streamed_weights import obstacle, stored_tensors
 from ...ir.errors import RequestError, first_line
 from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles

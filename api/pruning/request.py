@@ -15,6 +15,7 @@ import torch
 from ...backends.atomic_directory import clear_partial
 from ...backends.digests import begin_source_digests
 from ...backends.huggingface.save import Form
+from ...backends.huggingface.writable import check_writable, lost_when_loaded, refuse_lost
 from ...backends.seen import Seen
 from ...ir.errors import RequestError
 from ...passes.base import Pass, PassKind
@@ -32,7 +33,7 @@ from ...runtime.place.placement import (
     told_when_out_of_memory,
 )
 from ...runtime.ranks import ALONE, Ranks
-from ...tracer.model import ModelSource, load_config
+from ...tracer.model import ModelSource, build_meta, load_config
 from ..agreement import agree_on_files, on_every_rank
 from ..model_call import ModelCall
 from ..places import check_apart, claim
@@ -143,7 +144,9 @@ class ApplyRequest:
             recorded = None if self.plan is None else read_recorded(self.plan, source)
             if recorded is not None:
                 pipeline = (Replay(sha256=recorded.sha256), *pipeline)
-            model_call = ModelCall(load_config(source), self.example)
+            config = load_config(source)
+            self._check_writable(source, config)
+            model_call = ModelCall(config, self.example)
             read = any(text is not None for text in texts.values())
             model_call.check(asked, loss=self.loss is not None, texts=read)
             placement = self._placed(source, model_call.config, pipeline if weights else ())
@@ -233,6 +236,17 @@ class ApplyRequest:
         if not self.dry_run:
             begin_source_digests(source.origin)
         return seen
+
+    def _check_writable(self, source: ModelSource, config: Any) -> None:
+        """Refuse a model whose own code cannot be written with it, if anything is to be written."""
+        own = source.consent.code and getattr(config, "auto_map", None)
+        if not own or self.out is None or self.dry_run:
+            return
+        model = build_meta(config, consent=source.consent, buffers=True)
+        check_writable(model, source.consent)
+        if lost := lost_when_loaded(model):
+            graph = ModelCall(config, self.example).trace(build_meta(config, consent=source.consent)).graph
+            refuse_lost(model, lost, {held.name for held in graph.parameters} | {held.name for held in graph.constants})
 
     def _placed(self, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
         """Where the passes run; without one that runs the model, weights are read from the files one at a time."""

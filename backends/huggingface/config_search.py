@@ -282,7 +282,8 @@ def retargets() -> list[Retarget]:
 
 def _applies(retarget: Retarget, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> bool:
     same = all(getattr(config, name, value) == value for name, value in retarget.when.items())
-    return config.model_type == retarget.source and model_class.__name__ in retarget.classes and same
+    own = getattr(transformers, model_class.__name__, None) is not model_class  # it may compute anything
+    return config.model_type == retarget.source and model_class.__name__ in retarget.classes and same and not own
 
 
 def _edits(data: Mapping[str, Any], pairs: list[tuple[int, int]], *, empty: bool) -> list[tuple[Field, int]]:

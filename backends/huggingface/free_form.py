@@ -1,30 +1,32 @@
 """The free form: widths that no configuration describes, set by a small modelling file beside the weights.
 
-The file defines a subclass of the original class of transformers, with the same name. It builds the model from the
-configuration of the source, then sets the shapes and attributes in the ``fxprune`` entry of config.json, and removes
-the modules that this entry lists. It has no code for any architecture, and needs only transformers.
+The file defines a subclass of the original class, of transformers or of the code that the model brings, with the same
+name. It builds the model from the configuration of the source, then sets the shapes and attributes in the ``fxprune``
+entry of config.json, and removes the modules that this entry lists. It has no code for any architecture, and needs only
+transformers and the code of the model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.plan import Plan
 from ...ir.repairs import ConfigView, Repairs, repair, repairs_integers
 from ...runtime.absence import Absence, absences
+from ...runtime.model.own_code import module_in
 from ...runtime.tensors import tensors_by_every_name
 from .config_search import built_shapes, model_shapes
+from .model_class import MODULE, base_class, own_reference
 
 CONFIG_ENTRY = "fxprune"
-MODULE = "modeling_fxprune"
 
 HEADER = '''\
 # Copyright the fxprune authors.
@@ -40,13 +42,13 @@ attributes, that the "fxprune" entry of config.json lists.{absent} Load it with
 from typing import Any
 
 import torch
-import transformers
+{imported}
 
 '''
 
 FOOTER = '''
 
-class {name}(transformers.{name}):
+class {name}({original}):
     """The original architecture; only widths differ."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -57,15 +59,18 @@ class {name}(transformers.{name}):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        return transformers.{name}.is_custom_code()
+        return {original}.is_custom_code()
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        return transformers.{name}._can_set_experts_implementation()
+        return {original}._can_set_experts_implementation()
 '''
 
 ORIGINAL = ("is_custom_code", "_can_set_experts_implementation")
 """Methods for which the modelling file calls the original class."""
+
+ORIGINAL_NAME = "Original"
+"""In the modelling file, the class of a model that brings its own code."""
 
 ABSENT = ' The modules under "absent" go.'
 TAKE_OUT = "        take_out(self, config.fxprune)\n"
@@ -156,23 +161,14 @@ MOST_OUTPUTS = 16
 _ENTRY = "this is not what fxprune wrote: get the model again, or write it again"
 
 
-def base_class(model: nn.Module) -> type[PreTrainedModel]:
-    """The class of transformers that a model has, or that its class derives from.
-
-    Raises:
-        RequestError: there is none, because the code of the model came with its checkpoint.
-    """
-    for candidate in type(model).__mro__:
-        if issubclass(candidate, PreTrainedModel) and candidate.__module__.startswith("transformers.models."):
-            return candidate
-    raise RequestError(
-        f"{type(model).__name__} is not a class of transformers",
-        "models with their own modelling code cannot be saved yet",
-    )
-
-
-def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class: str) -> PreTrainedConfig:
+def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_map: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration of the free form: that of the source, the changed shapes, and the name of the modelling file.
+
+    Args:
+        model: the pruned model.
+        plan: what was removed.
+        repairs: attributes that changed.
+        auto_map: Auto class -> ``module.Class``.
 
     Raises:
         FxpruneError: the plan has changed a tensor that is not stored in checkpoints.
@@ -200,33 +196,41 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_class
     }
     if absent:
         entry["absent"] = absent
-    auto_map = {auto_class: f"{MODULE}.{base.__name__}"}
-    return type(source).from_dict({**source.to_dict(), "auto_map": auto_map, CONFIG_ENTRY: entry})
+    if reference := own_reference(base):
+        entry["own_class"] = reference
+    return type(source).from_dict({**source.to_dict(), "auto_map": dict(auto_map), CONFIG_ENTRY: entry})
 
 
 def plain_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy of a configuration without the entries that the free form added."""
     data = {key: value for key, value in config.to_dict().items() if key != CONFIG_ENTRY}
-    return type(config).from_dict(_without_code(data))
+    return type(config).from_dict(without_entries(data, "auto_map"))  # parts of a model may name code too
 
 
-def _without_code(value: Any) -> Any:
-    """Data without the ``auto_map`` at any depth: parts of a model may name code too."""
+def without_entries(value: Any, name: str) -> Any:
+    """Data without the entries of a name, at any depth."""
     if isinstance(value, dict):
-        return {key: _without_code(inner) for key, inner in value.items() if key != "auto_map"}
-    return [_without_code(item) for item in value] if isinstance(value, list) else value
+        return {key: without_entries(inner, name) for key, inner in value.items() if key != name}
+    return [without_entries(item, name) for item in value] if isinstance(value, list) else value
 
 
-def write_code(folder: Path, name: str, auto_class: str, version: str, *, absent: bool = False) -> dict[str, str]:
-    """Write the modelling file for the class ``name``; ``absent`` tells that modules were removed.
+def write_code(
+    folder: Path, base: type[PreTrainedModel], auto_class: str, version: str, *, absent: bool = False
+) -> dict[str, str]:
+    """Write the modelling file for a class; ``absent`` tells that modules were removed.
 
     Returns:
         The name of the file -> the sha256 of what it holds.
     """
     needed = (ConfigView, repair, replay, *((Absence, Absent, take_out) if absent else ()))
     parts = "\n\n".join(inspect.getsource(part) for part in needed)
-    header = HEADER.format(name=name, version=version, auto=auto_class, absent=ABSENT if absent else "")
-    footer = FOOTER.format(name=name, absent=TAKE_OUT if absent else "")
+    name, reference = base.__name__, own_reference(base)
+    imported = f"from .{module_in(reference)} import {name} as {ORIGINAL_NAME}" if reference else "import transformers"
+    header = HEADER.format(
+        name=name, version=version, auto=auto_class, absent=ABSENT if absent else "", imported=imported
+    )
+    original = ORIGINAL_NAME if reference else f"transformers.{name}"
+    footer = FOOTER.format(name=name, original=original, absent=TAKE_OUT if absent else "")
     text = f"{header}\n{parts}{footer}".encode()
     (folder / f"{MODULE}.py").write_bytes(text)
     return {f"{MODULE}.py": hashlib.sha256(text).hexdigest()}

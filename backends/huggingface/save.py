@@ -8,43 +8,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...ir.errors import FxpruneError, RequestError, class_and_first_line
+from ...ir.errors import RequestError
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.absence import absences
-from ...runtime.adapter_files import refuse_adapter
-from ...runtime.config_file import check_built, read_config
 from ...runtime.consent import Consent
-from ...runtime.model_directory.pickles import pickles_read
-from ...runtime.size_limits import SizeLimit, limited
 from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
 from ..copied_files import CopiedFiles, companions, copy_files
 from ..digests import digests, source_digests
 from ..seen import Seen
 from ..verify import FreshProcess, Job, Reference, VerificationError
-from .config_search import find_config, model_shapes
-from .free_form import CONFIG_ENTRY, base_class, free_class, free_config, plain_config, write_code
-from .synthetic_weights import meta_model
+from .config_search import ConfigMatch, find_config, model_shapes
+from .free_form import free_config, plain_config, without_entries, write_code
+from .model_class import AUTO_CLASSES, MODULE, OwnCode, auto_class_of, base_class, copy_code, own_code, own_reference
 from .weight_source import InMemoryWeights, WeightSource
 
 Form = Literal["auto", "uniform", "free"]
 
 SHARD_SIZE = "5GB"
-USUAL = (
-    "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForImageTextToText",
-    "AutoModelForSequenceClassification", "AutoModelForMaskedLM", "AutoModelForTokenClassification",
-    "AutoModelForQuestionAnswering", "AutoModelForImageClassification", "AutoModel",
-)  # fmt: skip
-AUTO_CLASSES = (
-    *USUAL,
-    *(name for name in sorted(dir(transformers)) if name.startswith("AutoModelFor") and name not in USUAL),
-)
-"""The Auto classes in the order in which they are searched: several may load the same class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,83 +153,6 @@ def save(request: SaveRequest) -> SavedModel:
         model.train(was_training)
 
 
-def load(path: Path, *, dtype: torch.dtype | Literal["auto"] = "auto") -> PreTrainedModel:
-    """Load an artifact of either form. The free form is loaded without running its modelling file.
-
-    Raises:
-        RequestError: the directory has no model of a class of transformers, or an adapter that would be loaded too.
-        FxpruneError: the tensors do not fit the configuration.
-    """
-    refuse_adapter(path, "merge the adapter first, or remove its files")
-    model_class, config = _class_in(path)
-    try:
-        with limited(SizeLimit.of_files(path.glob("model*.safetensors"))), pickles_read(False):
-            model, info = model_class.from_pretrained(
-                path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **no_code(path)
-            )
-    except FxpruneError:
-        raise
-    except Exception as error:  # of any class: the entries of its configuration are read by the model's own code
-        raise FxpruneError(f"cannot load {path}: {class_and_first_line(error)}", "write the artifact again") from error
-    for kind in ("missing_keys", "unexpected_keys"):
-        if info[kind]:
-            names = ", ".join(sorted(info[kind])[:3])
-            raise FxpruneError(f"{path} has {kind.replace('_', ' ')}: {names}", "write the artifact again")
-    loaded: PreTrainedModel = model
-    return loaded
-
-
-def no_code(path: Path) -> dict[str, bool]:
-    """What transformers is told about a directory of which no code runs."""
-    return Consent.nothing(path).keywords(path)
-
-
-def load_without_weights(path: Path) -> PreTrainedModel:
-    """An artifact of either form with its parameters on the meta device, float32, and buffers with values.
-
-    Raises:
-        RequestError: as :func:`load`.
-    """
-    return meta_model(*_class_in(path))
-
-
-def _class_in(path: Path) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-    """The class of the model in a directory, and its configuration."""
-    if not (path / "config.json").is_file():
-        raise RequestError(f"{path / 'config.json'} does not exist", "give a model directory")
-    read_config(path / "config.json", "write the artifact again")
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, **no_code(path))
-        check_built(config, path / "config.json")
-        base = getattr(transformers, (config.architectures or ["none named"])[0], None)
-    except FxpruneError:
-        raise
-    except Exception as error:  # likewise
-        raise RequestError(
-            f"{path / 'config.json'} is damaged: {class_and_first_line(error)}", "write the artifact again"
-        ) from error
-    if base is None:
-        raise RequestError(
-            f"{path / 'config.json'}: 'architectures' is {config.architectures}, which transformers does not know",
-            "set 'architectures' to a class of transformers",
-        )
-    return free_class(base) if hasattr(config, CONFIG_ENTRY) else base, config
-
-
-def auto_class_of(model_class: type[PreTrainedModel]) -> str:
-    """Name of the Auto class that loads a class of transformers. If there is none, as for the text part of a multimodal
-    model, the name of the class itself."""
-    for name in AUTO_CLASSES:
-        mapping = getattr(transformers, name)._model_mapping
-        if model_class.config_class in mapping:
-            found = mapping[model_class.config_class]
-            if model_class in (found if isinstance(found, tuple) else (found,)):
-                return name
-    if model_class.__module__.startswith("transformers.models."):
-        return model_class.__name__
-    raise RequestError(f"no Auto class of transformers loads {model_class.__name__}", "prune a model with a task head")
-
-
 @dataclass(frozen=True)
 class _Design:
     """The configuration and the classes with which a model will be written."""
@@ -257,6 +164,7 @@ class _Design:
     retargeted: str = ""
     why_free: str = ""
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    own: OwnCode = field(default_factory=OwnCode)
 
     def saved(self, out: Path, checks: Mapping[str, Any], written: _Written) -> SavedModel:
         """The result, when the model has been written to ``out``."""
@@ -272,7 +180,7 @@ class _Written:
 
     Attributes:
         known: file name -> sha256, of those that were computed on the way.
-        code: the same, of the modelling file.
+        code: the same, of the modelling file and of the code of the model's own, which run when it is loaded.
         copied: what was copied from the source.
     """
 
@@ -286,26 +194,45 @@ def _design(request: SaveRequest, values: WeightSource, *, form: Form) -> _Desig
     base = base_class(model)
     why = "asked for"
     if form != "free":
-        source = plain_config(model.config)
-        accept = values.same_function(model)
-        match, why = None, f"{next(iter(absences(model)), '')} is absent"
-        if not absences(model):
-            match, why = find_config(source, base, model_shapes(model), request.quantities, accept=accept)
+        match, why = _uniform(request, values)
         if match is not None:
             note = ""
             if match.retarget is not None:
                 note = f"{match.retarget.source} to {match.retarget.target}: {match.retarget.why}"
-            auto = auto_class_of(match.model_class)
-            return _Design("uniform", match.config, match.model_class, auto, note, "", match.changes)
+            auto, own = auto_class_of(match.model_class, model.config), _own_code(request, base, free=False)
+            if own_reference(base):
+                match.config.auto_map = dict(own.auto_map)
+            return _Design("uniform", match.config, match.model_class, auto, note, "", match.changes, own)
         if form == "uniform":
             raise RequestError(
                 f"--form uniform is not possible: no plain configuration describes the pruned model: {why}",
                 "use --form free, or --form auto",
             )
-    auto = auto_class_of(base)
+    auto, own = auto_class_of(base, model.config), _own_code(request, base, free=True)
     if auto not in AUTO_CLASSES:  # with ``auto_map``, an Auto class also loads a class that it does not know
         auto = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
-    return _Design("free", free_config(model, request.plan, request.repairs, auto), base, auto, "", why)
+    auto_map = own.auto_map or {auto: f"{MODULE}.{base.__name__}"}
+    config = free_config(model, request.plan, request.repairs, auto_map)
+    return _Design("free", config, base, auto, "", why, own=own)
+
+
+def _uniform(request: SaveRequest, values: WeightSource) -> tuple[ConfigMatch | None, str]:
+    """The plain configuration that describes the model; or None, and why there is none."""
+    model = request.model
+    if absent := next(iter(absences(model)), ""):
+        return None, f"{absent} is absent"
+    source, accept = plain_config(model.config), values.same_function(model)
+    return find_config(source, base_class(model), model_shapes(model), request.quantities, accept=accept)
+
+
+def _own_code(request: SaveRequest, base: type[PreTrainedModel], *, free: bool) -> OwnCode:
+    """The code that goes along with a model whose class came with it, by consent."""
+    if not own_reference(base):
+        return OwnCode()
+    consent = request.original
+    if consent is None or not consent.code:
+        raise RequestError(f"{base.__name__} comes with code that may not run", "pass --trust-remote-code")
+    return own_code(request.model.config, base, consent.directory, free=free)
 
 
 def _write_checked(
@@ -328,19 +255,25 @@ def _write(request: SaveRequest, folder: Path, design: _Design, values: WeightSo
     """Write weights, configuration, code and companion files."""
     model, original = request.model, request.original
     known = values.write(model, folder, plain=design.form == "uniform", shard_size=request.shard_size)
-    design.config.architectures = [design.model_class.__name__]
+    if not design.own.files or not design.config.architectures:  # for its own code it may name what other programs know
+        design.config.architectures = [design.model_class.__name__]
     design.config.dtype = str(values.dtype).removeprefix("torch.")
-    design.config.to_json_file(folder / "config.json", use_diff=True)
+    if design.own.files:  # what its own class takes when there is no value, that alone knows: all values are written
+        write_json(
+            folder / "config.json", dict(sorted(without_entries(design.config.to_dict(), "_name_or_path").items()))
+        )
+    else:
+        design.config.to_json_file(folder / "config.json", use_diff=True)
     for file in folder.glob("*.py"):  # transformers writes the code of a model that had its own
         file.unlink()
-    code = {}
+    code = copy_code(design.own.files, folder)
+    copied = CopiedFiles(dict(code), design.own.left_out)
     if design.form == "free":
         absent = bool(absences(model))
-        code = write_code(folder, design.model_class.__name__, design.auto_class, version("fxprune"), absent=absent)
-    copied = CopiedFiles()
+        code |= write_code(folder, design.model_class, design.auto_class, version("fxprune"), absent=absent)
     if original is not None and original.directory.is_dir():
         wanted = companions(original.directory)
-        copied = copy_files([path for path in wanted if path.name not in code], folder, original)
+        copied = copied.and_also(copy_files([path for path in wanted if path.name not in code], folder, original))
     return _Written(known, code, copied)
 
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from ...runtime.model.keywords import caching
 from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.threads import one_thread
 
@@ -65,7 +66,7 @@ class SyntheticWeights:
         """The first output of ``model`` with synthetic weights, float32."""
         with sampled_products():
             with left_as_found(model, values=True):
-                output = functional_call(model, self.tensors(model), (), {**inputs, "use_cache": False})
+                output = functional_call(model, self.tensors(model), (), {**inputs, **caching(model, False)})
             return torch.as_tensor(output[0])
 
     @contextmanager

@@ -12,6 +12,8 @@ import torch
 from transformers import GenerationConfig
 
 from ...ir.errors import FxpruneError
+from ...runtime.model.embeddings import vocabulary
+from ...runtime.model.keywords import caching
 from ...runtime.tolerances import ONNX_LOGITS_TOLERANCE
 from .runtime import Floats, OnnxDecoder, Tokens, token_positions
 
@@ -80,7 +82,7 @@ class TorchReference:
 
     def __init__(self, model: torch.nn.Module, text: Tokens | None = None) -> None:
         self.model: Any = model
-        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        self.vocabulary = vocabulary(model)
         self._text = text
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
@@ -95,7 +97,7 @@ class TorchReference:
         if self._takes_positions:
             inputs["position_ids"] = torch.from_numpy(token_positions(mask))
         with torch.no_grad():
-            logits: Floats = self.model(**inputs, use_cache=False).logits.numpy()
+            logits: Floats = self.model(**inputs, **caching(self.model, False)).logits.numpy()
         return logits
 
     def generate(self, prompt: Tokens, count: int) -> list[int]:

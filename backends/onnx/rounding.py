@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ...ir.errors import FxpruneError
+from ...runtime.model.embeddings import vocabulary
 from .check import TorchReference, decode_pairs, greedy_shortfalls, padded_pairs
 from .runtime import Floats, OnnxDecoder, Tokens
 
@@ -94,9 +95,8 @@ def _compare(pairs: list[tuple[Floats, Floats]]) -> tuple[float, float]:
 
 def _written(model: torch.nn.Module) -> Tokens:
     """Text sampled from the model, ``[sequences, length]``, after random first tokens."""
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     context = getattr(model.config, "max_position_embeddings", None) or _TEXT_LENGTH
-    tokens = torch.from_numpy(np.random.default_rng(_TEXT_SEED).integers(0, vocabulary, (_SEQUENCES, 1)))
+    tokens = torch.from_numpy(np.random.default_rng(_TEXT_SEED).integers(0, vocabulary(model), (_SEQUENCES, 1)))
     generator = torch.Generator().manual_seed(_TEXT_SEED)
     cache = None
     with torch.no_grad():

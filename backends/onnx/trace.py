@@ -18,6 +18,7 @@ from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...runtime.consent import Consent
 from ...runtime.json_object import read_json_object
+from ...runtime.model.keywords import caching
 from ...runtime.model_directory.pickles import pickles_read
 from ...runtime.quiet import quiet
 from ...runtime.streaming.left_as_found import left_as_found
@@ -172,7 +173,7 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
     """
     try:
         with torch.no_grad(), quiet(), left_as_found(model):
-            output = model(input_ids=torch.zeros(_TRACE_BATCH, _PAST, dtype=torch.int64), use_cache=True)
+            output = model(input_ids=torch.zeros(_TRACE_BATCH, _PAST, dtype=torch.int64), **caching(model, True))
     except Exception as error:  # whatever a model's own code raises
         raise FxpruneError(
             f"{type(model).__name__} does not run on token ids [{_TRACE_BATCH}, {_PAST}]: {innermost_line(error)}",

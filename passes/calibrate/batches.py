@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from torch import Tensor, nn
 
+from ...runtime.model.keywords import caching
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.streaming.turns import Feed
 
@@ -69,7 +70,7 @@ def calibration_feeds(
 
 def _feed(window: Tensor) -> Feed:
     def run(model: nn.Module) -> Any:
-        return model(input_ids=window.to(next(model.parameters()).device), use_cache=False)
+        return model(input_ids=window.to(next(model.parameters()).device), **caching(model, False))
 
     return run
 

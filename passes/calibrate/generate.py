@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
 from ...ir.options import option, seed_option
+from ...runtime.model.embeddings import vocabulary
 from ...runtime.streaming.block_runner import BlockRunner
 from ..base import Pass, PassKind
 from ..data import Corpus
@@ -126,9 +127,7 @@ def written_by(runner: BlockRunner, count: int, length: int, generator: torch.Ge
     Raises:
         FxpruneError: for logits that are not finite.
     """
-    embeddings: Any = runner.model.get_input_embeddings()  # type: ignore[operator]
-    vocabulary = embeddings.weight.shape[0]
-    tokens = [torch.randint(vocabulary, (count, 1), generator=generator)]
+    tokens = [torch.randint(vocabulary(runner.model), (count, 1), generator=generator)]
     state = None
     with runner.session() as model:
         while len(tokens) < length:

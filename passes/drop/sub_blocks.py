@@ -14,6 +14,7 @@ from torch import nn
 from ...ir import RequestError
 from ...ir.graph import Graph, Op, Value
 from ...runtime.absence import Absence
+from ...runtime.model.keywords import caching
 from ...runtime.streaming.block_runner import BlockRunner
 from ..model.blocks import Blocks
 from ..model.forward import reading
@@ -122,7 +123,7 @@ def _run_without(runner: BlockRunner, parts: Sequence[SubBlock], tokens: torch.T
 
     def feed(model: nn.Module) -> bool:
         try:
-            model(input_ids=tokens[:1, :2], use_cache=True)
+            model(input_ids=tokens[:1, :2], **caching(model, True))
         except torch.OutOfMemoryError:
             raise
         except (AttributeError, TypeError, RuntimeError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...runtime.model.keywords import caching
 from ...runtime.streaming.turns import Feed
 
 
@@ -29,7 +30,7 @@ def reading(ids: torch.Tensor, *, cache: bool = False) -> Feed:
     """What runs a model of transformers on token ids ``[B, L]``, for hooks to see it."""
 
     def feed(model: torch.nn.Module) -> None:
-        model(input_ids=ids, use_cache=cache)
+        model(input_ids=ids, **caching(model, cache))
 
     return feed
 
@@ -60,7 +61,7 @@ def decoded(
     cache, before = state or ({}, None)
     ids = ids.to(device_of(model))
     read = ids if before is None else torch.cat([before, ids], 1)
-    out = model(input_ids=read, use_cache=True, **cache)
+    out = model(input_ids=read, **caching(model, True), **cache)
     found = {name: given for name in ALL_CACHE_NAMES if (given := getattr(out, name, None)) is not None}
     return out.logits[:, -ids.shape[1] :], (found, None if found else read)
 
@@ -68,7 +69,7 @@ def decoded(
 def _options(model: Callable[..., Any]) -> dict[str, Any]:
     from transformers import PreTrainedModel
 
-    return {"use_cache": False} if isinstance(model, PreTrainedModel) else {}
+    return caching(model, False) if isinstance(model, PreTrainedModel) else {}
 
 
 def device_of(model: Callable[..., Any]) -> torch.device:

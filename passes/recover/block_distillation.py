@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.model.keywords import caching
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.side_effects import PassesOnMoreError
 from ...runtime.streaming.turns import Turn, side_by_side
@@ -97,7 +98,7 @@ def _comparable(student: BlockRunner, teacher: BlockRunner) -> str:
 
 def _feed(batch: dict[str, Tensor], device: torch.device) -> Feed:
     given = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-    return lambda model: model(**given, use_cache=False)
+    return lambda model: model(**given, **caching(model, False))
 
 
 def _target(turn: Turn, batch: int) -> Tensor:

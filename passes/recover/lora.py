@@ -15,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
+from ...runtime.model.embeddings import input_embeddings
+from ...runtime.model.keywords import takes
 from ...runtime.tolerances import MERGED_ROUNDINGS, roundings
 from ..model.forward import logits_of
 from ..state import State
@@ -107,7 +109,8 @@ class Lora(Recovery):
         from peft import LoraConfig
 
         return LoraConfig(
-            task_type="CAUSAL_LM",
+            # The model of PEFT for this task calls the model with all keywords that those of transformers have.
+            task_type="CAUSAL_LM" if takes(model, "inputs_embeds") else None,
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
@@ -126,9 +129,7 @@ def projection_modules(model: torch.nn.Module) -> list[str]:
     """
     modules = dict(model.named_modules())
     holders = Counter(id(module.weight) for module in modules.values() if hasattr(module, "weight"))
-    embeddings = (
-        [model.get_input_embeddings(), model.get_output_embeddings()] if isinstance(model, PreTrainedModel) else []
-    )
+    embeddings = [input_embeddings(model), model.get_output_embeddings()] if isinstance(model, PreTrainedModel) else []
     return [
         name
         for name, module in modules.items()

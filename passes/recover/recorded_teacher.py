@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.model.keywords import caching
 from ...runtime.place.memory import size_text
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.store import write_tensors
@@ -135,7 +136,7 @@ class RecordedTeacher(Teacher):
         def feed(model: nn.Module) -> None:
             inputs = {name: tensor.to(device) for name, tensor in pad(examples).items()}
             counted = inputs.pop("labels")[:, 1:] != IGNORED
-            logits = model(**inputs, use_cache=False).logits[:, :-1][counted].float()
+            logits = model(**inputs, **caching(model, False)).logits[:, :-1][counted].float()
             if not bool(logits.isfinite().all()):
                 raise FxpruneError(
                     "the dense model's predictions are not finite", "run in float32; look for NaN in its weights"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...runtime.model.keywords import caching
+
 IGNORED = -100
 """The label that transformers' causal language model loss ignores."""
 
@@ -85,7 +87,7 @@ class PresentTeacher(Teacher):
         """Compute the predictions."""
         given = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad():
-            self._answers = self.model(**given, use_cache=False).logits.detach()
+            self._answers = self.model(**given, **caching(self.model, False)).logits.detach()
 
     def distance(self, student: Tensor, counted: Tensor) -> Tensor:
         """From all of the distribution."""

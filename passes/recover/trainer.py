@@ -151,14 +151,17 @@ def _checkpointed(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _cache_setting(model: torch.nn.Module) -> Iterator[None]:
-    """Restore ``config.use_cache`` afterwards: Trainer turns it off, and it is saved with the model."""
-    config = getattr(model, "config", None)
-    before = getattr(config, "use_cache", None)
+    """Restore ``config.use_cache`` afterwards: Trainer turns it off, even where there is none, and it is saved with the
+    model."""
+    config: Any = getattr(model, "config", None)
+    known, before = hasattr(config, "use_cache"), getattr(config, "use_cache", None)
     try:
         yield
     finally:
-        if config is not None and before is not None:
+        if known:
             config.use_cache = before
+        elif config is not None:
+            vars(config).pop("use_cache", None)
 
 
 class _Taught(Trainer):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.model.keywords import caching
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.reverse import Loss
@@ -44,8 +45,8 @@ def taylor(runner: BlockRunner, tokens: Tensor, wanted: Wanted, variant: str, ra
     has the figures. Afterwards gradients, flags and modes of the model are as they were.
 
     Args:
-        runner: of a model that is called as ``model(input_ids=..., labels=..., use_cache=False)``, and returns
-            something with a ``loss``.
+        runner: of a model that is called as ``model(input_ids=..., labels=...)``, with ``use_cache=False`` if it takes
+            that, and returns something with a ``loss``.
         tokens: int64 ``[N, L]``, N samples without padding.
         wanted: what to score.
         variant: ``vector``, ``element1``, ``second`` or ``element2``.
@@ -128,7 +129,7 @@ def _windows_at_once(model: Module, tokens: Tensor) -> int:
 def _loss_on(windows: Tensor, name: str) -> Loss:
     def run(model: Module) -> Tensor:
         batch = windows.to(next(model.parameters()).device)
-        loss = getattr(model(input_ids=batch, labels=batch, use_cache=False), "loss", None)
+        loss = getattr(model(input_ids=batch, labels=batch, **caching(model, False)), "loss", None)
         if loss is None:
             raise FxpruneError(f"{type(model).__name__} returned no loss for labels", "give a causal language model")
         if not bool(loss.isfinite()):

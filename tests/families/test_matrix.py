@@ -15,7 +15,7 @@ from fxprune.api import model_call
 from fxprune.api.pruning import model_run
 from fxprune.api.pruning.request import Applied, apply
 from fxprune.backends.huggingface import weight_source
-from fxprune.backends.huggingface.save import load
+from fxprune.backends.huggingface.load import load
 from fxprune.backends.verify import Job, verify
 from fxprune.runtime.absence import absences
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference

@@ -209,7 +209,11 @@ OWN = (
 
 MADE = {
     "of_user": {"api/benchmarking/benchmark.py", "tracer/loaded.py", "tracer/model.py"},
-    "of_written": {"api/benchmarking/benchmark.py", "backends/huggingface/save.py"},
+    "of_written": {
+        "api/benchmarking/benchmark.py",
+        "backends/huggingface/load.py",  # what the record lists, where the user allows it
+        "backends/huggingface/save.py",
+    },
     "for_copy": {"api/merging/directory.py"},
     "Consent": set[str](),
 }

@@ -17,7 +17,7 @@ from safetensors.torch import save_file as save_tensors
 import fxprune
 from fxprune.api.pruning.score_file import SCORES_ENTRY, open_scores
 from fxprune.backends.artifact import RECORD, read_plan, read_record
-from fxprune.backends.huggingface.save import load as load_artifact
+from fxprune.backends.huggingface.load import load as load_artifact
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import all_passes

@@ -15,7 +15,7 @@ import transformers
 from fxprune import api
 from fxprune.api.pruning import model_run
 from fxprune.backends.huggingface import weight_source
-from fxprune.backends.huggingface.save import load
+from fxprune.backends.huggingface.load import load
 from fxprune.backends.verify import Job
 from fxprune.ir import FxpruneError
 from fxprune.runtime.absence import absences

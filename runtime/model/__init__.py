@@ -1,0 +1,1 @@
+"""What a model of transformers, or of code of its own, says of itself."""
