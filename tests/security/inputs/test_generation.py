@@ -8,7 +8,7 @@ import pytest
 
 import fxprune
 from fxprune.backends.artifact import read_record
-from fxprune.backends.huggingface.save import load as load_artifact
+from fxprune.backends.huggingface.load import load as load_artifact
 from fxprune.ir.errors import RequestError
 from fxprune.tracer.fitting import check_fit
 from fxprune.tracer.model import resolve
