@@ -17,6 +17,7 @@ from ..runtime.streaming.left_as_found import left_as_found
 from ..runtime.tensors import tensors_by_every_name
 from ..tracer.example import example_inputs, trace_call, uncached
 from ..tracer.export import Traced, trace_causal_lm
+from ..tracer.input_file import check_input_file
 from ..tracer.model import predicts_next_token, reads_images
 
 Tensors = Mapping[str, torch.Tensor]
@@ -31,7 +32,8 @@ class ModelCall:
             model, or for one that reads images too; when None, they are made from the configuration.
 
     Raises:
-        RequestError: ``example`` was given for a causal language model that reads text alone.
+        RequestError: ``example`` was given for a causal language model that reads text alone, or names a
+            file that is not there.
     """
 
     def __init__(self, config: Any, example: str | None = None) -> None:
@@ -44,6 +46,8 @@ class ModelCall:
                     "leave --example out; the model is called with token ids",
                 )
             self.language = False
+        if example is not None:
+            check_input_file(example)
         self.inputs: dict[str, torch.Tensor] = {}
 
     def trace(self, module: torch.nn.Module) -> Traced:

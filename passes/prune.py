@@ -42,6 +42,9 @@ class Prune(Pass):
         hint="give the share to remove: 0.25 removes a quarter",
     )  # fmt: skip
     layers: tuple[int, int] | None = option(None, "layers to prune, START:END, END exclusive; none means all layers")
+    within: str | None = option(
+        None, "a part of the model, such as language_model: prune only what lies wholly in modules of this name"
+    )
     heads: str = option(
         "kv", "kv: kv heads with their query heads; query: query heads of each kv head; off", HEAD_CHOICES
     )
@@ -91,7 +94,7 @@ class Prune(Pass):
         """Score, select, rewrite the graph and shrink the module in place."""
         coupling = state.subject.coupling
         assert coupling is not None, "the manager runs couple first"
-        scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts)
+        scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts, self.within)
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
         report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
         if self.target is None and self.by == UNIFORM:

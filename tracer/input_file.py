@@ -19,15 +19,24 @@ def is_input_file(text: str) -> bool:
     return text.endswith(INPUT_FILES)
 
 
+def check_input_file(text: str) -> None:
+    """Refuse a name of a file that is not there.
+
+    Raises:
+        RequestError: naming it.
+    """
+    if is_input_file(text) and not Path(text).expanduser().is_file():
+        raise RequestError(f"there is no file {text!r} with example inputs", "check the path")
+
+
 def read_inputs(file: str | Path) -> dict[str, torch.Tensor]:
     """The inputs in a file: argument name of the forward -> tensor, on the CPU.
 
     Raises:
         RequestError: there is no such file, it cannot be read, or it holds nothing. Pickled objects are not read.
     """
+    check_input_file(str(file))
     path = Path(file).expanduser()
-    if not path.is_file():
-        raise RequestError(f"there is no file {str(file)!r} with example inputs", "check the path")
     try:
         found = load_file(path) if path.suffix == ".safetensors" else _arrays(path)
     except (SafetensorError, OSError, ValueError, TypeError, EOFError) as error:

@@ -67,7 +67,7 @@ ROWS: dict[str, dict[str, Any]] = {
     }},
     "deepseek_vl_hybrid": {"high_res_vision_config": {"global_attn_indexes": [1], "output_channels": 24}},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_key_value_heads": 4},
-    "dots3_note_text": {"shared_experts_intermediate_size": 20, "per_layer_config": {}},
+    "dots3_note": {"text_config": {"shared_experts_intermediate_size": 20}},
     "ernie4_5_vl_moe_text": {**MROPE, "moe_intermediate_size": [24, 24], "mlp_layer_types": ["dense", "sparse"]},
     "fuyu": {"num_channels": 3},
     "gemma4": {
@@ -146,6 +146,12 @@ NOT_TRACED: dict[str, str] = {
 
 WITHOUT: dict[str, set[str]] = {}
 """Model type -> what of heads, width and residual channels stays frozen or does not exist."""
+
+NOT_SAVED: dict[str, str] = {}
+"""Model type -> why the smaller model, which its graph describes, is not written as an artifact."""
+
+SAVED_WITH: dict[str, str] = {}
+"""Model type -> options with which it is saved, where its code fixes more than most: ``heads=kv,channels=true``."""
 
 SAMPLE = ("llava", "qwen2_vl", "gemma3", "idefics3", "mllama", "blip-2", "internvl", "llava_next")
 """Rows that run by default: one of every way of reading images; the others run under the marker ``slow``."""
