@@ -84,7 +84,8 @@ class OtherModels:
     def trace(self, name: str, model: Any) -> Any:
         from fxprune.tracer.export import trace_model
 
-        return trace_model(model, self.table.inputs(name), output=self.table.ROWS[name].output)
+        given = self.table.inputs(name)
+        return trace_model(model, given, output=self.table.ROWS[name].output, values=given)
 
 
 class ImageTextModels:
@@ -110,6 +111,12 @@ class ImageTextModels:
         from fxprune.tracer.example import example_inputs, trace_call
 
         return trace_call(model, example_inputs(model))
+
+    def given(self, model: Any) -> Any:
+        """The example inputs: random numbers are no images where positions stand among them."""
+        from fxprune.tracer.example import example_inputs
+
+        return example_inputs(model)
 
     def prepare(self, name: str, folder: Path) -> None:
         """Write the example inputs: a class that also makes text alone is called with images only if they are given."""
@@ -145,7 +152,8 @@ def inspect(name: str, row: dict[str, Any], models: Any) -> None:
     row["whole"] = sorted(
         {re.sub(r"\b\d+\b", "*", key) for key, p in model.named_parameters() if p.dim() > 1 and key not in inner}
     )
-    row["differences"] = differences(traced, coupling, model, free)
+    given = models.given(model) if hasattr(models, "given") else None
+    row["differences"] = differences(traced, coupling, model, free, given)
 
 
 def share(groups: Iterable[Any], sizes: dict[str, int]) -> float:
@@ -162,7 +170,7 @@ def largest_reason(groups: Iterable[Any], sizes: dict[str, int]) -> str:
     return max(weight, key=weight.__getitem__, default="")
 
 
-def differences(traced: Any, coupling: Any, model: Any, free: list[Any]) -> dict[str, float | str]:
+def differences(traced: Any, coupling: Any, model: Any, free: list[Any], given: Any) -> dict[str, float | str]:
     """Kind -> largest difference between removing and zeroing random units, if no normalisation crosses the group."""
     import numpy as np
 
@@ -177,7 +185,7 @@ def differences(traced: Any, coupling: Any, model: Any, free: list[Any]) -> dict
             continue
         tried[kind] = tried.get(kind, 0) + 1
         try:
-            worst = difference(traced, coupling, model, {group.name: random_units(group, generator)})
+            worst = difference(traced, coupling, model, {group.name: random_units(group, generator)}, given=given)
         except Exception as error:
             found[kind] = f"{group.name}: {type(error).__name__}: {error}"[:400]
             continue

@@ -10,6 +10,7 @@ import functools
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -78,13 +79,30 @@ def trace_call(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Tr
     device = next(model.parameters()).device
     given: dict[str, Any] = {**{name: tensor.to(device) for name, tensor in inputs.items()}, **uncached(model)}
     if not has_images(model, inputs):
-        return trace_model(model, given, beside=calls()["inner"])
+        return trace_model(model, given, beside=calls()["inner"], values=inputs)
     numbers = {name: inputs[name] for name in whole_numbers(inputs)}
-    with left_as_found(model), known_inputs(model, inputs):
+    with left_as_found(model), known_inputs(model, inputs, numbers), _cacheless(model):
         maybe_install_capturing_hooks(model)  # a tower may give an inner layer's states, which a trace cannot ask for
         traced = trace_model(model, given, beside=calls()["inner"])
     traced.graph.inputs = [value for value in traced.graph.inputs if value.name not in numbers]
     return replace(traced, example={**given, **numbers})
+
+
+@contextmanager
+def _cacheless(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, a model gives no cache back: some fill one whatever they are told."""
+    name = calls()["cache"]
+
+    def leave_out(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
+        if not isinstance(output, Mapping) or output.get(name) is None:
+            return output
+        return type(output)(**{key: value for key, value in output.items() if key != name})
+
+    handle = model.register_forward_hook(leave_out)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def uncached(model: torch.nn.Module) -> dict[str, bool]:

@@ -21,6 +21,7 @@ from .known_values import KnownValues
 
 NamedInputs = dict[str, torch.Tensor]
 IDS = "input_ids"
+OF_TEXT = frozenset({IDS, "attention_mask", "position_ids", "decoder_input_ids", "decoder_attention_mask", "use_cache"})
 FIRST_TOKEN = 3
 """In most vocabularies, smaller ids are special tokens, such as padding."""
 
@@ -39,9 +40,8 @@ def all_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def has_images(model: Any, inputs: Mapping[str, Any]) -> bool:
-    """Whether a call gives images to a model that makes text from them: numbers beside the whole numbers."""
-    given = (tensor for tensor in inputs.values() if isinstance(tensor, torch.Tensor))
-    return writes_about_images(type(model).__name__) and any(tensor.is_floating_point() for tensor in given)
+    """Whether a call gives images, or what a model takes in their place, to one that makes text from them."""
+    return writes_about_images(type(model).__name__) and not inputs.keys() <= OF_TEXT
 
 
 def image_token(config: PreTrainedConfig) -> int | None:
@@ -122,10 +122,18 @@ def _features(model: Any, inputs: NamedInputs) -> int:
             f"{type(model).__name__} cannot read the example image: {class_and_first_line(error)}",
             "give the inputs as its processor makes them: --example FILE.safetensors",
         ) from error
-    pooled = found if isinstance(found, torch.Tensor | list | tuple) else found.get("pooler_output")
-    pooled = found.last_hidden_state if pooled is None else pooled
-    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(pooled) if isinstance(leaf, torch.Tensor)]
+    leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(_pooled(found)) if isinstance(leaf, torch.Tensor)]
     return sum(leaf.numel() // leaf.shape[-1] for leaf in leaves)
+
+
+def _pooled(output: Any) -> Any:
+    """Of what a method returns, the features that take the places of tokens."""
+    if not isinstance(output, Mapping):
+        return output
+    named = (output.get(name) for name in calls()["images"]["pooled"])
+    found = next((value for value in named if value is not None), None)
+    several = isinstance(found, list | tuple) and found and isinstance(found[0], tuple)  # (layer, features) pairs
+    return found[0] if several else found
 
 
 def _maker(model: Any) -> Callable[..., Any] | None:

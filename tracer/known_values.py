@@ -9,7 +9,7 @@ at the same places and of the same size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ _COUNTS = frozenset({
 """Functions whose result has an extent that depends on values."""
 _FILLED = frozenset({
     "arange", "zeros", "ones", "full", "tensor", "as_tensor", "eye", "linspace", "zeros_like", "ones_like", "full_like",
-    "new_zeros", "new_ones", "new_full",
+    "new_zeros", "new_ones", "new_full", "empty", "empty_like", "new_empty",
 })  # fmt: skip
 """Functions whose result holds known values, whatever tensors they are given."""
 _SIZED = _FILLED | frozenset({
@@ -131,6 +131,8 @@ class KnownValues(TorchFunctionMode):
                 found.append(slice(*(self._number(end) for end in (part.start, part.stop, part.step))))
             elif self.knows(part) and part.dtype in (torch.bool, torch.uint8) and part.dim():
                 found += self.positions(part)
+            elif isinstance(part, list | tuple):
+                found.append([self._number(one) for one in part])
             else:
                 found.append(self._number(part))
         return tuple(found)
@@ -305,22 +307,24 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 @contextmanager
-def known_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[KnownValues]:
-    """Inside, the values of a model's inputs are known while it is traced; whole numbers are constants.
+def known_inputs(
+    model: nn.Module, inputs: Mapping[str, Tensor], constants: Collection[str] = ()
+) -> Iterator[KnownValues]:
+    """Inside, the values of some of a model's inputs are known while it is traced.
 
     Args:
         model: any module that is called with them by name.
         inputs: on the CPU.
+        constants: names of those that are constants of the program; the others stay its inputs.
     """
     mode = KnownValues()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    constants = set(whole_numbers(inputs))
 
     def give(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         for name, values in inputs.items():
             if name in constants:
                 kwargs[name] = mode.constant(values, device)
-            else:
+            elif isinstance(values, Tensor):
                 mode.follow(kwargs[name], values)
         return args, kwargs
 

@@ -146,8 +146,6 @@ NOT_TRACED: dict[str, str] = {
     "gemma3n": "its vision tower needs timm",
     "jetmoe": "its experts have no implementation without data-dependent extents",
     "longcat_flash": "its experts have no implementation without data-dependent extents",
-    "reformer": "chunk counts that depend on values",
-    "xmod": "it selects rows by language: extents depend on values",
 }
 """Model type -> why it is not built small or not traced."""
 
@@ -155,6 +153,7 @@ WITHOUT: dict[str, set[str]] = {
     **{key: {"heads"} for key in ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm")},  # no attention
     **{key: {"heads"} for key in ("qwen4_exp", "qwen4_exp_text")},  # its layers that trace are linear attention
     "prophetnet": {"heads"},  # heads folded into positions
+    "reformer": {"heads"},  # its local attention cuts the text into chunks, and folds heads into them
 }
 """Model type -> what of heads, width and residual channels stays frozen or does not exist."""
 

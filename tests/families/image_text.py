@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
     "image_size": 32, "patch_size": 8, "num_channels": 3, "in_channels": 3, "temporal_patch_size": 2, "depth": 2,
     "projection_dim": 24, "image_token_id": IMAGE_TOKEN, "image_token_index": IMAGE_TOKEN, "video_token_id": 8,
     "video_token_index": 8, "audio_token_id": 9, "audio_token_index": 9, "out_hidden_size": 48,
-    "text_hidden_size": 48, "mm_tokens_per_image": 4, "num_query_tokens": 4, "encoder_hidden_size": 48,
+    "text_hidden_size": 48, "mm_tokens_per_image": 4, "num_query_tokens": 4, "encoder_hidden_size": 48, "d_kv": 12,
 }  # fmt: skip
 """Small values for common fields; a configuration takes those that it has."""
 
@@ -37,7 +37,7 @@ PINPOINTS: dict[str, Any] = {"image_grid_pinpoints": [[32, 64], [64, 32]]}
 
 VQ: dict[str, Any] = {
     "num_embeddings": 10, "base_channels": 32, "latent_channels": 8, "channel_multiplier": [1, 1], "num_res_blocks": 1,
-    "embed_dim": 8, "codebook_size": 10,
+    "embed_dim": 8, "codebook_size": 10, "resolution": 32, "hidden_size": 32,
 }  # fmt: skip
 OMNI: dict[str, Any] = {"vision_start_token_id": 10, "audio_start_token_id": 11}
 
@@ -67,7 +67,15 @@ ROWS: dict[str, dict[str, Any]] = {
     }},
     "deepseek_vl_hybrid": {"high_res_vision_config": {"global_attn_indexes": [1], "output_channels": 24}},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_key_value_heads": 4},
-    "dots3_note": {"text_config": {"shared_experts_intermediate_size": 20}},
+    "dots3_note_text": {"shared_experts_intermediate_size": 20},
+    "dots3_note_vision_encoder": {
+        "mlp_layer_types": ["dense", "dense"], "adapter_in_dim": 48, "adapter_out_dim": 48,
+    },
+    "dots3_note_audio_encoder": {"adapter_input_size": 48},
+    "evolla": {
+        "aligner_num_add_layers": 1, "resampler_depth": 1, "resampler_num_latents": 4, "resampler_dim_head": 12,
+        "resampler_heads": 4,
+    },
     "ernie4_5_vl_moe_text": {**MROPE, "moe_intermediate_size": [24, 24], "mlp_layer_types": ["dense", "sparse"]},
     "fuyu": {"num_channels": 3},
     "gemma4": {
@@ -105,7 +113,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "llama4": {"vision_config": {
         "intermediate_size": 192, "projector_input_dim": 40, "projector_output_dim": 40, "vision_output_dim": 40,
     }},
-    "florence2": {"text_config": {"vocab_size": 131, "pad_token_id": 1}, "vision_config": {
+    "florence2": {"text_config": {"max_position_embeddings": 1024}, "vision_config": {
         "depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1],
         "patch_prenorm": [False, True], "embed_dim": [24, 48], "num_heads": [2, 4], "num_groups": [2, 4],
         "window_size": 2, "projection_dim": 48,
@@ -124,7 +132,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "muse_spark": {"out_hidden_size": 192, "projector_hidden_size": 40, "vision_config": {
         "pos_emb_height": 4, "pos_emb_width": 4, "max_position_embeddings": 16,
     }, "audio_config": {"num_hidden_layers": 4, "patch_sizes": [16, 6, 5, 4], "hidden_sizes": [16, 16, 16, 16]}},
-    "nemotron_h_omni": {"video_temporal_patch_size": 2, "vision_config": {"video_temporal_patch_size": 2}},
+    "nemotron_h_omni": {"vision_hidden_size": 48, "projector_hidden_size": 40,
+        "video_temporal_patch_size": 2, "vision_config": {"video_temporal_patch_size": 2}},
     "emu3": {"vq_config": VQ, "vocabulary_map": {
         "<image>": IMAGE_TOKEN, "<|extra_200|>": 6, **{f"<|visual token {n:06}|>": 10 + n for n in range(10)},
     }},

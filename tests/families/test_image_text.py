@@ -37,7 +37,7 @@ def test_a_family_couples_and_removing_equals_zeroing(name: str, request: pytest
     assert {what for what, any_of in EXPECTED.items() if not kinds & any_of} == WITHOUT.get(name, set())
     generator = np.random.default_rng(0)
     for group in cuts(coupling.prunable):
-        found = difference(traced, coupling, model, {group.name: random_units(group, generator)})
+        found = difference(traced, coupling, model, {group.name: random_units(group, generator)}, given=inputs)
         assert found <= TOLERANCE, group.name
 
 
