@@ -104,13 +104,20 @@ _Lowered = tuple[ExportedProgram, str, Graph, tuple[str, ...]]
 _BY_VALUE = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
 
 
+class _NoStaticGraphError(Exception):
+    """A program has extents that depend on values."""
+
+
 def _lowered(
     model: torch.nn.Module, example: Mapping[str, Any], *how: Any,
 ) -> _Lowered:  # fmt: skip
     name, extents, output, beside = how
     program, written = _program(model, example)
     outputs = _counting(program, output, beside)
-    return program, written, lower(program, name, extents, _aliases(model), outputs), outputs
+    try:
+        return program, written, lower(program, name, extents, _aliases(model), outputs), outputs
+    except GuardOnDataDependentSymNode as error:
+        raise _NoStaticGraphError from error
 
 
 def _by_values(
@@ -135,7 +142,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _refusal(error: Exception, model: torch.nn.Module) -> FxpruneError:
-    if isinstance(error, GuardOnDataDependentSymNode):
+    if isinstance(error, _NoStaticGraphError):
         return FxpruneError(
             f"{type(model).__name__} has tensors whose extents depend on values, which no static graph can hold",
             "use an implementation of its layers with static shapes, such as batched experts",

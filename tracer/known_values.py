@@ -36,8 +36,8 @@ _FILLED = frozenset({
     "new_zeros", "new_ones", "new_full", "empty", "empty_like", "new_empty",
 })  # fmt: skip
 """Functions whose result holds known values, whatever tensors they are given."""
-_SIZED = _FILLED | frozenset({
-    "view", "reshape", "expand", "repeat", "tile", "narrow", "split", "chunk", "unflatten", "interpolate", "pad",
+_SIZED = frozenset({
+    "arange", "zeros", "ones", "full", "tensor", "as_tensor", "eye", "empty", "view", "reshape", "expand", "repeat", "tile", "narrow", "split", "chunk", "unflatten", "interpolate", "pad",
     "range", "tensor_split", "split_with_sizes", "linspace",
 })  # fmt: skip
 """Functions that take numbers, for which a tensor with one element will do."""
@@ -75,7 +75,7 @@ class KnownValues(TorchFunctionMode):
         if tensors and len(known) == len(tensors):
             return self._all_known(func, name, args, kwargs)
         if name in _FILLED:
-            return self._filled(func, args, kwargs)
+            return self._filled(func, name, args, kwargs)
         if known:
             return self._mixed(func, name, args, kwargs)
         return func(*args, **kwargs)
@@ -89,12 +89,12 @@ class KnownValues(TorchFunctionMode):
             return pytree.tree_map_only(Tensor, lambda values: self.constant(values, device), found)
         at = (args[0], self._index(args[1]), *args[2:]) if name in ("__getitem__", "__setitem__") else args
         made = self._as_numbers(name, func, at, kwargs)
-        if _tensors(made):
+        if _tensors(made) or name == "__setitem__":
             self._pair(made, self._really(func, args, kwargs))
         return made
 
-    def _filled(self, func: Any, args: Any, kwargs: Any) -> Any:
-        made = self._as_numbers("full", func, args, kwargs)
+    def _filled(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        made = self._as_numbers(name, func, args, kwargs)
         if isinstance(made, Tensor) and made.numel() <= _FEW:
             shaped = pytree.tree_map_only(Tensor, self._shaped, (args, kwargs))
             self._pair(made, self._really(func, *shaped))
@@ -159,7 +159,7 @@ class KnownValues(TorchFunctionMode):
     def _as_numbers(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function in the traced program, with numbers in the place of known tensors where it takes numbers."""
         if name in _SIZED and _tensors((args, kwargs)):
-            number = self._number if name not in ("tensor", "full") else self._any_number
+            number = self._any_number if name in _FILLED else self._number
             args, kwargs = pytree.tree_map_only(Tensor, number, (args, kwargs))
         return func(*args, **kwargs)
 

@@ -71,7 +71,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "dots3_note_vision_encoder": {
         "mlp_layer_types": ["dense", "dense"], "adapter_in_dim": 48, "adapter_out_dim": 48,
     },
-    "dots3_note_audio_encoder": {"adapter_input_size": 48},
+    "dots3_note_audio_encoder": {"adapter_input_size": 48, "adapter_out_dim": 48},
     "evolla": {
         "aligner_num_add_layers": 1, "resampler_depth": 1, "resampler_num_latents": 4, "resampler_dim_head": 12,
         "resampler_heads": 4,
