@@ -37,8 +37,9 @@ _FILLED = frozenset({
 })  # fmt: skip
 """Functions whose result holds known values, whatever tensors they are given."""
 _SIZED = frozenset({
-    "arange", "zeros", "ones", "full", "tensor", "as_tensor", "eye", "empty", "view", "reshape", "expand", "repeat", "tile", "narrow", "split", "chunk", "unflatten", "interpolate", "pad",
-    "range", "tensor_split", "split_with_sizes", "linspace",
+    "arange", "zeros", "ones", "full", "tensor", "as_tensor", "eye", "empty", "view", "reshape", "expand", "repeat",
+    "tile", "narrow", "split", "chunk", "unflatten", "interpolate", "pad", "range", "tensor_split", "split_with_sizes",
+    "linspace",
 })  # fmt: skip
 """Functions that take numbers, for which a tensor with one element will do."""
 _LIKE = frozenset({"to", "type_as", "expand_as"})

@@ -149,11 +149,16 @@ default. Fields of a part stand in a dictionary under the part's name."""
 
 NOT_TRACED: dict[str, str] = {
     **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), "its vision tower needs timm"),
+    "diffusion_gemma": "its output holds the cache of its encoder, which is no tensor",
+    "granite4_vision": "it reads inner states of its tower, which transformers does not record in a trace",
     "inkling_mm_model": "its vision tower needs scipy",
 }
 """Model type -> why it is not built small or not traced with images."""
 
-WITHOUT: dict[str, set[str]] = {}
+WITHOUT: dict[str, set[str]] = {
+    "lfm3_vl": {"heads"},  # its two layers here are convolutions
+    "udop": {"channels"},  # its residual width meets positions of boxes
+}
 """Model type -> what of heads, width and residual channels stays frozen or does not exist."""
 
 NOT_SAVED: dict[str, str] = {}
