@@ -132,8 +132,9 @@ def _pooled(output: Any) -> Any:
         return output
     named = (output.get(name) for name in calls()["images"]["pooled"])
     found = next((value for value in named if value is not None), None)
-    several = isinstance(found, list | tuple) and found and isinstance(found[0], tuple)  # (layer, features) pairs
-    return found[0] if several else found
+    if isinstance(found, list | tuple) and found and isinstance(found[0], tuple):  # (layer, features) pairs
+        return found[0]
+    return found
 
 
 def _maker(model: Any) -> Callable[..., Any] | None:
