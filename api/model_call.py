@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ from ..passes.base import Pass
 from ..passes.registry import all_passes
 from ..runtime.streaming.left_as_found import left_as_found
 from ..runtime.tensors import tensors_by_every_name
-from ..tracer.example import example_inputs, trace_call
+from ..tracer.example import example_inputs, trace_call, uncached
 from ..tracer.export import Traced, trace_causal_lm
-from ..tracer.model import predicts_next_token
+from ..tracer.input_file import check_input_file
+from ..tracer.model import predicts_next_token, reads_images
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -28,21 +28,26 @@ class ModelCall:
 
     Args:
         config: its configuration.
-        example: example inputs as text, for a model that is not a causal language model; when None, they are made from
-            the configuration.
+        example: example inputs as text or the name of a file with them, for a model that is not a causal language
+            model, or for one that reads images too; when None, they are made from the configuration.
 
     Raises:
-        RequestError: ``example`` was given for a causal language model.
+        RequestError: ``example`` was given for a causal language model that reads text alone, or names a
+            file that is not there.
     """
 
     def __init__(self, config: Any, example: str | None = None) -> None:
         self.config, self.example = config, example
         self.language = predicts_next_token(config)
         if self.language and example is not None:
-            raise RequestError(
-                f"--example has no effect on a causal language model such as {config.model_type!r}",
-                "leave --example out; the model is called with token ids",
-            )
+            if not reads_images(config):
+                raise RequestError(
+                    f"--example has no effect on a causal language model such as {config.model_type!r}",
+                    "leave --example out; the model is called with token ids",
+                )
+            self.language = False
+        if example is not None:
+            check_input_file(example)
         self.inputs: dict[str, torch.Tensor] = {}
 
     def trace(self, module: torch.nn.Module) -> Traced:
@@ -70,10 +75,9 @@ class ModelCall:
 
     def run(self, module: torch.nn.Module, traced: Traced) -> list[torch.Tensor]:
         """The outputs of the module that are compared, in the order of the outputs of the graph."""
-        caching = {"use_cache": False} if "use_cache" in inspect.signature(module.forward).parameters else {}
         try:
             with torch.no_grad(), left_as_found(module, values=True):
-                output = module(**self.inputs, **caching)
+                output = module(**self.inputs, **uncached(module))
         except Exception as error:  # whatever a model's own code raises
             raise FxpruneError(
                 f"{type(module).__name__} does not run: {class_and_first_line(error)}",

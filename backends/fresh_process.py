@@ -46,7 +46,7 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
     model.eval()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        output = model(**inputs)
+        output, refused = forward(model, inputs)
     leaves = torch.utils._pytree.tree_leaves([output[key] for key in job["outputs"]] or output[0])
     found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     save_file({str(number): tensor.clone().contiguous() for number, tensor in enumerate(found)}, job["logits"])
@@ -54,12 +54,25 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
         "keys": {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")},
         "not_finite": [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()],
         "generate": attempt(model, inputs) if "input_ids" in inputs and model.can_generate() else None,
+        "refuses_cache": refused,
     }
 
 
 def no_pickle(file: Any, *_: object, **__: object) -> NoReturn:
     """In place of ``torch.load``."""
     raise SystemExit(f"{file} is a pickle")
+
+
+def forward(model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> tuple[Any, str]:
+    """The outputs of a model; without a cache for one that cannot run with the cache that it makes itself, and why that
+    is. Such a model cannot decode, which is found with what it decodes."""
+    try:
+        return model(**inputs), ""
+    except Exception as error:  # whatever a model's own code raises
+        if "input_ids" not in inputs or not model.can_generate():
+            raise
+        output = model(**inputs, use_cache=False)
+        return output, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def check_shapes(job: dict[str, Any]) -> dict[str, Any]:

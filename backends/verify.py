@@ -171,8 +171,10 @@ def judge(report: Mapping[str, Any], logits: Sequence[torch.Tensor] | None, job:
     generate = report["generate"]
     if job.decodes and generate:
         _check_decoding(generate)
+    refused = {"runs_without_cache_only": report["refuses_cache"]} if report.get("refuses_cache") else {}
     return {
         "loaded_by": f"transformers.{job.auto_class}",
+        **refused,
         "logits_worst_difference": difference,
         "logits_tolerance": LOGITS_TOLERANCE,
         "all_finite": True,

@@ -84,7 +84,48 @@ class OtherModels:
     def trace(self, name: str, model: Any) -> Any:
         from fxprune.tracer.export import trace_model
 
-        return trace_model(model, self.table.inputs(name), output=self.table.ROWS[name].output)
+        given = self.table.inputs(name)
+        return trace_model(model, given, output=self.table.ROWS[name].output, values=given)
+
+
+class ImageTextModels:
+    """Every model type that transformers maps to a model that makes text from images and text, called with images."""
+
+    title = "Images and text"
+    what = "model types that transformers maps to a model that makes text from images and text"
+    how_much = "Half of every group was removed, in both towers and what joins them."
+    cached = False
+
+    def __init__(self) -> None:
+        from fxprune.tests.families import image_text as table
+
+        self.table, self.names, self.not_traced = table, table.names(), table.NOT_TRACED
+        self.ratio = dict.fromkeys(self.names, 0.5)
+        self.example: dict[str, str] = {}
+        self.decodes = set(self.names)
+
+    def options(self, name: str) -> str:
+        return self.table.SAVED_WITH.get(name, "heads=kv,channels=true")
+
+    def trace(self, _: str, model: Any) -> Any:
+        from fxprune.tracer.example import example_inputs, trace_call
+
+        return trace_call(model, example_inputs(model))
+
+    def given(self, model: Any) -> Any:
+        """The example inputs: random numbers are no images where positions stand among them."""
+        from fxprune.tracer.example import example_inputs
+
+        return example_inputs(model)
+
+    def prepare(self, name: str, folder: Path) -> None:
+        """Write the example inputs: a class that also makes text alone is called with images only if they are given."""
+        from safetensors.torch import save_file
+
+        from fxprune.tracer.example import example_inputs
+
+        self.example[name] = str(folder / f"{name}.safetensors")
+        save_file(example_inputs(self.table.tiny_model(name)), self.example[name])
 
 
 def inspect(name: str, row: dict[str, Any], models: Any) -> None:
@@ -111,7 +152,8 @@ def inspect(name: str, row: dict[str, Any], models: Any) -> None:
     row["whole"] = sorted(
         {re.sub(r"\b\d+\b", "*", key) for key, p in model.named_parameters() if p.dim() > 1 and key not in inner}
     )
-    row["differences"] = differences(traced, coupling, model, free)
+    given = models.given(model) if hasattr(models, "given") else None
+    row["differences"] = differences(traced, coupling, model, free, given)
 
 
 def share(groups: Iterable[Any], sizes: dict[str, int]) -> float:
@@ -128,7 +170,7 @@ def largest_reason(groups: Iterable[Any], sizes: dict[str, int]) -> str:
     return max(weight, key=weight.__getitem__, default="")
 
 
-def differences(traced: Any, coupling: Any, model: Any, free: list[Any]) -> dict[str, float | str]:
+def differences(traced: Any, coupling: Any, model: Any, free: list[Any], given: Any) -> dict[str, float | str]:
     """Kind -> largest difference between removing and zeroing random units, if no normalisation crosses the group."""
     import numpy as np
 
@@ -143,7 +185,7 @@ def differences(traced: Any, coupling: Any, model: Any, free: list[Any]) -> dict
             continue
         tried[kind] = tried.get(kind, 0) + 1
         try:
-            worst = difference(traced, coupling, model, {group.name: random_units(group, generator)})
+            worst = difference(traced, coupling, model, {group.name: random_units(group, generator)}, given=given)
         except Exception as error:
             found[kind] = f"{group.name}: {type(error).__name__}: {error}"[:400]
             continue
@@ -175,6 +217,8 @@ def save(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
     source, out = folder / name / "source", folder / name / "out"
     options, ratio = models.options(name), models.ratio[name]
     try:
+        if hasattr(models, "prepare"):
+            models.prepare(name, folder)
         models.table.tiny_model(name).save_pretrained(source)
         example = models.example.get(name)
         applied = apply(source, f"random{{{options}}}", ratio=ratio, seed=1, out=out, force=True, example=example)
@@ -194,7 +238,7 @@ def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path, 
     """Load artifacts in one process in which fxprune cannot be imported, and compare their outputs."""
     import torch
 
-    from fxprune.backends.verify import Job, Reference, VerificationError, verify
+    from fxprune.backends.verify import Job, Reference, VerificationError, verify, verify_written
     from fxprune.runtime.consent import Consent
 
     jobs = {}
@@ -210,9 +254,13 @@ def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path, 
         if len(jobs) > 1:  # one of them is wrong: which?
             for name in jobs:
                 reload([name], rows, folder, models)
-        else:
-            rows[next(iter(jobs))]["saved"]["error"] = error.message[:300]
-        return
+            return
+        ((name, job),) = jobs.items()
+        try:  # a check that the source does not pass either is not asked of the artifact
+            found = {name: verify_written(job, Consent.nothing(folder / name / "source"))}
+        except VerificationError:
+            rows[name]["saved"]["error"] = error.message[:300]
+            return
     for name, checks in found.items():
         rows[name]["saved"]["difference"] = checks["logits_worst_difference"]
         rows[name]["saved"]["decodes"] = checks["cached_generate_equals_uncached"]
@@ -242,7 +290,7 @@ def export(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:
     row["onnx"]["seconds"] = round(time.perf_counter() - start, 1)
 
 
-def child(name: str, sender: Connection, folder: Path, models: Any, onnx: bool) -> None:
+def child(name: str, sender: Connection, folder: Path, models: Any, what: str) -> None:
     """Measure one row in a process of its own; if it fails, the results until then are kept."""
     import torch
 
@@ -251,24 +299,25 @@ def child(name: str, sender: Connection, folder: Path, models: Any, onnx: bool) 
     row: dict[str, Any] = {}
     start = time.perf_counter()
     try:
-        if onnx:
+        if what == "onnx":
             export(name, row, folder, models)
         else:
             inspect(name, row, models)
-            save(name, row, folder, models)
+            if what == "all":
+                save(name, row, folder, models)
     except BaseException as error:
         row["error"] = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     row["seconds"] = round(time.perf_counter() - start, 1)
     sender.send(row)
 
 
-def run(name: str, folder: Path, models: Any, *, onnx: bool = False) -> dict[str, Any]:
+def run(name: str, folder: Path, models: Any, what: str) -> dict[str, Any]:
     """Measure a row in a fork of this process, which has imported the libraries."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=child, args=(name, sender, folder, models, onnx))
+    process = multiprocessing.get_context("fork").Process(target=child, args=(name, sender, folder, models, what))
     process.start()
     sender.close()
-    seconds = ONNX_SECONDS if onnx else SECONDS
+    seconds = ONNX_SECONDS if what == "onnx" else SECONDS
     row: dict[str, Any] = {"error": f"more than {seconds} s"}
     try:
         if receiver.poll(seconds):
@@ -281,7 +330,7 @@ def run(name: str, folder: Path, models: Any, *, onnx: bool = False) -> dict[str
 
 
 def measured(
-    models: Any, file: Path | None, again: Iterable[str], only: Iterable[str] = ()
+    models: Any, file: Path | None, again: Iterable[str], only: Iterable[str] = (), what: str = "all"
 ) -> dict[str, dict[str, Any]]:
     """The rows of a table; those that are not in the file are measured now."""
     rows: dict[str, dict[str, Any]] = {}
@@ -293,7 +342,7 @@ def measured(
         with tempfile.TemporaryDirectory(prefix="fxprune-coverage-") as folder:
             for name in todo[batch : batch + BATCH]:
                 known = models.not_traced.get(name)
-                rows[name] = {"error": known} if known else run(name, Path(folder), models)
+                rows[name] = {"error": known} if known else run(name, Path(folder), models, what)
                 print(name, json.dumps(rows[name]), file=sys.stderr, flush=True)
             reload(todo[batch : batch + BATCH], rows, Path(folder), models)
         keep(rows, file)
@@ -306,7 +355,7 @@ def exported(models: Any, rows: dict[str, dict[str, Any]], file: Path | None, co
     todo = [name for name in todo if "onnx" not in rows[name]]
     for name in todo[:count]:
         with tempfile.TemporaryDirectory(prefix="fxprune-coverage-") as folder:
-            found = run(name, Path(folder), models, onnx=True)
+            found = run(name, Path(folder), models, "onnx")
         rows[name]["onnx"] = found.get("onnx", {"error": found.get("error", "")})
         print(name, json.dumps(rows[name]["onnx"]), file=sys.stderr, flush=True)
         keep(rows, file)
@@ -321,19 +370,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=Path, help="JSON file for the rows of causal language models")
     parser.add_argument("--other", type=Path, help="JSON file for the rows of other models")
+    parser.add_argument("--images", type=Path, help="JSON file for the rows of models of images and text")
     parser.add_argument("--out", type=Path, help="the page to write, in Markdown")
     parser.add_argument("--again", nargs="*", default=[], help="model types to measure again")
     parser.add_argument("--names", nargs="*", default=[], help="measure only these model types")
+    parser.add_argument("--what", choices=("all", "graphs"), default="all", help="graphs: write no artifacts")
     parser.add_argument("--onnx", type=int, default=0, metavar="N", help="export the artifacts of N more rows")
-    parser.add_argument("--only", choices=("rows", "other"), help="work on one table only, and write no page")
+    parser.add_argument("--only", choices=("rows", "other", "images"), help="work on one table only, and write no page")
     options = parser.parse_args()
     from fxprune.benchmarks.coverage_page import WAITING, head, page
 
-    tables = {"rows": CausalLanguageModels(), "other": OtherModels()}
+    tables = {"rows": CausalLanguageModels(), "other": OtherModels(), "images": ImageTextModels()}
     found = {}
     for key, models in tables.items():
         if options.only in (None, key):
-            found[key] = measured(models, getattr(options, key), options.again, options.names)
+            found[key] = measured(models, getattr(options, key), options.again, options.names, options.what)
             exported(models, found[key], getattr(options, key), options.onnx)
     if options.only is None:
         missing = {"error": WAITING}

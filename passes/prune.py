@@ -42,6 +42,9 @@ class Prune(Pass):
         hint="give the share to remove: 0.25 removes a quarter",
     )  # fmt: skip
     layers: tuple[int, int] | None = option(None, "layers to prune, START:END, END exclusive; none means all layers")
+    within: str | None = option(
+        None, "a part of the model, such as language_model: prune only what lies wholly in modules of this name"
+    )
     heads: str = option(
         "auto",
         "kv: kv heads with their query heads; query: query heads of each kv head; off; auto: kv, or query "
@@ -97,7 +100,10 @@ class Prune(Pass):
         """Score, select, rewrite the graph and shrink the module in place."""
         coupling = state.subject.coupling
         assert coupling is not None, "the manager runs couple first"
-        scope = Scope(self.layers, self.heads, self.ffn, self.channels, self.experts, self.ordered, self._share)
+        scope = Scope(
+            layers=self.layers, heads=self.heads, widths=self.ffn, channels=self.channels, experts=self.experts,
+            within=self.within, ordered=self.ordered, share=self._share,
+        )  # fmt: skip
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
         report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
         if self.target is None and self.by == UNIFORM:

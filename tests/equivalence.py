@@ -68,9 +68,16 @@ def sliced(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def difference(
-    traced: Traced, coupling: Coupling, model: torch.nn.Module, keep: Mapping[str, Any], seed: int = 0
+    traced: Traced,
+    coupling: Coupling,
+    model: torch.nn.Module,
+    keep: Mapping[str, Any],
+    seed: int = 0,
+    *,
+    given: Mapping[str, torch.Tensor] | None = None,
 ) -> float:
-    """Largest difference between the rewritten graph and the zero-masked original, relative to the logits' scale."""
+    """Largest difference between the rewritten graph and the zero-masked original, relative to the logits' scale, on
+    random inputs or, by their names, on given ones."""
     plan = make_plan(coupling, keep)
     after = rewrite(coupling, plan)
     verify(after)
@@ -79,6 +86,9 @@ def difference(
     small = raise_graph(after, sliced(plan, tensors), traced.constants, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     inputs = [_random_input(value, generator) for value in traced.graph.inputs]
+    if given is not None:
+        held = [given[value.name] for value in traced.graph.inputs]
+        inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in held]
     with torch.no_grad():
         pairs = list(zip(dense(*inputs), small(*inputs), strict=True))
     return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in pairs)

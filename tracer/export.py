@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
@@ -19,6 +20,7 @@ from ..runtime.quiet import quiet
 from ..runtime.streaming.left_as_found import left_as_found
 from .calls import calls
 from .frequencies import steady_frequencies
+from .known_values import known_inputs
 from .lower import lower
 from .randomness import drawing
 from .trace_errors import explained
@@ -64,6 +66,7 @@ def trace_model(
     name: str = "",
     output: str = "",
     beside: Collection[str] = (),
+    values: Mapping[str, torch.Tensor] | None = None,
 ) -> Traced:
     """Trace a module by ``torch.export`` (non-strict) and lower the program to a graph.
 
@@ -74,26 +77,20 @@ def trace_model(
         name: name of the graph; the class name when empty.
         output: key of the only output that counts; all outputs when empty.
         beside: keys of outputs that do not count if there are others.
+        values: inputs on the CPU whose values may decide what runs, if nothing else will do; the graph then holds where
+            the answers are the same.
 
     Raises:
         FxpruneError: when ``torch.export`` cannot trace the model, with its reason.
     """
+    name = name or type(model).__name__
     try:
-        program, written = _program(model, example)
+        program, written, graph, outputs = _lowered(model, example, name, extents or {}, output, beside)
     except Exception as error:
-        where = explained(error, model)
-        raise FxpruneError(
-            f"torch.export cannot trace {type(model).__name__}{f', at {where}' if where else ''}: {first_line(error)}",
-            "rewrite that code so that tensor values do not decide what runs, or trace a submodule; --debug shows more",
-        ) from error
-    try:
-        outputs = _counting(program, output, beside)
-        graph = lower(program, name or type(model).__name__, extents or {}, _aliases(model), outputs)
-    except GuardOnDataDependentSymNode as error:
-        raise FxpruneError(
-            f"{type(model).__name__} has tensors whose extents depend on values, which no static graph can hold",
-            "use an implementation of its layers with static shapes, such as batched experts",
-        ) from error
+        found = _by_values(error, model, example, values or {}, (name, extents or {}, output, beside))
+        if found is None:
+            raise _refusal(error, model) from error
+        program, written, graph, outputs = found
     drawn = drawing(graph)
     if drawn:
         raise FxpruneError(
@@ -102,6 +99,60 @@ def trace_model(
         )
     constants = {key: data for key, data in program.constants.items() if isinstance(data, torch.Tensor)}
     return Traced(graph, constants, dict(example), outputs, written)
+
+
+_Lowered = tuple[ExportedProgram, str, Graph, tuple[str, ...]]
+_BY_VALUE = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
+
+
+class _NoStaticGraphError(Exception):
+    """A program has extents that depend on values."""
+
+
+def _lowered(
+    model: torch.nn.Module, example: Mapping[str, Any], *how: Any,
+) -> _Lowered:  # fmt: skip
+    name, extents, output, beside = how
+    program, written = _program(model, example)
+    outputs = _counting(program, output, beside)
+    try:
+        return program, written, lower(program, name, extents, _aliases(model), outputs), outputs
+    except GuardOnDataDependentSymNode as error:
+        raise _NoStaticGraphError from error
+
+
+def _by_values(
+    error: BaseException, model: torch.nn.Module, example: Mapping[str, Any], values: Mapping[str, Any], how: Any
+) -> _Lowered | None:
+    """A second trace, of a model that asked for a value: those that depend on no input are known, and some inputs'."""
+    if not any(isinstance(cause, _BY_VALUE) for cause in _causes(error)):
+        return None
+    try:
+        with known_inputs(model, values):
+            return _lowered(model, example, *how)
+    except Exception:  # the first error says what the model asked
+        return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _refusal(error: Exception, model: torch.nn.Module) -> FxpruneError:
+    if isinstance(error, _NoStaticGraphError):
+        return FxpruneError(
+            f"{type(model).__name__} has tensors whose extents depend on values, which no static graph can hold",
+            "use an implementation of its layers with static shapes, such as batched experts",
+        )
+    where = explained(error, model)
+    return FxpruneError(
+        f"torch.export cannot trace {type(model).__name__}{f', at {where}' if where else ''}: {first_line(error)}",
+        "rewrite that code so that tensor values do not decide what runs, or trace a submodule; --debug shows more",
+    )
 
 
 def _program(model: torch.nn.Module, example: Mapping[str, Any]) -> tuple[ExportedProgram, str]:

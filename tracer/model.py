@@ -17,7 +17,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is_utf8
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
@@ -237,6 +241,14 @@ def predicts_next_token(config: Any) -> bool:
         return named in names  # the model's own code around a known class: the class decides
     found = _builder(config)
     return found is AutoModelForCausalLM or found.__name__ in names
+
+
+def reads_images(config: Any) -> bool:
+    """Whether a configuration from :func:`load_config` describes a model that makes text from images and text."""
+    names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    found = _builder(config)
+    name = names.get(config.model_type, "") if found is AutoModelForCausalLM else found.__name__
+    return name in names.values()
 
 
 def build_meta(

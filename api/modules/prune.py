@@ -62,6 +62,7 @@ def prune_module(
     ratio: float | str | None = None,
     layers: tuple[int, int] | str | None = None,
     seed: int | str | None = None,
+    within: str | None = None,
     multiple_of: int | str | None = None,
     target: str | None = None,
     channels: bool | str | None = None,
@@ -83,9 +84,8 @@ def prune_module(
         loss: for scores that need one: takes the module and returns a scalar; with ``calib`` it takes a batch too.
         calib: what scores are computed on: batches for ``loss``; the scores are of the mean of all losses.
         data: what recovery trains on. No pass for modules trains, so this is refused.
-        ratio, layers, seed, multiple_of, target, channels: for every pass that has an option of that name.
-            ``channels``, the widths that several blocks share, is true for a pass that is told nothing
-            (:data:`DEFAULTS`).
+        ratio, layers, within, seed, multiple_of, target, channels: for every pass that has an option of that name.
+            ``channels``, the widths that several blocks share, is true if nothing is said (:data:`DEFAULTS`).
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
 
@@ -96,11 +96,11 @@ def prune_module(
     check_module(module)
     where = None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
     losses = _losses(loss, calib, data, where)
-    shared = dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels)
+    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
+        channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses)
-    work = _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where)
-    return work.run(pipeline, losses)
+    return _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where).run(pipeline, losses)
 
 
 def _losses(

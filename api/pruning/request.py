@@ -70,17 +70,18 @@ class ApplyRequest:
         passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
         plan: the directory that another run wrote, or its ``fxprune.plan``. It is applied before the passes.
         out: the directory to write. It appears complete or not at all. May be left out in a dry run.
-        shared: ``ratio``, ``layers``, ``seed``, ``multiple_of``, ``target`` and ``channels``: a value for every pass
-            that has an option of that name; ``layers`` as ``(start, end)`` or ``"start:end"``, end exclusive;
-            ``target`` as ``"params=0.8"``.
+        shared: ``ratio``, ``layers``, ``within``, ``seed``, ``multiple_of``, ``target`` and ``channels``: a value for
+            every pass that has an option of that name; ``layers`` as ``(start, end)`` or ``"start:end"``, end
+            exclusive; ``within`` as ``"language_model"``; ``target`` as ``"params=0.8"``.
         tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
         calib: the text that scores are computed on: a file, a ``datasets`` id or a list of strings. When None, ``demo``
             uses its built-in text.
         data: the text that recovery trains on, in the same forms. When None, ``demo`` uses its built-in text.
         scores: a file for the scores of the first pass that computes some. If it does not exist, it is written;
             otherwise its scores are used, for any budget.
-        example: the inputs of a model that is not a causal language model, such as
-            ``pixel_values=float32[2,3,224,224]``. When None, they are made from its configuration.
+        example: the inputs of a model that is not a causal language model or also reads images, such as
+            ``pixel_values=float32[2,3,224,224]``, or a file that holds them by name (``.safetensors``, ``.npz``). When
+            None, they are made from its configuration, with images where the class makes text from images.
         loss: for such a model, the loss that scores are computed from: a function that takes the module and returns a
             scalar, or its name, ``package.module:function``.
         force: whether to replace an existing ``out``.
@@ -298,6 +299,7 @@ def apply(
     out: str | Path | None = None,
     ratio: float | str | None = None,
     layers: tuple[int, int] | str | None = None,
+    within: str | None = None,
     seed: int | str | None = None,
     multiple_of: int | str | None = None,
     target: str | None = None,
@@ -325,15 +327,14 @@ def apply(
 ) -> Applied:
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
 
-    The model: ``model``, ``tokenizer``, ``trust_remote_code``, ``allow_pickle``, ``merge_adapter``. What is done to
-    it: ``passes``, ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes read: ``calib``, ``data``,
-    ``scores``, ``example``, ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``. What is
-    written or shown: ``out``, ``form``, ``force``, ``resume``, ``dry_run``, ``print_ir_after``, ``progress``.
+    What is done to the model: ``passes``, ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes read:
+    ``calib`` to ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``.
 
     Raises:
         RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
     """
-    shared = dict(ratio=ratio, layers=layers, seed=seed, multiple_of=multiple_of, target=target, channels=channels)
+    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
+        channels=channels)  # fmt: skip
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
         data=data, scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,

@@ -84,7 +84,8 @@ def _add_example_option(parser: argparse._ActionsContainer) -> None:
         metavar="INPUTS",
         help="example inputs of a package.module:callable: 'float32[2,3,224,224]', or by name "
         "'ids=int64[2,16],mask=bool[2,16]'; the first dimension counts samples. A Hugging Face model that is not a "
-        "causal language model takes it too (default: made from its config)",
+        "causal language model or reads images takes it too, or a FILE.safetensors or FILE.npz that holds its inputs "
+        "by name (default: made from its config)",
     )
 
 
@@ -151,6 +152,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
     shared.add_argument("--target", metavar="T", help="size of the result: params=0.8, bytes=..., macs=...")
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
+    shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")
     shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
     shared.add_argument("--seed", metavar="N", help="random seed")
     shared.add_argument(

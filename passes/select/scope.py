@@ -31,6 +31,8 @@ class Scope:
         experts: whether to cut whole experts.
         ordered: whether to cut units that carry a value by their index.
         share: about how much of every group is to be removed; None when that is not known.
+        within: a path of modules, or the end or the middle of one; groups with a tensor elsewhere stay whole. The whole
+            model when None.
     """
 
     layers: tuple[int, int] | None = None
@@ -40,6 +42,7 @@ class Scope:
     experts: bool = False
     ordered: bool = False
     share: float | None = None
+    within: str | None = None
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -56,7 +59,7 @@ class Scope:
 
     def holds(self, group: Group) -> bool:
         """Whether this group is in the scope, frozen or not."""
-        if group.kind not in self.kinds or group.units < 2:
+        if group.kind not in self.kinds or group.units < 2 or not self.contains(group):
             return False
         if group.kind is Kind.CHANNELS or self.layers is None:
             return True
@@ -88,13 +91,25 @@ class Scope:
     def _is_finer(self, nested: Group, group: Group) -> bool:
         return self.can_cut(nested) and not self.can_cut(group)
 
+    def contains(self, group: Group) -> bool:
+        """Whether all tensors of a group lie in the part of the model that is asked for."""
+        return self.within is None or all(_lies_in(tensor, self.within) for tensor in group.tensors)
+
+
+def _lies_in(tensor: str, part: str) -> bool:
+    return f".{part}." in f".{tensor.rpartition('.')[0]}."
+
 
 def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], list[Group]]:
     """The groups in the scope that can be cut, and those in the scope that are frozen.
 
     Raises:
-        RequestError: when no group can be cut, with the reasons.
+        RequestError: when no group can be cut, with the reasons; or there is no part of the model with the name that
+            is asked for.
     """
+    groups = list(groups)
+    if scope.within is not None:
+        _check_part(groups, scope.within)
     asked = [replace(group, frozen=scope.obstacle(group)) for group in scope.held(groups)]
     free = [group for group in asked if group.frozen is None]
     frozen = [group for group in asked if group.frozen is not None]
@@ -103,9 +118,19 @@ def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], l
             reason = f"all {len(frozen)} chosen groups are frozen; {_reasons(frozen)}"
         else:
             where = f" in layers {scope.layers[0]}:{scope.layers[1]}" if scope.layers else ""
+            where += f" wholly within {scope.within!r}" if scope.within is not None else ""
             reason = f"there is no {' or '.join(sorted(kind.value for kind in scope.kinds)) or 'prunable'} group{where}"
         raise RequestError(f"nothing to remove: {reason}", "list the groups with `fxprune trace MODEL`")
     return one_factor(free), frozen
+
+
+def _check_part(groups: Iterable[Group], part: str) -> None:
+    names = {tensor for group in groups for tensor in group.tensors}
+    if any(_lies_in(tensor, part) for tensor in names):
+        return
+    paths = {tuple(tensor.split(".")[:-1]) for tensor in names}
+    parts = sorted({name for path in paths for name in path[:2] if not name.isdigit()})[:12]
+    raise RequestError(f"no module of the model is called {part!r}", f"there are, among others, {', '.join(parts)}")
 
 
 def _reasons(frozen: Iterable[Group]) -> str:

@@ -146,8 +146,6 @@ NOT_TRACED: dict[str, str] = {
     "gemma3n": "its vision tower needs timm",
     "jetmoe": "its experts have no implementation without data-dependent extents",
     "longcat_flash": "its experts have no implementation without data-dependent extents",
-    "reformer": "chunk counts that depend on values",
-    "xmod": "it selects rows by language: extents depend on values",
 }
 """Model type -> why it is not built small or not traced."""
 
@@ -155,6 +153,7 @@ WITHOUT: dict[str, set[str]] = {
     **{key: {"heads"} for key in ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm")},  # no attention
     **{key: {"heads"} for key in ("qwen4_exp", "qwen4_exp_text")},  # its layers that trace are linear attention
     "prophetnet": {"heads"},  # heads folded into positions
+    "reformer": {"heads"},  # its local attention cuts the text into chunks, and folds heads into them
 }
 """Model type -> what of heads, width and residual channels stays frozen or does not exist."""
 
@@ -199,36 +198,37 @@ def tiny_config(model_type: str) -> Any:
     """The small configuration that the mapped class of a model type is built from, its parts small too."""
     config_class = CONFIG_MAPPING[model_type]
     if model_type in PARTS:
-        config_class = _part_class(config_class.sub_configs_defaults[PARTS[model_type]])
+        config_class = part_class(config_class.sub_configs_defaults[PARTS[model_type]])
     return _tiny(config_class, config_class.model_type)
 
 
 def _tiny(config_class: Any, model_type: str, overrides: dict[str, Any] | None = None) -> Any:
-    fields = _fields(config_class)
-    chosen = {key: value for key, value in SIZES.items() if key in fields}
-    if "kv_lora_rank" in fields:  # latent attention: every head has keys of its own, part of which rotates
+    held = fields(config_class)
+    chosen = {key: value for key, value in SIZES.items() if key in held}
+    if "kv_lora_rank" in held:  # latent attention: every head has keys of its own, part of which rotates
         chosen["num_key_value_heads"] = chosen["num_attention_heads"]
-        if "head_dim" in fields:
+        if "head_dim" in held:
             chosen["head_dim"] = SIZES["qk_rope_head_dim"]
     row = ROWS.get(model_type, {})
     for part, spec in getattr(config_class, "sub_configs_defaults", {}).items():
-        part_class = _part_class(spec)
-        if part_class is not None:
-            small = _tiny(part_class, part_class.model_type, row.get(part, {}))
+        found = part_class(spec)
+        if found is not None:
+            small = _tiny(found, found.model_type, row.get(part, {}))
             chosen[part] = small.to_dict()
     chosen |= {key: value for key, value in row.items() if key not in chosen or not isinstance(chosen[key], dict)}
     chosen |= overrides or {}
     return config_class(**{key: value for key, value in chosen.items() if value is not LEAVE})
 
 
-def _part_class(spec: Any) -> Any:
+def part_class(spec: Any) -> Any:
     """The configuration class of a part; None for one that may be missing."""
     if spec.optional:
         return None
     return CONFIG_MAPPING[spec.model_type] if spec.model_type else spec.config_class
 
 
-def _fields(config_class: Any) -> set[str]:
+def fields(config_class: Any) -> set[str]:
+    """The names of what a configuration holds."""
     declared = {name for klass in config_class.__mro__ for name in getattr(klass, "__annotations__", {})}
     return declared | set(inspect.signature(config_class.__init__).parameters) | set(config_class.attribute_map)
 

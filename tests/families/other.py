@@ -31,9 +31,6 @@ ROWS: dict[str, Row] = {**text.ROWS, **vision.ROWS, **towers.ROWS, **convolution
 
 NOT_TRACED: dict[str, str] = {
     "encodec": "its padding depends on lengths read from the mask",
-    "fsmt": "it asks whether any token is padding",
-    "led": "it asks whether any token attends globally",
-    "longformer": "it asks whether any token attends globally",
     "nllb-moe": "its router converts its own weights inside forward",
     "superpoint": "as many keypoints as it finds",
     "switch_transformers": "its router converts its own weights inside forward",
@@ -46,6 +43,7 @@ WITHOUT: dict[str, set[str]] = {
     **{key: {"heads"} for key in ("focalnet", "mobilevitv2", "patchtsmixer", "poolformer", "swiftformer")},  # no heads
     **{key: {"heads"} for key in (*convolutional.ROWS, "dac", "upernet") if key not in NOT_TRACED},  # no attention
     **{key: {"heads", "width"} for key in ("mobilenet_v1", "textnet")},  # every width goes on to the next block
+    "longformer": {"heads"},  # its windows fold heads into positions
     "fnet": {"heads"},  # a Fourier transform in the place of attention
     "squeezebert": {"width"},  # the groups of its convolutions are its heads, its widths lie within them
 }

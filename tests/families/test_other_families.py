@@ -53,7 +53,7 @@ def three_quarters(group: Group) -> Indices:
 def test_a_family_couples_and_removing_equals_zeroing(name: str, request: pytest.FixtureRequest) -> None:
     skip_unless_asked(request)
     model = tiny_model(name)
-    traced = trace_model(model, inputs(name), output=ROWS[name].output)
+    traced = trace_model(model, inputs(name), output=ROWS[name].output, values=inputs(name))
     coupling = couple(traced.graph)
     assert not coupling.unknown
     kinds = {group.kind for group in coupling.prunable if group.size > 1}
