@@ -47,7 +47,7 @@ from .print_ir import check_printing, printer
 from .recorded_plan import Recorded, read_recorded
 from .result import Applied, GroupChange
 from .resume import Stages
-from .run_identity import identity
+from .run_identity import identity, named_example
 from .score_file import open_scores, write_scores
 
 if TYPE_CHECKING:
@@ -261,7 +261,9 @@ class ApplyRequest:
         if self.out is None or self.dry_run:
             return None
         own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
-        run = identity(task.source, task.pipeline, task.texts, example=self.example, loss=self.loss, **own)
+        run = identity(
+            task.source, task.pipeline, task.texts, example=named_example(self.example), loss=self.loss, **own
+        )
         stages = Stages(Path(self.out), task.pipeline, run, asked=asked, progress=self.progress)
         self.ranks.agree({"the number of passes that --resume finds done": str(stages.done)})
         return stages

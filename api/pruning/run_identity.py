@@ -12,6 +12,7 @@ from typing import Any
 from ...backends.digests import sha256
 from ...ir.options import options_of, write_value
 from ...passes.base import Pass
+from ...tracer.input_file import is_input_file
 from ...tracer.model import ModelSource
 from ..request_checks import GivenRows
 
@@ -47,6 +48,13 @@ def identity(
         **{name: getattr(value, "__qualname__", value) for name, value in options.items()},
         "versions": {name: version(name) for name in ("fxprune", "torch", "transformers", "peft")},
     }
+
+
+def named_example(example: str | None) -> str | None:
+    """Example inputs as they count for a result: those in a file by its bytes."""
+    if example is None or not is_input_file(example):
+        return example
+    return f"{example} (sha256 {sha256(Path(example).expanduser())})"
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

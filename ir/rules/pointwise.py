@@ -7,7 +7,7 @@ from .rule import Equations, Rule, pattern
 
 NAMES = """
 abs acos acosh add addcdiv addcmul alias angle asin asinh atan atan2 atanh bernoulli bitwise_and bitwise_left_shift
-bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clone complex
+bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clip clone complex
 contiguous copysign cos cosh deg2rad detach detach_ digamma div divide dropout elu empty_like eq erf erfc erfinv exp
 exp2 expm1 fill float_power floor floor_divide fmax fmin fmod frac full_like ge gelu greater greater_equal gt hardshrink
 hardsigmoid hardswish hardtanh heaviside hypot i0 isfinite isinf isnan ldexp le leaky_relu lerp less less_equal

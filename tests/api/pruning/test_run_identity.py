@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fxprune.api.pruning.run_identity import changes, identity
+from fxprune.api.pruning.run_identity import changes, identity, named_example
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.shrink.replay import Replay
@@ -79,3 +79,14 @@ def test_a_plan_is_called_what_was_typed(source: ModelSource) -> None:
 
 def test_a_record_without_passes_is_of_another_run(source: ModelSource) -> None:
     assert changes({}, of(source)).startswith("the passes were none and are taylor,lora now; ")
+
+
+def test_example_inputs_in_a_file_count_by_what_they_hold(source: ModelSource) -> None:
+    file = source.directory.parent / "inputs.npz"
+    file.write_bytes(b"one")
+    before = of(source, example=named_example(str(file)))
+    assert not changes(before, of(source, example=named_example(str(file))))
+    file.write_bytes(b"two")
+    assert "--example was" in changes(before, of(source, example=named_example(str(file))))
+    assert named_example("x=int64[2]") == "x=int64[2]"
+    assert named_example(None) is None
