@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
@@ -215,6 +214,8 @@ def _original(job: Job, source: Consent) -> Job:
     """The same job for the original model: the class of transformers in its configuration loads it, or what loads the
     written model where its own code does."""
     config = json.loads((source.directory / "config.json").read_text(encoding="utf-8"))
+    import transformers
+
     named = next((name for name in config.get("architectures") or [] if hasattr(transformers, name)), None)
     own = source.code and config.get("auto_map")
     return replace(job, consent=source, auto_class=job.auto_class if own else named or job.auto_class)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
 
 from ..ir.repairs import ConfigView
+from .model.kinds import is_config
 
 BATCHED = "batched_mm"
 """Every token picks the weights of its experts, without sorting: no extent depends on values, so that it traces and
@@ -21,7 +21,7 @@ ONE_BY_ONE = "eager"
 def configs_of(module: nn.Module) -> list[Any]:
     """The configurations that a module and those inside it hold, each once, outer ones first."""
     held = (_shared(value) for part in module.modules() for value in vars(part).values())
-    return list({id(config): config for config in held if isinstance(config, PreTrainedConfig)}.values())
+    return list({id(config): config for config in held if is_config(config)}.values())
 
 
 def _shared(value: Any) -> Any:

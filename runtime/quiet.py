@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-
-from transformers.utils import logging as transformers_logging
+from typing import Any
 
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "transformers", "onnxscript", "onnx_ir")
 
@@ -23,10 +23,13 @@ def quiet(*, warn: bool = True) -> Iterator[None]:
     """
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
-    had_bar = transformers_logging.is_progress_bar_enabled()
+    # What has not been imported by now shows no bar when it is.
+    bars: Any = getattr(sys.modules.get("transformers"), "logging", None)
+    had_bar = bars is not None and bars.is_progress_bar_enabled()
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
+    if had_bar:
+        bars.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             # torch's own pytree code, met while the ONNX exporter copies the signature.
@@ -38,4 +41,4 @@ def quiet(*, warn: bool = True) -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if had_bar:
-            transformers_logging.enable_progress_bar()
+            bars.enable_progress_bar()

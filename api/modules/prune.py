@@ -38,7 +38,7 @@ from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
 from ...tracer.module import ExampleInputs, ForwardCall, bind, run, run_on, trace_module
 from ..progress import Progress, silent
-from ..pruning.result import GroupChange
+from ..pruning.group_change import GroupChange
 from ..request_checks import check_loss, check_module, list_batches
 from .result import Pruned
 

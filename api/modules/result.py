@@ -12,7 +12,7 @@ from torch import nn
 from ...backends.pt2.save import SavableModule, SavedModule, save_module
 from ...ir.plan import Plan
 from ...passes.manager import StepRecord
-from ..pruning.result import GroupChange
+from ..pruning.group_change import GroupChange
 from ..request_checks import check_paths
 
 

@@ -52,8 +52,9 @@ from ..placing import checkpoint_of, stored_dtype
 from ..progress import Progress
 from ..request_checks import GivenRows
 from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of, tracked_text
+from .group_change import GroupChange
 from .recorded_plan import Recorded, origin_of
-from .result import Applied, GroupChange
+from .result import Applied
 from .resume import Parts, Stages
 from .stored_precision import StoredDtypes, any_loses_digits, as_stored, rounded_as_stored, take_unchanged
 from .stored_state import StoredState

@@ -42,10 +42,11 @@ from ..progress import Progress, silent
 from ..request_checks import GivenRows, GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
 from ..seen_texts import CALIBRATION, RECOVERY
 from ..sources import open_source
+from .group_change import GroupChange
 from .model_run import ModelRun
 from .print_ir import check_printing, printer
 from .recorded_plan import Recorded, read_recorded
-from .result import Applied, GroupChange
+from .result import Applied
 from .resume import Stages
 from .run_identity import identity, named_example
 from .score_file import open_scores, write_scores

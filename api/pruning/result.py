@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,26 +11,7 @@ from ...backends.huggingface.save import SavedModel
 from ...passes.manager import StepRecord
 from ...runtime.place.placement import Placement
 from ..seen_texts import TEXTS, Entries
-
-
-@dataclass(frozen=True)
-class GroupChange:
-    """A group from which units were removed.
-
-    Attributes:
-        name, kind, layer: of the group.
-        before, after: number of its units; of a nested group, summed over all units of its parent.
-    """
-
-    name: str
-    kind: str
-    layer: int | None
-    before: int
-    after: int
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON data."""
-        return dataclasses.asdict(self)
+from .group_change import GroupChange
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ..evaluation import Measurement
     from ..listing import FormatInfo, PassInfo
     from ..modules.named import PrunedTarget
-    from ..pruning.request import Applied, GroupChange
+    from ..pruning.group_change import GroupChange
+    from ..pruning.request import Applied
     from ..tracing import Hop, Trace
 
 REASONS_PRINTED = 3

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.initialization import no_init_weights
 
 from ...ir import FxpruneError, RequestError
 from ...ir.graph import Graph
@@ -155,6 +154,8 @@ def _subsets(fields: Sequence[str]) -> Iterable[tuple[str, ...]]:
 
 def _names(model: nn.Module, data: dict[str, Any]) -> set[str]:
     try:
+        from transformers.initialization import no_init_weights
+
         with torch.device("meta"), no_init_weights():
             config = type(model.config).from_dict(copy.deepcopy(data))  # type: ignore[union-attr]
             return set(type(model)(config).state_dict())

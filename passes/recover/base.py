@@ -6,14 +6,14 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
+from ...runtime.model.kinds import is_pretrained
 from ...runtime.place.devices import CPU
 from ...runtime.place.placement import AUTO
 from ...runtime.scratch import ScratchDirectory
@@ -26,6 +26,9 @@ from .memory import Holder, TrainingMemory, require_room, training_memory
 from .recorded_teacher import RecordedTeacher
 from .teacher import PresentTeacher, Teacher
 from .training import Example, Recipe, Training, examples_of, preserved_randomness
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -111,7 +114,7 @@ class Recovery(Pass):
         if state.data.recovery is None:
             raise RequestError(f"{self.name} has no text to train on", "give --data FILE")
         model = state.subject.model
-        if not isinstance(model, PreTrainedModel):
+        if not is_pretrained(model):
             raise RequestError(
                 f"{self.name} cannot train a {type(model).__name__}", "give a transformers causal language model"
             )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.errors import RequestError
 from ...ir.options import option
@@ -15,6 +13,9 @@ from .block_distillation import distil_blocks
 from .finetune import Finetune
 from .teacher import Teacher
 from .training import Example, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
 from ...runtime.model.embeddings import input_embeddings
 from ...runtime.model.keywords import takes
+from ...runtime.model.kinds import is_conv1d, is_pretrained
 from ...runtime.tolerances import MERGED_ROUNDINGS, roundings
 from ..model.forward import logits_of
 from ..state import State
@@ -26,6 +25,7 @@ from .training import Example, Recipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Lora(Recovery):
             bias="none",
             target_modules=_targets(model, targets),
             # PEFT corrects this for each module by its type; with the right value it does not warn.
-            fan_in_fan_out=isinstance(model.get_submodule(targets[0]), Conv1D),
+            fan_in_fan_out=is_conv1d(model.get_submodule(targets[0])),
         )
 
 
@@ -129,11 +129,11 @@ def projection_modules(model: torch.nn.Module) -> list[str]:
     """
     modules = dict(model.named_modules())
     holders = Counter(id(module.weight) for module in modules.values() if hasattr(module, "weight"))
-    embeddings = [input_embeddings(model), model.get_output_embeddings()] if isinstance(model, PreTrainedModel) else []
+    embeddings = [input_embeddings(model), model.get_output_embeddings()] if is_pretrained(model) else []
     return [
         name
         for name, module in modules.items()
-        if isinstance(module, (torch.nn.Linear, Conv1D))
+        if (isinstance(module, torch.nn.Linear) or is_conv1d(module))
         and module.weight.ndim == 2
         and holders[id(module.weight)] == 1
         and not any(module is embedding for embedding in embeddings)

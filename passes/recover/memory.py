@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ...ir.errors import RequestError
 from ...runtime.place.devices import CPU
@@ -15,6 +15,9 @@ from ...runtime.place.memory import device_memory, host_memory, size_text
 from ...runtime.place.needs import needs_of
 from ...runtime.streaming.block_runner import BlockRunner
 from ..model.blocks import find_blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TRAINED_COPIES = 3
 """For every number that AdamW trains, in float32: its gradient and two moments."""

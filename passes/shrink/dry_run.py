@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedConfig
 
 from ...ir.errors import FxpruneError, class_and_first_line
 from ...runtime.experts import BATCHED, configs_of, set_experts
+from ...runtime.model.kinds import is_config
 from ...runtime.tensors import Places
 
 Reads = dict[str, set[str]]
@@ -173,7 +173,7 @@ def _weightless(model: nn.Module, device: str) -> Any:
 
 
 def _is_config(value: Any) -> bool:
-    return isinstance(value, PreTrainedConfig)
+    return is_config(value)
 
 
 def _moved(value: Any, device: str) -> Any:

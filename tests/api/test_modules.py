@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -279,3 +281,14 @@ def test_samples_times_something_stay_free() -> None:
 
 def test_it_is_a_public_call() -> None:
     assert fxprune.prune_module is prune_module
+
+
+def test_a_plain_module_needs_no_transformers() -> None:
+    code = (
+        "import sys, torch, fxprune\n"
+        "net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))\n"
+        "assert fxprune.prune_module(net, torch.randn(2, 4), 'magnitude{ratio=0.5,channels=true}').in_place\n"
+        "print([name for name in ('transformers', 'accelerate', 'peft', 'datasets') if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
