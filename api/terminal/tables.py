@@ -293,7 +293,7 @@ def _changes(groups: Sequence[GroupChange]) -> Table:
     table = new_table("group", "units", "", "kept", right=("units", "kept"))
     for changes in _alike_changes(groups):
         first = changes[0]
-        name = _spread(first.name, first.layer, changes[-1].layer)
+        name = _spread(first.name, [change.layer for change in changes])
         table.add_row(name, str(first.before), "to", str(first.after))
     return table
 
@@ -317,14 +317,22 @@ def _layerless(name: str, layer: int | None) -> str:
 
 
 def _name(groups: Sequence[Group]) -> str:
-    return _spread(groups[0].name, groups[0].layer, groups[-1].layer)
+    return _spread(groups[0].name, [group.layer for group in groups])
 
 
-def _spread(name: str, first: int | None, last: int | None) -> str:
-    """A name in layer ``first``, changed to stand for the layers from ``first`` to ``last``."""
-    if first is None or first == last:
+def _spread(name: str, layers: Sequence[int | None]) -> str:
+    """A name in the first of some layers, changed to stand for all of them: ``{0,4,6..7}``."""
+    numbers = sorted({layer for layer in layers if layer is not None})
+    if len(numbers) < 2:
         return name
-    return _layerless(name, first).replace("*", f"{{{first}..{last}}}", 1)
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    shown = ",".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return _layerless(name, layers[0]).replace("*", f"{{{shown}}}", 1)
 
 
 def _alike_changes(changes: Sequence[GroupChange]) -> list[list[GroupChange]]:

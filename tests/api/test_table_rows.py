@@ -1,0 +1,36 @@
+"""The tables of ``trace`` and ``apply`` name exactly the layers that a row stands for."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from fxprune.api.pruning.group_change import GroupChange
+from fxprune.api.terminal.tables import _changes, _spread
+
+
+@pytest.mark.parametrize(
+    ("layers", "shown"),
+    [
+        ([3], "m.layers.3.mlp"),
+        ([0, 1], "m.layers.{0..1}.mlp"),
+        ([0, 2], "m.layers.{0,2}.mlp"),
+        ([0, 4, 6, 7], "m.layers.{0,4,6..7}.mlp"),
+        ([2, 3, 4, 9, 11, 12, 13], "m.layers.{2..4,9,11..13}.mlp"),
+    ],
+)
+def test_a_row_names_its_layers(layers: list[int], shown: str) -> None:
+    assert _spread(f"m.layers.{layers[0]}.mlp", layers) == shown
+
+
+def test_layers_that_lost_as_much_share_a_row_and_others_do_not() -> None:
+    after = {2: 424, 3: 418, 4: 424, 5: 424}
+    changes = [GroupChange(f"m.layers.{n}.mlp:width", "width", n, 704, kept) for n, kept in after.items()]
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(_changes(changes))
+    lines = [line.split() for line in captured.get().splitlines() if "mlp" in line]
+    assert [(line[0], line[-1]) for line in lines] == [
+        ("m.layers.{2,4..5}.mlp:width", "424"),
+        ("m.layers.3.mlp:width", "418"),
+    ]
