@@ -12,6 +12,7 @@ from rich.text import Text
 from ...ir.errors import printable
 from ...ir.options import write_value
 from .cells import line, new_table
+from .loading import loading
 from .shares import shares
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def applied(result: Applied) -> list[RenderableType]:
         notes += [f"not in uniform form: {saved.why_free}"] if saved.why_free else []
         notes += saved.copied.said()
         notes.append(_checked(saved.checks))
+        notes += loading(saved)
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     notes += [result.placement.why] if result.placement else []
     notes += [f"{path or 'the model'} did not run block by block: {why}" for path, why in result.whole.items()]

@@ -1,12 +1,16 @@
-"""The tables of ``trace`` and ``apply`` name exactly the layers that a row stands for."""
+"""What ``trace`` and ``apply`` print says exactly what was done, and how to load it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from fxprune.api.pruning.group_change import GroupChange
+from fxprune.api.terminal.loading import loading
 from fxprune.api.terminal.tables import _changes, _spread
+from fxprune.backends.huggingface.save import SavedModel
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,15 @@ def test_layers_that_lost_as_much_share_a_row_and_others_do_not() -> None:
         ("m.layers.{2,4..5}.mlp:width", "424"),
         ("m.layers.3.mlp:width", "418"),
     ]
+
+
+def test_two_lines_of_python_load_what_was_written() -> None:
+    checks = {"loaded_by": "transformers.AutoModelForCausalLM"}
+    plain = SavedModel(Path('a "b"'), "uniform", "llama", checks=checks)
+    assert loading(plain) == [
+        "from transformers import AutoModelForCausalLM",
+        'model = AutoModelForCausalLM.from_pretrained("a \\"b\\"")',
+    ]
+    free = SavedModel(Path("out"), "free", "llama", checks=checks, code={"modeling_fxprune.py": "0"})
+    assert loading(free)[1] == 'model = AutoModelForCausalLM.from_pretrained("out", trust_remote_code=True)'
+    assert not loading(SavedModel(Path("out"), "uniform", "llama"))
