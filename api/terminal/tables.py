@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 REASONS_PRINTED = 3
 """The number of reasons that are shown for groups that are not prunable."""
 
-MEASURED = ("parameters", "size", "MACs", "perplexity", "prefill tok/s", "decode tok/s")
+MEASURED = ("parameters", "size", "MACs per window", "perplexity", "prefill tok/s", "decode tok/s")
 
 
 def trace(traced: Trace) -> list[RenderableType]:
