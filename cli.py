@@ -150,6 +150,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         result = api.bench(
             arguments.models,
             onnx=arguments.onnx,
+            baseline=arguments.baseline,
             prompt=arguments.prompt,
             new=arguments.new,
             rounds=arguments.rounds,

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .benchmarking.benchmark import Benchmark, BenchmarkResult, bench
+    from .benchmarking.benchmark import bench
+    from .benchmarking.timings import Benchmark, BenchmarkResult
     from .demo import Demo, run_demo
     from .evaluation import Measurement, evaluate
     from .exporting import export
@@ -53,7 +54,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "benchmarking.benchmark": ("Benchmark", "BenchmarkResult", "bench"),
+    "benchmarking.benchmark": ("bench",),
+    "benchmarking.timings": ("Benchmark", "BenchmarkResult"),
     "demo": ("Demo", "run_demo"),
     "evaluation": ("Measurement", "evaluate"),
     "exporting": ("export",),

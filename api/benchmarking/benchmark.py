@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -28,6 +26,7 @@ from ...runtime.scratch import ScratchDirectory
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models
 from .process import TimingJob
+from .timings import BenchmarkResult, Conditions, baselines_of, compared
 
 if TYPE_CHECKING:
     import subprocess
@@ -37,99 +36,11 @@ if TYPE_CHECKING:
 BATCHES = (1, 8)
 
 
-@dataclass(frozen=True)
-class RoundSpread:
-    """A measured value over all rounds: median, lowest and highest."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Timing:
-    """The times at one batch size.
-
-    Attributes:
-        batch: number of sequences.
-        first_token: seconds from the prompt to the first new token.
-        tokens_per_second: decoding speed with a key-value cache, summed over all sequences.
-    """
-
-    batch: int
-    first_token: RoundSpread
-    tokens_per_second: RoundSpread
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One model in one runtime.
-
-    Attributes:
-        name: the model as the user gave it.
-        runtime: ``torch`` or ``onnxruntime``.
-        parameters: number of parameters; a tied one is counted once.
-        bytes: size of the weight files.
-        macs: multiply-accumulates for one prompt.
-        peak_memory: peak memory in bytes, without the interpreter and its libraries; on an accelerator, its memory;
-            None if the system cannot tell.
-        timings: one entry per batch size.
-        ideal: multiply-accumulates of the first model of the same runtime, divided by this model's.
-        speedups: time of that first model divided by this model's, by measured value and batch size; over the ratios
-            of the same round.
-        notes: batch sizes at which the model is slower, or the difference is within the spread.
-        placement: where it ran; None for ONNX Runtime, which runs on the CPU.
-    """
-
-    name: str
-    runtime: str
-    parameters: int
-    bytes: int
-    macs: int
-    peak_memory: int | None
-    timings: tuple[Timing, ...]
-    ideal: float
-    speedups: dict[str, RoundSpread]
-    notes: tuple[str, ...]
-    placement: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """The settings that all models were timed with.
-
-    Attributes:
-        prompt, new: tokens in the prompt, and tokens generated.
-        rounds: timed rounds, after a warm-up round.
-        threads: threads within one operator, in torch and in ONNX Runtime.
-        batches: the batch sizes.
-    """
-
-    prompt: int
-    new: int
-    rounds: int
-    threads: int
-    batches: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """The compared models. The first of each runtime is the one that the others are compared with."""
-
-    conditions: Conditions
-    models: tuple[Benchmark, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"conditions": dataclasses.asdict(self.conditions), "models": [row.to_json() for row in self.models]}
-
-
 def bench(
     models: Sequence[Model] | Model,
     *,
     onnx: bool = False,
+    baseline: str | None = None,
     prompt: int = 128,
     new: int = 32,
     rounds: int = 5,
@@ -147,8 +58,10 @@ def bench(
     """Time models side by side, fairly: alternating, warmed up, with their spread.
 
     Args:
-        models: as in :func:`fxprune.evaluate`. The first is what the others are compared with.
+        models: as in :func:`fxprune.evaluate`.
         onnx: whether each that is no ONNX directory is exported too, in float32, and timed in ONNX Runtime.
+        baseline: the one of ``models`` that the others are compared with; in each runtime the one with most parameters
+            when None.
         prompt, new: tokens read and tokens written, random ones.
         rounds: how often each model is timed, after one round that does not count.
         batches: sequences at once.
@@ -171,7 +84,14 @@ def bench(
         jobs = [TimingJob(*_place(model, stack, allowed, progress), where) for model in found]
         if onnx:
             jobs += _exported(jobs, folder, progress)
-        return BenchmarkResult(conditions, tuple(_timed(jobs, conditions, stack, progress)))
+        _check_baseline(baseline, jobs)
+        return _timed(jobs, conditions, baseline, stack, progress)
+
+
+def _check_baseline(baseline: str | None, jobs: Sequence[TimingJob]) -> None:
+    names = dict.fromkeys(job.name for job in jobs)
+    if baseline is not None and baseline not in names:
+        raise RequestError(f"--baseline {baseline} is none of the models", f"give one of {', '.join(names)}")
 
 
 def _check_kinds(*, batches: object, **counts: object) -> None:
@@ -193,8 +113,8 @@ def _require_work(
 
 
 def _timed(
-    jobs: Sequence[TimingJob], conditions: Conditions, stack: ExitStack, progress: Progress
-) -> Iterator[Benchmark]:
+    jobs: Sequence[TimingJob], conditions: Conditions, baseline: str | None, stack: ExitStack, progress: Progress
+) -> BenchmarkResult:
     """Load all models, time them in turn, and compare them; their processes end with ``stack``."""
     workers = [stack.enter_context(_worker(job, conditions, progress)) for job in jobs]
     for worker in workers:
@@ -208,7 +128,10 @@ def _timed(
         for number in order:
             progress(f"round {index + 1} of {conditions.rounds}: {jobs[number].name}")
             times[number].append(workers[number].time())
-    return _rows(jobs, [worker.figures() for worker in workers], times, conditions)
+    figures = [worker.figures() for worker in workers]
+    bases = baselines_of([job.name for job in jobs], figures, baseline)
+    rows = tuple(compared([job.name for job in jobs], figures, times, conditions, bases))
+    return BenchmarkResult(conditions, rows, {runtime: jobs[number].name for runtime, number in bases.items()})
 
 
 def _threads() -> int:
@@ -322,57 +245,3 @@ def _worker(job: TimingJob, conditions: Conditions, progress: Progress) -> Itera
             yield _Worker(job, process, said)
         finally:
             process.kill()
-
-
-def _rows(
-    jobs: Sequence[TimingJob],
-    figures: Sequence[dict[str, Any]],
-    times: Sequence[Sequence[dict[str, list[float]]]],
-    conditions: Conditions,
-) -> Iterator[Benchmark]:
-    firsts: dict[str, int] = {}
-    for number, job in enumerate(jobs):
-        own = figures[number]
-        first = firsts.setdefault(own["runtime"], number)
-        speedups = {} if first == number else _speedups(times[first], times[number])
-        yield Benchmark(
-            name=job.name,
-            runtime=own["runtime"],
-            parameters=own["parameters"],
-            bytes=own["bytes"],
-            macs=own["macs"],
-            peak_memory=own["peak"],
-            timings=tuple(_timing(batch, times[number], conditions.new) for batch in conditions.batches),
-            ideal=figures[first]["macs"] / own["macs"],
-            speedups=speedups,
-            notes=tuple(note for name, ratio in speedups.items() for note in _notes(name, ratio)),
-            placement=own["placement"],
-        )
-
-
-def _timing(batch: int, rounds: Sequence[dict[str, list[float]]], new: int) -> Timing:
-    first, decode = zip(*(found[str(batch)] for found in rounds), strict=True)
-    return Timing(batch, _spread(first), _spread([batch * new / seconds for seconds in decode]))
-
-
-def _speedups(
-    before: Sequence[dict[str, list[float]]], after: Sequence[dict[str, list[float]]]
-) -> dict[str, RoundSpread]:
-    """``<measured value>, batch <size>`` -> ratio of the times of the two models in the same round."""
-    found = {}
-    for batch in before[0]:
-        for index, figure in enumerate(("first token", "decode")):
-            ratios = [old[batch][index] / own[batch][index] for old, own in zip(before, after, strict=True)]
-            found[f"{figure}, batch {batch}"] = _spread(ratios)
-    return found
-
-
-def _notes(name: str, ratio: RoundSpread) -> Iterator[str]:
-    if ratio.high <= 1:
-        yield f"{name}: slower, {ratio.median:.2f} times the speed"
-    elif ratio.low <= 1:
-        yield f"{name}: no clear difference, {ratio.low:.2f} to {ratio.high:.2f} times the speed"
-
-
-def _spread(values: Sequence[float]) -> RoundSpread:
-    return RoundSpread(statistics.median(values), min(values), max(values))

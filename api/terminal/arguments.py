@@ -295,7 +295,10 @@ def _add_bench(commands: Any) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help=MODEL_HELP + "; or an ONNX directory. The first model is the one that the others are compared with",
+        help=MODEL_HELP + "; or an ONNX directory",
+    )
+    parser.add_argument(
+        "--baseline", metavar="MODEL", help="the one that the others are compared with (default: the largest)"
     )
     parser.add_argument("--onnx", action="store_true", help="also export each model to ONNX, and time it there")
     parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens in the prompt (default: 128)")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...backends.exporter import ExportReport
     from ...ir.groups import Group
     from ...passes.manager import StepRecord
-    from ..benchmarking.benchmark import BenchmarkResult
+    from ..benchmarking.timings import BenchmarkResult
     from ..demo import Demo
     from ..evaluation import Measurement
     from ..listing import FormatInfo, PassInfo
@@ -204,7 +204,7 @@ def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
 
 
 def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
-    """The result of ``bench``: size and speed of each model, and the speed-up compared with the first."""
+    """The result of ``bench``: size and speed of each model, and the speed-up compared with the baseline."""
     asked = result.conditions
     head = (
         f"prompt {asked.prompt}, then {asked.new} tokens; {asked.threads} threads; median (lowest to highest) of "
@@ -225,7 +225,9 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
     compared = [row for row in result.models if row.speedups]
     if compared:
         names = list(compared[0].speedups)
-        gains = new_table("speed-up", "runtime", "ideal (MACs)", *names, right=("ideal (MACs)", *names))
+        bases = ", ".join(dict.fromkeys(result.baselines.values()))
+        gained = ("ideal (MACs)", *names)
+        gains = new_table(f"speed-up over {bases}", "runtime", *gained, right=gained)
         for row in compared:
             found = [f"{s.median:.2f} ({s.low:.2f} to {s.high:.2f})" for s in row.speedups.values()]
             gains.add_row(row.name, row.runtime, f"{row.ideal:.2f}", *found)

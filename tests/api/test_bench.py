@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
 from fxprune.api.benchmarking import benchmark, process
-from fxprune.api.benchmarking.benchmark import Benchmark, BenchmarkResult, Conditions, RoundSpread, Timing
+from fxprune.api.benchmarking.timings import Benchmark, BenchmarkResult, Conditions, RoundSpread, Timing, baselines_of
 from fxprune.api.terminal.tables import benchmarked
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
@@ -129,6 +129,27 @@ def test_models_alternate_and_rounds_are_compared(tmp_path: Path, monkeypatch: p
     assert unsure.notes[-1] == "decode, batch 8: no clear difference, 0.50 to 2.00 times the speed"
 
 
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        (None, {"torch": 1, "onnxruntime": 2}),
+        ("small", {"torch": 0, "onnxruntime": 3}),
+        ("alone", {"torch": 4, "onnxruntime": 2}),
+    ],
+)
+def test_the_largest_is_the_baseline_unless_one_is_named(baseline: str | None, expected: dict[str, int]) -> None:
+    names = ["small", "large", "large", "small", "alone"]
+    runtimes = ["torch", "torch", "onnxruntime", "onnxruntime", "torch"]
+    figures = [{"runtime": r, "parameters": n} for r, n in zip(runtimes, [1, 3, 3, 1, 3], strict=True)]
+    assert baselines_of(names, figures, baseline) == expected
+
+
+def test_a_baseline_that_is_not_measured_is_refused() -> None:
+    with pytest.raises(RequestError, match="--baseline other is none of the models") as caught:
+        fxprune.bench(["demo"], baseline="other", rounds=1)
+    assert "demo" in (caught.value.hint or "")
+
+
 def test_table() -> None:
     timing = Timing(1, RoundSpread(0.25, 0.125, 0.5), RoundSpread(1200, 900, 1500))
     rows = [
@@ -150,7 +171,9 @@ def test_table() -> None:
 
     console = Console(file=io.StringIO(), width=220)
     with console.capture() as capture:
-        console.print(*benchmarked(BenchmarkResult(Conditions(8, 4, 3, 2, (1,)), tuple(rows))), sep="\n")
+        console.print(
+            *benchmarked(BenchmarkResult(Conditions(8, 4, 3, 2, (1,)), tuple(rows), {"torch": "a"})), sep="\n"
+        )
     lines = [" ".join(line.split()) for line in capture.get().splitlines()]
     assert lines == [
         "prompt 8, then 4 tokens; 2 threads; median (lowest to highest) of 3 alternating rounds",
@@ -158,7 +181,7 @@ def test_table() -> None:
         "a torch 2,000 8.00 kB 4.00 k 1.00 MB 250 (125 to 500) 1,200 (900 to 1,500)",
         "b torch 1,000 4.00 kB 2.00 k unknown 250 (125 to 500) 1,200 (900 to 1,500)",
         "",
-        "speed-up runtime ideal (MACs) decode, batch 1",
+        "speed-up over a runtime ideal (MACs) decode, batch 1",
         "b torch 2.00 0.50 (0.40 to 0.60)",
         "b in torch, slow",
     ]

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 import fxprune
 from fxprune import api
 from fxprune.api.benchmarking import benchmark
-from fxprune.api.benchmarking.benchmark import Conditions
+from fxprune.api.benchmarking.timings import Conditions
 from fxprune.api.seen_texts import record_of
 from fxprune.api.sources import open_source
 from fxprune.backends.artifact import RECORD
