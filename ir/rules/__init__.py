@@ -8,7 +8,7 @@ from typing import Any
 
 from ..graph import Op
 from ..plugins import Table, joined
-from . import convolution, creation, linear, picking, pointwise, reduce, shape, slicing, whole, writing
+from . import convolution, creation, linear, picking, pointwise, recurrent, reduce, shape, slicing, whole, writing
 from .contraction import Contraction
 from .picking import follow_positions, picked_from
 from .rule import AS_IT_IS, Equations, Resized, Rule, pattern
@@ -23,6 +23,7 @@ FAMILIES: Mapping[str, Mapping[str, Rule]] = {
     "writing": writing.WRITING_RULES,
     "convolution": convolution.CONVOLUTION_RULES,
     "creation": creation.CREATION_RULES,
+    "recurrent": recurrent.RECURRENT_RULES,
     "whole": whole.WHOLE_RULES,
 }
 

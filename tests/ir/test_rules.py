@@ -23,6 +23,7 @@ from .rule_rows import ROWS as COMMON
 from .rule_rows import Row
 from .rule_rows_convolution import CONVOLUTION
 from .rule_rows_core import DECOMPOSED, WHOLE
+from .rule_rows_recurrent import RECURRENT
 
 WITHOUT_TAG = """
 alias bernoulli complex contiguous detach detach_ divide dropout empty_like fill floor_divide full_like greater
@@ -33,7 +34,7 @@ conj real imag _to_copy
 """Pointwise by their documentation; torch tags only what its compiler generates code for. They are replayed too."""
 OVERLOADS = {"fill": "Scalar", "full_like": "default", "to": "dtype", "masked_fill": "Scalar"}
 """Where the one that takes most tensors is not the one to try."""
-ROWS = [*COMMON, *CONVOLUTION, *DECOMPOSED, *WHOLE]
+ROWS = [*COMMON, *CONVOLUTION, *DECOMPOSED, *WHOLE, *RECURRENT]
 RANDOM = {"bernoulli", "empty_like", "rand_like", "randn_like"}
 
 
@@ -57,6 +58,8 @@ def cuts(atoms: list[Atom]) -> Iterator[dict[int, list[int]]]:
 
 def replay(case: Example, random: bool, zeroed: bool = False) -> None:
     for keep in cuts(case.free):
+        if any(len(units) < case.least.get(atom, 1) for atom, units in keep.items()):
+            continue
         normalised = any(NORMALISED in case.solution.marks.get(atom, ()) for atom in keep)
         check_cut(case, keep, exact=not random and not normalised, zeroed=zeroed)
 
