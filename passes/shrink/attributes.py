@@ -157,9 +157,11 @@ class AttributeSurvey:
     def _doubtful(self, path: str, attribute: str, old: Number, new: Number) -> bool:
         """Whether a forward reads the attribute and may mean another extent with the same value.
 
-        Never for the modules of ``torch.nn``: their attributes always describe their own parameters.
+        Never for the shapes that modules of ``torch.nn`` hold: these always describe their own parameters. Their
+        single integers may count something else, such as layers.
         """
-        if attribute not in self.reads.get(path, ()) or type(self.modules[path]).__module__.startswith("torch.nn."):
+        standard = type(self.modules[path]).__module__.startswith("torch.nn.")
+        if attribute not in self.reads.get(path, ()) or (standard and isinstance(old, tuple)):
             return False
         return any(option != new for option in self._options(path, old))
 

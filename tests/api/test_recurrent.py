@@ -79,7 +79,7 @@ LAYERS: list[tuple[str, Mapping[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "options"), LAYERS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("kind", "options"), LAYERS, ids=str)
 def test_a_recurrent_layer_shrinks(kind: str, options: Mapping[str, Any]) -> None:
     pruned = check(tagger(kind, **options), inputs(1, 2, 4, 5), inputs(2, 3, 6, 5))
     layer = pruned.module.layer
@@ -87,3 +87,152 @@ def test_a_recurrent_layer_shrinks(kind: str, options: Mapping[str, Any]) -> Non
     assert (layer.input_size, layer.hidden_size) == (6, 8)
     assert layer.proj_size == options.get("proj_size", 0) // 2
     assert pruned.macs[1] < pruned.macs[0] / 1.9
+
+
+@pytest.mark.parametrize(("inward", "hidden", "layers"), [(12, 4, 4), (4, 4, 4), (8, 8, 2), (2, 8, 2)])
+def test_a_number_of_layers_that_equals_a_width_stays(inward: int, hidden: int, layers: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Linear(5, inward)
+            self.layer = nn.LSTM(inward, hidden, layers, batch_first=True)
+            self.classes = nn.Linear(hidden, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classes(self.layer(self.features(x))[0])
+
+    torch.manual_seed(0)
+    pruned = check(Net().double().eval(), inputs(1, 2, 6, 5), inputs(2, 3, 7, 5))
+    layer = pruned.module.layer
+    assert (layer.input_size, layer.hidden_size, layer.num_layers) == (inward // 2, hidden // 2, layers)
+
+
+class Residual(nn.Module):
+    """Two layers of the width of the shortcut around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Linear(5, 8)
+        self.first, self.second = nn.GRU(8, 8, batch_first=True), nn.LSTM(8, 8, batch_first=True)
+        self.classes = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.features(x)
+        x = x + self.first(x)[0]
+        return self.classes(x + self.second(x)[0])
+
+
+def test_a_hidden_width_that_is_the_input_width_goes_with_it() -> None:
+    torch.manual_seed(0)
+    pruned = check(Residual().double().eval(), inputs(1, 2, 4, 5), inputs(2, 3, 6, 5))
+    assert sizes(pruned) == {8: 4}
+    assert pruned.in_place
+
+
+class Started(nn.Module):
+    """Initial states that are learnt or computed, and are not zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.cells = nn.Linear(5, 12), nn.Linear(5, 8)
+        self.hidden = nn.Parameter(torch.randn(2, 1, 8))
+        self.layer = nn.LSTM(12, 8, 2, batch_first=True)
+        self.classes = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.hidden.expand(-1, x.shape[0], -1).contiguous()
+        cells = self.cells(x.mean(1)).unsqueeze(0).repeat(2, 1, 1)
+        steps, _ = self.layer(self.features(x), (hidden, cells))
+        return self.classes(steps)
+
+
+def test_initial_states_lose_the_units_of_the_layer() -> None:
+    torch.manual_seed(0)
+    pruned = check(Started().double().eval(), inputs(1, 2, 4, 5), inputs(2, 3, 6, 5))
+    assert pruned.module.hidden.shape == (2, 1, 4)
+    assert pruned.module.cells.weight.shape == (4, 5)
+
+
+def test_initial_states_that_are_inputs_keep_the_hidden_width() -> None:
+    class Stateful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.layer = nn.Linear(5, 12), nn.GRU(12, 8, batch_first=True)
+
+        def forward(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.features(x), state)[0]
+
+    torch.manual_seed(0)
+    example = inputs(1, 2, 4, 5), inputs(2, 1, 2, 8)
+    pruned = check(Stateful().double().eval(), example, (inputs(3, 2, 4, 5), inputs(4, 1, 2, 8)))
+    assert sizes(pruned) == {12: 6}
+
+
+class Cells(nn.Module):
+    """Two cells, one on the other, in a loop over the steps."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.features, self.classes = nn.Linear(5, 12), nn.Linear(6, 3)
+        self.first, self.second = getattr(nn, kind)(12, 8), getattr(nn, kind)(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states: list[Any] = [None, None]
+        for step in x.unbind(1):
+            taken = self.features(step)
+            for place, cell in enumerate((self.first, self.second)):
+                states[place] = cell(taken, states[place])
+                taken = states[place][0] if isinstance(states[place], tuple) else states[place]
+        return self.classes(taken)
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_cells_shrink(kind: str) -> None:
+    torch.manual_seed(0)
+    pruned = check(Cells(kind).double().eval(), inputs(1, 2, 3, 5), inputs(2, 3, 3, 5))
+    assert pruned.in_place
+    assert sizes(pruned) == {12: 6, 8: 4, 6: 3}
+    assert (pruned.module.first.input_size, pruned.module.first.hidden_size) == (6, 4)
+
+
+class Translator(nn.Module):
+    """An encoder in two directions, whose last states start a decoder that attends to its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 12)
+        self.encoder = nn.GRU(12, 8, bidirectional=True, batch_first=True)
+        self.bridge, self.query = nn.Linear(16, 10), nn.Linear(10, 16)
+        self.decoder = nn.GRU(12, 10, batch_first=True)
+        self.out = nn.Linear(26, 20)
+
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        memory, (there, back) = self.encoder(self.embedding(source))
+        start = torch.tanh(self.bridge(torch.cat([there, back], -1))).unsqueeze(0)
+        steps, _ = self.decoder(self.embedding(target), start)
+        weights = torch.softmax(self.query(steps) @ memory.transpose(1, 2), -1)
+        return self.out(torch.cat([steps, weights @ memory], -1))
+
+
+def test_an_encoder_and_a_decoder_shrink_together() -> None:
+    def tokens(seed: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, 20, shape, generator=torch.Generator().manual_seed(seed))
+
+    torch.manual_seed(0)
+    pruned = check(
+        Translator().double().eval(),
+        (tokens(1, 2, 5), tokens(2, 2, 4)),
+        (tokens(3, 3, 5), tokens(4, 3, 4)),
+        "magnitude",
+    )
+    assert pruned.in_place
+    assert sizes(pruned) == {12: 6, 8: 4, 10: 5}
+
+
+def test_a_shrunken_layer_trains_and_moves() -> None:
+    """The list of its weights that torch keeps beside the parameters holds the new ones."""
+    layer = check(tagger("LSTM", num_layers=2), inputs(1, 2, 4, 5), inputs(2, 3, 6, 5)).module.train().layer
+    layer(inputs(3, 2, 4, 6))[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+    assert list(map(id, layer._flat_weights)) == list(map(id, layer.parameters()))
+    assert layer.float()(inputs(3, 2, 4, 6).float())[0].dtype is torch.float32
