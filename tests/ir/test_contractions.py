@@ -45,6 +45,10 @@ VECTORS = [
     ("%x: f64[4], %w: f64[5, 4]", "aten.linear(%x, %w)", 20),
     ("%x: f64[2, 3, 4], %w: f64[5, 4]", "aten.linear(%x, weight=%w)", 120),
     ("%x: f64[3, 4], %y: f64[4]", "aten.matmul(%x, %y)", 12),
+    ("%x: f64[3, 4], %y: f64[4]", "aten.mv(%x, %y)", 12),
+    ("%b: f64[3], %x: f64[3, 4], %y: f64[4]", "aten.addmv(%b, %x, %y)", 12),
+    ("%x: f64[4], %y: f64[4]", "aten.vdot(%x, %y)", 4),
+    ("%x: f64[2, 3, 4], %y: f64[3, 4]", "aten.linalg_vecdot(%x, %y)", 24),
     ("%x: f64[4], %y: f64[6, 4, 5]", "aten.matmul(%x, %y)", 120),
 ]
 """Calls with vectors, of which torch counts no operations, and the multiplications by hand."""
@@ -145,8 +149,9 @@ def test_dimensions_of_one_word_are_one_axis_and_the_summed_ones_go(row: Row) ->
             assert not gone & alive
 
 
-COUNTED = [row for row in CASES if packet(row.call) != "aten.bilinear" and row.call != "aten.matmul(%x, %y)"]
-"""Torch counts no operations of bilinear, and none of a matrix with a vector."""
+UNCOUNTED = {f"aten.{name}" for name in ("bilinear", "mv", "addmv", "dot", "vdot", "linalg_vecdot")}
+COUNTED = [row for row in CASES if packet(row.call) not in UNCOUNTED and row.call != "aten.matmul(%x, %y)"]
+"""Torch counts no operations of bilinear, and none of products with a vector."""
 
 
 @pytest.mark.parametrize("row", COUNTED, ids=lambda row: f"{row.call} {row.operands}")
