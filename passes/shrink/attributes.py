@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ...ir.errors import FxpruneError
 from ...ir.repairs import Number, Repairs, repair
@@ -191,9 +192,13 @@ class AttributeSurvey:
         return self._known[key]
 
     def _owned(self, path: str, depth: int) -> list[tuple[str, tuple[int, ...]]]:
-        """Relative name and shape of a module's own tensors; at depth 1 also of its direct children's."""
+        """Relative name and shape of a module's own tensors; at depth 1 also of its direct children's, and of those
+        that it computes its own from."""
         module = self.modules[path]
         owners = [("", module), *((f"{name}.", child) for name, child in module.named_children() if depth)]
+        if depth and is_parametrized(module):
+            kept = "parametrizations."
+            owners += [(kept + f"{name}.", child) for name, child in module.get_submodule(kept[:-1]).named_children()]
         return [
             (prefix + name, tuple(tensor.shape))
             for prefix, owner in owners

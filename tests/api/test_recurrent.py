@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,19 +12,10 @@ from torch import nn
 import fxprune
 from fxprune.api import Pruned
 
+from ..equivalence import masked
+
 TOLERANCE = 1e-10
 """float64, relative: rounding."""
-
-
-def masked(dense: nn.Module, pruned: Pruned) -> nn.Module:
-    """The dense module with every removed unit zero wherever it stands in a parameter or buffer."""
-    zeroed = copy.deepcopy(dense)
-    tensors = {**dict(zeroed.named_parameters()), **dict(zeroed.named_buffers())}
-    with torch.no_grad():
-        for (name, dim), kept in pruned.plan.slices.items():
-            gone = np.setdiff1d(np.arange(tensors[name].shape[dim]), kept)
-            tensors[name].index_fill_(dim, torch.from_numpy(gone), 0.0)
-    return zeroed
 
 
 def check(dense: nn.Module, example: Any, fresh: Any, passes: str = "random", **options: Any) -> Pruned:
@@ -34,7 +23,9 @@ def check(dense: nn.Module, example: Any, fresh: Any, passes: str = "random", **
     pruned = fxprune.prune_module(dense, example, passes, **{"ratio": 0.5, **options})
     inputs = fresh if isinstance(fresh, tuple) else (fresh,)
     with torch.no_grad():
-        torch.testing.assert_close(pruned.module(*inputs), masked(dense, pruned)(*inputs), rtol=TOLERANCE, atol=1e-12)
+        torch.testing.assert_close(
+            pruned.module(*inputs), masked(dense, pruned.plan)(*inputs), rtol=TOLERANCE, atol=1e-12
+        )
     return pruned
 
 
