@@ -12,7 +12,7 @@ from .contraction import Contraction, Dims, Product
 from .reduce import NORMALISED
 from .rule import Equations, Rule
 
-MIXED = "computed of all rows and columns at once"
+ALL_AT_ONCE = "computed of all rows and columns at once"
 
 FACTORISATIONS = """
 linalg_cholesky linalg_cholesky_ex linalg_cond linalg_det linalg_eig linalg_eigh linalg_eigvals linalg_eigvalsh
@@ -34,7 +34,7 @@ def _batched(eq: Equations, values: Sequence[Value], batch: Sequence[AxisId]) ->
         if len(axes) < len(batch):
             raise UnsupportedCall(f"a tensor of {len(axes)} dimensions for a batch of {len(batch)}")
         eq.tie_all(axes[: len(batch)], batch)
-        eq.freeze(axes[len(batch) :], MIXED)
+        eq.freeze(axes[len(batch) :], ALL_AT_ONCE)
 
 
 def _factorisation(eq: Equations, op: Op) -> None:
@@ -55,14 +55,14 @@ def _system(matrix: int, sides: int) -> Rule:
         vectors = len(given.shape) == 1 or (
             op.packet.startswith("aten.linalg_solve") and given.shape == factor.shape[:-1]
         )
-        eq.freeze(axes[-2:], MIXED)
+        eq.freeze(axes[-2:], ALL_AT_ONCE)
         if vectors:
-            eq.freeze((right[-1], solved[-1]), MIXED)
+            eq.freeze((right[-1], solved[-1]), ALL_AT_ONCE)
             batch = solved[:-1]
             eq.broadcast([axes[:-2], right[:-1]], batch)
         else:
             mixed, free = (-2, -1) if argument(op, len(op.args), "left", True) else (-1, -2)
-            eq.freeze((right[mixed], solved[mixed]), MIXED)
+            eq.freeze((right[mixed], solved[mixed]), ALL_AT_ONCE)
             eq.tie(right[free], solved[free])
             batch = solved[:-2]
             eq.broadcast([axes[:-2], right[:-2]], batch)

@@ -60,12 +60,12 @@ def _maps(op: Op) -> list[list[_Maps]]:
     params = tuple(values_in(argument(op, 2, "params")))
     layers = integer(op, 4, "num_layers")
     directions = 2 if argument(op, 7, "bidirectional") else 1
-    biases = 2 if argument(op, 3, "has_biases") else 0
+    added = 2 if argument(op, 3, "has_biases") else 0
     count, rest = divmod(len(params), max(layers * directions, 1))
-    if rest or count - biases not in (2, 3):
+    if rest or count - added not in (2, 3):
         raise UnsupportedCall(f"{len(params)} tensors for {layers} layers in {directions} directions")
     each = [
-        _Maps(own[0], own[1], own[2 : 2 + biases], own[-1] if count - biases == 3 else None)
+        _Maps(own[0], own[1], own[2 : 2 + added], own[-1] if count - added == 3 else None)
         for own in (params[start : start + count] for start in range(0, len(params), count))
     ]
     return [each[start : start + directions] for start in range(0, len(each), directions)]

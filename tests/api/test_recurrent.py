@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,11 @@ def test_a_number_of_layers_that_equals_a_width_stays(inward: int, hidden: int, 
     pruned = check(Net().double().eval(), inputs(1, 2, 6, 5), inputs(2, 3, 7, 5))
     layer = pruned.module.layer
     assert (layer.input_size, layer.hidden_size, layer.num_layers) == (inward // 2, hidden // 2, layers)
+
+
+def test_a_projection_stays_narrower_than_the_hidden_width() -> None:
+    pruned = check(tagger("LSTM", proj_size=6), inputs(1, 2, 4, 5), inputs(2, 3, 4, 5), ratio=0.9)
+    assert sizes(pruned) == {12: 2, 16: 7, 6: 1}
 
 
 class Residual(nn.Module):
@@ -227,3 +233,13 @@ def test_a_shrunken_layer_trains_and_moves() -> None:
     assert all(parameter.grad is not None for parameter in layer.parameters())
     assert list(map(id, layer._flat_weights)) == list(map(id, layer.parameters()))
     assert layer.float()(inputs(3, 2, 4, 6).float())[0].dtype is torch.float32
+
+
+def test_a_shrunken_layer_is_saved_and_loaded(tmp_path: Path) -> None:
+    pruned = check(tagger("GRU", bidirectional=True), inputs(1, 2, 4, 5), inputs(2, 3, 4, 5))
+    pruned.save(tmp_path / "smaller")
+    x = inputs(3, 3, 4, 5)
+    again = fxprune.load(tmp_path / "smaller", into=tagger("GRU", bidirectional=True)).eval()
+    with torch.no_grad():
+        assert torch.equal(again(x), pruned.module(x))
+        assert torch.equal(fxprune.load(tmp_path / "smaller")(x), pruned.module(x))
