@@ -71,11 +71,13 @@ def _maps(op: Op) -> list[list[_Maps]]:
     return [each[start : start + directions] for start in range(0, len(each), directions)]
 
 
-def _states(op: Op) -> list[tuple[Sequence[Value | None], bool]]:
-    """Initial states and final states; whether the second of them, the cells, is not projected."""
-    before = tuple(values_in(argument(op, 1, "hx")))
+def _states(op: Op) -> Iterator[tuple[Value, bool]]:
+    """Initial and final states; whether each is that of the cells, which no projection narrows."""
     after = op.results if op.packet.endswith("_cell") else op.results[1:]
-    return [(before, len(before) > 1), (after, len(before) > 1)]
+    for states in (tuple(values_in(argument(op, 1, "hx"))), after):
+        for place, state in enumerate(states):
+            if state is not None:
+                yield state, place == 1
 
 
 def _couple(eq: Equations, op: Op) -> None:
@@ -97,15 +99,12 @@ def _couple(eq: Equations, op: Op) -> None:
                 eq.keep_at_least(hidden, eq.axes.size(outward) + 1)
         taken = eq.axes.concat([outward] * len(layer))
     batch = operand[:-1] if cell else _sequence(eq, op, operand, taken)
-    for states, is_pair in _states(op):
-        for place, state in enumerate(states):
-            if state is None:
-                continue
-            axes = eq.of(state)
-            eq.tie(axes[-1], hidden if is_pair and place == 1 else outward)
-            if not cell:
-                eq.freeze(axes[:1], "one position for each layer and direction")
-            eq.tie_all(axes[0 if cell else 1 : -1], batch)
+    for state, of_cells in _states(op):
+        axes = eq.of(state)
+        eq.tie(axes[-1], hidden if of_cells else outward)
+        if not cell:
+            eq.freeze(axes[:1], "one position for each layer and direction")
+        eq.tie_all(axes[0 if cell else 1 : -1], batch)
 
 
 def _sequence(eq: Equations, op: Op, operand: Sequence[AxisId], made: AxisId) -> Sequence[AxisId]:
