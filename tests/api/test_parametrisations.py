@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
 from torch.nn import utils
 from torch.nn.utils import parametrizations, parametrize
 
@@ -126,3 +127,39 @@ def test_a_weight_computed_of_all_its_rows_and_columns_is_refused_with_its_name(
         fxprune.RequestError, match=r"aten\.\w+ at 2\.parametrizations\.weight\.0 \S*parametrizations\.py"
     ):
         pruned(net, x)
+
+
+class Rounded(nn.Module):
+    """A network in training for integers: rounded activations, and a weight with a step for each of its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+        self.register_buffer("step", torch.rand(12) / 100 + 0.01)
+        self.register_buffer("zero", torch.zeros(12, dtype=torch.int32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.fake_quantize_per_tensor_affine(self.first(x), 0.02, 0, -128, 127)
+        weight = torch.fake_quantize_per_channel_affine(self.second.weight, self.step, self.zero, 0, -128, 127)
+        return self.third(nn.functional.linear(x, weight, self.second.bias).relu())
+
+
+def test_steps_of_rows_go_with_the_rows() -> None:
+    torch.manual_seed(0)
+    net, x = Rounded().eval(), torch.randn(5, 4)
+    small = fxprune.prune_module(net, x[:2], "magnitude", ratio=0.5)
+    assert small.in_place
+    assert small.module.step.shape == (6,)
+    with torch.no_grad():
+        torch.testing.assert_close(small.module(x), masked(net, small.plan, {("step", 0)})(x))
+
+
+def test_observers_that_are_switched_off_let_units_pass() -> None:
+    torch.manual_seed(0)
+    quantise = FusedMovingAvgObsFakeQuantize()
+    net, x = nn.Sequential(nn.Linear(4, 8), quantise, nn.ReLU(), nn.Linear(8, 3)), torch.randn(5, 4)
+    net(x)
+    quantise.disable_observer()
+    small = fxprune.prune_module(net.eval(), x[:2], "magnitude", ratio=0.5)
+    with torch.no_grad():
+        torch.testing.assert_close(small.module(x), masked(net, small.plan)(x))

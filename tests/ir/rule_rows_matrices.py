@@ -69,7 +69,19 @@ MATRICES = [
     Row("%x: f64[2, 3, 4]", "aten.mH(%x)", "a b c -> a c b"),
 ]
 
+OBSERVER = "%o: i64[1], %f: i64[1]"
+
 QUANTISATION = [
+    Row(
+        f"%x: f32[3, 4], {OBSERVER}, %l: f32[1], %h: f32[1], %s: f32[1], %z: i32[1]",
+        "aten._fused_moving_avg_obs_fq_helper_functional(%x, %o, %f, %l, %h, %s, %z, 0.01, 0, 255, -1)",
+        "a~ b~, 1, 1, 1, 1, 1, 1 -> a~ b~, a~ b~, 1, 1, 1, 1",
+    ),
+    Row(
+        f"%x: f32[3, 4], {OBSERVER}, %l: f32[3], %h: f32[3], %s: f32[3], %z: i32[3]",
+        "aten._fused_moving_avg_obs_fq_helper_functional(%x, %o, %f, %l, %h, %s, %z, 0.01, -128, 127, 0, true, true)",
+        "a b~, 1, 1, a, a, a, a -> a b~, a b~, a, a, a, a",
+    ),
     Row("%x: f32[3, 4]", "aten.fake_quantize_per_tensor_affine(%x, 0.1, 3, 0, 255)", "a b -> a b"),
     Row(
         "%x: f32[3, 4], %s: f32[1], %z: i32[1]",
