@@ -48,13 +48,14 @@ def twin(model: nn.Module) -> nn.Module:
 def own_copy(model: nn.Module) -> nn.Module:
     """A copy that shares nothing with the model, also where it holds tensors that it computed from its parameters.
 
-    The old ``torch.nn.utils.weight_norm`` keeps such a tensor, with its graph, which torch refuses to copy.
+    The old ``torch.nn.utils.weight_norm`` keeps such a tensor, and a recurrent layer a list of them, with their graph,
+    which torch refuses to copy.
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+    held = [value for module in model.modules() for value in vars(module).values()]
+    for value in (*held, *(item for items in held if isinstance(items, list | tuple) for item in items)):
+        if isinstance(value, torch.Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
 
 

@@ -129,6 +129,29 @@ def test_a_weight_computed_of_all_its_rows_and_columns_is_refused_with_its_name(
         pruned(net, x)
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer, one of whose weights is computed."""
+
+    def __init__(self, wrap: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(16, 3)
+        self.layer = wrap(nn.LSTM(12, 16, batch_first=True), "weight_hh_l0")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.layer(self.first(x))[0])
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, parametrizations.weight_norm])
+def test_a_weight_of_a_recurrent_layer_may_be_computed(wrap: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    net, x = Recurrent(wrap), torch.randn(3, 6, 5, dtype=torch.float64)
+    small = pruned(net, x)
+    assert small.module.layer.hidden_size == 8
+    expected = masked(net, small.plan, {("layer.parametrizations.weight_hh_l0.original1", 0)})
+    with torch.no_grad():
+        torch.testing.assert_close(small.module(x), expected(x), rtol=TOLERANCE, atol=1e-12)
+
+
 class Rounded(nn.Module):
     """A network in training for integers: rounded activations, and a weight with a step for each of its rows."""
 
