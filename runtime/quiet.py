@@ -34,6 +34,8 @@ def quiet(*, warn: bool = True) -> Iterator[None]:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             # torch's own pytree code, met while the ONNX exporter copies the signature.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            # torch's own recurrent layers list their weights anew as soon as export puts stand-ins in their place.
+            warnings.filterwarnings("ignore", r"The tensor attributes? self\.\S*_flat_weights\[", UserWarning)
             if not warn:
                 warnings.simplefilter("ignore")
             yield

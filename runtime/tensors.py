@@ -45,6 +45,20 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the model, also where it holds tensors that it computed from its parameters.
+
+    The old ``torch.nn.utils.weight_norm`` keeps such a tensor, and a recurrent layer a list of them, with their graph,
+    which torch refuses to copy.
+    """
+    memo: dict[int, Any] = {}
+    held = [value for module in model.modules() for value in vars(module).values()]
+    for value in (*held, *(item for items in held if isinstance(items, list | tuple) for item in items)):
+        if isinstance(value, torch.Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
 def made_private(tensors: Iterable[torch.Tensor]) -> None:
     """Give tensors memory of their own, before they are written to, because a twin may have the same."""
     for tensor in tensors:

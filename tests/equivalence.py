@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from fxprune.ir.groups import Group
 from fxprune.ir.verifier import verify
 from fxprune.passes.couple.coupling import Coupling
 from fxprune.passes.shrink.graph import make_plan, rewrite
+from fxprune.runtime.tensors import own_copy, tensors_by_name
 from fxprune.tracer.export import Traced
 
 TOLERANCE = 1e-10
@@ -58,6 +59,17 @@ def zeroed(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
         gone = np.setdiff1d(np.arange(masked[name].shape[dim]), kept)
         masked[name].index_fill_(dim, torch.from_numpy(gone), 0.0)
     return masked
+
+
+def masked(dense: torch.nn.Module, plan: Plan, spare: Set[tuple[str, int]] = frozenset()) -> torch.nn.Module:
+    """A copy of a module with every removed unit zero wherever it stands, but in the spared (tensor, dimension)s."""
+    copied = own_copy(dense)
+    rest = Plan(plan.keep, {place: kept for place, kept in plan.slices.items() if place not in spare})
+    with torch.no_grad():
+        tensors = tensors_by_name(copied)
+        for name, value in zeroed(rest, tensors).items():
+            tensors[name].copy_(value)
+    return copied
 
 
 def sliced(plan: Plan, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

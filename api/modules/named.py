@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ...passes.couple.coupling import couple
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline
 from ...passes.registry import all_passes
+from ...runtime.tensors import own_copy
 from ...tracer import module as modules
 from ...tracer.export import Traced
 from ..places import claim
@@ -98,7 +98,7 @@ def trace_target(model: str, example: str, *, progress: Progress = silent) -> Tr
     """
     inputs = modules.parse_example(example)
     progress(f"building {model}")
-    module = copy.deepcopy(modules.resolve_module(model)).eval()
+    module = own_copy(modules.resolve_module(model)).eval()
     call = modules.bind(module, inputs)
     modules.run(module, call)
     progress(f"tracing {model}")

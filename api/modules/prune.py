@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +32,7 @@ from ...passes.registry import all_passes
 from ...passes.state import Data, NoHost, State, Subject
 from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.streaming.left_as_found import left_as_found
-from ...runtime.tensors import tensors_by_every_name
+from ...runtime.tensors import own_copy, tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
 from ...tracer.module import ExampleInputs, ForwardCall, bind, run, run_on, trace_module
@@ -151,7 +150,7 @@ class _ModuleRun(NoHost):
         self, module: nn.Module, call: ForwardCall, progress: Progress, where: torch.device | None = None
     ) -> None:
         self.original, self.call, self.progress = module, call, progress
-        self.model = copy.deepcopy(module).eval()
+        self.model = own_copy(module).eval()
         self.home = device_of(module)
         if where is not None:
             self.model.to(where)

@@ -8,7 +8,21 @@ from typing import Any
 
 from ..graph import Op
 from ..plugins import Table, joined
-from . import convolution, creation, linear, picking, pointwise, reduce, shape, slicing, whole, writing
+from . import (
+    convolution,
+    creation,
+    linear,
+    matrices,
+    picking,
+    pointwise,
+    quantisation,
+    recurrent,
+    reduce,
+    shape,
+    slicing,
+    whole,
+    writing,
+)
 from .contraction import Contraction
 from .picking import follow_positions, picked_from
 from .rule import AS_IT_IS, Equations, Resized, Rule, pattern
@@ -16,6 +30,7 @@ from .rule import AS_IT_IS, Equations, Resized, Rule, pattern
 FAMILIES: Mapping[str, Mapping[str, Rule]] = {
     "pointwise": pointwise.POINTWISE_RULES,
     "linear": linear.LINEAR_RULES,
+    "matrices": matrices.MATRIX_RULES,
     "reduce": reduce.REDUCE_RULES,
     "picking": picking.PICKING_RULES,
     "shape": shape.SHAPE_RULES,
@@ -23,6 +38,8 @@ FAMILIES: Mapping[str, Mapping[str, Rule]] = {
     "writing": writing.WRITING_RULES,
     "convolution": convolution.CONVOLUTION_RULES,
     "creation": creation.CREATION_RULES,
+    "quantisation": quantisation.QUANTISATION_RULES,
+    "recurrent": recurrent.RECURRENT_RULES,
     "whole": whole.WHOLE_RULES,
 }
 

@@ -103,18 +103,19 @@ class Contraction:
         found = argument(op, self.arguments.index(self.weight), self.weight)
         return found if isinstance(found, Value) else None
 
-    def taken_in(self, op: Op) -> set[int]:
-        """The dimensions of the weight that a call sums over."""
+    def taken_in(self, op: Op, operand: Value | None = None) -> set[int]:
+        """The dimensions of an operand that a call sums over; of the weight when None."""
         weight = self.weight_of(op)
-        if weight is None:
+        read = weight if operand is None else operand
+        if read is None:
             return set()
-        if self.summed is not None:
-            return {self.summed % max(len(weight.shape), 1)}
+        if self.summed is not None and read is weight:
+            return {self.summed % max(len(read.shape), 1)}
         found: set[int] = set()
         for product in self.products(op):
             summed = product.summed()
             for value, dims in product.factors:
-                if value is weight:
+                if value is read:
                     found |= {dim for dim, word in enumerate(dims) if summed & set(word.split())}
         return found
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from ..graph import Arg, Op, Value
-from .arguments import argument, integer, tensor, with_args
+from .arguments import argument, integer, integers, tensor, with_args
 from .contraction import Contraction, Product
 from .rule import Equations, Resized, Rule
 
@@ -139,6 +139,17 @@ def _grid_sample(eq: Equations, op: Op) -> None:
     eq.freeze((*operand[2:], *grid[1:], *result[2:]), SPATIAL)
 
 
+def _affine_grid(eq: Equations, op: Op) -> None:
+    """``n i j -> n y x i``: where each position of a result of the given size reads; only samples are tied."""
+    maps, result = eq.of(tensor(op, 0)), eq.of(op.result)
+    eq.tie(maps[0], result[0])
+    eq.freeze((*maps[1:], *result[1:]), SPATIAL)
+
+
+def _affine_grid_size(op: Op, new: Resized) -> Op:
+    return with_args(op, {1: (new.shape(op.result)[0], *integers(op, 1, "size")[1:])})
+
+
 def _pixel_shuffle(eq: Equations, op: Op) -> None:
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
     block = eq.axes.fresh(integer(op, 1, "factor") ** 2)
@@ -209,6 +220,7 @@ CONVOLUTION_RULES = {
         f"aten.{name}": Rule(_grid_sample, text="n c h w, n y x 2 -> n c y x")
         for name in ("grid_sampler", "grid_sampler_2d")
     },
+    "aten.affine_grid_generator": Rule(_affine_grid, _affine_grid_size, text="n i j -> n y x i, all but n frozen"),
     "aten.im2col": Rule(_unfold, text="n c h w -> n (c * window) positions"),
     "aten.col2im": Rule(_fold, text="n (c * window) positions -> n c h w"),
     "aten.pixel_shuffle": Rule(_pixel_shuffle, text="n (c * block) h w -> n c h w"),

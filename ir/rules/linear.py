@@ -149,6 +149,8 @@ def _embedding_bag(eq: Equations, op: Op) -> None:
     eq.freeze((table[0], eq.of(bags)[0], *(axis for value in others for axis in eq.of(value))), "addressed by an index")
 
 
+_MATMUL = Rule(_matmul, text="... m k, ... k n -> ... m n")
+_ONE_VECTOR = "the product is with one vector, not with one for each sample"
 _CDIST = pattern("... p m, ... r m -> ... p r")
 _BAGS = Rule(_embedding_bag, text="v d, ... -> n d, v and n frozen")
 _ADD_MATMUL = Rule(_add_matmul, text="(... m n)?, ... m k, ... k n -> ... m n")
@@ -190,11 +192,19 @@ LINEAR_RULES = {
         weight="weight",
         unrecorded="the outputs are linear in the product of two inputs, not in one input",
     ),
-    "aten.outer": pattern("m, n -> m n"),
+    "aten.mv": contracting(pattern("m k, k -> m"), "input vec", unrecorded=_ONE_VECTOR),
+    "aten.addmv": contracting(pattern("m?, m k, k -> m"), "input mat vec", unrecorded=_ONE_VECTOR),
+    **{
+        f"aten.{name}": contracting(pattern("k, k -> "), arguments, unrecorded=_ONE_VECTOR)
+        for name, arguments in {"dot": "input tensor", "vdot": "input other"}.items()
+    },
+    **{f"aten.{name}": pattern("m, n -> m n") for name in ("outer", "ger")},
+    "aten.addr": pattern("m n, m, n -> m n"),
     "aten.embedding": pattern("v d, ... -> ... d", freeze={"v": "addressed by an index"}),
     **{f"aten.{name}": _BAGS for name in ("embedding_bag", "_embedding_bag")},
     **{f"aten.{name}": _CDIST for name in ("cdist", "_cdist_forward")},
-    "aten.matmul": contracting(Rule(_matmul, text="... m k, ... k n -> ... m n"), "input other", weight="other"),
+    "aten.matmul": contracting(_MATMUL, "input other", weight="other"),
+    "aten.linalg_matmul": contracting(_MATMUL, "input other", weight="other", unrecorded="layers call it matmul"),
     "aten.einsum": _EINSUM,
     "aten.scaled_dot_product_attention": _ATTENTION,
 }

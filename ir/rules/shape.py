@@ -97,7 +97,7 @@ def _permutation(op: Op) -> list[int]:
     order = list(range(rank))
     if op.packet in ("aten.t", "aten.numpy_T"):
         return order[::-1]
-    if op.packet in ("aten.mT", "aten.adjoint"):
+    if op.packet in ("aten.mT", "aten.mH", "aten.adjoint"):
         return [*order[:-2], order[-1], order[-2]]
     if op.packet in ("aten.transpose", "aten.swapaxes", "aten.swapdims"):
         a, b = place(op, 1, "dim0", rank), place(op, 2, "dim1", rank)
@@ -201,6 +201,7 @@ SHAPE_RULES = {
             "transpose",
             "t",
             "mT",
+            "mH",
             "numpy_T",
             "adjoint",
             "movedim",

@@ -7,11 +7,11 @@ from .rule import Equations, Rule
 
 WHOLE_REASONS = {
     "addresses memory by strides": "as_strided empty_strided",
-    "pairs the positions of two axes": "diag diag_embed diagonal trace",
+    "pairs the positions of two axes": "diag diag_embed diagonal linalg_diagonal trace",
     "counts positions by what they hold": "bincount masked_scatter masked_select nonzero",
     "compares every row with every other": "_pdist_forward pdist",
-    "solves for all positions at once": "linalg_cholesky_ex linalg_det linalg_eigh linalg_inv linalg_inv_ex linalg_qr "
-    "linalg_slogdet linalg_solve linalg_svd",
+    "solves for all positions at once": "linalg_lstsq linalg_tensorinv linalg_tensorsolve",
+    "raises every position to all powers": "linalg_vander",
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..graph import Arg, Op
-from .arguments import argument, tensor
+from ..graph import Arg, Op, Value
+from .arguments import argument, place, tensor
 from .rule import Equations, Resized, Rule
 from .slicing import SLICING_RULES as SLICING
 
@@ -38,10 +38,27 @@ def _copy(eq: Equations, op: Op) -> None:
     eq.broadcast([eq.of(value) for value in op.operands], eq.of(op.result))
 
 
+def _at_index(eq: Equations, op: Op) -> None:
+    """Writes slices of the source, or one value, at the positions of a dimension that an index names."""
+    operand = eq.of(tensor(op, 0))
+    eq.tie_all(operand, eq.of(op.result))
+    dim = place(op, 1, "dim", len(operand))
+    index, source = eq.of(tensor(op, 2, "index")), argument(op, 3, "source")
+    if isinstance(source, Value) and source.shape:
+        axes = eq.of(source)
+        eq.tie_all(operand[:dim] + operand[dim + 1 :], axes[:dim] + axes[dim + 1 :])
+        eq.freeze([axes[dim]], "addressed by an index")
+    eq.freeze((operand[dim], *index), "addressed by an index")
+
+
 _WRITE = Rule(_write, _write_bounds, text="the part that is written has the axes of what is written")
 
 WRITING_RULES = {
     "aten.slice_scatter": _WRITE,
     "aten.select_scatter": _WRITE,
+    **{
+        f"aten.{name}": Rule(_at_index, text="freezes the addressed dimension, passes the others")
+        for name in ("index_add", "index_copy", "index_fill", "index_reduce")
+    },
     "aten.copy": Rule(_copy, text="..., ... -> ..."),
 }

@@ -203,14 +203,15 @@ ROW = 8
 
 
 def _contracted(op: Op, weight: Value) -> set[int]:
-    """The dimensions of its weight that an operator sums over; none where the value is not the operator's weight.
+    """The dimensions of its weight that an operator sums over; none where the value is not the operator's weight. One
+    that names no weight has as many of them as it multiplies parameters.
 
     They take units in even where these live on in the result because a residual adds them again.
     """
     contraction = contraction_of(op)
-    if contraction is None or contraction.weight_of(op) is not weight:
+    if contraction is None or (contraction.weight and contraction.weight_of(op) is not weight):
         return set()
-    return contraction.taken_in(op)
+    return contraction.taken_in(op, weight)
 
 
 def _lonely(

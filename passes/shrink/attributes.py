@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ...ir.errors import FxpruneError
 from ...ir.repairs import Number, Repairs, repair
@@ -157,9 +158,11 @@ class AttributeSurvey:
     def _doubtful(self, path: str, attribute: str, old: Number, new: Number) -> bool:
         """Whether a forward reads the attribute and may mean another extent with the same value.
 
-        Never for the modules of ``torch.nn``: their attributes always describe their own parameters.
+        Never for the shapes that modules of ``torch.nn`` hold: these always describe their own parameters. Their
+        single integers may count something else, such as layers.
         """
-        if attribute not in self.reads.get(path, ()) or type(self.modules[path]).__module__.startswith("torch.nn."):
+        standard = type(self.modules[path]).__module__.startswith("torch.nn.")
+        if attribute not in self.reads.get(path, ()) or (standard and isinstance(old, tuple)):
             return False
         return any(option != new for option in self._options(path, old))
 
@@ -189,9 +192,13 @@ class AttributeSurvey:
         return self._known[key]
 
     def _owned(self, path: str, depth: int) -> list[tuple[str, tuple[int, ...]]]:
-        """Relative name and shape of a module's own tensors; at depth 1 also of its direct children's."""
+        """Relative name and shape of a module's own tensors; at depth 1 also of its direct children's, and of those
+        that it computes its own from."""
         module = self.modules[path]
         owners = [("", module), *((f"{name}.", child) for name, child in module.named_children() if depth)]
+        if depth and is_parametrized(module):
+            kept = "parametrizations."
+            owners += [(kept + f"{name}.", child) for name, child in module.get_submodule(kept[:-1]).named_children()]
         return [
             (prefix + name, tuple(tensor.shape))
             for prefix, owner in owners

@@ -45,14 +45,21 @@ class Example:
         """Terms of every dimension of every operand and result."""
         return self._solved[1]
 
+    @property
+    def least(self) -> Mapping[int, int]:
+        """Atom -> units that must be kept."""
+        return self._solved[2]
+
     @cached_property
-    def _solved(self) -> tuple[Solution, dict[Value, tuple[Axis, ...]]]:
+    def _solved(self) -> tuple[Solution, dict[Value, tuple[Axis, ...]], dict[int, int]]:
         eq = Equations()
         eq.op = self.op
         RULES[self.op.packet].couple(eq, self.op)
         values = [*dict.fromkeys(self.op.operands), *self.op.made]
         solution = eq.axes.solve(axis for value in values for axis in eq.of(value))
-        return solution, {value: tuple(map(solution.term, eq.of(value))) for value in values}
+        axes = {value: tuple(map(solution.term, eq.of(value))) for value in values}
+        terms = ((solution.term(axis), count) for axis, count in eq.least)
+        return solution, axes, {term.id: count for term, count in terms if isinstance(term, Atom)}
 
     @cached_property
     def results(self) -> list[torch.Tensor]:

@@ -48,8 +48,6 @@ DECOMPOSED = [
     Row("%x: f64[3, 4]", "aten.native_dropout(%x, 0.5, false)", "a b -> a b, a b"),
 ]
 
-SQUARE = "%x: f64[2, 2]"
-
 WHOLE = [
     Row("%x: f64[3, 4]", "aten.as_strided(%x, [4, 3], [1, 4])", "a! b! -> c! d!"),
     Row("", "aten.empty_strided([3, 4], [4, 1])", "-> a! b!", random=True),
@@ -62,18 +60,4 @@ WHOLE = [
     Row("%x: f64[3, 4], %m: b8[3, 4]", "aten.masked_select(%x, %m)", "a! b!, c! d! -> e!"),
     Row("%x: f64[3, 4]", "aten.nonzero(%x)", "a! b! -> c! d!"),
     *(Row("%x: f64[3, 4]", f"aten.{name}(%x)", "a! b! -> c!") for name in ("pdist", "_pdist_forward")),
-    Row(SQUARE, "aten.linalg_inv(%x)", "a! b! -> c! d!"),
-    *(
-        Row(SQUARE, f"aten.{name}(%x)", terms)
-        for name, terms in {
-            "linalg_inv_ex": "a! b! -> c! d!, .",
-            "linalg_cholesky_ex": "a! b! -> c! d!, .",
-            "linalg_det": "a! b! -> .",
-            "linalg_slogdet": "a! b! -> ., .",
-            "linalg_eigh": "a! b! -> c!, d! e!",
-            "linalg_qr": "a! b! -> c! d!, e! f!",
-            "linalg_svd": "a! b! -> c! d!, e!, f! g!",
-        }.items()
-    ),
-    Row(f"{SQUARE}, %y: f64[2, 3]", "aten.linalg_solve(%x, %y)", "a! b!, c! d! -> e! f!"),
 ]

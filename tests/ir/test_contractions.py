@@ -14,6 +14,8 @@ from fxprune.ir.cost import macs_of
 from fxprune.ir.graph import Op, Value
 from fxprune.ir.parser import parse_graph
 from fxprune.ir.rules import RULES, Contraction
+from fxprune.ir.rules.contraction import Product
+from fxprune.ir.rules.recurrent import RECURRENT_RULES
 from fxprune.passes.calibrate.linear_calls import RECORDED
 
 from ..test_house import ROOT, python_files
@@ -43,6 +45,10 @@ VECTORS = [
     ("%x: f64[4], %w: f64[5, 4]", "aten.linear(%x, %w)", 20),
     ("%x: f64[2, 3, 4], %w: f64[5, 4]", "aten.linear(%x, weight=%w)", 120),
     ("%x: f64[3, 4], %y: f64[4]", "aten.matmul(%x, %y)", 12),
+    ("%x: f64[3, 4], %y: f64[4]", "aten.mv(%x, %y)", 12),
+    ("%b: f64[3], %x: f64[3, 4], %y: f64[4]", "aten.addmv(%b, %x, %y)", 12),
+    ("%x: f64[4], %y: f64[4]", "aten.vdot(%x, %y)", 4),
+    ("%x: f64[2, 3, 4], %y: f64[3, 4]", "aten.linalg_vecdot(%x, %y)", 24),
     ("%x: f64[4], %y: f64[6, 4, 5]", "aten.matmul(%x, %y)", 120),
 ]
 """Calls with vectors, of which torch counts no operations, and the multiplications by hand."""
@@ -137,14 +143,15 @@ def test_dimensions_of_one_word_are_one_axis_and_the_summed_ones_go(row: Row) ->
                 if not word.startswith(".") and axis.size > 1:
                     words.setdefault(word, set()).add(axis)
         assert all(len(axes) == 1 for axes in words.values()), words
-        alive = {atom.id for axis in case.axes[case.op.result] for atom in atoms_of(axis)}
+        alive = {atom.id for value in case.op.made for axis in case.axes[value] for atom in atoms_of(axis)}
         if product.result[0] is not None:
             gone = {a.id for word in product.summed() & words.keys() for axis in words[word] for a in atoms_of(axis)}
             assert not gone & alive
 
 
-COUNTED = [row for row in CASES if packet(row.call) != "aten.bilinear" and row.call != "aten.matmul(%x, %y)"]
-"""Torch counts no operations of bilinear, and none of a matrix with a vector."""
+UNCOUNTED = {f"aten.{name}" for name in ("bilinear", "mv", "addmv", "dot", "vdot", "linalg_vecdot")}
+COUNTED = [row for row in CASES if packet(row.call) not in UNCOUNTED and row.call != "aten.matmul(%x, %y)"]
+"""Torch counts no operations of bilinear, and none of products with a vector."""
 
 
 @pytest.mark.parametrize("row", COUNTED, ids=lambda row: f"{row.call} {row.operands}")
@@ -160,10 +167,17 @@ def test_what_is_counted_at_once_is_what_the_products_say(row: Row) -> None:
     op = case_of(row).op
     products = said(op).read(op)
     words = {word for product in products for _, dims in (*product.factors, product.result) for word in dims}
-    if not any(" " in word for word in words):
+    if all(extents_are_told(product) for product in products) and not any(" " in word for word in words):
         assert macs_of(op) == sum(product.multiplications() for product in products)
     else:
-        assert "conv" in op.packet
+        assert "conv" in op.packet or op.packet in RECURRENT_RULES
+
+
+def extents_are_told(product: Product) -> bool:
+    """Whether a tensor has the extent of every word; one that the operator keeps to itself has none."""
+    places = (*product.factors, product.result)
+    told = {word for value, dims in places if value is not None for word in dims}
+    return {word for _, dims in places for word in dims} <= told
 
 
 @pytest.mark.parametrize(("operands", "call", "multiplications"), VECTORS)
@@ -187,6 +201,25 @@ TAKEN_IN = [
     ("%x: f64[2, 4, 7], %w: f64[6, 4, 3]", "aten.convolution(%x, %w, none, [1], [0], [1], false, [0], 1)", {1, 2}),
     ("%x: f64[2, 4, 7], %w: f64[4, 6, 3]", "aten.convolution(%x, %w, none, [1], [0], [1], true, [0], 1)", {0}),
 ]
+
+
+RECURRENT_TAKEN_IN = [
+    (
+        "%x: f64[3, 2, 5], %h: f64[2, 2, 3], %c: f64[2, 2, 4], %i: f64[16, 5], %r: f64[16, 3], %p: f64[3, 4], "
+        "%j: f64[16, 3], %s: f64[16, 3], %q: f64[3, 4]",
+        "aten.lstm.input(%x, [%h, %c], [%i, %r, %p, %j, %s, %q], false, 2, 0.0, false, false, false)",
+    ),
+    ("%x: f64[2, 5], %h: f64[2, 4], %i: f64[12, 5], %r: f64[12, 4]", "aten.gru_cell(%x, %h, %i, %r)"),
+]
+
+
+@pytest.mark.parametrize(("operands", "call"), RECURRENT_TAKEN_IN)
+def test_every_weight_of_a_recurrence_takes_units_in_along_its_columns(operands: str, call: str) -> None:
+    """The state lives on in the result, and yet the columns that it meets are summed over."""
+    op = example(operands, call, draw).op
+    weights = [value for value in op.operands if value.name in "irpjsq"]
+    assert len(weights) == call.count("%") - (3 if "lstm" in call else 2)
+    assert all(said(op).taken_in(op, weight) == {1} for weight in weights)
 
 
 @pytest.mark.parametrize(("operands", "call", "dims"), TAKEN_IN)

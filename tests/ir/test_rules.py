@@ -17,12 +17,15 @@ from fxprune.ir.rules import FAMILIES, RULES, Equations
 from fxprune.ir.rules.pointwise import NAMES
 from fxprune.ir.rules.reduce import NORMALISED
 from fxprune.ir.rules.rule import pattern
+from fxprune.runtime.dtypes import DTYPES
 
 from .replay import Example, check_cut, example, show
 from .rule_rows import ROWS as COMMON
 from .rule_rows import Row
 from .rule_rows_convolution import CONVOLUTION
 from .rule_rows_core import DECOMPOSED, WHOLE
+from .rule_rows_matrices import INDEXED, MATRICES, QUANTISATION
+from .rule_rows_recurrent import RECURRENT
 
 WITHOUT_TAG = """
 alias bernoulli complex contiguous detach detach_ divide dropout empty_like fill floor_divide full_like greater
@@ -33,18 +36,18 @@ conj real imag _to_copy
 """Pointwise by their documentation; torch tags only what its compiler generates code for. They are replayed too."""
 OVERLOADS = {"fill": "Scalar", "full_like": "default", "to": "dtype", "masked_fill": "Scalar"}
 """Where the one that takes most tensors is not the one to try."""
-ROWS = [*COMMON, *CONVOLUTION, *DECOMPOSED, *WHOLE]
+ROWS = [*COMMON, *CONVOLUTION, *DECOMPOSED, *WHOLE, *RECURRENT, *MATRICES, *QUANTISATION, *INDEXED]
 RANDOM = {"bernoulli", "empty_like", "rand_like", "randn_like"}
 
 
 def draw(value: Value, generator: torch.Generator) -> torch.Tensor:
     """Data in eighths, of which products and sums are exact; indices that every axis has."""
-    if value.dtype.name == "f64":
-        return torch.randint(1, 8, value.shape, generator=generator).double() / 8
+    if value.dtype.name in ("f64", "f32"):
+        return torch.randint(1, 8, value.shape, generator=generator).to(DTYPES[value.dtype.name]) / 8
     if value.dtype.name == "c128":
         return torch.complex(*(torch.rand(value.shape, generator=generator, dtype=torch.float64) for _ in range(2)))
     drawn = torch.randint(0, 2, value.shape, generator=generator)
-    return drawn.bool() if value.dtype.name == "b8" else drawn
+    return drawn.to(DTYPES[value.dtype.name])
 
 
 def cuts(atoms: list[Atom]) -> Iterator[dict[int, list[int]]]:
@@ -57,6 +60,8 @@ def cuts(atoms: list[Atom]) -> Iterator[dict[int, list[int]]]:
 
 def replay(case: Example, random: bool, zeroed: bool = False) -> None:
     for keep in cuts(case.free):
+        if any(len(units) < case.least.get(atom, 1) for atom, units in keep.items()):
+            continue
         normalised = any(NORMALISED in case.solution.marks.get(atom, ()) for atom in keep)
         check_cut(case, keep, exact=not random and not normalised, zeroed=zeroed)
 
