@@ -83,7 +83,7 @@ def differs(net: nn.Module, result: Pruned, samples: int) -> float:
 def test_a_table_that_is_expanded_over_samples_and_heads() -> None:
     net, result = pruned(Heads(), 3, "random{ordered=true,ratio=0.5,seed=0}")
     assert isinstance(result.module, torch.fx.GraphModule)
-    assert result.module.get_parameter("first.weight").shape[0] == 4  # two heads of two
+    assert result.module.get_parameter("first.weight").shape[0] == 6  # two heads of three
     assert not result.fixed_batch
     assert max(differs(net, result, samples) for samples in (1, 3, 8)) <= TOLERANCE
 
