@@ -133,7 +133,7 @@ def _is_identity(data: torch.Tensor) -> bool:
 
 def _evenly_spaced(data: torch.Tensor, dim: int) -> bool:
     """Whether all lines of values along a dimension rise or fall by the same step, and one of them does."""
-    if data.shape[dim] < FEWEST or not data.numel():
+    if data.shape[dim] < FEWEST or not data.numel() or data.is_complex():
         return False
     lines = data.detach().movedim(dim, -1).reshape(-1, data.shape[dim])
     if not _steps_evenly(lines[:1].double()):  # most weights end here

@@ -55,7 +55,7 @@ def test_or_apart(llava: Path, tmp_path: Path) -> None:
     ("part", "said"),
     [
         ("languagemodel", "no module of the model is called 'languagemodel'"),
-        ("embed_tokens", "no heads or kv_heads or width group wholly within 'embed_tokens'"),
+        ("embed_tokens", "no heads or kv_heads or query_heads or width group wholly within 'embed_tokens'"),
     ],
 )
 def test_a_part_without_groups_is_refused(part: str, said: str, llava: Path) -> None:

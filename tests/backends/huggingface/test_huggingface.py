@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,14 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Saved
 
 
 @pytest.fixture
-def trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], Any]:
+def trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Path], Any]]:
     """Load as a user of the free form does."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    return lambda path: transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield lambda path: transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+    # What was imported from there would be looked into for the code of other models.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        del sys.modules[name]
 
 
 @pytest.mark.usefixtures("real_processes")

@@ -192,4 +192,4 @@ def test_paths_of_another_machine_are_not_copied(model: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("value", ["You are a helpful assistant.", "/no_think", "a" * 5000, "a\0b", ["x/y", "z"]])
 def test_texts_that_are_no_paths_of_anything_here_are_values(model: Path, tmp_path: Path, value: Any) -> None:
     folder = told(copied(model, tmp_path / "model"), CONFIG, {"default_prompt": value})
-    load_tokenizer(resolve(folder))
+    assert load_tokenizer(resolve(folder))("a")["input_ids"]
