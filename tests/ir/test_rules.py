@@ -149,7 +149,7 @@ def test_every_core_operator_that_a_forward_runs_has_a_rule() -> None:
         overloads = packet.overloads() if hasattr(packet, "overloads") else ()
         if any(torch.Tag.core in getattr(packet, overload).tags for overload in overloads):
             core.add(name)
-    # A trace is functional: what writes in place (resize_) is not in it. torch lists that one once something has used it.
+    # A trace is functional: nothing in it writes in place. torch lists resize_ once something has used it.
     forward = {name for name in core if not name.endswith(("_backward", "_")) and not name.startswith("sym_")}
     assert len(forward) > 140
     assert forward - {packet.removeprefix("aten.") for packet in RULES} == WITHOUT_RULE
