@@ -65,13 +65,13 @@ def test_what_the_kernel_can_give_is_free(tmp_path: Path) -> None:
 def test_a_control_group_of_version_2_limits_it(tmp_path: Path) -> None:
     files = {
         "proc/meminfo": MEMINFO,
-        "proc/self/cgroup": "0::/work/job\n",
+        "proc/self/cgroup": "0::/jobs/one\n",
         "sys/fs/cgroup/memory.stat": "",
-        "sys/fs/cgroup/work/memory.max": "2000000000\n",
-        "sys/fs/cgroup/work/memory.current": "1500000000\n",
-        "sys/fs/cgroup/work/memory.stat": "anon 900000000\ninactive_file 500000000\n",
-        "sys/fs/cgroup/work/job/memory.max": "max\n",
-        "sys/fs/cgroup/work/job/memory.current": "1400000000\n",
+        "sys/fs/cgroup/jobs/memory.max": "2000000000\n",
+        "sys/fs/cgroup/jobs/memory.current": "1500000000\n",
+        "sys/fs/cgroup/jobs/memory.stat": "anon 900000000\ninactive_file 500000000\n",
+        "sys/fs/cgroup/jobs/one/memory.max": "max\n",
+        "sys/fs/cgroup/jobs/one/memory.current": "1400000000\n",
     }
     found = host_memory(machine(tmp_path, files))
     assert found is not None

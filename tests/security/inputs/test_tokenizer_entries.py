@@ -148,9 +148,9 @@ USUAL: dict[str, Any] = {
     "padding_side": "left",
     "processor_class": "LlavaProcessor",
     "sp_model_kwargs": {"enable_sampling": False},
-    "special_tokens_map_file": "/root/.cache/huggingface/special_tokens_map.json",
+    "special_tokens_map_file": "/home/user/.cache/huggingface/special_tokens_map.json",
     "split_special_tokens": False,
-    "tokenizer_file": "/root/.cache/huggingface/tokenizer.json",
+    "tokenizer_file": "/home/user/.cache/huggingface/tokenizer.json",
     "vocab_file": None,
 }
 
