@@ -250,9 +250,26 @@ def _selected(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Map
 
 
 def _turned(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart | None:
+    """The transpose, by a function that swaps two dimensions: the last two, where none are named."""
     dims = sorted(d % out.dim() for d in (*args, *kwargs.values()))
     last_two = dims in ([], [out.dim() - 2, out.dim() - 1]) and (dims or out.dim() == 2)
     return _WeightPart(out, part.name, part.expert, not part.flipped) if last_two else None
+
+
+def _last_two(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart:
+    del args, kwargs
+    return _WeightPart(out, part.name, part.expert, not part.flipped)
+
+
+def _permuted(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart | None:
+    """What ``permute`` gives, where the last two dimensions change places or none do."""
+    given = args or tuple(kwargs.values())
+    named = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list, torch.Size)) else given
+    order, rank = [d % out.dim() for d in named], out.dim()
+    if order == list(range(rank)):
+        return _same(part, out, (), {})
+    turned = [*range(rank - 2), rank - 1, rank - 2]
+    return _WeightPart(out, part.name, part.expert, not part.flipped) if order == turned else None
 
 
 def _same(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart:
@@ -262,8 +279,12 @@ def _same(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping
 
 _VIEWS: dict[Any, Callable[[_WeightPart, Tensor, tuple[Any, ...], Mapping[str, Any]], _WeightPart | None]] = {
     torch.Tensor.__getitem__: _selected,
-    **{f: _turned for f in (torch.Tensor.t, torch.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__)},  # type: ignore[attr-defined]
-    **{f: _turned for f in (torch.Tensor.transpose, torch.transpose)},
-    **{f: _same for f in (torch.Tensor.to, torch.Tensor.float, torch.Tensor.contiguous)},
+    **dict.fromkeys((torch.Tensor.t, torch.t, torch.Tensor.T.__get__), _turned),  # type: ignore[attr-defined]
+    **dict.fromkeys((torch.Tensor.transpose, torch.transpose, torch.Tensor.swapaxes, torch.swapaxes), _turned),
+    **dict.fromkeys((torch.Tensor.swapdims, torch.swapdims), _turned),
+    **dict.fromkeys((torch.Tensor.permute, torch.permute), _permuted),
+    torch.Tensor.mT.__get__: _last_two,  # type: ignore[attr-defined]
+    **dict.fromkeys((torch.Tensor.to, torch.Tensor.float, torch.Tensor.double, torch.Tensor.type_as), _same),
+    **dict.fromkeys((torch.Tensor.contiguous, torch.Tensor.clone, torch.clone), _same),
 }
 """Functions that may be applied to a weight before its linear call."""

@@ -18,6 +18,7 @@ from ...ir.groups import Group, Kind, Occurrence, Role
 from ...ir.rules import AS_IT_IS, Equations, contraction_of, follow_positions, picked_from, rule_table
 from .head_axes import head_channels
 from .inner_widths import InnerWidths
+from .turned_weights import only_turns, turned_weights
 
 Place = tuple[Value, int]
 """A dimension of a value."""
@@ -183,18 +184,19 @@ def _constants(graph: Graph) -> list[Value]:
 
 def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, Role]:
     """Role of each weight dimension: OUT if its atoms are in the operator's result, IN if they are summed over."""
-    parameters = graph.parameter_of()
+    turned = turned_weights(graph)
     roles: dict[Place, Role] = {}
     for op in graph.ops:
-        leaves = [value for value in op.operands if value in parameters]
-        if not leaves:
+        leaves = [value for value in op.operands if value in turned]
+        if not leaves or only_turns(op, turned):
             continue
         alive = {atom.id for value in op.made for axis in axes[value] for atom in atoms_of(axis)}
         for value in leaves:
             contracted = _contracted(op, value)
             for dim, axis in enumerate(axes[value]):
                 makes = dim not in contracted and all(atom.id in alive for atom in atoms_of(axis))
-                roles.setdefault((value, dim), Role.OUT if makes else Role.IN)
+                place = turned[value].parameter, turned[value].dims[dim]
+                roles.setdefault(place, Role.OUT if makes else Role.IN)
     return roles
 
 

@@ -1,0 +1,38 @@
+"""Weights with their dimensions in another order, cast or copied: what an operator then reads is still that weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...ir.graph import Graph, Op, Value
+from ...ir.rules import source_dims
+
+
+@dataclass(frozen=True)
+class TurnedWeight:
+    """A parameter as an operator reads it.
+
+    Attributes:
+        parameter: its value.
+        dims: the parameter's dimension of each dimension that is read.
+    """
+
+    parameter: Value
+    dims: tuple[int, ...]
+
+
+def turned_weights(graph: Graph) -> dict[Value, TurnedWeight]:
+    """Every parameter, and every value that is one with its dimensions permuted, such as ``weight.T``."""
+    found = {p.value: TurnedWeight(p.value, tuple(range(len(p.value.shape)))) for p in graph.parameters}
+    for op in graph.ops:
+        operands = list(op.operands)
+        if len(operands) != 1 or operands[0] not in found or (order := source_dims(op)) is None:
+            continue
+        before = found[operands[0]]
+        found[op.result] = TurnedWeight(before.parameter, tuple(before.dims[dim] for dim in order))
+    return found
+
+
+def only_turns(op: Op, turned: dict[Value, TurnedWeight]) -> bool:
+    """Whether an operator gives nothing but a parameter in another order: it is not what uses the weight."""
+    return bool(op.made) and all(value in turned for value in op.made)
