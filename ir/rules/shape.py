@@ -195,7 +195,9 @@ def _complex_view(eq: Equations, op: Op) -> None:
 _SAME_ELEMENTS = Rule(_reshape, text="finest runs of dimensions with equal products: product = product")
 _WITH_SHAPE = Rule(_reshape, _to_new_shape, text=_SAME_ELEMENTS.text)
 _PERMUTE = Rule(_permute, text="permutes dimensions")
-_COPIES = frozenset(f"aten.{name}" for name in "_to_copy to alias clone contiguous detach lift_fresh".split())
+_COPIES = frozenset({
+    "aten._to_copy", "aten.to", "aten.alias", "aten.clone", "aten.contiguous", "aten.detach", "aten.lift_fresh",
+})  # fmt: skip
 
 SHAPE_RULES = {
     **{f"aten.{name}": _WITH_SHAPE for name in ("view", "reshape", "_unsafe_view")},
