@@ -206,7 +206,7 @@ class ModelRun:
 
         def announce(text: str, number: int, count: int) -> None:
             keep(number - 1)
-            if stages is not None and self.state.ranks.count == 1:
+            if stages is not None:
                 self.halfway = stages.halfway(done + number)
             self.progress(f"{text} ({done + number} of {done + count})")
 

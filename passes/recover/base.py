@@ -133,6 +133,7 @@ class Recovery(Pass):
         place = Holder.of(state.subject.runner)
         with ExitStack() as stack:
             stack.enter_context(preserved_randomness())
+            stack.enter_context(state.ranks.through("training"))
             teacher = self._teacher(state, examples, place, stack) if self.teacher else None
             self._bring(state, model, place, stack)
             if self._widens(place):
@@ -233,7 +234,9 @@ class Recovery(Pass):
 
     def kept(self, state: State) -> KeptTraining | None:
         """Where the training keeps how far it got."""
-        return None if state.host.halfway is None else KeptTraining(state.host.halfway, print_pass(self, defaults=True))
+        if state.host.halfway is None:
+            return None
+        return KeptTraining(state.host.halfway, print_pass(self, defaults=True), state.ranks)
 
     def _recipe(self, model: PreTrainedModel, place: Holder) -> Recipe:
         """The options as a training recipe for a model in memory."""

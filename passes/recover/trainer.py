@@ -192,7 +192,7 @@ class _Taught(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._begun is not None:
-            self._begun.put_generators()
+            self._begun.put_generators(self.args.process_index)
 
 
 class _Log(TrainerCallback):
@@ -229,4 +229,5 @@ class _Log(TrainerCallback):
         if self._kept is not None and self._kept.due:
             parts = event["model"], event["optimizer"], event["lr_scheduler"]
             trainer = dataclasses.asdict(state)
-            self._kept.keep(TrainingState.of(*parts, trainer=trainer, losses=self.losses, seconds=self.seconds))
+            told = {"trainer": trainer, "losses": self.losses, "seconds": self.seconds}
+            self._kept.keep(TrainingState.of(*parts, **told, ranks=self._kept.ranks))
