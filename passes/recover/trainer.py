@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ...ir.errors import FxpruneError, RequestError
 from ...runtime.scratch import ScratchDirectory
 from .kept_training import KeptTraining, TrainingState
+from .sharding import is_sharded, whole_again
 from .teacher import Teacher
 from .training import Example, Recipe, Training, pad, preserved_randomness
 
@@ -75,8 +76,10 @@ def train(
         arguments = _arguments(recipe, len(examples), scratch, home)
         given = {"model": model, "args": arguments, "train_dataset": list(examples), "data_collator": pad}
         trainer = _Taught(teacher, state, **given, callbacks=[log])
+        _require_way_back(trainer)
         try:
-            trainer.train(None if state is None else _folder_of(state, scratch))
+            with whole_again(model):
+                trainer.train(None if state is None else _folder_of(state, scratch))
         finally:
             model.to(home)
             if teacher is not None:
@@ -121,6 +124,22 @@ def _arguments(recipe: Recipe, examples: int, scratch: str, home: torch.device) 
     total = recipe.steps or recipe.epochs * math.ceil(examples / recipe.batch)
     arguments.warmup_steps = min(recipe.warmup, total // 10)
     return arguments
+
+
+def _require_way_back(trainer: Trainer) -> None:
+    """Refuse ways to share out a model after which it cannot be made whole again.
+
+    Raises:
+        RequestError: accelerate is told to use DeepSpeed, or the first version of FSDP.
+    """
+    hint = "run accelerate config again: choose FSDP with fsdp_version: 2, or no sharding"
+    if trainer.is_deepspeed_enabled:
+        raise RequestError("accelerate is set to DeepSpeed, and fxprune cannot take a model back from it", hint)
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if trainer.is_fsdp_enabled and plugin is not None and plugin.fsdp_version != 2:
+        raise RequestError(
+            f"accelerate is set to FSDP version {plugin.fsdp_version}, and fxprune takes a model back from 2 only", hint
+        )
 
 
 @contextmanager
@@ -226,8 +245,15 @@ class _Log(TrainerCallback):
                     "lower lr, raise warmup, or look for NaN in the weights; nothing was merged",
                 )
         self.losses.append(float(logs["loss"]))
-        if self._kept is not None and self._kept.due:
+        # Shards would have to be gathered for it.
+        if self._kept is not None and not is_sharded(event["model"]) and self._kept.due:
             parts = event["model"], event["optimizer"], event["lr_scheduler"]
-            trainer = dataclasses.asdict(state)
-            told = {"trainer": trainer, "losses": self.losses, "seconds": self.seconds}
-            self._kept.keep(TrainingState.of(*parts, **told, ranks=self._kept.ranks))
+            self._kept.keep(
+                TrainingState.of(
+                    *parts,
+                    trainer=dataclasses.asdict(state),
+                    losses=self.losses,
+                    seconds=self.seconds,
+                    ranks=self._kept.ranks,
+                )
+            )
