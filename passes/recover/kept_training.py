@@ -45,7 +45,7 @@ _UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, Runt
 """What data of another form raises."""
 
 _MODEL, _MOMENTS, _GENERATORS = "model.", "optimizer.", "generator."
-_TORCH, _DEVICE = "torch", "device."
+_OF_TORCH, _OF_DEVICE = "torch", "device."
 
 
 @dataclass(frozen=True)
@@ -231,18 +231,18 @@ def _packed(states: Mapping[str, Any], rank: int) -> tuple[dict[str, Any], dict[
     """The states of a rank's generators: those that are numbers as JSON data, and tensors."""
     numpy, start = states["numpy"], _generators_of(rank)
     numbers = {"key": numpy["state"]["key"].tolist(), "pos": int(numpy["state"]["pos"])}
-    tensors = {f"{start}{_TORCH}": states["torch"]}
-    tensors |= {f"{start}{_DEVICE}{key}": value for key, value in states["devices"].items()}
+    tensors = {f"{start}{_OF_TORCH}": states["torch"]}
+    tensors |= {f"{start}{_OF_DEVICE}{key}": value for key, value in states["devices"].items()}
     return {"python": states["python"], "numpy": {**numpy, "state": numbers}}, tensors
 
 
 def _unpacked(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     numpy = numbers["numpy"]
     key = np.array(numpy["state"]["key"], dtype=np.uint32)
-    devices = {name.removeprefix(_DEVICE): value for name, value in tensors.items() if name.startswith(_DEVICE)}
+    devices = {name.removeprefix(_OF_DEVICE): value for name, value in tensors.items() if name.startswith(_OF_DEVICE)}
     return {
         "python": numbers["python"],
         "numpy": {**numpy, "state": {**numpy["state"], "key": key}},
-        "torch": tensors[_TORCH],
+        "torch": tensors[_OF_TORCH],
         "devices": devices,
     }
