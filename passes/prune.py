@@ -66,12 +66,15 @@ class Prune(Pass):
     target: str | None = option(
         None,
         "budget for the whole model instead of ratio: params:0.8, bytes:0.8, macs:0.8, latency:0.8, params:5e9",
+        replaces="ratio",
     )
     by: str = option(
         "uniform", "uniform: one ratio for all; kinds: equal widths in all layers, scores weigh heads against widths; "
         "global: any widths, by scores; search: any widths, by measured effects on the predictions", WAYS
     )  # fmt: skip
-    moves: int = option(64, "by=search: number of exchanges between groups to try", at_least=0)
+    moves: int = option(
+        64, "by=search: number of exchanges between groups to try", only_with=("by", "search"), at_least=0
+    )
 
     def check(self) -> None:
         """Also refuse a target that cannot be read, and a scope that holds nothing."""

@@ -53,7 +53,7 @@ class Recovery(Pass):
         4, "examples per forward pass and device; a batch of several uses gradient accumulation", at_least=1
     )
     length: int = option(256, "maximum number of tokens in an example", at_least=2)
-    steps: int = option(0, "optimizer steps; with 0, epochs decides", at_least=0)
+    steps: int = option(0, "optimizer steps; with 0, epochs decides", replaces="epochs", at_least=0)
     warmup: int = option(100, "steps of linear warm-up, limited to a tenth of all steps", at_least=0)
     seed: int = option(42, "random seed for data order, dropout and adapter weights", at_least=0, below=2**32)
     dtype: str = option(
