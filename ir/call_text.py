@@ -189,7 +189,21 @@ def bind(
             _near(call.name.value, by_name) + f"{kind.many}: {', '.join(by_name)}",
         )
     options = {option.name: option for option in options_of(found)}
-    values = _shared_values(shared, options)
+    values = _given(call, options, _shared_values(shared, options), kind)
+    _take_out_replaced(call, options, values)
+    bound = found(**_shared_values(defaults or {}, options) | values)
+    try:
+        with named_faults(found, f"the check of {kind.one} {call.name.value!r}"):
+            bound.check()
+    except RequestError as error:
+        places = {key.value: word.span for key, word in call.settings}
+        at = places.get(error.option, call.span) if isinstance(error, OptionError) else call.span
+        raise at.error(error.message, error.hint) from None
+    return bound
+
+
+def _given(call: OptionCall, options: Mapping[str, Option], values: dict[str, Any], kind: CallKind) -> dict[str, Any]:
+    """The shared values together with those in the text of a call."""
     seen: set[str] = set()
     for key, word in call.settings:
         if key.value not in options:
@@ -204,16 +218,7 @@ def bind(
             both = f"{key.value}={word.value} {kind.inside}, {key.value}={write_value(values[key.value])} {kind.beside}"
             raise word.span.error(f"two values for one option: {both}", "give one of the two")
         values[key.value] = value
-    _take_out_replaced(call, options, values)
-    bound = found(**_shared_values(defaults or {}, options) | values)
-    try:
-        with named_faults(found, f"the check of {kind.one} {call.name.value!r}"):
-            bound.check()
-    except RequestError as error:
-        places = {key.value: word.span for key, word in call.settings}
-        at = places.get(error.option, call.span) if isinstance(error, OptionError) else call.span
-        raise at.error(error.message, error.hint) from None
-    return bound
+    return values
 
 
 def _take_out_replaced(call: OptionCall, options: Mapping[str, Option], values: dict[str, Any]) -> None:
