@@ -179,6 +179,11 @@ class Host(Protocol):
         """Gives a directory for large files that are not wanted after the run; None for the system's."""
 
     @property
+    def why_not_plain(self) -> Callable[[Plan, Graph], str] | None:
+        """Why no plain configuration describes the model after a plan, with the rewritten graph; "" where one does.
+        None where any result will do."""
+
+    @property
     def halfway(self) -> Halfway | None:
         """Where the pass that runs may keep how far it got; None for nowhere."""
 
@@ -193,6 +198,7 @@ class NoHost:
     execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
     rebuild: Callable[[Graph, Mapping[str, torch.Tensor], str], torch.nn.Module] | None = None
     scratch: Callable[[], Path] | None = None
+    why_not_plain: Callable[[Plan, Graph], str] | None = None
     halfway: Halfway | None = None
 
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:

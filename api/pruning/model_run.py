@@ -53,6 +53,7 @@ from ..progress import Progress
 from ..request_checks import GivenRows
 from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of, tracked_text
 from .group_change import GroupChange
+from .plain_form import PlainForm
 from .recorded_plan import Recorded, origin_of
 from .result import Applied
 from .resume import Parts, Stages
@@ -85,6 +86,7 @@ class ModelRun:
         placement: Placement = WHOLE,
         out: Path | None = None,
         ranks: Ranks = ALONE,
+        form: Form = "auto",
     ) -> None:
         """Load and trace a model.
 
@@ -96,6 +98,7 @@ class ModelRun:
             placement: where it runs.
             out: what will be written; None when nothing will.
             ranks: the processes that share the work.
+            form: what will be written; under ``uniform``, passes pick counts that a plain configuration can say.
 
         Raises:
             RequestError: the placement is none that a run of the whole model can have.
@@ -119,6 +122,7 @@ class ModelRun:
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self.halfway: Halfway | None = None
         self._runs = pipeline is not None
+        self.why_not_plain = PlainForm(self).why_not if form == "uniform" else None
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
         self.texts: dict[str, TrackedText | None] = {}

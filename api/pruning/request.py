@@ -88,7 +88,8 @@ class ApplyRequest:
         force: whether to replace an existing ``out``.
         resume: continue an interrupted run of the same call after its last finished pass, and save every pass.
         dry_run: stop before recovery and writing. A config without weights is enough if no pass reads weights.
-        form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result.
+        form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result. ``uniform``
+            picks the nearest counts that a plain config can say.
         place: where passes compute. ``device``: ``cpu``, an accelerator such as ``cuda`` or ``cuda:1``, or ``auto``:
             the accelerator that torch finds, else the CPU. ``dtype`` of the arithmetic: ``float32``, ``bfloat16``,
             ``float16``, or ``auto``: the checkpoint's on an accelerator, float32 on the CPU; what is written keeps the
@@ -187,8 +188,9 @@ class ApplyRequest:
             stages = self._stages(task, there, asked=self.resume or frugal is not None)
             with told_when_out_of_memory(there):
                 work = ModelRun(
-                    task.source, pipeline, task.model_call, self.progress, placement=there, out=out, ranks=self.ranks
-                )
+                    task.source, pipeline, task.model_call, self.progress, placement=there, out=out, ranks=self.ranks,
+                    form=self.form,
+                )  # fmt: skip
                 stack.callback(work.close)
                 work.read(task.pipeline, task.texts, loss=self.loss, recorded=task.recorded, scores=task.scores)
                 return work, work.run(task.pipeline, printer(self._printed if self.ranks.first else ()), stages), stages
@@ -262,6 +264,7 @@ class ApplyRequest:
         if self.out is None or self.dry_run:
             return None
         own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
+        own["form"] = self.form if self.form == "uniform" else None  # under it, passes pick other counts
         run = identity(
             task.source, task.pipeline, task.texts, example=named_example(self.example), loss=self.loss, **own
         )

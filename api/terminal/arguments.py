@@ -211,8 +211,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--form",
         choices=("auto", "uniform", "free"),
         default="auto",
-        help="uniform: equal widths in all layers, described by a plain config; free: widths may differ per layer, "
-        "described by a modelling file; auto (default): uniform if the widths allow it",
+        help="uniform: equal widths in all layers, described by a plain config, with the nearest counts that it can "
+        "say; free: widths may differ per layer, described by a modelling file; auto (default): uniform if the "
+        "widths allow it",
     )
     parser.add_argument(
         "--print-ir-after",

@@ -219,17 +219,23 @@ def _contracted(op: Op, weight: Value) -> set[int]:
 def _lonely(
     graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], members: Mapping[int, list[Occurrence]]
 ) -> dict[int, str]:
-    """Atoms in a single dimension of a single tensor that no linear map makes -> reason to freeze them."""
+    """Atoms that no linear map makes, and that nothing else ties -> reason to freeze them: those in a single dimension
+    of a single tensor, and features of buffers that maps take in."""
     known = ((op, contraction_of(op)) for op in graph.ops)
     weights = {contraction.weight_of(op) for op, contraction in known if contraction is not None}
     maps = {parameter.name for parameter in graph.parameters if parameter.value in weights}
+    buffers = {parameter.name for parameter in graph.parameters if parameter.is_buffer}
     computed = {atom.id for value in _constants(graph) for axis in axes[value] for atom in atoms_of(axis)}
     found: dict[int, str] = {}
     for atom, held in members.items():
+        stored = next((member.tensor for member in held if member.tensor in buffers), "")
+        takers = [member for member in held if member.tensor not in buffers]
         if len(held) == 1 and held[0].tensor not in maps:  # longer inputs would read more of them, or they are tokens
             found[atom] = f"positions of {held[0].tensor}"
         elif len(held) == 1 and held[0].role is Role.IN and atom in computed:  # the module's code computes them again
             found[atom] = f"features of a constant that {held[0].tensor} takes in"
+        elif stored and takers and all(taker.role is Role.IN and taker.tensor in maps for taker in takers):
+            found[atom] = f"features of the buffer {stored} that {takers[0].tensor} takes in"
     return found
 
 
