@@ -117,7 +117,7 @@ def _lowered(
     program, written, nodes = _program(model, example)
     outputs = _counting(program, output, beside)
     try:
-        return program, written, lower(program, name, extents, _aliases(model), outputs, nodes), outputs
+        return program, written, lower(program, name, extents, _aliases(model), outputs, nodes=nodes), outputs
     except GuardOnDataDependentSymNode as error:
         raise _NoStaticGraphError from error
 

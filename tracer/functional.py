@@ -14,6 +14,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+aten: Any = torch.ops.aten
+
 _KEEP_DTYPE = frozenset({
     "copy", "fill", "zero", "index_put", "masked_fill", "masked_scatter", "scatter", "scatter_add", "index_fill",
     "index_copy", "index_add",
@@ -26,6 +28,15 @@ _RESHAPES = frozenset({
 _PARTS = frozenset({"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk"})
 
 aten: Any = torch.ops.aten
+
+
+_UNDONE: dict[str, Any] = {
+    "view": aten.view.default, "transpose": aten.transpose.int, "permute": aten.permute.default,
+    "slice": aten.slice_scatter.default, "select": aten.select_scatter.default,
+}  # fmt: skip
+"""A view -> the operator that makes its operand of it."""
+_PLACED = frozenset({"slice", "select"})
+"""Views of a part: the rest of the operand stays."""
 
 
 class _NotExpressibleError(Exception):
@@ -59,8 +70,12 @@ def writes(node: fx.Node) -> bool:
 class _Walk:
     """Copies a graph node by node; every node of the old graph has a node of the new one for what it holds now.
 
-    ``memory``: old node -> the memory that it is a name of; ``parents``: old node -> the name that it is a view of;
-    ``frozen``: memory that must not be written to; ``versions``: memory -> how often it was; ``now``: old node -> new node and the version it is right for.
+    Attributes:
+        memory: old node -> the memory that it is a name of.
+        parents: old node -> the name that it is a view of; roots: memory -> its first name.
+        frozen: memory that must not be written to here.
+        versions: memory -> how often it was written to.
+        now: old node -> its new node, and the version of the memory that it is right for.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -128,10 +143,12 @@ class _Walk:
         args, kwargs = (fx.map_arg(given, self._current) for given in (node.args, node.kwargs))
         made = self._call(node, target, args, node, kwargs)
         memory = self.memory[written]
+        if memory in self.frozen:
+            raise _NotExpressibleError
         self.memory[node], self.parents[node] = memory, written
         after, name = {node: made, written: made}, written
         while name is not self.roots[memory]:  # what every larger view of the memory becomes
-            if name not in self.parents or memory in self.frozen:
+            if name not in self.parents:
                 raise _NotExpressibleError
             parent = self.parents[name]
             after[parent] = self._inverse(name, parent, after[name], node)
@@ -146,26 +163,17 @@ class _Walk:
             return value
         if name.kwargs or name.meta["val"].dtype != parent.meta["val"].dtype:
             raise _NotExpressibleError
-        kind, args = _kind(name), name.args
+        kind, args = _kind(name), name.args[1:]
+        if kind == "getitem":
+            kind, args = _place(name)
         if kind in _RESHAPES:
-            return self._call(at, aten.view.default, (value, list(parent.meta["val"].shape)), parent)
-        if kind == "transpose":
-            return self._call(at, aten.transpose.int, (value, *args[1:]), parent)
-        if kind == "permute":
-            return self._call(at, aten.permute.default, (value, _inverted(args[1])), parent)
-        before = self._current(parent)
-        if kind == "slice":
-            return self._call(at, aten.slice_scatter.default, (before, value, *args[1:]), parent)
-        if kind == "select":
-            return self._call(at, aten.select_scatter.default, (before, value, *args[1:]), parent)
-        if kind == "getitem" and isinstance(args[0], fx.Node) and _kind(args[0]) in _PARTS:
-            dim, parts, index = _parted(args[0]), args[0].meta["val"], int(args[1])  # type: ignore[arg-type]
-            if _kind(args[0]) == "unbind":
-                return self._call(at, aten.select_scatter.default, (before, value, dim, index), parent)
-            start = sum(int(part.shape[dim]) for part in parts[:index])
-            end = start + int(parts[index].shape[dim])
-            return self._call(at, aten.slice_scatter.default, (before, value, dim, start, end), parent)
-        raise _NotExpressibleError
+            kind, args = "view", (list(parent.meta["val"].shape),)
+        elif kind == "permute":
+            args = (_inverted(args[0]),)
+        elif kind not in _UNDONE:
+            raise _NotExpressibleError
+        before = () if kind not in _PLACED else (self._current(parent),)
+        return self._call(at, _UNDONE[kind], (*before, value, *args), parent)
 
     def _call(self, at: fx.Node, target: Any, args: Any, like: fx.Node, kwargs: Any = None) -> fx.Node:
         made = self.new.call_function(target, args, kwargs)
@@ -191,11 +199,18 @@ def _kind(node: fx.Node) -> str:
     return schema.name.partition("::")[2] if schema is not None else getattr(node.target, "__name__", "")
 
 
-def _parted(node: fx.Node) -> int:
-    """The dimension that an operator splits."""
-    place = 1 if _kind(node) == "unbind" else 2
-    given: Any = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
-    return int(given) % node.args[0].meta["val"].dim()  # type: ignore[union-attr]
+def _place(name: fx.Node) -> tuple[str, tuple[Any, ...]]:
+    """One of several parts, as a slice or as a position: which of the two, and the arguments after the operand."""
+    parted, index = name.args[0], int(name.args[1])  # type: ignore[arg-type]
+    if not isinstance(parted, fx.Node) or _kind(parted) not in _PARTS:
+        raise _NotExpressibleError
+    position = 1 if _kind(parted) == "unbind" else 2
+    given: Any = parted.args[position] if len(parted.args) > position else parted.kwargs.get("dim", 0)
+    dim = int(given) % parted.args[0].meta["val"].dim()  # type: ignore[union-attr]
+    if _kind(parted) == "unbind":
+        return "select", (dim, index)
+    extents = [int(part.shape[dim]) for part in parted.meta["val"]]
+    return "slice", (dim, sum(extents[:index]), sum(extents[: index + 1]))
 
 
 def _inverted(order: Any) -> list[int]:

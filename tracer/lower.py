@@ -38,6 +38,7 @@ def lower(
     extents: Mapping[str, int],
     aliases: Mapping[str, tuple[str, ...]],
     outputs: Collection[str] = (),
+    *,
     nodes: fx.Graph | None = None,
 ) -> Graph:
     """Lower an exported program.

@@ -31,6 +31,7 @@ from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.uses import Observed, observing
 from ...passes.state import Data, NoHost, State, Subject
+from ...runtime.collector import only_new_objects_collected
 from ...runtime.experts import configs_of
 from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.streaming.left_as_found import left_as_found
@@ -101,7 +102,9 @@ def prune_module(
         channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses)
-    return _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where).run(pipeline, losses)
+    call = bind(module, _moved(example_inputs, where))
+    with only_new_objects_collected():
+        return _ModuleRun(module, call, progress, where).run(pipeline, losses)
 
 
 def _losses(

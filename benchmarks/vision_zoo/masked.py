@@ -1,8 +1,8 @@
 """What a pruned network has to compute, made from the original alone: removed units are zero wherever they stand, and
 what takes a mean over units takes it over those that are left.
 
-No analysis of fxprune is used but the plan. Which units a norm still has is seen in what it is given: a position that is
-zero everywhere in the masked network, and was not in the original, was removed.
+No analysis of fxprune is used but the plan. Which units a norm still has is seen in what it is given: a position that
+is zero everywhere in the masked network, and was not in the original, was removed.
 """
 
 from __future__ import annotations
@@ -127,24 +127,17 @@ def _group_norm(mode: KeptUnits, _: Any, args: Any, kwargs: Any) -> Tensor | Non
 
 def _batch_norm(mode: KeptUnits, _: Any, args: Any, kwargs: Any) -> Tensor | None:
     """Of weights that are standardised: a batch of one, whose channels are the rows of a matrix."""
-
-    def of(
-        x: Tensor, mean: Any, variance: Any, weight: Any = None, bias: Any = None, training: bool = False,
-        momentum: float = 0.1, eps: float = 1e-5,
-    ) -> Tensor | None:  # fmt: skip
-        if not training:
-            return None
-        gone = mode.gone(x == 0)
-        if gone is None:
-            return None
-        kept = ~gone | gone.all(
-            tuple(d for d in range(x.dim()) if d != 1), keepdim=True
-        )  # rows that are gone stay zero
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        weight, bias = (one if one is None else one.reshape(shape) for one in (weight, bias))
-        return _scaled(_standardised(x, kept, [d for d in range(x.dim()) if d != 1], eps), kept, weight, bias)
-
-    return of(*args, **{"x" if k == "input" else k: v for k, v in kwargs.items()})
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given: dict[str, Any] = {"eps": 1e-5, **dict(zip(names, args, strict=False)), **kwargs}
+    x = given["input"]
+    gone = mode.gone(x == 0) if given.get("training") else None
+    if gone is None:
+        return None
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    kept = ~gone | gone.all(dims, keepdim=True)  # type: ignore[call-overload]  # rows that are gone stay zero
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    scale, shift = (None if one is None else one.reshape(shape) for one in (given.get("weight"), given.get("bias")))
+    return _scaled(_standardised(x, kept, dims, given["eps"]), kept, scale, shift)
 
 
 def _reduced(mode: KeptUnits, func: Any, args: Any, kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxprune
 from fxprune.benchmarks.vision_zoo.masked import reference, zeroed
@@ -50,7 +51,7 @@ def build(suite: str, name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def roughened(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode, with nothing left at zero or one: fresh biases, norms and scales would hide errors."""
+    """In evaluation mode, with nothing left at zero or one: fresh biases, norms and scales would hide errors."""
     with torch.no_grad():
         for tensor in model.parameters():
             if tensor.is_floating_point():
@@ -95,7 +96,7 @@ def peer(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     peers = importlib.import_module("torch_pruning")
     copied = copy.deepcopy(model)
     with torch.no_grad():
-        shapes = [leaf.shape for leaf in pytree.tree_leaves(copied(**inputs)) if isinstance(leaf, Tensor)]
+        shapes = [leaf.shape for leaf in _tensors(copied(**inputs))]
 
     def prune() -> None:
         last = [layer for layer in copied.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1:]
@@ -103,14 +104,14 @@ def peer(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
         pruner = peers.pruner.MagnitudePruner(
             copied, inputs, importance=importance, pruning_ratio=RATIO, ignored_layers=last,
             forward_fn=lambda net, given: net(**given),
-            output_transform=lambda out: sum(leaf.sum() for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)),
+            output_transform=lambda out: sum(leaf.sum() for leaf in _tensors(out)),
         )  # fmt: skip
         pruner.step()
 
     try:
         cost, _ = seconds(prune)
         with torch.no_grad():
-            now = [leaf.shape for leaf in pytree.tree_leaves(copied(**inputs)) if isinstance(leaf, Tensor)]
+            now = [leaf.shape for leaf in _tensors(copied(**inputs))]
         return {"peer": cost} if now == shapes else {"peer": cost, "peer error": "other output shapes"}
     except Exception as error:
         return {"peer error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
@@ -127,15 +128,33 @@ def checks(model: nn.Module, inputs: dict[str, Any], channels: bool) -> dict[str
     found: dict[str, Any] = {
         "kept": pruned.parameters[1] / pruned.parameters[0], "groups": len(pruned.groups),
         "in place": pruned.in_place, "because": pruned.rebuilt_because, "fixed batch": pruned.fixed_batch,
+        "float32": rounds(dense, two),
     }  # fmt: skip
     for name, given in {"difference": two, "other batch": three}.items():
-        if name == "other batch" and pruned.fixed_batch:
-            continue
+        if name == "other batch" and pruned.fixed_batch and not pruned.in_place:
+            continue  # a graph that says so
         expected, found["norms"] = reference(dense, masked, lambda net, given=given: net(**given))  # type: ignore[misc]
         with torch.no_grad():
             found[name] = _apart(pruned.module(**given), expected)
-    found["step"] = step(pruned.module, dense, three if not pruned.fixed_batch else two)
+    found["step"] = step(pruned.module, dense, three if "other batch" in found else two)
     return found
+
+
+def rounds(dense: nn.Module, inputs: dict[str, Any]) -> bool:
+    """Whether a model with float64 weights and inputs makes float32 numbers of some of them."""
+
+    class Casts(TorchDispatchMode):
+        found = False
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float64:
+                self.found |= made.dtype == torch.float32
+            return made
+
+    with torch.no_grad(), Casts() as casts:
+        dense(**inputs)
+    return casts.found
 
 
 def step(module: nn.Module, dense: nn.Module, inputs: dict[str, Any]) -> str:
@@ -143,8 +162,7 @@ def step(module: nn.Module, dense: nn.Module, inputs: dict[str, Any]) -> str:
     names = []
     for net in (dense, module):
         net.train()
-        leaves = [leaf for leaf in pytree.tree_leaves(net(**inputs)) if isinstance(leaf, Tensor)]
-        sum(leaf.square().mean() for leaf in leaves if leaf.is_floating_point()).backward()  # type: ignore[union-attr]
+        sum(leaf.square().mean() for leaf in _tensors(net(**inputs)) if leaf.is_floating_point()).backward()  # type: ignore[union-attr]
         names.append({n for n, p in net.named_parameters() if p.grad is not None})
         if net is module and not all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None):
             return "a gradient is not finite"
@@ -153,20 +171,23 @@ def step(module: nn.Module, dense: nn.Module, inputs: dict[str, Any]) -> str:
     return f"no gradient: {', '.join(missing[:3])}" if missing else ""
 
 
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
 def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _more(value: Any) -> Any:
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not value.dim() or len(value) != 2:  # two samples; some inputs are for all
         return value
     more = torch.cat([value, value[:1]])
     return torch.randn_like(more) if more.is_floating_point() else more
 
 
 def _apart(got: Any, expected: Any) -> float:
-    pairs = zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True)
-    return max(relative_difference(a, b) for a, b in pairs if isinstance(a, Tensor))
+    return max(relative_difference(a, b) for a, b in zip(_tensors(got), _tensors(expected), strict=True))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import enum
 import importlib.util
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ class InterpolationMode(enum.Enum):
 class _Stub(ModuleType):
     """A module in which every name is a class that does nothing."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

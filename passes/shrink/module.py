@@ -51,8 +51,8 @@ def shrink_module(
         outputs: keys of the outputs whose shapes must not change; all outputs when empty.
         accept: called after each repair that runs, with ``model`` shrunk and repaired; the first accepted repair is
             used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
-        known: what a run of ``model`` showed. With it and ``accept``, the most likely repair is tried on the model itself;
-            dry runs follow only if it is refused.
+        known: what a run of ``model`` showed. With it and ``accept``, the most likely repair is tried on the model
+            itself; dry runs follow only if it is refused.
 
     Returns:
         The repairs, which a backend can apply again.

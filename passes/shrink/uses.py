@@ -1,7 +1,8 @@
 """Which integer attributes of a module become which arguments of operators, seen in one run of it.
 
-In the run every attribute that is an integer reads as a marked one, equal to it in all respects. Where a torch function
-is called with a marked integer as it is, the graph has the same call, and its rewrite says what the integer must become.
+In the run every attribute that is an integer reads as a marked one, equal to it in all respects. Where a torch
+function is called with a marked integer as it is, the graph has the same call, and its rewrite says what the integer
+must become.
 """
 
 from __future__ import annotations
@@ -71,25 +72,23 @@ def observing(model: nn.Module) -> Iterator[Observed]:
     """Inside, the model is to be run once. Its attributes read as marked integers there."""
     found = Observed()
     stack = [""]
-    own = {path for path, module in model.named_modules() if not type(module).__module__.startswith("torch.nn.")}
-    with following(model, [], stack), reading(model, Marked.of) as found.reads, _Calls(found.uses, stack, own):
+    with following(model, [], stack), reading(model, Marked.of) as found.reads, _Calls(found.uses, stack):
         yield found
 
 
 class _Calls(TorchFunctionMode):
-    """Records the calls with marked integers. The layers of torch.nn are left out: their attributes say what they are."""
+    """Records the calls with marked integers."""
 
-    def __init__(self, uses: list[Use], stack: list[str], own: set[str]) -> None:
+    def __init__(self, uses: list[Use], stack: list[str]) -> None:
         super().__init__()
-        self.uses, self.stack, self.own = uses, stack, own
+        self.uses, self.stack = uses, stack
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self.stack[-1] in self.own:
-            integers = tuple(_integers((*args, *(kwargs or {}).values())))
-            if any(type(integer) is Marked for integer in integers):
-                self.uses.append(Use(self.stack[-1], _line(), integers))
+        integers = tuple(_integers((*args, *(kwargs or {}).values())))
+        if any(type(integer) is Marked for integer in integers):
+            self.uses.append(Use(self.stack[-1], _line(), integers))
         return func(*args, **(kwargs or {}))
 
 
