@@ -30,6 +30,8 @@ _PARTS = frozenset({"split", "split_with_sizes", "chunk", "unbind", "tensor_spli
 aten: Any = torch.ops.aten
 
 
+_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+"""In evaluation mode they return their operand itself, but a traced one seems to be new."""
 _UNDONE: dict[str, Any] = {
     "view": aten.view.default, "transpose": aten.transpose.int, "permute": aten.permute.default,
     "slice": aten.slice_scatter.default, "select": aten.select_scatter.default,
@@ -74,6 +76,7 @@ class _Walk:
         memory: old node -> the memory that it is a name of.
         parents: old node -> the name that it is a view of; roots: memory -> its first name.
         frozen: memory that must not be written to here.
+        joined: memory -> the one that it is, although the program takes it for new.
         versions: memory -> how often it was written to.
         now: old node -> its new node, and the version of the memory that it is right for.
     """
@@ -84,6 +87,7 @@ class _Walk:
         self.parents: dict[fx.Node, fx.Node] = {}
         self.roots: dict[int, fx.Node] = {}
         self.frozen: set[int] = set()
+        self.joined: dict[int, int] = {}
         self.versions: dict[int, int] = {}
         self.now: dict[fx.Node, tuple[fx.Node, int]] = {}
 
@@ -99,7 +103,11 @@ class _Walk:
     def _note(self, node: fx.Node) -> None:
         """Note which memory a node is a name of, and of which operand it is a view."""
         operands = {self.memory[other]: other for other in reversed(node.all_input_nodes) if other in self.memory}
-        held = {_memory(value) for value in pytree.tree_leaves(node.meta.get("val"))}
+        held = {self._memory(value) for value in pytree.tree_leaves(node.meta.get("val"))}
+        if _kind(node) in _DROPOUTS and len(operands) == 1 and not all(node.args[1:3]):
+            (memory,) = held
+            self.joined[memory] = next(iter(operands))  # type: ignore[index]
+            held = {*operands}
         if not isinstance(node.meta.get("val"), torch.Tensor):  # several results; those that are views of an operand
             views = held & operands.keys()
             if len(views) > 1:
@@ -115,6 +123,10 @@ class _Walk:
             parent = operands[memory]
             several = not isinstance(parent.meta.get("val"), torch.Tensor)
             self.parents[node] = self.parents[parent] if several else parent
+
+    def _memory(self, value: Any) -> int | None:
+        memory = int(value.untyped_storage()._cdata) if isinstance(value, torch.Tensor) else None
+        return self.joined.get(memory, memory) if memory is not None else None
 
     def _keep(self, node: fx.Node, copied: fx.Node) -> None:
         self.now[node] = copied, self.versions.get(self.memory.get(node, -1), 0)
@@ -179,10 +191,6 @@ class _Walk:
         made = self.new.call_function(target, args, kwargs)
         made.meta = {**at.meta, "val": like.meta["val"]}
         return made
-
-
-def _memory(value: Any) -> int | None:
-    return int(value.untyped_storage()._cdata) if isinstance(value, torch.Tensor) else None
 
 
 def _same_layout(one: fx.Node, other: fx.Node) -> bool:

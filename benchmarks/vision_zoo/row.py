@@ -202,6 +202,7 @@ def main() -> None:
     row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     if options.only != "checks":
         row |= times(model, inputs)
+    torch.set_default_dtype(torch.float64)  # what a forward makes itself is float64 too
     for way, channels in WAYS.items() if options.only != "times" else ():
         try:
             row[way] = checks(model, inputs, channels)
