@@ -49,10 +49,12 @@ class Known:
     Attributes:
         reads: path of a module -> the integers that its forward reads.
         values: (path, attribute) -> the value that the smaller model must have there, where an operator shows it.
+        likely: as ``values``, where this is only likely: it is tried first.
     """
 
     reads: Mapping[str, set[str]]
-    values: Mapping[tuple[str, str], Number]
+    values: Mapping[tuple[str, str], Number] = field(default_factory=dict)
+    likely: Mapping[tuple[str, str], Number] = field(default_factory=dict)
 
 
 def put(model: nn.Module, repairs: Repairs) -> Callable[[], None]:
@@ -93,7 +95,7 @@ def find_repairs(
     Raises:
         FxpruneError: when the model runs with none of them.
     """
-    survey = AttributeSurvey(model, known or Known(dry_run.reads, {}), shapes, extents)
+    survey = AttributeSurvey(model, known or Known(dry_run.reads), shapes, extents)
     settled = survey.settled()
     choices = survey.choices(settled)
     dry_run.resize(shapes)
@@ -125,7 +127,7 @@ class AttributeSurvey:
 
     def __init__(self, model: nn.Module, known: Known, shapes: ParameterShapes, extents: ModuleExtents) -> None:
         self.modules = dict(model.named_modules())
-        self.reads, self.given = known.reads, known.values
+        self.reads, self.given, self.likely = known.reads, known.values, known.likely
         self.extents = extents
         self.before = {name: tuple(tensor.shape) for name, tensor in tensors_by_every_name(model).items()}
         self.after = dict(self.before)
@@ -168,8 +170,8 @@ class AttributeSurvey:
                     options = [restated, *(option for option in options if option != restated)]
                 if len(options) < 2 or not (config or restated is not None or self._is_width(path, attribute)):
                     continue
-                if config:
-                    options.sort(key=lambda option: option != old)
+                first = old if config else self.likely.get((path, attribute), options[0])
+                options.sort(key=lambda option: option != first)
                 key = (type(module), attribute, old, options[0] == old, len(options))
                 choice = choices.setdefault(key, AttributeChoice(config, [{} for _ in options]))
                 for changes, new in zip(choice.options, options, strict=True):

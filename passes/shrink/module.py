@@ -21,7 +21,7 @@ from .uses import Observed, new_values
 
 def known_by(observed: Observed, before: Graph, after: Graph) -> Known:
     """What a run of a module and a rewrite of its graph tell about its attributes."""
-    return Known(observed.reads, new_values(observed.uses, before, after))
+    return Known(observed.reads, *new_values(observed.uses, before, after))
 
 
 def shrink_module(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from ...ir.graph import Arg, Graph
 from ...ir.repairs import Number
 from .dry_run import Reads, following, reading
+
+NewValues = dict[tuple[str, str], Number]
 
 _DEEP = 4
 """Lists in lists in arguments are followed so far; an index is a tuple of slices."""
@@ -113,29 +115,44 @@ def _integers(given: Iterable[Any], deep: int = _DEEP) -> Iterator[int]:
             yield from _integers((value.start, value.stop, value.step), deep - 1)
 
 
-def new_values(uses: Iterable[Use], before: Graph, after: Graph) -> dict[tuple[str, str], Number]:
-    """What attributes must become: (path of the module, attribute) -> the new value, where all its uses agree on one.
+Origin = tuple[str, str, int]
+Calls = Mapping[tuple[str, int], list[tuple[list[int], list[int]]]]
+
+
+def new_values(uses: Sequence[Use], before: Graph, after: Graph) -> tuple[NewValues, NewValues]:
+    """What attributes must become, where all their uses agree on one value; and what others most likely become.
 
     Args:
         uses: from a run of the module that ``before`` was traced from, with any number of samples.
         before, after: a graph and its rewrite, with the same operators.
+
+    Returns:
+        (path of the module, attribute) -> the new value: of those that are an argument in their place in a traced
+        operator; and of those that equal one on the same line of code, such as the end of a slice.
     """
-    calls: dict[tuple[str, int], list[tuple[list[int], list[int]]]] = defaultdict(list)
-    for old, new in zip(before.ops, after.ops, strict=True):
-        if old.target == new.target:
-            pair = (
-                _whole(old.args) + _whole(tuple(old.kwargs.values())),
-                _whole(new.args) + _whole(tuple(new.kwargs.values())),
-            )
-            calls[old.source.module, old.source.line].append(pair)
+    calls = _calls(before, after)
     samples = before.extents.get("b", 0)
-    found: dict[tuple[str, str, int], set[int]] = defaultdict(set)
+    sure: dict[Origin, set[int]] = defaultdict(set)
+    likely: dict[Origin, set[int]] = defaultdict(set)
     for use in uses:
-        pairs = [pair for pair in calls.get((use.module, use.line), ()) if _matches(use.integers, pair[0], samples)]
+        here = calls.get((use.module, use.line), ())
+        pairs = [pair for pair in here if _matches(use.integers, pair[0], samples)]
         for at, integer in enumerate(use.integers):
             if isinstance(integer, Marked):
-                found[integer.origin] |= {new[at] for _, new in pairs}
-    return _joined({origin: next(iter(news)) for origin, news in found.items() if len(news) == 1}, uses)
+                sure[integer.origin] |= {new[at] for _, new in pairs}
+                same = {two for pair in here for one, two in zip(*pair, strict=True) if one == integer}
+                likely[integer.origin] |= same - {integer} or same
+    return _joined(sure, uses), _joined(likely, uses)
+
+
+def _calls(before: Graph, after: Graph) -> Calls:
+    """Module and line -> the integers of every operator there, before and after."""
+    calls: dict[tuple[str, int], list[tuple[list[int], list[int]]]] = defaultdict(list)
+    for old, new in zip(before.ops, after.ops, strict=True):
+        pair = tuple(_whole((*op.args, *op.kwargs.values())) for op in (old, new))
+        if old.target == new.target and len(pair[0]) == len(pair[1]):
+            calls[old.source.module, old.source.line].append((pair[0], pair[1]))
+    return calls
 
 
 def _whole(args: Arg) -> list[int]:
@@ -152,20 +169,18 @@ def _matches(called: tuple[int, ...], traced: list[int], samples: int) -> bool:
     )
 
 
-def _joined(found: Mapping[tuple[str, str, int], int], uses: Iterable[Use]) -> dict[tuple[str, str], Number]:
-    """Tuples from their items; an item that no operator has keeps its value, if another is known."""
-    held: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+def _joined(found: Mapping[Origin, set[int]], uses: Iterable[Use]) -> NewValues:
+    """Those with one value each; a tuple if all its items have one."""
+    held: dict[tuple[str, str], set[int]] = defaultdict(set)
     for use in uses:
         for integer in use.integers:
             if isinstance(integer, Marked):
                 path, name, place = integer.origin
-                held[path, name].setdefault(place, int(integer))
+                held[path, name].add(place)
     result: dict[tuple[str, str], Number] = {}
-    for (path, name), items in held.items():
-        known = {place: found[path, name, place] for place in items if (path, name, place) in found}
-        if -1 in items:
-            if -1 in known:
-                result[path, name] = known[-1]
-        elif len(known) == len(items) and sorted(items) == list(range(len(items))):
-            result[path, name] = tuple(known[place] for place in sorted(known))
+    for (path, name), places in held.items():
+        news = [found.get((path, name, place), set()) for place in sorted(places)]
+        if all(len(new) == 1 for new in news) and (places == {-1} or sorted(places) == list(range(len(places)))):
+            values = tuple(next(iter(new)) for new in news)
+            result[path, name] = values[0] if places == {-1} else values
     return result
