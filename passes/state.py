@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .couple.coupling import Coupling
     from .data import Corpus, Weights
     from .score_cache import ScoreCache
+    from .shrink.uses import Observed
 
 
 class OnResume(StrEnum):
@@ -99,6 +100,7 @@ class Subject:
         example: the keyword arguments of ``forward`` that the graph was traced with.
         outputs: keys of what counts among the things that the model returns; all of it when empty.
         residence: brings its weights into memory; None when the module holds them.
+        observed: which integers its modules read as it runs, and for what; None while that is not known.
         whole: what runs as a whole although it is a list of blocks -> why; of the graph, that a block's weights are
             read elsewhere.
     """
@@ -109,6 +111,7 @@ class Subject:
     example: Mapping[str, Any] = field(default_factory=dict, metadata=_REPEATED)
     outputs: Sequence[str] = field(default=(), metadata=_ANEW)
     residence: Residence | None = field(default=None, metadata=_ANEW)
+    observed: Observed | None = field(default=None, metadata=_ANEW)
     whole: dict[str, str] = field(default_factory=dict, metadata=_ANEW)
 
     def __post_init__(self) -> None:

@@ -270,12 +270,25 @@ def run(module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
 
 def run_on(module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
     """As :func:`run`; what its forward stores in it stays there for the next call."""
+    return tensors_in(output_of(module, call))
+
+
+def output_of(module: nn.Module, call: ForwardCall) -> Any:
+    """What a module returns. What its forward stores in it stays there for the next call.
+
+    Raises:
+        FxpruneError: when it does not run on these inputs.
+    """
     try:
         with torch.no_grad():
-            output = module(*call.args, **call.kwargs)
+            return module(*call.args, **call.kwargs)
     except Exception as error:
         raise FxpruneError(
             f"{type(module).__name__} does not run on the example inputs: {class_and_first_line(error)}",
             "give example inputs that the module's forward accepts",
         ) from error
+
+
+def tensors_in(output: Any) -> list[torch.Tensor]:
+    """The tensors in what a module returns, also nested ones."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]

@@ -11,12 +11,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ...backends.graph_module import constants_of, moved, raise_graph
+from ...backends.graph_module import compute, constants_of, moved, raise_graph
 from ...backends.loading import load
 from ...backends.pt2.save import SavableModule
 from ...backends.pt2.training_mode import follow_mode
 from ...ir.cost import macs
-from ...ir.errors import FxpruneError, RequestError
+from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...ir.graph import Graph
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
@@ -29,13 +29,16 @@ from ...passes.model.forward import device_of
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
+from ...passes.shrink.uses import Observed, observing
 from ...passes.state import Data, NoHost, State, Subject
+from ...runtime.collector import only_new_objects_collected
+from ...runtime.experts import configs_of
 from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import own_copy, tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
-from ...tracer.module import ExampleInputs, ForwardCall, bind, run, run_on, trace_module
+from ...tracer.module import ExampleInputs, ForwardCall, bind, output_of, run, run_on, tensors_in, trace_module
 from ..progress import Progress, silent
 from ..pruning.group_change import GroupChange
 from ..request_checks import check_loss, check_module, list_batches
@@ -99,7 +102,9 @@ def prune_module(
         channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses)
-    return _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where).run(pipeline, losses)
+    call = bind(module, _moved(example_inputs, where))
+    with only_new_objects_collected():
+        return _ModuleRun(module, call, progress, where).run(pipeline, losses)
 
 
 def _losses(
@@ -154,18 +159,24 @@ class _ModuleRun(NoHost):
         self.home = device_of(module)
         if where is not None:
             self.model.to(where)
-        with left_as_found(self.model, values=True):
-            self.dense = run_on(self.model, call)
-            self._check_repeatable()
-        progress(f"tracing {type(module).__name__}")
         self.fixed_batch = ""
-        self.arrange = _arrangement(self.model, call)
-        self.traced = self._trace()
+        self.observed: Observed | None = None
+        with left_as_found(self.model, values=True):
+            output = output_of(self.model, call)
+            self.dense = tensors_in(output)
+            self.arrange = _arrangement(output)
+            self._check_repeatable()
+            progress(f"tracing {type(module).__name__}")
+            self.traced = self._trace()
         self.rebuilt_because = ""
         self.worst = 0.0
+        self._expected: tuple[Graph, list[torch.Tensor]] | None = None
 
     def _check_repeatable(self) -> None:
-        again = run_on(self.model, self.call)
+        with observing(self.model) as observed:
+            again = run_on(self.model, self.call)
+        # A model with a configuration has several implementations of its layers, which read different integers.
+        self.observed = None if configs_of(self.model) else observed
         if not self.dense:
             raise FxpruneError(
                 f"{type(self.original).__name__} returns no tensor", "give a module whose forward returns tensors"
@@ -186,13 +197,15 @@ class _ModuleRun(NoHost):
         else:
             try:
                 traced = trace_module(self.model, self.call, batch=True)
-                if self._holds_at(traced, batch) and self._holds_at(traced, batch + 1):
-                    return traced
+                if self._holds(traced, self.call, self.dense):
+                    more = self.call.resized(batch + 1)
+                    if self._holds(traced, more, run_on(self.model, more)):
+                        return traced
                 self.fixed_batch = "the module computes something else for other numbers of samples"
             except FxpruneError as error:
                 self.fixed_batch = f"the module does not run with other numbers of samples: {error.message}"
         traced = trace_module(self.model, self.call, batch=False)
-        worst = _worst(self._graph_module(traced.graph, traced), self.call, self.dense)
+        worst = _apart(self._computed(traced.graph, self.model, self.call, traced), self.dense)
         if not worst <= _same(self.dense):
             raise FxpruneError(
                 f"the outputs of the traced graph and of {type(self.original).__name__} differ by {worst:.3g}",
@@ -200,10 +213,26 @@ class _ModuleRun(NoHost):
             )
         return traced
 
-    def _holds_at(self, traced: Traced, batch: int) -> bool:
-        call = self.call.resized(batch)
-        expected = run(self.model, call)
-        return _worst(self._graph_module(traced.graph, traced), call, expected) <= _same(expected)
+    def _holds(self, traced: Traced, call: ForwardCall, expected: list[torch.Tensor]) -> bool:
+        return _apart(self._computed(traced.graph, self.model, call, traced), expected) <= _same(expected)
+
+    def _computed(self, graph: Graph, module: nn.Module, call: ForwardCall, traced: Traced) -> list[torch.Tensor]:
+        """All outputs of a graph with the tensors of a module.
+
+        Raises:
+            FxpruneError: the graph does not run. A possible cause: a width became equal to the number of samples in
+                the trace, and the graph cannot tell the two numbers apart.
+        """
+        # A rewritten graph has no tensors that nothing reads.
+        tensors = tensors_by_every_name(self.model) | tensors_by_every_name(module)
+        try:
+            return compute(graph, tensors, traced.constants, call.tensors, batch=traced.graph.extents.get("b"))
+        except Exception as error:
+            raise FxpruneError(
+                f"the graph of the {type(module).__name__} does not run on the example inputs: "
+                + class_and_first_line(error),
+                "give an example with a single sample, or another ratio",
+            ) from error
 
     def _graph_module(
         self, graph: Graph, traced: Traced, tensors: Mapping[str, torch.Tensor] | None = None
@@ -220,7 +249,7 @@ class _ModuleRun(NoHost):
 
     def run(self, pipeline: Sequence[Pass], losses: Sequence[Callable[[nn.Module], torch.Tensor]]) -> Pruned:
         before = parameter_count(self.model)
-        subject = Subject(self.traced.graph, self.model, example=self.call.bound)
+        subject = Subject(self.traced.graph, self.model, example=self.call.bound, observed=self.observed)
         state = State(subject, Data(losses=losses), host=self)
         groups: dict[str, Any] = {}
 
@@ -268,9 +297,11 @@ class _ModuleRun(NoHost):
     def _check(self, state: State) -> float:
         """Compare the result with the rewritten graph: on the example, and with one more sample unless it is fixed."""
         worst = 0.0
+        model = state.subject.model
         for call in [self.call] if self.fixed_batch else [self.call, self.call.resized((self.call.batch or 1) + 1)]:
-            expected = self._run_graph(state.subject.graph, state.subject.model, call)
-            worst = max(worst, _worst(state.subject.model, call, expected))
+            with left_as_found(model, values=True):
+                expected = self._run_graph(state.subject.graph, model, call)
+                worst = max(worst, _apart(run_on(model, call), expected))
             if not worst <= _same(expected):
                 raise FxpruneError(
                     f"the outputs of the pruned module and of its graph differ by {worst:.3g}",
@@ -288,19 +319,13 @@ class _ModuleRun(NoHost):
         return _vector(expected), _vector(run(module, self.call))
 
     def _run_graph(self, graph: Graph, module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
-        """All outputs of a rewritten graph with the tensors of a module.
-
-        Raises:
-            FxpruneError: the graph does not run. A possible cause: a width became equal to the number of samples in
-                the trace, and the graph cannot tell the two numbers apart.
-        """
-        smaller = self._graph_module(graph, self.traced, tensors_by_every_name(module))
-        try:
-            return run(smaller, call)
-        except FxpruneError as error:
-            raise FxpruneError(
-                f"the graph of the pruned {error.message}", "give an example with a single sample, or another ratio"
-            ) from error
+        """All outputs of a rewritten graph with the tensors of a module; on the example, they are kept."""
+        if call is self.call and self._expected is not None and self._expected[0] is graph:
+            return self._expected[1]
+        found = self._computed(graph, module, call, self.traced)
+        if call is self.call:
+            self._expected = graph, found
+        return found
 
     def rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
         """A graph module, where the module itself does not run at the smaller widths."""
@@ -325,11 +350,9 @@ def _placeholders(call: ForwardCall, graph: fx.Graph) -> list[fx.Node]:
     return found
 
 
-def _arrangement(model: nn.Module, call: ForwardCall) -> Callable[[list[fx.Node]], Any]:
+def _arrangement(output: Any) -> Callable[[list[fx.Node]], Any]:
     """A function that arranges the outputs of the graph as the module returns them, in dicts and tuples."""
-    with torch.no_grad(), left_as_found(model, values=True):
-        output = _plain(model(*call.args, **call.kwargs))
-    leaves, spec = pytree.tree_flatten(output)
+    leaves, spec = pytree.tree_flatten(_plain(output))
 
     def arrange(nodes: list[fx.Node]) -> Any:
         rest = iter(nodes)
@@ -346,8 +369,7 @@ def _plain(output: Any) -> Any:
     return output
 
 
-def _worst(module: nn.Module, call: ForwardCall, expected: Sequence[torch.Tensor]) -> float:
-    got = run(module, call)
+def _apart(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
     if len(got) != len(expected):
         return float("inf")
     return max(relative_difference(a, b) for a, b in zip(got, expected, strict=True))

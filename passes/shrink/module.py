@@ -10,11 +10,18 @@ import numpy as np
 from torch import nn
 
 from ...ir.errors import FxpruneError
+from ...ir.graph import Graph
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.tensors import slice_tensors, tensors_by_name
-from .attributes import ModuleExtents, find_repairs, put
+from .attributes import Known, ModuleExtents, find_repairs, likely_repairs, put
 from .dry_run import DryRun
+from .uses import Observed, new_values
+
+
+def known_by(observed: Observed, before: Graph, after: Graph) -> Known:
+    """What a run of a module and a rewrite of its graph tell about its attributes."""
+    return Known(observed.reads, *new_values(observed.uses, before, after))
 
 
 def shrink_module(
@@ -25,6 +32,7 @@ def shrink_module(
     *,
     outputs: Sequence[str] = (),
     accept: Callable[[], bool] | None = None,
+    known: Known | None = None,
 ) -> Repairs:
     """Replace every tensor that ``plan`` slices and repair the integer attributes that the forward reads.
 
@@ -43,6 +51,8 @@ def shrink_module(
         outputs: keys of the outputs whose shapes must not change; all outputs when empty.
         accept: called after each repair that runs, with ``model`` shrunk and repaired; the first accepted repair is
             used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
+        known: what a run of ``model`` showed. With it and ``accept``, the most likely repair is tried on the model
+            itself; dry runs follow only if it is refused.
 
     Returns:
         The repairs, which a backend can apply again.
@@ -53,14 +63,37 @@ def shrink_module(
             tensors are already sliced).
     """
     shapes = smaller_shapes(model, plan)
+    likely = None
+    if accept is not None and known is not None:
+        likely = likely_repairs(model, known, shapes, extents)
+        if _accepted_at_once(model, plan, likely, accept):
+            return likely
     dry_run = DryRun(model, example, outputs)
-    candidates = find_repairs(model, dry_run, shapes, extents)
+    found = find_repairs(model, dry_run, shapes, extents, known)
+    candidates = (repairs for repairs in found if repairs != likely)
     first = next(candidates)
     slice_tensors(model, plan)
     if accept is None:
         put(model, first)
         return first
     return _put_accepted(model, itertools.chain([first], candidates), accept)
+
+
+def _accepted_at_once(model: nn.Module, plan: Plan, repairs: Repairs, accept: Callable[[], bool]) -> bool:
+    """Slice and repair a model; if it is not accepted, or does not run, it is as it was before."""
+    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+    before = [dict(table) for table in tables]
+    slice_tensors(model, plan)
+    take_back = put(model, repairs)
+    try:
+        if accept():
+            return True
+    except FxpruneError:
+        pass  # the dry runs that follow say where it stops
+    take_back()
+    for table, held in zip(tables, before, strict=True):
+        table.update(held)
+    return False
 
 
 def _put_accepted(model: nn.Module, candidates: Iterable[Repairs], accept: Callable[[], bool]) -> Repairs:
