@@ -26,11 +26,19 @@ def turned_weights(graph: Graph) -> dict[Value, TurnedWeight]:
     found = {p.value: TurnedWeight(p.value, tuple(range(len(p.value.shape)))) for p in graph.parameters}
     for op in graph.ops:
         operands = list(op.operands)
-        if len(operands) != 1 or operands[0] not in found or (order := source_dims(op)) is None:
-            continue
-        before = found[operands[0]]
-        found[op.result] = TurnedWeight(before.parameter, tuple(before.dims[dim] for dim in order))
+        before = found.get(operands[0]) if len(operands) == 1 else None
+        order = None if before is None else _order(op, len(before.dims))
+        if before is not None and order is not None:
+            found[op.result] = TurnedWeight(before.parameter, tuple(before.dims[dim] for dim in order))
     return found
+
+
+def _order(op: Op, dims: int) -> list[int] | None:
+    try:
+        order = source_dims(op)
+    except Exception:  # an unusual call; its axes are frozen
+        return None
+    return order if order is not None and sorted(order) == list(range(dims)) else None
 
 
 def only_turns(op: Op, turned: dict[Value, TurnedWeight]) -> bool:
