@@ -26,7 +26,7 @@ def turned_weights(graph: Graph) -> dict[Value, TurnedWeight]:
     found = {p.value: TurnedWeight(p.value, tuple(range(len(p.value.shape)))) for p in graph.parameters}
     for op in graph.ops:
         operands = list(op.operands)
-        before = found.get(operands[0]) if len(operands) == 1 else None
+        before = found.get(operands[0]) if len(operands) == len(op.made) == 1 else None
         order = None if before is None else _order(op, len(before.dims))
         if before is not None and order is not None:
             found[op.result] = TurnedWeight(before.parameter, tuple(before.dims[dim] for dim in order))
