@@ -25,11 +25,11 @@ def turned_weights(graph: Graph) -> dict[Value, TurnedWeight]:
     """Every parameter, and every value that is one with its dimensions permuted, such as ``weight.T``."""
     found = {p.value: TurnedWeight(p.value, tuple(range(len(p.value.shape)))) for p in graph.parameters}
     for op in graph.ops:
-        operands = list(op.operands)
-        before = found.get(operands[0]) if len(operands) == len(op.made) == 1 else None
+        operands, made = list(op.operands), list(op.made)
+        before = found.get(operands[0]) if len(operands) == len(made) == 1 else None
         order = None if before is None else _order(op, len(before.dims))
         if before is not None and order is not None:
-            found[op.result] = TurnedWeight(before.parameter, tuple(before.dims[dim] for dim in order))
+            found[made[0]] = TurnedWeight(before.parameter, tuple(before.dims[dim] for dim in order))
     return found
 
 
@@ -43,4 +43,5 @@ def _order(op: Op, dims: int) -> list[int] | None:
 
 def only_turns(op: Op, turned: dict[Value, TurnedWeight]) -> bool:
     """Whether an operator gives nothing but a parameter in another order: it is not what uses the weight."""
-    return bool(op.made) and all(value in turned for value in op.made)
+    made = list(op.made)
+    return bool(made) and all(value in turned for value in made)
