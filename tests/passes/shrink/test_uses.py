@@ -33,6 +33,23 @@ class Attention(nn.Module):
         return self.out(y.reshape(batch, length, self.inner))
 
 
+class Processed(nn.Module):
+    """The code that reads the attributes is in a function that the forward calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.value, self.out = 4, nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mixed(self, x)
+
+
+def mixed(module: Any, x: Tensor) -> Tensor:
+    heads = module.value(x).view(x.shape[0], -1, module.heads, 6).transpose(1, 2)
+    scores = (heads @ heads.transpose(2, 3)).softmax(-1)
+    return module.out((scores @ heads).transpose(1, 2).flatten(2))
+
+
 class Groups(nn.Module):
     """As many groups as channels in one convolution, of as many channels as the next has, which stays."""
 
@@ -90,6 +107,7 @@ def built(kind: type[nn.Module]) -> nn.Module:
     ("kind", "shape", "options"),
     [
         (Attention, (2, 6, 24), {"ratio": 0.4}),
+        (Processed, (2, 6, 24), {"ratio": 0.4}),
         (Groups, (2, 3, 5, 5), {"ratio": 0.5}),
         (Shuffle, (2, 6), {"ratio": 0.5}),
         (Stack, (2, 6, 24), {"ratio": 0.4, "layers": (1, 2)}),
