@@ -139,7 +139,9 @@ def test_what_a_run_reads_is_marked_only_while_it_is_observed() -> None:
     assert type(module.heads) is int
     assert type(module) is Attention
     assert {"heads", "head_width", "inner", "window"} <= observed.reads[""]
-    assert any(Marked.of(3, "", "heads").origin in {getattr(i, "origin", None) for i in u.integers} for u in observed.uses)
+    assert any(
+        Marked.of(3, "", "heads").origin in {getattr(i, "origin", None) for i in u.integers} for u in observed.uses
+    )
 
 
 class Literal(nn.Module):
@@ -153,7 +155,9 @@ class Literal(nn.Module):
         return self.second(torch.relu(self.first(x)).view(-1, 8))
 
 
-def test_a_module_that_holds_at_no_other_width_is_as_it_was_before_it_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_holds_at_no_other_width_is_as_it_was_before_it_was_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[tuple[int, ...]] = []
 
     def shapes_before(model: nn.Module, *rest: Any) -> DryRun:
