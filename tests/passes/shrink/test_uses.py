@@ -1,4 +1,4 @@
-"""Attributes are followed to the operators that they are arguments of, so that no search for their new values is needed."""
+"""Attributes are followed to the operators that they are arguments of, so that their new values need no search."""
 
 from __future__ import annotations
 
