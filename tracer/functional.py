@@ -27,9 +27,6 @@ _RESHAPES = frozenset({
 })  # fmt: skip
 _PARTS = frozenset({"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk"})
 
-aten: Any = torch.ops.aten
-
-
 _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 """In evaluation mode they return their operand itself, but a traced one seems to be new."""
 _UNDONE: dict[str, Any] = {
@@ -111,7 +108,7 @@ class _Walk:
         if not isinstance(node.meta.get("val"), torch.Tensor):  # several results; those that are views of an operand
             views = held & operands.keys()
             if len(views) > 1:
-                self.frozen |= views
+                self.frozen |= {memory for memory in views if memory is not None}
             held = views if len(views) == 1 else {None}
         (memory,) = held or {None}
         if memory is None:

@@ -18,6 +18,7 @@ from ..runtime.dtypes import SHORT_NAMES
 from ..runtime.streaming.left_as_found import left_as_found
 from .export import Traced, trace_model
 from .named_objects import named_object
+from .tables import keep_tables
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, a tuple of positional arguments, or a dict of keyword arguments of a forward."""
@@ -130,9 +131,12 @@ def trace_module(module: nn.Module, call: ForwardCall, *, batch: bool) -> Traced
         FxpruneError: as in :func:`~.export.trace_model`, and for a module that does not accept that many samples.
     """
     if not batch or call.batch is None:
-        return trace_model(module, call.bound)
-    extent = next(_free_batches(module))
-    return trace_model(module, _meta(call, extent, module), extents={"b": extent})
+        traced = trace_model(module, call.bound)
+    else:
+        extent = next(_free_batches(module))
+        traced = trace_model(module, _meta(call, extent, module), extents={"b": extent})
+    keep_tables(traced.graph, module)
+    return traced
 
 
 def _free_batches(module: nn.Module) -> Iterator[int]:

@@ -166,8 +166,8 @@ class _ModuleRun(NoHost):
             self.dense = tensors_in(output)
             self.arrange = _arrangement(output)
             self._check_repeatable()
-            progress(f"tracing {type(module).__name__}")
-            self.traced = self._trace()
+        progress(f"tracing {type(module).__name__}")
+        self.traced = self._trace()  # not of a module that holds what its forward stored in these runs
         self.rebuilt_because = ""
         self.worst = 0.0
         self._expected: tuple[Graph, list[torch.Tensor]] | None = None
@@ -199,7 +199,7 @@ class _ModuleRun(NoHost):
                 traced = trace_module(self.model, self.call, batch=True)
                 if self._holds(traced, self.call, self.dense):
                     more = self.call.resized(batch + 1)
-                    if self._holds(traced, more, run_on(self.model, more)):
+                    if self._holds(traced, more, run(self.model, more)):
                         return traced
                 self.fixed_batch = "the module computes something else for other numbers of samples"
             except FxpruneError as error:

@@ -141,11 +141,12 @@ def _batch_norm(mode: KeptUnits, _: Any, args: Any, kwargs: Any) -> Tensor | Non
 
 
 def _reduced(mode: KeptUnits, func: Any, args: Any, kwargs: Any) -> Any:
-    """A mean, a variance or both over some dimensions."""
+    """A mean, a variance or both over some dimensions; a mean over all."""
     x, *rest = args
     dim = rest[0] if rest and not isinstance(rest[0], bool) else kwargs.get("dim")
     if dim is None:
-        return None
+        gone = mode.gone(x == 0) if func.__name__ == "mean" else None
+        return None if gone is None else x.sum() / (~gone).sum()
     dims = [d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)]
     gone = mode.gone(_zero_along(x, dims))
     if gone is None:

@@ -63,13 +63,14 @@ def _version(name: str) -> str:
 
 def right(row: Mapping[str, Any]) -> bool:
     """Whether the result is right in both ways."""
-    return all(way in row and not _wrong(row[way]) for way in WAYS)
+    ways = [row.get(way, {"error": "not measured"}) for way in WAYS]
+    return "difference" in ways[0] and not any(map(_wrong, ways))
 
 
 def _wrong(found: Mapping[str, Any]) -> str:
     """What is wrong with a result; empty when nothing is."""
-    if "error" in found:
-        return str(found["error"])
+    if "error" in found or "nothing" in found:
+        return str(found.get("error", ""))
     limit = FLOAT32_LIMIT if found.get("float32") else LIMIT
     if not worst(found) <= limit:
         return f"differs by {worst(found):.0e}"
@@ -105,7 +106,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     if "error" in row:
         return ["", "", "", "no", "", "", ""]
     ways = [row.get(way, {"error": "not measured"}) for way in WAYS]
-    done = [found for found in ways if "error" not in found]
+    done = [found for found in ways if "difference" in found]
     kept = ", ".join(f"{found['kept']:.0%}" for found in done)
     forms = list(dict.fromkeys("module" if found["in place"] else "graph" for found in done))
     apart = ", ".join(
@@ -125,8 +126,11 @@ def _notes(rows: Mapping[str, Any]) -> Iterable[str]:
             found = row.get(way, {})
             if "error" in found or "difference" in found:
                 whys.append((f"not right {way}", _wrong(found)))
+            if "difference" in found:
                 whys.append((f"graph {way}", found.get("because", "")))
                 whys.append((f"this number of samples {way}", found.get("fixed batch", "")))
+            if "nothing" in found:
+                whys.append((way, "every width is one that a shortcut carries: there is nothing to remove"))
         whys.append(("Torch-Pruning", row.get("seconds", {}).get("peer error", "")))
         for what, why in whys:
             if why:

@@ -9,6 +9,7 @@ import argparse
 import copy
 import importlib
 import json
+import signal
 import sys
 import time
 import warnings
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fxprune
 from fxprune.benchmarks.vision_zoo.masked import reference, zeroed
 from fxprune.benchmarks.vision_zoo.torchvision_stub import stand_in
+from fxprune.ir.errors import RequestError
 from fxprune.runtime.tolerances import relative_difference
 from fxprune.tracer.module import parse_example
 
@@ -32,6 +34,8 @@ RATIO = 0.5
 WAYS = {"with channels": True, "without channels": False}
 LIMIT = 1e-10
 """Relative, float64: as in the tests of the package."""
+PEER_LIMIT = 15
+"""CPU seconds that Torch-Pruning may take; on some models it takes minutes."""
 FLOAT32_LIMIT = 1e-5
 """For models whose code computes in float32 whatever its weights are."""
 
@@ -108,8 +112,16 @@ def peer(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         pruner.step()
 
+    def too_long(*_: Any) -> None:
+        raise TimeoutError(f"more than {PEER_LIMIT} seconds")
+
     try:
-        cost, _ = seconds(prune)
+        signal.signal(signal.SIGPROF, too_long)
+        signal.setitimer(signal.ITIMER_PROF, PEER_LIMIT)
+        try:
+            cost, _ = seconds(prune)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
         with torch.no_grad():
             now = [leaf.shape for leaf in _tensors(copied(**inputs))]
         return {"peer": cost} if now == shapes else {"peer": cost, "peer error": "other output shapes"}
@@ -206,6 +218,8 @@ def main() -> None:
     for way, channels in WAYS.items() if options.only != "times" else ():
         try:
             row[way] = checks(model, inputs, channels)
+        except RequestError as nothing:
+            row[way] = {"nothing": nothing.message[:300]}
         except Exception as error:
             row[way] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
     json.dump(row, sys.stdout)

@@ -81,7 +81,9 @@ def shrink_module(
 
 def _accepted_at_once(model: nn.Module, plan: Plan, repairs: Repairs, accept: Callable[[], bool]) -> bool:
     """Slice and repair a model; if it is not accepted, or does not run, it is as it was before."""
-    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+    tables: list[dict[str, Any]] = [
+        table for module in model.modules() for table in (module._parameters, module._buffers)
+    ]
     before = [dict(table) for table in tables]
     slice_tensors(model, plan)
     take_back = put(model, repairs)

@@ -95,9 +95,9 @@ class _Calls(TorchFunctionMode):
 
 
 def _line() -> int:
-    """The line that calls torch: of the innermost frame outside it, as a traced operator has it."""
+    """The line that a traced operator has: of the innermost ``forward`` outside torch, which may call functions."""
     frame = sys._getframe(2)
-    while frame.f_back is not None and "/torch/" in frame.f_code.co_filename:
+    while frame.f_back is not None and (frame.f_code.co_name != "forward" or "/torch/" in frame.f_code.co_filename):
         frame = frame.f_back
     return frame.f_lineno
 

@@ -77,7 +77,7 @@ def _containers(models: Iterable[nn.Module]) -> list[Any]:
 
 
 @functools.cache
-def _leads_nowhere(kind: type) -> bool:
+def _leads_nowhere(kind: Any) -> bool:
     """Whether values of a type are functions, or belong to Python's own library."""
     routine = issubclass(kind, _ROUTINES) or (
         hasattr(kind, "__get__") and not hasattr(kind, "__set__") and not hasattr(kind, "__delete__")
@@ -94,7 +94,7 @@ def _slots(value: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _slots_of(kind: type) -> tuple[str, ...]:
+def _slots_of(kind: Any) -> tuple[str, ...]:
     names = (name for base in kind.__mro__ for name in _listed(getattr(base, "__slots__", ())))
     return tuple(name for name in names if name[:2] != "__")
 
@@ -105,19 +105,17 @@ def _listed(names: str | Iterable[str]) -> Sequence[str]:
 
 def _undo(held: Any) -> Undo | None:
     """What gives a container back the references that it holds now."""
-    for kind, restore in _RESTORE.items():
+    for kind, (copied, restore) in _RESTORE.items():
         if isinstance(held, kind):
             # Most containers of a module are empty. For a model with thousands of them, few new objects matter.
-            return partial(restore, held, dict(held) if kind is dict else list(held)) if held else partial(_empty, held)
+            return partial(restore, held, copied(held)) if held else partial(_empty, held)
     slots = {} if isinstance(held, tuple | frozenset) else _slots(held)
     return partial(_restore_slots, held, slots) if slots else None
 
 
 def _empty(held: Any) -> None:
     if held:
-        base = (
-            OrderedDict if isinstance(held, OrderedDict) else next(kind for kind in _RESTORE if isinstance(held, kind))
-        )
+        base: Any = OrderedDict if isinstance(held, OrderedDict) else next(k for k in _RESTORE if isinstance(held, k))
         base.clear(held)
 
 
@@ -151,9 +149,10 @@ def _restore_deque(held: deque[Any], before: list[Any]) -> None:
         held.extend(before)
 
 
-_RESTORE: dict[type, Callable[[Any, Any], None]] = {
-    dict: _restore_dict, list: _restore_list, set: _restore_set, deque: _restore_deque,
+_RESTORE: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
+    dict: (dict, _restore_dict), list: (list, _restore_list), set: (list, _restore_set), deque: (list, _restore_deque),
 }  # fmt: skip
+"""Kind of container -> what copies its references, and what puts these back."""
 
 
 def _restore_slots(held: Any, before: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Attributes are followed to the operators that they are arguments of, so that no search for their new values is needed."""
+"""Attributes are followed to the operators that they are arguments of, so that their new values need no search."""
 
 from __future__ import annotations
 
@@ -31,6 +31,23 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).reshape(-1, self.window, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4).unbind(0)
         y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, self.window, self.inner)
         return self.out(y.reshape(batch, length, self.inner))
+
+
+class Processed(nn.Module):
+    """The code that reads the attributes is in a function that the forward calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.value, self.out = 4, nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mixed(self, x)
+
+
+def mixed(module: Any, x: Tensor) -> Tensor:
+    heads = module.value(x).view(x.shape[0], -1, module.heads, 6).transpose(1, 2)
+    scores = (heads @ heads.transpose(2, 3)).softmax(-1)
+    return module.out((scores @ heads).transpose(1, 2).flatten(2))
 
 
 class Groups(nn.Module):
@@ -90,6 +107,7 @@ def built(kind: type[nn.Module]) -> nn.Module:
     ("kind", "shape", "options"),
     [
         (Attention, (2, 6, 24), {"ratio": 0.4}),
+        (Processed, (2, 6, 24), {"ratio": 0.4}),
         (Groups, (2, 3, 5, 5), {"ratio": 0.5}),
         (Shuffle, (2, 6), {"ratio": 0.5}),
         (Stack, (2, 6, 24), {"ratio": 0.4, "layers": (1, 2)}),
@@ -121,7 +139,9 @@ def test_what_a_run_reads_is_marked_only_while_it_is_observed() -> None:
     assert type(module.heads) is int
     assert type(module) is Attention
     assert {"heads", "head_width", "inner", "window"} <= observed.reads[""]
-    assert any(Marked.of(3, "", "heads").origin in {getattr(i, "origin", None) for i in u.integers} for u in observed.uses)
+    assert any(
+        Marked.of(3, "", "heads").origin in {getattr(i, "origin", None) for i in u.integers} for u in observed.uses
+    )
 
 
 class Literal(nn.Module):
@@ -135,7 +155,9 @@ class Literal(nn.Module):
         return self.second(torch.relu(self.first(x)).view(-1, 8))
 
 
-def test_a_module_that_holds_at_no_other_width_is_as_it_was_before_it_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_holds_at_no_other_width_is_as_it_was_before_it_was_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[tuple[int, ...]] = []
 
     def shapes_before(model: nn.Module, *rest: Any) -> DryRun:
