@@ -113,14 +113,19 @@ class DryRun:
             set_experts(self.configs, BATCHED)
             self.example = {k: _moved(v, mode.device) for k, v in example.items()}
             self.attentions: tuple[str | None, ...] = (None,)
-            with _reading(self.model) as reads:
-                result = self.run()
-                if isinstance(result, DryRunResult):
-                    self.original, self.reads = result, reads
-                    used = {getattr(config, "_attn_implementation", None) for config in self.configs}
-                    same = (name for name in ATTENTIONS if used == {name} or self._once(name) == result)
-                    self.attentions = tuple(same) or (None,)
-                    return
+            for _ in range(2):  # a forward may swap modules for others when it first runs: then it runs once more
+                parts = set(map(id, self.model.modules()))
+                with _reading(self.model) as reads:
+                    result = self.run()
+                    if isinstance(result, DryRunResult):
+                        self.original, self.reads = result, reads
+                        used = {getattr(config, "_attn_implementation", None) for config in self.configs}
+                        same = (name for name in ATTENTIONS if used == {name} or self._once(name) == result)
+                        self.attentions = tuple(same) or (None,)
+                if parts == set(map(id, self.model.modules())):
+                    break
+            if isinstance(result, DryRunResult):
+                return
             failures.append(result)
         worst = failures[-1]
         raise FxpruneError(
