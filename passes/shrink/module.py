@@ -72,7 +72,7 @@ def shrink_module(
 
 
 def _kept_beside(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
-    """The tensors that a plan slices, by name, to put them back; none where they take half of the free memory or more."""
+    """The tensors that a plan slices, by name, to put them back; none if they take half of the free memory."""
     tensors = tensors_by_name(model)
     found = {name: tensors[name] for name in plan.by_tensor()}
     held = [tensor for tensor in found.values() if not tensor.is_meta]
