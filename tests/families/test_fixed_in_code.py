@@ -15,7 +15,7 @@ from fxprune.api.terminal.shares import shares
 from fxprune.api.terminal.tables import applied as table
 from fxprune.backends.verify import NOT_ASKED
 
-from .causal_lm import ROWS, tiny_model
+from .causal_lm import NOT_SAVED, NOT_TRACED, ROWS, tiny_model
 
 LINEAR = "`get_seq_length` can only be called on Attention layers"
 """What transformers says where it decodes with layers none of which is attention."""
@@ -89,3 +89,34 @@ def test_a_source_that_cannot_run_with_its_own_cache_is_compared_without(
     assert checks["logits_worst_difference"] <= 1e-5
     printed = " ".join(str(line) for line in table(result))
     assert "decoding with a cache not asked for: the source does not pass this check either" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("dbrx", "export"), ("longcat_flash", "export"), ("gemma3n", "build"), ("gemma4_assistant", "build"),
+        ("gemma4_unified_assistant", "run"),
+    ],
+)  # fmt: skip
+def test_a_reason_that_the_source_shares_is_what_transformers_and_torch_say_of_it(name: str, stage: str) -> None:
+    """Without fxprune: the model is built, called, and exported by torch alone."""
+    ids, stages = torch.tensor([[3, 4, 5, 6, 7]]), {}
+    row = {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}}
+    with pytest.MonkeyPatch.context() as patch:
+        if name == "gemma4_assistant":  # as its own validation asks for
+            patch.setitem(ROWS, name, row)
+        try:
+            stages["build"] = ""
+            model = tiny_model(name)
+            stages["run"] = ""
+            model(input_ids=ids)
+            stages["export"] = ""
+            torch.export.export(model, (), {"input_ids": ids, "use_cache": False}, strict=False)
+        except Exception as error:
+            stages[stage] = str(error)
+    assert list(stages)[-1] == stage
+    said = {**NOT_TRACED, **NOT_SAVED}[name].rpartition(": ")[2]
+    if name == "gemma3n":
+        said = "TimmWrapperModel requires"
+    assert said in " ".join(stages[stage].split())
