@@ -22,7 +22,7 @@ from .select.latency import forward_seconds
 from .select.plain_counts import first_units, nearest_counts
 from .select.scope import HEAD_CHOICES, Scope, chosen_groups
 from .select.select import best_units, counts_for, removed_shares, step_of
-from .shrink.cut import cut
+from .shrink.fitting import cut_what_fits
 from .shrink.graph import make_plan, rewrite
 from .state import State
 
@@ -127,10 +127,12 @@ class Prune(Pass):
             report[NEAREST] = moved
         state.ledger.report[self.name] = report
         keep = state.ranks.broadcast(keep)  # a latency is not the same on all ranks
+        keep, left = cut_what_fits(state, coupling, keep)
         report["removed"] = removed_shares(groups, keep)
         if self.target is None:
             report["asked"] = self.ratio
-        cut(state, coupling, keep)
+        if left:
+            report["left_whole"] = left
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:
             # Times are printed but not written to the artifact, which must be the same in every run.

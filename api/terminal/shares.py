@@ -20,6 +20,10 @@ def shares(report: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{name} removed {', '.join(parts)}" + ("" if asked is None else f"; {asked:.4g} was asked for")
             )
+        lines += [
+            f"{name}: {kind} stay as they are, since the code of the model fixes them: {why}"
+            for kind, why in entry.get("left_whole", {}).items()
+        ]
         lines += [f"{name}: {_picked(**moved)}" for moved in entry.get("nearest", ())]
     return lines
 

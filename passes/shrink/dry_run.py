@@ -114,6 +114,21 @@ class DryRun:
             set_experts(self.configs, BATCHED)
             self.example = {k: _moved(v, mode.device) for k, v in example.items()}
             self.attentions: tuple[str | None, ...] = (None,)
+            result = self._unchanged()
+            if isinstance(result, DryRunResult):
+                return
+            failures.append(result)
+        worst = failures[-1]
+        raise FxpruneError(
+            f"the model does not run on the example input: {worst.path or 'its root module'}: {worst.error}",
+            "give example inputs that the model's forward accepts",
+        )
+
+    def _unchanged(self) -> DryRunResult | DryRunFailure:
+        """Run the model as it is, and note what its modules read; once more where the forward swapped modules for
+        others when it first ran."""
+        for again in (True, False):
+            parts = set(map(id, self.model.modules()))
             with reading(self.model) as reads:
                 result = self.run()
                 if isinstance(result, DryRunResult):
@@ -121,13 +136,9 @@ class DryRun:
                     used = {getattr(config, "_attn_implementation", None) for config in self.configs}
                     same = (name for name in ATTENTIONS if used == {name} or self._once(name) == result)
                     self.attentions = tuple(same) or (None,)
-                    return
-            failures.append(result)
-        worst = failures[-1]
-        raise FxpruneError(
-            f"the model does not run on the example input: {worst.path or 'its root module'}: {worst.error}",
-            "give example inputs that the model's forward accepts",
-        )
+            if not again or parts == set(map(id, self.model.modules())):
+                break
+        return result
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give the named parameters and buffers new shapes; tied parameters stay tied."""
