@@ -110,6 +110,7 @@ def _export(arguments: argparse.Namespace) -> int:
             layout=arguments.layout,
             optimize=arguments.optimize,
             cache=arguments.cache,
+            pad=arguments.pad,
             example=arguments.example,
             force=arguments.force,
             trust_remote_code=arguments.trust_remote_code,
