@@ -171,9 +171,7 @@ _TELLING = ("error loading model:", "GGML_ASSERT")
 
 
 def _why(complaint: str) -> str:
-    """The line of a log that tells the reason: llama.cpp writes others after it."""
+    """What a log tells of the reason: llama.cpp writes other lines after it."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
-    telling = [
-        line for line in lines if any(word in line for word in ("error loading model:", "GGML_ASSERT", "SystemExit"))
-    ]
-    return (telling or lines or [""])[-1]
+    telling = [line[line.index(word) :] for line in lines for word in _TELLING if word in line]
+    return (telling or lines or [""])[-1].removeprefix(_TELLING[0]).strip()

@@ -18,7 +18,11 @@ from .package import load_gguf
 from .vocabulary import WITHOUT, Vocabulary, read_vocabulary
 from .written_file import TYPES, Entry, write_contents
 
-_NOT_RUN = "not run in llama.cpp: pip install xllamacpp lets the export do that"
+_NOT_RUN = {
+    "absent": "not run in llama.cpp: pip install xllamacpp lets the export do that",
+    "ids": "not run in llama.cpp, whose server wants a tokenizer",
+}
+"""Why a file was not tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,8 @@ class GgufReport:
         zeros: weights that were added.
         tensors: number of tensors by type.
         notes: what a user should know, in words.
-        llama_cpp: what llama.cpp made of it; None when it was not there.
+        llama_cpp: what llama.cpp made of it; None when it was not run.
+        not_run: why it was not run; "" when it was.
     """
 
     path: Path
@@ -46,6 +51,7 @@ class GgufReport:
     tensors: dict[str, int]
     notes: tuple[str, ...] = ()
     llama_cpp: LlamaCppChecks | None = None
+    not_run: str = ""
     format: str = field(default="gguf", init=False)
 
     @property
@@ -54,7 +60,7 @@ class GgufReport:
         made = f"{self.dtype}, architecture {self.architecture}{' with widths per layer' if self.per_layer else ''}"
         checks = self.llama_cpp
         equal = f"{checks.greedy_equal} of {checks.greedy_tokens} greedy tokens equal in llama.cpp" if checks else ""
-        return "; ".join((made, equal or _NOT_RUN, *self.notes))
+        return "; ".join((made, equal or self.not_run, *self.notes))
 
     @property
     def measured(self) -> dict[str, dict[str, str]]:
@@ -100,7 +106,7 @@ class Gguf:
         config = request.config.get_text_config()
         if not request.causal_lm:
             raise RequestError(
-                f"{request.name} is not a causal language model, and this format is for these", OTHER_FORMAT
+                f"{request.name} is no causal language model, and this format is for these", OTHER_FORMAT
             )
         own = getattr(request.config, "auto_map", None) and "shapes" not in getattr(request.config, "fxprune", {})
         if own or "own_class" in getattr(request.config, "fxprune", {}):
@@ -136,6 +142,7 @@ class Gguf:
             tensors=_counted(entries),
             notes=tuple(filter(None, notes)),
             llama_cpp=checks,
+            not_run="" if checks else _NOT_RUN["absent" if tokenizer is not None else "ids"],
         )
 
     def _tokenizer(self, request: ExportRequest) -> Any:

@@ -45,7 +45,7 @@ class Vocabulary:
     @classmethod
     def none(cls, rows: int) -> Vocabulary:
         """Of a file that takes token ids only."""
-        return cls({"tokenizer.ggml.model": "no_vocab"}, (f"no tokenizer: {rows} token ids",))
+        return cls({"tokenizer.ggml.model": "no_vocab"}, (f"no tokenizer: it takes the ids 0 to {rows - 1}",))
 
 
 def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:

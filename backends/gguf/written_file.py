@@ -86,7 +86,7 @@ def write_contents(path: Path, contents: Contents, dtype: str, gguf: ModuleType)
         for name, tensor in contents.tensors.items():
             data = _converted(name, tensor, types[name], gguf)
             writer.write_tensor_data(data)
-            entries[name] = Entry(tuple(tensor.shape), types[name].name, hashlib.sha256(data.tobytes()).hexdigest())
+            entries[name] = Entry(tuple(tensor.shape), types[name].name, hashlib.sha256(data).hexdigest())
     finally:
         writer.close()
     return entries

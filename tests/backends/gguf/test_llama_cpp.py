@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fxprune.backends.gguf.architectures import supported
 from fxprune.backends.gguf.check import LlamaCppChecks, check_llama_cpp
-from fxprune.backends.gguf.written_file import write_contents
-from fxprune.backends.huggingface.free_form import Absent
+from fxprune.backends.gguf.written_file import Contents, write_contents
+from fxprune.backends.verify import VerificationError
 from fxprune.runtime.tolerances import GGUF_LOGITS_TOLERANCE
 
+from .changed import narrowed, without
 from .models import decoder, described, gguf, tokenizer
 
 pytest.importorskip("xllamacpp", reason="comes with the extra fxprune[test]")
@@ -40,21 +42,6 @@ def assert_equal(checks: LlamaCppChecks) -> None:
     assert checks.worst_difference <= GGUF_LOGITS_TOLERANCE
 
 
-def without(model: Any, attention: tuple[int, ...], ffn: tuple[int, ...]) -> Any:
-    """A model without the attention and the feed-forward networks of some layers."""
-    for number in attention:
-        name = next(name for name in ("self_attn", "attn", "attention") if hasattr(layers(model)[number], name))
-        setattr(layers(model)[number], name, Absent({"outputs": 2, "cache": number}))
-    for number in ffn:
-        layers(model)[number].mlp = Absent({"outputs": 0, "cache": None})
-    return model
-
-
-def layers(model: Any) -> Any:
-    inner = model.get_decoder()
-    return inner.layers if hasattr(inner, "layers") else inner.h
-
-
 @pytest.mark.parametrize(
     "model_type", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in supported()]
 )
@@ -77,3 +64,55 @@ def test_dropped_parts(model_type: str, attention: tuple[int, ...], ffn: tuple[i
     if model_type == "mistral" and not (attention and ffn):
         attention, ffn = ffn, attention
     assert_equal(in_llama_cpp(without(decoder(model_type), attention, ffn), tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_widths_per_layer(model_type: str, tmp_path: Path) -> None:
+    assert_equal(in_llama_cpp(narrowed(decoder(model_type), 1, 2, 20), tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", pytest.param("gemma2", marks=pytest.mark.slow)])
+def test_padded_widths(model_type: str, tmp_path: Path) -> None:
+    model = narrowed(decoder(model_type), 0, 2, 20)
+    made = described(model, padded=True)
+    assert not made.form.per_layer
+    assert made.form.zeros > 0
+    assert_equal(in_llama_cpp(model, tmp_path, padded=True))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "phi3", "gpt_neox", "falcon", "olmo2", "stablelm"])
+def test_padded_parts(model_type: str, tmp_path: Path) -> None:
+    assert_equal(in_llama_cpp(without(decoder(model_type), (0,), (1,)), tmp_path, padded=True))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
+def test_rounded_types(dtype: str, tmp_path: Path) -> None:
+    checks = in_llama_cpp(decoder("llama", intermediate_size=64, hidden_size=96), tmp_path, dtype=dtype)
+    assert checks.greedy_tokens == 32
+    assert 1e-5 < checks.worst_difference < {"float16": 0.02, "bfloat16": 0.2, "q8_0": 0.3}[dtype]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "stablelm"])
+def test_a_head_that_is_the_embedding(model_type: str, tmp_path: Path) -> None:
+    model = decoder(model_type, tie_word_embeddings=True)
+    assert ("output.weight" in described(model).contents.tensors) == (model_type == "stablelm")
+    assert_equal(in_llama_cpp(model, tmp_path))
+
+
+def test_a_file_of_another_model_is_found(tmp_path: Path) -> None:
+    made = described(decoder("llama"))
+    write_contents(tmp_path / "model.gguf", made.contents, "float32", gguf)
+    other = decoder("llama")
+    with torch.no_grad():
+        other.model.layers[1].self_attn.k_proj.weight[16:32] *= -1
+    with pytest.raises(VerificationError, match=r"llama\.cpp computes something else"):
+        check_llama_cpp(tmp_path / "model.gguf", other, None, made.context, exact=True)
+
+
+def test_a_file_that_llama_cpp_does_not_load_is_told_with_its_reason(tmp_path: Path) -> None:
+    made = described(decoder("llama"))
+    missing = {name: tensor for name, tensor in made.contents.tensors.items() if name != "blk.1.ffn_up.weight"}
+    contents = Contents(made.contents.name, made.contents.metadata, missing)
+    write_contents(tmp_path / "model.gguf", contents, "float32", gguf)
+    with pytest.raises(VerificationError, match=r"cannot load .* 'blk\.1\.ffn_up\.weight' not found"):
+        check_llama_cpp(tmp_path / "model.gguf", decoder("llama"), None, made.context, exact=True)
