@@ -56,8 +56,8 @@ def choose_form(blocks: ModelTensors, row: Architecture, *, padded: bool, name: 
 
 
 _ADVICE = (
-    "--pad writes zeros in the place of what was removed (as large as before); or prune with heads=false and without "
-    f"--form free; or {OTHER_FORMAT}"
+    "--pad writes zeros in the place of what was removed (as large as before); or prune with heads=off and all layers "
+    f"alike; or {OTHER_FORMAT}"
 )
 
 

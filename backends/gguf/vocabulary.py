@@ -66,17 +66,30 @@ def read_vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     read = {"BPE": _pairs, "Unigram": _unigram, "WordPiece": _word_pieces}.get(kind)
     if read is None:
         raise RequestError(f"the tokenizer is of the kind {kind}, which is not written for llama.cpp", WITHOUT)
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    if max(vocabulary.values()) >= rows:
-        raise RequestError(
-            f"the tokenizer has a token of id {max(vocabulary.values())}, and the embedding {rows} rows",
-            f"give the model the tokenizer that belongs to it; or {WITHOUT}",
-        )
+    vocabulary, beyond = _within(tokenizer.get_vocab(), data, rows)
     texts = _texts(vocabulary, rows)
     kinds = _kinds(data, vocabulary, rows, tokenizer)
     model = read(data, texts, kinds)
-    metadata = {**model, "tokenizer.ggml.token_type": kinds, **_special(tokenizer), **_template(tokenizer)}
-    return Vocabulary(metadata, _notes(data, kinds))
+    metadata = {**model, "tokenizer.ggml.token_type": kinds, **_special(tokenizer, rows), **_template(tokenizer)}
+    return Vocabulary(metadata, (*beyond, *_notes(data, kinds)))
+
+
+def _within(vocabulary: Mapping[str, int], data: dict[str, Any], rows: int) -> tuple[dict[str, int], list[str]]:
+    """The tokens that the embedding has rows for, and what the user should know. The class of a tokenizer may add
+    special tokens of which the model knows nothing; these are taken out of ``data`` too."""
+    beyond = {text: number for text, number in vocabulary.items() if number >= rows}
+    if not beyond:
+        return dict(vocabulary), []
+    added = {token["content"] for token in data["added_tokens"]}
+    if rest := beyond.keys() - added:
+        text = min(rest, key=lambda text: beyond[text])
+        raise RequestError(
+            f"the tokenizer has a token of id {beyond[text]}, and the embedding {rows} rows",
+            f"give the model the tokenizer that belongs to it; or {WITHOUT}",
+        )
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] < rows]
+    kept = {text: number for text, number in vocabulary.items() if number < rows}
+    return kept, [f"left out, since the embedding has no rows for them: {', '.join(sorted(beyond))}"]
 
 
 def fitting_name(name: str, metadata: Mapping[str, Any]) -> str:
@@ -144,14 +157,14 @@ def _kinds(data: Mapping[str, Any], vocabulary: Mapping[str, int], rows: int, to
     return kinds
 
 
-def _special(tokenizer: Any) -> dict[str, Any]:
+def _special(tokenizer: Any, rows: int) -> dict[str, Any]:
     """Ids of tokens with a meaning, and which of them are put around a text."""
     ids = {f"tokenizer.ggml.{key}_token_id": getattr(tokenizer, name, None) for key, name in _SPECIAL.items()}
     around = tokenizer("a")["input_ids"]
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     first = around[:1] != bare[:1] and around[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)
     last = around[-1:] != bare[-1:] and around[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id)
-    found: dict[str, Any] = {key: value for key, value in ids.items() if value is not None}
+    found: dict[str, Any] = {key: value for key, value in ids.items() if value is not None and value < rows}
     if tokenizer.bos_token_id is None and tokenizer.cls_token_id is not None:
         found["tokenizer.ggml.bos_token_id"] = tokenizer.cls_token_id  # what llama.cpp begins a text with
     return {**found, "tokenizer.ggml.add_bos_token": first, "tokenizer.ggml.add_eos_token": last}

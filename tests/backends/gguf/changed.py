@@ -46,3 +46,16 @@ def narrowed(model: Any, layer: int, kv_heads: int, ffn: int) -> Any:
         linear = getattr(module, name)
         linear.weight = torch.nn.Parameter(linear.weight[:, :columns].detach().clone())
     return model
+
+
+def fewer_queries(model: Any, layer: int) -> Any:
+    """A model of which one layer has half of the query heads of each head of keys."""
+    attention = layers(model)[layer].self_attn
+    size, groups = attention.head_dim, attention.num_key_value_groups
+    query, output = attention.q_proj.weight, attention.o_proj.weight
+    kept = query.reshape(-1, groups, size, query.shape[1])[:, : groups // 2].reshape(-1, query.shape[1])
+    columns = output.reshape(output.shape[0], -1, groups, size)[:, :, : groups // 2].reshape(output.shape[0], -1)
+    attention.q_proj.weight = torch.nn.Parameter(kept.detach().clone())
+    attention.o_proj.weight = torch.nn.Parameter(columns.detach().clone())
+    attention.num_key_value_groups = groups // 2
+    return model

@@ -14,7 +14,7 @@ from fxprune.backends.gguf.written_file import Contents, write_contents
 from fxprune.backends.verify import VerificationError
 from fxprune.runtime.tolerances import GGUF_LOGITS_TOLERANCE
 
-from .changed import narrowed, without
+from .changed import fewer_queries, narrowed, without
 from .models import decoder, described, gguf, tokenizer
 
 pytest.importorskip("xllamacpp", reason="comes with the extra fxprune[test]")
@@ -49,6 +49,32 @@ def test_uniform(model_type: str, tmp_path: Path) -> None:
     assert_equal(in_llama_cpp(decoder(model_type), tmp_path))
 
 
+GEMMA3_ROTATION = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+}
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"num_key_value_heads": 1}),
+    ("olmo", {"clip_qkv": 0.5}),
+    ("gemma3_text", {"rope_parameters": GEMMA3_ROTATION}),
+    ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}}),
+    ("stablelm", {"use_qkv_bias": False, "use_parallel_residual": True}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("falcon", {"new_decoder_architecture": False, "multi_query": True}),
+    ("starcoder2", {"tie_word_embeddings": False}),
+    ("qwen3", {"tie_word_embeddings": True}),
+    ("gpt2", {"tie_word_embeddings": False}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "changes"), VARIANTS, ids=[f"{name} {list(how)}" for name, how in VARIANTS])
+def test_variants(model_type: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    assert_equal(in_llama_cpp(decoder(model_type, **changes), tmp_path))
+
+
 @pytest.mark.parametrize("kind", ROTATED_OTHERWISE)
 def test_scaled_rotation(kind: str, tmp_path: Path) -> None:
     assert_equal(in_llama_cpp(decoder("llama", rope_parameters=ROTATED_OTHERWISE[kind]), tmp_path))
@@ -64,6 +90,20 @@ def test_dropped_parts(model_type: str, attention: tuple[int, ...], ffn: tuple[i
     if model_type == "mistral" and not (attention and ffn):
         attention, ffn = ffn, attention
     assert_equal(in_llama_cpp(without(decoder(model_type), attention, ffn), tmp_path))
+
+
+def test_fewer_queries_for_each_key(tmp_path: Path) -> None:
+    model = fewer_queries(decoder("llama"), 1)
+    assert_equal(in_llama_cpp(model, tmp_path))
+    assert_equal(in_llama_cpp(model, tmp_path, padded=True))
+
+
+def test_a_window_ends_the_context(tmp_path: Path) -> None:
+    made = described(decoder("mistral", sliding_window=32))
+    assert (made.context, made.contents.metadata["llama.context_length"]) == (32, 32)
+    assert "no sliding window" in made.shortened
+    checks = in_llama_cpp(decoder("mistral", sliding_window=32), tmp_path)
+    assert checks.greedy_equal == checks.greedy_tokens == 24
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral"])

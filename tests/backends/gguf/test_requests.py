@@ -109,7 +109,7 @@ def with_smaller_values(model: Any) -> Any:
 
 SHAPED = [
     ("qwen2", all_narrowed, False, "4 heads of 16 in a width of 96, which llama.cpp's qwen2", "--pad writes zeros"),
-    ("olmo", all_narrowed, False, "4 heads of 16 in a width of 96", "prune with heads=false"),
+    ("olmo", all_narrowed, False, "4 heads of 16 in a width of 96", "prune with heads=off"),
     ("olmo2", all_narrowed, True, "normalises across all heads together", "remove no heads"),
     ("qwen3", lambda model: narrowed(model, 1, 2, 20), False, "other widths in layer 1 than in layer 0", "--pad"),
     ("qwen3", lambda model: without(model, (0,), ()), False, "has no attention in layer 0", "--pad"),
