@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ...ir.errors import FxpruneError, RequestError, first_line
 from ...ir.options import option
+from ..atomic_directory import check_room
 from ..exporter import ExportRequest
 from ..placed_file import placed_file
 from .architectures import OTHER_FORMAT, find_architecture
@@ -16,7 +18,7 @@ from .check import LlamaCppChecks, check_llama_cpp, has_llama_cpp, read_back
 from .contents import describe
 from .package import load_gguf
 from .vocabulary import WITHOUT, Vocabulary, read_vocabulary
-from .written_file import TYPES, Entry, write_contents
+from .written_file import BYTES_PER_WEIGHT, TYPES, Entry, write_contents
 
 _NOT_RUN = {
     "absent": "not run in llama.cpp: pip install xllamacpp lets the export do that",
@@ -118,6 +120,7 @@ class Gguf:
         vocabulary = read_vocabulary(tokenizer, rows) if tokenizer is not None else Vocabulary.none(rows)
         request.progress("giving the tensors the names and the order of llama.cpp")
         described = describe(model, row, vocabulary.metadata, gguf, padded=self.pad, name=request.name)
+        check_room(request.out, math.ceil(described.contents.weights * BYTES_PER_WEIGHT[self.dtype]))
         if request.seen is None:
             raise AssertionError("an exporter of one file is given what was at its place")
         with placed_file(request.out, request.seen) as path:

@@ -18,6 +18,8 @@ from ...ir.errors import FxpruneError
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 """``dtype`` -> the type's name in the package gguf."""
 
+BYTES_PER_WEIGHT = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "q8_0": 34 / 32}
+
 ALWAYS_FLOAT32 = ("position_embd.weight", "token_types.weight", "rope_freqs.weight")
 """Besides vectors, which llama.cpp adds and multiplies with in float32."""
 
@@ -37,6 +39,11 @@ class Contents:
     name: str
     metadata: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def weights(self) -> int:
+        """Numbers in all tensors."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def write_contents(path: Path, contents: Contents, dtype: str, gguf: ModuleType)
         for name, tensor in contents.tensors.items():
             data = _converted(name, tensor, types[name], gguf)
             writer.write_tensor_data(data)
-            entries[name] = Entry(tuple(tensor.shape), types[name].name, hashlib.sha256(data).hexdigest())
+            entries[name] = Entry(tuple(tensor.shape), types[name].name, hashlib.sha256(data.data).hexdigest())
     finally:
         writer.close()
     return entries

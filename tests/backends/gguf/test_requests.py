@@ -180,6 +180,16 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     assert "tokenizer=false" in caught.value.hint
 
 
+def test_a_full_disk_is_found_before_writing(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    with pytest.raises(RequestError, match=r"has 1\.0 kB free, but .* are needed"):
+        fxprune.export(llama, tmp_path / "out.gguf", format="gguf")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_place_in_the_model_or_a_directory_is_refused(llama: Path, tmp_path: Path) -> None:
     for out, message in ((llama / "model.gguf", "would be a file of the model"), (tmp_path, "is a directory")):
         with pytest.raises(RequestError, match=message):
