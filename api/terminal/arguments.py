@@ -151,6 +151,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared = parser.add_argument_group("options for all passes that have an option of this name")
     shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
     shared.add_argument("--target", metavar="T", help="size of the result: params=0.8, bytes=..., macs=...")
+    shared.add_argument("--tolerance", metavar="R", help="how far from the target the result may be, such as 0.03")
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
     shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")
     shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
