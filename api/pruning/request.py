@@ -331,8 +331,7 @@ def apply(
 ) -> Applied:
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
 
-    What is done to the model: ``passes``, ``plan``, and (``shared``) ``ratio`` to ``channels``. What passes read:
-    ``calib`` to ``loss``. Where it runs: ``ranks`` and (``place``) ``device`` to ``max_memory``.
+    Of these, ``shared`` is ``ratio`` to ``channels``, and ``place`` is ``device`` to ``max_memory``, with ``ranks``.
 
     Raises:
         RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
