@@ -33,8 +33,9 @@ def pad(blocks: ModelTensors, row: Architecture, name: str) -> int:
     target = BlockWidths(kv_heads * group, kv_heads, size, value, max(widths.ffn for widths in blocks.widths))
     if any((widths.key, widths.value) != (size, value) for widths in present):
         raise RequestError(f"{name} has heads of different sizes, which zeros do not make equal", OTHER_FORMAT)
-    across = next((norm for norm in row.norms_across_heads if f"{norm}.weight" in blocks.layers[0]), None)
-    if across and any(widths.heads != target.heads or widths.kv_heads != kv_heads for widths in blocks.widths):
+    held = {part for layer in blocks.layers for part in layer}
+    across = next((norm for norm in row.norms_across_heads if f"{norm}.weight" in held), None)
+    if across and any((widths.heads, widths.kv_heads) != (target.heads, kv_heads) for widths in present):
         raise RequestError(
             f"{name} normalises across all heads together ({across}), so zeros would change what stays",
             f"remove no heads; or {OTHER_FORMAT}",

@@ -122,7 +122,8 @@ def test_padded_widths(model_type: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "phi3", "gpt_neox", "falcon", "olmo2", "stablelm"])
 def test_padded_parts(model_type: str, tmp_path: Path) -> None:
-    assert_equal(in_llama_cpp(without(decoder(model_type), (0,), (1,)), tmp_path, padded=True))
+    for attention, ffn in ((0, 1), (1, 0)):
+        assert_equal(in_llama_cpp(without(decoder(model_type), (attention,), (ffn,)), tmp_path, padded=True))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "q8_0"])
