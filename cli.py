@@ -62,7 +62,19 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 _WHERE = ("device", "dtype", "offload", "max_memory")
-_APPLY = ("out", "ratio", "target", "layers", "within", "seed", "multiple_of", "channels", "force", "dry_run")
+_APPLY = (
+    "out",
+    "ratio",
+    "target",
+    "tolerance",
+    "layers",
+    "within",
+    "seed",
+    "multiple_of",
+    "channels",
+    "force",
+    "dry_run",
+)
 _APPLY_MODEL = (
     "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "merge_adapter",
     "print_ir_after",
@@ -110,6 +122,7 @@ def _export(arguments: argparse.Namespace) -> int:
             layout=arguments.layout,
             optimize=arguments.optimize,
             cache=arguments.cache,
+            pad=arguments.pad,
             example=arguments.example,
             force=arguments.force,
             trust_remote_code=arguments.trust_remote_code,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..backends.atomic_directory import check_target
 from ..backends.exporter import Exporter, ExportReport, ExportRequest
 from ..backends.registry import parse_format
+from ..backends.seen import Seen
 from ..ir.errors import RequestError
 from ..ir.plugins import named_faults
 from ..runtime.place.devices import find_device
@@ -19,7 +19,7 @@ from ..tracer.calls import calls
 from ..tracer.example import example_inputs
 from ..tracer.model import ModelSource, load_config, load_model
 from .model_call import ModelCall
-from .places import claim
+from .places import claim, claim_file
 from .placing import SMALLEST, place_model
 from .progress import Progress, silent
 from .request_checks import Model, check_example, check_model, check_paths
@@ -39,6 +39,7 @@ def export(
     layout: str | None = None,
     optimize: str | None = None,
     cache: bool | None = None,
+    pad: bool | None = None,
     example: str | None = None,
     device: str | torch.device = AUTO,
     offload: str = AUTO,
@@ -52,22 +53,22 @@ def export(
 
     Args:
         model: as in :func:`fxprune.apply`, usually what it wrote.
-        out: the directory to make, complete or absent.
-        format: ``onnx``, or what an installed package brings; its options may stand with it: ``onnx{dtype=int8}``.
-        dtype, layout, optimize, cache: options of the format beside its text, of ``onnx`` here. dtype: of the
-            weights: ``float32`` (its default), ``float16``, or weight-only ``int8`` and ``int4``, rounded by ONNX
-            Runtime's own tools and refused where perplexity grows by more than a bound (docs/deploy.md).
-        layout: ``onnxruntime``, which onnxruntime-genai runs too, or ``transformers.js``.
-        optimize: fuse for ONNX Runtime on ``cpu`` or ``cuda``, or ``none`` to keep to the ONNX standard.
+        out: the directory to make, or the file for ``gguf``, complete or absent.
+        format: ``onnx``, ``gguf``, or what an installed package brings; with its options: ``onnx{dtype=int8}``.
+        dtype, layout, optimize, cache, pad: options of the format beside its text, of ``onnx`` here. dtype: of the
+            weights: ``float32`` (its default), ``float16``, or weight-only ``int8`` and ``int4`` (docs/deploy.md).
+        layout, optimize: ``onnxruntime`` or ``transformers.js``; fuse for ``cpu`` or ``cuda``, or ``none``: standard.
         cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
-        device, offload, max_memory: as in :func:`fxprune.apply`; only the CPU, and all of the model.
-        tokenizer, example, force, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`.
+        pad: of ``gguf``: zeros in the place of what was removed, where llama.cpp takes no other widths.
+        tokenizer, example, force, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`; as
+            there ``device``, ``offload`` and ``max_memory``, but only the CPU and all of the model.
 
     Raises:
-        RequestError: an unknown format or option, a model that cannot be found or loaded, an ``out`` in the way.
-        FxpruneError: the model cannot be exported, or the result differs from it.
+        RequestError: an unknown format or option, a model that cannot be loaded, an ``out`` in the way.
+        FxpruneError: the model cannot be exported, or the result differs.
     """
-    exporter = parse_format(format, {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache})
+    options = {"dtype": dtype, "layout": layout, "optimize": optimize, "cache": cache, "pad": pad}
+    exporter = parse_format(format, options)
     place = _on_cpu(PlacementRequest.parse(device=device, offload=offload, max_memory=max_memory))
     check_model(model, tokenizer, merge_adapter=merge_adapter)
     check_paths(out=out)
@@ -76,16 +77,25 @@ def export(
     with open_source(model, tokenizer, progress=progress, **allowed) as source:
         placement = place_model(place, source, load_config(source), forward=SMALLEST)
         progress(whole(placement, "an export reads all of it").why)
-        asked = _request(source, Path(out), example, force=force, progress=progress)
+        asked = _request(exporter, source, Path(out), example, force=force, progress=progress)
         return _run(exporter, asked)
 
 
-def _request(source: ModelSource, out: Path, example: str | None, *, force: bool, progress: Progress) -> ExportRequest:
+def _request(
+    exporter: Exporter, source: ModelSource, out: Path, example: str | None, *, force: bool, progress: Progress
+) -> ExportRequest:
     """What the exporter is asked for. The weights are read when it loads the model."""
-    seen = claim(out, force=force, source=source.directory)
+    begins = getattr(exporter, "file_begins", b"")
+
+    def claimed(directory: Path) -> Seen:
+        if begins:
+            return claim_file(out, force=force, begins=begins, source=directory)
+        return claim(out, force=force, source=directory)
+
+    seen = claimed(source.directory)
     config = load_config(source)
     if source.unmerged is not None:
-        check_target(out, force=force, source=source.unmerged)
+        claimed(source.unmerged)
 
     def load() -> torch.nn.Module:
         progress(f"loading {source.name}")

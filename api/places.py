@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..backends.atomic_directory import check_name, check_target, clear_leftovers
+from ..backends.placed_file import check_file_target
 from ..backends.seen import Seen
 from ..ir.errors import RequestError
 from ..runtime.model_files import is_read
@@ -41,6 +42,19 @@ def claim(
     clear_leftovers(out)
     seen = check_target(out, force=force, source=source)
     check_apart(reads={"MODEL": source, **(reads or {})}, files=files or {}, out=out)
+    return seen
+
+
+def claim_file(out: Path, *, force: bool, begins: bytes, source: Path) -> Seen:
+    """The same for a result that is one file, beginning with ``begins``.
+
+    Raises:
+        RequestError: as :func:`~fxprune.backends.placed_file.check_file_target`.
+    """
+    check_paths(**{"--out": out})
+    clear_leftovers(out)
+    seen = check_file_target(out, force=force, begins=begins, source=source)
+    check_apart(reads={"MODEL": source}, files={"--out": out})
     return seen
 
 

@@ -130,7 +130,7 @@ def atomic_directory(out: Path, *, force: bool, seen: Seen | None = None, keep: 
         seen = check_target(out, force=force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = _partial(out)
+        scratch = partial_directory(out)
     except OSError as error:
         raise write_error(error, out) from error
     try:
@@ -138,9 +138,9 @@ def atomic_directory(out: Path, *, force: bool, seen: Seen | None = None, keep: 
             yield scratch.path
             if keep:
                 list_files(scratch.path)
-            _give_modes(scratch.path)
+            give_modes(scratch.path)
             seen.check_source()
-            _put_in_place(scratch.path, out, seen, keep=keep)
+            put_in_place(scratch.path, out, seen, keep=keep)
         finally:
             removed = scratch.remove()
     except (OSError, safetensors.SafetensorError) as error:
@@ -155,15 +155,16 @@ def atomic_file(file: Path) -> Iterator[Path]:
         FxpruneError: the disk is full, or the file cannot be written.
     """
     try:
-        with _partial(file) as folder:
+        with partial_directory(file) as folder:
             yield folder / file.name
-            _give_modes(folder)
+            give_modes(folder)
             os.replace(folder / file.name, file)
     except (OSError, safetensors.SafetensorError) as error:
         raise write_error(error, file) from error
 
 
-def _partial(out: Path) -> ScratchDirectory:
+def partial_directory(out: Path) -> ScratchDirectory:
+    """A directory beside a result, to make it in."""
     return ScratchDirectory(f".{out.name}{PARTIAL}", beside=out.parent, ending="")
 
 
@@ -172,7 +173,13 @@ def clear_partial(out: Path) -> None:
     clear_scratch(out.parent, named(f".{out.name}{PARTIAL}", ""))
 
 
-def _put_in_place(made: Path, out: Path, seen: Seen, *, keep: bool) -> None:
+def put_in_place(made: Path, out: Path, seen: Seen, *, keep: bool = True) -> None:
+    """Move a finished result to its place, or where that is taken, beside it.
+
+    Raises:
+        RequestError: the place is not as it was when the run began; the message says where the result is.
+        FxpruneError: the same, and the result is not kept.
+    """
     try:
         change_places(made, out, seen)
     except Changed as error:
@@ -182,7 +189,7 @@ def _put_in_place(made: Path, out: Path, seen: Seen, *, keep: bool) -> None:
         raise RequestError(f"{out} {error}", f"nothing is lost: the result of this run is {beside}") from error
 
 
-def _give_modes(folder: Path) -> None:
+def give_modes(folder: Path) -> None:
     """Give files and directories the modes that the umask leaves: those of safetensors only their owner can read, and
     what was copied may have been executable. A group that the directory above passes on stays."""
     allowed = ~_umask()

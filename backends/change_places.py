@@ -1,4 +1,4 @@
-"""The one step in which a finished directory takes its place, and never that of something that nobody has looked at."""
+"""The one step in which a finished directory or file takes its place, never that of what nobody has looked at."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Changed(Exception):
 
 
 def change_places(made: Path, out: Path, seen: Seen) -> None:
-    """Move a directory to its place. What was there when the run began is where the directory was, afterwards.
+    """Move a result to its place. What was there when the run began is where the result was, or gone, afterwards.
 
     Args:
-        made: the finished directory, beside ``out``.
+        made: the finished directory or file, on the same file system as ``out``.
         out: its place.
         seen: what was there when the run began.
 
     Raises:
         Changed: something else is there now. It stays, and so does ``made``.
-        OSError: the directory cannot be moved.
+        OSError: it cannot be moved.
     """
     with parent_locked(out):
         now = place_stamps(out)
@@ -57,7 +57,7 @@ def change_places(made: Path, out: Path, seen: Seen) -> None:
         if now != seen.place:
             raise Changed(_made(seen))
         if not _exchange(made, out):
-            _exchange_in_steps(made, out)
+            (os.replace if made.is_file() else _exchange_in_steps)(made, out)
         elif place_stamps(made) != seen.place:  # changed between the two steps above, by a program without our lock
             _exchange(made, out)
             raise Changed(_made(seen))
@@ -108,7 +108,7 @@ def parent_locked(out: Path) -> Iterator[None]:
 
 
 def _move(made: Path, place: Path) -> None:
-    """Move a directory to a place where nothing is.
+    """Move a directory or a file to a place where nothing is.
 
     Raises:
         FileExistsError: something is.
@@ -118,6 +118,10 @@ def _move(made: Path, place: Path) -> None:
         return
     if os.path.lexists(place):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place))
+    if made.is_file():
+        os.link(made, place)  # which replaces nothing
+        made.unlink()
+        return
     try:
         made.rename(place)  # of what may be there by now it would replace nothing but an empty directory
     except OSError as error:

@@ -25,7 +25,7 @@ class ExportRequest:
     Attributes:
         name: the model as the user named it.
         source: a Hugging Face model directory with safetensors weights.
-        out: the directory to make, complete or absent.
+        out: the directory to make, or the file, complete or absent.
         config: the model's ``PreTrainedConfig``.
         causal_lm: whether it takes token ids and predicts the next one.
         load: makes the module with its weights: float32, on the CPU, in evaluation mode.
@@ -56,7 +56,7 @@ class ExportReport(Protocol):
 
     @property
     def path(self) -> Path:
-        """The directory."""
+        """The directory, or the file."""
 
     @property
     def bytes(self) -> int:
@@ -101,6 +101,9 @@ class FilesReport:
 
 class Exporter(Protocol):
     """A format. Its class is a frozen dataclass whose fields are its options; its name is what ``--format`` calls it.
+
+    A format of one file has a class attribute ``file_begins``, the bytes that every such file begins with: ``--force``
+    replaces only these. It writes by :func:`~fxprune.backends.placed_file.placed_file`.
 
     Attributes:
         name: as written in ``name{option=value}``.

@@ -11,9 +11,10 @@ from ..ir.errors import RequestError
 from ..ir.options import options_of
 from ..ir.plugins import Table, joined
 from .exporter import Exporter
+from .gguf.exporter import Gguf
 from .onnx.exporter import Onnx
 
-EXPORTERS: tuple[type[Exporter], ...] = (Onnx,)
+EXPORTERS: tuple[type[Exporter], ...] = (Onnx, Gguf)
 """fxprune's own exporters."""
 
 FORMAT = CallKind(

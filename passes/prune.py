@@ -16,7 +16,7 @@ from .base import Pass, PassKind
 from .couple.coupling import Coupling
 from .data import Corpus, Scores
 from .score_cache import fingerprint
-from .select.allocate import UNIFORM, WAYS, Target
+from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS, Target
 from .select.budget import Budget
 from .select.latency import forward_seconds
 from .select.plain_counts import first_units, nearest_counts
@@ -26,7 +26,7 @@ from .shrink.fitting import cut_what_fits
 from .shrink.graph import make_plan, rewrite
 from .state import State
 
-BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of"})
+BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of", "tolerance"})
 """Options that decide how much is removed and do not change the scores."""
 
 NEAREST = "nearest"
@@ -75,6 +75,10 @@ class Prune(Pass):
         "budget for the whole model instead of ratio: params:0.8, bytes:0.8, macs:0.8, latency:0.8, params:5e9",
         replaces="ratio",
     )
+    tolerance: float = option(
+        BUDGET_TOLERANCE, "largest relative difference between the budget and what is reached", at_least=0, below=1,
+        hint="give a share of the budget: 0.03 allows 3 percent more or less",
+    )  # fmt: skip
     by: str = option(
         "uniform", "uniform: one ratio for all; kinds: equal widths in all layers, scores weigh heads against widths; "
         "global: any widths, by scores; search: any widths, by measured effects on the predictions", WAYS
@@ -92,6 +96,10 @@ class Prune(Pass):
             )
         if self.target is not None:
             Target.parse(self.target)
+        elif self.by == UNIFORM and self.tolerance != BUDGET_TOLERANCE:
+            raise RequestError(
+                f"tolerance={self.tolerance:g} has no effect: there is no budget to meet", "give a target too"
+            )
 
     def step(self, group: Group) -> int:
         """The number of units that a group keeps is a multiple of this."""
@@ -174,7 +182,7 @@ class Prune(Pass):
         losses = {group.name: self.losses(group, scores[group.name]) for group in groups}
         budget = Budget(
             target=None if self.target is None else Target.parse(self.target), by=self.by, ratio=self.ratio,
-            multiple_of=self.multiple_of, moves=self.moves, **self._sampling(),
+            multiple_of=self.multiple_of, moves=self.moves, tolerance=self.tolerance, **self._sampling(),
         )  # fmt: skip
         wanted, report = budget.widths(state, coupling, groups, scores, losses, alike=self.compares, saved=saved)
         counts, moved = self._plain(groups, wanted, state)

@@ -17,7 +17,7 @@ from ..runtime.tensors import first_names
 if TYPE_CHECKING:
     from .data import Corpus, Scores
 
-BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of"})
+BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of", "tolerance"})
 """Options that decide how much is removed and do not change the scores."""
 
 CURVE = "search "

@@ -24,6 +24,9 @@ _COARSE = 0.05
 ONNX_LOGITS_TOLERANCE = 1e-3
 """Absolute, of a float32 logit, in ONNX Runtime: its fused operators add in another order, in models of any size."""
 
+GGUF_LOGITS_TOLERANCE = 0.02
+"""Absolute, of a log-probability in llama.cpp from float32 weights: it looks GELU up in a table of float16 numbers."""
+
 ONNX_OUTPUT_TOLERANCE = {"float32": FUNCTION_TOLERANCE, "float16": 0.02, "int8": 0.05, "int4": 0.5}
 """By what the weights of an ONNX graph are rounded to. The coarse ones are what rounding to so many bits may cost, not
 what is good."""

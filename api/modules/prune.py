@@ -67,16 +67,16 @@ def prune_module(
     within: str | None = None,
     multiple_of: int | str | None = None,
     target: str | None = None,
+    tolerance: float | str | None = None,
     channels: bool | str | None = None,
     device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> Pruned:
     """Make a module smaller.
 
-    The module that is given stays as it is. A copy of it is pruned in evaluation mode and repaired in place: its
-    tensors become slices, the integers that its forward reads follow. Where its forward does not hold at the smaller
-    widths (one is written in its code), the rewritten graph is returned as a ``torch.fx.GraphModule`` with tensors of
-    the same names. Either is compared with the rewritten graph before it is returned.
+    The module that is given stays as it is. A copy of it is pruned in evaluation mode and repaired in place. Where its
+    forward does not hold at the smaller widths (one is written in its code), the rewritten graph is returned as a
+    ``torch.fx.GraphModule`` with tensors of the same names. Either is compared with the graph before it is returned.
 
     Args:
         module: any module that ``torch.export`` can trace.
@@ -86,7 +86,7 @@ def prune_module(
         loss: for scores that need one: takes the module and returns a scalar; with ``calib`` it takes a batch too.
         calib: what scores are computed on: batches for ``loss``; the scores are of the mean of all losses.
         data: what recovery trains on. No pass for modules trains, so this is refused.
-        ratio, layers, within, seed, multiple_of, target, channels: for every pass that has an option of that name.
+        ratio, layers, within, seed, multiple_of, target, tolerance, channels: for passes with an option of that name.
             ``channels``, the widths that several blocks share, is true if nothing is said (:data:`DEFAULTS`).
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
@@ -99,7 +99,7 @@ def prune_module(
     where = None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
     losses = _losses(loss, calib, data, where)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
-        channels=channels)  # fmt: skip
+        tolerance=tolerance, channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses)
     call = bind(module, _moved(example_inputs, where))

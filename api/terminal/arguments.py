@@ -151,6 +151,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared = parser.add_argument_group("options for all passes that have an option of this name")
     shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
     shared.add_argument("--target", metavar="T", help="size of the result: params=0.8, bytes=..., macs=...")
+    shared.add_argument("--tolerance", metavar="R", help="how far from the target the result may be, such as 0.03")
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
     shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")
     shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
@@ -225,9 +226,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_placement_options(parser)
 
 
-def _add_output(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    parser.add_argument("--out", required=required, metavar="DIR", help="directory to write")
-    parser.add_argument("--force", action="store_true", help="replace DIR if it exists")
+def _add_output(parser: argparse.ArgumentParser, *, required: bool, written: str = "directory to write") -> None:
+    parser.add_argument("--out", required=required, metavar="DIR", help=written)
+    parser.add_argument("--force", action="store_true", help="replace it if it exists")
 
 
 def _add_export(commands: Any) -> None:
@@ -237,14 +238,15 @@ def _add_export(commands: Any) -> None:
         "--format",
         default="onnx",
         metavar="FORMAT",
-        help="what to write, with its options if you like: 'onnx{dtype=int8,layout=transformers.js}' (default: onnx); "
+        help="onnx (default) or gguf, with its options if you like: 'onnx{dtype=int8,layout=transformers.js}'; "
         "see `fxprune formats`",
     )
-    shared = parser.add_argument_group("options of the format, if it has them; the values are those of onnx")
+    shared = parser.add_argument_group("options of the format, if it has them; --pad is of gguf, the rest of onnx")
     shared.add_argument(
         "--dtype",
         metavar="TYPE",
-        help="of the weights: float32 (default), float16, or weight-only int8 or int4",
+        help="of the weights: float32 (default), float16, or weight-only int8 or int4; for gguf float32, float16, "
+        "bfloat16 or q8_0",
     )
     shared.add_argument(
         "--layout",
@@ -264,9 +266,15 @@ def _add_export(commands: Any) -> None:
         const=False,
         help="export a causal language model without a key-value cache: it reads whole sequences and returns logits",
     )
+    shared.add_argument(
+        "--pad",
+        action="store_const",
+        const=True,
+        help="write zeros in the place of what was removed, where llama.cpp takes no other widths",
+    )
     _add_example_option(parser)
     _add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
-    _add_output(parser, required=True)
+    _add_output(parser, required=True, written="directory to write; with --format gguf the file")
     _add_code_option(parser)
 
 

@@ -18,7 +18,7 @@ Amounts = npt.NDArray[np.int64]
 UNIFORM = "uniform"
 WAYS = (UNIFORM, "kinds", "global", "search")
 BUDGET_TOLERANCE = 0.005
-"""Largest relative difference between the cost of a plan and its budget."""
+"""Largest relative difference between the cost of a plan and its budget, where nothing else is said."""
 
 LEVELS = 256
 """Largest number of widths that are considered for one group."""
@@ -142,34 +142,43 @@ class Knapsack:
         return chosen[::-1]
 
 
-def allocate(curves: Sequence[LossCurve], costs: Costs, budget: int) -> dict[str, int]:
+def allocate(
+    curves: Sequence[LossCurve], costs: Costs, budget: int, tolerance: float = BUDGET_TOLERANCE
+) -> dict[str, int]:
     """How many units every group keeps: the smallest total loss whose cost meets the budget.
 
     Args:
         curves: together they hold every group once.
         costs: the cost model.
-        budget: what the model may cost; met within TOLERANCE, from below if possible.
+        budget: what the model may cost; met from below if possible.
+        tolerance: the largest relative difference from it.
 
     Raises:
         RequestError: when no plan is that close; the message gives the nearest cost.
     """
     table = Knapsack(curves, sum(int(curve.costs[-1]) for curve in curves))
     found = []
-    for limit in (budget, math.floor(budget * (1 + BUDGET_TOLERANCE))):
+    for limit in (budget, math.floor(budget * (1 + tolerance))):
         chosen = _within(curves, table, costs, limit)
         counts = counts_of(curves, chosen)
         reached = costs.of(counts)
-        if abs(reached - budget) <= BUDGET_TOLERANCE * budget:
+        if abs(reached - budget) <= tolerance * budget:
             return counts
         found.append(reached)
     above = [costs.of(counts_of(curves, up)) for up in _one_up(curves, chosen) if up is not None]
     nearest = min([*found, *above], key=lambda reached: abs(reached - budget))
     dense = costs.of({})
     raise RequestError(
-        f"no plan meets a budget of {budget:,} within {BUDGET_TOLERANCE:.1%}: the nearest costs {nearest:,}, "
+        f"no plan meets a budget of {budget:,} within {tolerance:.1%}: the nearest costs {nearest:,}, "
         f"{nearest / dense:.4f} of the model",
-        "use that as the target, or allow more to be cut: more layers, channels=true, a smaller multiple_of",
+        f"use that as the target, or tolerance={_above(abs(nearest - budget) / budget):g}; or allow more to be cut: "
+        "more layers, channels=true, a smaller multiple_of",
     )
+
+
+def _above(share: float) -> float:
+    """The next thousandth above a share."""
+    return math.ceil(share * 1000 + 1e-9) / 1000
 
 
 def counts_of(curves: Sequence[LossCurve], chosen: Sequence[int]) -> dict[str, int]:

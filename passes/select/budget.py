@@ -31,6 +31,7 @@ class Budget:
         ratio: used when there is no target.
         multiple_of: widths are multiples of this.
         moves: how many exchanges between groups a search tries.
+        tolerance: largest relative difference between the budget and what is reached.
         samples, length, seed, batch: the calibration windows for the measurements of a search.
     """
 
@@ -39,6 +40,7 @@ class Budget:
     ratio: float
     multiple_of: int
     moves: int
+    tolerance: float
     samples: int
     length: int
     seed: int | None
@@ -111,7 +113,7 @@ class Budget:
             search = MeasuredAllocation(divergence, unit_mask, {group.name: group for group in groups}, scores, saved)
             counts, report["distance"] = self._searched(search, curves, costs, amount)
         else:
-            counts = allocate(curves, costs, amount)
+            counts = allocate(curves, costs, amount, self.tolerance)
         if isinstance(costs, Latency):
             report["seconds"] = {"before": costs.seconds, "predicted": costs.of(counts) / 1e9}
         return counts, report | {"reached": costs.of(counts)}
@@ -126,7 +128,9 @@ class Budget:
     ) -> tuple[dict[str, int], float]:
         """The better of two allocations, by scores and by measured curves, refined; and its distance from dense."""
         measured = [search.measured(curve) for curve in curves]
-        start = min((allocate(found, costs, amount) for found in (curves, measured)), key=search.distance)
+        start = min(
+            (allocate(found, costs, amount, self.tolerance) for found in (curves, measured)), key=search.distance
+        )
         counts = search.refined(measured, costs, start, max(amount, costs.of(start)), moves=self.moves)
         return counts, search.distance(counts)
 

@@ -181,13 +181,15 @@ def test_passes_are_listed_with_options_types_and_defaults(capsys: pytest.Captur
 
 
 def test_formats_are_listed_with_options_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    (onnx,) = result(capsys, "formats")["formats"]
+    onnx, gguf = result(capsys, "formats")["formats"]
+    assert (onnx["name"], gguf["name"]) == ("onnx", "gguf")
     options = {option["name"]: (option["type"], option["default"]) for option in onnx["options"]}
     assert options["dtype"] == ("float32 | float16 | int8 | int4", "float32")
     assert options["layout"] == ("onnxruntime | transformers.js", "onnxruntime")
     code, out, _ = run(capsys, "formats")
     assert code == 0
     assert out.startswith(f"onnx  {onnx['help']}\n")
+    assert f"gguf  {gguf['help']}\n" in out
 
 
 def test_apply_writes_a_model_that_transformers_loads(
@@ -378,8 +380,8 @@ def test_failures_end_in_an_exit_code_and_no_traceback(
 
 
 def test_the_api_refuses_a_format_it_does_not_know(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="unknown format 'gguf'"):
-        fxprune.export(model_dir, tmp_path / "out", format="gguf")
+    with pytest.raises(RequestError, match="unknown format 'tflite'"):
+        fxprune.export(model_dir, tmp_path / "out", format="tflite")
 
 
 def test_long_calls_say_what_they_do(model_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from fxprune.passes.score.obs import Obs
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.score.wanda import Wanda
-from fxprune.passes.select.allocate import Knapsack, LossCurve, Target, even, levels, tied
+from fxprune.passes.select.allocate import BUDGET_TOLERANCE, Knapsack, LossCurve, Target, even, levels, tied
 from fxprune.passes.select.costs import Costs, dense_cost
 from fxprune.passes.select.select import best_units
 from fxprune.passes.select.sensitivity import DivergenceGauge, UnitMask
@@ -278,8 +279,34 @@ def coarse() -> Any:
 
 
 @pytest.mark.parametrize(
+    "coarse",
+    [
+        {"by": "uniform", "multiple_of": 16},
+        {"by": "kinds", "multiple_of": 16},
+        {"by": "global", "multiple_of": 64, "heads": "off"},
+    ],
+    ids=["uniform", "kinds", "global"],
+)
+def test_coarse_steps_meet_a_budget_with_the_tolerance_that_the_error_names(coarse: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"target": "params:0.7", **coarse}
+    with pytest.raises(RequestError, match=r"no plan meets a budget of [\d,]+ within 0.5%") as caught:
+        run_passes(decoder_state(make()), Magnitude(**options))
+    named = re.search(r"or tolerance=([\d.]+);", caught.value.hint)
+    assert named is not None
+    tolerance = float(named[1])
+    assert tolerance > BUDGET_TOLERANCE
+    state = run_passes(decoder_state(make()), Magnitude(**options, tolerance=tolerance))
+    found = state.ledger.report["magnitude"]["allocation"]
+    assert BUDGET_TOLERANCE < abs(found["reached"] / found["budget"] - 1) <= tolerance
+    with pytest.raises(RequestError, match="no plan meets"):
+        run_passes(decoder_state(make()), Magnitude(**options, tolerance=tolerance - 0.001))
+
+
+@pytest.mark.parametrize(
     ("attempt", "message"),
     [
+        (lambda: Magnitude(tolerance=0.1).check(), "tolerance=0.1 has no effect: there is no budget"),
+        (lambda: Magnitude(target="params:0.8", tolerance=-0.1).check(), "tolerance=-0.1 is outside"),
         (lambda: Magnitude(target="speed:0.8").check(), "target 'speed:0.8' has no measure"),
         (lambda: Magnitude(target="params:some").check(), "target 'params:some' needs a share between 0 and 1"),
         (lambda: Magnitude(target="params:1").check(), "target 'params:1' needs a share"),
