@@ -89,8 +89,8 @@ def prune_module(
         calib: what scores are computed on: batches for the loss, of whose mean the scores are. Without a loss, inputs:
             batches like ``example_inputs``, a ``.safetensors`` or ``.npz`` file of tensors by argument name, or
             ``package.module:function`` that yields batches. ``data``: what recovery trains on, likewise.
-        ratio, layers, within, seed, multiple_of, target, channels: for every pass with such an option; ``channels`` (the
-            widths that blocks share) is true if nothing is said (:data:`DEFAULTS`).
+        ratio, layers, within, seed, multiple_of, target, channels: for every pass that has such an option.
+            ``channels``, the widths that blocks share, is true if nothing is said (:data:`DEFAULTS`).
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
 

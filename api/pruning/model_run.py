@@ -169,9 +169,9 @@ class ModelRun:
         self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.ledger.scores = scores
         self.recorded = recorded
-        self._read_data(pipeline, texts, inputs)
+        self.read_texts(pipeline, texts, inputs)
 
-    def _read_data(self, pipeline: Sequence[Pass], texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet]) -> None:
+    def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet]) -> None:
         """Tokenize texts and try other inputs on the model, if any pass reads weights."""
         if not any(step.needs_weights for step in pipeline):
             return
