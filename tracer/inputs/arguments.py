@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...ir.errors import RequestError
+from ...runtime.model.kinds import is_pretrained
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Arguments:
         owner: class of the model, for messages.
         names: those that it names, in order.
         required: those without a default.
-        any: whether it takes others too (``**kwargs``).
+        any: whether it takes others too (``**kwargs``). Models of transformers have such arguments for options alone.
     """
 
     owner: str
@@ -37,7 +38,9 @@ class Arguments:
             elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
                 named.append(parameter)
         required = frozenset(one.name for one in named if one.default is inspect.Parameter.empty)
-        return cls(type(model).__name__, tuple(one.name for one in named), required, others)
+        return cls(
+            type(model).__name__, tuple(one.name for one in named), required, others and not is_pretrained(model)
+        )
 
     def takes(self, name: str) -> bool:
         """Whether it names an argument."""
