@@ -73,7 +73,7 @@ def train(
         if recipe.checkpointing:
             stack.enter_context(_checkpointed(model))
         arguments = _arguments(recipe, len(lessons.examples), scratch, home, text=lessons.text)
-        kind = _Answering if isinstance(teacher, AnswerLoss) else _Taught
+        kind: Any = _Answering if isinstance(teacher, AnswerLoss) else _Taught
         given = {"model": model, "args": arguments, "train_dataset": lessons.examples, "data_collator": lessons.join}
         trainer: Trainer = kind(teacher, state, **given, callbacks=[log])
         try:

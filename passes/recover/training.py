@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..data import Calibration, is_inputs
-from .teacher import IGNORED
+from ..model.answers import IGNORED
 
 Example = dict[str, list[int]]
 
