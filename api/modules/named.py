@@ -164,11 +164,7 @@ def prune_target(
     inputs = modules.parse_example(example)
     progress(f"building {model}")
     module = modules.resolve_module(model)
-    read: dict[str, Any] = {
-        "loss": None if loss is None else modules.resolve_function(loss),
-        "calib": calib,
-        "data": data,
-    }
+    read: dict[str, Any] = {"loss": loss and modules.resolve_function(loss), "calib": calib, "data": data}
     pruned = prune_module(module, inputs, passes, device=device, progress=progress, **read, **shared)
     if out is None or dry_run:
         return PrunedTarget(model, pruned, None)

@@ -16,9 +16,9 @@ from fxprune.cli import main
 from fxprune.ir.errors import RequestError
 from fxprune.passes.model.answers import answer_of, distance
 
-from ..families.other import tiny_model
-from ..nets import Plain
-from ..tracer.test_inputs import WORDS, word_tokenizer, write_sound
+from ...families.other import tiny_model
+from ...nets import Plain
+from ...tracer.test_inputs import WORDS, word_tokenizer, write_sound
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,6 +78,7 @@ def test_an_encoder_is_refitted_and_distilled_on_sentences(bert: Path, tmp_path:
     assert record["passes"]["compensate"]["refitted"]
 
 
+@pytest.mark.slow
 def test_a_speech_model_is_trained_on_a_folder_of_sounds(whisper: Path, speech: Path, tmp_path: Path) -> None:
     passes = f"fisher{{{SMALL}}},compensate{{{SMALL}}},lora{{{TRAINING},r=2}}"
     applied = fxprune.apply(whisper, passes, ratio=0.5, calib=speech, data=speech, out=tmp_path / "out", device="cpu")
