@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
@@ -66,7 +67,10 @@ class Lora(Recovery):
         """Check that the model has projections to adapt."""
         del state
         if not projection_modules(model):
-            raise RequestError(f"{type(model).__name__} has no projection that lora could adapt", "leave lora out")
+            raise RequestError(
+                f"{type(model).__name__} has no projection that lora could adapt",
+                "use distill or finetune in its place",
+            )
 
     def written(self, model: nn.Module) -> list[nn.Parameter]:
         """The projections, into which the adapters are merged."""
@@ -123,8 +127,12 @@ class Lora(Recovery):
         )
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 def projection_modules(model: torch.nn.Module) -> list[str]:
-    """Names of the modules that lora adapts: every linear projection with its own matrix.
+    """Names of the modules that lora adapts: every linear projection with its own matrix; of a model without one, every
+    convolution in one group.
 
     Input and output embeddings are left out. So are matrices that several modules share: an adapter merged into one
     module would change the others too.
@@ -132,13 +140,21 @@ def projection_modules(model: torch.nn.Module) -> list[str]:
     modules = dict(model.named_modules())
     holders = Counter(id(module.weight) for module in modules.values() if hasattr(module, "weight"))
     embeddings = [input_embeddings(model), model.get_output_embeddings()] if is_pretrained(model) else []
-    return [
+    linear = [
         name
         for name, module in modules.items()
         if (isinstance(module, torch.nn.Linear) or is_conv1d(module))
         and module.weight.ndim == 2
         and holders[id(module.weight)] == 1
         and not any(module is embedding for embedding in embeddings)
+    ]
+    return linear or [
+        name
+        for name, module in modules.items()
+        if isinstance(module, CONVOLUTIONS)
+        and module.groups == 1
+        and holders[id(module.weight)] == 1
+        and not is_parametrized(module)
     ]
 
 

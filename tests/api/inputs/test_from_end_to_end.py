@@ -17,7 +17,7 @@ from fxprune.ir.errors import RequestError
 from fxprune.passes.model.answers import answer_of, distance
 
 from ...families.other import tiny_model
-from ...nets import Plain
+from ...nets import HardCoded, Plain
 from ...tracer.test_inputs import WORDS, word_tokenizer, write_sound
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -163,6 +163,29 @@ def test_any_module_is_repaired_with_a_file_of_inputs(passes: str, tmp_path: Pat
     ]
     assert found[0].plan.keep.keys() == found[1].plan.keep.keys()
     assert apart(found[1].module, net, x[32:]) < 0.9 * apart(found[0].module, net, x[32:])
+
+
+def test_a_rewritten_graph_is_refitted() -> None:
+    """Where a module's own code holds a width, what is refitted is the graph that takes its place."""
+    torch.manual_seed(0)
+    net, x = HardCoded().eval(), torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = [
+        fxprune.prune_module(net, x[:2], passes, ratio=0.5, calib=[x[:32]])
+        for passes in ("wanda{samples=32}", "wanda{samples=32},compensate{samples=32}")
+    ]
+    assert not found[1].in_place
+    assert len(found[1].report["compensate"]["refitted"]) == 3
+    assert apart(found[1].module, net, x[32:]) < 0.9 * apart(found[0].module, net, x[32:])
+
+
+def test_convolutions_are_adapted_where_there_is_nothing_else() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    passes = f"wanda{{samples=4}},lora{{{TRAINING},teacher=1,r=2}}"
+    report = fxprune.prune_module(net, x[:2], passes, ratio=0.5, calib=[x], data=[x]).report["lora"]
+    assert report["projections"] == ["0", "2"]
+    assert report["loss"][-1] < report["loss"][0]
 
 
 def test_a_named_module_is_repaired_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
