@@ -14,7 +14,7 @@ from ..ir.groups import Group, Kind
 from ..ir.options import option, options_of, write_value
 from .base import Pass, PassKind
 from .couple.coupling import Coupling
-from .data import Corpus, Scores
+from .data import Calibration, Scores
 from .score_cache import fingerprint
 from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS, Target
 from .select.budget import Budget
@@ -195,7 +195,7 @@ class Prune(Pass):
         if saved is None or saved.done:
             return self._valid(groups, self.scores(groups, state))
 
-        def compute(text: Corpus | None) -> Mapping[str, Scores]:
+        def compute(text: Calibration | None) -> Mapping[str, Scores]:
             found = self.scores(groups, replace(state, data=replace(state.data, calibration=text)))
             return self._valid(groups, found)
 

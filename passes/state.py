@@ -16,6 +16,7 @@ from ..ir.repairs import Repairs
 from ..runtime.ranks import Ranks
 from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.streaming.residence import Residence
+from .data import is_inputs
 from .halfway import Halfway
 from .model.blocks import read_elsewhere
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..ir import Indices, Plan
     from .couple.coupling import Coupling
-    from .data import Corpus, Weights
+    from .data import Calibration, Corpus, Weights
     from .score_cache import ScoreCache
     from .shrink.uses import Observed
 
@@ -129,15 +130,15 @@ class Data:
     """What passes may read.
 
     Attributes:
-        calibration: text for scores, None when the user gave none.
-        recovery: text for recovery training, None when the user gave none.
-        losses: for a module that is no language model, what scores are computed from instead of text: each takes the
+        calibration: text or other inputs for scores, None when the user gave none.
+        recovery: text or other inputs for recovery training, None when the user gave none.
+        losses: for a module that is no language model, what scores are computed from instead of data: each takes the
             module and returns a scalar.
         recorded: the slices of a plan that another run wrote, for the pass that replays them.
     """
 
-    calibration: Corpus | None = None
-    recovery: Corpus | None = None
+    calibration: Calibration | None = None
+    recovery: Calibration | None = None
     losses: Sequence[Callable[[torch.nn.Module], torch.Tensor]] = ()
     recorded: Mapping[tuple[str, int], Indices] | None = None
 
@@ -148,13 +149,28 @@ class Data:
             who: subject and verb of the error message, such as ``taylor scores need``.
 
         Raises:
+            RequestError: when the user gave none, or other inputs.
+        """
+        found = self.given(who)
+        if is_inputs(found):
+            raise RequestError(f"{who} text, and '{found.name}' holds inputs of another kind", "leave the pass out")
+        return found
+
+    def given(self, who: str) -> Calibration:
+        """The calibration data of either kind.
+
+        Args:
+            who: subject and verb of the error message, as above.
+
+        Raises:
             RequestError: when the user gave none.
         """
         if self.calibration is None:
             raise RequestError(
                 f"{who} calibration text",
                 "give --calib FILE with text like the model's later input; or put generate before the first pass, so "
-                "that a language model writes the text; for a module in Python, give its loss",
+                "that a language model writes the text; for another model give a data set of its inputs, for a module "
+                "in Python calib=batches or its loss",
             )
         return self.calibration
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,13 +22,14 @@ from ...ir.graph import Graph
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...ir.verifier import verify
-from ...passes.base import Pass, PassKind
+from ...passes.base import Pass
 from ...passes.couple.coupling import Coupling, couple
 from ...passes.couple.ordered_units import mark_ordered
 from ...passes.manager import Analysis, StepRecord, run_pipeline
 from ...passes.model.forward import device_of
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
+from ...passes.recover.base import Recovery
 from ...passes.registry import all_passes
 from ...passes.shrink.uses import Observed, observing
 from ...passes.state import Data, NoHost, State, Subject
@@ -38,10 +40,13 @@ from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import own_copy, tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
+from ...tracer.inputs.input_set import DataSet
 from ...tracer.module import ExampleInputs, ForwardCall, bind, output_of, run, run_on, tensors_in, trace_module
 from ..progress import Progress, silent
 from ..pruning.group_change import GroupChange
-from ..request_checks import check_loss, check_module, list_batches
+from ..request_checks import check_loss, check_module, is_path, list_batches
+from ..seen_inputs import check_call, check_training, named_inputs
+from ..seen_texts import CALIBRATION, RECOVERY
 from .result import Pruned
 
 __all__ = ["Pruned", "load", "prune_module"]
@@ -59,8 +64,8 @@ def prune_module(
     passes: str | Sequence[str],
     *,
     loss: LossFunction | None = None,
-    calib: Iterable[Any] | None = None,
-    data: Iterable[Any] | None = None,
+    calib: str | os.PathLike[str] | Iterable[Any] | None = None,
+    data: str | os.PathLike[str] | Iterable[Any] | None = None,
     ratio: float | str | None = None,
     layers: tuple[int, int] | str | None = None,
     seed: int | str | None = None,
@@ -82,43 +87,45 @@ def prune_module(
         module: any module that ``torch.export`` can trace.
         example_inputs: one tensor, a sequence of the forward's positional arguments, or a mapping of its keyword
             arguments. The first dimension of every tensor counts samples, if it is the same; two samples or more.
-        passes: pipeline text, such as ``"taylor{variant=element1}"``; several run one after the other.
+        passes: pipeline text, such as ``"taylor"``; several run one after the other.
         loss: for scores that need one: takes the module and returns a scalar; with ``calib`` it takes a batch too.
-        calib: what scores are computed on: batches for ``loss``; the scores are of the mean of all losses.
-        data: what recovery trains on. No pass for modules trains, so this is refused.
-        ratio, layers, within, seed, multiple_of, target, tolerance, channels: for passes with an option of that name.
-            ``channels``, the widths that several blocks share, is true if nothing is said (:data:`DEFAULTS`).
+        calib: what scores are computed on: batches for the loss, of whose mean the scores are. Without a loss, inputs:
+            batches like ``example_inputs``, a ``.safetensors`` or ``.npz`` file of tensors by argument name, or
+            ``package.module:function`` that yields batches. ``data``: what recovery trains on, likewise.
+        ratio, layers, within, seed, multiple_of, target, tolerance, channels: for every pass that has such an option.
+            ``channels``, the widths that blocks share, is true if nothing is said (:data:`DEFAULTS`).
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
 
-    Raises:
-        RequestError: a mistake in the request, before any work.
-        FxpruneError: the module cannot be traced, or a pass failed.
+    Raises: RequestError for a mistake in the request; FxpruneError: it cannot be traced, or a pass failed.
     """
     check_module(module)
     where = None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
-    losses = _losses(loss, calib, data, where)
+    losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
         tolerance=tolerance, channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
-    _check_passes(pipeline, losses)
+    _check_passes(pipeline, losses, inputs)
     call = bind(module, _moved(example_inputs, where))
     with only_new_objects_collected():
-        return _ModuleRun(module, call, progress, where).run(pipeline, losses)
+        return _ModuleRun(module, call, progress, where).run(pipeline, losses, inputs)
+
+
+def _inputs(module: nn.Module, calib: Any, data: Any) -> dict[str, DataSet]:
+    """The data sets of inputs that were given, by what they are for."""
+    given = {CALIBRATION: ("calib", calib), RECOVERY: ("data", data)}
+    return {
+        part: named_inputs(os.fspath(value) if is_path(value) else list_batches(value, name), name, module)
+        for part, (name, value) in given.items()
+        if value is not None
+    }
 
 
 def _losses(
-    loss: LossFunction | None, calib: Iterable[Any] | None, data: Iterable[Any] | None, where: torch.device | None
+    loss: LossFunction | None, calib: Any, where: torch.device | None
 ) -> list[Callable[[nn.Module], torch.Tensor]]:
     check_loss(loss, named=False)
-    if data is not None:
-        raise RequestError(
-            "data is what recovery trains on, and no pass for modules trains",
-            "give the batches that scores are computed on as calib=",
-        )
     if loss is None:
-        if calib is not None:
-            raise RequestError("calib without a loss", "give loss=, a function of the module and a batch")
         return []
     if calib is None:
         return [loss]
@@ -136,16 +143,19 @@ def _moved(value: Any, where: torch.device | None) -> Any:
     return pytree.tree_map(lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf, value)
 
 
-def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
+def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any], inputs: Mapping[str, DataSet]) -> None:
     for step in pipeline:
-        if step.kind != PassKind.SCORE:
+        if step.reads_text:
+            raise RequestError(f"pass {step.name!r} needs a causal language model", "leave it out for other modules")
+        if isinstance(step, Recovery):
+            if RECOVERY not in inputs:
+                raise RequestError(f"{step.name} has no data to train on", "give data=, batches of inputs")
+        elif step.needs_weights and not step.streams and not losses and CALIBRATION not in inputs:
             raise RequestError(
-                f"pass {step.name!r} needs a causal language model", "use random, magnitude or taylor for other modules"
+                f"{step.name} needs calibration data or a loss",
+                "give calib=, batches of inputs; or loss=, a function that takes the module and returns a scalar",
             )
-        if step.takes_loss and not losses:
-            raise RequestError(
-                f"{step.name} scores need a loss", "give loss=, a function that takes the module and returns a scalar"
-            )
+    check_training(pipeline, inputs)
 
 
 class _ModuleRun(NoHost):
@@ -247,10 +257,18 @@ class _ModuleRun(NoHost):
             outputs=self.arrange,
         )
 
-    def run(self, pipeline: Sequence[Pass], losses: Sequence[Callable[[nn.Module], torch.Tensor]]) -> Pruned:
+    def run(
+        self,
+        pipeline: Sequence[Pass],
+        losses: Sequence[Callable[[nn.Module], torch.Tensor]],
+        inputs: Mapping[str, DataSet],
+    ) -> Pruned:
         before = parameter_count(self.model)
         subject = Subject(self.traced.graph, self.model, example=self.call.bound, observed=self.observed)
-        state = State(subject, Data(losses=losses), host=self)
+        for one in inputs.values():
+            check_call(subject.runner, one)
+        data = Data(inputs.get(CALIBRATION), inputs.get(RECOVERY), losses)
+        state = State(subject, data, host=self)
         groups: dict[str, Any] = {}
 
         def between(_step: StepRecord, state: State) -> None:

@@ -217,10 +217,16 @@ _CONV_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
 
 
 def _spellings(packet: str) -> list[Any]:
-    """Torch's own functions for an operator: as a function, as a method and as Python's operator sign."""
+    """Torch's own functions for an operator: as a function, as a method, as Python's operator sign, and as the operator
+    itself, which graph modules call."""
     name = packet.removeprefix("aten.")
     places = (F, name), (torch, name), (torch.Tensor, name), (torch.Tensor, f"__{name}__")
-    return [getattr(home, spelled) for home, spelled in places if hasattr(home, spelled)]
+    return [*(getattr(home, spelled) for home, spelled in places if hasattr(home, spelled)), *_overloads(name)]
+
+
+def _overloads(name: str) -> list[Any]:
+    operator = getattr(torch.ops.aten, name, None)
+    return [] if operator is None else [getattr(operator, overload) for overload in operator.overloads()]
 
 
 RECORDED: dict[Any, Contraction] = {
@@ -231,9 +237,12 @@ RECORDED: dict[Any, Contraction] = {
 }
 """The calls that are linear maps of one argument, and what their rules say of them."""
 
-_ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
+_ADDITIONS = frozenset({
+    torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.ops.aten.add.Tensor,
+})  # fmt: skip
 _PASSES_ON = frozenset({
     F.dropout, torch.dropout, torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.contiguous,
+    *(operator for name in ("view", "reshape", "_unsafe_view") for operator in _overloads(name)),
 })  # fmt: skip
 """Functions that an output may pass through before an addition."""
 

@@ -38,6 +38,7 @@ class Drop(Pass):
     name: ClassVar[str] = "drop"
     kind: ClassVar[PassKind] = PassKind.SCORE
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
+    reads_text: ClassVar[bool] = True
     keeps_values: ClassVar[bool] = True
 
     layers: int | None = option(None, "number of layers to remove; 1 when sub_blocks is none too", at_least=0)
