@@ -20,6 +20,7 @@ from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS, Target
 from .select.budget import Budget
 from .select.latency import forward_seconds
 from .select.plain_counts import first_units, nearest_counts
+from .select.remarks import remarks_on
 from .select.scope import HEAD_CHOICES, Scope, chosen_groups
 from .select.select import best_units, counts_for, removed_shares, step_of
 from .shrink.fitting import cut_what_fits
@@ -141,6 +142,8 @@ class Prune(Pass):
             report["asked"] = self.ratio
         if left:
             report["left_whole"] = left
+        if remarks := remarks_on(scope, coupling.groups.values(), groups, self.multiple_of):
+            report["remarks"] = remarks
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:
             # Times are printed but not written to the artifact, which must be the same in every run.

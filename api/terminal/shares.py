@@ -25,6 +25,7 @@ def shares(report: Mapping[str, Any]) -> list[str]:
             for kind, why in entry.get("left_whole", {}).items()
         ]
         lines += [f"{name}: {_picked(**moved)}" for moved in entry.get("nearest", ())]
+        lines += [f"{name}: {remark}" for remark in entry.get("remarks", ())]
     return lines
 
 
