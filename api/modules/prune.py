@@ -31,7 +31,6 @@ from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.registry import all_passes
 from ...passes.shrink.uses import Observed, observing
 from ...passes.state import Data, NoHost, State, Subject
-from ...runtime.collector import only_new_objects_collected
 from ...runtime.experts import configs_of
 from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.streaming.left_as_found import left_as_found
@@ -42,6 +41,7 @@ from ...tracer.module import ExampleInputs, ForwardCall, bind, output_of, run, r
 from ..progress import Progress, silent
 from ..pruning.group_change import GroupChange
 from ..request_checks import check_loss, check_module, list_batches
+from .collector import only_new_objects_collected
 from .result import Pruned
 
 __all__ = ["Pruned", "load", "prune_module"]
@@ -53,6 +53,7 @@ says anything: the widths that shortcuts carry go too."""
 LossFunction = Callable[..., torch.Tensor]
 
 
+@only_new_objects_collected()
 def prune_module(
     module: nn.Module,
     example_inputs: ExampleInputs,
@@ -75,8 +76,8 @@ def prune_module(
 
     The module that is given stays as it is. A copy of it is pruned in evaluation mode and repaired in place: its
     tensors become slices, the integers that its forward reads follow. Where its forward does not hold at the smaller
-    widths (one is written in its code), the rewritten graph is returned as a ``torch.fx.GraphModule`` with tensors of
-    the same names. Either is compared with the rewritten graph before it is returned.
+    widths (one is written in its code), the rewritten graph, a ``torch.fx.GraphModule`` with tensors of the same names,
+    is returned. Either is compared with the rewritten graph first.
 
     Args:
         module: any module that ``torch.export`` can trace.
@@ -85,7 +86,7 @@ def prune_module(
         passes: pipeline text, such as ``"taylor{variant=element1}"``; several run one after the other.
         loss: for scores that need one: takes the module and returns a scalar; with ``calib`` it takes a batch too.
         calib: what scores are computed on: batches for ``loss``; the scores are of the mean of all losses.
-        data: what recovery trains on. No pass for modules trains, so this is refused.
+        data: refused: it is what recovery trains on, and no pass for modules trains.
         ratio, layers, within, seed, multiple_of, target, channels: for every pass that has an option of that name.
             ``channels``, the widths that several blocks share, is true if nothing is said (:data:`DEFAULTS`).
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
@@ -95,16 +96,18 @@ def prune_module(
         RequestError: a mistake in the request, before any work.
         FxpruneError: the module cannot be traced, or a pass failed.
     """
-    check_module(module)
-    where = None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
+    where = _checked_place(module, device)
     losses = _losses(loss, calib, data, where)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
         channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses)
-    call = bind(module, _moved(example_inputs, where))
-    with only_new_objects_collected():
-        return _ModuleRun(module, call, progress, where).run(pipeline, losses)
+    return _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where).run(pipeline, losses)
+
+
+def _checked_place(module: nn.Module, device: str | torch.device | None) -> torch.device | None:
+    check_module(module)
+    return None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
 
 
 def _losses(
