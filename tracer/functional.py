@@ -27,7 +27,7 @@ _RESHAPES = frozenset({
 })  # fmt: skip
 _PARTS = frozenset({"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk"})
 
-_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+_NEARLY_NEW = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 """In evaluation mode they return their operand itself, but a traced one seems to be new."""
 _UNDONE: dict[str, Any] = {
     "view": aten.view.default, "transpose": aten.transpose.int, "permute": aten.permute.default,
@@ -101,7 +101,7 @@ class _Walk:
         """Note which memory a node is a name of, and of which operand it is a view."""
         operands = {self.memory[other]: other for other in reversed(node.all_input_nodes) if other in self.memory}
         held = {self._memory(value) for value in pytree.tree_leaves(node.meta.get("val"))}
-        if _kind(node) in _DROPOUTS and len(operands) == 1 and not all(node.args[1:3]):
+        if _kind(node) in _NEARLY_NEW and len(operands) == 1 and not all(node.args[1:3]):
             (memory,) = held
             self.joined[memory] = next(iter(operands))  # type: ignore[index]
             held = {*operands}

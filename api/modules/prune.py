@@ -33,7 +33,6 @@ from ...passes.recover.base import Recovery
 from ...passes.registry import all_passes
 from ...passes.shrink.uses import Observed, observing
 from ...passes.state import Data, NoHost, State, Subject
-from ...runtime.collector import only_new_objects_collected
 from ...runtime.experts import configs_of
 from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.streaming.left_as_found import left_as_found
@@ -47,6 +46,7 @@ from ..pruning.group_change import GroupChange
 from ..request_checks import check_loss, check_module, is_path, list_batches
 from ..seen_inputs import check_call, check_training, named_inputs
 from ..seen_texts import CALIBRATION, RECOVERY
+from .collector import only_new_objects_collected
 from .result import Pruned
 
 __all__ = ["Pruned", "load", "prune_module"]
@@ -58,6 +58,7 @@ says anything: the widths that shortcuts carry go too."""
 LossFunction = Callable[..., torch.Tensor]
 
 
+@only_new_objects_collected()
 def prune_module(
     module: nn.Module,
     example_inputs: ExampleInputs,
@@ -99,16 +100,15 @@ def prune_module(
 
     Raises: RequestError for a mistake in the request; FxpruneError: it cannot be traced, or a pass failed.
     """
-    check_module(module)
-    where = None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
+    where = _checked_place(module, device)
     losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
         tolerance=tolerance, channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses, inputs)
-    call = bind(module, _moved(example_inputs, where))
-    with only_new_objects_collected():
-        return _ModuleRun(module, call, progress, where).run(pipeline, losses, inputs)
+    return _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where).run(
+        pipeline, losses, inputs
+    )
 
 
 def _inputs(module: nn.Module, calib: Any, data: Any) -> dict[str, DataSet]:
@@ -119,6 +119,11 @@ def _inputs(module: nn.Module, calib: Any, data: Any) -> dict[str, DataSet]:
         for part, (name, value) in given.items()
         if value is not None
     }
+
+
+def _checked_place(module: nn.Module, device: str | torch.device | None) -> torch.device | None:
+    check_module(module)
+    return None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
 
 
 def _losses(

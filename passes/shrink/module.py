@@ -53,8 +53,7 @@ def shrink_module(
         outputs: keys of the outputs whose shapes must not change; all outputs when empty.
         accept: called after each repair that runs, with ``model`` shrunk and repaired; the first accepted repair is
             used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
-        known: what a run of ``model`` showed. With it and ``accept``, the most likely repair is tried on the model
-            itself; dry runs follow only if it is refused.
+        known: what a run of ``model`` showed. With it and ``accept``, the likeliest repair is tried before any dry run.
 
     Returns:
         The repairs, which a backend can apply again.
@@ -65,11 +64,9 @@ def shrink_module(
             tensors are as before where there was memory for them beside their slices, otherwise sliced).
     """
     shapes = smaller_shapes(model, plan)
-    likely = None
-    if accept is not None and known is not None:
-        likely = likely_repairs(model, known, shapes, extents)
-        if _accepted_at_once(model, plan, likely, accept):
-            return likely
+    likely = None if accept is None or known is None else likely_repairs(model, known, shapes, extents)
+    if likely is not None and accept is not None and _accepted_at_once(model, plan, likely, accept):
+        return likely
     dry_run = DryRun(model, example, outputs)
     found = find_repairs(model, dry_run, shapes, extents, known)
     candidates = (repairs for repairs in found if repairs != likely)

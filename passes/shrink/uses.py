@@ -115,7 +115,7 @@ def _integers(given: Iterable[Any], deep: int = _DEEP) -> Iterator[int]:
             yield from _integers((value.start, value.stop, value.step), deep - 1)
 
 
-Origin = tuple[str, str, int]
+AttributeItem = tuple[str, str, int]
 Calls = Mapping[tuple[str, int], list[tuple[list[int], list[int]]]]
 
 
@@ -132,8 +132,8 @@ def new_values(uses: Sequence[Use], before: Graph, after: Graph) -> tuple[NewVal
     """
     calls = _calls(before, after)
     samples = before.extents.get("b", 0)
-    sure: dict[Origin, set[int]] = defaultdict(set)
-    likely: dict[Origin, set[int]] = defaultdict(set)
+    sure: dict[AttributeItem, set[int]] = defaultdict(set)
+    likely: dict[AttributeItem, set[int]] = defaultdict(set)
     for use in uses:
         here = calls.get((use.module, use.line), ())
         pairs = [pair for pair in here if _matches(use.integers, pair[0], samples)]
@@ -169,7 +169,7 @@ def _matches(called: tuple[int, ...], traced: list[int], samples: int) -> bool:
     )
 
 
-def _joined(found: Mapping[Origin, set[int]], uses: Iterable[Use]) -> NewValues:
+def _joined(found: Mapping[AttributeItem, set[int]], uses: Iterable[Use]) -> NewValues:
     """Those with one value each; a tuple if all its items have one."""
     held: dict[tuple[str, str], set[int]] = defaultdict(set)
     for use in uses:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.runtime.tolerances import relative_difference
 
-from ..equivalence import TOLERANCE, masked
+from ...equivalence import TOLERANCE, masked
 
 
 class Positions(nn.Module):
