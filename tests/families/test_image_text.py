@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from fxprune.api.pruning.request import apply
 from fxprune.backends.graph_module import raise_graph
 from fxprune.passes.couple.coupling import couple
 from fxprune.runtime.tensors import tensors_by_every_name
+from fxprune.runtime.tolerances import LOGITS_TOLERANCE
 from fxprune.tracer.example import example_inputs, trace_call, uncached
 
 from ..equivalence import TOLERANCE, difference, random_units
-from .image_text import IMAGE_TOKEN, NOT_TRACED, SAMPLE, WITHOUT, names, tiny_model
+from .image_text import IMAGE_TOKEN, NOT_TRACED, SAMPLE, SAVED, SAVED_WITH, WITHOUT, names, tiny_model
 from .test_families import EXPECTED, cuts
 
 ROWS = [
@@ -39,6 +44,22 @@ def test_a_family_couples_and_removing_equals_zeroing(name: str) -> None:
         assert found <= TOLERANCE, group.name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAVED)
+def test_pruned_saved_and_reloaded(name: str, tmp_path: Path) -> None:
+    """By plain transformers in a fresh process, and compared with the graph on text with images."""
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path / "source")
+    save_file(example_inputs(model), tmp_path / "example.safetensors")
+    options, example = SAVED_WITH.get(name, "heads=kv,channels=true"), str(tmp_path / "example.safetensors")
+    result = apply(
+        tmp_path / "source", f"random{{{options}}}", ratio=0.5, seed=1, out=tmp_path / "out", example=example
+    )
+    assert result.saved is not None
+    assert result.saved.checks["logits_worst_difference"] <= LOGITS_TOLERANCE
+    assert {"width", "channels"} - WITHOUT.get(name, set()) <= {change.kind for change in result.groups}
+
+
 @pytest.mark.parametrize("where", ["cpu", "meta"])
 def test_both_towers_and_the_projector_are_in_the_graph(where: str) -> None:
     model = tiny_model("llava", device=where)
@@ -52,6 +73,6 @@ def test_both_towers_and_the_projector_are_in_the_graph(where: str) -> None:
 
 
 def test_the_table_names_only_what_there_is() -> None:
-    assert set(NOT_TRACED) | set(WITHOUT) | set(SAMPLE) <= set(names())
+    assert set(NOT_TRACED) | set(WITHOUT) | set(SAMPLE) | set(SAVED) <= set(names())
     assert not set(NOT_TRACED) & (set(WITHOUT) | set(SAMPLE))
     assert len(names()) - len(NOT_TRACED) >= 80
