@@ -94,8 +94,9 @@ def _apply(arguments: argparse.Namespace) -> int:
         if api.is_named_module(arguments.model, arguments.example):
             device = where.pop("device", None)
             _require_one_process(f"fxprune apply {arguments.model}")
+            data = {name: others.pop(name) for name in ("calib", "data")}
             api.refuse_options(arguments.model, {**others, **where, "form": arguments.form != "auto"})
-            called = {"loss": arguments.loss, "device": device}
+            called = {"loss": arguments.loss, "device": device, **data}
             pruned = api.prune_target(
                 arguments.model, arguments.example, arguments.passes, progress=progress, **given, **called
             )

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from ..runtime.ranks import Ranks, processes
 from ..tracer.model import ModelSource
 from .progress import silent
-from .request_checks import GivenText, is_path
+from .request_checks import is_path
 
 LIBRARIES = ("fxprune", "torch", "transformers")
 
@@ -49,7 +49,7 @@ def on_every_rank(call: Callable[Given, Returned]) -> Callable[Given, Returned]:
     return run
 
 
-def agree_on_files(ranks: Ranks, sources: Iterable[ModelSource], *others: GivenText | None) -> None:
+def agree_on_files(ranks: Ranks, sources: Iterable[ModelSource], *others: object) -> None:
     """Check that all ranks see the same files: their sizes, and the first mebibyte of each.
 
     Args:

@@ -12,6 +12,7 @@ from ..backends.verify import Reference
 from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.base import Pass
+from ..passes.recover.base import Recovery
 from ..passes.registry import all_passes
 from ..runtime.streaming.left_as_found import left_as_found
 from ..runtime.tensors import tensors_by_every_name
@@ -21,6 +22,11 @@ from ..tracer.input_file import check_input_file
 from ..tracer.model import predicts_next_token, reads_images
 
 Tensors = Mapping[str, torch.Tensor]
+
+DATA_KINDS = (
+    "DATA: a folder of images or sounds, texts, a `datasets` id, a .safetensors or .npz file of inputs by name, or a \
+package.module:function that yields batches"
+)
 
 
 class ModelCall:
@@ -90,12 +96,12 @@ class ModelCall:
         first, *others = self.run_graph(graph, traced, module)
         return Reference(self.inputs, first, traced.outputs, tuple(others) if traced.outputs else ())
 
-    def check(self, pipeline: Sequence[Pass], *, loss: bool, texts: bool) -> None:
+    def check(self, pipeline: Sequence[Pass], *, loss: bool, calib: bool, data: bool) -> None:
         """Check that the request fits this kind of model.
 
         Raises:
-            RequestError: a loss for a causal language model; for any other model, a text, a pass that reads text, or
-                a pass that needs a loss when none was given.
+            RequestError: a loss for a causal language model; for any other model, a pass that reads text, or one that
+                needs data when none was given.
         """
         if self.language:
             if loss:
@@ -105,19 +111,19 @@ class ModelCall:
                 )
             return
         name = (self.config.architectures or [self.config.model_type])[0]
-        if texts:
-            raise RequestError(
-                f"--calib and --data have no effect: {name} is not a causal language model", "use --loss instead"
-            )
         for step in pipeline:
-            if step.takes_loss and not loss:
-                raise RequestError(
-                    f"{step.name} scores need a loss",
-                    "give --loss package.module:function; it takes the module and returns a scalar",
-                )
-            if step.needs_weights and not (step.streams or step.takes_loss):
+            if step.reads_text:
                 raise RequestError(
                     f"pass {step.name!r} needs a causal language model, and {name} is not one", f"use {_without_text()}"
+                )
+            if isinstance(step, Recovery):
+                if not data:
+                    raise RequestError(f"{step.name} has no data to train on", f"give --data {DATA_KINDS}")
+            elif step.needs_weights and not (step.streams or calib or loss):
+                raise RequestError(
+                    f"{step.name} needs calibration data for {name}",
+                    f"give --calib {DATA_KINDS}; or --loss package.module:function, which takes the module and gives "
+                    "a scalar",
                 )
 
 
@@ -128,5 +134,5 @@ def counted(output: Any, keys: Sequence[str]) -> list[torch.Tensor]:
 
 
 def _without_text() -> str:
-    """Passes whose scores need no text: they read weights, or the gradients of a loss that the user gives."""
-    return ", ".join(step.name for step in all_passes() if step.kind == "score" and (step.streams or step.takes_loss))
+    """Passes that remove something, for any model."""
+    return ", ".join(step.name for step in all_passes() if step.kind == "score" and not step.reads_text)

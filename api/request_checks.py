@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -23,6 +23,9 @@ Model: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 
 GivenText: TypeAlias = "str | os.PathLike[str] | Sequence[str]"
 """A text file, a file of rows, a ``datasets`` id, or the rows themselves: a list of strings."""
+
+GivenData: TypeAlias = "GivenText | Iterable[Mapping[str, Any]]"
+"""A text; or inputs: a file or folder of them, ``package.module:function`` which yields batches, or the batches."""
 
 MODEL_HINT = "give a model directory, a Hub id, 'demo', or a loaded model of transformers"
 TEXT_HINT = "give the path of a text file, a `datasets` id, or a list of strings"
@@ -45,6 +48,19 @@ class GivenRows:
 
     name: str
     rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GivenBatches:
+    """Data that was given as batches of inputs.
+
+    Attributes:
+        name: of the argument, which stands for the data in reports and messages.
+        batches: each a mapping of argument name to tensor.
+    """
+
+    name: str
+    batches: tuple[Mapping[str, Any], ...]
 
 
 def is_loaded(model: object) -> bool:
@@ -166,6 +182,24 @@ def read_text(text: object, name: str) -> str | GivenRows | None:
     if not any(row.strip() for row in rows):
         raise RequestError(f"{name} is a list without any text", "give at least one string with text in it")
     return GivenRows(name, rows)
+
+
+def read_data(data: object, name: str) -> str | GivenRows | GivenBatches | None:
+    """Text or other inputs as they were given.
+
+    Args:
+        data: as :func:`read_text`, or batches: any iterable of mappings.
+        name: of the argument.
+
+    Raises:
+        RequestError: anything else.
+    """
+    if data is None or is_path(data) or isinstance(data, Mapping | bytes) or not isinstance(data, Iterable):
+        return read_text(data, name)
+    found = list(data)
+    if found and all(isinstance(batch, Mapping) for batch in found):
+        return GivenBatches(name, tuple(found))
+    return read_text(found if isinstance(data, Sequence) else data, name)
 
 
 def _path_of_text(text: str, name: str) -> str:

@@ -197,6 +197,6 @@ def _check_computes(source: ModelSource, model: Any) -> None:
 
 def _is_free_form(source: ModelSource) -> bool:
     """Whether it is loaded without running the modelling file in its directory."""
-    from ..backends.huggingface.free_form import CONFIG_ENTRY
+    from ..runtime.model.free_class import CONFIG_ENTRY
 
     return hasattr(load_config(source), CONFIG_ENTRY) and not source.consent.code

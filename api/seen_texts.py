@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -64,7 +64,18 @@ def text_of(spec: str | GivenRows | None, part: str, source: ModelSource) -> Tex
     return replace(from_string(f"built-in {part} text", built_in(part), tokenizer), vocabulary=vocabulary)
 
 
-def read_so_far(texts: Mapping[str, TrackedText | None], *records: Mapping[str, Any]) -> Entries:
+class Remembering(Protocol):
+    """Data that remembers what was read of it."""
+
+    @property
+    def name(self) -> str:
+        """The name that the user gave."""
+
+    def fingerprint(self, read_as: str, name: str) -> Fingerprint | None:
+        """The fingerprint of what was read; None when nothing was read."""
+
+
+def read_so_far(texts: Mapping[str, Remembering | None], *records: Mapping[str, Any]) -> Entries:
     """The texts that were read, for ``fxprune.json``, after those of the earlier runs that made the model."""
     entries: Entries = [entry for record in records for entry in record.get(TEXTS) or ()]
     for part, text in texts.items():

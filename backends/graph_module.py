@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,26 @@ def raise_graph(
         FxpruneError: a constant was sliced in a way that works for one number of samples only.
     """
     return _Raising(graph, tensors, constants or {}, dtype, batch).run(inputs, outputs or tuple)
+
+
+def compute(
+    graph: Graph,
+    tensors: Mapping[str, torch.Tensor],
+    constants: Mapping[str, torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    *,
+    batch: int | None = None,
+) -> list[torch.Tensor]:
+    """The outputs of a graph, without making a module of it.
+
+    Args:
+        graph, tensors, constants, batch: as in :func:`raise_graph`.
+        inputs: in the order of the graph's inputs.
+
+    Raises:
+        KeyError, FxpruneError: as in :func:`raise_graph`; and whatever an operator raises.
+    """
+    return _Computing(graph, tensors, constants, None, batch).outputs(inputs)
 
 
 def moved(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
@@ -135,7 +155,7 @@ class _Raising:
             return any(map(self._counts_samples, arg))
         return bool(self.batch) and type(arg) is int and arg > 0 and arg % self.batch == 0  # type: ignore[operator]
 
-    def _samples(self, times: int) -> fx.Node:
+    def _samples(self, times: int) -> Any:
         """A multiple of the number of samples."""
         if 1 not in self.multiples:
             first = self.nodes[self.graph.inputs[0]]
@@ -224,6 +244,27 @@ class _Raising:
         if isinstance(arg, int) and self.batch and self._counts_samples(arg):
             return self._samples(arg // self.batch)
         return arg
+
+
+class _Computing(_Raising):
+    """Runs the operators one by one; of what they return, it keeps what is still read."""
+
+    def outputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        self.leaves()
+        self.known |= dict(zip(self.graph.inputs, inputs, strict=True))
+        self.count = int(inputs[0].shape[0]) if self.batch else 0
+        ops = [*self.graph.folded, *self.graph.ops]
+        last = {value: place for place, op in enumerate(ops) for value in op.operands}
+        kept = {*self.graph.outputs, *(value for value in self.known if value not in last)}
+        for place, op in enumerate(ops):
+            self.fold(op)
+            for value in op.operands:
+                if last[value] == place and value not in kept:
+                    self.known.pop(value, None)
+        return [self.known[value] for value in self.graph.outputs]
+
+    def _samples(self, times: int) -> Any:
+        return self.count * times
 
 
 def take(data: torch.Tensor, dim: int, indices: list[int], every: int = 0) -> torch.Tensor:

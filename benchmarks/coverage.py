@@ -264,6 +264,8 @@ def reload(names: Iterable[str], rows: dict[str, dict[str, Any]], folder: Path, 
     for name, checks in found.items():
         rows[name]["saved"]["difference"] = checks["logits_worst_difference"]
         rows[name]["saved"]["decodes"] = checks["cached_generate_equals_uncached"]
+        if refused := checks.get("runs_without_cache_only"):
+            rows[name]["saved"]["without_cache"] = refused
 
 
 def export(name: str, row: dict[str, Any], folder: Path, models: Any) -> None:

@@ -122,5 +122,7 @@ def empty(row: dict[str, Any]) -> Iterable[tuple[str, str]]:
     for what in ("saved", "onnx"):
         if row.get(what, {}).get("error"):
             yield what.replace("onnx", "ONNX"), row[what]["error"]
+    if refused := row.get("saved", {}).get("without_cache"):
+        yield "saved without decoding", f"the source cannot run with the cache that it makes itself either: {refused}"
     if row.get("saved", {}).get("options", PLAIN[0]) not in PLAIN:
         yield "saved in part", f"its code fixes more than usual: pruned with {row['saved']['options']}"

@@ -22,7 +22,16 @@ TermForm = Literal["leaf", "product", "concat"]
 
 
 class ClashError(Exception):
-    """Two axes cannot be equal; the message says why."""
+    """Two axes cannot be equal in whole; the message says why.
+
+    Attributes:
+        apart: the parts of them that could not be equated. The equation holds for all units that may go once these are
+            frozen; for axes without a common refinement they are the whole axes.
+    """
+
+    def __init__(self, reason: str, apart: Sequence[AxisId] = ()) -> None:
+        super().__init__(reason)
+        self.apart = tuple(apart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,8 @@ class Axes:
     def __init__(self) -> None:
         self._nodes: list[_Node] = [_Node(1, ONE, "product")]
         self._follow: list[tuple[AxisId, AxisId]] = []
+        self._apart: list[AxisId] = []
+        self._clash = ""
 
     def fresh(self, size: int) -> AxisId:
         """An axis of which nothing is known but its extent.
@@ -141,31 +152,38 @@ class Axes:
         """State that two axes are equal.
 
         Raises:
-            ClashError: when no refinement makes them equal. Parts that were equated before stay equated; this only
-                couples more than necessary.
+            ClashError: when no refinement makes them equal in whole. All parts that can be equal are equated, and the
+                error names the others. Where factors or cuts do not divide one another, the common divisors of the
+                innermost ones can be: 4 * 12 and 32 + 16 are both made of runs of 4.
         """
+        self._apart = []
+        self._equate(a, b)
+        if self._apart:
+            raise ClashError(self._clash, self._apart)
+
+    def _equate(self, a: AxisId, b: AxisId) -> None:
+        """Equate two axes, but for the parts that it notes as apart."""
         a, b = self.find(a), self.find(b)
         if a == b or ONE in (a, b):
             return
         first, second = self._nodes[a], self._nodes[b]
         if first.size != second.size:
-            raise ClashError(f"extents {first.size} and {second.size} differ")
-        if first.form == "leaf":
-            self._link(a, b)
-        elif second.form == "leaf":
-            self._link(b, a)
-        elif first.form == second.form == "product":
+            self._part([a, b], f"extents {first.size} and {second.size} differ")
+            return
+        if first.form != "leaf" and (second.form == "leaf" or (first.form, second.form) == ("product", "concat")):
+            a, b, first, second = b, a, second, first
+        if first.form == second.form == "product":
             self._align_factors(self._flat(a, "product"), self._flat(b, "product"))
-            self._link(a, b)
         elif first.form == second.form == "concat":
             self._align_parts(self._flat(a, "concat"), self._flat(b, "concat"))
-            self._link(a, b)
         elif first.form == "concat":
             self._distribute(b, a)
-            self._link(a, b)
-        else:
-            self._distribute(a, b)
-            self._link(b, a)
+        self._link(a, b)
+
+    def _part(self, axes: Iterable[AxisId], reason: str) -> None:
+        """Note axes that could not be equated. The first reason is kept."""
+        self._clash = self._clash if self._apart else reason
+        self._apart.extend(axes)
 
     def _add(self, node: _Node) -> AxisId:
         self._nodes.append(node)
@@ -188,28 +206,28 @@ class Axes:
         return [leaf for child in self._nodes[root].children for leaf in self._flat(child, form)]
 
     def _split(self, axis: AxisId, lead: int) -> tuple[AxisId, AxisId]:
-        """Refine a leaf or a concat into a product whose first factor has extent ``lead``; returns both factors."""
+        """Refine an axis, if a concat one whose parts all allow it, into a product whose first factor has extent
+        ``lead``; returns both factors."""
         root = self.find(axis)
-        node = self._nodes[root]
-        inner = self.fresh(node.size // lead)
-        if node.form == "leaf":
+        inner = self.fresh(self.size(root) // lead)
+        if self._nodes[root].form != "concat":
             leading = self.fresh(lead)
-        else:
-            leading = self.concat(self._lead_parts(self._flat(root, "concat"), inner))
-        node.form, node.children = "product", (leading, inner)
+            self._equate(root, self.product((leading, inner)))
+            return leading, inner
+        leading = self.concat(self._lead_parts(self._flat(root, "concat"), inner))
+        self._link(root, self.product((leading, inner)))
         return leading, inner
 
     def _lead_parts(self, parts: Sequence[AxisId], inner: AxisId) -> list[AxisId]:
-        """Refine every part into ``lead * inner``; returns the leads."""
-        extent, leads = self.size(inner), []
-        for part in parts:
-            if self.size(part) % extent:
-                raise ClashError(f"a part of {self.size(part)} is no multiple of the inner extent {extent}")
-        for part in parts:
-            lead = self.fresh(self.size(part) // extent)
-            self.unify(part, self.product((lead, inner)))
-            leads.append(lead)
+        """Refine every part, a multiple of the inner extent, into ``lead * inner``; returns the leads."""
+        leads = [self.fresh(self.size(part) // self.size(inner)) for part in parts]
+        for part, lead in zip(parts, leads, strict=True):
+            self._equate(part, self.product((lead, inner)))
         return leads
+
+    def _run(self, *axes: AxisId) -> int:
+        """The longest run that all these axes are made of."""
+        return math.gcd(*(self.size(part) for axis in axes for part in self._flat(axis, "concat")))
 
     def _align_factors(self, left: list[AxisId], right: list[AxisId]) -> None:
         left, right = left[::-1], right[::-1]
@@ -222,11 +240,46 @@ class Axes:
             if self.size(a) < self.size(b):
                 a, b, left, right = b, a, right, left
             if self.size(a) > self.size(b):
-                if self.size(a) % self.size(b):
-                    raise ClashError(f"factors {self.size(a)} and {self.size(b)} have no common refinement")
+                reason = self._no_lead(a, b)
+                if reason:
+                    self._align_innermost([*left, a], [*right, b], reason)
+                    return
                 a, rest = self._split(a, self.size(b))
                 left.append(rest)
-            self.unify(a, b)
+            self._equate(a, b)
+
+    def _no_lead(self, a: AxisId, b: AxisId) -> str:
+        """Why the longer axis ``a`` cannot be split into ``b`` and a rest; empty when it can."""
+        if self.size(a) % self.size(b):
+            return f"factors {self.size(a)} and {self.size(b)} have no common refinement"
+        inner = self.size(a) // self.size(b)
+        odd = next((part for part in self._flat(a, "concat") if self.size(part) % inner), None)
+        return "" if odd is None else f"a part of {self.size(odd)} is no multiple of the inner extent {inner}"
+
+    def _align_innermost(self, left: list[AxisId], right: list[AxisId], reason: str) -> None:
+        """Equate the innermost runs that two products have in common; their factors are given inner ones first.
+
+        The position modulo a common divisor of the innermost factors is the same in both, whatever stands before them.
+        """
+        left, right = left[::-1], right[::-1]
+        while left and right:
+            left[-1:], right[-1:] = self._flat(left[-1], "product"), self._flat(right[-1], "product")
+            a, b = sorted((left[-1], right[-1]), key=self.size)
+            run = self._run(a, b) if self._run(b) % self.size(a) else self.size(a)
+            if run == 1:
+                break
+            inner = [self._peel(left, run), self._peel(right, run)]
+            self._equate(*inner)
+        self._part([*left, *right], reason)
+
+    def _peel(self, factors: list[AxisId], run: int) -> AxisId:
+        """Take the innermost ``run`` positions off the last of some factors."""
+        axis = factors.pop()
+        if self.size(axis) == run:
+            return axis
+        lead, inner = self._split(axis, self.size(axis) // run)
+        factors.append(lead)
+        return inner
 
     def _align_parts(self, left: list[AxisId], right: list[AxisId]) -> None:
         left, right = left[::-1], right[::-1]
@@ -237,33 +290,37 @@ class Axes:
             if self.size(a) > self.size(b):
                 head = self.fresh(self.size(b))
                 rest = self.fresh(self.size(a) - self.size(b))
-                self.unify(a, self.concat((head, rest)))
+                self._equate(a, self.concat((head, rest)))
                 a = head
                 left.append(rest)
-            self.unify(a, b)
+            self._equate(a, b)
 
     def _distribute(self, product: AxisId, concat: AxisId) -> None:
-        """Equate a product with a concat: leading factors become a concat, if all parts are multiples of the rest."""
+        """Equate a product with a concat: leading factors become a concat, if all parts are multiples of the rest.
+
+        If they are not, the last factor is split at the longest run that it and all parts are made of.
+        """
         factors, parts = self._flat(product, "product"), self._flat(concat, "concat")
         if all(self.size(part) == 1 for part in parts):  # single positions cannot be permuted
             for factor in factors:
-                self.unify(factor, self.concat([ONE] * self.size(factor)))
+                self._equate(factor, self.concat([ONE] * self.size(factor)))
             return
         for k in range(1, len(factors)):
             extent = math.prod(self.size(f) for f in factors[k:])
             if all(self.size(part) % extent == 0 for part in parts):
                 inner = self.product(factors[k:])
                 leads = self._lead_parts(parts, inner)
-                self.unify(self.product(factors[:k]), self.concat(leads))
+                self._equate(self.product(factors[:k]), self.concat(leads))
                 return
-        cut = math.gcd(*(self.size(part) for part in parts))
-        last = factors[-1]
-        if self._nodes[last].form == "leaf" and self.size(last) % cut == 0 and 1 < cut < self.size(last):
-            self._split(last, self.size(last) // cut)  # the cuts are inside the last factor: split it and try again
-            self._distribute(product, concat)
-            return
         sizes = " * ".join(str(self.size(f)) for f in factors), " + ".join(str(self.size(p)) for p in parts)
-        raise ClashError(f"the cuts {sizes[1]} fall inside the units of {sizes[0]}")
+        reason, noted = f"the cuts {sizes[1]} fall inside the units of {sizes[0]}", len(self._apart)
+        run = self._run(factors[-1], *parts)
+        if 1 < run < self.size(factors[-1]):
+            self._split(factors[-1], self.size(factors[-1]) // run)
+            self._distribute(product, concat)
+            self._clash = self._clash if noted or len(self._apart) == noted else reason  # in the sizes before the split
+        else:
+            self._part([*factors, *parts], reason)
 
     def solve(self, order: Iterable[AxisId]) -> Solution:
         """The terms of all axes; atoms are numbered by first appearance in ``order``."""

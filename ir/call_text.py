@@ -189,7 +189,21 @@ def bind(
             _near(call.name.value, by_name) + f"{kind.many}: {', '.join(by_name)}",
         )
     options = {option.name: option for option in options_of(found)}
-    values = _shared_values(shared, options)
+    values = _given(call, options, _shared_values(shared, options), kind)
+    _take_out_replaced(call, options, values)
+    bound = found(**_shared_values(defaults or {}, options) | values)
+    try:
+        with named_faults(found, f"the check of {kind.one} {call.name.value!r}"):
+            bound.check()
+    except RequestError as error:
+        places = {key.value: word.span for key, word in call.settings}
+        at = places.get(error.option, call.span) if isinstance(error, OptionError) else call.span
+        raise at.error(error.message, error.hint) from None
+    return bound
+
+
+def _given(call: OptionCall, options: Mapping[str, Option], values: dict[str, Any], kind: CallKind) -> dict[str, Any]:
+    """The shared values together with those in the text of a call."""
     seen: set[str] = set()
     for key, word in call.settings:
         if key.value not in options:
@@ -204,15 +218,32 @@ def bind(
             both = f"{key.value}={word.value} {kind.inside}, {key.value}={write_value(values[key.value])} {kind.beside}"
             raise word.span.error(f"two values for one option: {both}", "give one of the two")
         values[key.value] = value
-    bound = found(**_shared_values(defaults or {}, options) | values)
-    try:
-        with named_faults(found, f"the check of {kind.one} {call.name.value!r}"):
-            bound.check()
-    except RequestError as error:
-        places = {key.value: word.span for key, word in call.settings}
-        at = places.get(error.option, call.span) if isinstance(error, OptionError) else call.span
-        raise at.error(error.message, error.hint) from None
-    return bound
+    return values
+
+
+def _take_out_replaced(call: OptionCall, options: Mapping[str, Option], values: dict[str, Any]) -> None:
+    """Take a shared value out where the text of the call has an option that replaces it.
+
+    Raises:
+        RequestError: an option that would have no effect.
+    """
+    written = {key.value: word for key, word in call.settings}
+    for option in options.values():
+        value = values.get(option.name, option.default)
+        other = option.replaces
+        if other in values and value != option.default:
+            if option.name in written and other not in written:
+                del values[other]
+                continue
+            both = f"{other}={write_value(values[other])} has no effect beside {option.name}={write_value(value)}"
+            raise written.get(other, call).span.error(both, "give one of the two")
+        if option.only_with is not None and option.name in written:
+            name, wanted = option.only_with
+            if values.get(name, options[name].default) != wanted:
+                raise written[option.name].span.error(
+                    f"{option.name}={write_value(value)} has an effect only with {name}={write_value(wanted)}",
+                    f"leave it out, or give {name}={write_value(wanted)} too",
+                )
 
 
 def having(name: str, by_name: Mapping[str, type[C]]) -> list[str]:

@@ -18,13 +18,23 @@ BARE = re.compile(r"[A-Za-z0-9_.:+/-]+")
 NONE = "none"
 
 
-def option(default: Any, help: str, choices: Sequence[Any] | None = None, **bounds: Any) -> Any:
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[Any] | None = None,
+    *,
+    replaces: str | None = None,
+    only_with: tuple[str, Any] | None = None,
+    **bounds: Any,
+) -> Any:
     """A field of a pass or an exporter that is one of its options.
 
     Args:
         default: the value when the text does not name the option.
         help: one line for the user.
         choices: the values that are allowed, when they can be listed.
+        replaces: the option that has no effect beside this one, when this one is not at its default.
+        only_with: the option beside which this one has an effect, and its value then.
         bounds: the numbers that are allowed, ``at_least``, ``above``, ``at_most``, ``below``, and a ``hint`` for who
             gives another one: the fields of :class:`.bounds.Bounds`.
     """
@@ -32,6 +42,8 @@ def option(default: Any, help: str, choices: Sequence[Any] | None = None, **boun
         "help": help,
         "choices": tuple(choices) if choices else None,
         "bounds": Bounds(**bounds) if bounds else None,
+        "replaces": replaces,
+        "only_with": only_with,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -52,6 +64,7 @@ class Option:
         default: the value when the text is silent.
         choices: the allowed values when they can be listed.
         help: one line.
+        replaces, only_with: as in :func:`option`.
     """
 
     name: str
@@ -60,6 +73,8 @@ class Option:
     default: Any
     choices: tuple[Any, ...] | None
     help: str
+    replaces: str | None = None
+    only_with: tuple[str, Any] | None = None
 
     @property
     def wants(self) -> str:
@@ -114,12 +129,20 @@ def options_of(options_class: type[Any]) -> tuple[Option, ...]:
     )
 
 
+def replacing(holder: Any, name: str) -> Option | None:
+    """The option of an instance that leaves another one without effect; None when that one has its effect."""
+    return next(
+        (o for o in options_of(type(holder)) if o.replaces == name and getattr(holder, o.name) != o.default), None
+    )
+
+
 def _option(options_class: type[Any], part: dataclasses.Field[Any], hint: Any) -> Option:
     type_, optional, choices = _simplify(hint)
     if type_ not in _READERS:
         raise TypeError(f"{options_class.__name__}.{part.name}: pipeline text has no form for {hint}")
     choices = part.metadata.get("choices") or choices
-    return Option(part.name, type_, optional, part.default, choices, part.metadata.get("help", ""))
+    given = {name: part.metadata.get(name) for name in ("replaces", "only_with")}
+    return Option(part.name, type_, optional, part.default, choices, part.metadata.get("help", ""), **given)
 
 
 def _simplify(hint: Any) -> tuple[Any, bool, tuple[Any, ...] | None]:

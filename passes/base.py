@@ -40,6 +40,7 @@ class Pass:
             that are larger than memory.
         takes_loss: whether it scores by the gradients of a loss, which for models that are no language models the user
             gives.
+        reads_text: whether it can only read text, of a causal language model.
         keeps_values: whether it slices, drops or reads weights and never changes a value that stays. Of a pass that
             does, ``--resume`` keeps the values.
     """
@@ -51,6 +52,7 @@ class Pass:
     needs_weights: ClassVar[bool] = True
     streams: ClassVar[bool] = False
     takes_loss: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
     keeps_values: ClassVar[bool] = False
 
     @property

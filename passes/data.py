@@ -1,12 +1,13 @@
-"""What passes read: text, weights, and scores of units."""
+"""What passes read: text, inputs of other kinds, weights, and scores of units."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import TypeIs
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,54 @@ class Corpus(Protocol):
         Raises:
             RequestError: when the text holds fewer than ``count`` windows.
         """
+
+
+Inputs = Mapping[str, Any]
+"""The arguments of one call of a model, by name: tensors ``[samples, ...]``, and plain values."""
+
+
+class InputSet(Protocol):
+    """Samples for a model that is called with other things than windows of text, for calibration and recovery."""
+
+    @property
+    def name(self) -> str:
+        """The name that the user gave, such as a path."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the samples have ``labels``, so that the model returns a loss."""
+
+    @property
+    def divided(self) -> bool:
+        """Whether an element is one sample; if not, it is a batch of its own."""
+
+    def rows(self, length: int, count: int | None = None, seed: int | None = None) -> Sequence[Inputs]:
+        """Samples, each as the arguments of a call with it alone.
+
+        Args:
+            length: the most tokens of a text in them.
+            count: how many; all when None.
+            seed: None takes the first ones in order; an integer draws them at random.
+
+        Raises:
+            RequestError: there are fewer than ``count``.
+        """
+
+    def join(self, rows: Sequence[Inputs]) -> Inputs:
+        """One batch of several samples; masks and labels leave out what fills shorter ones up.
+
+        Raises:
+            RequestError: they do not fit each other.
+        """
+
+
+Calibration = Corpus | InputSet
+"""What scores are computed on, or recovery trains on."""
+
+
+def is_inputs(data: Calibration | None) -> TypeIs[InputSet]:
+    """Whether data is a set of inputs, and not text."""
+    return data is not None and hasattr(data, "join")
 
 
 class Weights(Protocol):

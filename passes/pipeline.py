@@ -10,7 +10,7 @@ from typing import Any
 
 from ..ir.call_text import CallKind, OptionCall, Scanner, bind, having
 from ..ir.errors import RequestError
-from ..ir.options import options_of, write_value
+from ..ir.options import options_of, replacing, write_value
 from .base import Pass
 
 PASS = CallKind(
@@ -57,11 +57,11 @@ def print_pipeline(pipeline: Iterable[Pass], *, defaults: bool = False) -> str:
 
 
 def print_pass(step: Pass, *, defaults: bool = False) -> str:
-    """The text of one pass; options at their defaults are left out unless ``defaults``."""
+    """The text of one pass; options at their defaults are left out unless ``defaults``, those without effect always."""
     given = [
         f"{option.name}={write_value(getattr(step, option.name))}"
         for option in options_of(type(step))
-        if defaults or getattr(step, option.name) != option.default
+        if (defaults or getattr(step, option.name) != option.default) and replacing(step, option.name) is None
     ]
     return step.name + ("{" + ",".join(given) + "}" if given else "")
 
@@ -89,11 +89,16 @@ def _text(text: str | Sequence[str]) -> str:
 def _every_shared_option_lands(
     shared: Mapping[str, Any], bound: Sequence[Pass], by_name: Mapping[str, type[Pass]]
 ) -> None:
-    for name in shared:
-        if any(name in (option.name for option in options_of(type(step))) for step in bound):
+    for name, value in shared.items():
+        takers = [step for step in bound if name in (option.name for option in options_of(type(step)))]
+        others = [replacing(step, name) for step in takers]
+        if None in others:
             continue
-        takers = having(name, by_name)
+        if others and others[0] is not None:
+            other = f"{others[0].name}={write_value(getattr(takers[0], others[0].name))}"
+            raise RequestError(f"{name}={write_value(value)} has no effect beside {other}", "give one of the two")
+        known = having(name, by_name)
         raise RequestError(
             f"no pass of {print_pipeline(bound)!r} has an option {name!r}",
-            f"passes with this option: {', '.join(takers)}" if takers else "see `fxprune passes`",
+            f"passes with this option: {', '.join(known)}" if known else "see `fxprune passes`",
         )

@@ -10,22 +10,29 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..ir import FxpruneError, Indices, RequestError
-from ..ir.groups import Group
+from ..ir.groups import Group, Kind
 from ..ir.options import option, options_of, write_value
 from .base import Pass, PassKind
 from .couple.coupling import Coupling
-from .data import Corpus, Scores
+from .data import Calibration, Scores
 from .score_cache import fingerprint
 from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS, Target
 from .select.budget import Budget
 from .select.latency import forward_seconds
+from .select.plain_counts import first_units, nearest_counts
 from .select.scope import HEAD_CHOICES, Scope, chosen_groups
-from .select.select import best_units, removed_shares, select, step_of
-from .shrink.cut import cut
+from .select.select import best_units, counts_for, removed_shares, step_of
+from .shrink.fitting import cut_what_fits
+from .shrink.graph import make_plan, rewrite
 from .state import State
 
 BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of", "tolerance"})
 """Options that decide how much is removed and do not change the scores."""
+
+NEAREST = "nearest"
+"""In the report of a pass: where the nearest counts were picked that a plain configuration can say."""
+
+ATTENTION_UNITS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,7 @@ class Prune(Pass):
     target: str | None = option(
         None,
         "budget for the whole model instead of ratio: params:0.8, bytes:0.8, macs:0.8, latency:0.8, params:5e9",
+        replaces="ratio",
     )
     tolerance: float = option(
         BUDGET_TOLERANCE, "largest relative difference between the budget and what is reached", at_least=0, below=1,
@@ -75,7 +83,9 @@ class Prune(Pass):
         "uniform", "uniform: one ratio for all; kinds: equal widths in all layers, scores weigh heads against widths; "
         "global: any widths, by scores; search: any widths, by measured effects on the predictions", WAYS
     )  # fmt: skip
-    moves: int = option(64, "by=search: number of exchanges between groups to try", at_least=0)
+    moves: int = option(
+        64, "by=search: number of exchanges between groups to try", only_with=("by", "search"), at_least=0
+    )
 
     def check(self) -> None:
         """Also refuse a target that cannot be read, and a scope that holds nothing."""
@@ -115,15 +125,22 @@ class Prune(Pass):
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
         report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
         if self.target is None and self.by == UNIFORM:
-            keep = select(groups, self._scored(groups, state), self.ratio, self.multiple_of)
+            counts, moved = self._plain(groups, counts_for(groups, self.ratio, self.multiple_of), state)
+            scores = self._scored(groups, state)
+            keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
         else:
-            keep, report["allocation"] = self._allocated(groups, state, coupling)
+            keep, allocation = self._allocated(groups, state, coupling)
+            moved, report["allocation"] = allocation.pop(NEAREST, []), allocation
+        if moved:
+            report[NEAREST] = moved
         state.ledger.report[self.name] = report
         keep = state.ranks.broadcast(keep)  # a latency is not the same on all ranks
+        keep, left = cut_what_fits(state, coupling, keep)
         report["removed"] = removed_shares(groups, keep)
         if self.target is None:
             report["asked"] = self.ratio
-        cut(state, coupling, keep)
+        if left:
+            report["left_whole"] = left
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:
             # Times are printed but not written to the artifact, which must be the same in every run.
@@ -137,9 +154,27 @@ class Prune(Pass):
         value = Target.parse(self.target).value
         return 1 - value if value < 1 else None
 
+    def _plain(
+        self, groups: Sequence[Group], counts: Mapping[str, int], state: State
+    ) -> tuple[Mapping[str, int], list[dict[str, object]]]:
+        """The counts, or where the result must have a plain configuration, the nearest ones that one can say, and
+        what was changed."""
+        why_not, coupling = state.host.why_not_plain, state.subject.coupling
+        if why_not is None or coupling is None:
+            return counts, []
+
+        def refused(tried: Mapping[str, int]) -> str:
+            plan = make_plan(coupling, first_units(groups, tried))
+            return why_not(plan, rewrite(coupling, plan))
+
+        steps = {group.name: self.step(group) for group in groups}
+        others = {group.size for group in coupling.groups.values() if group.kind in ATTENTION_UNITS}
+        found, moved = nearest_counts(groups, counts, steps, sorted(others), refused)
+        return found, [one.to_json() for one in moved]
+
     def _allocated(
         self, groups: Sequence[Group], state: State, coupling: Coupling
-    ) -> tuple[dict[str, Indices], dict[str, object]]:
+    ) -> tuple[dict[str, Indices], dict[str, Any]]:
         """The best units of every group; the budget decides how many."""
         saved = state.ledger.scores
         saved = saved if saved is not None and not saved.done else None
@@ -149,8 +184,10 @@ class Prune(Pass):
             target=None if self.target is None else Target.parse(self.target), by=self.by, ratio=self.ratio,
             multiple_of=self.multiple_of, moves=self.moves, tolerance=self.tolerance, **self._sampling(),
         )  # fmt: skip
-        counts, report = budget.widths(state, coupling, groups, scores, losses, alike=self.compares, saved=saved)
-        return {g.name: best_units(g, scores[g.name], counts[g.name]) for g in groups}, report
+        wanted, report = budget.widths(state, coupling, groups, scores, losses, alike=self.compares, saved=saved)
+        counts, moved = self._plain(groups, wanted, state)
+        keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
+        return keep, {**report, **({NEAREST: moved} if moved else {})}
 
     def _scored(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one."""
@@ -158,7 +195,7 @@ class Prune(Pass):
         if saved is None or saved.done:
             return self._valid(groups, self.scores(groups, state))
 
-        def compute(text: Corpus | None) -> Mapping[str, Scores]:
+        def compute(text: Calibration | None) -> Mapping[str, Scores]:
             found = self.scores(groups, replace(state, data=replace(state.data, calibration=text)))
             return self._valid(groups, found)
 

@@ -13,9 +13,10 @@ import torch
 from ..ir.errors import RequestError
 from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.tensors import first_names
+from .data import Inputs, is_inputs
 
 if TYPE_CHECKING:
-    from .data import Corpus, Scores
+    from .data import Calibration, Corpus, InputSet, Scores
 
 BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of", "tolerance"})
 """Options that decide how much is removed and do not change the scores."""
@@ -49,9 +50,9 @@ class ScoreCache:
     def scores(
         self,
         record: Mapping[str, Any],
-        text: Corpus | None,
+        text: Calibration | None,
         names: Sequence[str],
-        compute: Callable[[Corpus | None], Mapping[str, Scores]],
+        compute: Callable[[Calibration | None], Mapping[str, Scores]],
     ) -> Mapping[str, Scores]:
         """The scores of a pass: those that are kept if there are any, otherwise computed, and kept.
 
@@ -68,7 +69,7 @@ class ScoreCache:
         if self.loaded:
             self._require(record, text, names)
             return {name: self.arrays[name] for name in names}
-        recording = RecordingCorpus(text) if text is not None else None
+        recording = _recording(text)
         found = compute(recording)
         self.arrays = {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
         self.changed = True
@@ -91,7 +92,7 @@ class ScoreCache:
             self.changed = True
         return [float(value) for value in known[1]]
 
-    def _require(self, record: Mapping[str, Any], text: Corpus | None, names: Sequence[str]) -> None:
+    def _require(self, record: Mapping[str, Any], text: Calibration | None, names: Sequence[str]) -> None:
         theirs = self.record
         if theirs["pass"] != record["pass"]:
             raise self._misfit(f"scores of {theirs['pass']!r}, but this run uses {record['pass']!r}", AGAIN)
@@ -142,12 +143,45 @@ class RecordingCorpus:
         return found
 
 
-def _reads_the_same(text: Corpus, read: Mapping[str, Any]) -> bool:
-    """Whether a text has the same windows. Reading them here counts as use of the text."""
+class RecordingInputs:
+    """A data set of inputs that records which samples were read."""
+
+    def __init__(self, inputs: InputSet) -> None:
+        self._inputs = inputs
+        self.read: list[dict[str, Any]] = []
+        self.name, self.labelled, self.divided = inputs.name, inputs.labelled, inputs.divided
+        self.join = inputs.join
+
+    def rows(self, length: int, count: int | None = None, seed: int | None = None) -> Sequence[Inputs]:
+        """Samples of the data set, as in :class:`~.data.InputSet`."""
+        found = self._inputs.rows(length, count, seed)
+        self.read.append({"length": length, "count": count, "seed": seed, "sha256": _digest_of_rows(found)})
+        return found
+
+
+def _recording(data: Calibration | None) -> RecordingCorpus | RecordingInputs | None:
+    if data is None:
+        return None
+    return RecordingInputs(data) if is_inputs(data) else RecordingCorpus(data)
+
+
+def _reads_the_same(data: Calibration, read: Mapping[str, Any]) -> bool:
+    """Whether data has the same windows or samples. Reading them here counts as use of the data."""
+    asked = read["length"], read["count"], read["seed"]
     try:
-        return _digest(text.windows(read["length"], read["count"], read["seed"])) == read["sha256"]
+        found = _digest_of_rows(data.rows(*asked)) if is_inputs(data) else _digest(data.windows(*asked))
     except RequestError:  # too short
         return False
+    return bool(found == read["sha256"])
+
+
+def _digest_of_rows(rows: Sequence[Inputs]) -> str:
+    found = hashlib.sha256()
+    for row in rows:
+        for name, value in sorted(row.items()):
+            tensor = isinstance(value, torch.Tensor)
+            found.update(f"{name} {_digest(value) if tensor else value!r} ".encode())
+    return found.hexdigest()
 
 
 def _digest(tensor: torch.Tensor) -> str:

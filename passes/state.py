@@ -16,6 +16,7 @@ from ..ir.repairs import Repairs
 from ..runtime.ranks import Ranks
 from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.streaming.residence import Residence
+from .data import is_inputs
 from .halfway import Halfway
 from .model.blocks import read_elsewhere
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
     from ..ir import Indices, Plan
     from .couple.coupling import Coupling
-    from .data import Corpus, Weights
+    from .data import Calibration, Corpus, Weights
     from .score_cache import ScoreCache
+    from .shrink.uses import Observed
 
 
 class OnResume(StrEnum):
@@ -99,6 +101,7 @@ class Subject:
         example: the keyword arguments of ``forward`` that the graph was traced with.
         outputs: keys of what counts among the things that the model returns; all of it when empty.
         residence: brings its weights into memory; None when the module holds them.
+        observed: which integers its modules read as it runs, and for what; None while that is not known.
         whole: what runs as a whole although it is a list of blocks -> why; of the graph, that a block's weights are
             read elsewhere.
     """
@@ -109,6 +112,7 @@ class Subject:
     example: Mapping[str, Any] = field(default_factory=dict, metadata=_REPEATED)
     outputs: Sequence[str] = field(default=(), metadata=_ANEW)
     residence: Residence | None = field(default=None, metadata=_ANEW)
+    observed: Observed | None = field(default=None, metadata=_ANEW)
     whole: dict[str, str] = field(default_factory=dict, metadata=_ANEW)
 
     def __post_init__(self) -> None:
@@ -126,15 +130,15 @@ class Data:
     """What passes may read.
 
     Attributes:
-        calibration: text for scores, None when the user gave none.
-        recovery: text for recovery training, None when the user gave none.
-        losses: for a module that is no language model, what scores are computed from instead of text: each takes the
+        calibration: text or other inputs for scores, None when the user gave none.
+        recovery: text or other inputs for recovery training, None when the user gave none.
+        losses: for a module that is no language model, what scores are computed from instead of data: each takes the
             module and returns a scalar.
         recorded: the slices of a plan that another run wrote, for the pass that replays them.
     """
 
-    calibration: Corpus | None = None
-    recovery: Corpus | None = None
+    calibration: Calibration | None = None
+    recovery: Calibration | None = None
     losses: Sequence[Callable[[torch.nn.Module], torch.Tensor]] = ()
     recorded: Mapping[tuple[str, int], Indices] | None = None
 
@@ -145,13 +149,28 @@ class Data:
             who: subject and verb of the error message, such as ``taylor scores need``.
 
         Raises:
+            RequestError: when the user gave none, or other inputs.
+        """
+        found = self.given(who)
+        if is_inputs(found):
+            raise RequestError(f"{who} text, and '{found.name}' holds inputs of another kind", "leave the pass out")
+        return found
+
+    def given(self, who: str) -> Calibration:
+        """The calibration data of either kind.
+
+        Args:
+            who: subject and verb of the error message, as above.
+
+        Raises:
             RequestError: when the user gave none.
         """
         if self.calibration is None:
             raise RequestError(
                 f"{who} calibration text",
                 "give --calib FILE with text like the model's later input; or put generate before the first pass, so "
-                "that a language model writes the text; for a module in Python, give its loss",
+                "that a language model writes the text; for another model give a data set of its inputs, for a module "
+                "in Python calib=batches or its loss",
             )
         return self.calibration
 
@@ -179,6 +198,11 @@ class Host(Protocol):
         """Gives a directory for large files that are not wanted after the run; None for the system's."""
 
     @property
+    def why_not_plain(self) -> Callable[[Plan, Graph], str] | None:
+        """Why no plain configuration describes the model after a plan, with the rewritten graph; "" where one does.
+        None where any result will do."""
+
+    @property
     def halfway(self) -> Halfway | None:
         """Where the pass that runs may keep how far it got; None for nowhere."""
 
@@ -193,6 +217,7 @@ class NoHost:
     execute: Callable[[Graph, torch.nn.Module], tuple[torch.Tensor, torch.Tensor]] | None = None
     rebuild: Callable[[Graph, Mapping[str, torch.Tensor], str], torch.nn.Module] | None = None
     scratch: Callable[[], Path] | None = None
+    why_not_plain: Callable[[Plan, Graph], str] | None = None
     halfway: Halfway | None = None
 
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:

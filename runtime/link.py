@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,6 +27,9 @@ from ..ir.errors import FxpruneError, RequestError, class_and_first_line, first_
 
 START, GRACE, PAUSE = 300.0, 10.0, 0.02
 """Seconds: for all processes to start; for the others to take note of the end of one; between two looks for them."""
+
+_COLLECTIVES = ("gloo", "NCCL", "ProcessGroup", "process group")
+"""Words in the errors of collectives, which are not all of a class of their own."""
 
 LinkKey = TypeVar("LinkKey", bound=Hashable)
 LinkValue = TypeVar("LinkValue")
@@ -163,10 +167,25 @@ class Link:
         try:
             send(self._group(tensor.device.type)).wait()
         except RuntimeError as error:
-            # Whoever failed says so at the next meeting, and whoever was killed does not come.
+            raise self._broken(what, error) from error
+
+    @contextmanager
+    def through(self, what: str) -> Iterator[None]:
+        """See :meth:`~.ranks.Ranks.through`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or any(word in str(error) for word in _COLLECTIVES):
+                raise self._broken(what, error) from error
+            raise
+
+    def _broken(self, what: str, error: RuntimeError) -> FxpruneError:
+        """The failure that broke a collective: whoever failed says so at the next meeting, and whoever was killed does
+        not come."""
+        if self._failure is None:
             self._say(self._number, Message(cut_off=True))
             self._said(self._number, what, min(GRACE, self.limit))
-            raise self._failure or self._failed(f"{what} failed: {first_line(error)}", _STORE_HINT) from error
+        return self._failure or self._failed(f"{what} failed: {first_line(error)}", _STORE_HINT)
 
     def _group(self, device: str) -> Any:
         """The process group for tensors on a device, made by all ranks when they first need it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -195,6 +195,20 @@ class Ranks:
             return call()
         found: Any = call() if self.first else None
         return self.link.broadcast(found, 0)
+
+    @contextmanager
+    def through(self, what: str) -> Iterator[None]:
+        """Inside runs code with collectives of its own, such as a Trainer. Where one of them breaks because a rank
+        failed or was killed, that rank's error is raised.
+
+        Args:
+            what: it does, for the message.
+
+        Raises:
+            FxpruneError: as :meth:`sum`.
+        """
+        with nullcontext() if self.link is None else self.link.through(what):
+            yield
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Check that something is the same on all ranks.

@@ -110,3 +110,29 @@ def _random_input(value: Any, generator: torch.Generator) -> torch.Tensor:
     if value.dtype.is_float:
         return torch.randn(value.shape, generator=generator, dtype=torch.float64)
     return torch.randint(0, 32, value.shape, generator=generator)
+
+
+def restricted(dense: torch.nn.Module, plan: Plan) -> torch.nn.Module:
+    """The zero-masked original, whose group and layer norms see the kept channels only: what a cut that norms cross
+    must compute."""
+    copied = masked(dense, plan)
+    for name, module in copied.named_modules():
+        kept = plan.slices.get((f"{name}.weight", 0))
+        if kept is not None and isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
+            module.register_forward_hook(_on_kept(torch.from_numpy(kept)))
+    return copied
+
+
+def _on_kept(kept: torch.Tensor) -> Any:
+    def hook(norm: Any, inputs: tuple[torch.Tensor], _: torch.Tensor) -> torch.Tensor:
+        (x,) = inputs
+        grouped = isinstance(norm, torch.nn.GroupNorm)
+        dim = 1 if grouped else x.dim() - 1
+        seen, weight, bias = x.index_select(dim, kept), norm.weight[kept], norm.bias[kept]
+        if grouped:
+            made = torch.nn.functional.group_norm(seen, norm.num_groups, weight, bias, norm.eps)
+        else:
+            made = torch.nn.functional.layer_norm(seen, (len(kept),), weight, bias, norm.eps)
+        return torch.zeros_like(x).index_copy(dim, kept, made)
+
+    return hook

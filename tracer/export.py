@@ -20,6 +20,7 @@ from ..runtime.quiet import quiet
 from ..runtime.streaming.left_as_found import left_as_found
 from .calls import calls
 from .frequencies import steady_frequencies
+from .functional import functional, writes
 from .known_values import known_inputs
 from .lower import lower
 from .randomness import drawing
@@ -113,10 +114,10 @@ def _lowered(
     model: torch.nn.Module, example: Mapping[str, Any], *how: Any,
 ) -> _Lowered:  # fmt: skip
     name, extents, output, beside = how
-    program, written = _program(model, example)
+    program, written, nodes = _program(model, example)
     outputs = _counting(program, output, beside)
     try:
-        return program, written, lower(program, name, extents, _aliases(model), outputs), outputs
+        return program, written, lower(program, name, extents, _aliases(model), outputs, nodes=nodes), outputs
     except GuardOnDataDependentSymNode as error:
         raise _NoStaticGraphError from error
 
@@ -155,16 +156,20 @@ def _refusal(error: Exception, model: torch.nn.Module) -> FxpruneError:
     )
 
 
-def _program(model: torch.nn.Module, example: Mapping[str, Any]) -> tuple[ExportedProgram, str]:
-    """The program of a module, and the name of a parameter that it changes in place. The module stays as it is."""
+def _program(model: torch.nn.Module, example: Mapping[str, Any]) -> tuple[ExportedProgram, str, torch.fx.Graph]:
+    """The program of a module, the name of a parameter that it changes in place, and its graph without in-place
+    operators. The module stays as it is."""
     with (
         left_as_found(model), experts_as(BATCHED, model), steady_frequencies(model),
         quiet(warn=False), torch.no_grad(), _ListsAsSlices(),
     ):  # fmt: skip
         program = torch.export.export(model, (), dict(example), strict=False)
-        if (written := _written_weight(program)) or _mutates(program):
+        written = _written_weight(program)
+        nodes = None if _mutates_inside(program) else functional(program.graph_module.graph)
+        if nodes is None:
             program = program.run_decompositions({})
-    return program, written
+            nodes = program.graph_module.graph
+    return program, written, nodes
 
 
 def _counting(program: ExportedProgram, output: str, beside: Collection[str]) -> tuple[str, ...]:
@@ -226,14 +231,10 @@ def _aliases(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
     return {first: tuple(others) for first, *others in names.values() if others}
 
 
-def _mutates(program: ExportedProgram) -> bool:
-    """Whether an operator changes its operand in place, which the IR cannot express."""
-    for module in program.graph_module.modules():
-        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
-            schema = getattr(node.target, "_schema", None)
-            if schema is not None and schema.is_mutable:
-                return True
-    return False
+def _mutates_inside(program: ExportedProgram) -> bool:
+    """Whether an operator of a submodule, such as the body of a loop, changes its operand in place."""
+    inner = [module for module in program.graph_module.modules() if module is not program.graph_module]
+    return any(writes(node) for module in inner for node in getattr(module, "graph", torch.fx.Graph()).nodes)
 
 
 def _written_weight(program: ExportedProgram) -> str:

@@ -38,6 +38,8 @@ def lower(
     extents: Mapping[str, int],
     aliases: Mapping[str, tuple[str, ...]],
     outputs: Collection[str] = (),
+    *,
+    nodes: fx.Graph | None = None,
 ) -> Graph:
     """Lower an exported program.
 
@@ -50,11 +52,13 @@ def lower(
         extents: named extents of the example inputs.
         aliases: parameter name -> its other names; all names of a tied tensor map to one value.
         outputs: keys of the outputs that count; all outputs when empty.
+        nodes: the graph of the program in another form; its own when None.
 
     Returns:
         The graph, without dead operators.
     """
-    return _Lowering(program, Graph(name, extents=dict(extents)), aliases).run(outputs)
+    graph = Graph(name, extents=dict(extents))
+    return _Lowering(program, graph, aliases).run(outputs, nodes or program.graph_module.graph)
 
 
 class _Lowering:
@@ -66,14 +70,14 @@ class _Lowering:
         self.constant: set[Value] = set()
         self.sources: dict[tuple[str, str], Source] = {}
 
-    def run(self, keys: Collection[str]) -> Graph:
+    def run(self, keys: Collection[str], nodes: fx.Graph) -> Graph:
         module = self.program.graph_module
         environment: dict[fx.Node, Any] = {}
         specs = iter(self.program.graph_signature.input_specs)
-        for node in module.graph.nodes:
+        for node in nodes.nodes:
             if node.op == "placeholder":
                 environment[node] = self._leaf(node, next(specs))
-        outputs = self._emit(module, environment)
+        outputs = self._emit(module, nodes, environment)
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         made = tuple(out for out, kind in zip(outputs, kinds, strict=True) if kind == OutputKind.USER_OUTPUT)
         returned = self._named(made, keys)  # a buffer or parameter that is written to is not an output
@@ -114,9 +118,9 @@ class _Lowering:
     def _value(self, name: str, tensor: torch.Tensor) -> Value:
         return Value(name, DType(SHORT_NAMES[tensor.dtype]), tuple(int(extent) for extent in tensor.shape))
 
-    def _emit(self, module: fx.GraphModule, environment: dict[fx.Node, Any], prefix: str = "") -> Any:
-        """Lower one graph module; returns the values of its output node."""
-        for node in module.graph.nodes:
+    def _emit(self, module: fx.GraphModule, nodes: fx.Graph, environment: dict[fx.Node, Any], prefix: str = "") -> Any:
+        """Lower the nodes of one graph module; returns the values of its output node."""
+        for node in nodes.nodes:
             if node.op == "call_function":
                 environment[node] = self._call(node, environment, prefix)
             elif node.op == "get_attr":
@@ -135,7 +139,7 @@ class _Lowering:
             operands = args[args.index(submodules[0]) + 1 :]
             inner = submodules[0]
             places = [n for n in inner.graph.nodes if n.op == "placeholder"]
-            return self._emit(inner, dict(zip(places, operands, strict=False)), f"{prefix}{node.name}.")
+            return self._emit(inner, inner.graph, dict(zip(places, operands, strict=False)), f"{prefix}{node.name}.")
         if "assert" in target or target.startswith(("aten.sym_", "<built-in", "aten._set_grad")):
             return None
         kwargs = {key: self._lookup(arg, environment) for key, arg in node.kwargs.items()}

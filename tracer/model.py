@@ -27,6 +27,7 @@ from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
+from ..runtime.model.free_class import CONFIG_ENTRY, free_class
 from ..runtime.model.own_code import own_auto_class, own_class
 from ..runtime.model_directory.pickles import pickles_read
 from ..runtime.model_directory.tokenizer import check_tokenizer
@@ -227,10 +228,14 @@ def _builder(config: Any) -> Any:
 
 
 def _loader(config: Any, directory: Path, allowed: dict[str, bool]) -> Any:
-    """The same, or the class of the model's own code, if that may run."""
+    """The same, or the class of the model's own code, if that may run. What fxprune has written in the free form needs
+    none: the configuration has the widths."""
     auto_map = getattr(config, "auto_map", None) or {}
     own = own_auto_class(auto_map, config.architectures)
-    return own_class(auto_map[own], directory) if own and allowed["trust_remote_code"] else _builder(config)
+    if own and allowed["trust_remote_code"]:
+        return own_class(auto_map[own], directory)
+    known = getattr(transformers, (config.architectures or [""])[0], None)
+    return free_class(known) if known is not None and hasattr(config, CONFIG_ENTRY) else _builder(config)
 
 
 def predicts_next_token(config: Any) -> bool:

@@ -18,6 +18,7 @@ from ..runtime.dtypes import SHORT_NAMES
 from ..runtime.streaming.left_as_found import left_as_found
 from .export import Traced, trace_model
 from .named_objects import named_object
+from .tables import keep_tables
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, a tuple of positional arguments, or a dict of keyword arguments of a forward."""
@@ -130,9 +131,12 @@ def trace_module(module: nn.Module, call: ForwardCall, *, batch: bool) -> Traced
         FxpruneError: as in :func:`~.export.trace_model`, and for a module that does not accept that many samples.
     """
     if not batch or call.batch is None:
-        return trace_model(module, call.bound)
-    extent = next(_free_batches(module))
-    return trace_model(module, _meta(call, extent, module), extents={"b": extent})
+        traced = trace_model(module, call.bound)
+    else:
+        extent = next(_free_batches(module))
+        traced = trace_model(module, _meta(call, extent, module), extents={"b": extent})
+    keep_tables(traced.graph, module)
+    return traced
 
 
 def _free_batches(module: nn.Module) -> Iterator[int]:
@@ -270,12 +274,25 @@ def run(module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
 
 def run_on(module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
     """As :func:`run`; what its forward stores in it stays there for the next call."""
+    return tensors_in(output_of(module, call))
+
+
+def output_of(module: nn.Module, call: ForwardCall) -> Any:
+    """What a module returns. What its forward stores in it stays there for the next call.
+
+    Raises:
+        FxpruneError: when it does not run on these inputs.
+    """
     try:
         with torch.no_grad():
-            output = module(*call.args, **call.kwargs)
+            return module(*call.args, **call.kwargs)
     except Exception as error:
         raise FxpruneError(
             f"{type(module).__name__} does not run on the example inputs: {class_and_first_line(error)}",
             "give example inputs that the module's forward accepts",
         ) from error
+
+
+def tensors_in(output: Any) -> list[torch.Tensor]:
+    """The tensors in what a module returns, also nested ones."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]

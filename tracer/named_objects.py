@@ -96,6 +96,18 @@ def named_object(module: str, attribute: str) -> Any:
     return found
 
 
+def has_module(module: str) -> bool:
+    """Whether there is a module of this name, or the package around it; nothing of it runs."""
+    package = module.partition(".")[0]
+    if package in sys.modules:
+        return True
+    _allow(package)
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _allow(package: str) -> None:
     """Let a package be found in the working directory, unless it is found elsewhere."""
     try:

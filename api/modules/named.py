@@ -15,6 +15,7 @@ from ...passes.base import PassKind
 from ...passes.couple.coupling import couple
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline
+from ...passes.recover.base import Recovery
 from ...passes.registry import all_passes
 from ...runtime.tensors import own_copy
 from ...tracer import module as modules
@@ -26,7 +27,11 @@ from .prune import DEFAULTS, Pruned, prune_module
 
 EXAMPLE = "give its inputs, such as --example 'float32[2,3,224,224]'; separate several inputs with commas"
 WITHOUT_LOSS = ("random", "magnitude")
-LOSS = "give --loss package.module:function; it takes the module and returns a scalar"
+LOSS_HINT = (
+    "give --calib FILE.npz with inputs by name, or --loss package.module:function; it takes the module and returns a "
+    "scalar"
+)
+TRAINING_DATA = "give --data FILE.npz with inputs by name, or --data package.module:function that yields batches"
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ def prune_target(
     passes: Sequence[str],
     *,
     loss: str | None = None,
+    calib: str | None = None,
+    data: str | None = None,
     out: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -133,10 +140,11 @@ def prune_target(
     """Make a named module smaller and write it.
 
     Args:
-        model: ``package.module:callable``.
-        example: its inputs, such as ``float32[2,3,224,224]``.
+        model, example: ``package.module:callable``, and its inputs, such as ``float32[2,3,224,224]``.
         passes: pipeline texts that run one after the other.
         loss: ``package.module:function``, for scores that need one.
+        calib, data: inputs that scores are computed on, or recovery trains on, as :func:`~.prune.prune_module` reads
+            them from files and functions.
         out: the directory to make, complete or absent; may be left out in a dry run.
         force: whether an existing ``out`` is replaced.
         dry_run: write nothing.
@@ -149,15 +157,15 @@ def prune_target(
         RequestError: a mistake in the request.
         FxpruneError: the module cannot be traced, a pass failed, or what was written computes something else.
     """
-    _check_passes(passes, shared, loss)
+    _check_passes(passes, shared, loss=loss, calib=calib, data=data)
     if out is None and not dry_run:
         raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
     seen = None if out is None else claim(Path(out), force=force)
     inputs = modules.parse_example(example)
     progress(f"building {model}")
     module = modules.resolve_module(model)
-    function = None if loss is None else modules.resolve_function(loss)
-    pruned = prune_module(module, inputs, passes, loss=function, device=device, progress=progress, **shared)
+    read: dict[str, Any] = {"loss": loss and modules.resolve_function(loss), "calib": calib, "data": data}
+    pruned = prune_module(module, inputs, passes, device=device, progress=progress, **read, **shared)
     if out is None or dry_run:
         return PrunedTarget(model, pruned, None)
     progress(f"writing {out}")
@@ -166,11 +174,18 @@ def prune_target(
     return PrunedTarget(model, pruned, save_module(pruned.product, Path(out), report=report, force=force, seen=seen))
 
 
-def _check_passes(passes: Sequence[str], shared: Mapping[str, Any], loss: str | None) -> None:
+def _check_passes(
+    passes: Sequence[str], shared: Mapping[str, Any], *, loss: str | None, calib: str | None, data: str | None
+) -> None:
     """Check the passes and their options before the module is built."""
     if not passes:
         raise RequestError("missing --pass PIPELINE", "give one, such as --pass magnitude")
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
+    if loss is not None and calib is not None:
+        raise RequestError("--calib has no effect with --loss, which brings its own data", "leave out one of the two")
     blind = [step.name for step in pipeline if step.kind == PassKind.SCORE and step.name not in WITHOUT_LOSS]
-    if loss is None and blind:
-        raise RequestError(f"{blind[0]} scores need a loss", LOSS)
+    if loss is None and calib is None and blind:
+        raise RequestError(f"{blind[0]} scores need a loss or calibration data", LOSS_HINT)
+    untaught = [step.name for step in pipeline if isinstance(step, Recovery)]
+    if data is None and untaught:
+        raise RequestError(f"{untaught[0]} has no data to train on", TRAINING_DATA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,34 +12,41 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from ...backends.graph_module import constants_of, moved, raise_graph
+from ...backends.graph_module import compute, constants_of, moved, raise_graph
 from ...backends.loading import load
 from ...backends.pt2.save import SavableModule
 from ...backends.pt2.training_mode import follow_mode
 from ...ir.cost import macs
-from ...ir.errors import FxpruneError, RequestError
+from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...ir.graph import Graph
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...ir.verifier import verify
-from ...passes.base import Pass, PassKind
+from ...passes.base import Pass
 from ...passes.couple.coupling import Coupling, couple
 from ...passes.couple.ordered_units import mark_ordered
 from ...passes.manager import Analysis, StepRecord, run_pipeline
 from ...passes.model.forward import device_of
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
+from ...passes.recover.base import Recovery
 from ...passes.registry import all_passes
+from ...passes.shrink.uses import Observed, observing
 from ...passes.state import Data, NoHost, State, Subject
+from ...runtime.collector import only_new_objects_collected
+from ...runtime.experts import configs_of
 from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import own_copy, tensors_by_every_name
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
-from ...tracer.module import ExampleInputs, ForwardCall, bind, run, run_on, trace_module
+from ...tracer.inputs.input_set import DataSet
+from ...tracer.module import ExampleInputs, ForwardCall, bind, output_of, run, run_on, tensors_in, trace_module
 from ..progress import Progress, silent
 from ..pruning.group_change import GroupChange
-from ..request_checks import check_loss, check_module, list_batches
+from ..request_checks import check_loss, check_module, is_path, list_batches
+from ..seen_inputs import check_call, check_training, named_inputs
+from ..seen_texts import CALIBRATION, RECOVERY
 from .result import Pruned
 
 __all__ = ["Pruned", "load", "prune_module"]
@@ -56,8 +64,8 @@ def prune_module(
     passes: str | Sequence[str],
     *,
     loss: LossFunction | None = None,
-    calib: Iterable[Any] | None = None,
-    data: Iterable[Any] | None = None,
+    calib: str | os.PathLike[str] | Iterable[Any] | None = None,
+    data: str | os.PathLike[str] | Iterable[Any] | None = None,
     ratio: float | str | None = None,
     layers: tuple[int, int] | str | None = None,
     seed: int | str | None = None,
@@ -79,41 +87,45 @@ def prune_module(
         module: any module that ``torch.export`` can trace.
         example_inputs: one tensor, a sequence of the forward's positional arguments, or a mapping of its keyword
             arguments. The first dimension of every tensor counts samples, if it is the same; two samples or more.
-        passes: pipeline text, such as ``"taylor{variant=element1}"``; several run one after the other.
+        passes: pipeline text, such as ``"taylor"``; several run one after the other.
         loss: for scores that need one: takes the module and returns a scalar; with ``calib`` it takes a batch too.
-        calib: what scores are computed on: batches for ``loss``; the scores are of the mean of all losses.
-        data: what recovery trains on. No pass for modules trains, so this is refused.
-        ratio, layers, within, seed, multiple_of, target, tolerance, channels: for passes with an option of that name.
-            ``channels``, the widths that several blocks share, is true if nothing is said (:data:`DEFAULTS`).
+        calib: what scores are computed on: batches for the loss, of whose mean the scores are. Without a loss, inputs:
+            batches like ``example_inputs``, a ``.safetensors`` or ``.npz`` file of tensors by argument name, or
+            ``package.module:function`` that yields batches. ``data``: what recovery trains on, likewise.
+        ratio, layers, within, seed, multiple_of, target, tolerance, channels: for every pass that has such an option.
+            ``channels``, the widths that blocks share, is true if nothing is said (:data:`DEFAULTS`).
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
 
-    Raises:
-        RequestError: a mistake in the request, before any work.
-        FxpruneError: the module cannot be traced, or a pass failed.
+    Raises: RequestError for a mistake in the request; FxpruneError: it cannot be traced, or a pass failed.
     """
     check_module(module)
     where = None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
-    losses = _losses(loss, calib, data, where)
+    losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
         tolerance=tolerance, channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
-    _check_passes(pipeline, losses)
-    return _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where).run(pipeline, losses)
+    _check_passes(pipeline, losses, inputs)
+    call = bind(module, _moved(example_inputs, where))
+    with only_new_objects_collected():
+        return _ModuleRun(module, call, progress, where).run(pipeline, losses, inputs)
+
+
+def _inputs(module: nn.Module, calib: Any, data: Any) -> dict[str, DataSet]:
+    """The data sets of inputs that were given, by what they are for."""
+    given = {CALIBRATION: ("calib", calib), RECOVERY: ("data", data)}
+    return {
+        part: named_inputs(os.fspath(value) if is_path(value) else list_batches(value, name), name, module)
+        for part, (name, value) in given.items()
+        if value is not None
+    }
 
 
 def _losses(
-    loss: LossFunction | None, calib: Iterable[Any] | None, data: Iterable[Any] | None, where: torch.device | None
+    loss: LossFunction | None, calib: Any, where: torch.device | None
 ) -> list[Callable[[nn.Module], torch.Tensor]]:
     check_loss(loss, named=False)
-    if data is not None:
-        raise RequestError(
-            "data is what recovery trains on, and no pass for modules trains",
-            "give the batches that scores are computed on as calib=",
-        )
     if loss is None:
-        if calib is not None:
-            raise RequestError("calib without a loss", "give loss=, a function of the module and a batch")
         return []
     if calib is None:
         return [loss]
@@ -131,16 +143,19 @@ def _moved(value: Any, where: torch.device | None) -> Any:
     return pytree.tree_map(lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf, value)
 
 
-def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any]) -> None:
+def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any], inputs: Mapping[str, DataSet]) -> None:
     for step in pipeline:
-        if step.kind != PassKind.SCORE:
+        if step.reads_text:
+            raise RequestError(f"pass {step.name!r} needs a causal language model", "leave it out for other modules")
+        if isinstance(step, Recovery):
+            if RECOVERY not in inputs:
+                raise RequestError(f"{step.name} has no data to train on", "give data=, batches of inputs")
+        elif step.needs_weights and not step.streams and not losses and CALIBRATION not in inputs:
             raise RequestError(
-                f"pass {step.name!r} needs a causal language model", "use random, magnitude or taylor for other modules"
+                f"{step.name} needs calibration data or a loss",
+                "give calib=, batches of inputs; or loss=, a function that takes the module and returns a scalar",
             )
-        if step.takes_loss and not losses:
-            raise RequestError(
-                f"{step.name} scores need a loss", "give loss=, a function that takes the module and returns a scalar"
-            )
+    check_training(pipeline, inputs)
 
 
 class _ModuleRun(NoHost):
@@ -154,18 +169,24 @@ class _ModuleRun(NoHost):
         self.home = device_of(module)
         if where is not None:
             self.model.to(where)
+        self.fixed_batch = ""
+        self.observed: Observed | None = None
         with left_as_found(self.model, values=True):
-            self.dense = run_on(self.model, call)
+            output = output_of(self.model, call)
+            self.dense = tensors_in(output)
+            self.arrange = _arrangement(output)
             self._check_repeatable()
         progress(f"tracing {type(module).__name__}")
-        self.fixed_batch = ""
-        self.arrange = _arrangement(self.model, call)
-        self.traced = self._trace()
+        self.traced = self._trace()  # not of a module that holds what its forward stored in these runs
         self.rebuilt_because = ""
         self.worst = 0.0
+        self._expected: tuple[Graph, list[torch.Tensor]] | None = None
 
     def _check_repeatable(self) -> None:
-        again = run_on(self.model, self.call)
+        with observing(self.model) as observed:
+            again = run_on(self.model, self.call)
+        # A model with a configuration has several implementations of its layers, which read different integers.
+        self.observed = None if configs_of(self.model) else observed
         if not self.dense:
             raise FxpruneError(
                 f"{type(self.original).__name__} returns no tensor", "give a module whose forward returns tensors"
@@ -186,13 +207,15 @@ class _ModuleRun(NoHost):
         else:
             try:
                 traced = trace_module(self.model, self.call, batch=True)
-                if self._holds_at(traced, batch) and self._holds_at(traced, batch + 1):
-                    return traced
+                if self._holds(traced, self.call, self.dense):
+                    more = self.call.resized(batch + 1)
+                    if self._holds(traced, more, run(self.model, more)):
+                        return traced
                 self.fixed_batch = "the module computes something else for other numbers of samples"
             except FxpruneError as error:
                 self.fixed_batch = f"the module does not run with other numbers of samples: {error.message}"
         traced = trace_module(self.model, self.call, batch=False)
-        worst = _worst(self._graph_module(traced.graph, traced), self.call, self.dense)
+        worst = _apart(self._computed(traced.graph, self.model, self.call, traced), self.dense)
         if not worst <= _same(self.dense):
             raise FxpruneError(
                 f"the outputs of the traced graph and of {type(self.original).__name__} differ by {worst:.3g}",
@@ -200,10 +223,26 @@ class _ModuleRun(NoHost):
             )
         return traced
 
-    def _holds_at(self, traced: Traced, batch: int) -> bool:
-        call = self.call.resized(batch)
-        expected = run(self.model, call)
-        return _worst(self._graph_module(traced.graph, traced), call, expected) <= _same(expected)
+    def _holds(self, traced: Traced, call: ForwardCall, expected: list[torch.Tensor]) -> bool:
+        return _apart(self._computed(traced.graph, self.model, call, traced), expected) <= _same(expected)
+
+    def _computed(self, graph: Graph, module: nn.Module, call: ForwardCall, traced: Traced) -> list[torch.Tensor]:
+        """All outputs of a graph with the tensors of a module.
+
+        Raises:
+            FxpruneError: the graph does not run. A possible cause: a width became equal to the number of samples in
+                the trace, and the graph cannot tell the two numbers apart.
+        """
+        # A rewritten graph has no tensors that nothing reads.
+        tensors = tensors_by_every_name(self.model) | tensors_by_every_name(module)
+        try:
+            return compute(graph, tensors, traced.constants, call.tensors, batch=traced.graph.extents.get("b"))
+        except Exception as error:
+            raise FxpruneError(
+                f"the graph of the {type(module).__name__} does not run on the example inputs: "
+                + class_and_first_line(error),
+                "give an example with a single sample, or another ratio",
+            ) from error
 
     def _graph_module(
         self, graph: Graph, traced: Traced, tensors: Mapping[str, torch.Tensor] | None = None
@@ -218,10 +257,18 @@ class _ModuleRun(NoHost):
             outputs=self.arrange,
         )
 
-    def run(self, pipeline: Sequence[Pass], losses: Sequence[Callable[[nn.Module], torch.Tensor]]) -> Pruned:
+    def run(
+        self,
+        pipeline: Sequence[Pass],
+        losses: Sequence[Callable[[nn.Module], torch.Tensor]],
+        inputs: Mapping[str, DataSet],
+    ) -> Pruned:
         before = parameter_count(self.model)
-        subject = Subject(self.traced.graph, self.model, example=self.call.bound)
-        state = State(subject, Data(losses=losses), host=self)
+        subject = Subject(self.traced.graph, self.model, example=self.call.bound, observed=self.observed)
+        for one in inputs.values():
+            check_call(subject.runner, one)
+        data = Data(inputs.get(CALIBRATION), inputs.get(RECOVERY), losses)
+        state = State(subject, data, host=self)
         groups: dict[str, Any] = {}
 
         def between(_step: StepRecord, state: State) -> None:
@@ -268,9 +315,11 @@ class _ModuleRun(NoHost):
     def _check(self, state: State) -> float:
         """Compare the result with the rewritten graph: on the example, and with one more sample unless it is fixed."""
         worst = 0.0
+        model = state.subject.model
         for call in [self.call] if self.fixed_batch else [self.call, self.call.resized((self.call.batch or 1) + 1)]:
-            expected = self._run_graph(state.subject.graph, state.subject.model, call)
-            worst = max(worst, _worst(state.subject.model, call, expected))
+            with left_as_found(model, values=True):
+                expected = self._run_graph(state.subject.graph, model, call)
+                worst = max(worst, _apart(run_on(model, call), expected))
             if not worst <= _same(expected):
                 raise FxpruneError(
                     f"the outputs of the pruned module and of its graph differ by {worst:.3g}",
@@ -288,19 +337,13 @@ class _ModuleRun(NoHost):
         return _vector(expected), _vector(run(module, self.call))
 
     def _run_graph(self, graph: Graph, module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
-        """All outputs of a rewritten graph with the tensors of a module.
-
-        Raises:
-            FxpruneError: the graph does not run. A possible cause: a width became equal to the number of samples in
-                the trace, and the graph cannot tell the two numbers apart.
-        """
-        smaller = self._graph_module(graph, self.traced, tensors_by_every_name(module))
-        try:
-            return run(smaller, call)
-        except FxpruneError as error:
-            raise FxpruneError(
-                f"the graph of the pruned {error.message}", "give an example with a single sample, or another ratio"
-            ) from error
+        """All outputs of a rewritten graph with the tensors of a module; on the example, they are kept."""
+        if call is self.call and self._expected is not None and self._expected[0] is graph:
+            return self._expected[1]
+        found = self._computed(graph, module, call, self.traced)
+        if call is self.call:
+            self._expected = graph, found
+        return found
 
     def rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
         """A graph module, where the module itself does not run at the smaller widths."""
@@ -325,11 +368,9 @@ def _placeholders(call: ForwardCall, graph: fx.Graph) -> list[fx.Node]:
     return found
 
 
-def _arrangement(model: nn.Module, call: ForwardCall) -> Callable[[list[fx.Node]], Any]:
+def _arrangement(output: Any) -> Callable[[list[fx.Node]], Any]:
     """A function that arranges the outputs of the graph as the module returns them, in dicts and tuples."""
-    with torch.no_grad(), left_as_found(model, values=True):
-        output = _plain(model(*call.args, **call.kwargs))
-    leaves, spec = pytree.tree_flatten(output)
+    leaves, spec = pytree.tree_flatten(_plain(output))
 
     def arrange(nodes: list[fx.Node]) -> Any:
         rest = iter(nodes)
@@ -346,8 +387,7 @@ def _plain(output: Any) -> Any:
     return output
 
 
-def _worst(module: nn.Module, call: ForwardCall, expected: Sequence[torch.Tensor]) -> float:
-    got = run(module, call)
+def _apart(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
     if len(got) != len(expected):
         return float("inf")
     return max(relative_difference(a, b) for a, b in zip(got, expected, strict=True))

@@ -44,15 +44,16 @@ from ...runtime.streaming.residence import give_back_memory
 from ...runtime.streaming.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
+from ...tracer.inputs.input_set import DataSet
 from ...tracer.model import ModelSource, build_meta, load_model
 from ...tracer.module import resolve_function
-from ...tracer.texts.fingerprints import TrackedText
 from ..model_call import ModelCall
 from ..placing import checkpoint_of, stored_dtype
 from ..progress import Progress
-from ..request_checks import GivenRows
-from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of, tracked_text
+from ..seen_inputs import AsGiven, Tracked, tracked_data
+from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of
 from .group_change import GroupChange
+from .plain_form import PlainForm
 from .recorded_plan import Recorded, origin_of
 from .result import Applied
 from .resume import Parts, Stages
@@ -85,6 +86,7 @@ class ModelRun:
         placement: Placement = WHOLE,
         out: Path | None = None,
         ranks: Ranks = ALONE,
+        form: Form = "auto",
     ) -> None:
         """Load and trace a model.
 
@@ -96,6 +98,7 @@ class ModelRun:
             placement: where it runs.
             out: what will be written; None when nothing will.
             ranks: the processes that share the work.
+            form: what will be written; under ``uniform``, passes pick counts that a plain configuration can say.
 
         Raises:
             RequestError: the placement is none that a run of the whole model can have.
@@ -119,9 +122,10 @@ class ModelRun:
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self.halfway: Halfway | None = None
         self._runs = pipeline is not None
+        self.why_not_plain = PlainForm(self).why_not if form == "uniform" else None
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
-        self.texts: dict[str, TrackedText | None] = {}
+        self.texts: dict[str, Tracked | None] = {}
 
     def _opened(self, pipeline: Sequence[Pass] | None) -> Any:
         """The module: with its weights, or on the meta device where they stay elsewhere or there are none."""
@@ -157,7 +161,8 @@ class ModelRun:
     def read(
         self,
         pipeline: Sequence[Pass],
-        texts: Mapping[str, str | GivenRows | None],
+        texts: Mapping[str, AsGiven],
+        inputs: Mapping[str, DataSet],
         *,
         loss: str | Callable[[torch.nn.Module], torch.Tensor] | None,
         recorded: Recorded | None,
@@ -168,15 +173,17 @@ class ModelRun:
         self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.ledger.scores = scores
         self.recorded = recorded
-        self.read_texts(pipeline, texts)
+        self.read_texts(pipeline, texts, inputs)
 
-    def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, str | GivenRows | None]) -> None:
-        """Tokenize the texts, if any pass reads weights."""
-        if not self.model_call.language or not any(step.needs_weights for step in pipeline):
+    def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet]) -> None:
+        """Tokenize texts and try other inputs on the model, if any pass reads weights."""
+        if not any(step.needs_weights for step in pipeline):
             return
-        self.progress("reading texts")
-        self.texts = {part: tracked_text(spec, part, self.source) for part, spec in texts.items()}
-        self.state.data.calibration, self.state.data.recovery = self.texts[CALIBRATION], self.texts[RECOVERY]
+        self.progress("reading data")
+        language = self.model_call.language
+        self.texts = tracked_data(texts, inputs, self.state.subject.runner, self.source, language=language)
+        self.state.data.calibration = self.texts.get(CALIBRATION)
+        self.state.data.recovery = self.texts.get(RECOVERY)
 
     def _read(self) -> Entries:
         replayed = self.recorded.record if self.recorded is not None else {}
@@ -206,7 +213,7 @@ class ModelRun:
 
         def announce(text: str, number: int, count: int) -> None:
             keep(number - 1)
-            if stages is not None and self.state.ranks.count == 1:
+            if stages is not None:
                 self.halfway = stages.halfway(done + number)
             self.progress(f"{text} ({done + number} of {done + count})")
 

@@ -33,13 +33,15 @@ from ...runtime.place.placement import (
     told_when_out_of_memory,
 )
 from ...runtime.ranks import ALONE, Ranks
+from ...tracer.inputs.input_set import DataSet
 from ...tracer.model import ModelSource, build_meta, load_config
 from ..agreement import agree_on_files, on_every_rank
 from ..model_call import ModelCall
 from ..places import check_apart, claim
 from ..placing import largest_forward, place_model
 from ..progress import Progress, silent
-from ..request_checks import GivenRows, GivenText, Model, check_example, check_loss, check_model, check_paths, read_text
+from ..request_checks import GivenData, Model, check_example, check_loss, check_model, check_paths, read_data
+from ..seen_inputs import AsGiven, check_training, is_text, opened_inputs
 from ..seen_texts import CALIBRATION, RECOVERY
 from ..sources import open_source
 from .group_change import GroupChange
@@ -56,8 +58,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Applied", "ApplyRequest", "GroupChange", "apply"]
 
-Texts: TypeAlias = Mapping[str, str | GivenRows | None]
-"""Calibration and recovery text, as they were given."""
+Texts: TypeAlias = Mapping[str, AsGiven]
+"""Calibration and recovery data, as they were given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +77,23 @@ class ApplyRequest:
             ``channels``: a value for every pass that has an option of that name; ``layers`` as ``(start, end)`` or
             ``"start:end"``, end exclusive; ``within`` as ``"language_model"``; ``target`` as ``"params=0.8"``.
         tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
-        calib: the text that scores are computed on: a file, a ``datasets`` id or a list of strings. When None, ``demo``
-            uses its built-in text.
-        data: the text that recovery trains on, in the same forms. When None, ``demo`` uses its built-in text.
+        calib: what scores are computed on. Text for a causal language model: a file, a ``datasets`` id or a list of
+            strings; when None, ``demo`` uses its built-in text. For any model its inputs: a folder of images or sounds,
+            texts, a ``datasets`` id, a ``.safetensors`` or ``.npz`` file of tensors by argument name,
+            ``package.module:function`` that yields batches, or an iterable of such batches.
+        data: what recovery trains on, in the same forms.
         scores: a file for the scores of the first pass that computes some. If it does not exist, it is written;
             otherwise its scores are used, for any budget.
         example: the inputs of a model that is not a causal language model or also reads images, such as
             ``pixel_values=float32[2,3,224,224]``, or a file that holds them by name (``.safetensors``, ``.npz``). When
             None, they are made from its configuration, with images where the class makes text from images.
-        loss: for such a model, the loss that scores are computed from: a function that takes the module and returns a
+        loss: for such a model, a loss for scores in place of its own: a function that takes the module and returns a
             scalar, or its name, ``package.module:function``.
         force: whether to replace an existing ``out``.
         resume: continue an interrupted run of the same call after its last finished pass, and save every pass.
         dry_run: stop before recovery and writing. A config without weights is enough if no pass reads weights.
-        form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result.
+        form: ``uniform``, ``free``, or ``auto``: uniform where a plain config can describe the result. ``uniform``
+            picks the nearest counts that a plain config can say.
         place: where passes compute. ``device``: ``cpu``, an accelerator such as ``cuda`` or ``cuda:1``, or ``auto``:
             the accelerator that torch finds, else the CPU. ``dtype`` of the arithmetic: ``float32``, ``bfloat16``,
             ``float16``, or ``auto``: the checkpoint's on an accelerator, float32 on the CPU; what is written keeps the
@@ -112,8 +117,8 @@ class ApplyRequest:
     out: str | Path | None
     shared: Mapping[str, Any]
     tokenizer: PreTrainedTokenizerBase | None
-    calib: GivenText | None
-    data: GivenText | None
+    calib: GivenData | None
+    data: GivenData | None
     scores: str | Path | None
     example: str | None
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None
@@ -149,13 +154,14 @@ class ApplyRequest:
             config = load_config(source)
             self._check_writable(source, config)
             model_call = ModelCall(config, self.example)
-            read = any(text is not None for text in texts.values())
-            model_call.check(asked, loss=self.loss is not None, texts=read)
+            there = {"calib": texts[CALIBRATION] is not None, "data": texts[RECOVERY] is not None}
+            model_call.check(asked, loss=self.loss is not None, **there)
+            inputs = self._opened(texts, source, model_call, asked)
             placement = self._placed(source, model_call.config, pipeline if weights else ())
             self.ranks.agree({"the arithmetic": f"{placement.dtype} on {placement.device.type}"})
             self.progress(placement.why)
             work, applied, stages = self._worked(
-                stack, _Task(source, pipeline, texts, model_call, recorded, kept, weights), placement
+                stack, _Task(source, pipeline, texts, inputs, model_call, recorded, kept, weights), placement
             )
             self.ranks.by_first(lambda: write_scores(self.scores, work.state.ledger.scores))
             left = print_pipeline(step for step in asked if step not in pipeline)
@@ -187,10 +193,13 @@ class ApplyRequest:
             stages = self._stages(task, there, asked=self.resume or frugal is not None)
             with told_when_out_of_memory(there):
                 work = ModelRun(
-                    task.source, pipeline, task.model_call, self.progress, placement=there, out=out, ranks=self.ranks
-                )
+                    task.source, pipeline, task.model_call, self.progress, placement=there, out=out, ranks=self.ranks,
+                    form=self.form,
+                )  # fmt: skip
                 stack.callback(work.close)
-                work.read(task.pipeline, task.texts, loss=self.loss, recorded=task.recorded, scores=task.scores)
+                work.read(
+                    task.pipeline, task.texts, task.inputs, loss=self.loss, recorded=task.recorded, scores=task.scores
+                )
                 return work, work.run(task.pipeline, printer(self._printed if self.ranks.first else ()), stages), stages
 
         if self.ranks.count > 1:  # the other processes would wait for this one
@@ -203,7 +212,18 @@ class ApplyRequest:
         check_paths(plan=self.plan, out=self.out, scores=self.scores)
         check_example(self.example)
         check_loss(self.loss, named=True)
-        return {CALIBRATION: read_text(self.calib, "calib"), RECOVERY: read_text(self.data, "data")}
+        return {CALIBRATION: read_data(self.calib, "calib"), RECOVERY: read_data(self.data, "data")}
+
+    def _opened(
+        self, texts: Texts, source: ModelSource, model_call: ModelCall, asked: Sequence[Pass]
+    ) -> Mapping[str, DataSet]:
+        """The data sets that are no text, looked at before any work."""
+        if all(given is None or is_text(given, language=model_call.language) for given in texts.values()):
+            return {}
+        model = build_meta(model_call.config, consent=source.consent)
+        found = opened_inputs(texts, model, source, language=model_call.language)
+        check_training(asked, found)
+        return found
 
     def _pipeline(self, asked: tuple[Pass, ...]) -> tuple[Pass, ...]:
         """The passes that will run: all of them, or in a dry run those before recovery."""
@@ -262,6 +282,7 @@ class ApplyRequest:
         if self.out is None or self.dry_run:
             return None
         own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
+        own["form"] = self.form if self.form == "uniform" else None  # under it, passes pick other counts
         run = identity(
             task.source, task.pipeline, task.texts, example=named_example(self.example), loss=self.loss, **own
         )
@@ -278,6 +299,7 @@ class _Task:
         source: the model.
         pipeline: the passes that run.
         texts: as they were given.
+        inputs: the data sets among them that are no text.
         model_call: how the model is called.
         recorded: the plan that is replayed; None without one.
         scores: saved ones; None without.
@@ -287,6 +309,7 @@ class _Task:
     source: ModelSource
     pipeline: tuple[Pass, ...]
     texts: Texts
+    inputs: Mapping[str, DataSet]
     model_call: ModelCall
     recorded: Recorded | None
     scores: ScoreCache | None
@@ -309,8 +332,8 @@ def apply(
     tolerance: float | str | None = None,
     channels: bool | str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    calib: GivenText | None = None,
-    data: GivenText | None = None,
+    calib: GivenData | None = None,
+    data: GivenData | None = None,
     scores: str | Path | None = None,
     example: str | None = None,
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None = None,

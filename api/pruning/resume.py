@@ -178,7 +178,8 @@ class Stages:
             raise UnsavableError(f"needs {ROOM * packed.size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         with atomic_directory(self.folder, force=True, keep=False) as folder:
             write_stage(folder, packed)
-        _remove(self._halfway, HALFWAY_SUFFIX)
+        if not done < _place(self._halfway) <= len(self._pipeline):  # a later pass will go on from what it kept
+            _remove(self._halfway, HALFWAY_SUFFIX)
         self.done, self._since = done, time.monotonic()
 
     def halfway(self, place: int) -> Halfway:
@@ -199,16 +200,27 @@ class Stages:
         _remove(self._halfway, HALFWAY_SUFFIX)
 
 
-def _is_own(folder: Path, ending: str) -> bool:
-    """Whether it is a directory, and no link, with a file that says that a run of fxprune wrote it."""
+def _record(folder: Path, ending: str) -> dict[str, Any]:
+    """What is in the file that says that a run of fxprune wrote a directory; empty where none did, and for a link."""
     name, entry, _ = _STAGE_FILES[ending]
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode) or not stat.S_ISREG((folder / name).lstat().st_mode):
-            return False
+            return {}
         record = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(record, dict) and isinstance(record.get(entry), dict)
+        return {}
+    return record if isinstance(record, dict) and isinstance(record.get(entry), dict) else {}
+
+
+def _is_own(folder: Path, ending: str) -> bool:
+    """Whether a run of fxprune wrote a directory."""
+    return bool(_record(folder, ending))
+
+
+def _place(folder: Path) -> int:
+    """The number of the pass that keeps in a directory how far it got; 0 where none does."""
+    place = _record(folder, HALFWAY_SUFFIX).get("place")
+    return place if type(place) is int else 0
 
 
 def _remove(folder: Path, ending: str) -> None:

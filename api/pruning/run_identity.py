@@ -9,12 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...backends.digests import sha256
 from ...ir.options import options_of, write_value
 from ...passes.base import Pass
 from ...tracer.input_file import is_input_file
 from ...tracer.model import ModelSource
-from ..request_checks import GivenRows
+from ..request_checks import GivenBatches, GivenRows
+from ..seen_inputs import AsGiven
 
 Identity = dict[str, Any]
 
@@ -28,16 +31,15 @@ _PLAN = "replay.sha256"
 """The option that stands for the plan file of ``--plan``."""
 
 
-def identity(
-    source: ModelSource, pipeline: Sequence[Pass], texts: Mapping[str, str | GivenRows | None], **options: Any
-) -> Identity:
+def identity(source: ModelSource, pipeline: Sequence[Pass], texts: Mapping[str, AsGiven], **options: Any) -> Identity:
     """What a result depends on, as JSON data. Texts count by their bytes, model files by size and time; those of a
     loaded model, which every call writes again, by size and bytes.
 
     Args:
         source: the model.
         pipeline: the passes, with the value of every option.
-        texts: ``calibration`` and ``recovery`` -> file or rows, where some were given.
+        texts: ``calibration`` and ``recovery`` -> data, where some was given; a folder counts by the names, sizes and
+            times of its files, a function by its name.
         options: further ones; a function counts by its name.
     """
     files = sorted(path for path in source.origin.iterdir() if path.is_file())
@@ -128,9 +130,26 @@ def _stamp(path: Path, loaded: bool) -> list[Any]:
     return [path.stat().st_size, sha256(path) if loaded else path.stat().st_mtime_ns]
 
 
-def _text(spec: str | GivenRows | None) -> str | None:
+def _text(spec: AsGiven) -> str | None:
+    if isinstance(spec, GivenBatches):
+        found = hashlib.sha256()
+        for batch in spec.batches:
+            found.update(json.dumps([[name, _value(value)] for name, value in sorted(batch.items())]).encode())
+        return found.hexdigest()
+    if isinstance(spec, str) and Path(spec).is_dir():
+        files = sorted(path for path in Path(spec).rglob("*") if path.is_file())
+        stamps = [[str(path.relative_to(spec)), _stamp(path, False)] for path in files]
+        return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
     if isinstance(spec, GivenRows):
         return hashlib.sha256(json.dumps(spec.rows).encode()).hexdigest()
     if spec is None or not Path(spec).is_file():
         return None if spec is None else str(spec)
     return hashlib.sha256(Path(spec).read_bytes()).hexdigest()
+
+
+def _value(value: Any) -> str:
+    """The value of an argument; that of an array or tensor by its bytes."""
+    if not hasattr(value, "dtype"):
+        return repr(value)
+    array = value.detach().cpu().contiguous().view(torch.uint8).numpy() if isinstance(value, torch.Tensor) else value
+    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(array.tobytes()).hexdigest()}"

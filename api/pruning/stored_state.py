@@ -13,6 +13,7 @@ from ...ir.errors import FxpruneError
 from ...passes.base import Pass
 from ...passes.calibrate.generate import Joined
 from ...passes.changes import changed_values, kept_digest, put_values, structure_digest
+from ...passes.data import is_inputs
 from ...passes.manager import Analysis
 from ...passes.recover.lora import Adapter
 from ...passes.redo import redo
@@ -101,7 +102,9 @@ class StoredState:
         ledger.changed, ledger.report, ledger.written = self.changed[SUBJECT], self.report, self.written
         ledger.scores = self.scores
         for first, windows in self.written:
-            state.data.calibration = Joined(state.data.calibration, first, windows)
+            given = state.data.calibration
+            assert not is_inputs(given), "generate, which wrote them, refuses inputs"
+            state.data.calibration = Joined(given, first, windows)
 
     def to_json(self) -> JsonData:
         """As JSON data, in which tensors and arrays stand too."""

@@ -173,9 +173,13 @@ def _add_apply(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
     _add_pipeline(parser)
     _add_shared(parser)
-    text = parser.add_argument_group("text: a file, a .jsonl or .json file of rows, or a `datasets` id")
-    text.add_argument("--calib", metavar="TEXT", help="calibration text: scores are computed on it")
-    text.add_argument("--data", metavar="TEXT", help="recovery text: recovery passes train on it")
+    text = parser.add_argument_group(
+        "data: text (a file, a .jsonl or .json file of rows, a `datasets` id); for models that are not causal language "
+        "models also a folder of images or sounds; for any model a .safetensors or .npz file of inputs by argument "
+        "name, or package.module:function that yields batches"
+    )
+    text.add_argument("--calib", metavar="DATA", help="calibration data: scores are computed on it")
+    text.add_argument("--data", metavar="DATA", help="recovery data: recovery passes train on it")
     text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
     _add_module_options(parser)
     _add_output(parser, required=False)
@@ -212,8 +216,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--form",
         choices=("auto", "uniform", "free"),
         default="auto",
-        help="uniform: equal widths in all layers, described by a plain config; free: widths may differ per layer, "
-        "described by a modelling file; auto (default): uniform if the widths allow it",
+        help="uniform: equal widths in all layers, described by a plain config, with the nearest counts that it can "
+        "say; free: widths may differ per layer, described by a modelling file; auto (default): uniform if the "
+        "widths allow it",
     )
     parser.add_argument(
         "--print-ir-after",

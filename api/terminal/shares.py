@@ -20,7 +20,17 @@ def shares(report: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{name} removed {', '.join(parts)}" + ("" if asked is None else f"; {asked:.4g} was asked for")
             )
+        lines += [
+            f"{name}: {kind} stay as they are, since the code of the model fixes them: {why}"
+            for kind, why in entry.get("left_whole", {}).items()
+        ]
+        lines += [f"{name}: {_picked(**moved)}" for moved in entry.get("nearest", ())]
     return lines
+
+
+def _picked(kind: str, size: int, asked: int, kept: int, why: str) -> str:
+    went = f"{size} {kind} stay" if kept == size else f"{kind} {size} to {kept}"
+    return f"{went}, not {asked}, the nearest that a plain configuration can say: {why}"
 
 
 def _part(kind: str, found: Mapping[str, Any], asked: float | None) -> str:

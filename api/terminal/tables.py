@@ -12,6 +12,7 @@ from rich.text import Text
 from ...ir.errors import printable
 from ...ir.options import write_value
 from .cells import line, new_table
+from .dropped import dropped
 from .loading import loading
 from .shares import shares
 
@@ -84,8 +85,16 @@ def applied(result: Applied) -> list[RenderableType]:
     notes += [result.placement.why] if result.placement else []
     notes += [f"{path or 'the model'} did not run block by block: {why}" for path, why in result.whole.items()]
     report = result.report
-    left = [*shares(report), *latencies(report), *trained(report), *remarks(report), *_not_prunable(report)]
-    return [line(head), _changes(result.groups), *map(line, left), line(_times(result.steps)), *map(line, notes)]
+    left = [
+        *dropped(report),
+        *shares(report),
+        *latencies(report),
+        *trained(report),
+        *remarks(report),
+        *_not_prunable(report),
+    ]
+    changes = [_changes(result.groups)] if result.groups else []
+    return [line(head), *changes, *map(line, left), line(_times(result.steps)), *map(line, notes)]
 
 
 def _checked(checks: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -92,6 +92,9 @@ class ConfigSearch:
         data: the configuration as data.
         shapes: the shapes that the model must have.
         retarget: the change of architecture that led to ``data``, if any.
+        limit: largest number of models that are built.
+        refusals: what the configuration or the class said against other values of fields that have one, and how many
+            were edited.
     """
 
     config_class: type[PreTrainedConfig]
@@ -99,8 +102,9 @@ class ConfigSearch:
     data: dict[str, Any]
     shapes: TensorShapes
     retarget: Retarget | None = None
+    limit: int = MAX_BUILDS
     builds: int = 0
-    refusals: list[str] = field(default_factory=list)
+    refusals: list[tuple[str, int]] = field(default_factory=list)
     _built: dict[frozenset[tuple[Field, int]], TensorShapes | None] = field(default_factory=dict)
 
     def run(self, edits: list[tuple[Field, int]]) -> Iterator[dict[Field, int]]:
@@ -131,7 +135,7 @@ class ConfigSearch:
                 key = frozenset(extended.items())
                 if name in chosen or key in seen:
                     continue
-                if self.builds >= MAX_BUILDS:
+                if self.builds >= self.limit:
                     return
                 seen.add(key)
                 heappush(queue, (self.mismatches(extended, missing), len(extended), next(order), extended))
@@ -170,7 +174,8 @@ class ConfigSearch:
                 with quiet():
                     self._built[key] = built_shapes(self.model_class, self.configured(edits))
             except Exception as error:  # a config or constructor may raise any error to refuse a value
-                self.refusals.append(last_line(str(error)) or type(error).__name__)
+                if all(_at(self.data, path) is not None for path in edits):
+                    self.refusals.append((last_line(str(error)) or type(error).__name__, len(edits)))
                 self._built[key] = None
         return self._built[key]
 
@@ -197,21 +202,22 @@ def find_config(
     quantities: Iterable[tuple[int, int]],
     *,
     accept: Callable[[ConfigMatch], bool] | None = None,
+    limit: int = MAX_BUILDS,
+    about: Collection[int] = (),
 ) -> tuple[ConfigMatch | None, str]:
     """Find the plain configuration whose model has exactly ``shapes``.
 
-    First the integer fields are tried whose value equals an extent that changed. Then also fields without a value,
-    such as an inner width that defaults to a multiple of another width. An explicit ``head_dim`` is always tried, since
-    the head size need no longer be the hidden size divided by the number of heads. If the config rejects the values,
-    architectures that compute the same function are tried.
+    First the integer fields are tried whose value equals an extent that changed, then also fields without a value, such
+    as an inner width that defaults to a multiple of another. An explicit ``head_dim`` is always tried: the head size
+    need no longer follow from other fields. Then come architectures that compute the same function.
 
     Args:
-        config: the configuration of the dense model; it is not changed.
-        model_class: the class of transformers that was pruned.
+        config, model_class: the configuration of the dense model, which is not changed, and its class of transformers.
         shapes: name -> shape of every parameter and persistent buffer, tied names included.
         quantities: (old, new) of all extents in the model that changed, numbers of heads included.
-        accept: called for every match, since equal shapes may compute different functions (6 heads of 8, or 8 heads of
-            6). The first match that it accepts is returned; the first of all when None.
+        accept: called for every match, since equal shapes may compute different functions (6 heads of 8, or 8 of 6).
+            The first match that it accepts is returned; the first of all when None.
+        limit, about: how many models are built of each architecture; numbers that a reason should be about.
 
     Returns:
         The match and ""; or None and the reason why there is none, for the report.
@@ -219,14 +225,15 @@ def find_config(
     before = built_shapes(model_class, config)
     extents = {pair for name in before.keys() & shapes.keys() for pair in zip(before[name], shapes[name], strict=False)}
     pairs = sorted({(old, new) for old, new in {*quantities, *extents} if old != new})
-    ragged = _ragged(before, shapes)
-    if ragged:
+    if ragged := _ragged(before, shapes):
         return None, f"widths differ between layers: {ragged}"
-    searches = [ConfigSearch(type(config), model_class, config.to_dict(), shapes)]
+    searches = [ConfigSearch(type(config), model_class, config.to_dict(), shapes, limit=limit)]
     for retarget in retargets():
         if _applies(retarget, config, model_class):
             partner = getattr(transformers, retarget.classes[model_class.__name__])
-            searches.append(ConfigSearch(partner.config_class, partner, retarget.apply(config), shapes, retarget))
+            searches.append(
+                ConfigSearch(partner.config_class, partner, retarget.apply(config), shapes, retarget, limit)
+            )
     rejected: list[tuple[ConfigSearch, dict[Field, int]]] = []
     for empty in (False, True):
         for search in searches:
@@ -237,16 +244,40 @@ def find_config(
                 if accept is None or accept(match):
                     return match, ""
                 rejected.append((search, edits))
-    return None, _why_none(searches, len(rejected))
+    return None, _why_none(searches, len(rejected), [set(about), {new for _, new in pairs}])
 
 
-def _why_none(searches: list[ConfigSearch], rejected: int) -> str:
+def _searches(
+    config: PreTrainedConfig, model_class: type[PreTrainedModel], shapes: TensorShapes, limit: int
+) -> list[ConfigSearch]:
+    """Through the configuration itself, then through those of architectures that compute the same function."""
+    searches = [ConfigSearch(type(config), model_class, config.to_dict(), shapes, limit=limit)]
+    for retarget in retargets():
+        if _applies(retarget, config, model_class):
+            partner = getattr(transformers, retarget.classes[model_class.__name__])
+            searches.append(
+                ConfigSearch(partner.config_class, partner, retarget.apply(config), shapes, retarget, limit)
+            )
+    return searches
+
+
+def _why_none(searches: list[ConfigSearch], rejected: int, wanted: list[set[int]]) -> str:
     builds = sum(search.builds for search in searches)
     why = f"no value of the configuration's fields gives these shapes ({builds} models were built)"
     if rejected:
         why = f"the {rejected} configurations that give these shapes compute something else"
-    refusal = next((refusal for search in searches for refusal in search.refusals), "")
+    refusals = [refusal for search in searches for refusal in search.refusals]
+    refusal, _ = max(refusals, key=lambda said: _tells(said, wanted), default=("", 0))
     return f"{why}; {searches[0].config_class.__name__}: {refusal}" if refusal else why
+
+
+def _tells(said: tuple[str, int], wanted: list[set[int]]) -> tuple[int, int, int]:
+    """How well a refusal tells why the wanted extents cannot be: by how many it names of what it should be about, how
+    few edits it is of, and how many it names of all."""
+    text, edits = said
+    numbers = set(map(int, re.findall(r"\d+", text)))
+    about, of_all = (len(numbers & some) for some in wanted)
+    return about, -edits, of_all
 
 
 def _ragged(before: TensorShapes, after: TensorShapes) -> str:
@@ -315,13 +346,14 @@ def _fields(data: Mapping[str, Any], path: Field = ()) -> Iterator[tuple[Field, 
 
 
 def _changes(data: Mapping[str, Any], found: Mapping[Field, int]) -> dict[str, tuple[Any, Any]]:
-    changes = {}
-    for path, new in sorted(found.items()):
-        inner: Any = data
-        for key in path:
-            if isinstance(inner, list) and isinstance(key, int):
-                inner = inner[key]
-            else:
-                inner = inner.get(key) if isinstance(inner, dict) else None
-        changes[".".join(map(str, path))] = (inner, new)
-    return changes
+    return {".".join(map(str, path)): (_at(data, path), new) for path, new in sorted(found.items())}
+
+
+def _at(data: Any, path: Field) -> Any:
+    """The value at a path; None where there is none."""
+    for key in path:
+        if isinstance(data, list) and isinstance(key, int):
+            data = data[key]
+        else:
+            data = data.get(key) if isinstance(data, dict) else None
+    return data

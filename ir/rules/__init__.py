@@ -26,6 +26,7 @@ from . import (
 from .contraction import Contraction
 from .picking import follow_positions, picked_from
 from .rule import AS_IT_IS, Equations, Resized, Rule, pattern
+from .shape import source_dims
 
 FAMILIES: Mapping[str, Mapping[str, Rule]] = {
     "pointwise": pointwise.POINTWISE_RULES,
@@ -105,4 +106,5 @@ __all__ = [
     "pattern",
     "picked_from",
     "rule_table",
+    "source_dims",
 ]

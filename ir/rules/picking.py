@@ -19,7 +19,9 @@ slice split squeeze t to transpose unbind unflatten unsqueeze view
 PASSING = frozenset(f"aten.{name}" for name in _PICKING_OPERATORS.split())
 """Operators whose result holds values of their operand, unchanged."""
 
-READING = frozenset(f"aten.{name}" for name in ("index", "gather", "scatter", "scatter_add", "index_select"))
+READING = frozenset(
+    f"aten.{name}" for name in ("index", "gather", "take_along_dim", "scatter", "scatter_add", "index_select")
+)
 """Operators whose rules handle indices that are positions of an axis."""
 
 

@@ -39,13 +39,13 @@ class Equations:
         return self._table[value]
 
     def tie(self, a: AxisId, b: AxisId) -> None:
-        """Equate two axes; if this is impossible, freeze both with the reason."""
+        """Equate two axes; the parts for which this is impossible are frozen with the reason."""
         if ONE in (self.axes.find(a), self.axes.find(b)):
             return
         try:
             self.axes.unify(a, b)
         except ClashError as clash:
-            self.freeze((a, b), str(clash))
+            self.freeze(clash.apart, str(clash))
 
     def tie_all(self, left: Iterable[AxisId], right: Iterable[AxisId]) -> None:
         """Equate axes pairwise; both sides have the same length."""

@@ -113,6 +113,15 @@ def _permutation(op: Op) -> list[int]:
     return [moved[d] if d in moved else next(rest) for d in order]
 
 
+def source_dims(op: Op) -> list[int] | None:
+    """The operand's dimension of every dimension of the result of an operator that only permutes dimensions, casts or
+    copies; None for any other operator.
+    """
+    if SHAPE_RULES.get(op.packet) is _PERMUTE:
+        return _permutation(op)
+    return list(range(len(op.result.shape))) if op.packet in _COPIES else None
+
+
 def _permute(eq: Equations, op: Op) -> None:
     operand = eq.of(tensor(op, 0))
     eq.tie_all((operand[d] for d in _permutation(op)), eq.of(op.result))
@@ -186,6 +195,9 @@ def _complex_view(eq: Equations, op: Op) -> None:
 _SAME_ELEMENTS = Rule(_reshape, text="finest runs of dimensions with equal products: product = product")
 _WITH_SHAPE = Rule(_reshape, _to_new_shape, text=_SAME_ELEMENTS.text)
 _PERMUTE = Rule(_permute, text="permutes dimensions")
+_COPIES = frozenset({
+    "aten._to_copy", "aten.to", "aten.alias", "aten.clone", "aten.contiguous", "aten.detach", "aten.lift_fresh",
+})  # fmt: skip
 
 SHAPE_RULES = {
     **{f"aten.{name}": _WITH_SHAPE for name in ("view", "reshape", "_unsafe_view")},

@@ -257,6 +257,19 @@ def _gather(eq: Equations, op: Op) -> None:
                 eq.freeze((operand[d], side[d]), "addressed in part by an index")
 
 
+def _take_along(eq: Equations, op: Op) -> None:
+    """As gather, but the other dimensions broadcast; without a dimension, positions count through the whole tensor."""
+    operand, index, result = eq.of(tensor(op, 0)), eq.of(tensor(op, 1, "indices")), eq.of(op.result)
+    if argument(op, 2, "dim") is None:
+        eq.freeze((*operand, *index, *result), "addressed by an index")
+        return
+    dim = place(op, 2, "dim", len(operand))
+    eq.address(operand[dim], tensor(op, 1, "indices"))
+    eq.freeze((index[dim], result[dim]), "addressed by an index")
+    for side in (operand, index):
+        _pass_others(eq, side, result, dim)
+
+
 def _windows(eq: Equations, op: Op) -> None:
     """unfold: overlapping windows of a dimension; the positions in a window become the last dimension."""
     operand, result = eq.of(tensor(op, 0)), eq.of(op.result)
@@ -300,6 +313,7 @@ SLICING_RULES = {
     "aten.index": Rule(_index, text="freezes the addressed dimensions, passes the others"),
     "aten.index_select": Rule(_index_select, text="freezes the addressed dimension, passes the others"),
     "aten.gather": Rule(_gather, text="freezes the addressed dimension"),
+    "aten.take_along_dim": Rule(_take_along, text="freezes the addressed dimension, the others broadcast"),
     "aten.scatter": Rule(_gather, text="freezes the addressed dimension"),
     "aten.scatter_add": Rule(_gather, text="freezes the addressed dimension"),
     "aten.scatter_reduce": Rule(_gather, text="freezes the addressed dimension"),

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ...runtime.model.keywords import caching
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.streaming.turns import Feed
+from ..data import is_inputs
+from ..model.inputs import batches_of, called_with
 
 if TYPE_CHECKING:
     from ..state import Data
@@ -51,18 +53,21 @@ class LinearCall:
 def calibration_feeds(
     data: Data, who: str, *, samples: int, length: int, seed: int | None, batch: int, ranks: Ranks = ALONE
 ) -> list[Feed]:
-    """Calibration data as batches that a model is run on: windows of text, or the losses of a module.
+    """Calibration data as batches that a model is run on: samples of inputs, windows of text, or losses of a module.
 
     Args:
-        data: with text or losses.
-        who: subject and verb of the error when there is neither.
-        samples, length, seed: which windows.
-        batch: windows in one forward pass.
+        data: with inputs, text or losses.
+        who: subject and verb of the error when there is none.
+        samples, length, seed: which samples or windows.
+        batch: the most of them in one forward pass.
         ranks: who shares them; what is returned are those of this rank.
 
     Raises:
-        RequestError: without calibration text or losses, or with too little text.
+        RequestError: without calibration data or losses, or with too little.
     """
+    if is_inputs(inputs := data.calibration):
+        found = batches_of(inputs, samples=samples, length=length, seed=seed, batch=batch, ranks=ranks)
+        return [called_with(batch) for batch in found]
     if data.losses:
         return list(ranks.share(data.losses, "losses"))
     return [_feed(window) for window in ranks.share(data.text(who).windows(length, samples, seed)).split(batch)]

@@ -13,7 +13,7 @@ from ...ir.options import option, seed_option
 from ...runtime.model.embeddings import vocabulary
 from ...runtime.streaming.block_runner import BlockRunner
 from ..base import Pass, PassKind
-from ..data import Corpus
+from ..data import Corpus, is_inputs
 from ..model.forward import decoded
 from ..state import State
 
@@ -30,6 +30,7 @@ class Generate(Pass):
 
     name: ClassVar[str] = "generate"
     kind: ClassVar[PassKind] = PassKind.ANALYSIS
+    reads_text: ClassVar[bool] = True
     keeps_values: ClassVar[bool] = True
 
     windows: int = option(256, "number of windows that the model writes", at_least=1)
@@ -55,6 +56,11 @@ class Generate(Pass):
                 f"generate needs a causal language model; this is a {type(state.subject.model).__name__}",
                 "leave generate out and give calibration data",
             )
+        if is_inputs(given := state.data.calibration):
+            raise RequestError(
+                f"generate adds windows to a text, and '{given.name}' holds inputs of another kind",
+                "leave generate out, or give text",
+            )
         sizes = [len(part) for part in torch.arange(self.windows).split(self.batch)]
         runner = state.subject.runner
 
@@ -63,7 +69,7 @@ class Generate(Pass):
             return torch.cat([written_by(runner, size, self.length, generator) for size in sizes])
 
         written = state.ranks.broadcast(runner.again(write))
-        state.data.calibration = Joined(state.data.calibration, self.first, written)
+        state.data.calibration = Joined(given, self.first, written)
         state.ledger.written.append((self.first, written))
         state.ledger.report[self.name] = {"windows": self.windows, "length": self.length}
 

@@ -217,10 +217,16 @@ _CONV_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
 
 
 def _spellings(packet: str) -> list[Any]:
-    """Torch's own functions for an operator: as a function, as a method and as Python's operator sign."""
+    """Torch's own functions for an operator: as a function, as a method, as Python's operator sign, and as the operator
+    itself, which graph modules call."""
     name = packet.removeprefix("aten.")
     places = (F, name), (torch, name), (torch.Tensor, name), (torch.Tensor, f"__{name}__")
-    return [getattr(home, spelled) for home, spelled in places if hasattr(home, spelled)]
+    return [*(getattr(home, spelled) for home, spelled in places if hasattr(home, spelled)), *_overloads(name)]
+
+
+def _overloads(name: str) -> list[Any]:
+    operator = getattr(torch.ops.aten, name, None)
+    return [] if operator is None else [getattr(operator, overload) for overload in operator.overloads()]
 
 
 RECORDED: dict[Any, Contraction] = {
@@ -231,9 +237,12 @@ RECORDED: dict[Any, Contraction] = {
 }
 """The calls that are linear maps of one argument, and what their rules say of them."""
 
-_ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
+_ADDITIONS = frozenset({
+    torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.ops.aten.add.Tensor,
+})  # fmt: skip
 _PASSES_ON = frozenset({
     F.dropout, torch.dropout, torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.contiguous,
+    *(operator for name in ("view", "reshape", "_unsafe_view") for operator in _overloads(name)),
 })  # fmt: skip
 """Functions that an output may pass through before an addition."""
 
@@ -250,9 +259,26 @@ def _selected(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Map
 
 
 def _turned(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart | None:
+    """The transpose, by a function that swaps two dimensions: the last two, where none are named."""
     dims = sorted(d % out.dim() for d in (*args, *kwargs.values()))
     last_two = dims in ([], [out.dim() - 2, out.dim() - 1]) and (dims or out.dim() == 2)
     return _WeightPart(out, part.name, part.expert, not part.flipped) if last_two else None
+
+
+def _last_two(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart:
+    del args, kwargs
+    return _WeightPart(out, part.name, part.expert, not part.flipped)
+
+
+def _permuted(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart | None:
+    """What ``permute`` gives, where the last two dimensions change places or none do."""
+    given = args or tuple(kwargs.values())
+    named = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list, torch.Size)) else given
+    order, rank = [d % out.dim() for d in named], out.dim()
+    if order == list(range(rank)):
+        return _same(part, out, (), {})
+    turned = [*range(rank - 2), rank - 1, rank - 2]
+    return _WeightPart(out, part.name, part.expert, not part.flipped) if order == turned else None
 
 
 def _same(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _WeightPart:
@@ -262,8 +288,12 @@ def _same(part: _WeightPart, out: Tensor, args: tuple[Any, ...], kwargs: Mapping
 
 _VIEWS: dict[Any, Callable[[_WeightPart, Tensor, tuple[Any, ...], Mapping[str, Any]], _WeightPart | None]] = {
     torch.Tensor.__getitem__: _selected,
-    **{f: _turned for f in (torch.Tensor.t, torch.t, torch.Tensor.T.__get__, torch.Tensor.mT.__get__)},  # type: ignore[attr-defined]
-    **{f: _turned for f in (torch.Tensor.transpose, torch.transpose)},
-    **{f: _same for f in (torch.Tensor.to, torch.Tensor.float, torch.Tensor.contiguous)},
+    **dict.fromkeys((torch.Tensor.t, torch.t, torch.Tensor.T.__get__), _turned),  # type: ignore[attr-defined]
+    **dict.fromkeys((torch.Tensor.transpose, torch.transpose, torch.Tensor.swapaxes, torch.swapaxes), _turned),
+    **dict.fromkeys((torch.Tensor.swapdims, torch.swapdims), _turned),
+    **dict.fromkeys((torch.Tensor.permute, torch.permute), _permuted),
+    torch.Tensor.mT.__get__: _last_two,  # type: ignore[attr-defined]
+    **dict.fromkeys((torch.Tensor.to, torch.Tensor.float, torch.Tensor.double, torch.Tensor.type_as), _same),
+    **dict.fromkeys((torch.Tensor.contiguous, torch.Tensor.clone, torch.clone), _same),
 }
 """Functions that may be applied to a weight before its linear call."""

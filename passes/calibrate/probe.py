@@ -92,4 +92,5 @@ def _probed(runner: BlockRunner, feed: Feed, names: Sequence[str]) -> Probe:
                 turn.outputs[0] = turn.checked(0)
     tensors, access = tensors_by_name(runner.model), WeightAccess(runner, brings=True)
     maps = {name: LinearMap.of(call, tensors[name], access) for name, call in calls.items()}
-    return Probe(maps, runner.stops, turns)
+    # Of a graph that has taken the place of the module's own code, no module is called.
+    return Probe(maps, tuple(path for path in runner.stops if turns[path]), turns)

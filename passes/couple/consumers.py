@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...ir.graph import Graph, Op, Value
 from ...ir.groups import Group, Occurrence, Role
+from .turned_weights import only_turns, turned_weights
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def taking_in(group: Group, graph: Graph) -> list[Occurrence]:
 def find_consumers(graph: Graph, places: Iterable[tuple[str, int]]) -> list[Consumer]:
     """The consumers at these (tensor, dimension) places, sorted by the first operator that uses them."""
     readers = _readers(graph)
-    leaves = {parameter.value for parameter in graph.parameters}
+    leaves = turned_weights(graph)
     found = []
     for tensor, dim in dict.fromkeys(places):
         ops = readers.get(tensor)
@@ -63,7 +64,7 @@ def find_consumers(graph: Graph, places: Iterable[tuple[str, int]]) -> list[Cons
 
 def meets_another(consumer: Consumer, graph: Graph) -> bool:
     """Whether an operator reads what a weight gives, or what is made of that alone, together with other activations."""
-    leaves = {parameter.value for parameter in graph.parameters}
+    leaves = turned_weights(graph)
     readers: dict[Value, list[Op]] = {}
     for op in graph.ops:
         for value in dict.fromkeys(op.operands):
@@ -81,9 +82,11 @@ def meets_another(consumer: Consumer, graph: Graph) -> bool:
 
 def _readers(graph: Graph) -> dict[str, list[tuple[int, Op]]]:
     names = {parameter.value: parameter.name for parameter in graph.parameters}
+    turned = turned_weights(graph)
     readers: dict[str, list[tuple[int, Op]]] = {}
     for number, op in enumerate(graph.ops):
-        for value in dict.fromkeys(op.operands):
-            if value in names:
-                readers.setdefault(names[value], []).append((number, op))
+        if only_turns(op, turned):
+            continue
+        for parameter in dict.fromkeys(turned[value].parameter for value in op.operands if value in turned):
+            readers.setdefault(names[parameter], []).append((number, op))
     return readers

@@ -18,6 +18,7 @@ from ...ir.groups import Group, Kind, Occurrence, Role
 from ...ir.rules import AS_IT_IS, Equations, contraction_of, follow_positions, picked_from, rule_table
 from .head_axes import head_channels
 from .inner_widths import InnerWidths
+from .turned_weights import only_turns, turned_weights
 
 Place = tuple[Value, int]
 """A dimension of a value."""
@@ -183,18 +184,19 @@ def _constants(graph: Graph) -> list[Value]:
 
 def _roles(graph: Graph, axes: Mapping[Value, tuple[Axis, ...]]) -> dict[Place, Role]:
     """Role of each weight dimension: OUT if its atoms are in the operator's result, IN if they are summed over."""
-    parameters = graph.parameter_of()
+    turned = turned_weights(graph)
     roles: dict[Place, Role] = {}
     for op in graph.ops:
-        leaves = [value for value in op.operands if value in parameters]
-        if not leaves:
+        leaves = [value for value in op.operands if value in turned]
+        if not leaves or only_turns(op, turned):
             continue
         alive = {atom.id for value in op.made for axis in axes[value] for atom in atoms_of(axis)}
         for value in leaves:
             contracted = _contracted(op, value)
             for dim, axis in enumerate(axes[value]):
                 makes = dim not in contracted and all(atom.id in alive for atom in atoms_of(axis))
-                roles.setdefault((value, dim), Role.OUT if makes else Role.IN)
+                place = turned[value].parameter, turned[value].dims[dim]
+                roles.setdefault(place, Role.OUT if makes else Role.IN)
     return roles
 
 
@@ -217,17 +219,23 @@ def _contracted(op: Op, weight: Value) -> set[int]:
 def _lonely(
     graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], members: Mapping[int, list[Occurrence]]
 ) -> dict[int, str]:
-    """Atoms in a single dimension of a single tensor that no linear map makes -> reason to freeze them."""
+    """Atoms that no linear map makes, and that nothing else ties -> reason to freeze them: those in a single dimension
+    of a single tensor, and features of buffers that maps take in."""
     known = ((op, contraction_of(op)) for op in graph.ops)
     weights = {contraction.weight_of(op) for op, contraction in known if contraction is not None}
     maps = {parameter.name for parameter in graph.parameters if parameter.value in weights}
+    buffers = {parameter.name for parameter in graph.parameters if parameter.is_buffer}
     computed = {atom.id for value in _constants(graph) for axis in axes[value] for atom in atoms_of(axis)}
     found: dict[int, str] = {}
     for atom, held in members.items():
+        stored = next((member.tensor for member in held if member.tensor in buffers), "")
+        takers = [member for member in held if member.tensor not in buffers]
         if len(held) == 1 and held[0].tensor not in maps:  # longer inputs would read more of them, or they are tokens
             found[atom] = f"positions of {held[0].tensor}"
         elif len(held) == 1 and held[0].role is Role.IN and atom in computed:  # the module's code computes them again
             found[atom] = f"features of a constant that {held[0].tensor} takes in"
+        elif stored and takers and all(taker.role is Role.IN and taker.tensor in maps for taker in takers):
+            found[atom] = f"features of the buffer {stored} that {takers[0].tensor} takes in"
     return found
 
 

@@ -38,6 +38,7 @@ class Drop(Pass):
     name: ClassVar[str] = "drop"
     kind: ClassVar[PassKind] = PassKind.SCORE
     invalidates: ClassVar[tuple[str, ...]] = ("couple",)
+    reads_text: ClassVar[bool] = True
     keeps_values: ClassVar[bool] = True
 
     layers: int | None = option(None, "number of layers to remove; 1 when sub_blocks is none too", at_least=0)
@@ -86,7 +87,7 @@ class Drop(Pass):
         score = {"influence": _by_influence, "perplexity": _by_perplexity}[self.by]
         gone, scores = state.ranks.broadcast(score(state.subject.runner, blocks, tokens, layers))
         kept = [index for index in range(len(blocks.modules)) if index not in gone]
-        ledger.report[self.name] = {"by": self.by, "dropped": sorted(gone), "scores": scores}
+        ledger.report[self.name] = {"by": self.by, "dropped": sorted(gone), "order": list(gone), "scores": scores}
         if not gone:
             return
         keep_layers(state, blocks, kept)

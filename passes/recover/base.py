@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -19,23 +19,22 @@ from ...runtime.place.placement import AUTO
 from ...runtime.scratch import ScratchDirectory
 from ...runtime.tensors import made_private
 from ..base import Pass, PassKind
+from ..data import InputSet, is_inputs
 from ..pipeline import print_pass
 from ..state import State
+from .answer_loss import AnswerLoss
 from .kept_training import KeptTraining
 from .memory import Holder, TrainingMemory, require_room, training_memory
 from .recorded_teacher import RecordedTeacher
 from .teacher import PresentTeacher, Teacher
-from .training import Example, Recipe, Training, examples_of, preserved_randomness
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .training import Lessons, Recipe, Training, lessons_of, preserved_randomness
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery(Pass):
-    """Trains on text what pruning left of a transformers causal language model.
+    """Trains what pruning left: of a causal language model of transformers on text, of any model on its inputs.
 
     ``state.ledger.report[name]`` receives the loss of every step, steps, tokens and seconds, and what the pass adds.
 
@@ -53,7 +52,7 @@ class Recovery(Pass):
         4, "examples per forward pass and device; a batch of several uses gradient accumulation", at_least=1
     )
     length: int = option(256, "maximum number of tokens in an example", at_least=2)
-    steps: int = option(0, "optimizer steps; with 0, epochs decides", at_least=0)
+    steps: int = option(0, "optimizer steps; with 0, epochs decides", replaces="epochs", at_least=0)
     warmup: int = option(100, "steps of linear warm-up, limited to a tenth of all steps", at_least=0)
     seed: int = option(42, "random seed for data order, dropout and adapter weights", at_least=0, below=2**32)
     dtype: str = option(
@@ -69,8 +68,8 @@ class Recovery(Pass):
         (AUTO, "on", "off"),
     )
     teacher: float = option(
-        0.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the text",
-        at_least=0, at_most=1, hint="0 uses the text only, 1 the dense model only",
+        0.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the data",
+        at_least=0, at_most=1, hint="0 uses the data only, 1 the dense model only",
     )  # fmt: skip
     temperature: float = option(
         1.0, "softmax temperature of the comparison with the dense model's predictions", above=0,
@@ -107,16 +106,20 @@ class Recovery(Pass):
         """Train; ``state.subject.model`` stays the same object with the same parameters, in eval mode.
 
         Raises:
-            RequestError: no data, or too little of it; a model that is no transformers causal language model, or that
+            RequestError: no data, or too little of it; data without labels where there is no teacher; a model that
                 this pass finds nothing to train in; a teacher, and no dense model to be it.
             FxpruneError: a loss that is not finite.
         """
-        if state.data.recovery is None:
+        data = state.data.recovery
+        if data is None:
             raise RequestError(f"{self.name} has no text to train on", "give --data FILE")
         model = state.subject.model
-        if not is_pretrained(model):
+        if is_inputs(data):
+            self.check_inputs(data)
+        elif not is_pretrained(model):
             raise RequestError(
-                f"{self.name} cannot train a {type(model).__name__}", "give a transformers causal language model"
+                f"{self.name} cannot train a {type(model).__name__} on text",
+                "give data by the names of its arguments, or a transformers causal language model",
             )
         self.require(state, model)
         if self.teacher and state.before.model is None:
@@ -124,32 +127,60 @@ class Recovery(Pass):
                 f"{self.name} needs the dense model as teacher, but no pass before it removed anything",
                 f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
             )
-        if self.checkpointing == "on" and not model.supports_gradient_checkpointing:
+        if self.checkpointing == "on" and not _can_compute_again(model):
             raise RequestError(
                 f"{self.name}: checkpointing=on, but a {type(model).__name__} cannot do without activations",
                 "leave it out, or give fewer examples in one forward pass (micro_batch)",
             )
-        examples = examples_of(state.data.recovery, self.length)
+        lessons = lessons_of(data, self.length)
         place = Holder.of(state.subject.runner)
         with ExitStack() as stack:
             stack.enter_context(preserved_randomness())
-            teacher = self._teacher(state, examples, place, stack) if self.teacher else None
+            stack.enter_context(state.ranks.through("training"))
+            teacher = self._teacher(state, lessons, place, stack)
             self._bring(state, model, place, stack)
             if self._widens(place):
                 stack.enter_context(_full_precision(model))
             stack.enter_context(_restored(model))
             recipe = self._recipe(model, place)
-            state.ledger.report[self.name] = self.recover(state, model, examples, recipe, teacher)
+            state.ledger.report[self.name] = self.recover(state, model, lessons, recipe, teacher)
             if isinstance(teacher, RecordedTeacher) and teacher.top_k:
                 state.ledger.report[self.name]["teacher_mass"] = teacher.mass
 
-    def _teacher(self, state: State, examples: list[Example], place: Holder, stack: ExitStack) -> Teacher:
-        """The dense model where it is in memory and all of its predictions are wanted, else what it predicts."""
-        runner = state.before.runner("model")
-        assert runner is not None, "run has checked it"
+    def check_inputs(self, data: InputSet) -> None:
+        """Refuse to train on inputs without labels, where these are needed, and what only text can be trained with.
+
+        Raises:
+            RequestError: naming what is missing.
+        """
+        if self.teacher < 1 and not data.labelled:
+            raise RequestError(
+                f"{self.name}: '{data.name}' has no labels to learn from",
+                f"give data with labels; or {self.name}{{teacher=1}}, which learns from the dense model alone",
+            )
+        if self.top_k:
+            raise RequestError(f"{self.name}: top_k is for text, and '{data.name}' is none", "leave top_k out")
+        if not data.divided and (self.batch > 1 and self.micro_batch > 1):
+            raise RequestError(
+                f"{self.name}: batches of '{data.name}' cannot be put together", f"write {self.name}{{micro_batch=1}}"
+            )
+
+    def _teacher(self, state: State, lessons: Lessons, place: Holder, stack: ExitStack) -> Teacher | AnswerLoss | None:
+        """What gives the loss; None for the loss of a language model on its text.
+
+        On text it is the dense model where that is in memory and all of its predictions are wanted, else what it
+        predicts.
+        """
+        runner = state.before.runner("model") if self.teacher else None
+        if runner is None:
+            return None if lessons.text else AnswerLoss(0.0, self.temperature, None, state.subject.outputs)
         dense, residence = runner.model, runner.residence
-        if residence is None and self._widens(place, frozen=True):
+        if residence is not None and not lessons.text:
+            stack.enter_context(runner.whole_in_memory())
+        elif residence is None and self._widens(place, frozen=True):
             stack.enter_context(_full_precision(dense))
+        if not lessons.text:
+            return AnswerLoss(self.teacher, self.temperature, dense.eval(), state.subject.outputs)
         if residence is None and not self.top_k:
             return PresentTeacher(dense, self.teacher, self.temperature)
         scratch = None if state.host.scratch is None else state.host.scratch()
@@ -157,14 +188,14 @@ class Recovery(Pass):
         teacher = RecordedTeacher(self.teacher, self.temperature, self.top_k, folder)
         teacher.keep_predictions(
             runner,
-            examples,
+            lessons.examples,
             batch=min(self.micro_batch, self.batch),
             device=place.device,
             bfloat16=self._bfloat16(place),
         )
         return teacher
 
-    def _bring(self, state: State, model: PreTrainedModel, place: Holder, stack: ExitStack) -> None:
+    def _bring(self, state: State, model: nn.Module, place: Holder, stack: ExitStack) -> None:
         """Put all weights into memory, those that are written to in memory of their own, until the stack is closed."""
         residence = state.subject.residence
         if residence is not None:
@@ -189,7 +220,7 @@ class Recovery(Pass):
             return not self._bfloat16(place) or not (self.keeps_weights if frozen is None else frozen)
         return self.dtype == "float32"
 
-    def memory(self, model: PreTrainedModel, place: Holder) -> TrainingMemory:
+    def memory(self, model: nn.Module, place: Holder) -> TrainingMemory:
         """What training needs.
 
         Args:
@@ -202,21 +233,21 @@ class Recovery(Pass):
             trained=self.trained(model),
             batch=min(self.micro_batch, self.batch),
             length=self.length,
-            checkpointing=self.checkpointing != "off" and model.supports_gradient_checkpointing,
+            checkpointing=self.checkpointing != "off" and _can_compute_again(model),
         )
 
-    def trained(self, model: PreTrainedModel) -> int:
+    def trained(self, model: nn.Module) -> int:
         """How many numbers are trained."""
         return sum(parameter.numel() for parameter in model.parameters())
 
-    def require(self, state: State, model: PreTrainedModel) -> None:
+    def require(self, state: State, model: nn.Module) -> None:
         """Check that this pass can train the model.
 
         Raises:
             RequestError: with what is missing.
         """
 
-    def written(self, model: PreTrainedModel) -> list[nn.Parameter]:
+    def written(self, model: nn.Module) -> list[nn.Parameter]:
         """The parameters of the model that the training or what follows it writes to."""
         return list(model.parameters())
 
@@ -224,18 +255,20 @@ class Recovery(Pass):
     def recover(
         self,
         state: State,
-        model: PreTrainedModel,
-        examples: list[Example],
+        model: nn.Module,
+        lessons: Lessons,
         recipe: Recipe,
-        teacher: Teacher | None,
+        teacher: Teacher | AnswerLoss | None,
     ) -> dict[str, Any]:
         """Train ``model`` in place; returns what to report."""
 
     def kept(self, state: State) -> KeptTraining | None:
         """Where the training keeps how far it got."""
-        return None if state.host.halfway is None else KeptTraining(state.host.halfway, print_pass(self, defaults=True))
+        if state.host.halfway is None:
+            return None
+        return KeptTraining(state.host.halfway, print_pass(self, defaults=True), state.ranks)
 
-    def _recipe(self, model: PreTrainedModel, place: Holder) -> Recipe:
+    def _recipe(self, model: nn.Module, place: Holder) -> Recipe:
         """The options as a training recipe for a model in memory."""
         return Recipe(
             epochs=self.epochs,
@@ -249,21 +282,22 @@ class Recovery(Pass):
             seed=self.seed,
         )
 
-    def _checkpointing(self, model: PreTrainedModel, place: Holder) -> bool:
-        if self.checkpointing != AUTO or not model.supports_gradient_checkpointing:
+    def _checkpointing(self, model: nn.Module, place: Holder) -> bool:
+        if self.checkpointing != AUTO or not _can_compute_again(model):
             return self.checkpointing == "on"
         memory = self.memory(model, place)
         return not place.holds(memory.usual, there=memory.weights)
 
 
-def reported(training: Training) -> dict[str, Any]:
+def reported(training: Training, lessons: Lessons) -> dict[str, Any]:
     """The part of the report that all recovery passes have."""
-    return {
-        "loss": training.losses,
-        "steps": len(training.losses),
-        "tokens": training.tokens,
-        "seconds": training.seconds,
-    }
+    seen = {"tokens": training.tokens} if lessons.text else {"samples": len(lessons.examples)}
+    return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds}
+
+
+def _can_compute_again(model: nn.Module) -> bool:
+    """Whether activations can be computed again for the backward."""
+    return bool(getattr(model, "supports_gradient_checkpointing", False))
 
 
 def require_finite(model: nn.Module, consequence: str) -> None:
@@ -299,7 +333,7 @@ def _full_precision(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _restored(model: PreTrainedModel) -> Iterator[None]:
+def _restored(model: nn.Module) -> Iterator[None]:
     """Afterwards, restore ``requires_grad``, set eval mode, and remove the attributes that PEFT added."""
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ...ir.errors import FxpruneError, RequestError
-from ...runtime.model.keywords import caching
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.side_effects import PassesOnMoreError
 from ...runtime.streaming.turns import Turn, side_by_side
-from ..calibrate.batches import Feed
+from ..model.answers import mask_of
 from ..model.blocks import find_blocks
-from .training import Example, pad
+from ..model.inputs import called_with
+from .training import Example, Lessons, pad
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Lesson:
 def distil_blocks(
     student: BlockRunner,
     teacher: BlockRunner,
-    examples: Sequence[Example],
+    lessons: Lessons | Sequence[Example],
     *,
     steps: int,
     lr: float,
@@ -55,7 +55,7 @@ def distil_blocks(
     Args:
         student: runs the pruned model.
         teacher: runs the dense model.
-        examples: the input of both models.
+        lessons: the input of both models; examples of text may stand alone.
         steps: AdamW steps for every block.
         lr: learning rate at the first step; it falls linearly to 0.
         batch: examples per step.
@@ -68,37 +68,53 @@ def distil_blocks(
         RequestError: when blocks cannot be compared, because layers or residual channels were removed.
         FxpruneError: for a loss that is not finite.
     """
-    path = _comparable(student, teacher)
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[: steps * batch]
-    batches = [pad([examples[i] for i in part.tolist()]) for part in order.split(batch)]
-    feeds = [_feed(each, student.device) for each in batches]
-    masks = [each["attention_mask"].bool().to(student.device) for each in batches]
+    if not isinstance(lessons, Lessons):
+        lessons = Lessons(lessons, pad)
+    paths = _comparable(student, teacher, all_lists=not lessons.text)
+    order = torch.randperm(len(lessons.examples), generator=torch.Generator().manual_seed(seed))[: steps * batch]
+    batches = _batches(lessons, order, batch)
+    feeds = [called_with(each) for each in batches]
     losses: dict[str, tuple[float, float]] = {}
     with closing(side_by_side(teacher.turns(feeds), student.turns(feeds))) as turns:
         for dense, pruned in turns:
-            if pruned.path.rpartition(".")[0] != path or pruned.path in losses:
+            if pruned.path.rpartition(".")[0] not in paths or pruned.path in losses:
                 continue
-            lessons = [Lesson(at, _target(dense, at), mask) for at, mask in enumerate(masks)]
+            targets = [_target(dense, at) for at in range(len(batches))]
+            lessons_here = [Lesson(at, target, _mask(batches[at], target)) for at, target in enumerate(targets)]
             student.changing(pruned.block.parameters())
-            losses[pruned.path] = _train(pruned, len(losses), lessons, steps, lr)
+            losses[pruned.path] = _train(pruned, len(losses), lessons_here, steps, lr)
     return list(losses.values())
 
 
-def _comparable(student: BlockRunner, teacher: BlockRunner) -> str:
-    """Path of the list of blocks that both models have."""
-    path = find_blocks(teacher.model).path
-    count, before = (len(list(run.model.get_submodule(path).children())) for run in (student, teacher))
-    if count != before:
-        raise _incomparable(f"{count} of {before} layers are left")
-    for why in (student.whole.get(path), teacher.whole.get(path)):
-        if why is not None:
-            raise _incomparable(why)
-    return path
+def _batches(lessons: Lessons, order: Tensor, size: int) -> list[dict[str, Any]]:
+    parts = order.split(size if lessons.divided else 1)
+    batches = [dict(lessons.join([lessons.examples[i] for i in part.tolist()])) for part in parts]
+    if lessons.text:  # an encoder-decoder model makes the inputs of its decoder from labels
+        for batch in batches:
+            del batch["labels"]
+    return batches
 
 
-def _feed(batch: dict[str, Tensor], device: torch.device) -> Feed:
-    given = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-    return lambda model: model(**given, **caching(model, False))
+def _comparable(student: BlockRunner, teacher: BlockRunner, *, all_lists: bool) -> list[str]:
+    """Paths of the lists of blocks that both models have: the largest, or all, such as encoder and decoder."""
+    largest = find_blocks(teacher.model).path
+    every = dict.fromkeys(path.rpartition(".")[0] for path in teacher.blocks.modules)
+    paths = list(every) if all_lists and every else [largest]
+    for path in paths:
+        count, before = (len(list(run.model.get_submodule(path).children())) for run in (student, teacher))
+        if count != before:
+            raise _incomparable(f"{count} of {before} layers are left")
+        for why in (student.whole.get(path), teacher.whole.get(path)):
+            if why is not None:
+                raise _incomparable(why)
+    return paths
+
+
+def _mask(batch: Mapping[str, Any], target: Tensor) -> Tensor:
+    """Bool ``[B, L]``: which outputs ``[B, L, d]`` of a block are no padding."""
+    mask = mask_of(target, batch)
+    whole = torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
+    return whole if mask is None else mask.to(target.device)
 
 
 def _target(turn: Turn, batch: int) -> Tensor:

@@ -21,6 +21,7 @@ from ..calibrate.map_moments import moments_of
 from ..calibrate.observed_calls import Visit
 from ..calibrate.shared_moments import shared_moments
 from ..couple.consumers import Consumer
+from ..data import is_inputs
 from ..state import State
 
 METHODS = ("lstsq", "bias")
@@ -61,7 +62,7 @@ class Compensate(Pass):
         """Refit in place.
 
         Raises:
-            RequestError: without a pruning pass before it; without calibration text, or with too little for a fit
+            RequestError: without a pruning pass before it; without calibration data, or with too little for a fit
                 without damping; for ``method=bias`` where a consumer has no bias.
             FxpruneError: for statistics that are not finite, or singular without damping.
         """
@@ -82,7 +83,7 @@ class Compensate(Pass):
         notes: list[str] = []
         if self.method == "bias":
             _require_biases(pairs)
-        elif not state.data.losses:
+        elif not state.data.losses and not is_inputs(state.data.calibration):  # how many tokens that is shows later
             for consumer in pairs.consumers:
                 self._require(pairs.probed(consumer), self.samples * self.length, notes=None)
         fits = self.method == "lstsq"

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from torch import nn
 
 from ...ir.errors import RequestError
 from ...ir.options import option
 from ...runtime.streaming.block_runner import BlockRunner
 from ..state import State
+from .answer_loss import AnswerLoss
 from .block_distillation import distil_blocks
 from .finetune import Finetune
 from .teacher import Teacher
-from .training import Example, Recipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .training import Lessons, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class Distill(Finetune):
     """Train the pruned model to match the dense model's predictions (arXiv 1503.02531; Minitron, arXiv 2407.14679).
 
     With ``blocks``, every block is first trained alone to match the output of the dense model's block.
-    Predictions are compared on the text. It need not be the dense model's training text, but it should be similar.
+    Predictions are compared on the data. It need not be the dense model's training data, but it should be similar. Of a
+    model without predictions (``logits``) the outputs are compared, such as the last hidden states of an encoder.
     """
 
     name: ClassVar[str] = "distill"
@@ -31,7 +32,7 @@ class Distill(Finetune):
     lr: float = option(1e-3, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-3")
     batch: int = option(16, "examples in an optimizer step", at_least=1)
     teacher: float = option(
-        1.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the text",
+        1.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the data",
         at_least=0, at_most=1,
     )  # fmt: skip
     blocks: int = option(
@@ -47,10 +48,10 @@ class Distill(Finetune):
     def recover(
         self,
         state: State,
-        model: PreTrainedModel,
-        examples: list[Example],
+        model: nn.Module,
+        lessons: Lessons,
         recipe: Recipe,
-        teacher: Teacher | None,
+        teacher: Teacher | AnswerLoss | None,
     ) -> dict[str, Any]:
         """Train the blocks, then all parameters."""
         assert teacher is not None, "check refuses a share of 0"
@@ -60,6 +61,6 @@ class Distill(Finetune):
             assert dense is not None, "it is the teacher"
             student = BlockRunner(model, whole=state.subject.whole)  # while it trains, it holds its weights
             found["blocks"] = distil_blocks(
-                student, dense, examples, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
+                student, dense, lessons, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed
             )
-        return super().recover(state, model, examples, recipe, teacher) | found
+        return super().recover(state, model, lessons, recipe, teacher) | found

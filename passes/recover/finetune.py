@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from torch import nn
 
 from ..state import State
+from .answer_loss import AnswerLoss
 from .base import Recovery, reported, require_finite
 from .teacher import Teacher
-from .training import Example, Recipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .training import Lessons, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +27,15 @@ class Finetune(Recovery):
     def recover(
         self,
         state: State,
-        model: PreTrainedModel,
-        examples: list[Example],
+        model: nn.Module,
+        lessons: Lessons,
         recipe: Recipe,
-        teacher: Teacher | None,
+        teacher: Teacher | AnswerLoss | None,
     ) -> dict[str, Any]:
         """Train all parameters."""
         from .trainer import train
 
         model.requires_grad_(True)
-        training = train(model, examples, recipe, teacher, self.kept(state))
+        training = train(model, lessons, recipe, teacher, self.kept(state))
         require_finite(model, "nothing was written")
-        return reported(training)
+        return reported(training, lessons)

@@ -2,6 +2,7 @@
 
 A safetensors file holds tensors: what is trained, the optimizer's moments, generators. ``training.json`` holds the
 rest and names that file. It is replaced in one step after the file has been written, so there is always a whole state.
+Of several processes rank 0 writes and reads it; only generators differ between ranks, so it holds those of all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from ...ir.errors import RequestError
 from ...runtime.generators import generator_states, set_generator_states
 from ...runtime.json_object import read_json_object
+from ...runtime.ranks import ALONE, Ranks
 from ..halfway import Halfway
 
 STATE = "training.json"
@@ -31,7 +33,7 @@ STATE = "training.json"
 STATE_FILES = re.compile(re.escape(STATE) + r"(\.new)?|[0-9]{8,}\.safetensors")
 """The names of all files of a state."""
 
-TRAINING_FORMAT = 1
+TRAINING_FORMAT = 2
 
 TRAINING_ROOM = 3
 """A state is kept only where the disk has room for this many copies of it: the last one goes when the next is there."""
@@ -43,8 +45,7 @@ _UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, Runt
 """What data of another form raises."""
 
 _MODEL, _MOMENTS, _GENERATORS = "model.", "optimizer.", "generator."
-_GENERATOR = f"{_GENERATORS}torch"
-_DEVICES = f"{_GENERATORS}device."
+_OF_TORCH, _OF_DEVICE = "torch", "device."
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class TrainingState:
         trainer: the state of the transformers Trainer, from which it knows the place in the data.
         groups: options of the optimizer's parameter groups.
         schedule: the state of the learning rate's schedule.
-        generators: the states of generators that are numbers.
+        generators: the states of generators that are numbers, by rank.
         tensors: what is trained, the optimizer's moments, and the states of generators that are tensors.
     """
 
@@ -67,17 +68,17 @@ class TrainingState:
     trainer: dict[str, Any]
     groups: list[dict[str, Any]]
     schedule: dict[str, Any]
-    generators: dict[str, Any]
+    generators: list[dict[str, Any]]
     tensors: dict[str, Tensor] = field(repr=False)
 
     @classmethod
     def of(
         cls, model: nn.Module, optimizer: Any, schedule: Any, *, trainer: dict[str, Any], losses: list[float],
-        seconds: float,
+        seconds: float, ranks: Ranks = ALONE,
     ) -> TrainingState:  # fmt: skip
-        """The state after a step. Tensors are those that the training goes on to change."""
+        """The state after a step, on all ranks. Tensors are those that the training goes on to change."""
         moments = optimizer.state_dict()
-        numbers, generators = _packed(generator_states())
+        packed = [_packed(states, rank) for rank, states in enumerate(ranks.gather(generator_states()))]
         return cls(
             step=len(losses),
             losses=list(losses),
@@ -85,14 +86,14 @@ class TrainingState:
             trainer=trainer,
             groups=moments["param_groups"],
             schedule=schedule.state_dict(),
-            generators=numbers,
+            generators=[numbers for numbers, _ in packed],
             tensors={f"{_MODEL}{name}": parameter.detach() for name, parameter in _trained(model)}
             | {
                 f"{_MOMENTS}{number}.{name}": value
                 for number, values in moments["state"].items()
                 for name, value in values.items()
             }
-            | generators,
+            | {name: tensor for _, tensors in packed for name, tensor in tensors.items()},
         )
 
     def put_weights(self, model: nn.Module) -> None:
@@ -119,9 +120,9 @@ class TrainingState:
         optimizer.load_state_dict({"state": state, "param_groups": self.groups})
         schedule.load_state_dict(self.schedule)
 
-    def put_generators(self) -> None:
-        """Restore the random number generators of the process."""
-        set_generator_states(_unpacked(self.generators, self.tensors))
+    def put_generators(self, rank: int = 0) -> None:
+        """Restore the random number generators of the process of this rank."""
+        set_generator_states(_unpacked(self.generators[rank], self._part(_generators_of(rank))))
 
     def _part(self, start: str) -> dict[str, Tensor]:
         return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
@@ -133,18 +134,29 @@ class KeptTraining:
     Args:
         halfway: where they are.
         text: the pass, with its options.
+        ranks: the processes that train together.
     """
 
-    def __init__(self, halfway: Halfway, text: str) -> None:
-        self._halfway, self._text = halfway, text
+    def __init__(self, halfway: Halfway, text: str, ranks: Ranks = ALONE) -> None:
+        self._halfway, self._text, self.ranks = halfway, text, ranks
         self._last, self._cost = time.monotonic(), 0.0
 
     def found(self) -> TrainingState | None:
-        """The state from which to go on; None when there is none of this pass.
+        """The state from which to go on; None when there is none of this pass. The same on all ranks.
 
         Raises:
-            RequestError: there is one of another run, or one that is damaged.
+            RequestError: there is one of another run or of another number of processes, or one that is damaged.
         """
+        state = self.ranks.by_first(self._read)
+        if state is not None and len(state.generators) != self.ranks.count:
+            raise RequestError(
+                f"cannot go on inside {self._text.partition('{')[0]}: {len(state.generators)} processes trained then, "
+                f"and {self.ranks.count} do now",
+                _HINT,
+            )
+        return state
+
+    def _read(self) -> TrainingState | None:
         file = self._halfway.folder / STATE
         if not self._halfway.go_on or not file.is_file():
             return None
@@ -163,11 +175,16 @@ class KeptTraining:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to keep a state."""
+        """Whether it is time to keep a state, by the clock of rank 0; asked by all ranks together."""
+        return self.ranks.by_first(self._due)
+
+    def _due(self) -> bool:
         return time.monotonic() - self._last >= max(self._halfway.every, SHARE * self._cost)
 
     def keep(self, state: TrainingState) -> None:
         """Put a state in the place of the one before. If that fails, training goes on without."""
+        if not self.ranks.first:
+            return
         started = time.monotonic()
         try:
             self._write(state)
@@ -206,21 +223,26 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def _packed(states: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The states of generators: those that are numbers as JSON data, and tensors."""
-    numpy = states["numpy"]
+def _generators_of(rank: int) -> str:
+    return f"{_GENERATORS}{rank}."
+
+
+def _packed(states: Mapping[str, Any], rank: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The states of a rank's generators: those that are numbers as JSON data, and tensors."""
+    numpy, start = states["numpy"], _generators_of(rank)
     numbers = {"key": numpy["state"]["key"].tolist(), "pos": int(numpy["state"]["pos"])}
-    tensors = {_GENERATOR: states["torch"]} | {f"{_DEVICES}{key}": value for key, value in states["devices"].items()}
+    tensors = {f"{start}{_OF_TORCH}": states["torch"]}
+    tensors |= {f"{start}{_OF_DEVICE}{key}": value for key, value in states["devices"].items()}
     return {"python": states["python"], "numpy": {**numpy, "state": numbers}}, tensors
 
 
 def _unpacked(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     numpy = numbers["numpy"]
     key = np.array(numpy["state"]["key"], dtype=np.uint32)
-    devices = {name.removeprefix(_DEVICES): value for name, value in tensors.items() if name.startswith(_DEVICES)}
+    devices = {name.removeprefix(_OF_DEVICE): value for name, value in tensors.items() if name.startswith(_OF_DEVICE)}
     return {
         "python": numbers["python"],
         "numpy": {**numpy, "state": {**numpy["state"], "key": key}},
-        "torch": tensors[_GENERATOR],
+        "torch": tensors[_OF_TORCH],
         "devices": devices,
     }

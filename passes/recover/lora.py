@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.options import option
@@ -17,15 +18,17 @@ from ...runtime.model.embeddings import input_embeddings
 from ...runtime.model.keywords import takes
 from ...runtime.model.kinds import is_conv1d, is_pretrained
 from ...runtime.tolerances import MERGED_ROUNDINGS, roundings
+from ..model.answers import answer_of
 from ..model.forward import logits_of
+from ..model.inputs import called_with
 from ..state import State
+from .answer_loss import AnswerLoss
 from .base import Recovery, reported, require_finite
 from .teacher import Teacher
-from .training import Example, Recipe
+from .training import Lessons, Recipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -60,27 +63,30 @@ class Lora(Recovery):
     )
     keep_adapter: bool = option(False, "also write the adapter, beside the merged model")
 
-    def require(self, state: State, model: PreTrainedModel) -> None:
+    def require(self, state: State, model: nn.Module) -> None:
         """Check that the model has projections to adapt."""
         del state
         if not projection_modules(model):
-            raise RequestError(f"{type(model).__name__} has no projection that lora could adapt", "leave lora out")
+            raise RequestError(
+                f"{type(model).__name__} has no projection that lora could adapt",
+                "use distill or finetune in its place",
+            )
 
-    def written(self, model: PreTrainedModel) -> list[nn.Parameter]:
+    def written(self, model: nn.Module) -> list[nn.Parameter]:
         """The projections, into which the adapters are merged."""
         return [model.get_parameter(f"{name}.weight") for name in projection_modules(model)]
 
-    def trained(self, model: PreTrainedModel) -> int:
+    def trained(self, model: nn.Module) -> int:
         """The numbers in the adapters."""
         return sum(self.r * sum(weight.shape) for weight in self.written(model))
 
     def recover(
         self,
         state: State,
-        model: PreTrainedModel,
-        examples: list[Example],
+        model: nn.Module,
+        lessons: Lessons,
         recipe: Recipe,
-        teacher: Teacher | None,
+        teacher: Teacher | AnswerLoss | None,
     ) -> dict[str, Any]:
         """Train and merge.
 
@@ -93,24 +99,24 @@ class Lora(Recovery):
 
         targets = projection_modules(model)
         set_seed(self.seed)
-        adapted = _adapt(model, self._config(model, targets))
+        adapted = _adapt(model, self._config(model, targets, text=lessons.text))
         try:
-            training = train(adapted, examples, recipe, teacher, self.kept(state))
+            training = train(adapted, lessons, recipe, teacher, self.kept(state))
             require_finite(adapted, "nothing was merged")
         except BaseException:
             adapted.unload()
             raise
         adapter = _adapter(adapted) if self.keep_adapter else None
-        difference = _merge(adapted, torch.tensor([examples[0]["input_ids"]]))
-        report = reported(training) | {"projections": targets, "merge_difference": difference}
+        difference = _merge(adapted, lessons)
+        report = reported(training, lessons) | {"projections": targets, "merge_difference": difference}
         return report | ({"adapter": adapter} if adapter else {})
 
-    def _config(self, model: PreTrainedModel, targets: list[str]) -> LoraConfig:
+    def _config(self, model: nn.Module, targets: list[str], *, text: bool = True) -> LoraConfig:
         from peft import LoraConfig
 
         return LoraConfig(
             # The model of PEFT for this task calls the model with all keywords that those of transformers have.
-            task_type="CAUSAL_LM" if takes(model, "inputs_embeds") else None,
+            task_type="CAUSAL_LM" if text and takes(model, "inputs_embeds") else None,
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
@@ -121,8 +127,12 @@ class Lora(Recovery):
         )
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 def projection_modules(model: torch.nn.Module) -> list[str]:
-    """Names of the modules that lora adapts: every linear projection with its own matrix.
+    """Names of the modules that lora adapts: every linear projection with its own matrix; of a model without one, every
+    convolution in one group.
 
     Input and output embeddings are left out. So are matrices that several modules share: an adapter merged into one
     module would change the others too.
@@ -130,7 +140,7 @@ def projection_modules(model: torch.nn.Module) -> list[str]:
     modules = dict(model.named_modules())
     holders = Counter(id(module.weight) for module in modules.values() if hasattr(module, "weight"))
     embeddings = [input_embeddings(model), model.get_output_embeddings()] if is_pretrained(model) else []
-    return [
+    linear = [
         name
         for name, module in modules.items()
         if (isinstance(module, torch.nn.Linear) or is_conv1d(module))
@@ -138,9 +148,17 @@ def projection_modules(model: torch.nn.Module) -> list[str]:
         and holders[id(module.weight)] == 1
         and not any(module is embedding for embedding in embeddings)
     ]
+    return linear or [
+        name
+        for name, module in modules.items()
+        if isinstance(module, CONVOLUTIONS)
+        and module.groups == 1
+        and holders[id(module.weight)] == 1
+        and not is_parametrized(module)
+    ]
 
 
-def _adapt(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+def _adapt(model: nn.Module, config: LoraConfig) -> PeftModel:
     from peft import PeftModel, get_peft_model
 
     with warnings.catch_warnings():
@@ -156,7 +174,7 @@ def _adapt(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     return adapted
 
 
-def _targets(model: PreTrainedModel, names: list[str]) -> list[str] | str:
+def _targets(model: nn.Module, names: list[str]) -> list[str] | str:
     """The projections for PEFT: a list of names, which PEFT matches as suffixes, or a regular expression if a suffix
     would match other modules too."""
     wanted, suffixes = set(names), tuple(f".{name}" for name in names)
@@ -175,19 +193,28 @@ def _adapter(adapted: PeftModel) -> Adapter:
     return Adapter(config, {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
 
 
-def _merge(adapted: PeftModel, probe: torch.Tensor) -> float:
-    """Merge the adapters into the weights; returns the largest change of the logits for ``probe``, ``[1, n]``."""
+def _merge(adapted: PeftModel, lessons: Lessons) -> float:
+    """Merge the adapters into the weights; returns the largest change of the outputs for the first example."""
     adapted.eval()
     plain = adapted.get_base_model()
+    first = lessons.examples[0]
+    probe = torch.tensor([first["input_ids"]]) if lessons.text else lessons.join([first])
+
+    def outputs() -> torch.Tensor:
+        if isinstance(probe, torch.Tensor):
+            return logits_of(plain, probe)
+        return torch.cat([part.rows.flatten() for part in answer_of(called_with(probe)(plain), probe)])
+
     with torch.no_grad():
-        before = logits_of(plain, probe)
+        before = outputs()
         adapted.merge_and_unload()
-        after = logits_of(plain, probe)
+        after = outputs()
     difference = (before - after).abs().max().item()
-    allowed = roundings(MERGED_ROUNDINGS, plain.dtype) * max(1.0, before.abs().max().item())
+    dtype = next(parameter.dtype for parameter in plain.parameters() if parameter.is_floating_point())
+    allowed = roundings(MERGED_ROUNDINGS, dtype) * max(1.0, before.abs().max().item())
     if not difference <= allowed:
         raise FxpruneError(
-            f"the merged model differs from the trained one by {difference:.3g} in its logits (allowed {allowed:.3g})",
+            f"the merged model differs from the trained one by {difference:.3g} in its outputs (allowed {allowed:.3g})",
             "this is a bug in fxprune or PEFT; please report it with the model's config",
         )
     return difference

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ...ir.errors import RequestError
+from ...runtime.model.kinds import is_pretrained
 from ...runtime.place.devices import CPU
 from ...runtime.place.memory import device_memory, host_memory, size_text
 from ...runtime.place.needs import needs_of
 from ...runtime.streaming.block_runner import BlockRunner
 from ..model.blocks import find_blocks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TRAINED_COPIES = 3
 """For every number that AdamW trains, in float32: its gradient and two moments."""
@@ -54,7 +51,7 @@ class TrainingMemory:
 
 
 def training_memory(
-    model: PreTrainedModel, *, dtype: torch.dtype, trained: int, batch: int, length: int, checkpointing: bool
+    model: nn.Module, *, dtype: torch.dtype, trained: int, batch: int, length: int, checkpointing: bool
 ) -> TrainingMemory:
     """What training needs of memory.
 
@@ -69,7 +66,7 @@ def training_memory(
         blocks: Sequence[nn.Module] = find_blocks(model).modules
     except RequestError:
         blocks = ()
-    vocabulary = getattr(model.config.get_text_config(), "vocab_size", None) or 0
+    vocabulary = getattr(model.config.get_text_config(), "vocab_size", None) or 0 if is_pretrained(model) else 0
     needs = needs_of(model, blocks, dtype=dtype, stored=dtype, batch=batch, length=length, vocabulary=vocabulary)
     every = needs.activations * max(1, len(blocks))
     return TrainingMemory(

@@ -20,7 +20,8 @@ from ...runtime.place.memory import size_text
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.store import write_tensors
 from ...runtime.streaming.turns import Feed
-from .teacher import IGNORED, Teacher
+from ..model.answers import IGNORED
+from .teacher import Teacher
 from .training import Example, pad
 
 Key = tuple[int, ...]

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...runtime.model.keywords import caching
-
-IGNORED = -100
-"""The label that transformers' causal language model loss ignores."""
+from ..model.answers import IGNORED
 
 
 class Teacher(ABC):

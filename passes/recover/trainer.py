@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ...ir.errors import FxpruneError, RequestError
 from ...runtime.scratch import ScratchDirectory
+from .answer_loss import AnswerLoss
 from .kept_training import KeptTraining, TrainingState
+from .sharding import is_sharded, whole_again
 from .teacher import Teacher
-from .training import Example, Recipe, Training, pad, preserved_randomness
+from .training import Lessons, Recipe, Training, preserved_randomness
 
 CHECKPOINTING = {
     "gradient_checkpointing", "_gradient_checkpointing_func", "_require_grads_hooks", "_require_grads_hook",
@@ -40,9 +42,9 @@ CHECKPOINTING = {
 
 def train(
     model: torch.nn.Module,
-    examples: Sequence[Example],
+    lessons: Lessons,
     recipe: Recipe,
-    teacher: Teacher | None = None,
+    teacher: Teacher | AnswerLoss | None = None,
     kept: KeptTraining | None = None,
 ) -> Training:
     """Train the parameters of ``model`` that require a gradient, with AdamW and the causal language model loss or a
@@ -53,9 +55,8 @@ def train(
 
     Args:
         model: what is trained.
-        examples: the data.
-        recipe: how.
-        teacher: gives the loss; None for the model's own.
+        lessons, recipe: on what, and how.
+        teacher: gives the loss; None for a causal language model's own.
         kept: keeps how far the training got, and where an earlier one got from which this one goes on.
 
     Raises:
@@ -72,11 +73,14 @@ def train(
         stack.enter_context(_current(home))
         if recipe.checkpointing:
             stack.enter_context(_checkpointed(model))
-        arguments = _arguments(recipe, len(examples), scratch, home)
-        given = {"model": model, "args": arguments, "train_dataset": list(examples), "data_collator": pad}
-        trainer = _Taught(teacher, state, **given, callbacks=[log])
+        arguments = _arguments(recipe, len(lessons.examples), scratch, home, text=lessons.text)
+        kind: Any = _Answering if isinstance(teacher, AnswerLoss) else _Taught
+        given = {"model": model, "args": arguments, "train_dataset": lessons.examples, "data_collator": lessons.join}
+        trainer: Trainer = kind(teacher, state, **given, callbacks=[log])
+        _require_way_back(trainer)
         try:
-            trainer.train(None if state is None else _folder_of(state, scratch))
+            with whole_again(model):
+                trainer.train(None if state is None else _folder_of(state, scratch))
         finally:
             model.to(home)
             if teacher is not None:
@@ -90,7 +94,7 @@ def _folder_of(state: TrainingState, scratch: str) -> str:
     return scratch
 
 
-def _arguments(recipe: Recipe, examples: int, scratch: str, home: torch.device) -> TrainingArguments:
+def _arguments(recipe: Recipe, examples: int, scratch: str, home: torch.device, *, text: bool) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=min(recipe.micro_batch, recipe.batch),
@@ -101,7 +105,7 @@ def _arguments(recipe: Recipe, examples: int, scratch: str, home: torch.device) 
         bf16=recipe.bfloat16,
         use_cpu=home.type == "cpu",
         dataloader_pin_memory=home.type == "cuda",
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="non_padding" if text else "no",
         label_names=["labels"],
         remove_unused_columns=False,
         logging_steps=1,
@@ -121,6 +125,22 @@ def _arguments(recipe: Recipe, examples: int, scratch: str, home: torch.device) 
     total = recipe.steps or recipe.epochs * math.ceil(examples / recipe.batch)
     arguments.warmup_steps = min(recipe.warmup, total // 10)
     return arguments
+
+
+def _require_way_back(trainer: Trainer) -> None:
+    """Refuse ways to share out a model after which it cannot be made whole again.
+
+    Raises:
+        RequestError: accelerate is told to use DeepSpeed, or the first version of FSDP.
+    """
+    hint = "run accelerate config again: choose FSDP with fsdp_version: 2, or no sharding"
+    if trainer.is_deepspeed_enabled:
+        raise RequestError("accelerate is set to DeepSpeed, and fxprune cannot take a model back from it", hint)
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if trainer.is_fsdp_enabled and plugin is not None and plugin.fsdp_version != 2:
+        raise RequestError(
+            f"accelerate is set to FSDP version {plugin.fsdp_version}, and fxprune takes a model back from 2 only", hint
+        )
 
 
 @contextmanager
@@ -164,22 +184,13 @@ def _cache_setting(model: torch.nn.Module) -> Iterator[None]:
             vars(config).pop("use_cache", None)
 
 
-class _Taught(Trainer):
-    """A Trainer that uses the teacher's loss instead of the model's own, if there is a teacher, and goes on from the
-    state of another, if there is one."""
+class _Resumed(Trainer):
+    """A silent Trainer that goes on from the state of another, if there is one."""
 
-    def __init__(self, teacher: Teacher | None, begun: TrainingState | None, **given: Any) -> None:
-        super().__init__(compute_loss_func=None if teacher is None else teacher.loss, **given)
+    def __init__(self, begun: TrainingState | None, **given: Any) -> None:
+        super().__init__(**given)
         self.remove_callback(PrinterCallback)  # it prints every log entry on stdout
-        self._teacher, self._begun = teacher, begun
-        if teacher is not None:
-            teacher.to(self.args.device)
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if self._teacher is not None:
-            with self.accelerator.autocast():
-                self._teacher.answer(inputs)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        self._begun = begun
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         del resume_from_checkpoint
@@ -192,7 +203,46 @@ class _Taught(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._begun is not None:
-            self._begun.put_generators()
+            self._begun.put_generators(self.args.process_index)
+
+
+class _Taught(_Resumed):
+    """On text: with the teacher's loss instead of the model's own, if there is a teacher."""
+
+    def __init__(self, teacher: Teacher | None, begun: TrainingState | None, **given: Any) -> None:
+        super().__init__(begun, compute_loss_func=None if teacher is None else teacher.loss, **given)
+        self._teacher = teacher
+        if teacher is not None:
+            teacher.to(self.args.device)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self._teacher is not None:
+            with self.accelerator.autocast():
+                self._teacher.answer(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class _Answering(_Resumed):
+    """On inputs of any kind: with a loss of answers, averaged over the batches of a step."""
+
+    def __init__(self, loss: AnswerLoss, begun: TrainingState | None, **given: Any) -> None:
+        super().__init__(begun, **given)
+        self.model_accepts_loss_kwargs = False  # the Trainer then averages over the batches of a step
+        self._loss = loss
+        loss.to(self.args.device)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        del return_outputs, num_items_in_batch
+        if self._loss.without_noise and not _computes_again(model):
+            model.eval()
+        return self._loss.of(model, inputs)
+
+
+def _computes_again(model: torch.nn.Module) -> bool:
+    """Whether activations are computed again for the backward, which transformers does in training mode only."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 class _Log(TrainerCallback):
@@ -226,7 +276,15 @@ class _Log(TrainerCallback):
                     "lower lr, raise warmup, or look for NaN in the weights; nothing was merged",
                 )
         self.losses.append(float(logs["loss"]))
-        if self._kept is not None and self._kept.due:
+        # Shards would have to be gathered for it.
+        if self._kept is not None and not is_sharded(event["model"]) and self._kept.due:
             parts = event["model"], event["optimizer"], event["lr_scheduler"]
-            trainer = dataclasses.asdict(state)
-            self._kept.keep(TrainingState.of(*parts, trainer=trainer, losses=self.losses, seconds=self.seconds))
+            self._kept.keep(
+                TrainingState.of(
+                    *parts,
+                    trainer=dataclasses.asdict(state),
+                    losses=self.losses,
+                    seconds=self.seconds,
+                    ranks=self._kept.ranks,
+                )
+            )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from ..data import Corpus
-from .teacher import IGNORED
+from ..data import Calibration, is_inputs
+from ..model.answers import IGNORED
 
 Example = dict[str, list[int]]
 
@@ -57,8 +57,8 @@ class Training:
     """Result of a training run.
 
     Attributes:
-        losses: mean loss of every optimizer step, in nats per predicted token.
-        tokens: number of tokens, without padding.
+        losses: mean loss of every optimizer step; for text in nats per predicted token.
+        tokens: number of tokens, without padding; 0 for inputs that are no text.
         seconds: wall time.
     """
 
@@ -67,15 +67,35 @@ class Training:
     seconds: float = 0.0
 
 
-def examples_of(data: Corpus, length: int) -> list[Example]:
-    """Training examples of a corpus: its rows if it has rows, otherwise its windows, with the loss on every token.
+@dataclass(frozen=True)
+class Lessons:
+    """What recovery trains on.
+
+    Attributes:
+        examples: one after the other; those of a data set of inputs are read when they are needed.
+        join: puts some of them together to a batch.
+        text: whether they are token ids, of each of which a causal language model predicts the next.
+        divided: whether several can be put together.
+    """
+
+    examples: Sequence[Any]
+    join: Callable[[Sequence[Any]], Mapping[str, Any]]
+    text: bool = True
+    divided: bool = True
+
+
+def lessons_of(data: Calibration, length: int) -> Lessons:
+    """Training examples of data: the samples of inputs; the rows of a text if it has rows, otherwise its windows, with
+    the loss on every token.
 
     Raises:
-        RequestError: when the text is too short for one example.
+        RequestError: when there is too little for one example.
     """
+    if is_inputs(data):
+        return Lessons(data.rows(length), data.join, text=False, divided=data.divided)
     if isinstance(data, RowCorpus):
-        return data.examples(length)
-    return [{"input_ids": ids, "labels": list(ids)} for ids in data.windows(length).tolist()]
+        return Lessons(data.examples(length), pad)
+    return Lessons([{"input_ids": ids, "labels": list(ids)} for ids in data.windows(length).tolist()], pad)
 
 
 def pad(examples: Sequence[Example]) -> dict[str, torch.Tensor]:

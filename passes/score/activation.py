@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -36,20 +36,31 @@ class Activation(ConsumerScored):
             FxpruneError: for activations that are not finite.
         """
         readers = readers_of(groups, state.subject.graph)
-        totals: dict[int, Scores] = {}
-
-        def receive(reader: ConsumerMember, call: LinearCall) -> None:
-            at = readers.index(reader)
-            squares = _squared_means(call.x, call.sample, reader).cpu().numpy()
-            totals[at] = totals[at] + squares if at in totals else squares
-
-        visit(state.subject.runner, self.feeds(state.data, state.ranks), readers, receive)
+        totals, told_apart = self._totals(state, readers)
+        if not all(state.ranks.gather(told_apart)) and self.batch > 1 and not state.data.losses:
+            # Rows that a router picked do not tell of which window they are: then windows go one by one.
+            totals, _ = replace(self, batch=1)._totals(state, readers)
         totals = state.ranks.sum_arrays(totals)
         scores = {group.name: np.zeros(group.units) for group in groups}
         for at, total in totals.items():
             scores[readers[at].group.name] += np.sqrt(total)
         require_scores(scores, groups, {readers[at].group.name for at in totals}, self.name)
         return scores
+
+    def _totals(self, state: State, readers: Sequence[ConsumerMember]) -> tuple[dict[int, Scores], bool]:
+        """Squared means of every reader's units, summed over windows; and whether the windows of all rows are known."""
+        totals: dict[int, Scores] = {}
+        told_apart = True
+
+        def receive(reader: ConsumerMember, call: LinearCall) -> None:
+            nonlocal told_apart
+            told_apart &= call.given.dim() != 2
+            at = readers.index(reader)
+            squares = _squared_means(call.x, call.sample, reader).cpu().numpy()
+            totals[at] = totals[at] + squares if at in totals else squares
+
+        visit(state.subject.runner, self.feeds(state.data, state.ranks), readers, receive)
+        return totals, told_apart
 
 
 def _squared_means(x: Tensor, sample: Tensor, reader: ConsumerMember) -> Tensor:

@@ -11,28 +11,34 @@ from torch.nn import functional
 
 from ...ir import FxpruneError, RequestError
 from ...runtime.experts import ONE_BY_ONE, experts_as
-from ...runtime.ranks import Ranks
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.gradient_receiver import GradientReceiver
 from ...runtime.streaming.reverse import Loss
 from ..calibrate.batches import LinearCall
 from ..calibrate.linear_calls import LinearCallRecorder
+from ..data import is_inputs
 from ..model.forward import logits_of
-from ..state import Data
+from ..model.inputs import batches_of
+from ..state import State
 from .consumer_scores import ConsumerScored
-
-BatchLoss = Callable[[nn.Module], tuple[Tensor, int]]
-"""Takes a module; returns the loss summed over predictions, and the number of predictions."""
+from .input_losses import BatchLoss, losses_on
 
 
-def losses_of(step: ConsumerScored, data: Data, ranks: Ranks) -> Iterator[BatchLoss]:
-    """One loss for every batch of this rank of the calibration text; the user's losses if there are any.
+def losses_of(step: ConsumerScored, state: State) -> Iterator[BatchLoss]:
+    """One loss for every batch of this rank of the calibration data; the user's losses if there are any.
 
     Raises:
-        RequestError: without calibration data, with too little text, or for windows of fewer than 2 tokens.
+        RequestError: without calibration data, with too little of it, or for windows of fewer than 2 tokens.
     """
+    data, ranks = state.data, state.ranks
     if data.losses:
         yield from (_counted(loss) for loss in ranks.share(data.losses, "losses"))
+        return
+    if is_inputs(inputs := data.calibration):
+        batches = batches_of(
+            inputs, samples=step.samples, length=step.length, seed=step.seed, batch=step.batch, ranks=ranks
+        )
+        yield from losses_on(inputs, batches, state.subject.outputs)
         return
     text = data.text(f"{step.name} scores need")
     if step.length < 2:

@@ -47,7 +47,7 @@ class Fisher(ConsumerScored):
         """
         readers = readers_of(groups, state.subject.graph)
         totals: dict[str, Scores] = {}
-        losses = list(losses_of(self, state.data, state.ranks))
+        losses = list(losses_of(self, state))
         runner = state.subject.runner
         predictions = activation_gradients(runner, losses, lambda: _switches(runner, readers, totals))
         predictions, totals = sum(state.ranks.gather(predictions)), state.ranks.sum_arrays(totals)

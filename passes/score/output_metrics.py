@@ -35,9 +35,7 @@ def output_metrics(step: ConsumerScored, state: State, groups: Sequence[Group]) 
     runner = state.subject.runner
     names = list(dict.fromkeys(reader.consumer.tensor for reader in readers_of(groups, state.subject.graph)))
     sums = _OuterProducts(None if runner.residence is None else runner.residence.store.shelf)
-    predictions = activation_gradients(
-        runner, list(losses_of(step, state.data, state.ranks)), lambda: _Receiver(runner, names, sums)
-    )
+    predictions = activation_gradients(runner, list(losses_of(step, state)), lambda: _Receiver(runner, names, sums))
 
     predictions = sum(state.ranks.gather(predictions))
 

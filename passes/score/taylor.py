@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from ...ir.groups import Group
 from ...ir.options import option, seed_option
-from ..data import Scores
+from ..data import Scores, is_inputs
 from ..prune import Prune
 from ..state import State
+from .input_losses import losses_on, mean_of
 from .taylor_of_losses import taylor_of_losses
 from .taylor_terms import TAYLOR_TERMS, taylor
 from .units import REDUCTIONS, unit_scores, wanted
@@ -37,12 +38,17 @@ class Taylor(Prune):
         """Importance from one pass over the calibration windows, for all groups at once.
 
         Raises:
-            RequestError: without calibration text or losses, or with too little text.
+            RequestError: without calibration data or losses, or with too little.
             FxpruneError: for a loss or gradient that is not finite.
         """
         runner, places = state.subject.runner, wanted(groups, state.subject.graph)
         if state.data.losses:
             found = taylor_of_losses(runner, state.data.losses, places, self.variant, state.ranks)
+            return {group.name: unit_scores(group, found, self.reduce) for group in groups}
+        if is_inputs(inputs := state.data.calibration):
+            rows = [inputs.join([row]) for row in inputs.rows(self.length, self.samples, self.seed)]
+            means = [mean_of(loss) for loss in losses_on(inputs, rows, state.subject.outputs)]
+            found = taylor_of_losses(runner, means, places, self.variant, state.ranks)
             return {group.name: unit_scores(group, found, self.reduce) for group in groups}
         tokens = state.data.text("taylor scores need").windows(self.length, self.samples, self.seed)
         found = taylor(runner, tokens, places, self.variant, state.ranks)

@@ -109,7 +109,9 @@ class Budget:
         report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
         if self.by == "search":
             unit_mask = UnitMask(state.subject.runner, coupling.graph, groups)
-            divergence = DivergenceGauge.of(state.subject.runner, state.data, **self._windows())
+            divergence = DivergenceGauge.of(
+                state.subject.runner, state.data, **self._windows(), keys=state.subject.outputs
+            )
             search = MeasuredAllocation(divergence, unit_mask, {group.name: group for group in groups}, scores, saved)
             counts, report["distance"] = self._searched(search, curves, costs, amount)
         else:

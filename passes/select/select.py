@@ -58,18 +58,25 @@ def select(
     Raises:
         RequestError: when the groups are so small that a ratio above 0 removes nothing.
     """
-    keep = {}
-    for group in groups:
-        count = kept_count(group.size, ratio, step_of(group, multiple_of), group.minimum)
-        keep[group.name] = best_units(group, scores[group.name], count)
-    if ratio > 0 and all(len(keep[group.name]) == group.units for group in groups):
+    counts = counts_for(groups, ratio, multiple_of)
+    return {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
+
+
+def counts_for(groups: Sequence[Group], ratio: float, multiple_of: int = 1) -> dict[str, int]:
+    """How many units every group keeps for a ratio; for a nested group, per parent unit.
+
+    Raises:
+        RequestError: when the groups are so small that a ratio above 0 removes nothing.
+    """
+    counts = {g.name: kept_count(g.size, ratio, step_of(g, multiple_of), g.minimum) for g in groups}
+    if ratio > 0 and all(counts[group.name] == group.size for group in groups):
         sizes = ", ".join(sorted({f"{group.kind.value} {group.size}" for group in groups}))
         raise RequestError(
             f"nothing to remove: ratio {ratio} is less than one unit in groups of {sizes}"
             + (f" in multiples of {multiple_of}" if multiple_of > 1 else ""),
             "give a larger ratio" + (" or a smaller --multiple-of" if multiple_of > 1 else ""),
         )
-    return keep
+    return counts
 
 
 def removed_shares(groups: Sequence[Group], keep: Mapping[str, Indices]) -> dict[str, dict[str, object]]:

@@ -19,8 +19,10 @@ from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.turns import Feed
 from ...runtime.tensors import tensors_by_name
 from ..couple.consumers import taking_in
-from ..data import Scores
+from ..data import Inputs, Scores, is_inputs
+from ..model.answers import ModelAnswer, answer_of, distance
 from ..model.forward import logits_of
+from ..model.inputs import batches_of, called_with
 from ..score_cache import ScoreCache
 from ..state import Data
 from .allocate import LossCurve, counts_of, fill
@@ -36,28 +38,41 @@ class DivergenceGauge:
     """The distance of a model's predictions on calibration data from the dense model's predictions.
 
     For a language model: the Kullback-Leibler divergence of the next-token distributions, in nats per token. For any
-    other module: the increase of its losses.
+    other module: the increase of its losses, or the :func:`~fxprune.passes.model.answers.distance` of its answers.
 
     Attributes:
         runner: of the model, which is changed between measurements.
         windows: token batches ``[B, L]``; empty for other modules.
-        losses: losses of other modules; empty for language models.
-        dense: results of the dense model: log-probabilities ``[B, L, V]`` of every batch, on the CPU, or every loss.
+        losses: losses of other modules; empty without.
+        dense: results of the dense model: log-probabilities ``[B, L, V]`` of every batch, on the CPU, or every loss, or
+            every answer.
+        inputs: batches of other inputs than text.
+        keys: outputs that count in answers.
     """
 
     runner: BlockRunner
     windows: Sequence[Tensor]
     losses: Sequence[Any] = ()
-    dense: list[Tensor] = field(default_factory=list)
+    dense: list[Any] = field(default_factory=list)
+    inputs: Sequence[Inputs] = ()
+    keys: Sequence[str] = ()
 
     @classmethod
     def of(
-        cls, runner: BlockRunner, data: Data, *, samples: int, length: int, seed: int | None, batch: int
+        cls,
+        runner: BlockRunner,
+        data: Data,
+        *,
+        samples: int,
+        length: int,
+        seed: int | None,
+        batch: int,
+        keys: Sequence[str] = (),
     ) -> DivergenceGauge:
         """Read the dense model, which is this one as it is now.
 
         Raises:
-            RequestError: without calibration text or losses, with too little text, or without weights to run.
+            RequestError: without calibration data or losses, with too little of it, or without weights to run.
         """
         if not data.losses and data.calibration is None:
             raise RequestError(
@@ -68,6 +83,10 @@ class DivergenceGauge:
             raise RequestError(
                 "by=search runs the model, but its weights are not in memory", "use by=global, which needs scores only"
             )
+        if is_inputs(data.calibration) and not data.losses:
+            inputs = batches_of(data.calibration, samples=samples, length=length, seed=seed, batch=batch)
+            answers = runner.run([_answers(one, keys) for one in inputs])
+            return cls(runner, (), dense=answers, inputs=inputs, keys=keys)
         windows = () if data.losses else data.calibration.windows(length, samples, seed).split(batch)  # type: ignore[union-attr]
         feeds = [_log_probabilities(window) for window in windows]
         return cls(runner, windows, data.losses, runner.run(feeds or data.losses))
@@ -81,12 +100,24 @@ class DivergenceGauge:
         if self.losses:
             pairs = zip(self.runner.run(self.losses), self.dense, strict=True)
             value = float(torch.stack([now - then for now, then in pairs]).mean())
+        elif self.inputs:
+            found = self.runner.run([_answers(one, self.keys) for one in self.inputs])
+            value = sum(float(distance(*pair)) for pair in zip(found, self.dense, strict=True)) / len(found)
         else:
             feeds = [_divergence(*pair) for pair in zip(self.windows, self.dense, strict=True)]
             value = sum(self.runner.run(feeds)) / sum(window.numel() for window in self.windows)
         if not np.isfinite(value):
             raise FxpruneError(f"the distance from the dense model is {value}", "run in float32; check the calibration")
         return value
+
+
+def _answers(batch: Inputs, keys: Sequence[str]) -> Feed:
+    """What the model says of a batch, on the CPU."""
+
+    def feed(model: nn.Module) -> ModelAnswer:
+        return [part.cpu() for part in answer_of(called_with(batch)(model), batch, keys)]
+
+    return feed
 
 
 def _log_probabilities(window: Tensor) -> Feed:

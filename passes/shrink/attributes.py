@@ -42,6 +42,21 @@ class AttributeChoice:
     options: list[Changes] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a run of the dense model showed.
+
+    Attributes:
+        reads: path of a module -> the integers that its forward reads.
+        values: (path, attribute) -> the value that the smaller model must have there, where an operator shows it.
+        likely: as ``values``, where this is only likely: it is tried first.
+    """
+
+    reads: Mapping[str, set[str]]
+    values: Mapping[tuple[str, str], Number] = field(default_factory=dict)
+    likely: Mapping[tuple[str, str], Number] = field(default_factory=dict)
+
+
 def put(model: nn.Module, repairs: Repairs) -> Callable[[], None]:
     """Apply ``repairs``; returns a function that undoes them."""
     originals: list[tuple[nn.Module, str, Any]] = []
@@ -59,8 +74,15 @@ def put(model: nn.Module, repairs: Repairs) -> Callable[[], None]:
     return take_back
 
 
+def likely_repairs(model: nn.Module, known: Known, shapes: ParameterShapes, extents: ModuleExtents) -> Repairs:
+    """The first that :func:`find_repairs` tries."""
+    survey = AttributeSurvey(model, known, shapes, extents)
+    settled = survey.settled()
+    return _repairs({**settled, **next(_combinations(survey.choices(settled)))})
+
+
 def find_repairs(
-    model: nn.Module, dry_run: DryRun, shapes: ParameterShapes, extents: ModuleExtents
+    model: nn.Module, dry_run: DryRun, shapes: ParameterShapes, extents: ModuleExtents, known: Known | None = None
 ) -> Iterator[Repairs]:
     """Every set of attribute changes with which the smaller model runs as the dense model did, most likely first.
 
@@ -68,12 +90,12 @@ def find_repairs(
         model: the dense model, not yet shrunk.
         dry_run: a dry run of the dense model; it is resized here.
         shapes: the new shapes of the tensors that change.
-        extents: as for ``shrink_module``.
+        extents, known: as for ``shrink_module``.
 
     Raises:
         FxpruneError: when the model runs with none of them.
     """
-    survey = AttributeSurvey(model, dry_run.reads, shapes, extents)
+    survey = AttributeSurvey(model, known or Known(dry_run.reads), shapes, extents)
     settled = survey.settled()
     choices = survey.choices(settled)
     dry_run.resize(shapes)
@@ -103,11 +125,9 @@ def find_repairs(
 class AttributeSurvey:
     """The integer attributes of a model, and what is known about each before any trial run."""
 
-    def __init__(
-        self, model: nn.Module, reads: Mapping[str, set[str]], shapes: ParameterShapes, extents: ModuleExtents
-    ) -> None:
+    def __init__(self, model: nn.Module, known: Known, shapes: ParameterShapes, extents: ModuleExtents) -> None:
         self.modules = dict(model.named_modules())
-        self.reads = reads
+        self.reads, self.given, self.likely = known.reads, known.values, known.likely
         self.extents = extents
         self.before = {name: tuple(tensor.shape) for name, tensor in tensors_by_every_name(model).items()}
         self.after = dict(self.before)
@@ -125,6 +145,9 @@ class AttributeSurvey:
         changes: Changes = {}
         for path, module in self.modules.items():
             for attribute, old in _integers(module):
+                if (path, attribute) in self.given:
+                    changes[path, attribute] = (old, self.given[path, attribute])
+                    continue
                 new = self._restated(path, attribute, depth=0)
                 if new is None and attribute not in self.reads.get(path, ()):
                     new = self._restated(path, attribute, depth=1) or self._followed(path, attribute, old)
@@ -147,8 +170,8 @@ class AttributeSurvey:
                     options = [restated, *(option for option in options if option != restated)]
                 if len(options) < 2 or not (config or restated is not None or self._is_width(path, attribute)):
                     continue
-                if config:
-                    options.sort(key=lambda option: option != old)
+                first = old if config else self.likely.get((path, attribute), options[0])
+                options.sort(key=lambda option: option != first)
                 key = (type(module), attribute, old, options[0] == old, len(options))
                 choice = choices.setdefault(key, AttributeChoice(config, [{} for _ in options]))
                 for changes, new in zip(choice.options, options, strict=True):

@@ -17,7 +17,7 @@ from ..couple.consumers import taking_in
 from ..couple.coupling import Coupling
 from ..state import State
 from .graph import extents_by_module, make_plan, rewrite
-from .module import shrink_module
+from .module import known_by, shrink_module
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
         repairs = shrink_module(
             subject.model, plan, extents_by_module(before, after), subject.example,
             outputs=subject.outputs, accept=_acceptance(state, after),
+            known=None if subject.observed is None else known_by(subject.observed, before, after),
         )  # fmt: skip
     except FxpruneError as stuck:
         if rebuild is None:

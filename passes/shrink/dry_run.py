@@ -9,7 +9,7 @@ large model can be tried several times.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from ...runtime.model.kinds import is_config
 from ...runtime.tensors import Places
 
 Reads = dict[str, set[str]]
+Give = Callable[[Any, str, str], Any]
 
 
 @dataclass(frozen=True)
@@ -113,20 +114,31 @@ class DryRun:
             set_experts(self.configs, BATCHED)
             self.example = {k: _moved(v, mode.device) for k, v in example.items()}
             self.attentions: tuple[str | None, ...] = (None,)
-            with _reading(self.model) as reads:
-                result = self.run()
-                if isinstance(result, DryRunResult):
-                    self.original, self.reads = result, reads
-                    used = {getattr(config, "_attn_implementation", None) for config in self.configs}
-                    same = (name for name in ATTENTIONS if used == {name} or self._once(name) == result)
-                    self.attentions = tuple(same) or (None,)
-                    return
+            result = self._unchanged()
+            if isinstance(result, DryRunResult):
+                return
             failures.append(result)
         worst = failures[-1]
         raise FxpruneError(
             f"the model does not run on the example input: {worst.path or 'its root module'}: {worst.error}",
             "give example inputs that the model's forward accepts",
         )
+
+    def _unchanged(self) -> DryRunResult | DryRunFailure:
+        """Run the model as it is, and note what its modules read; once more where the forward swapped modules for
+        others when it first ran."""
+        for again in (True, False):
+            parts = set(map(id, self.model.modules()))
+            with reading(self.model) as reads:
+                result = self.run()
+                if isinstance(result, DryRunResult):
+                    self.original, self.reads = result, reads
+                    used = {getattr(config, "_attn_implementation", None) for config in self.configs}
+                    same = (name for name in ATTENTIONS if used == {name} or self._once(name) == result)
+                    self.attentions = tuple(same) or (None,)
+            if not again or parts == set(map(id, self.model.modules())):
+                break
+        return result
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Give the named parameters and buffers new shapes; tied parameters stay tied."""
@@ -149,7 +161,7 @@ class DryRun:
         calls: list[str] = []
         stack: list[str] = [""]
         caching = {"use_cache": True} if self.mode.decode and "use_cache" in self.example else {}
-        with _following(self.model, calls, stack), torch.no_grad(), _ShapesOnly():
+        with following(self.model, calls, stack), torch.no_grad(), _ShapesOnly():
             try:
                 output = self.model(**{**self.example, **caching})
                 cache = getattr(output, "past_key_values", None)
@@ -191,7 +203,7 @@ def _shapes(output: Any, keys: Sequence[str]) -> tuple[tuple[int, ...], ...]:
 
 
 @contextmanager
-def _following(model: nn.Module, calls: list[str], stack: list[str]) -> Iterator[None]:
+def following(model: nn.Module, calls: list[str], stack: list[str]) -> Iterator[None]:
     """Record every module that runs; after an error, the top of ``stack`` is the innermost module that raised."""
     handles = []
     for path, module in model.named_modules():
@@ -212,8 +224,13 @@ def _following(model: nn.Module, calls: list[str], stack: list[str]) -> Iterator
 
 
 @contextmanager
-def _reading(model: nn.Module) -> Iterator[Reads]:
-    """Record the integers that every module reads while it runs: its own attributes and configuration fields."""
+def reading(model: nn.Module, give: Give | None = None) -> Iterator[Reads]:
+    """Record the integers that every module reads while it runs: its own attributes and configuration fields.
+
+    Args:
+        model: any module.
+        give: makes what a module reads, of the value of an attribute, the path of the module and the attribute's name.
+    """
     reads: Reads = {path: set() for path, _ in model.named_modules()}
     modules = dict(model.named_modules())
     undo: list[tuple[nn.Module, str, Any]] = []
@@ -223,7 +240,7 @@ def _reading(model: nn.Module) -> Iterator[Reads]:
             if path and _is_config(value):
                 undo.append((module, name, value))
                 setattr(module, name, _ConfigReader(value, name, reads[path]))
-        module.__class__ = _reader_class(type(module), reads[path])
+        module.__class__ = _reader_class(type(module), reads[path], path, give)
     try:
         yield reads
     finally:
@@ -231,11 +248,12 @@ def _reading(model: nn.Module) -> Iterator[Reads]:
             setattr(module, name, value)
 
 
-def _reader_class(base: type[nn.Module], seen: set[str]) -> type[nn.Module]:
+def _reader_class(base: type[nn.Module], seen: set[str], path: str, give: Give | None) -> type[nn.Module]:
     def __getattribute__(self: Any, name: str) -> Any:
         value = base.__getattribute__(self, name)
         if is_integral(value):
             seen.add(name)
+            return give(value, path, name) if give is not None else value
         return value
 
     return type(base.__name__, (base,), {"__getattribute__": __getattribute__, "__module__": base.__module__})

@@ -212,11 +212,11 @@ def _pairs(old: Op, new: Op) -> set[tuple[int, int]]:
     values = [*zip(old.operands, new.operands, strict=True), *zip(old.made, new.made, strict=True)]
     found = {pair for a, b in values for pair in zip(a.shape, b.shape, strict=True)}
     if old.target == new.target:
-        found |= set(zip(_integers(old.args), _integers(new.args), strict=False))
+        found |= {pair for pair in zip(_whole(old.args), _whole(new.args), strict=False) if min(pair) > 1}
     return found
 
 
-def _integers(args: Arg) -> list[int]:
+def _whole(args: Arg) -> list[int]:
     if isinstance(args, tuple):
-        return [i for arg in args for i in _integers(arg)]
-    return [args] if isinstance(args, int) and not isinstance(args, bool) and args > 1 else []
+        return [i for arg in args for i in _whole(arg)]
+    return [args] if isinstance(args, int) and not isinstance(args, bool) else []

@@ -7,14 +7,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from ...ir.errors import FxpruneError
+from ...ir.errors import FxpruneError, class_and_first_line
+from ...ir.graph import Graph
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
-from ...runtime.tensors import slice_tensors, tensors_by_name
-from .attributes import ModuleExtents, find_repairs, put
+from ...runtime.place.memory import device_memory, host_memory, is_out_of_memory
+from ...runtime.tensors import Places, slice_tensors, tensors_by_name
+from .attributes import Known, ModuleExtents, find_repairs, likely_repairs, put
 from .dry_run import DryRun
+from .uses import Observed, new_values
+
+
+def known_by(observed: Observed, before: Graph, after: Graph) -> Known:
+    """What a run of a module and a rewrite of its graph tell about its attributes."""
+    return Known(observed.reads, *new_values(observed.uses, before, after))
 
 
 def shrink_module(
@@ -25,6 +34,7 @@ def shrink_module(
     *,
     outputs: Sequence[str] = (),
     accept: Callable[[], bool] | None = None,
+    known: Known | None = None,
 ) -> Repairs:
     """Replace every tensor that ``plan`` slices and repair the integer attributes that the forward reads.
 
@@ -43,6 +53,8 @@ def shrink_module(
         outputs: keys of the outputs whose shapes must not change; all outputs when empty.
         accept: called after each repair that runs, with ``model`` shrunk and repaired; the first accepted repair is
             used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
+        known: what a run of ``model`` showed. With it and ``accept``, the most likely repair is tried on the model
+            itself; dry runs follow only if it is refused.
 
     Returns:
         The repairs, which a backend can apply again.
@@ -50,30 +62,78 @@ def shrink_module(
     Raises:
         FxpruneError: when the plan does not fit the model; when the model runs with no choice of attributes (the
             message has the module and its error; the model is not changed); when ``accept`` refused every choice (the
-            tensors are already sliced).
+            tensors are as before where there was memory for them beside their slices, otherwise sliced).
     """
     shapes = smaller_shapes(model, plan)
+    likely = None
+    if accept is not None and known is not None:
+        likely = likely_repairs(model, known, shapes, extents)
+        if _accepted_at_once(model, plan, likely, accept):
+            return likely
     dry_run = DryRun(model, example, outputs)
-    candidates = find_repairs(model, dry_run, shapes, extents)
+    found = find_repairs(model, dry_run, shapes, extents, known)
+    candidates = (repairs for repairs in found if repairs != likely)
     first = next(candidates)
+    before = {} if accept is None else _kept_beside(model, plan)
     slice_tensors(model, plan)
     if accept is None:
         put(model, first)
         return first
-    return _put_accepted(model, itertools.chain([first], candidates), accept)
+    try:
+        return _put_accepted(model, itertools.chain([first], candidates), accept)
+    except FxpruneError:
+        for name, tensor in before.items():
+            Places(model).replace(name, tensor)
+        raise
+
+
+def _kept_beside(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
+    """The tensors that a plan slices, by name, to put them back; none if they take half of the free memory."""
+    tensors = tensors_by_name(model)
+    found = {name: tensors[name] for name in plan.by_tensor()}
+    held = [tensor for tensor in found.values() if not tensor.is_meta]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    device = held[0].device if held else torch.device("cpu")
+    memory = host_memory() if device.type == "cpu" else device_memory(device)
+    return found if not size or (memory is not None and 2 * size <= memory.free) else {}
+
+
+def _accepted_at_once(model: nn.Module, plan: Plan, repairs: Repairs, accept: Callable[[], bool]) -> bool:
+    """Slice and repair a model; if it is not accepted, or does not run, it is as it was before."""
+    tables: list[dict[str, Any]] = [
+        table for module in model.modules() for table in (module._parameters, module._buffers)
+    ]
+    before = [dict(table) for table in tables]
+    slice_tensors(model, plan)
+    take_back = put(model, repairs)
+    try:
+        if accept():
+            return True
+    except FxpruneError:
+        pass  # the dry runs that follow say where it stops
+    take_back()
+    for table, held in zip(tables, before, strict=True):
+        table.update(held)
+    return False
 
 
 def _put_accepted(model: nn.Module, candidates: Iterable[Repairs], accept: Callable[[], bool]) -> Repairs:
-    """Apply the first repairs with which ``accept`` agrees."""
-    tried = 0
+    """Apply the first repairs with which ``accept`` agrees. An error of the model is no agreement: its forward may make
+    modules anew when it first runs, which no repair reaches."""
+    tried, what = 0, "runs but computes something else than its graph"
     for repairs in candidates:
         take_back = put(model, repairs)
-        if accept():
-            return repairs
+        try:
+            if accept():
+                return repairs
+        except Exception as error:  # whatever a model's own code raises
+            if is_out_of_memory(error):
+                raise
+            what = f"does not run: {error.message if isinstance(error, FxpruneError) else class_and_first_line(error)}"
         take_back()
         tried += 1
     raise FxpruneError(
-        f"the shrunken model runs but computes something else than its graph ({tried} ways to repair it were tried)",
+        f"the shrunken model {what} ({tried} ways to repair it were tried)",
         "please report the architecture; until then, do not prune this group",
     )
 

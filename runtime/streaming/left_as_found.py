@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
+import operator
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, fx, nn
 _LEAVES = (
     bool, int, float, complex, str, bytes, type(None), Tensor, type, ModuleType, torch.dtype, torch.device, fx.Graph,
 )  # fmt: skip
+_COMMON_LEAVES = frozenset({*_LEAVES, nn.Parameter})
+"""Asked first: to ask whether a value is an instance of a kind of tensor takes long."""
 _LIBRARY = sys.stdlib_module_names - {"collections", "types"}
 """Objects of Python's own library, such as loggers and locks, lead to what the module does not own."""
 
@@ -37,8 +40,9 @@ def left_as_found(*models: nn.Module, values: bool = False) -> Iterator[None]:
         values: whether a forward may also have written into tensors that are no parameters, because it runs on real
             ones; those are copied.
     """
-    undo = [step for kept in _containers(models) if (step := _undo(kept)) is not None]
-    tensors = [(tensor, tensor.detach().clone()) for tensor in _written_to(models)] if values else []
+    held = _containers(models)
+    undo = [step for kept in held if (step := _undo(kept)) is not None]
+    tensors = [(tensor, tensor.detach().clone()) for tensor in _written_to(models, held)] if values else []
     try:
         yield
     finally:
@@ -51,30 +55,48 @@ def left_as_found(*models: nn.Module, values: bool = False) -> Iterator[None]:
 
 def _containers(models: Iterable[nn.Module]) -> list[Any]:
     """Everything that holds references, each once: lists, dicts, sets, and the attributes of objects."""
-    found: dict[int, Any] = {}
+    found: set[int] = set()
     alive: list[Any] = []  # a freed object's id() may be used again
     waiting: list[Any] = list(models)
     while waiting:
         value = waiting.pop()
-        if isinstance(value, _LEAVES) or id(value) in found:
+        if id(value) in found or isinstance(value, _LEAVES):
             continue
         if isinstance(value, dict):
-            inner: Iterable[Any] = list(value.values())
+            inner: Iterable[Any] = value.values()
         elif isinstance(value, list | tuple | set | frozenset | deque):
-            inner = list(value)
-        elif inspect.isroutine(value) or type(value).__module__.partition(".")[0] in _LIBRARY:
+            inner = value
+        elif _leads_nowhere(type(value)):
             continue
         else:
             inner = [getattr(value, "__dict__", None), *_slots(value).values()]
-        found[id(value)] = value
+        found.add(id(value))
         alive.append(value)
-        waiting += [part for part in inner if not isinstance(part, _LEAVES)]
+        waiting += [part for part in inner if type(part) not in _COMMON_LEAVES]
     return alive
 
 
+@functools.cache
+def _leads_nowhere(kind: Any) -> bool:
+    """Whether values of a type are functions, or belong to Python's own library."""
+    routine = issubclass(kind, _ROUTINES) or (
+        hasattr(kind, "__get__") and not hasattr(kind, "__set__") and not hasattr(kind, "__delete__")
+    )
+    return routine or kind.__module__.partition(".")[0] in _LIBRARY
+
+
+_ROUTINES = (BuiltinFunctionType, FunctionType, MethodType, MethodDescriptorType)
+
+
 def _slots(value: Any) -> dict[str, Any]:
-    names = [name for base in type(value).__mro__ for name in _listed(getattr(base, "__slots__", ()))]
-    return {name: getattr(value, name) for name in names if name[:2] != "__" and hasattr(value, name)}
+    names = _slots_of(type(value))
+    return {name: getattr(value, name) for name in names if hasattr(value, name)} if names else {}
+
+
+@functools.cache
+def _slots_of(kind: Any) -> tuple[str, ...]:
+    names = (name for base in kind.__mro__ for name in _listed(getattr(base, "__slots__", ())))
+    return tuple(name for name in names if name[:2] != "__")
 
 
 def _listed(names: str | Iterable[str]) -> Sequence[str]:
@@ -83,29 +105,30 @@ def _listed(names: str | Iterable[str]) -> Sequence[str]:
 
 def _undo(held: Any) -> Undo | None:
     """What gives a container back the references that it holds now."""
-    if isinstance(held, dict):
-        return partial(_restore_dict, held, list(held.items()))
-    if isinstance(held, list):
-        return partial(_restore_list, held, list(held))
-    if isinstance(held, set):
-        return partial(_restore_set, held, set(held))
-    if isinstance(held, deque):
-        return partial(_restore_deque, held, list(held))
+    for kind, (copied, restore) in _RESTORE.items():
+        if isinstance(held, kind):
+            # Most containers of a module are empty. For a model with thousands of them, few new objects matter.
+            return partial(restore, held, copied(held)) if held else partial(_empty, held)
     slots = {} if isinstance(held, tuple | frozenset) else _slots(held)
     return partial(_restore_slots, held, slots) if slots else None
 
 
-def _same(now: Iterable[Any], before: Sequence[Any]) -> bool:
-    found = list(now)
-    return len(found) == len(before) and all(one is other for one, other in zip(found, before, strict=True))
+def _empty(held: Any) -> None:
+    if held:
+        base: Any = OrderedDict if isinstance(held, OrderedDict) else next(k for k in _RESTORE if isinstance(held, k))
+        base.clear(held)
 
 
-def _restore_dict(held: dict[Any, Any], before: list[tuple[Any, Any]]) -> None:
-    if _same(held, [key for key, _ in before]) and _same(held.values(), [value for _, value in before]):
+def _same(now: Collection[Any], before: Collection[Any]) -> bool:
+    return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+def _restore_dict(held: dict[Any, Any], before: dict[Any, Any]) -> None:
+    if _same(held.values(), before.values()) and _same(held, before):
         return
     base = OrderedDict if isinstance(held, OrderedDict) else dict  # a subclass may forbid or translate changes
     base.clear(held)
-    for key, value in before:
+    for key, value in before.items():
         base.__setitem__(held, key, value)
 
 
@@ -114,8 +137,8 @@ def _restore_list(held: list[Any], before: list[Any]) -> None:
         list.__setitem__(held, slice(None), before)
 
 
-def _restore_set(held: set[Any], before: set[Any]) -> None:
-    if held != before:
+def _restore_set(held: set[Any], before: list[Any]) -> None:
+    if held != set(before):
         set.clear(held)
         set.update(held, before)
 
@@ -126,6 +149,12 @@ def _restore_deque(held: deque[Any], before: list[Any]) -> None:
         held.extend(before)
 
 
+_RESTORE: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
+    dict: (dict, _restore_dict), list: (list, _restore_list), set: (list, _restore_set), deque: (list, _restore_deque),
+}  # fmt: skip
+"""Kind of container -> what copies its references, and what puts these back."""
+
+
 def _restore_slots(held: Any, before: dict[str, Any]) -> None:
     for name in _slots(held).keys() - before.keys():
         delattr(held, name)
@@ -134,13 +163,18 @@ def _restore_slots(held: Any, before: dict[str, Any]) -> None:
             setattr(held, name, value)
 
 
-def _written_to(models: Iterable[nn.Module]) -> list[Tensor]:
+def _written_to(models: Iterable[nn.Module], held: Iterable[Any]) -> list[Tensor]:
     """Buffers and tensors in plain attributes, each once; not parameters, and none without values."""
-    models = list(models)
     parameters = {id(parameter) for model in models for parameter in model.parameters()}
     found: dict[int, Tensor] = {}
-    for held in _containers(models):
-        for value in held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ():
-            if isinstance(value, Tensor) and not value.is_meta and id(value) not in parameters:
+    for container in held:
+        inner = container.values() if isinstance(container, dict) else container
+        for value in inner if isinstance(container, dict | list | tuple) else ():
+            if type(value) in _NO_TENSORS or not isinstance(value, Tensor):
+                continue
+            if not value.is_meta and id(value) not in parameters:
                 found[id(value)] = value
     return list(found.values())
+
+
+_NO_TENSORS = frozenset({*_COMMON_LEAVES, dict, list, tuple, OrderedDict} - {Tensor, nn.Parameter})

@@ -285,9 +285,9 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     (f"apply NETS:net{TARGET} --pass randem --out out", "unknown pass 'randem'", "did you mean 'random'"),
     (f"apply NETS:net{TARGET} --pass magnitude --seed 1 --out out", "has an option 'seed'", ""),
     (f"apply NETS:net{TARGET} --pass random --ratio 2 --out out", "random: ratio=2 is outside [0, 1)", "a quarter"),
-    (f"apply NETS:net{TARGET} --pass lora --out out", "'lora' needs a causal language model", "random, magnitude or"),
-    (f"apply NETS:net{TARGET} --pass taylor --out out", "taylor scores need a loss", "--loss package.module:function"),
-    (f"apply NETS:net{TARGET} --pass wanda --out out", "wanda scores need a loss", "--loss package.module:function"),
+    (f"apply NETS:net{TARGET} --pass lora --out out", "lora has no data to train on", "give --data FILE.npz"),
+    (f"apply NETS:net{TARGET} --pass taylor --out out", "taylor scores need a loss or cal", "--loss package.module:"),
+    (f"apply NETS:net{TARGET} --pass wanda --out out", "wanda scores need a loss or cal", "--loss package.module:"),
     (f"apply NETS:net{TARGET}{RANDOM} --loss f --out out", "'f' is not of the form package.module", "package.module:"),
     (f"apply NETS:net{TARGET}{RANDOM} --loss NETS:number --out out", "NETS:number is not a function but int", "func"),
     (f"apply NETS:net{TARGET} --pass taylor --loss NETS:vector --out out", "not a scalar tensor but of shape", ""),
@@ -295,7 +295,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     *(
         (f"apply NETS:net{TARGET}{RANDOM} --out out {option}", f"{option.split()[0]}: only for Hugging Face models", "")
         for option in (
-            "--calib exits.py", "--data exits.py", "--plan exits.py", "--form free", "--allow-pickle",
+            "--plan exits.py", "--form free", "--allow-pickle",
             "--trust-remote-code", "--print-ir-after all",
         )
     ),

@@ -89,15 +89,12 @@ def test_the_command_line_writes_a_hugging_face_model(vit: Path, tmp_path: Path)
 
 
 REFUSED: list[tuple[str, str, str]] = [
-    ("--pass taylor", "taylor scores need a loss", "--loss package.module:function"),
-    ("--pass wanda", "pass 'wanda' needs a causal language model, and ViTForImageClassification is not one", "random"),
+    ("--pass taylor", "taylor needs calibration data for ViTForImageClassification", "--loss package.module:function"),
+    ("--pass wanda", "wanda needs calibration data for ViTForImageClassification", "give --calib DATA: a folder"),
     ("--pass drop{layers=1}", "pass 'drop' needs a causal language model", "random, magnitude, taylor"),
-    ("--pass magnitude,lora", "pass 'lora' needs a causal language model", "random, magnitude, taylor"),
-    (
-        "--pass magnitude --calib x.txt",
-        "--calib and --data have no effect: ViTForImageClassification is not a",
-        "--loss",
-    ),
+    ("--pass generate,random", "pass 'generate' needs a causal language model", "random, magnitude, taylor"),
+    ("--pass magnitude,lora", "lora has no data to train on", "give --data DATA: a folder of images"),
+    ("--pass wanda --calib x.txt", "there is no text file 'x.txt'", "check the path"),
     ("--pass random --example float32[2,3,32,32]", "has no input name", "pixel_values=float32[2,3,"),
     ("--pass random --example pixels=float32[2,3]", "ViTForImageClassification takes no 'pixels'", "pixel_values"),
     ("--pass random --loss f", "'f' is not of the form package.module:callable", "package.module:callable"),

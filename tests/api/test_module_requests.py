@@ -79,9 +79,14 @@ REFUSED: list[tuple[Callable[[], Any], type[FxpruneError], str]] = [
         FxpruneError,
         "cannot trace Branching, at its root module (api/",
     ),
-    (lambda: prune_module(linear(), X, "taylor"), RequestError, "taylor scores need a loss"),
-    (lambda: prune_module(linear(), X, "lora"), RequestError, "pass 'lora' needs a causal language model"),
-    (lambda: prune_module(linear(), X, "random", calib=[X]), RequestError, "calib without a loss"),
+    (lambda: prune_module(linear(), X, "taylor"), RequestError, "taylor needs calibration data or a loss"),
+    (lambda: prune_module(linear(), X, "lora"), RequestError, "lora has no data to train on"),
+    (lambda: prune_module(linear(), X, "drop"), RequestError, "pass 'drop' needs a causal language model"),
+    (
+        lambda: prune_module(linear(), X, "taylor", calib=[{"y": X}]),
+        RequestError,
+        "holds 'y', which Sequential",
+    ),
     (lambda: prune_module(linear(), X, "taylor", loss=quadratic, calib=[]), RequestError, "calib holds no batch"),
     (
         lambda: prune_module(linear(), X, "taylor", loss=quadratic, calib="x"),
@@ -144,10 +149,10 @@ def test_what_is_refused(row: tuple[Callable[[], Any], type[FxpruneError], str])
     assert caught.value.hint
 
 
-def test_data_is_what_recovery_trains_on() -> None:
-    with pytest.raises(RequestError, match="no pass for modules trains") as caught:
-        prune_module(linear(), X, "taylor", loss=quadratic, data=[X])
-    assert "as calib=" in caught.value.hint
+def test_recovery_without_labels_needs_a_teacher() -> None:
+    with pytest.raises(RequestError, match="finetune: 'data' has no labels") as caught:
+        prune_module(linear(), X, "random,finetune", data=[X])
+    assert "finetune{teacher=1}" in caught.value.hint
 
 
 def test_modules_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

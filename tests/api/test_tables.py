@@ -1,7 +1,12 @@
-"""Tables: what is said about a training."""
+"""Tables: what is said about a training, and about layers that went."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from fxprune.api.terminal.dropped import dropped
 from fxprune.api.terminal.tables import remarks, trained
 
 
@@ -27,3 +32,41 @@ def test_remarks_are_a_line_for_each_pass_that_has_some() -> None:
     }
     assert remarks(report) == ["compensate: a: 5 too few; 2 more, see --json"]
     assert remarks({"compensate": {"notes": ["a: 5 too few"]}}) == ["compensate: a: 5 too few"]
+
+
+INFLUENCE = {"by": "influence", "dropped": [1, 3], "order": [3, 1], "scores": [0.5, 0.2, 0.25, 0.1]}
+PART = {"module": "model.layers.0.mlp", "kind": "mlp", "with": []}
+
+
+@pytest.mark.parametrize(
+    ("entry", "lines"),
+    [
+        ({}, []),
+        ({"by": "influence", "dropped": [], "scores": [0.5]}, []),
+        (INFLUENCE, ["drop removed layers 1, 3 of 4 (influence 0.2, 0.1; of the others 0.25 to 0.5)"]),
+        (
+            {"by": "perplexity", "dropped": [1, 3], "order": [3, 1], "scores": [20.5, 31.25]},
+            ["drop removed layers, in this order, 3, 1 (perplexity without: 20.5, 31.2)"],
+        ),
+        (
+            {
+                "sub_blocks": [PART],
+                "sub_block_scores": {"by": "influence", "scores": {"model.layers.0.mlp": 0.01, "b": 0.5}},
+            },
+            ["drop removed model.layers.0.mlp (influence 0.01; of the others 0.5)"],
+        ),
+        (
+            {
+                **INFLUENCE,
+                "sub_blocks": [PART],
+                "sub_block_scores": {"by": "perplexity", "scores": {"model.layers.0.mlp": 12.0}},
+            },
+            [
+                "drop removed layers 1, 3 of 4 (influence 0.2, 0.1; of the others 0.25 to 0.5)",
+                "drop removed model.layers.0.mlp, numbered without these layers (perplexity without: 12)",
+            ],
+        ),
+    ],
+)
+def test_layers_and_parts_that_went_are_named_with_their_scores(entry: dict[str, Any], lines: list[str]) -> None:
+    assert dropped({"wanda": {"removed": {}}, "drop": entry}) == lines

@@ -140,12 +140,18 @@ INPUTS: dict[str, dict[str, Any]] = {
 }
 """Model type -> inputs of its forward beyond token ids, as shapes; those named ``_ids`` are integers."""
 
+_LOOPS = (
+    "torch.export cannot trace transformers' loop over the experts that were picked: Could not guard on data-dependent "
+    "expression Eq(u0, 0)"
+)
+
 NOT_TRACED: dict[str, str] = {
-    "dbrx": "its experts have no implementation without data-dependent extents",
-    "gemma4_assistant": "transformers 5.23 refuses it: all its layers share a cache that none of them fills",
-    "gemma3n": "its vision tower needs timm",
-    "jetmoe": "its experts have no implementation without data-dependent extents",
-    "longcat_flash": "its experts have no implementation without data-dependent extents",
+    "dbrx": _LOOPS,
+    "gemma4_assistant": "transformers 5.23 cannot build it: The set of layer types producing a cache is different than "
+    "the set of layer types using them",
+    "gemma3n": "transformers cannot build its vision tower without timm and PIL",
+    "jetmoe": "its experts split the text at places that are known only when it runs",
+    "longcat_flash": _LOOPS,
 }
 """Model type -> why it is not built small or not traced."""
 
@@ -158,24 +164,25 @@ WITHOUT: dict[str, set[str]] = {
 """Model type -> what of heads, width and residual channels stays frozen or does not exist."""
 
 NOT_SAVED: dict[str, str] = {
-    "blt": "transformers 5.23 cannot run it with its default cache",
-    "gemma4_unified_assistant": "it runs on the states of another model only",
-    "qwen4_exp": "transformers 5.23 cannot run it with its default cache, all its layers here being linear",
-    "qwen4_exp_text": "transformers 5.23 cannot run it with its default cache, all its layers here being linear",
-    "xlstm": "its code checks the size of its states against the configuration",
+    "gemma4_unified_assistant": "transformers runs it on the states of another model only: inputs_embeds and "
+    "shared_kv_states cannot be None",
 }
 """Model type -> why the smaller model, which its graph describes, is not written as an artifact."""
 
 SAVED_WITH: dict[str, str] = {
     **dict.fromkeys(("big_bird", "ctrl", "deepseek_v4", "hy_v4", "inkling2_text", "moshi"), "heads=kv"),
     **dict.fromkeys(("musicgen", "musicgen_melody", "prophetnet", "xglm", "xlnet"), "heads=kv"),
+    **dict.fromkeys(("blt", "qwen4_exp", "qwen4_exp_text"), "heads=kv"),
     "codegen": "heads=query",  # the four parts that its heads come in are written in its code
     "roc_bert": "heads=kv",  # with half the residual width a plain configuration with other heads is nearly the same
     "trocr": "heads=off",  # its code takes the width of all heads to be the residual width
 }
 """Model type -> options with which it is saved, where its code fixes more than most: ``heads=kv,channels=true``."""
 
-DECODES_OTHERWISE = frozenset({"cpmant", "musicgen", "musicgen_melody"})
+WITHOUT_CACHE = frozenset({"blt", "qwen4_exp", "qwen4_exp_text", "xlstm"})
+"""Dense, too, they cannot run with the cache that they make themselves."""
+
+DECODES_OTHERWISE = WITHOUT_CACHE | {"cpmant", "musicgen", "musicgen_melody"}
 """Dense, too, they decode otherwise with a cache than without, or need more than one row of tokens."""
 
 HEADS_STAY = frozenset({"bloom", "mpt"})

@@ -39,9 +39,7 @@ def cuts(groups: list[Group]) -> list[Group]:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_family_couples_and_removing_equals_zeroing(name: str, request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("slow") and "slow" not in (request.config.option.markexpr or ""):
-        pytest.skip("slow: run with -m slow")
+def test_a_family_couples_and_removing_equals_zeroing(name: str) -> None:
     model = tiny_model(name)
     traced = trace_causal_lm(model, **inputs(name))
     coupling = couple(traced.graph)

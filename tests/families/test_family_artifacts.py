@@ -26,11 +26,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("families", PARTS)
-def test_pruned_saved_and_reloaded(
-    families: list[str], tmp_path: Path, jobs: list[Job], request: pytest.FixtureRequest
-) -> None:
-    if request.node.get_closest_marker("slow") and "slow" not in (request.config.option.markexpr or ""):
-        pytest.skip("slow: run with -m slow")
+def test_pruned_saved_and_reloaded(families: list[str], tmp_path: Path, jobs: list[Job]) -> None:
     for name in families:
         source, out = tmp_path / name / "source", tmp_path / name / "out"
         tiny_model(name).save_pretrained(source)

@@ -48,11 +48,7 @@ def saved(name: str, folder: Path) -> Applied:
 
 
 @pytest.mark.parametrize("families", PARTS)
-def test_pruned_saved_and_reloaded(
-    families: list[str], tmp_path: Path, jobs: list[Job], request: pytest.FixtureRequest
-) -> None:
-    if request.node.get_closest_marker("slow") and "slow" not in (request.config.option.markexpr or ""):
-        pytest.skip("slow: run with -m slow")
+def test_pruned_saved_and_reloaded(families: list[str], tmp_path: Path, jobs: list[Job]) -> None:
     for name in families:
         applied = saved(name, tmp_path)
         found = {"heads" if "heads" in change.kind else change.kind for change in applied.groups}

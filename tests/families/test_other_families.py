@@ -37,11 +37,6 @@ pooler, one with tokens that are no channels, one with features of a constant. D
 samples times heads; SigLIP pools by torch's own attention, which remembers its width."""
 
 
-def skip_unless_asked(request: pytest.FixtureRequest) -> None:
-    if request.node.get_closest_marker("slow") and "slow" not in (request.config.option.markexpr or ""):
-        pytest.skip("slow: run with -m slow")
-
-
 def three_quarters(group: Group) -> Indices:
     """The units of a group without the first quarter, within every parent unit; one of two or three stays whole."""
     gone = group.size // 4
@@ -50,8 +45,7 @@ def three_quarters(group: Group) -> Indices:
 
 
 @pytest.mark.parametrize("name", TRACED)
-def test_a_family_couples_and_removing_equals_zeroing(name: str, request: pytest.FixtureRequest) -> None:
-    skip_unless_asked(request)
+def test_a_family_couples_and_removing_equals_zeroing(name: str) -> None:
     model = tiny_model(name)
     traced = trace_model(model, inputs(name), output=ROWS[name].output, values=inputs(name))
     coupling = couple(traced.graph)
@@ -73,8 +67,7 @@ def doubled(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_family_is_repaired_in_place_and_equals_its_graph(name: str, request: pytest.FixtureRequest) -> None:
-    skip_unless_asked(request)
+def test_a_family_is_repaired_in_place_and_equals_its_graph(name: str) -> None:
     result = fxprune.prune_module(tiny_model(name).double(), doubled(name), "random", ratio=0.25)
     assert result.in_place, result.rebuilt_because
     assert result.worst_difference <= TOLERANCE
@@ -82,8 +75,7 @@ def test_a_family_is_repaired_in_place_and_equals_its_graph(name: str, request: 
 
 
 @pytest.mark.parametrize("name", ["convnext", pytest.param("bert", marks=pytest.mark.slow)])
-def test_a_pruned_family_is_saved_and_loaded(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    skip_unless_asked(request)
+def test_a_pruned_family_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     result = fxprune.prune_module(tiny_model(name), inputs(name), "random", ratio=0.25)
     result.save(tmp_path / "out")
     loaded = fxprune.load(tmp_path / "out")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -294,3 +295,40 @@ def test_a_type_without_a_text_form_is_a_mistake_of_the_pass() -> None:
 
     with pytest.raises(TypeError, match=r"Odd\.table: pipeline text has no form"):
         options_of(Odd)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgeted(Plain):
+    """A pass with options that leave others without effect."""
+
+    name: ClassVar[str] = "budgeted"
+
+    ratio: float = option(0.25, "share of units to remove")
+    target: str | None = option(None, "budget instead of ratio", replaces="ratio")
+    by: str = option("uniform", "how", ("uniform", "search"))
+    moves: int = option(64, "exchanges", only_with=("by", "search"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shared", "message"),
+    [
+        ("budgeted{ratio=0.3,target=half}", {}, "ratio=0.3 has no effect beside target=half"),
+        ("budgeted{target=half,ratio=0.25}", {}, "ratio=0.25 has no effect beside target=half"),
+        ("budgeted{ratio=0.3}", {"target": "half"}, "ratio=0.3 has no effect beside target=half"),
+        ("budgeted", {"target": "half", "ratio": 0.3}, "ratio=0.3 has no effect beside target=half"),
+        ("budgeted{moves=5}", {}, "moves=5 has an effect only with by=search"),
+        ("budgeted{moves=5,by=uniform}", {}, "moves=5 has an effect only with by=search"),
+        ("budgeted{target=half}", {"ratio": 0.3}, "ratio=0.3 has no effect beside target=half"),
+    ],
+)
+def test_an_option_without_effect_is_refused(text: str, shared: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        parse_pipeline(text, [*PASSES, Budgeted], shared)
+
+
+def test_an_option_that_another_replaces_is_neither_shared_nor_printed() -> None:
+    found = parse_pipeline("budgeted{target=half},budgeted,score", [*PASSES, Budgeted], {"ratio": 0.5})
+    assert found == (Budgeted(target="half"), Budgeted(ratio=0.5), Score(ratio=0.5))
+    text = print_pipeline(found[:2], defaults=True)
+    assert text == ("budgeted{target=half,by=uniform,moves=64},budgeted{ratio=0.5,target=none,by=uniform,moves=64}")
+    assert parse_pipeline("budgeted{by=search,moves=5}", [Budgeted]) == (Budgeted(by="search", moves=5),)

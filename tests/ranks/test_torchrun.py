@@ -22,6 +22,7 @@ from transformers import MixtralConfig
 
 from fxprune import api
 from fxprune.backends.huggingface import weight_source
+from fxprune.ir.errors import FxpruneError
 
 from ..checkpoints import WIDTHS, contents, write_checkpoint
 from ..corpora import word_tokenizer
@@ -36,6 +37,8 @@ from fxprune.api import agreement
 from fxprune.api.pruning import model_run
 from fxprune.backends.huggingface import save as saving, weight_source
 from fxprune.ir.errors import FxpruneError
+from fxprune.api.pruning import resume
+from fxprune.passes.recover import kept_training
 from fxprune.passes.score.taylor import Taylor
 from fxprune.runtime import ranks
 
@@ -44,9 +47,16 @@ saving.FreshProcess, weight_source.verify_written = contextlib.nullcontext, lamb
 
 rank = int(os.environ["RANK"])
 version, scores, save = agreement.version, Taylor.scores, model_run.ModelRun.save
+State, state_of = kept_training.TrainingState, kept_training.TrainingState.of
 
 def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
+
+def killed_after_three_steps(*arguments, **how):
+    state = state_of(*arguments, **how)
+    if state.step == 3:
+        killed()
+    return state
 
 def full(*arguments, **how):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -68,6 +78,10 @@ def run(job):
         agreement.version = lambda name: "1.0" if name == "torch" else version(name)
     if trouble == "killed" and rank:
         Taylor.scores = killed
+    if job.pop("keeps every step", False):
+        resume.EVERY, kept_training.SHARE = 0.0, 0
+    if trouble == "killed while it trains" and rank:
+        State.of = killed_after_three_steps
     if trouble == "no room" and rank:
         Taylor.scores = no_room
     if trouble == "full" and not rank:
@@ -332,6 +346,30 @@ def test_a_killed_rank_is_named_within_the_limit(two: Two, given: dict[str, str]
     assert found["error"].startswith("rank 1 was killed, or took more than 10 s; waited for: ")
     assert not found["told"]
     assert not left_behind(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_training_whose_rank_was_killed_goes_on_to_the_same_bytes(given: dict[str, str], tmp_path: Path) -> None:
+    lora = "random,lora{steps=4,batch=4,micro_batch=2,length=8}"
+    job = pruned(given, tmp_path / "out", lora, data=given["calib"], **{"keeps every step": True})
+    first = Two()
+    whole = first(**job | {"out": str(tmp_path / "whole")})
+    found, ended = first(**job, trouble="killed while it trains", limit="10")
+    first.close()
+    assert ended is None
+    assert found is not None
+    assert found["error"].startswith("rank 1 was killed")
+    assert left_behind(tmp_path) == [".out.halfway", "whole"]
+    assert json.loads((tmp_path / ".out.halfway" / "training.json").read_text())["step"] == 3
+    with pytest.raises(FxpruneError, match="2 processes trained then, and 1 do now"):
+        api.apply(**{key: value for key, value in job.items() if key != "keeps every step"}, resume=True)
+    again = Two()
+    told = again(**job, resume=True)
+    again.close()
+    losses = [[said and said["record"]["passes"]["lora"]["loss"] for said in both] for both in (whole, told)]
+    assert losses[0] == losses[1]
+    assert left_behind(tmp_path) == ["out", "whole"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -40,7 +40,7 @@ def load_rows(name: str, config: str | None, split: str) -> Any:
     if folder is not None:
         for file in _SETTINGS:
             if (folder / file).is_symlink() or (folder / file).exists():
-                _check(str(folder / file), folder)
+                check_inside(str(folder / file), folder)
     builder = datasets.load_dataset_builder(name, config)
     kind = type(builder).__module__.split(".")
     if kind[:2] != ["datasets", "packaged_modules"] or kind[2] not in _TABLE_FORMATS:
@@ -50,7 +50,7 @@ def load_rows(name: str, config: str | None, split: str) -> Any:
         )
     for source in _data_files(builder):
         if folder is not None:
-            _check(source, folder)
+            check_inside(source, folder)
         elif not source.startswith(_HUB):
             raise RequestError(
                 f"the data set {name} reads {source}, which is not on the Hub",
@@ -88,7 +88,12 @@ def _data_files(builder: DatasetBuilder) -> Iterator[str]:
         yield from map(str, files)
 
 
-def _check(file: str, folder: Path) -> None:
+def check_inside(file: str, folder: Path) -> None:
+    """Refuse a file that a data set names, when it is not a regular file in the directory of the data set.
+
+    Raises:
+        RequestError: naming the file.
+    """
     try:
         end = Path(file).resolve(strict=True)
         regular = stat.S_ISREG(end.stat().st_mode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,18 @@ def read_json(path: Path, field: str | None = None) -> Records:
     Raises:
         RequestError: for invalid JSON (with the line), a row that is not an object, or rows without a known field.
     """
+    return render_rows(json_rows(path), str(path), field)
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place for messages and value of every row, as :func:`read_json` finds them.
+
+    Raises:
+        RequestError: for invalid JSON, with the line.
+    """
     text = decode_file(path)
     parse = _parse_list if text.lstrip().startswith("[") else _parse_lines
-    return render_rows(parse(path, text), str(path), field)
+    yield from parse(path, text)
 
 
 def read_dataset(spec: str, field: str | None = None) -> Records:
@@ -87,25 +97,33 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
         RequestError: when it cannot be loaded (unknown, offline, no such split), has no known field,
             its field holds no text, or it reads files outside of its directory or of the Hub.
     """
+    name, config, split = split_spec(spec)
+    with quiet_datasets():
+        try:
+            rows = load_rows(name, config, split)
+            row = dict.fromkeys(rows.column_names)
+            names = _fields_of(row, f"'{spec}' row 0", field)
+            rows = text_columns(rows, (*names, *(_ALSO_READ & row.keys() if len(names) > 1 else ())), spec)
+            return render_rows(((f"'{spec}' row {i}", row) for i, row in enumerate(rows)), spec, field)
+        except RequestError:
+            raise
+        except Exception as error:
+            # Depending on the cause, the library raises ConnectionError, ValueError and others; also at a row.
+            raise RequestError(
+                f"'{spec}' is neither a file nor a data set that can be loaded: {first_line(error)}",
+                "check the path; for a data set check `id:config:split` and the network",
+            ) from error
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Inside, ``datasets`` shows no progress bars."""
     import datasets
 
-    name, config, split = split_spec(spec)
     silent = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        rows = load_rows(name, config, split)
-        row = dict.fromkeys(rows.column_names)
-        names = _fields_of(row, f"'{spec}' row 0", field)
-        rows = text_columns(rows, (*names, *(_ALSO_READ & row.keys() if len(names) > 1 else ())), spec)
-        return render_rows(((f"'{spec}' row {i}", row) for i, row in enumerate(rows)), spec, field)
-    except RequestError:
-        raise
-    except Exception as error:
-        # Depending on the cause, the library raises ConnectionError, ValueError and others; also at a row.
-        raise RequestError(
-            f"'{spec}' is neither a file nor a data set that can be loaded: {first_line(error)}",
-            "check the path; for a data set check `id:config:split` and the network",
-        ) from error
+        yield
     finally:
         if not silent:
             datasets.enable_progress_bars()

@@ -320,3 +320,16 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
     with pytest.raises(FxpruneError, match=message) as caught:
         attempt()
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_scores_do_not_depend_on_how_windows_are_batched(kind: Any) -> None:
+    """Tokens that a router picked are of several windows, and do not tell of which."""
+    found = []
+    for batch in (1, 2, 5):
+        state = decoder_state(make("experts"))
+        group = group_of(state, "model.layers.1.mlp.experts:width")
+        step = kind(samples=5, length=8, batch=batch)
+        found.append(step.scores([group], state)[group.name])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-5)

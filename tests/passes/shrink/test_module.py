@@ -172,6 +172,19 @@ def test_an_index_that_equals_a_width_is_not_a_width() -> None:
     assert {layer.self_attn.head_dim for layer in cut.model.model.layers} == {8}
 
 
+@pytest.mark.parametrize("odd", [lambda: False, lambda: 1 / 0], ids=["another function", "an error"])
+def test_a_model_that_no_repair_makes_right_is_as_it_was(odd: Callable[[], bool]) -> None:
+    cut = llama_residual()
+    cut.model.lm_head.weight = cut.model.model.embed_tokens.weight
+    del cut.slices["lm_head.weight", 1]
+    before, expected = {name: p.clone() for name, p in cut.model.named_parameters()}, logits(cut.model)
+    with pytest.raises(FxpruneError, match=r"the shrunken model (runs but|does not run: ZeroDivisionError)"):
+        shrink_module(cut.model, cut.plan(), cut.extents(), example(), accept=odd)
+    assert cut.model.lm_head.weight is cut.model.model.embed_tokens.weight
+    assert all(torch.equal(parameter, before[name]) for name, parameter in cut.model.named_parameters())
+    assert torch.equal(logits(cut.model), expected)
+
+
 def test_only_numbers_tell_heads_from_head_size() -> None:
     """8 heads of 8: reading 6 heads of 8 as 8 heads of 6 runs as well, and ``accept`` is asked."""
     cut = opt()
