@@ -80,9 +80,8 @@ def prune_module(
 ) -> Pruned:
     """Make a module smaller.
 
-    The module that is given stays as it is. A copy of it is pruned in evaluation mode and repaired in place. Where its
-    forward does not hold at the smaller widths (one is written in its code), the rewritten graph is returned as a
-    ``torch.fx.GraphModule`` with tensors of the same names. Either is compared with the graph before it is returned.
+    The given module stays. A copy is pruned in evaluation mode and repaired in place. If its forward does not hold at
+    the smaller widths, the rewritten graph is returned, with the same names. Either is compared before it is returned.
 
     Args:
         module: any module that ``torch.export`` can trace.

@@ -110,7 +110,8 @@ def check_llama_cpp(path: Path, model: Any, tokenizer: Any, context: int, *, exa
     wanted = max(min(DECODED_TOKENS, context - _FIRST_TOKENS), 1)
     expected, likely = _generated(model, prompt, wanted)
     texts = list(SAMPLE_TEXTS) if tokenizer is not None else []
-    request = {"file": str(path.absolute()), "prompt": prompt, "expected": expected, "texts": texts}
+    threads = torch.get_num_threads()
+    request = {"file": str(path.absolute()), "threads": threads, "prompt": prompt, "expected": expected, "texts": texts}
     report = _run("llama_cpp_process.py", [], json.dumps(request), "llama.cpp cannot load or run the written file")
     told = [(step, *torch_said) for step, *torch_said in zip(report["steps"], expected, likely, strict=True) if step]
     if not told:

@@ -1,10 +1,10 @@
 """A script that loads a GGUF file with llama.cpp, by the package xllamacpp alone, and decodes. It is never imported.
 
 It runs in a Python process of its own: llama.cpp ends its process when it meets what it did not expect. It reads a JSON
-object from standard input: ``file``; ``prompt``, token ids; ``expected``, the ids that should follow; ``texts``, to be
-cut into tokens. The last line of its output is a JSON object: ``steps``, for each expected token null, or the token
-that is most likely, its log-probability, and that of the expected one (null where it is not among the first
-:data:`CANDIDATES`); and ``tokens``, the ids of each text, or null where llama.cpp refuses it.
+object from standard input: ``file``; ``threads``; ``prompt``, token ids; ``expected``, the ids that should follow;
+``texts``, to be cut into tokens. The last line of its output is a JSON object: ``steps``, for each expected token null,
+or the token that is most likely, its log-probability, and that of the expected one (null where it is not among the
+first :data:`CANDIDATES`); and ``tokens``, the ids of each text, or null where llama.cpp refuses it.
 """
 
 import json
@@ -24,12 +24,12 @@ CANDIDATES = 8
 SPARE_POSITIONS = 8
 
 
-def load(file: str, positions: int, key: str) -> Any:
+def load(file: str, positions: int, threads: int, key: str) -> Any:
     """A server of one slot, all of it in float32, that nobody else can ask."""
     asked = xllamacpp.CommonParams()
     asked.model.path = file
     asked.n_ctx, asked.n_parallel, asked.n_gpu_layers = positions, 1, 0
-    asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = 1
+    asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = threads
     asked.cache_type_k = asked.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     asked.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     asked.warmup, asked.fit_params, asked.verbosity = False, False, 1
@@ -68,7 +68,8 @@ def tokens(server: Any, text: str, key: str) -> Any:
 
 request = json.loads(sys.stdin.read())
 secret = secrets.token_hex(16)
-running = load(request["file"], len(request["prompt"]) + len(request["expected"]) + SPARE_POSITIONS, secret)
+room = len(request["prompt"]) + len(request["expected"]) + SPARE_POSITIONS
+running = load(request["file"], room, request["threads"], secret)
 report = {
     "steps": steps(running, request["prompt"], request["expected"]),
     "tokens": [tokens(running, text, secret) for text in request["texts"]],

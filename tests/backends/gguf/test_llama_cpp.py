@@ -80,15 +80,13 @@ def test_scaled_rotation(kind: str, tmp_path: Path) -> None:
     assert_equal(in_llama_cpp(decoder("llama", rope_parameters=ROTATED_OTHERWISE[kind]), tmp_path))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+@pytest.mark.parametrize("model_type", ["llama", pytest.param("mistral", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("attention", "ffn"),
     [((0,), ()), ((1,), ()), ((), (0,)), ((), (1,)), ((1,), (1,)), ((0,), (0,))],
     ids=["first attention", "last attention", "first ffn", "last ffn", "last layer", "first layer"],
 )
 def test_dropped_parts(model_type: str, attention: tuple[int, ...], ffn: tuple[int, ...], tmp_path: Path) -> None:
-    if model_type == "mistral" and not (attention and ffn):
-        attention, ffn = ffn, attention
     assert_equal(in_llama_cpp(without(decoder(model_type), attention, ffn), tmp_path))
 
 
@@ -111,6 +109,10 @@ def test_widths_per_layer(model_type: str, tmp_path: Path) -> None:
     assert_equal(in_llama_cpp(narrowed(decoder(model_type), 1, 2, 20), tmp_path))
 
 
+PADDED_TOO = ("falcon", "gpt_neox", "phi3", "stablelm")
+"""Fused matrices in other orders, and norms with biases."""
+
+
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_padded_widths(model_type: str, tmp_path: Path) -> None:
     model = narrowed(decoder(model_type), 0, 2, 20)
@@ -120,7 +122,9 @@ def test_padded_widths(model_type: str, tmp_path: Path) -> None:
     assert_equal(in_llama_cpp(model, tmp_path, padded=True))
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "phi3", "gpt_neox", "falcon", "olmo2", "stablelm"])
+@pytest.mark.parametrize(
+    "model_type", ["qwen2", "gpt2", "olmo2", *(pytest.param(name, marks=pytest.mark.slow) for name in PADDED_TOO)]
+)
 def test_padded_parts(model_type: str, tmp_path: Path) -> None:
     for attention, ffn in ((0, 1), (1, 0)):
         assert_equal(in_llama_cpp(without(decoder(model_type), (attention,), (ffn,)), tmp_path, padded=True))

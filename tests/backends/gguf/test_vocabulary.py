@@ -128,7 +128,7 @@ def cut_by_llama_cpp(wrapped: PreTrainedTokenizerFast, folder: Path, rows: int, 
     plain = {key: value for key, value in made.metadata.items() if not key.startswith("tokenizer.")}
     contents = Contents(made.name, {**plain, **read_vocabulary(wrapped, rows).metadata}, made.tensors)
     write_contents(folder / "model.gguf", contents, "float32", gguf)
-    asked = {"file": str(folder / "model.gguf"), "prompt": [5, 6], "expected": [7], "texts": texts}
+    asked = {"file": str(folder / "model.gguf"), "threads": 1, "prompt": [5, 6], "expected": [7], "texts": texts}
     found: list[Any] = _run("llama_cpp_process.py", [], json.dumps(asked), "llama.cpp fails")["tokens"]
     return found
 
