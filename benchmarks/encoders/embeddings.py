@@ -1,7 +1,7 @@
 """How far the embeddings of a sentence encoder move when it is pruned, and how far a repair brings them back.
 
     python benchmarks/encoders/embeddings.py MODEL TEXT [TEXT ...]
-    python benchmarks/encoders/embeddings.py MODEL TEXT --repair compensate{samples=2000,batch=16}
+    python benchmarks/encoders/embeddings.py MODEL TEXT --repair compensate{samples=500,batch=16}
 
 MODEL is a directory of a sentence encoder of transformers whose embeddings are the mean of its last hidden states; TEXT
 are plain text files. Their sentences are cut at full stops. The first 2,000 of all are for calibration; the 300 that
@@ -27,7 +27,7 @@ import fxprune
 
 SEEN, HELD_OUT = 2000, 300
 PRUNE = "obs{by=global,samples=400,batch=16}"
-REPAIR = "compensate{samples=2000,batch=16}"
+REPAIR = "compensate{samples=1900,batch=16}"
 
 
 def sentences(files: list[Path]) -> tuple[list[str], list[str]]:
