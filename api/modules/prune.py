@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -37,7 +36,6 @@ from ...runtime.experts import configs_of
 from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import own_copy, tensors_by_every_name
-from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.export import Traced
 from ...tracer.inputs.input_set import DataSet
 from ...tracer.module import ExampleInputs, ForwardCall, bind, output_of, run, run_on, tensors_in, trace_module
@@ -46,6 +44,7 @@ from ..pruning.group_change import GroupChange
 from ..request_checks import check_loss, check_module, is_path, list_batches
 from ..seen_inputs import check_call, check_training, named_inputs
 from ..seen_texts import CALIBRATION, RECOVERY
+from .arguments_and_outputs import apart, arrangement, same, vector
 from .collector import only_new_objects_collected
 from .result import Pruned
 
@@ -178,7 +177,7 @@ class _ModuleRun(NoHost):
         with left_as_found(self.model, values=True):
             output = output_of(self.model, call)
             self.dense = tensors_in(output)
-            self.arrange = _arrangement(output)
+            self.arrange = arrangement(output)
             self._check_repeatable()
         progress(f"tracing {type(module).__name__}")
         self.traced = self._trace()  # not of a module that holds what its forward stored in these runs
@@ -219,8 +218,8 @@ class _ModuleRun(NoHost):
             except FxpruneError as error:
                 self.fixed_batch = f"the module does not run with other numbers of samples: {error.message}"
         traced = trace_module(self.model, self.call, batch=False)
-        worst = _apart(self._computed(traced.graph, self.model, self.call, traced), self.dense)
-        if not worst <= _same(self.dense):
+        worst = apart(self._computed(traced.graph, self.model, self.call, traced), self.dense)
+        if not worst <= same(self.dense):
             raise FxpruneError(
                 f"the outputs of the traced graph and of {type(self.original).__name__} differ by {worst:.3g}",
                 "control flow that depends on values of tensors cannot be traced; remove it from forward",
@@ -228,7 +227,7 @@ class _ModuleRun(NoHost):
         return traced
 
     def _holds(self, traced: Traced, call: ForwardCall, expected: list[torch.Tensor]) -> bool:
-        return _apart(self._computed(traced.graph, self.model, call, traced), expected) <= _same(expected)
+        return apart(self._computed(traced.graph, self.model, call, traced), expected) <= same(expected)
 
     def _computed(self, graph: Graph, module: nn.Module, call: ForwardCall, traced: Traced) -> list[torch.Tensor]:
         """All outputs of a graph with the tensors of a module.
@@ -257,7 +256,7 @@ class _ModuleRun(NoHost):
             tensors_by_every_name(self.model) | dict(tensors or {}),
             traced.constants,
             batch=traced.graph.extents.get("b"),
-            inputs=functools.partial(_placeholders, self.call),
+            inputs=functools.partial(placeholders, self.call),
             outputs=self.arrange,
         )
 
@@ -292,6 +291,8 @@ class _ModuleRun(NoHost):
         analyses = [Analysis("couple", "coupling", coupled)]
         steps = run_pipeline(pipeline, state, analyses=analyses, verify=verify, between=between, announce=announce)
         plan = state.ledger.plan or Plan()
+        if not all(step.keeps_values for step in pipeline):
+            self._expected = None  # of other weights
         worst = self._check(state)
         changes = [groups[name] for name in plan.keep]
         result = moved(state.subject.model.train(self.original.training), self.home)
@@ -323,8 +324,8 @@ class _ModuleRun(NoHost):
         for call in [self.call] if self.fixed_batch else [self.call, self.call.resized((self.call.batch or 1) + 1)]:
             with left_as_found(model, values=True):
                 expected = self._run_graph(state.subject.graph, model, call)
-                worst = max(worst, _apart(run_on(model, call), expected))
-            if not worst <= _same(expected):
+                worst = max(worst, apart(run_on(model, call), expected))
+            if not worst <= same(expected):
                 raise FxpruneError(
                     f"the outputs of the pruned module and of its graph differ by {worst:.3g}",
                     "this is a bug in fxprune; please report it with the module",
@@ -338,7 +339,7 @@ class _ModuleRun(NoHost):
     def execute(self, graph: Graph, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """All outputs of a graph and all outputs of a module on the example, as two vectors."""
         expected = self._run_graph(graph, module, self.call)
-        return _vector(expected), _vector(run(module, self.call))
+        return vector(expected), vector(run(module, self.call))
 
     def _run_graph(self, graph: Graph, module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
         """All outputs of a rewritten graph with the tensors of a module; on the example, they are kept."""
@@ -353,53 +354,3 @@ class _ModuleRun(NoHost):
         """A graph module, where the module itself does not run at the smaller widths."""
         self.rebuilt_because = reason
         return follow_mode(self._graph_module(graph, self.traced, tensors))
-
-
-def _placeholders(call: ForwardCall, graph: fx.Graph) -> list[fx.Node]:
-    """Make the arguments of the module, and return the tensors in them. Other values are fixed as in the example."""
-    found: list[fx.Node] = []
-
-    def walk(node: fx.Node, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            found.append(node)
-        elif isinstance(value, Mapping | list | tuple):
-            for key in value if isinstance(value, Mapping) else range(len(value)):
-                walk(graph.call_function(operator.getitem, (node, key)), value[key])
-
-    for name, value in call.bound.items():
-        has_tensor = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
-        walk(graph.placeholder(name) if has_tensor else graph.placeholder(name, default_value=None), value)
-    return found
-
-
-def _arrangement(output: Any) -> Callable[[list[fx.Node]], Any]:
-    """A function that arranges the outputs of the graph as the module returns them, in dicts and tuples."""
-    leaves, spec = pytree.tree_flatten(_plain(output))
-
-    def arrange(nodes: list[fx.Node]) -> Any:
-        rest = iter(nodes)
-        return pytree.tree_unflatten([next(rest) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
-
-    return arrange
-
-
-def _plain(output: Any) -> Any:
-    if isinstance(output, Mapping):
-        return {key: _plain(value) for key, value in output.items()}
-    if isinstance(output, tuple | list):
-        return tuple(_plain(value) for value in output)
-    return output
-
-
-def _apart(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    if len(got) != len(expected):
-        return float("inf")
-    return max(relative_difference(a, b) for a, b in zip(got, expected, strict=True))
-
-
-def _same(outputs: Sequence[torch.Tensor]) -> float:
-    return max(same_function(tensor.dtype) for tensor in outputs)
-
-
-def _vector(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in outputs])
