@@ -14,9 +14,10 @@ from ...ir.graph import Graph
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.tensors import slice_tensors, tensors_by_name
+from ..data import Observed
 from .attributes import Known, ModuleExtents, find_repairs, likely_repairs, put
 from .dry_run import DryRun
-from .uses import Observed, new_values
+from .uses import new_values
 
 
 def known_by(observed: Observed, before: Graph, after: Graph) -> Known:
