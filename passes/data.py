@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -89,3 +90,26 @@ class Weights(Protocol):
 
     def __call__(self, names: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
         """Name and value of each named parameter, in the order that is fastest to read."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A call of a torch function with integers, some of them attributes.
+
+    Attributes:
+        module: path of the module whose code calls it.
+        line: of the call, in whatever file it is.
+        integers: all of them, in order; marked ones among them.
+    """
+
+    module: str
+    line: int
+    integers: tuple[int, ...]
+
+
+@dataclass
+class Observed:
+    """What a run of a module showed: the integers that every module reads, and what they are used for."""
+
+    reads: dict[str, set[str]] = field(default_factory=dict)
+    uses: list[Use] = field(default_factory=list)

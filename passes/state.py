@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     from ..ir import Indices, Plan
     from .couple.coupling import Coupling
-    from .data import Calibration, Corpus, Weights
+    from .data import Calibration, Corpus, Observed, Weights
     from .score_cache import ScoreCache
-    from .shrink.uses import Observed
 
 
 class OnResume(StrEnum):

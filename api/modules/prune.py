@@ -24,13 +24,14 @@ from ...ir.verifier import verify
 from ...passes.base import Pass
 from ...passes.couple.coupling import Coupling, couple
 from ...passes.couple.ordered_units import mark_ordered
+from ...passes.data import Observed
 from ...passes.manager import Analysis, StepRecord, run_pipeline
 from ...passes.model.forward import device_of
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import parse_pipeline, print_pipeline
 from ...passes.recover.base import Recovery
 from ...passes.registry import all_passes
-from ...passes.shrink.uses import Observed, observing
+from ...passes.shrink.uses import observing
 from ...passes.state import Data, NoHost, State, Subject
 from ...runtime.experts import configs_of
 from ...runtime.place.placement import PlacementRequest, place

@@ -16,9 +16,10 @@ from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.place.memory import device_memory, host_memory, is_out_of_memory
 from ...runtime.tensors import Places, slice_tensors, tensors_by_name
+from ..data import Observed
 from .attributes import Known, ModuleExtents, find_repairs, likely_repairs, put
 from .dry_run import DryRun
-from .uses import Observed, new_values
+from .uses import new_values
 
 
 def known_by(observed: Observed, before: Graph, after: Graph) -> Known:

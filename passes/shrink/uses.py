@@ -11,7 +11,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from ...ir.graph import Arg, Graph
 from ...ir.repairs import Number
-from .dry_run import Reads, following, reading
+from ..data import Observed, Use
+from .dry_run import following, reading
 
 NewValues = dict[tuple[str, str], Number]
 
@@ -44,29 +44,6 @@ class Marked(int):
         made = cls(value)
         made.origin = path, name, place
         return made
-
-
-@dataclass(frozen=True)
-class Use:
-    """A call of a torch function with integers, some of them attributes.
-
-    Attributes:
-        module: path of the module whose code calls it.
-        line: of the call, in whatever file it is.
-        integers: all of them, in order; marked ones among them.
-    """
-
-    module: str
-    line: int
-    integers: tuple[int, ...]
-
-
-@dataclass
-class Observed:
-    """What a run of a module showed: the integers that every module reads, and what they are used for."""
-
-    reads: Reads = field(default_factory=dict)
-    uses: list[Use] = field(default_factory=list)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def _containers(models: Iterable[nn.Module]) -> list[Any]:
             inner: Iterable[Any] = value.values()
         elif isinstance(value, list | tuple | set | frozenset | deque):
             inner = value
-        elif _leads_nowhere(type(value)):
+        elif _leads_nowhere(_type(value)):
             continue
         else:
             inner = [getattr(value, "__dict__", None), *_slots(value).values()]
@@ -74,6 +74,10 @@ def _containers(models: Iterable[nn.Module]) -> list[Any]:
         alive.append(value)
         waiting += [part for part in inner if type(part) not in _COMMON_LEAVES]
     return alive
+
+
+def _type(value: Any) -> Any:
+    return type(value)  # as Any: mypy doubts that a type is hashable
 
 
 @functools.cache
@@ -89,7 +93,7 @@ _ROUTINES = (BuiltinFunctionType, FunctionType, MethodType, MethodDescriptorType
 
 
 def _slots(value: Any) -> dict[str, Any]:
-    names = _slots_of(type(value))
+    names = _slots_of(_type(value))
     return {name: getattr(value, name) for name in names if hasattr(value, name)} if names else {}
 
 
