@@ -148,7 +148,11 @@ class _Raising:
     def _runs_late(self, op: Op) -> bool:
         """Whether a constant depends on the number of samples."""
         counts = op.target != TAKE and self._counts_samples((*op.args, *op.kwargs.values()))
-        return counts or any(value not in self.known for value in op.operands)
+        return counts or not all(map(self._is_constant, op.operands))
+
+    def _is_constant(self, value: Value) -> bool:
+        """Whether a value does not depend on the inputs or on the number of samples."""
+        return value in self.known
 
     def _counts_samples(self, arg: Any) -> bool:
         if isinstance(arg, tuple):
@@ -223,7 +227,7 @@ class _Raising:
             FxpruneError: samples are not the outermost part of the dimension.
         """
         extent = data.shape[dim]
-        if not self.batch or data in self.known or extent % self.batch:
+        if not self.batch or self._is_constant(data) or extent % self.batch:
             return list(indices), 0
         every, own = extent // self.batch, indices[: len(indices) // self.batch]
         if indices != tuple(start + index for start in range(0, extent, every) for index in own):
@@ -252,16 +256,22 @@ class _Computing(_Raising):
     def outputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         self.leaves()
         self.known |= dict(zip(self.graph.inputs, inputs, strict=True))
+        self.late = {*self.graph.inputs, *(value for op in self.graph.ops for value in op.made)}
         self.count = int(inputs[0].shape[0]) if self.batch else 0
         ops = [*self.graph.folded, *self.graph.ops]
         last = {value: place for place, op in enumerate(ops) for value in op.operands}
         kept = {*self.graph.outputs, *(value for value in self.known if value not in last)}
         for place, op in enumerate(ops):
+            if self._runs_late(op):
+                self.late.update(op.made)
             self.fold(op)
             for value in op.operands:
                 if last[value] == place and value not in kept:
                     self.known.pop(value, None)
         return [self.known[value] for value in self.graph.outputs]
+
+    def _is_constant(self, value: Value) -> bool:
+        return value in self.known and value not in self.late
 
     def _samples(self, times: int) -> Any:
         return self.count * times

@@ -45,7 +45,7 @@ from ..pruning.group_change import GroupChange
 from ..request_checks import check_loss, check_module, is_path, list_batches
 from ..seen_inputs import check_call, check_training, named_inputs
 from ..seen_texts import CALIBRATION, RECOVERY
-from .arguments_and_outputs import apart, arrangement, same, vector
+from .arguments_and_outputs import apart, arrangement, placeholders, same, vector
 from .collector import only_new_objects_collected
 from .result import Pruned
 
@@ -268,11 +268,7 @@ class _ModuleRun(NoHost):
         inputs: Mapping[str, DataSet],
     ) -> Pruned:
         before = parameter_count(self.model)
-        subject = Subject(self.traced.graph, self.model, example=self.call.bound, observed=self.observed)
-        for one in inputs.values():
-            check_call(subject.runner, one)
-        data = Data(inputs.get(CALIBRATION), inputs.get(RECOVERY), losses)
-        state = State(subject, data, host=self)
+        state = self._state(losses, inputs)
         groups: dict[str, Any] = {}
 
         def between(_step: StepRecord, state: State) -> None:
@@ -313,6 +309,14 @@ class _ModuleRun(NoHost):
             report=dict(state.ledger.report),
             product=self._product(result, plan, state.ledger.repairs),
         )
+
+    def _state(self, losses: Sequence[Callable[[nn.Module], torch.Tensor]], inputs: Mapping[str, DataSet]) -> State:
+        """The state before the first pass."""
+        subject = Subject(self.traced.graph, self.model, example=self.call.bound, observed=self.observed)
+        for one in inputs.values():
+            check_call(subject.runner, one)
+        data = Data(inputs.get(CALIBRATION), inputs.get(RECOVERY), losses)
+        return State(subject, data, host=self)
 
     def _product(self, result: nn.Module, plan: Plan, repairs: Repairs) -> SavableModule:
         args, kwargs = (_moved(part, self.home) for part in (self.call.args, dict(self.call.kwargs)))

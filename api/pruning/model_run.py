@@ -75,6 +75,7 @@ class ModelRun:
     """
 
     rebuild: None = None
+    _folder: ScratchDirectory | None = None
 
     def __init__(
         self,
@@ -96,16 +97,13 @@ class ModelRun:
             model_call: how the model is called.
             progress: called with a message when a new step begins.
             placement: where it runs.
-            out: what will be written; None when nothing will.
+            out, form: what is written, if anything; under ``uniform``, passes pick counts that a plain config can say.
             ranks: the processes that share the work.
-            form: what will be written; under ``uniform``, passes pick counts that a plain configuration can say.
 
-        Raises:
-            RequestError: the placement is none that a run of the whole model can have.
+        Raises: RequestError: the placement is none that a run of the whole model can have.
         """
         self.source, self.model_call, self.progress, self.placement = source, model_call, progress, placement
         self._out = out
-        self._folder: ScratchDirectory | None = None
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)

@@ -72,13 +72,22 @@ def shrink_module(
     found = find_repairs(model, dry_run, shapes, extents, known)
     candidates = (repairs for repairs in found if repairs != likely)
     first = next(candidates)
-    before = {} if accept is None else _kept_beside(model, plan)
-    slice_tensors(model, plan)
     if accept is None:
+        slice_tensors(model, plan)
         put(model, first)
         return first
+    return _sliced_and_accepted(model, plan, itertools.chain([first], candidates), accept)
+
+
+def _sliced_and_accepted(
+    model: nn.Module, plan: Plan, candidates: Iterable[Repairs], accept: Callable[[], bool]
+) -> Repairs:
+    """Slice the tensors and apply the first repairs with which ``accept`` agrees; put the tensors back where it agrees
+    with none, if they were kept."""
+    before = _kept_beside(model, plan)
+    slice_tensors(model, plan)
     try:
-        return _put_accepted(model, itertools.chain([first], candidates), accept)
+        return _put_accepted(model, candidates, accept)
     except FxpruneError:
         for name, tensor in before.items():
             Places(model).replace(name, tensor)

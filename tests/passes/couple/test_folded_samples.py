@@ -103,7 +103,7 @@ def test_a_position_is_no_number_of_samples() -> None:
 
 
 def test_as_many_units_as_samples_in_the_trace_are_refused_but_for_one_number_of_samples() -> None:
-    with pytest.raises(FxpruneError, match="the graph of the pruned Stated does not run on the example") as caught:
+    with pytest.raises(FxpruneError, match="the graph of the Stated does not run on the example") as caught:
         pruned(Stated(), 3, "random{ordered=true,ratio=0.25,seed=0}")
     assert "a single sample" in caught.value.hint
     net, result = pruned(Stated(), 1, "random{ordered=true,ratio=0.25,seed=0}")
