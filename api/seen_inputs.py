@@ -20,7 +20,7 @@ from ..runtime.streaming.block_runner import BlockRunner
 from ..tracer.inputs.arguments import Arguments
 from ..tracer.inputs.batches import inputs_of_batches
 from ..tracer.inputs.input_set import DataSet, Rows, Sample
-from ..tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors
+from ..tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors, refuse_doubt
 from ..tracer.inputs.processed import Processors
 from ..tracer.model import ModelSource
 from ..tracer.texts.fingerprints import Fingerprint, TrackedText
@@ -108,6 +108,8 @@ def opened_inputs(
     for part, given in texts.items():
         if given is None or is_text(given, language=language):
             continue
+        if isinstance(given, str):
+            refuse_doubt(given)
         if isinstance(given, GivenBatches):
             found[part] = inputs_of_batches(given.name, given.batches, processors.arguments)
         elif isinstance(given, GivenRows):

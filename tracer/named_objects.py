@@ -108,6 +108,13 @@ def has_module(module: str) -> bool:
         return False
 
 
+def is_of_working_directory(module: str) -> bool:
+    """Whether a module, or the package around it, is found in the working directory alone; nothing of it runs."""
+    package = module.partition(".")[0]
+    places = [place for place in sys.path if place not in ("", os.getcwd())]
+    return package not in sys.builtin_module_names and PathFinder.find_spec(package, places) is None
+
+
 def _allow(package: str) -> None:
     """Let a package be found in the working directory, unless it is found elsewhere."""
     try:

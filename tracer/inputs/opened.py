@@ -8,7 +8,7 @@ from pathlib import Path
 from ...ir.errors import RequestError
 from ..input_file import is_input_file, read_inputs
 from ..module import is_target
-from ..named_objects import has_module
+from ..named_objects import has_module, is_of_working_directory
 from ..texts.rows import JSON_SUFFIXES, decode_file
 from .arguments import Arguments
 from .batches import inputs_of_batches, inputs_of_function
@@ -72,6 +72,21 @@ def open_inputs(spec: str, processors: Processors) -> DataSet:
     if names_inputs(spec):
         return open_tensors(spec, processors.arguments)
     return inputs_of_records(spec, _records(spec), processors)
+
+
+def refuse_doubt(spec: str) -> None:
+    """Run no file of the working directory, which may be a download, for what looks like the id of a data set too.
+
+    Raises:
+        RequestError: ``name:part``, where the directory has a module ``name``.
+    """
+    module = spec.partition(":")[0]
+    if names_function(spec) and "." not in module and is_of_working_directory(module):
+        raise RequestError(
+            f"'{spec}' is the id of a data set, or a function in ./{module}: fxprune does not guess which to run",
+            f"for the function, put the file into a package and give package.{module}:function; for the data set, work "
+            "in another directory",
+        )
 
 
 def open_rows(name: str, texts: Sequence[str], processors: Processors) -> DataSet:

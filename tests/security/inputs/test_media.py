@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from fxprune.api.seen_inputs import opened_inputs
 from fxprune.ir.errors import RequestError
+from fxprune.runtime.consent import Consent
 from fxprune.tracer.inputs.folder import read_folder
 from fxprune.tracer.inputs.media import Medium, read_image
 from fxprune.tracer.inputs.opened import names_function
 from fxprune.tracer.inputs.table import read_data_set
+from fxprune.tracer.model import ModelSource
 
 from ...tracer.test_inputs import write_sound
 
@@ -66,3 +71,16 @@ def test_looking_for_a_function_runs_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     assert names_function("looked_at:batches")
     assert not names_function("not_there_at_all:batches")
+
+
+@pytest.mark.parametrize("language", [True, False])
+def test_an_id_of_a_data_set_runs_no_module_of_the_working_directory(
+    language: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imdb.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.chdir(tmp_path)
+    source = ModelSource("model", tmp_path, Consent.nothing(tmp_path))
+    with pytest.raises(RequestError, match=r"'imdb:train' is the id of a data set, or a function in \./imdb") as caught:
+        opened_inputs({"calibration": "imdb:train"}, nn.Linear(2, 2), source, language=language)
+    assert "package.imdb:function" in caught.value.hint
+    assert "imdb" not in sys.modules
