@@ -31,6 +31,9 @@ MODEL_HINT = "give a model directory, a Hub id, 'demo', or a loaded model of tra
 TEXT_HINT = "give the path of a text file, a `datasets` id, or a list of strings"
 
 
+CALIBRATION, RECOVERY = "calibration", "recovery"
+"""What data is given for."""
+
 NAME_BYTES = 255
 """Bytes of a name, in every usual file system."""
 

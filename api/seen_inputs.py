@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,11 @@ from ..tracer.inputs.batches import inputs_of_batches
 from ..tracer.inputs.input_set import DataSet, Rows, Sample
 from ..tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors, refuse_doubt
 from ..tracer.inputs.processed import Processors
-from ..tracer.model import ModelSource
 from ..tracer.texts.fingerprints import Fingerprint, TrackedText
-from .request_checks import GivenBatches, GivenRows
-from .seen_texts import RECOVERY, tracked_text
+from .request_checks import RECOVERY, GivenBatches, GivenRows
+
+if TYPE_CHECKING:
+    from ..tracer.model import ModelSource
 
 AsGiven = str | GivenRows | GivenBatches | None
 
@@ -169,6 +170,8 @@ def tracked_data(
             found[part] = TrackedInputs(inputs[part])
         elif language:
             assert not isinstance(given, GivenBatches), "batches are inputs"
+            from .seen_texts import tracked_text  # which imports transformers, as a text needs a tokenizer
+
             found[part] = tracked_text(given, part, source)
     return found
 

@@ -20,8 +20,6 @@ from .request_checks import GivenRows
 TEXTS = "texts"
 """The entry of ``fxprune.json`` that lists the texts that were read."""
 
-CALIBRATION, RECOVERY = "calibration", "recovery"
-
 Entries = list[dict[str, Any]]
 
 

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+IDS = "input_ids"
+"""The argument for the numbers of tokens."""
+
 
 @functools.cache
 def calls() -> Mapping[str, Any]:

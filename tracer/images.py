@@ -16,11 +16,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from ..ir.errors import RequestError, class_and_first_line
 from ..runtime.streaming.left_as_found import left_as_found
-from .calls import calls
+from .calls import IDS, calls
 from .known_values import KnownValues
 
 NamedInputs = dict[str, torch.Tensor]
-IDS = "input_ids"
 OF_TEXT = frozenset({IDS, "attention_mask", "position_ids", "decoder_input_ids", "decoder_attention_mask", "use_cache"})
 FIRST_TOKEN = 3
 """In most vocabularies, smaller ids are special tokens, such as padding."""

@@ -50,8 +50,9 @@ from ...tracer.module import resolve_function
 from ..model_call import ModelCall
 from ..placing import checkpoint_of, stored_dtype
 from ..progress import Progress
+from ..request_checks import CALIBRATION, RECOVERY
 from ..seen_inputs import AsGiven, Tracked, tracked_data
-from ..seen_texts import CALIBRATION, RECOVERY, Entries, read_so_far, record_of
+from ..seen_texts import Entries, read_so_far, record_of
 from .group_change import GroupChange
 from .plain_form import PlainForm
 from .recorded_plan import Recorded, origin_of
@@ -126,23 +127,22 @@ class ModelRun:
         self.texts: dict[str, Tracked | None] = {}
 
     def _opened(self, pipeline: Sequence[Pass] | None) -> Any:
-        """The module: with its weights, or on the meta device where they stay elsewhere or there are none."""
+        """The module: with its weights, or on the meta device where they stay elsewhere or there are none. Whatever the
+        placement, it is traced and compared with its graph on the CPU, in float32."""
         source, placement = self.source, self.placement
         opened = open_streamed_model(
             source, self.config, self.checkpoint, pipeline or (), placement=placement, scratch=self.scratch,
             language=self.model_call.language, progress=self.progress,
         )  # fmt: skip
         self.streamed = opened if isinstance(opened, StreamedModel) else None
-        # Whatever the placement, the model is traced and compared with its graph on the CPU, in float32.
         self.synthetic: SyntheticWeights | None = None
         self.files: Store | None = None
         self.dtypes = StoredDtypes(stored_dtype(self.checkpoint, self.config))
         self._loaded_because = ""
         if self.streamed is not None:
             self.synthetic = self.streamed.synthetic
-            return self.streamed.module
-        if pipeline is None:
-            return build_meta(self.config, consent=source.consent)
+        if self.streamed is not None or pipeline is None:
+            return self.streamed.module if self.streamed else build_meta(self.config, consent=source.consent)
         if isinstance(opened, str) and opened:
             self.progress(f"all weights are loaded: {opened}")
             self._loaded_because = opened if placement != STREAMED else ""

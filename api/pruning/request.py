@@ -40,9 +40,18 @@ from ..model_call import ModelCall
 from ..places import check_apart, claim
 from ..placing import largest_forward, place_model
 from ..progress import Progress, silent
-from ..request_checks import GivenData, Model, check_example, check_loss, check_model, check_paths, read_data
+from ..request_checks import (
+    CALIBRATION,
+    RECOVERY,
+    GivenData,
+    Model,
+    check_example,
+    check_loss,
+    check_model,
+    check_paths,
+    read_data,
+)  # fmt: skip
 from ..seen_inputs import AsGiven, check_training, is_text, opened_inputs
-from ..seen_texts import CALIBRATION, RECOVERY
 from ..sources import open_source
 from .group_change import GroupChange
 from .model_run import ModelRun

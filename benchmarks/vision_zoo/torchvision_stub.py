@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -65,6 +66,7 @@ def stand_in() -> None:
         return
     for name in _MODULES:
         stub = sys.modules[name] = _Stub(name)
+        stub.__spec__ = ModuleSpec(name, None)  # for whoever asks whether there is a torchvision
         owner, _, own = name.rpartition(".")
         if owner:
             setattr(sys.modules[owner], own, stub)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from ...ir.errors import RequestError, class_and_first_line, ends_program
-from ..calls import calls
-from ..images import IDS
-from ..model import ModelSource, load_tokenizer
+from ..calls import IDS, calls
 from .arguments import Arguments
 from .input_set import LABELS, DataSet, Sample
 from .media import read_image, read_sound
 from .records import Record, complete
+
+if TYPE_CHECKING:
+    from ..model import ModelSource
 
 Made = TypeVar("Made")
 
@@ -44,6 +45,8 @@ class Processors:
 
     @cached_property
     def tokenizer(self) -> Any:
+        from ..model import load_tokenizer  # which imports transformers: not all that is pruned is of it
+
         return load_tokenizer(self.source)
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -79,8 +80,10 @@ def test_an_id_of_a_data_set_runs_no_module_of_the_working_directory(
 ) -> None:
     (tmp_path / "imdb.py").write_text("raise SystemExit('it ran')\n")
     monkeypatch.chdir(tmp_path)
-    source = ModelSource("model", tmp_path, Consent.nothing(tmp_path))
+    model: Any = nn.Linear(2, 2)
+    model.config = None
+    source = ModelSource(name="model", directory=tmp_path, consent=Consent.nothing(tmp_path))
     with pytest.raises(RequestError, match=r"'imdb:train' is the id of a data set, or a function in \./imdb") as caught:
-        opened_inputs({"calibration": "imdb:train"}, nn.Linear(2, 2), source, language=language)
+        opened_inputs({"calibration": "imdb:train"}, model, source, language=language)
     assert "package.imdb:function" in caught.value.hint
     assert "imdb" not in sys.modules
