@@ -60,8 +60,8 @@ def export(
         layout, optimize: ``onnxruntime`` or ``transformers.js``; fuse for ``cpu`` or ``cuda``, or ``none``: standard.
         cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
         pad: of ``gguf``: zeros in the place of what was removed, where llama.cpp takes no other widths.
-        tokenizer, example, force, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`; as
-            there ``device``, ``offload`` and ``max_memory``, but only the CPU and all of the model.
+        tokenizer, example, force, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`.
+        device, offload, max_memory: likewise, but only the CPU and all of the model.
 
     Raises:
         RequestError: an unknown format or option, a model that cannot be loaded, an ``out`` in the way.
