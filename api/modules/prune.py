@@ -87,18 +87,17 @@ def prune_module(
         example_inputs: one tensor, a sequence of the forward's positional arguments, or a mapping of its keyword
             arguments. The first dimension of every tensor counts samples, if it is the same; two samples or more.
         passes: pipeline text, such as ``"taylor"``; several run one after the other.
-        loss: for scores that need one: takes the module and returns a scalar; with ``calib`` it takes a batch too.
+        loss: for scores that need one: takes the module (with ``calib`` a batch too) and returns a scalar.
         calib: what scores are computed on: batches for the loss, of whose mean the scores are. Without a loss, inputs:
             batches like ``example_inputs``, a ``.safetensors`` or ``.npz`` file of tensors by argument name, or
             ``package.module:function`` that yields batches.
         data: what recovery trains on, likewise.
         ratio, layers, within, seed, multiple_of, target, tolerance, channels: for every pass that has such an option.
-            ``channels``, the widths that blocks share, is true if nothing is said (:data:`DEFAULTS`).
+            ``channels``, the widths that blocks share, is true by default.
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
 
-    Raises:
-        RequestError, FxpruneError: a mistake in the request, before any work; it cannot be traced, or a pass failed.
+    Raises: RequestError for a mistake in the request, before any work; FxpruneError where a pass failed.
     """
     where = _checked_place(module, device)
     losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
