@@ -84,9 +84,9 @@ def prune_module(
 
     Args:
         module: any module that ``torch.export`` can trace.
-        example_inputs: one tensor, a sequence of the forward's positional arguments, or a mapping of its keyword
-            arguments. The first dimension of every tensor counts samples, if it is the same; two samples or more.
-        passes: pipeline text, such as ``"taylor"``; several run one after the other.
+        example_inputs: one tensor, a sequence of positional arguments, or a mapping of keyword arguments. The first
+            dimension of every tensor counts samples, if it is the same; two samples or more.
+        passes: pipeline text, such as ``"taylor"``, or several.
         loss: for scores that need one: takes the module (with ``calib`` a batch too) and returns a scalar.
         calib: what scores are computed on: batches for the loss, of whose mean the scores are. Without a loss, inputs:
             batches like ``example_inputs``, a ``.safetensors`` or ``.npz`` file of tensors by argument name, or
@@ -96,7 +96,6 @@ def prune_module(
             ``channels``, the widths that blocks share, is true by default.
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
-
     Raises: RequestError for a mistake in the request, before any work; FxpruneError where a pass failed.
     """
     where = _checked_place(module, device)
