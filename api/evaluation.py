@@ -30,7 +30,7 @@ from ..runtime.place.placement import (
 )
 from ..runtime.ranks import ALONE, Ranks
 from ..runtime.scratch import ScratchDirectory
-from ..tracer.model import DEMO, ModelSource, load_config
+from ..tracer.model import DEMO, ModelSource, load_config, predicts_next_token, reads_images
 from .agreement import agree_on_files, on_every_rank
 from .progress import Progress, silent
 from .request_checks import GivenRows, GivenText, Model, check_counts, is_loaded, is_path, list_models, read_text
@@ -122,6 +122,8 @@ def evaluate(
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed, progress)) for model in found]
         agree_on_files(ranks, sources, text)
+        for source in sources:
+            _require_language(source)
         contexts = [_context(source, window) for source in sources]
         read = [_read(source, given, window, windows, progress, overlap=allow_overlap) for source in sources]
         return [_measured(*each, request, progress, ranks=ranks) for each in zip(sources, read, contexts, strict=True)]
@@ -163,6 +165,19 @@ def _read(
     if not overlap:
         refuse_overlap(source, ids, text)
     return ids
+
+
+def _require_language(source: ModelSource) -> None:
+    """Check that a model writes text, token by token: perplexity is of such models."""
+    config = load_config(source)
+    if predicts_next_token(config) or reads_images(config):
+        return
+    name = (config.architectures or [config.model_type])[0]
+    raise RequestError(
+        f"{source.name!r} is a {name}, which is no causal language model: it has no perplexity",
+        "compare its outputs with those of the dense model: docs/inputs/other-models.md measures an encoder and a "
+        "speech model",
+    )
 
 
 def _context(source: ModelSource, window: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from ..ir.graph import Graph
 from ..passes.base import Pass
 from ..passes.recover.base import Recovery
 from ..passes.registry import all_passes
+from ..runtime.model.embeddings import vocabulary
+from ..runtime.place.memory import is_out_of_memory
 from ..runtime.streaming.left_as_found import left_as_found
 from ..runtime.tensors import tensors_by_every_name
 from ..tracer.example import example_inputs, trace_call, uncached
@@ -63,9 +66,32 @@ class ModelCall:
             return trace_call(module, self.inputs)
         traced = trace_causal_lm(module)
         generator = torch.Generator().manual_seed(0)
-        vocabulary = self.config.get_text_config().vocab_size
-        self.inputs = {"input_ids": torch.randint(vocabulary, traced.example["input_ids"].shape, generator=generator)}
+        self.inputs = {
+            "input_ids": torch.randint(vocabulary(module), traced.example["input_ids"].shape, generator=generator)
+        }
         return traced
+
+    @contextmanager
+    def within_its_context(self, pipeline: Sequence[Pass]) -> Iterator[None]:
+        """Inside, a failure of passes that give a language model more tokens than it has positions is said to be that.
+
+        Many models compute beyond the length in their configuration; those with a table of positions cannot.
+
+        Raises:
+            RequestError: instead of the model's own error.
+        """
+        context = getattr(self.config.get_text_config(), "max_position_embeddings", None) if self.language else None
+        long = [step for step in pipeline if context and getattr(step, "length", 0) > context]
+        try:
+            yield
+        except (IndexError, RuntimeError) as error:
+            if not long or isinstance(error, FxpruneError) or is_out_of_memory(error):
+                raise
+            given = f"length={long[0].length}"  # type: ignore[attr-defined]
+            raise RequestError(
+                f"{long[0].name}: {given} is longer than the context of the model, {context} tokens",
+                f"give {long[0].name}{{length={context}}} or less",
+            ) from error
 
     def run_graph(
         self, graph: Graph, traced: Traced, module: torch.nn.Module, parameters: Tensors | None = None

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backends.artifact import RECORD, read_record, write_json
+from ..backends.pt2.save import PROGRAM
+from ..ir.errors import RequestError
 from ..runtime.adapter_files import find_adapter
 from ..runtime.scratch import ScratchDirectory
 from ..tracer.fitting import check_fit
@@ -57,6 +59,7 @@ def open_source(
     check_model(model, tokenizer, merge_adapter=merge_adapter)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     if isinstance(model, str | os.PathLike):
+        _refuse_module(Path(model))
         found = resolve(os.fspath(model), weights=weights, **allowed)
         if weights:
             check_fit(found)
@@ -89,3 +92,12 @@ def _remember_texts(origin: Path, source: ModelSource) -> None:
     texts = read_record(origin).get(TEXTS) if (origin / RECORD).is_file() else None
     if texts:
         write_json(source.directory / RECORD, {TEXTS: texts})
+
+
+def _refuse_module(directory: Path) -> None:
+    if (directory / PROGRAM).is_file() and not (directory / "config.json").exists():
+        raise RequestError(
+            f"{directory} holds a pruned module ({PROGRAM}), not a model of transformers",
+            "load it with fxprune.load or torch.export.load; to prune it again, name a package.module:callable that "
+            "gives it",
+        )

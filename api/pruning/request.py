@@ -200,7 +200,7 @@ class ApplyRequest:
         def attempt(frugal: Placement | None) -> tuple[ModelRun, Applied, Stages | None]:
             there = frugal or placement
             stages = self._stages(task, there, asked=self.resume or frugal is not None)
-            with told_when_out_of_memory(there):
+            with told_when_out_of_memory(there), task.model_call.within_its_context(task.pipeline):
                 work = ModelRun(
                     task.source, pipeline, task.model_call, self.progress, placement=there, out=out, ranks=self.ranks,
                     form=self.form,

@@ -78,14 +78,14 @@ def _add_pickle_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_example_option(parser: argparse._ActionsContainer) -> None:
+def _add_example_option(parser: argparse._ActionsContainer, *, modules: bool = True) -> None:
+    own = "a package.module:callable, or of a Hugging Face model" if modules else "a Hugging Face model"
     parser.add_argument(
         "--example",
         metavar="INPUTS",
-        help="example inputs of a package.module:callable: 'float32[2,3,224,224]', or by name "
-        "'ids=int64[2,16],mask=bool[2,16]'; the first dimension counts samples. A Hugging Face model that is not a "
-        "causal language model or reads images takes it too, or a FILE.safetensors or FILE.npz that holds its inputs "
-        "by name (default: made from its config)",
+        help=f"example inputs of {own} that is not a causal language model or reads images: 'float32[2,3,224,224]', or "
+        "by name 'ids=int64[2,16],mask=bool[2,16]'; the first dimension counts samples. For a Hugging Face model also "
+        "a FILE.safetensors or FILE.npz that holds its inputs by name (default: made from its config)",
     )
 
 
@@ -276,7 +276,7 @@ def _add_export(commands: Any) -> None:
         const=True,
         help="write zeros in the place of what was removed, where llama.cpp takes no other widths",
     )
-    _add_example_option(parser)
+    _add_example_option(parser, modules=False)
     _add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
     _add_output(parser, required=True, written="directory to write; with --format gguf the file")
     _add_code_option(parser)

@@ -66,6 +66,7 @@ def inputs_of_batches(name: str, batches: Iterable[Any], arguments: Arguments) -
                 "give the same arguments in all batches",
             )
         arguments.check(batch, where)
+        _refuse_not_a_number(batch, where)
         found.append(batch)
     if not found:
         raise RequestError(f"'{name}' holds no batch", BATCH_HINT)
@@ -120,6 +121,18 @@ def _named(given: Any, arguments: Arguments, where: str) -> Mapping[str, Any]:
 def _tensor(value: Any) -> Any:
     """A NumPy array as a tensor; anything else as it is."""
     return torch.from_numpy(value) if type(value).__module__ == "numpy" and hasattr(value, "dtype") else value
+
+
+def _refuse_not_a_number(batch: Sample, where: str) -> None:
+    """Masks may hold infinities; no input holds what is no number.
+
+    Raises:
+        RequestError: with the argument and the first such sample.
+    """
+    for name, value in batch.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and bool((bad := value.isnan()).any()):
+            at = int(bad.nonzero()[0][0]) if value.dim() else 0
+            raise RequestError(f"{where}: {name!r} holds NaN, first in sample {at}", "leave these samples out")
 
 
 def _samples(batch: Sample) -> int | None:
