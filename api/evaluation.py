@@ -122,8 +122,6 @@ def evaluate(
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed, progress)) for model in found]
         agree_on_files(ranks, sources, text)
-        for source in sources:
-            _require_language(source)
         contexts = [_context(source, window) for source in sources]
         read = [_read(source, given, window, windows, progress, overlap=allow_overlap) for source in sources]
         return [_measured(*each, request, progress, ranks=ranks) for each in zip(sources, read, contexts, strict=True)]
@@ -181,7 +179,8 @@ def _require_language(source: ModelSource) -> None:
 
 
 def _context(source: ModelSource, window: int) -> int:
-    """The number of tokens in the context of a model."""
+    """The number of tokens in the context of a language model."""
+    _require_language(source)
     context: int = getattr(load_config(source).get_text_config(), "max_position_embeddings", None) or window
     if window > context:
         raise RequestError(
