@@ -70,13 +70,16 @@ def shrink_module(
         return likely
     dry_run = DryRun(model, example, outputs)
     found = find_repairs(model, dry_run, shapes, extents, known)
-    candidates = (repairs for repairs in found if repairs != likely)
-    first = next(candidates)
     if accept is None:
+        first = next(found)
         slice_tensors(model, plan)
         put(model, first)
         return first
-    return _sliced_and_accepted(model, plan, itertools.chain([first], candidates), accept)
+    others = (repairs for repairs in found if repairs != likely)
+    head = list(itertools.islice(others, 1))  # now, since the dry run resizes the dense model
+    if not head and likely is not None:
+        head = [likely]  # the only one that runs; tried again, it says why it is refused
+    return _sliced_and_accepted(model, plan, itertools.chain(head, others), accept)
 
 
 def _sliced_and_accepted(
