@@ -75,11 +75,17 @@ def shrink_module(
         slice_tensors(model, plan)
         put(model, first)
         return first
+    return _sliced_and_accepted(model, plan, _besides(likely, found), accept)
+
+
+def _besides(likely: Repairs | None, found: Iterable[Repairs]) -> Iterable[Repairs]:
+    """The repairs that were found, without the likely one, which was refused; where only that one was found, it is
+    tried again, to say why. The first is found at once, from the module before it is sliced."""
     others = (repairs for repairs in found if repairs != likely)
-    head = list(itertools.islice(others, 1))  # now, since the dry run resizes the dense model
+    head = list(itertools.islice(others, 1))
     if not head and likely is not None:
-        head = [likely]  # the only one that runs; tried again, it says why it is refused
-    return _sliced_and_accepted(model, plan, itertools.chain(head, others), accept)
+        head = [likely]
+    return itertools.chain(head, others)
 
 
 def _sliced_and_accepted(
