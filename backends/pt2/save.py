@@ -144,17 +144,17 @@ def _exported(product: SavableModule, *, free: bool) -> ExportedProgram:
         return {0: Dim.DYNAMIC} if isinstance(leaf, torch.Tensor) else None
 
     shapes = None
+    # Copies, since torch marks the tensors whose dimensions may vary, and a failed export leaves its marks on them.
+    args, kwargs = pytree.tree_map_only(torch.Tensor, _copied, (product.args, dict(product.kwargs)))
     if free:
-        named = pytree.tree_map(dynamic, product.args), pytree.tree_map(dynamic, dict(product.kwargs))
+        named = pytree.tree_map(dynamic, args), pytree.tree_map(dynamic, kwargs)
         shapes = {**_by_name(product.module, named[0]), **named[1]}
     module = by_attributes(product.module)
     # The class of an output, such as ModelOutput, needs its library to load; so the program returns a dict.
     hook = module.register_forward_hook(lambda _module, _args, output: _plain(output))
     try:
         with quiet(), torch.no_grad(), left_as_found(module):
-            program = torch.export.export(
-                module, product.args, dict(product.kwargs), dynamic_shapes=shapes, strict=False
-            )
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         hook.remove()
     if module is product.module:
@@ -163,6 +163,10 @@ def _exported(product: SavableModule, *, free: bool) -> ExportedProgram:
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
 
 
 def _plain(output: Any) -> Any:

@@ -70,13 +70,22 @@ def shrink_module(
         return likely
     dry_run = DryRun(model, example, outputs)
     found = find_repairs(model, dry_run, shapes, extents, known)
-    candidates = (repairs for repairs in found if repairs != likely)
-    first = next(candidates)
     if accept is None:
+        first = next(found)
         slice_tensors(model, plan)
         put(model, first)
         return first
-    return _sliced_and_accepted(model, plan, itertools.chain([first], candidates), accept)
+    return _sliced_and_accepted(model, plan, _besides(likely, found), accept)
+
+
+def _besides(likely: Repairs | None, found: Iterable[Repairs]) -> Iterable[Repairs]:
+    """The repairs that were found, without the likely one, which was refused; where only that one was found, it is
+    tried again, to say why. The first is found at once, from the module before it is sliced."""
+    others = (repairs for repairs in found if repairs != likely)
+    head = list(itertools.islice(others, 1))
+    if not head and likely is not None:
+        head = [likely]
+    return itertools.chain(head, others)
 
 
 def _sliced_and_accepted(

@@ -251,3 +251,30 @@ def test_a_record_of_something_else_is_no_module(tmp_path: Path) -> None:
     (tmp_path / "fxprune.json").write_text("{}")
     with pytest.raises(RequestError, match="is not the artifact of a pruned module"):
         fxprune.load(tmp_path)
+
+
+class SequenceFirst(nn.Module):
+    """The first dimension is of steps, and torch unrolls a recurrent layer step by step."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.head = getattr(nn, kind)(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0])
+
+
+@pytest.mark.parametrize(
+    "kind", ["GRU", pytest.param("LSTM", marks=pytest.mark.slow), pytest.param("RNN", marks=pytest.mark.slow)]
+)
+def test_what_torch_cannot_free_is_written_for_the_example(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = torch.randn(3, 2, 6)
+    result = prune_module(SequenceFirst(kind), example, "magnitude", ratio=0.5)
+    saved = result.save(tmp_path / "out")
+    assert not saved.any_batch
+    assert not vars(example)  # no marks of torch on a tensor of the user
+    loaded = fxprune.load(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(loaded(example), result.module(example))
+        assert result.module(torch.randn(7, 2, 6)).shape == (7, 2, 3)  # the module itself is free

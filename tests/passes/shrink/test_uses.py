@@ -171,3 +171,45 @@ def test_a_module_that_holds_at_no_other_width_is_as_it_was_before_it_was_tried(
     assert not pruned.in_place
     with torch.no_grad():
         assert relative_difference(pruned.module(x), masked(dense, pruned.plan)(x)) <= TOLERANCE
+
+
+class Written(nn.Module):
+    """Writes into places that its code states, which after a cut are within the tensor still, but other units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole, self.part, self.head = nn.Linear(6, 16), nn.Linear(6, 8), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.whole(x)).clone()
+        y[:, 4:12] = torch.tanh(self.part(x))
+        return self.head(y)
+
+
+class Added(Written):
+    """Adds to the places instead."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.whole(x)).clone()
+        y[:, 4:12] += torch.tanh(self.part(x))
+        return self.head(y)
+
+
+class Read(Written):
+    """Reads them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.whole(x))
+        return self.head(torch.cat([y[:, :4], y[:, 4:12] * torch.tanh(self.part(x)), y[:, 12:]], dim=1))
+
+
+@pytest.mark.parametrize("kind", [Written, Added, Read])
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_bounds_in_the_code_end_in_the_rewritten_graph(kind: type[nn.Module], ratio: float) -> None:
+    dense = built(kind)
+    pruned = fxprune.prune_module(dense, torch.randn(3, 6).double(), "magnitude", ratio=ratio)
+    assert not pruned.in_place
+    assert "the shrunken model" in pruned.rebuilt_because
+    x = torch.randn(5, 6).double()
+    with torch.no_grad():
+        assert relative_difference(pruned.module(x), masked(dense, pruned.plan)(x)) <= TOLERANCE
