@@ -103,13 +103,7 @@ class Budget:
         names = [group.name for group in groups]
         costs = Latency(coupling, names, state.subject) if measure == LATENCY else Costs(coupling, names, measure)
         amount = self.amount(state, groups, costs)
-        if not alike:
-            losses = comparable(losses, groups, costs)
-        curves = [self._curve(group, losses[group.name], costs) for group in groups]
-        if self.by in (UNIFORM, "kinds"):
-            curves = tied(curves, [(group.kind, group.size) for group in groups])
-        if self.by == UNIFORM:
-            curves = even({group.name: group.size for group in groups}, curves)
+        curves = self._curves(groups, losses if alike else comparable(losses, groups, costs), costs)
         report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
         if self.by == "search":
             unit_mask = UnitMask(state.subject.runner, coupling.graph, groups)
@@ -126,6 +120,13 @@ class Budget:
         if isinstance(costs, Latency):
             report["seconds"] = {"before": costs.seconds, "predicted": costs.of(counts) / 1e9}
         return counts, moved, report | {"reached": costs.of(counts)}
+
+    def _curves(self, groups: Sequence[Group], losses: Mapping[str, Losses], costs: Costs) -> list[LossCurve]:
+        """The possible widths of all groups; groups that are to keep equally many units share a curve."""
+        curves = [self._curve(group, losses[group.name], costs) for group in groups]
+        if self.by in (UNIFORM, "kinds"):
+            curves = tied(curves, [(group.kind, group.size) for group in groups])
+        return even({group.name: group.size for group in groups}, curves) if self.by == UNIFORM else curves
 
     def _curve(self, group: Group, losses: Losses, costs: Costs) -> LossCurve:
         counts: Amounts = levels(group.size, step_of(group, self.multiple_of), group.minimum)
