@@ -19,6 +19,7 @@ from .score_cache import fingerprint
 from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS, Target
 from .select.budget import Budget
 from .select.latency import forward_seconds
+from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
 from .select.remarks import remarks_on
 from .select.scope import HEAD_CHOICES, Scope, chosen_groups
@@ -126,14 +127,15 @@ class Prune(Pass):
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
         report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
         if self.target is None and self.by == UNIFORM:
-            counts, moved = self._plain(groups, counts_for(groups, self.ratio, self.multiple_of), state)
+            wanted = counts_for(groups, self.ratio, self.multiple_of)
+            counts, moved = self._plain(groups, state)(wanted)
             scores = self._scored(groups, state)
             keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
         else:
             keep, allocation = self._allocated(groups, state, coupling)
-            moved, report["allocation"] = allocation.pop(NEAREST, []), allocation
+            moved, report["allocation"] = allocation.pop(NEAREST), allocation
         if moved:
-            report[NEAREST] = moved
+            report[NEAREST] = [one.to_json() for one in moved]
         state.ledger.report[self.name] = report
         keep = state.ranks.broadcast(keep)  # a latency is not the same on all ranks
         keep, left = cut_what_fits(state, coupling, keep)
@@ -157,14 +159,12 @@ class Prune(Pass):
         value = Target.parse(self.target).value
         return 1 - value if value < 1 else None
 
-    def _plain(
-        self, groups: Sequence[Group], counts: Mapping[str, int], state: State
-    ) -> tuple[Mapping[str, int], list[dict[str, object]]]:
-        """The counts, or where the result must have a plain configuration, the nearest ones that one can say, and
-        what was changed."""
+    def _plain(self, groups: Sequence[Group], state: State) -> Plain:
+        """Finds the counts, or where the result must have a plain configuration, the nearest ones that one can say,
+        and what was changed."""
         why_not, coupling = state.host.why_not_plain, state.subject.coupling
         if why_not is None or coupling is None:
-            return counts, []
+            return lambda counts: (dict(counts), [])
 
         def refused(tried: Mapping[str, int]) -> str:
             plan = make_plan(coupling, first_units(groups, tried))
@@ -172,8 +172,7 @@ class Prune(Pass):
 
         steps = {group.name: self.step(group) for group in groups}
         others = {group.size for group in coupling.groups.values() if group.kind in ATTENTION_UNITS}
-        found, moved = nearest_counts(groups, counts, steps, sorted(others), refused)
-        return found, [one.to_json() for one in moved]
+        return lambda counts: nearest_counts(groups, counts, steps, sorted(others), refused)
 
     def _allocated(
         self, groups: Sequence[Group], state: State, coupling: Coupling
@@ -187,10 +186,12 @@ class Prune(Pass):
             target=None if self.target is None else Target.parse(self.target), by=self.by, ratio=self.ratio,
             multiple_of=self.multiple_of, moves=self.moves, tolerance=self.tolerance, **self._sampling(),
         )  # fmt: skip
-        wanted, report = budget.widths(state, coupling, groups, scores, losses, alike=self.compares, saved=saved)
-        counts, moved = self._plain(groups, wanted, state)
+        counts, moved, report = budget.widths(
+            state, coupling, groups, scores, losses,
+            alike=self.compares, plain=self._plain(groups, state), saved=saved,
+        )  # fmt: skip
         keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
-        return keep, {**report, **({NEAREST: moved} if moved else {})}
+        return keep, {**report, NEAREST: moved}
 
     def _scored(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one."""

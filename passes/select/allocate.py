@@ -68,6 +68,11 @@ class Target:
                 f"target {text!r} is an amount; bytes takes a share only, because files keep the dtype of the source",
                 "give a share, bytes=0.8, or a number of parameters, params=5e9",
             )
+        if value > 1 and value != int(value):
+            raise RequestError(
+                f"target {text!r} is above what the model has as a share, and no whole number as an amount",
+                f"{measure}=0.8 keeps 80 percent",
+            )
         return cls(measure, value)
 
     def __str__(self) -> str:
@@ -167,11 +172,11 @@ def allocate(
         found.append(reached)
     above = [costs.of(counts_of(curves, up)) for up in _one_up(curves, chosen) if up is not None]
     nearest = min([*found, *above], key=lambda reached: abs(reached - budget))
-    dense = costs.of({})
+    dense, enough = costs.of({}), _above(abs(nearest - budget) / budget)
     raise RequestError(
         f"no plan meets a budget of {budget:,} within {tolerance:.1%}: the nearest costs {nearest:,}, "
         f"{nearest / dense:.4f} of the model",
-        f"use that as the target, or tolerance={_above(abs(nearest - budget) / budget):g}; or allow more to be cut: "
+        f"use that as the target{f', or tolerance={enough:g}' if enough < 1 else ''}; or allow more to be cut: "
         "more layers, channels=true, a smaller multiple_of",
     )
 

@@ -17,6 +17,8 @@ from ..state import State
 from .allocate import UNIFORM, Amounts, LossCurve, Losses, Target, allocate, even, levels, tied
 from .costs import LATENCY, Costs
 from .latency import Latency
+from .plain_budget import Plain, plain_within_budget
+from .plain_counts import Moved
 from .select import kept_count, step_of
 from .sensitivity import DivergenceGauge, MeasuredAllocation, UnitMask
 
@@ -79,9 +81,10 @@ class Budget:
         losses: Mapping[str, Losses],
         *,
         alike: bool,
+        plain: Plain,
         saved: ScoreCache | None = None,
-    ) -> tuple[dict[str, int], dict[str, object]]:
-        """How many units every group keeps, and what to report about it.
+    ) -> tuple[dict[str, int], list[Moved], dict[str, object]]:
+        """How many units every group keeps, what a plain configuration changed in it, and what to report about it.
 
         Args:
             state: before the cut.
@@ -90,6 +93,7 @@ class Budget:
             scores: scores of their units.
             losses: group name -> loss of quality when 0, 1, ... units of every parent unit go, ``[size + 1]``.
             alike: whether losses of different groups have the same unit.
+            plain: the nearest counts that a plain configuration can say, where the result must have one.
             saved: stores what a search measures for single groups.
 
         Raises:
@@ -99,13 +103,7 @@ class Budget:
         names = [group.name for group in groups]
         costs = Latency(coupling, names, state.subject) if measure == LATENCY else Costs(coupling, names, measure)
         amount = self.amount(state, groups, costs)
-        if not alike:
-            losses = comparable(losses, groups, costs)
-        curves = [self._curve(group, losses[group.name], costs) for group in groups]
-        if self.by in (UNIFORM, "kinds"):
-            curves = tied(curves, [(group.kind, group.size) for group in groups])
-        if self.by == UNIFORM:
-            curves = even({group.name: group.size for group in groups}, curves)
+        curves = self._curves(groups, losses if alike else comparable(losses, groups, costs), costs)
         report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
         if self.by == "search":
             unit_mask = UnitMask(state.subject.runner, coupling.graph, groups)
@@ -113,12 +111,22 @@ class Budget:
                 state.subject.runner, state.data, **self._windows(), keys=state.subject.outputs
             )
             search = MeasuredAllocation(divergence, unit_mask, {group.name: group for group in groups}, scores, saved)
-            counts, report["distance"] = self._searched(search, curves, costs, amount)
+            counts, moved = self._searched(search, groups, curves, costs, amount=amount, plain=plain)
+            report["distance"] = search.distance(counts)
         else:
-            counts = allocate(curves, costs, amount, self.tolerance)
+            counts, moved = plain_within_budget(
+                groups, curves, lambda some: allocate(some, costs, amount, self.tolerance), plain
+            )
         if isinstance(costs, Latency):
             report["seconds"] = {"before": costs.seconds, "predicted": costs.of(counts) / 1e9}
-        return counts, report | {"reached": costs.of(counts)}
+        return counts, moved, report | {"reached": costs.of(counts)}
+
+    def _curves(self, groups: Sequence[Group], losses: Mapping[str, Losses], costs: Costs) -> list[LossCurve]:
+        """The possible widths of all groups; groups that are to keep equally many units share a curve."""
+        curves = [self._curve(group, losses[group.name], costs) for group in groups]
+        if self.by in (UNIFORM, "kinds"):
+            curves = tied(curves, [(group.kind, group.size) for group in groups])
+        return even({group.name: group.size for group in groups}, curves) if self.by == UNIFORM else curves
 
     def _curve(self, group: Group, losses: Losses, costs: Costs) -> LossCurve:
         counts: Amounts = levels(group.size, step_of(group, self.multiple_of), group.minimum)
@@ -126,15 +134,26 @@ class Budget:
         return LossCurve((group.name,), counts, losses[group.size - counts], saved[0] - saved)
 
     def _searched(
-        self, search: MeasuredAllocation, curves: Sequence[LossCurve], costs: Costs, amount: int
-    ) -> tuple[dict[str, int], float]:
-        """The better of two allocations, by scores and by measured curves, refined; and its distance from dense."""
-        measured = [search.measured(curve) for curve in curves]
-        start = min(
-            (allocate(found, costs, amount, self.tolerance) for found in (curves, measured)), key=search.distance
-        )
-        counts = search.refined(measured, costs, start, max(amount, costs.of(start)), moves=self.moves)
-        return counts, search.distance(counts)
+        self,
+        search: MeasuredAllocation,
+        groups: Sequence[Group],
+        curves: Sequence[LossCurve],
+        costs: Costs,
+        *,
+        amount: int,
+        plain: Plain,
+    ) -> tuple[dict[str, int], list[Moved]]:
+        """The better of two allocations, by scores and by measured curves, refined; and what ``plain`` changed."""
+        measured = {curve.groups: search.measured(curve) for curve in curves}
+
+        def choose(some: Sequence[LossCurve]) -> dict[str, int]:
+            by_measure = [measured[curve.groups] if len(curve.counts) > 1 else curve for curve in some]
+            start = min(
+                (allocate(found, costs, amount, self.tolerance) for found in (some, by_measure)), key=search.distance
+            )
+            return search.refined(by_measure, costs, start, max(amount, costs.of(start)), moves=self.moves)
+
+        return plain_within_budget(groups, curves, choose, plain)
 
 
 def comparable(losses: Mapping[str, Losses], groups: Sequence[Group], costs: Costs) -> dict[str, Losses]:

@@ -105,10 +105,7 @@ def nearest_counts(
         return dict(counts), []
     picked, alone = search.nearest()
     if picked == search.whole:
-        raise RequestError(
-            f"--form uniform is not possible: no plain configuration describes a smaller model: {why}",
-            "use --form free, or --form auto, or prune other kinds of groups too, such as channels=true",
-        )
+        raise _refusal(search.alike, why)
     alike = list(zip(search.alike, picked, strict=True))
     moved = [
         Moved(same.groups[0].kind.value, same.size, same.asked, n, alone[i] or why)
@@ -116,6 +113,25 @@ def nearest_counts(
         if n != same.asked
     ]
     return {group.name: n for same, n in alike for group in same.groups}, moved
+
+
+def _refusal(alike: Sequence[_Alike], why: str) -> RequestError:
+    """That nothing can be removed, with the options that may be why."""
+    rounded = [same for same in alike if same.asked == same.size and same.step > same.groups[0].multiple]
+    whole = dict.fromkeys(
+        f"in multiples of {one.step}, all {one.size} units of {one.groups[0].kind.value} stay" for one in rounded
+    )
+    hints = ["use --form free, or --form auto"]
+    if whole:
+        hints.append("a smaller multiple_of")
+    if len({(same.groups[0].kind, same.size) for same in alike}) < len(alike):
+        hints.append("by=kinds, which gives all layers equal widths")
+    else:
+        hints.append("prune other kinds of groups too, such as channels=true")
+    return RequestError(
+        f"--form uniform is not possible: no plain configuration describes a smaller model: {'; '.join([*whole, why])}",
+        ", or ".join(hints),
+    )
 
 
 class _Search:

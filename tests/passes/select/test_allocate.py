@@ -311,6 +311,7 @@ def test_coarse_steps_meet_a_budget_with_the_tolerance_that_the_error_names(coar
         (lambda: Magnitude(target="params:some").check(), "target 'params:some' needs a share between 0 and 1"),
         (lambda: Magnitude(target="params:1").check(), "target 'params:1' needs a share"),
         (lambda: Magnitude(target="params:-3").check(), "target 'params:-3' needs a share"),
+        (lambda: Magnitude(target="params:1.5").check(), "target 'params:1.5' is above what the model has as a share"),
         (lambda: Magnitude(target="bytes:1000").check(), "target 'bytes:1000' is an amount"),
         (lambda: Magnitude(moves=-1).check(), "magnitude: moves=-1 is below 0"),
         (
@@ -329,6 +330,12 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         attempt()
     assert caught.value.hint
+
+
+def test_no_tolerance_is_named_that_is_not_allowed() -> None:
+    with pytest.raises(RequestError, match="no plan meets a budget of 2 within") as caught:
+        refusal(target="params:2")()
+    assert "tolerance" not in caught.value.hint
 
 
 def test_a_search_needs_text() -> None:
