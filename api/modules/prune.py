@@ -34,6 +34,7 @@ from ...passes.registry import all_passes
 from ...passes.shrink.uses import observing
 from ...passes.state import Data, NoHost, State, Subject
 from ...runtime.experts import configs_of
+from ...runtime.model.fast_path import without_fast_path
 from ...runtime.place.placement import PlacementRequest, place
 from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import own_copy, tensors_by_every_name
@@ -58,6 +59,7 @@ LossFunction = Callable[..., torch.Tensor]
 
 
 @only_new_objects_collected()
+@without_fast_path()
 def prune_module(
     module: nn.Module,
     example_inputs: ExampleInputs,
@@ -104,9 +106,8 @@ def prune_module(
         tolerance=tolerance, channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses, inputs)
-    return _ModuleRun(module, bind(module, _moved(example_inputs, where)), progress, where).run(
-        pipeline, losses, inputs
-    )
+    call = bind(module, _moved(example_inputs, where))
+    return _ModuleRun(module, call, progress, where).run(pipeline, losses, inputs)
 
 
 def _inputs(module: nn.Module, calib: Any, data: Any) -> dict[str, DataSet]:
@@ -194,24 +195,11 @@ class _ModuleRun(NoHost):
             raise FxpruneError(
                 f"{type(self.original).__name__} returns no tensor", "give a module whose forward returns tensors"
             )
-        if not self._repeats(again):
+        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(self.dense, again, strict=True)):
             raise FxpruneError(
                 f"{type(self.original).__name__} returns different outputs for the same inputs",
                 "switch off randomness in forward; in evaluation mode equal inputs must give equal outputs",
             )
-
-    def _repeats(self, observed: list[torch.Tensor]) -> bool:
-        """Whether a second run gave what the first did.
-
-        What observes a run may switch off a fast path of torch, which rounds otherwise than the layers that it stands
-        for. Only then is the module run once more, unobserved.
-        """
-        dense, observed = ([tensor.nan_to_num() for tensor in run] for run in (self.dense, observed))
-        if apart(observed, dense) == 0:
-            return True
-        if not apart(observed, dense) <= same(dense):
-            return False
-        return apart([tensor.nan_to_num() for tensor in run_on(self.model, self.call)], dense) == 0
 
     def _trace(self) -> Traced:
         """Trace for any number of samples where the module allows it, otherwise for that of the example."""

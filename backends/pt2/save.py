@@ -20,6 +20,7 @@ from ...ir.errors import FxpruneError, RequestError, first_line, last_line
 from ...ir.plan import Plan
 from ...ir.repairs import Repairs, repair, repairs_integers
 from ...runtime.child_process import start_python
+from ...runtime.model.fast_path import without_fast_path
 from ...runtime.quiet import quiet
 from ...runtime.scratch import ScratchDirectory
 from ...runtime.streaming.left_as_found import left_as_found
@@ -77,6 +78,7 @@ class SavedModule:
         return {"path": str(self.path), "any_batch": self.any_batch, "checks": dict(self.checks)}
 
 
+@without_fast_path()
 def save_module(
     product: SavableModule, out: Path, *, report: Mapping[str, Any], force: bool, seen: Seen | None = None
 ) -> SavedModule:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -324,6 +325,35 @@ def test_a_fast_path_of_torch_is_no_randomness(make: Callable[[], nn.Module], dt
     with torch.no_grad():
         got, expected = pruned.module(fresh), masked(dense, pruned.plan)(fresh)
     assert relative_difference(got, expected) <= same_function(dtype)
+
+
+class PaddedBatch(nn.Module):
+    """A mask of padded positions, where the fast path of torch leaves zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 24), nn.Linear(24, 3)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 4, 40, batch_first=True), 2)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.last(self.encoder(self.first(x), src_key_padding_mask=padding))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("channels", [False, True])
+def test_padded_positions_are_pruned_as_the_layers_compute_them(channels: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = PaddedBatch().double().eval()
+    x, padding = torch.randn(2, 5, 6).double(), torch.arange(5) >= torch.tensor([[3], [4]])
+    pruned = fxprune.prune_module(dense, (x, padding), "magnitude", ratio=0.5, channels=channels)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert pruned.in_place is channels  # otherwise heads go alone, and torch's layer takes their width for the whole
+    pruned.save(tmp_path / "out")
+    if not channels:  # norms cross these
+        with torch.no_grad():
+            got, expected = pruned.module(x, padding), masked(dense, pruned.plan)(x, padding)
+        read = ~padding[:, : expected.shape[1]]
+        assert relative_difference(got[:, : expected.shape[1]][read], expected[read]) <= TOLERANCE
 
 
 class Changing(nn.Module):
