@@ -18,6 +18,7 @@ from .data import Calibration, Scores
 from .score_cache import fingerprint
 from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS, Target
 from .select.budget import Budget
+from .select.costs import LATENCY, dense_cost
 from .select.latency import forward_seconds
 from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
@@ -142,14 +143,26 @@ class Prune(Pass):
         report["removed"] = removed_shares(groups, keep)
         if self.target is None:
             report["asked"] = self.ratio
+        remarks = remarks_on(scope, coupling.groups.values(), groups, self.multiple_of)
         if left:
             report["left_whole"] = left
-        if remarks := remarks_on(scope, coupling.groups.values(), groups, self.multiple_of):
+            remarks += self._missed(report.get("allocation"), state)
+        if remarks:
             report["remarks"] = remarks
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:
             # Times are printed but not written to the artifact, which must be the same in every run.
             report["seconds"] = timed | {"after": forward_seconds(state.subject)}
+
+    def _missed(self, allocation: dict[str, Any] | None, state: State) -> list[str]:
+        """Where kinds were left whole, brings what is ``reached`` up to date; a remark where that misses the budget."""
+        if allocation is None or allocation["measure"] == LATENCY:
+            return []
+        reached = allocation["reached"] = dense_cost(state.subject.graph, allocation["measure"])
+        budget = allocation["budget"]
+        if abs(reached - budget) <= self.tolerance * budget:
+            return []
+        return [f"the budget of {budget:,} is missed: {allocation['measure']} are {reached:,}"]
 
     @property
     def _share(self) -> float | None:

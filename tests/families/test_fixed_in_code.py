@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from fxprune import api
 from fxprune.api.terminal.shares import shares
 from fxprune.api.terminal.tables import applied as table
 from fxprune.backends.verify import NOT_ASKED
+from fxprune.passes.model.measure import parameter_count
 
 from .causal_lm import NOT_SAVED, NOT_TRACED, ROWS, tiny_model
 
@@ -58,6 +60,16 @@ def test_what_the_code_fixes_stays_whole_and_is_named(
     assert result.saved.checks["logits_worst_difference"] <= 1e-5
     record = json.loads((tmp_path / "out" / "fxprune.json").read_text())
     assert record["passes"]["random"]["left_whole"] == result.report["random"]["left_whole"]
+
+
+def test_a_budget_that_is_missed_since_the_code_fixes_heads_is_told_of(tmp_path: Path) -> None:
+    source = source_of("codegen", tmp_path)
+    result = api.apply(source, "random{heads=kv,target=params:0.84}", seed=1, out=tmp_path / "out")
+    assert result.report["random"]["left_whole"].keys() == {"kv_heads"}
+    found = json.loads((tmp_path / "out" / "fxprune.json").read_text())["passes"]["random"]["allocation"]
+    assert found["reached"] == parameter_count(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
+    assert found["reached"] > 1.005 * found["budget"]
+    assert any("the budget of" in line and f"{found['reached']:,}" in line for line in shares(result.report))
 
 
 @pytest.mark.parametrize(
