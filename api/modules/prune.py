@@ -154,7 +154,7 @@ def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any], inputs: Mappi
         if isinstance(step, Recovery):
             if RECOVERY not in inputs:
                 raise RequestError(f"{step.name} has no data to train on", "give data=, batches of inputs")
-        elif step.needs_weights and not step.streams and not losses and CALIBRATION not in inputs:
+        elif hasattr(step, "samples") and not step.streams and not losses and CALIBRATION not in inputs:
             raise RequestError(
                 f"{step.name} needs calibration data or a loss",
                 "give calib=, batches of inputs; or loss=, a function that takes the module and returns a scalar",

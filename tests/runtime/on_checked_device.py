@@ -27,7 +27,7 @@ from fxprune.api.placing import largest_forward, place_model
 from fxprune.api.progress import silence, silent
 from fxprune.api.pruning.model_run import ModelRun
 from fxprune.api.request_checks import GivenRows
-from fxprune.api.seen_texts import CALIBRATION, RECOVERY
+from fxprune.api.request_checks import CALIBRATION, RECOVERY
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.select.latency import forward_seconds
@@ -48,7 +48,7 @@ def run(folder: Path, pipeline: str, device: str) -> ModelRun:
     placement = place_model(request, source, config, forward=largest_forward(steps), sums=True)
     work = ModelRun(source, steps, ModelCall(config), silent, placement=placement)
     texts = {part: GivenRows(part, tuple(TEXTS[part])) for part in (CALIBRATION, RECOVERY)}
-    work.read(steps, texts, loss=None, recorded=None, scores=None)
+    work.read(steps, texts, {}, loss=None, recorded=None, scores=None)
     work.run(steps, lambda *_: None, None)
     model = work.state.subject.model
     found = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}
