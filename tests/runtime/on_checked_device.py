@@ -26,8 +26,7 @@ from fxprune.api.model_call import ModelCall
 from fxprune.api.placing import largest_forward, place_model
 from fxprune.api.progress import silence, silent
 from fxprune.api.pruning.model_run import ModelRun
-from fxprune.api.request_checks import GivenRows
-from fxprune.api.request_checks import CALIBRATION, RECOVERY
+from fxprune.api.request_checks import CALIBRATION, RECOVERY, GivenRows
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.select.latency import forward_seconds
