@@ -54,13 +54,22 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
     if out.exists():
         _check_own_place(out)
         check_replaceable(out)
+    check_parent(out)
+    check_room(out, needed)
+    return Seen.of(out, source)
+
+
+def check_parent(out: Path) -> None:
+    """Refuse a place under a file, or under a directory that cannot be written to.
+
+    Raises:
+        RequestError: with the path.
+    """
     parent = next(path for path in out.parents if path.exists())
     if not parent.is_dir():
         raise RequestError(f"{parent} is a file, not a directory", "choose another --out")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RequestError(f"{parent} is not writable", "choose another --out, or change its permissions")
-    check_room(out, needed)
-    return Seen.of(out, source)
 
 
 def check_name(path: Path, name: str) -> None:

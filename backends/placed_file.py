@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from ..ir.errors import RequestError
 from ..runtime.model_directory.regular_file import open_regular
 from .atomic_directory import (
     check_name,
+    check_parent,
     check_room,
     clear_leftovers,
     give_modes,
@@ -52,11 +52,7 @@ def check_file_target(out: Path, *, force: bool, begins: bytes, source: Path | N
             f"{out} is no file of this format, and --force would remove it",
             "move it elsewhere if you need it; or choose another --out",
         )
-    parent = next(path for path in out.parents if path.exists())
-    if not parent.is_dir():
-        raise RequestError(f"{parent} is a file, not a directory", "choose another --out")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise RequestError(f"{parent} is not writable", "choose another --out, or change its permissions")
+    check_parent(out)
     check_room(out, needed)
     return Seen.of(out, source)
 

@@ -211,7 +211,7 @@ def _byte_pairs(data: Mapping[str, Any], texts: list[str]) -> dict[str, Any]:
         if same and row["ignore_merges"] == bool(model.get("ignore_merges")):
             merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
             return {
-                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.model": _table()["models"]["byte_level"],
                 "tokenizer.ggml.pre": row["name"],
                 "tokenizer.ggml.tokens": texts,
                 "tokenizer.ggml.merges": merges,
@@ -225,7 +225,7 @@ def _word_patterns(part: Mapping[str, Any] | None) -> list[str]:
     patterns: list[str] = []
     for step in _steps(part):
         if step["type"] == "ByteLevel" and not step.get("add_prefix_space"):
-            patterns += [_table()["word_patterns"]["gpt2"]] if step.get("use_regex", True) else []
+            patterns += [_table()["word_patterns"]["byte_level"]] if step.get("use_regex", True) else []
         elif step["type"] == "Digits" and step.get("individual_digits"):
             patterns.append(_table()["word_patterns"]["digit"])
         elif step["type"] == "Split" and "Regex" in step["pattern"] and (step["behavior"], step["invert"]) in _CUTS:
@@ -251,7 +251,7 @@ def _piece_pairs(data: Mapping[str, Any], texts: list[str], kinds: list[int]) ->
         if kinds[number] == NORMAL and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
             kinds[number] = BYTE
     return {
-        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.model": _table()["models"]["sentence_piece"],
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": texts,
         "tokenizer.ggml.scores": [-float(order.get(text, len(order))) for text in texts],
@@ -287,7 +287,7 @@ def _unigram(data: Mapping[str, Any], texts: list[str], kinds: list[int]) -> dic
         raise _unknown_step("cuts words", data["pre_tokenizer"])
     scores = dict(data["model"]["vocab"])
     found: dict[str, Any] = {
-        "tokenizer.ggml.model": "t5",
+        "tokenizer.ggml.model": _table()["models"]["unigram"],
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": texts,
         "tokenizer.ggml.scores": [float(scores.get(text, 0.0)) for text in texts],
@@ -318,7 +318,7 @@ def _word_pieces(data: Mapping[str, Any], texts: list[str], kinds: list[int]) ->
     if not lower:
         raise RequestError("the tokenizer keeps capital letters, and llama.cpp's word-piece does not", WITHOUT)
     return {
-        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.model": _table()["models"]["word_piece"],
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": [
             marked(text) if kind in normal else text for text, kind in zip(texts, kinds, strict=True)

@@ -227,13 +227,7 @@ def find_config(
     pairs = sorted({(old, new) for old, new in {*quantities, *extents} if old != new})
     if ragged := _ragged(before, shapes):
         return None, f"widths differ between layers: {ragged}"
-    searches = [ConfigSearch(type(config), model_class, config.to_dict(), shapes, limit=limit)]
-    for retarget in retargets():
-        if _applies(retarget, config, model_class):
-            partner = getattr(transformers, retarget.classes[model_class.__name__])
-            searches.append(
-                ConfigSearch(partner.config_class, partner, retarget.apply(config), shapes, retarget, limit)
-            )
+    searches = _searches(config, model_class, shapes, limit)
     rejected: list[tuple[ConfigSearch, dict[Field, int]]] = []
     for empty in (False, True):
         for search in searches:

@@ -357,8 +357,7 @@ def test_a_training_whose_rank_was_killed_goes_on_to_the_same_bytes(given: dict[
     found, ended = first(**job, trouble="killed while it trains", limit="10")
     first.close()
     assert ended is None
-    assert found is not None
-    assert found["error"].startswith("rank 1 was killed")
+    assert found is not None and found["error"].startswith("rank 1 was killed")  # noqa: PT018
     assert left_behind(tmp_path) == [".out.halfway", "whole"]
     assert json.loads((tmp_path / ".out.halfway" / "training.json").read_text())["step"] == 3
     with pytest.raises(FxpruneError, match="2 processes trained then, and 1 do now"):
