@@ -20,6 +20,9 @@ from .recover.distill import Distill
 from .recover.finetune import Finetune
 from .recover.lora import Lora
 from .score.activation import Activation
+from .score.experts.activation_norm import ActivationNorm
+from .score.experts.frequency import Frequency
+from .score.experts.reap import Reap
 from .score.fisher import Fisher
 from .score.flap import Flap
 from .score.magnitude import Magnitude
@@ -30,8 +33,8 @@ from .score.wanda import Wanda
 from .shrink.cut import Cut
 
 PASSES: tuple[type[Pass], ...] = (
-    Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
-    Finetune, Distill,
+    Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Reap, ActivationNorm,
+    Frequency, Drop, Compensate, Lora, Finetune, Distill,
 )  # fmt: skip
 """fxprune's own passes."""
 

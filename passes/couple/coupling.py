@@ -136,12 +136,21 @@ def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
 
 
 def _minima(eq: Equations, solution: Solution) -> dict[int, int]:
-    """Atom -> number of units that must be kept, so that its axes keep the minimum number of positions."""
+    """Atom -> number of units that must be kept, so that its axes keep the minimum number of positions.
+
+    Where a router picks some groups of experts first, and then experts in those, only the experts of that many groups
+    can be picked (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+    """
+    least = [(solution.term(axis), count) for axis, count in eq.least]
+    picks = {term.id: count for term, count in least if isinstance(term, Atom)}
     minima: dict[int, int] = {}
-    for axis, count in eq.least:
-        term = solution.term(axis)
+    for term, count in least:
+        open_to_picks = 1
         for atom in atoms_of(term):
             share = atom.size / term.size if isinstance(term, ProductAxis) else 1
+            if isinstance(term, ProductAxis) and atom is term.factors[-1]:
+                share = 1 / open_to_picks
+            open_to_picks *= min(atom.size, picks.get(atom.id, atom.size))
             minima[atom.id] = max(minima.get(atom.id, 1), min(atom.size, math.ceil(count * share)))
     return minima
 
@@ -290,7 +299,8 @@ def _name(
 ) -> dict[str, Group]:
     solution = naming.solution
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
-    nested = {atom: next(iter(parents[atom] & heads), None) for atom in heads}
+    experts = {atom for atom in members if "experts" in solution.marks.get(atom, ())}
+    nested = {atom: next(iter(parents[atom] & alike), None) for alike in (heads, experts - heads) for atom in alike}
     with_children = {parent for parent in nested.values() if parent is not None}
     groups: dict[str, Group] = {}
     by_atom: dict[int, Group] = {}
@@ -304,7 +314,8 @@ def _name(
         # An element of a list of modules holds what is inside it; elsewhere the ways of data say what is inside.
         if kind is Kind.CHANNELS and atom not in frozen and naming.inner.holds(atom, path):
             kind = Kind.WIDTH
-        parent = by_atom[p] if kind is Kind.QUERY_HEADS and (p := nested[atom]) is not None else None
+        below = kind in (Kind.QUERY_HEADS, Kind.EXPERTS)
+        parent = by_atom[p] if below and (p := nested[atom]) is not None else None
         name = f"{path or 'model'}:{kind.value}"
         if name in groups:
             name += f".{sum(other.startswith(f'{name}') for other in groups)}"
