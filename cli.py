@@ -71,6 +71,7 @@ _APPLY = (
     "within",
     "seed",
     "multiple_of",
+    "runtime",
     "channels",
     "force",
     "dry_run",

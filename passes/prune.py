@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -23,13 +23,14 @@ from .select.latency import forward_seconds
 from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
 from .select.remarks import remarks_on
+from .select.runtimes import AUTO, DEFAULT_MULTIPLE, RUNTIMES, aligned, remarks_on_runtime
 from .select.scope import HEAD_CHOICES, Scope, chosen_groups
 from .select.select import best_units, counts_for, removed_shares, step_of
 from .shrink.fitting import cut_what_fits
 from .shrink.graph import make_plan, rewrite
 from .state import State
 
-BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of", "tolerance"})
+BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of", "runtime", "tolerance"})
 """Options that decide how much is removed and do not change the scores."""
 
 NEAREST = "nearest"
@@ -69,9 +70,12 @@ class Prune(Pass):
     ordered: bool = option(
         False, "prune units that carry a value by their index too, such as the bins of a distribution"
     )
-    multiple_of: int = option(
-        1, "round widths other than heads up to a multiple of this", at_least=1,
+    multiple_of: int | Literal["auto"] = option(
+        1, "round widths other than heads up to a multiple of this; auto: what runtime needs, or 32", at_least=1,
         hint="use 1 for no constraint, or 8, 64, ...",
+    )  # fmt: skip
+    runtime: str | None = option(
+        None, "what the result is for: widths, heads and experts are kept in the counts that its kernels need", RUNTIMES
     )  # fmt: skip
     target: str | None = option(
         None,
@@ -97,6 +101,12 @@ class Prune(Pass):
             raise RequestError(
                 "heads=off, ffn=false, channels=false, experts=false leave nothing to prune", "turn one of them on"
             )
+        needed = 1 if self.runtime is None else RUNTIMES[self.runtime].columns
+        if isinstance(self.multiple_of, int) and self.multiple_of > 1 and self.multiple_of % needed:
+            raise RequestError(
+                f"multiple_of={self.multiple_of} is no multiple of {needed}, which runtime={self.runtime} needs",
+                f"leave one of the two out, or give multiple_of={needed}",
+            )
         if self.target is not None:
             Target.parse(self.target)
         elif self.by == UNIFORM and self.tolerance != BUDGET_TOLERANCE:
@@ -106,7 +116,14 @@ class Prune(Pass):
 
     def step(self, group: Group) -> int:
         """The number of units that a group keeps is a multiple of this."""
-        return step_of(group, self.multiple_of)
+        return step_of(group, self.width_multiple)
+
+    @property
+    def width_multiple(self) -> int:
+        """What widths other than heads are multiples of."""
+        if self.runtime is not None and self.multiple_of in (1, AUTO):
+            return RUNTIMES[self.runtime].columns
+        return self.multiple_of if isinstance(self.multiple_of, int) else DEFAULT_MULTIPLE
 
     @abstractmethod
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
@@ -125,10 +142,11 @@ class Prune(Pass):
             layers=self.layers, heads=self.heads, widths=self.ffn, channels=self.channels, experts=self.experts,
             within=self.within, ordered=self.ordered, share=self._share,
         )  # fmt: skip
-        groups, frozen = chosen_groups(coupling.groups.values(), scope)
+        chosen, frozen = chosen_groups(coupling.groups.values(), scope)
+        groups = aligned(chosen, self.runtime, self._share)
         report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
         if self.target is None and self.by == UNIFORM:
-            wanted = counts_for(groups, self.ratio, self.multiple_of)
+            wanted = counts_for(groups, self.ratio, self.width_multiple)
             counts, moved = self._plain(groups, state)(wanted)
             scores = self._scored(groups, state)
             keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
@@ -143,7 +161,8 @@ class Prune(Pass):
         report["removed"] = removed_shares(groups, keep)
         if self.target is None:
             report["asked"] = self.ratio
-        remarks = remarks_on(scope, coupling.groups.values(), groups, self.multiple_of)
+        remarks = remarks_on_runtime(chosen, groups, self.runtime)
+        remarks += remarks_on(scope, coupling.groups.values(), groups, self.width_multiple)
         if left:
             report["left_whole"] = left
             remarks += self._missed(report.get("allocation"), state)
@@ -197,7 +216,7 @@ class Prune(Pass):
         losses = {group.name: self.losses(group, scores[group.name]) for group in groups}
         budget = Budget(
             target=None if self.target is None else Target.parse(self.target), by=self.by, ratio=self.ratio,
-            multiple_of=self.multiple_of, moves=self.moves, tolerance=self.tolerance, **self._sampling(),
+            multiple_of=self.width_multiple, moves=self.moves, tolerance=self.tolerance, **self._sampling(),
         )  # fmt: skip
         counts, moved, report = budget.widths(
             state, coupling, groups, scores, losses,

@@ -21,6 +21,7 @@ from .recover.finetune import Finetune
 from .recover.lora import Lora
 from .score.activation import Activation
 from .score.experts.activation_norm import ActivationNorm
+from .score.experts.expert_channels import ExpertChannels
 from .score.experts.frequency import Frequency
 from .score.experts.reap import Reap
 from .score.fisher import Fisher
@@ -34,7 +35,7 @@ from .shrink.cut import Cut
 
 PASSES: tuple[type[Pass], ...] = (
     Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Reap, ActivationNorm,
-    Frequency, Drop, Compensate, Lora, Finetune, Distill,
+    Frequency, ExpertChannels, Drop, Compensate, Lora, Finetune, Distill,
 )  # fmt: skip
 """fxprune's own passes."""
 

@@ -18,7 +18,7 @@ from .data import Inputs, is_inputs
 if TYPE_CHECKING:
     from .data import Calibration, Corpus, InputSet, Scores
 
-BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of", "tolerance"})
+BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of", "runtime", "tolerance"})
 """Options that decide how much is removed and do not change the scores."""
 
 CURVE = "search "

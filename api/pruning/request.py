@@ -82,7 +82,7 @@ class ApplyRequest:
         passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
         plan: the directory that another run wrote, or its ``fxprune.plan``. It is applied before the passes.
         out: the directory to write. It appears complete or not at all. May be left out in a dry run.
-        shared: ``ratio``, ``layers``, ``within``, ``seed``, ``multiple_of``, ``target``, ``tolerance`` and
+        shared: ``ratio``, ``layers``, ``within``, ``seed``, ``multiple_of``, ``runtime``, ``target``, ``tolerance`` and
             ``channels``: a value for every pass that has an option of that name; ``layers`` as ``(start, end)`` or
             ``"start:end"``, end exclusive; ``within`` as ``"language_model"``; ``target`` as ``"params=0.8"``.
         tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
@@ -337,6 +337,7 @@ def apply(
     within: str | None = None,
     seed: int | str | None = None,
     multiple_of: int | str | None = None,
+    runtime: str | None = None,
     target: str | None = None,
     tolerance: float | str | None = None,
     channels: bool | str | None = None,
@@ -368,8 +369,8 @@ def apply(
     Raises:
         RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
     """
-    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
-        tolerance=tolerance, channels=channels)  # fmt: skip
+    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
+        target=target, tolerance=tolerance, channels=channels)  # fmt: skip
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
         data=data, scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,

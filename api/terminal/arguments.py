@@ -154,7 +154,8 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared.add_argument("--tolerance", metavar="R", help="how far from the target the result may be, such as 0.03")
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
     shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")
-    shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
+    shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group; or auto")
+    shared.add_argument("--for", dest="runtime", metavar="RUNTIME", help="counts that it needs: gguf-q8, vllm, ...")
     shared.add_argument("--seed", metavar="N", help="random seed")
     shared.add_argument(
         "--channels",

@@ -32,7 +32,8 @@ class RoutedTokens:
 
     Attributes:
         count: number of the tokens.
-        norms, squares: sums of the L2 norms of the expert's outputs, without the router's weights, and of their squares.
+        norms, squares: sums of the L2 norms of the expert's outputs, without the router's weights, and of the squares
+            of these norms.
         weighted: sum of the norms times the router's weights.
     """
 
@@ -116,8 +117,8 @@ class ExpertScored(ConsumerScored):
     def _of_units(self, group: Group, stack: str, totals: Mapping[str, Floats]) -> Scores:
         if not totals[stack][0].any():
             raise RequestError(
-                f"{self.name} cannot score {group.name}: its experts are not called one by one for the tokens that were "
-                "sent to them",
+                f"{self.name} cannot score {group.name}: its experts are not called one by one for the tokens that "
+                "were sent to them",
                 "use taylor{experts=true} or magnitude{experts=true}, whose scores come from the weights",
             )
         found = self.importance(RoutedTokens(*totals[stack]))
