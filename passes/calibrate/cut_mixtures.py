@@ -59,7 +59,7 @@ def targets_of(calls: Sequence[LinearCall], entered: Arguments, present: Tensor,
     rebuilt = torch.zeros_like(missing)
     targets = []
     for call in calls:
-        place, token = torch.where(picked.T == call.expert)
+        place, token = torch.where(call.expert == picked.T)
         if len(token) != len(call.y):
             raise _unknown(calls)
         gate = gates[token, place][:, None]
