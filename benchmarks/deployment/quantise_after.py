@@ -3,8 +3,8 @@
 python benchmarks/deployment/quantise_after.py --model ../shared/models/llama-7m --text ../shared/text --out out/small
 
 Packages: torchao, optimum-quanto, bitsandbytes, llmcompressor (with compressed-tensors and loguru), in the environment
-or on PYTHONPATH; what is missing is said, and left out. Bytes are counted: bits of the weights of linear layers with their
-scales (16 bits each), two bytes for all other parameters. The perplexity is that of the first windows of 128 tokens of
+or on PYTHONPATH; what is missing is said, and left out. Bytes are counted: bits of the weights of linear layers with
+their scales (16 bits each), two bytes for all other parameters. The perplexity is that of the first windows of 128 tokens of
 the WikiText-2 test text.
 """
 
@@ -69,6 +69,27 @@ def bitsandbytes(model: nn.Module) -> nn.Module:
     return model
 
 
+def gptq(windows: torch.Tensor) -> Callable[[nn.Module], nn.Module]:
+    """GPTQ by llm-compressor: int4 in groups of 32, calibrated on windows ``[N, L]``."""
+
+    def run(model: nn.Module) -> nn.Module:
+        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+        from datasets import Dataset
+        from llmcompressor import oneshot
+        from llmcompressor.modifiers.quantization import GPTQModifier
+
+        weights = QuantizationArgs(num_bits=4, strategy="group", group_size=GROUP, symmetric=True)
+        groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
+        rows = {"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()}
+        oneshot(
+            model=model, dataset=Dataset.from_dict(rows), recipe=GPTQModifier(config_groups=groups, ignore=["lm_head"]),
+            num_calibration_samples=len(windows), max_seq_length=windows.shape[1],
+        )  # fmt: skip
+        return model
+
+    return run
+
+
 TOOLS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "torchao int8": torchao(8, None), "torchao int4, groups of 32": torchao(4, GROUP),
     "quanto int8": quanto(8), "quanto int4": quanto(4), "bitsandbytes nf4": bitsandbytes,
@@ -104,6 +125,7 @@ class Texts:
         from fxprune.tracer.texts.corpus import load_text
 
         tokenizer = AutoTokenizer.from_pretrained(model)
+        self.calibration = load_text(str(text / "wikitext2-calib.txt"), tokenizer).windows(128, 64)
         self.windows = load_text(str(text / "wikitext2-eval.txt"), tokenizer).windows(128, windows)
 
     @torch.no_grad()
@@ -122,7 +144,8 @@ def compared(name: str, path: Path, texts: Texts) -> None:
     reference = texts.logits(plain)
     own = texts.losses(reference)
     print(f"| {name} | float32 | | {own.mean().exp():.2f} | |")
-    for tool, run in TOOLS.items():
+    tools = TOOLS | {"llm-compressor GPTQ, int4, groups of 32": gptq(texts.calibration)}
+    for tool, run in tools.items():
         try:
             logits = texts.logits(run(copy.deepcopy(plain)))
         except Exception as problem:  # whatever a tool raises is what the table says of it
@@ -156,7 +179,7 @@ def equal_bytes(model: Path, text: Path, out: Path, texts: Texts) -> None:
     print(f"| dense, float16 | {2 * total:,} | {own.mean().exp():.2f} | | |")
     base = texts.losses(texts.logits(torchao(4, GROUP)(copy.deepcopy(dense))))
     print(f"| dense, int4 in groups of 32 | {quantised_bytes(dense, 4, GROUP):,} | {base.mean().exp():.2f} | | |")
-    for bits, group in ((4, None), (3, GROUP), (3, None), (2, GROUP)):
+    for bits, group in ((4, None), (3, GROUP)):
         size = quantised_bytes(dense, bits, group)
         few = texts.losses(texts.logits(torchao(bits, group)(copy.deepcopy(dense))))
         where = "in groups of 32" if group else "one scale a row"
