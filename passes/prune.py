@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..ir import FxpruneError, Indices, RequestError
-from ..ir.groups import Group, Kind
+from ..ir.groups import Group
 from ..ir.options import option, options_of, write_value
 from .base import Pass, PassKind
 from .couple.coupling import Coupling
@@ -23,7 +23,7 @@ from .select.latency import forward_seconds
 from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
 from .select.remarks import remarks_on
-from .select.runtimes import AUTO, DEFAULT_MULTIPLE, RUNTIMES, aligned, remarks_on_runtime
+from .select.runtimes import AS_NEEDED, ATTENTION_UNITS, DEFAULT_MULTIPLE, RUNTIMES, aligned, remarks_on_runtime
 from .select.scope import HEAD_CHOICES, Scope, chosen_groups
 from .select.select import best_units, counts_for, removed_shares, step_of
 from .shrink.fitting import cut_what_fits
@@ -35,8 +35,6 @@ BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of", "ru
 
 NEAREST = "nearest"
 """In the report of a pass: where the nearest counts were picked that a plain configuration can say."""
-
-ATTENTION_UNITS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +119,7 @@ class Prune(Pass):
     @property
     def width_multiple(self) -> int:
         """What widths other than heads are multiples of."""
-        if self.runtime is not None and self.multiple_of in (1, AUTO):
+        if self.runtime is not None and self.multiple_of in (1, AS_NEEDED):
             return RUNTIMES[self.runtime].columns
         return self.multiple_of if isinstance(self.multiple_of, int) else DEFAULT_MULTIPLE
 

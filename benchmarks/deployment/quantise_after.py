@@ -4,8 +4,8 @@ python benchmarks/deployment/quantise_after.py --model ../shared/models/llama-7m
 
 Packages: torchao, optimum-quanto, bitsandbytes, llmcompressor (with compressed-tensors and loguru), in the environment
 or on PYTHONPATH; what is missing is said, and left out. Bytes are counted: bits of the weights of linear layers with
-their scales (16 bits each), two bytes for all other parameters. The perplexity is that of the first windows of 128 tokens of
-the WikiText-2 test text.
+their scales (16 bits each), two bytes for all other parameters. The perplexity is that of the first windows of 128
+tokens of the WikiText-2 test text.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 TEXTS = ("tinystories", "wikitext2")
-SAMPLES = 32
+SAMPLES = 24
 SCORES = {
     "random": "random{heads=off,ffn=false,experts=true,seed=0,RATIO}",
     "magnitude": "magnitude{heads=off,ffn=false,experts=true,RATIO}",
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="directory that train.py wrote")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt and NAME-eval.txt")
     parser.add_argument("--rows", required=True, type=Path, help="JSON file for the rows")
-    parser.add_argument("--windows", type=int, default=40, help="evaluation windows of each text")
+    parser.add_argument("--windows", type=int, default=32, help="evaluation windows of each text")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)

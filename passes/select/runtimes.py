@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ...ir.groups import Group, Kind, Role
 from .select import kept_count
 
-AUTO = "auto"
+AS_NEEDED = "auto"
 """In place of a number: what the named runtime needs."""
 
 DEFAULT_MULTIPLE = 32
@@ -47,7 +47,7 @@ RUNTIMES: dict[str, Runtime] = {
 }  # fmt: skip
 """By the name that ``--for`` takes."""
 
-HEADS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+ATTENTION_UNITS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
 
 
 def aligned(groups: Iterable[Group], name: str | None, share: float | None) -> list[Group]:
@@ -65,7 +65,7 @@ def aligned(groups: Iterable[Group], name: str | None, share: float | None) -> l
 
 
 def _multiple(group: Group, need: Runtime, share: float | None) -> int:
-    if group.kind in HEADS:
+    if group.kind in ATTENTION_UNITS:
         together = group.parent.size if group.parent is not None else 1
         columns = [m.axis.size // group.units * together for m in group.members if m.role is Role.IN]
         found = [need.columns // math.gcd(need.columns, each) for each in columns]

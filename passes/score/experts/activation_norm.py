@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ....ir.options import option
-from .routed_outputs import ExpertScored, Floats, RoutedTokens
+from ...data import Scores
+from .routed_outputs import ExpertScored, RoutedTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,6 @@ class ActivationNorm(ExpertScored):
 
     moment: str = option("norm", "norm: mean of |f|_2; square: mean of its square", ("norm", "square"))
 
-    def importance(self, tokens: RoutedTokens) -> Floats:
+    def importance(self, tokens: RoutedTokens) -> Scores:
         """Mean over the expert's own tokens."""
         return tokens.mean(tokens.norms if self.moment == "norm" else tokens.squares)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .routed_outputs import ExpertScored, Floats, RoutedTokens
+from ...data import Scores
+from .routed_outputs import ExpertScored, RoutedTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,6 @@ class Frequency(ExpertScored):
 
     name: ClassVar[str] = "frequency"
 
-    def importance(self, tokens: RoutedTokens) -> Floats:
+    def importance(self, tokens: RoutedTokens) -> Scores:
         """The number of tokens."""
         return tokens.count

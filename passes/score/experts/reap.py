@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .routed_outputs import ExpertScored, Floats, RoutedTokens
+from ...data import Scores
+from .routed_outputs import ExpertScored, RoutedTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,6 @@ class Reap(ExpertScored):
     name: ClassVar[str] = "reap"
     needs_gates: ClassVar[bool] = True
 
-    def importance(self, tokens: RoutedTokens) -> Floats:
+    def importance(self, tokens: RoutedTokens) -> Scores:
         """Mean over the expert's own tokens."""
         return tokens.mean(tokens.weighted)

@@ -9,7 +9,6 @@ from functools import partial
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ....ir import FxpruneError, RequestError
 from ....ir.graph import Graph
@@ -23,8 +22,6 @@ from ...select.scope import HEAD_CHOICES
 from ...state import State
 from ..consumer_scores import ConsumerScored
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class RoutedTokens:
@@ -37,12 +34,12 @@ class RoutedTokens:
         weighted: sum of the norms times the router's weights.
     """
 
-    count: Floats
-    norms: Floats
-    squares: Floats
-    weighted: Floats
+    count: Scores
+    norms: Scores
+    squares: Scores
+    weighted: Scores
 
-    def mean(self, sums: Floats) -> Floats:
+    def mean(self, sums: Scores) -> Scores:
         """Sums divided by the number of tokens; 0 for an expert without any."""
         return np.divide(sums, self.count, out=np.zeros_like(sums), where=self.count > 0)
 
@@ -53,7 +50,7 @@ class _Sums:
 
     sizes: Mapping[str, int]
     weighs: bool
-    by_name: dict[str, Floats] = field(default_factory=dict)
+    by_name: dict[str, Scores] = field(default_factory=dict)
 
     def add(self, call: ExpertCall) -> None:
         """Add the tokens of a call."""
@@ -90,7 +87,7 @@ class ExpertScored(ConsumerScored):
             )
 
     @abstractmethod
-    def importance(self, tokens: RoutedTokens) -> Floats:
+    def importance(self, tokens: RoutedTokens) -> Scores:
         """The score of every expert of a mixture, float64 ``[experts]``."""
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
@@ -114,7 +111,7 @@ class ExpertScored(ConsumerScored):
         )
         return {group.name: self._of_units(group, stacks[group.name], totals) for group in groups}
 
-    def _of_units(self, group: Group, stack: str, totals: Mapping[str, Floats]) -> Scores:
+    def _of_units(self, group: Group, stack: str, totals: Mapping[str, Scores]) -> Scores:
         if not totals[stack][0].any():
             raise RequestError(
                 f"{self.name} cannot score {group.name}: its experts are not called one by one for the tokens that "

@@ -17,8 +17,8 @@ from fxprune.passes.couple.coupling import couple
 from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.tracer.export import Traced, trace_causal_lm
 
-from ..equivalence import TOLERANCE, sliced, tensors_of
-from .causal_lm import VOCAB, tiny_config
+from ...equivalence import TOLERANCE, sliced, tensors_of
+from ...families.causal_lm import VOCAB, tiny_config
 
 SIX = {"num_experts": 6, "num_local_experts": 6}
 GROUPS: dict[str, Any] = {"num_local_experts": 8, "first_k_dense_replace": 1}
