@@ -91,13 +91,11 @@ def prune_module(
             dimension of every tensor counts samples, if it is the same; two samples or more.
         passes: pipeline text, such as ``"taylor"``, or several.
         loss: for scores that need one: takes the module (with ``calib`` a batch too) and returns a scalar.
-        calib: what scores are computed on: batches for the loss, of whose mean the scores are. Without a loss, inputs:
-            batches like ``example_inputs``, a ``.safetensors`` or ``.npz`` file of tensors by argument name, or
-            ``package.module:function`` that yields batches.
-        data: what recovery trains on, likewise.
-        ratio, layers, within, seed, multiple_of, runtime, target, tolerance, channels: for every pass that has such an
-            option.
-            ``channels``, the widths that blocks share, is true by default.
+        calib, data: what scores are computed on, and what recovery trains on: batches for the loss, of whose mean the
+            scores are. Without a loss, inputs: batches like ``example_inputs``, a ``.safetensors`` or ``.npz`` file of
+            tensors by argument name, or ``package.module:function`` that yields batches.
+        ratio, layers, within, seed, multiple_of, runtime, target, tolerance, channels: for every pass with such an
+            option; ``channels``, the widths that blocks share, is true by default.
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
     Raises: RequestError for a mistake in the request, before any work; FxpruneError where a pass failed.

@@ -366,16 +366,15 @@ def apply(
 
     Of these, ``shared`` is ``ratio`` to ``channels``, and ``place`` is ``device`` to ``max_memory``, with ``ranks``.
 
-    Raises:
-        RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
+    Raises: RequestError before any work; FxpruneError where a pass failed, or the check of what was written.
     """
-    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
-        target=target, tolerance=tolerance, channels=channels)  # fmt: skip
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
-    return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
-        data=data, scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
-        place=where, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter,
-        print_ir_after=print_ir_after, progress=progress, ranks=ranks).run()  # fmt: skip
+    return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=dict(ratio=ratio, layers=layers,
+        within=within, seed=seed, multiple_of=multiple_of, runtime=runtime, target=target, tolerance=tolerance,
+        channels=channels), tokenizer=tokenizer, calib=calib, data=data, scores=scores, example=example, loss=loss,
+        force=force, resume=resume, dry_run=dry_run, form=form, place=where, trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle, merge_adapter=merge_adapter, print_ir_after=print_ir_after, progress=progress,
+        ranks=ranks).run()  # fmt: skip
 
 
 def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
@@ -389,7 +388,7 @@ def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
     """No passes; refuses options that only a pass could use."""
     for name, value in shared.items():
         if value is not None:
-            flag = "--" + name.replace("_", "-")
+            flag = "--for" if name == "runtime" else "--" + name.replace("_", "-")
             raise RequestError(
                 f"{flag} has no effect with --plan alone", f"leave {flag} out, or add the --pass that it is for"
             )

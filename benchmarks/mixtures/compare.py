@@ -134,21 +134,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", required=True, type=Path, help="directory that train.py wrote")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt and NAME-eval.txt")
-    parser.add_argument("--rows", required=True, type=Path, help="JSON file for the rows")
+    parser.add_argument(
+        "--rows", required=True, type=Path, nargs="+", help="JSON files with rows; the first is written"
+    )
+    parser.add_argument("--only", default="", help="measure rows of this ratio only")
+    parser.add_argument("--then", choices=("", "compensate"), help="measure rows with or without a refit only")
     parser.add_argument("--windows", type=int, default=32, help="evaluation windows of each text")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    rows: dict[str, Any] = json.loads(options.rows.read_text()) if options.rows.exists() else {}
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in options.rows if path.exists()]
+    rows: dict[str, Any] = {key: row for part in found for key, row in part.items()}
     bench = Bench(options.model, options.text, options.windows)
     wanted = {f"{ratio} {name} {then}": (ratio, name, then)
               for then in ("", "compensate") for ratio in ("0.25", "0.5") for name in SCORES}  # fmt: skip
     if "dense" not in rows:
         rows["dense"] = {"losses": bench.losses(bench.model)}
     for key, (ratio, name, then) in wanted.items():
-        if key not in rows:
+        if key not in rows and options.only in ("", ratio) and options.then in (None, then):
             rows[key] = bench.run(SCORES[name].replace("RATIO", f"ratio={ratio}") + (REFIT if then else ""))
-            options.rows.write_text(json.dumps(rows))
+            options.rows[0].write_text(json.dumps(rows), encoding="utf-8")
             print(key, f"{rows[key]['seconds']:.1f} CPU s", flush=True)
     print(table(rows))
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from ...ir import FxpruneError
 from .batches import LinearCall
 
-Arguments = list[tuple[Any, Any]]
+ModuleCalls = list[tuple[Any, Any]]
 """Positional and keyword arguments of calls."""
 
 
-def recorded_calls_of(module: nn.Module, run: Callable[[], object]) -> tuple[Arguments, list[Any]]:
+def recorded_calls_of(module: nn.Module, run: Callable[[], object]) -> tuple[ModuleCalls, list[Any]]:
     """The arguments and results of a module's calls while something runs."""
-    entered: Arguments = []
+    entered: ModuleCalls = []
     left: list[Any] = []
 
     def hook(_module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
@@ -32,7 +32,7 @@ def recorded_calls_of(module: nn.Module, run: Callable[[], object]) -> tuple[Arg
     return entered, left
 
 
-def targets_of(calls: Sequence[LinearCall], entered: Arguments, present: Tensor, wanted: Tensor) -> list[Tensor]:
+def targets_of(calls: Sequence[LinearCall], entered: ModuleCalls, present: Tensor, wanted: Tensor) -> list[Tensor]:
     """Targets for the outputs of the last linear map of every expert.
 
     What the mixture misses at a token is shared by the experts that the token is sent to, in proportion to their
@@ -71,7 +71,7 @@ def targets_of(calls: Sequence[LinearCall], entered: Arguments, present: Tensor,
     return targets
 
 
-def _picks(entered: Arguments) -> tuple[Tensor, Tensor] | None:
+def _picks(entered: ModuleCalls) -> tuple[Tensor, Tensor] | None:
     """The experts of every token and their weights, ``[T, k]`` each; None where one call had no two such arguments."""
     if len(entered) != 1:
         return None

@@ -73,7 +73,7 @@ class ExpertCallRecorder(LinearCallRecorder):
     def _follow_on(self, func: Any, args: tuple[Any, ...], at: int, out: Tensor, call: LinearCall) -> None:
         given = args[at]
         other = args[1 - at] if at < 2 and len(args) == 2 else None
-        if func in _CASTS or (func in _ADDITIONS and isinstance(other, Tensor) and other.dim() < 2):
+        if func in _CHANGES_OF_TYPE or (func in _BIAS_ADDITIONS and isinstance(other, Tensor) and other.dim() < 2):
             self._open[id(out)] = out, call
             del self._open[id(given)]
         elif func in _READS:
@@ -87,8 +87,8 @@ class ExpertCallRecorder(LinearCallRecorder):
             )
 
 
-_CASTS = frozenset({torch.Tensor.to, torch.Tensor.float, torch.Tensor.type_as, torch.Tensor.contiguous})
-_ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
+_CHANGES_OF_TYPE = frozenset({torch.Tensor.to, torch.Tensor.float, torch.Tensor.type_as, torch.Tensor.contiguous})
+_BIAS_ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
 _PRODUCTS = frozenset({torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__})
 _READS = frozenset({
     torch.Tensor.dtype.__get__, torch.Tensor.device.__get__, torch.Tensor.shape.__get__, torch.Tensor.size,

@@ -13,7 +13,7 @@ from ...ir import FxpruneError, Plan
 from ...runtime.tensors import tensors_by_name
 from ..couple.consumers import Consumer
 from .batches import LinearCall, PaddingMasks
-from .cut_mixtures import Arguments, recorded_calls_of, targets_of
+from .cut_mixtures import ModuleCalls, recorded_calls_of, targets_of
 from .linear_calls import LinearCallRecorder
 from .linear_maps import LinearForm, LinearMap, WeightAccess
 
@@ -189,7 +189,7 @@ class ObservedCalls:
         """The dense mixture, its router too, gets what the pruned one gets."""
         mixture, got = owner.rpartition(".")[0], list[LinearCall]()
         outer, inner = (self.pruned.model.get_submodule(path) for path in (mixture, owner))
-        inside: list[tuple[Arguments, list[Any]]] = []
+        inside: list[tuple[ModuleCalls, list[Any]]] = []
 
         def run() -> None:
             inside.append(recorded_calls_of(inner, lambda: got.extend(self.pruned.calls(batch, names))))

@@ -45,7 +45,7 @@ class RoutedTokens:
 
 
 @dataclass
-class _Sums:
+class _RoutedSums:
     """The four sums of all mixtures, by the last weight of their experts."""
 
     sizes: Mapping[str, int]
@@ -101,7 +101,7 @@ class ExpertScored(ConsumerScored):
         """
         stacks = {group.name: _last_stack(group, state.subject.graph, self.name) for group in groups}
         shapes = {parameter.name: parameter.value.shape for parameter in state.subject.graph.parameters}
-        sums = _Sums({name: int(shapes[name][0]) for name in stacks.values()}, self.needs_gates)
+        sums = _RoutedSums({name: int(shapes[name][0]) for name in stacks.values()}, self.needs_gates)
         runner = state.subject.runner
         made = partial(ExpertCallRecorder, receive=sums.add)
         with recorded_by(runner, list(sums.sizes), made) as around:
