@@ -73,7 +73,8 @@ class Prune(Pass):
         hint="use 1 for no constraint, or 8, 64, ...",
     )  # fmt: skip
     runtime: str | None = option(
-        None, "what the result is for: widths, heads and experts are kept in the counts that its kernels need", RUNTIMES
+        None, "what the result is for: widths, heads and experts are kept in the counts that its kernels need",
+        tuple(RUNTIMES),
     )  # fmt: skip
     target: str | None = option(
         None,

@@ -63,6 +63,7 @@ class ExpertCallRecorder(LinearCallRecorder):
         if self._open:
             for at, arg in enumerate(args[:4]):
                 if (known := self._open.get(id(arg))) is not None and isinstance(out, Tensor):
+                    # What is no tensor is a fact of one, such as its dtype.
                     self._follow_on(func, args, at, out, known[1])
         return out
 
@@ -76,8 +77,6 @@ class ExpertCallRecorder(LinearCallRecorder):
         if func in _CHANGES_OF_TYPE or (func in _BIAS_ADDITIONS and isinstance(other, Tensor) and other.dim() < 2):
             self._open[id(out)] = out, call
             del self._open[id(given)]
-        elif func in _READS:
-            return
         else:
             weighs = func in _PRODUCTS and isinstance(other, Tensor) and other.shape == (len(given), 1)
             del self._open[id(given)]
@@ -90,8 +89,3 @@ class ExpertCallRecorder(LinearCallRecorder):
 _CHANGES_OF_TYPE = frozenset({torch.Tensor.to, torch.Tensor.float, torch.Tensor.type_as, torch.Tensor.contiguous})
 _BIAS_ADDITIONS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
 _PRODUCTS = frozenset({torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__})
-_READS = frozenset({
-    torch.Tensor.dtype.__get__, torch.Tensor.device.__get__, torch.Tensor.shape.__get__, torch.Tensor.size,
-    torch.Tensor.dim,
-})  # fmt: skip
-"""What asks for facts of a tensor and does nothing with its values."""
