@@ -75,8 +75,8 @@ class ExpertCallRecorder(LinearCallRecorder):
         given = args[at]
         other = args[1 - at] if at < 2 and len(args) == 2 else None
         if func in _CHANGES_OF_TYPE or (func in _BIAS_ADDITIONS and isinstance(other, Tensor) and other.dim() < 2):
-            self._open[id(out)] = out, call
             del self._open[id(given)]
+            self._open[id(out)] = out, call  # which may be the same tensor
         else:
             weighs = func in _PRODUCTS and isinstance(other, Tensor) and other.shape == (len(given), 1)
             del self._open[id(given)]
