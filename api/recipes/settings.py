@@ -17,7 +17,7 @@ from ...ir.call_text import did_you_mean
 from ...ir.errors import RequestError
 from .read import Setting, leaves, read_recipe
 
-_MODEL, _PASS = "model", "pass"
+_MODEL_KEY, _PASS_KEY = "model", "pass"
 
 NOT_HERE = {
     "trust_remote_code": "it allows code to run", "allow_pickle": "it allows code to run",
@@ -27,7 +27,7 @@ NOT_HERE = {
 }  # fmt: skip
 """Options of the command line that no recipe can give -> why."""
 
-FUNCTIONS = (_MODEL, "loss", "calib", "data")
+FUNCTIONS = (_MODEL_KEY, "loss", "calib", "data")
 """Keys whose value may be ``package.module:function``."""
 
 PLACES = ("out", "scores")
@@ -49,7 +49,7 @@ def arguments_of(entries: Mapping[str, Setting], parser: argparse.ArgumentParser
     """
     options = {action.dest: action for action in parser._actions if action.option_strings}
     by_key = {_key(action): action for action in options.values()}
-    known = [_MODEL, *(key for key in by_key if key not in NOT_HERE)]
+    known = [_MODEL_KEY, *(key for key in by_key if key not in NOT_HERE)]
     found: dict[str, list[str]] = {}
     for key, entry in entries.items():
         if key in NOT_HERE:
@@ -59,9 +59,9 @@ def arguments_of(entries: Mapping[str, Setting], parser: argparse.ArgumentParser
                 f"there is no setting '{key}'", did_you_mean(key, known) + f"settings: {', '.join(known)}"
             )
         _refuse_functions(key, entry)
-        if key == _MODEL:
+        if key == _MODEL_KEY:
             found[""] = [_text(entry)]
-        elif key == _PASS:
+        elif key == _PASS_KEY:
             found["--pass"] = [f"--pass={one}" for one in _passes(entry)]
         else:
             found[by_key[key].option_strings[0]] = list(_words(by_key[key], entry))
@@ -162,8 +162,8 @@ def _refuse_functions(key: str, entry: Setting) -> None:
         return
     for leaf in leaves(entry):
         match = _FUNCTION.fullmatch(str(leaf.value))
-        if match is not None and (key in (_MODEL, "loss") or _is_module(match["module"])):
-            option = "as MODEL" if key == _MODEL else f"with --{key}"
+        if match is not None and (key in (_MODEL_KEY, "loss") or _is_module(match["module"])):
+            option = "as MODEL" if key == _MODEL_KEY else f"with --{key}"
             raise leaf.error(
                 f"'{leaf.value}' names a function, which would run", f"give it on the command line, {option}"
             )
