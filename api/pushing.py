@@ -9,7 +9,8 @@ from typing import Any
 
 from ..backends.artifact import RECORD, read_record
 from ..backends.digests import sha256
-from ..backends.huggingface.model_card import CARD, with_results
+from ..backends.huggingface.model_card import with_results
+from ..backends.replaceable import CARD
 from ..ir.errors import FxpruneError, RequestError, first_line
 from ..runtime.json_object import read_json_object
 from .progress import Progress, silent

@@ -13,8 +13,7 @@ import yaml
 from ...ir.errors import RequestError
 from ...runtime.model_directory.regular_file import open_regular
 from ..recipe import recipe_of
-
-CARD = "README.md"
+from ..replaceable import CARD
 
 _LARGEST_HEAD = 1 << 16
 """Bytes in which the metadata of a card end."""

@@ -12,7 +12,8 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from fxprune import api
 from fxprune.backends.artifact import RECORD
-from fxprune.backends.huggingface.model_card import CARD, metadata_of
+from fxprune.backends.huggingface.model_card import metadata_of
+from fxprune.backends.replaceable import CARD
 from fxprune.ir.errors import FxpruneError, RequestError
 
 from ...checkpoints import write_checkpoint
@@ -145,3 +146,13 @@ def test_what_the_hub_refuses_is_told(
     with pytest.raises(FxpruneError) as caught:
         api.push(out, "org/small")
     assert hint in caught.value.hint
+
+
+def test_a_card_that_the_user_edited_is_not_replaced(out: Path) -> None:
+    before = (out / CARD).read_text()
+    (out / CARD).write_text(before + "My notes.\n")
+    with pytest.raises(RequestError, match=r"README\.md"):
+        api.apply(out.parent / "source", "random", ratio=0.5, out=out, force=True)
+    assert "My notes." in (out / CARD).read_text()
+    (out / CARD).write_text(before)
+    assert api.push(out, "org/small", dry_run=True).files
