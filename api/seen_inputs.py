@@ -22,6 +22,7 @@ from ..tracer.inputs.batches import inputs_of_batches
 from ..tracer.inputs.input_set import DataSet, Rows, Sample
 from ..tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors, refuse_doubt
 from ..tracer.inputs.processed import Processors
+from ..tracer.inputs.renumbered import RenumberedInputs
 from ..tracer.texts.fingerprints import Fingerprint, TrackedText
 from .request_checks import RECOVERY, GivenBatches, GivenRows
 
@@ -139,7 +140,7 @@ def named_inputs(given: str | Sequence[Any], name: str, module: torch.nn.Module)
     return inputs_of_batches(name, given, arguments)
 
 
-Tracked = TrackedText | TrackedInputs
+Tracked = TrackedText | TrackedInputs | RenumberedInputs
 """Data that remembers what was read of it."""
 
 

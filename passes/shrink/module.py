@@ -36,6 +36,7 @@ def shrink_module(
     outputs: Sequence[str] = (),
     accept: Callable[[], bool] | None = None,
     known: Known | None = None,
+    resized: Mapping[int, int] | None = None,
 ) -> Repairs:
     """Replace every tensor that ``plan`` slices and repair the integer attributes that the forward reads.
 
@@ -55,6 +56,7 @@ def shrink_module(
         accept: called after each repair that runs, with ``model`` shrunk and repaired; the first accepted repair is
             used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
         known: what a run of ``model`` showed. With it and ``accept``, the likeliest repair is tried before any dry run.
+        resized: last extents of outputs that change on purpose, old -> new.
 
     Returns:
         The repairs, which a backend can apply again.
@@ -69,7 +71,7 @@ def shrink_module(
     if likely is not None and accept is not None and _accepted_at_once(model, plan, likely, accept):
         return likely
     dry_run = DryRun(model, example, outputs)
-    found = find_repairs(model, dry_run, shapes, extents, known)
+    found = find_repairs(model, dry_run, shapes, extents, known, resized)
     if accept is None:
         first = next(found)
         slice_tensors(model, plan)
