@@ -167,7 +167,8 @@ def tracked_data(
     found: dict[str, Tracked | None] = {}
     for part, given in texts.items():
         if part in inputs:
-            check_call(runner, inputs[part])
+            if runner.residence is not None or not any(tensor.is_meta for tensor in runner.model.parameters()):
+                check_call(runner, inputs[part])
             found[part] = TrackedInputs(inputs[part])
         elif language:
             assert not isinstance(given, GivenBatches), "batches are inputs"
