@@ -79,7 +79,9 @@ class ModelCall:
             ids = self.inputs[name]
             found = [cut.renumbering.new(number) for number in ids.flatten().tolist()]
             # A token that went is replaced by any other one: what counts is that module and graph agree.
-            held = [number % rows if now is None else now for number, now in zip(ids.flatten().tolist(), found, strict=True)]
+            held = [
+                number % rows if now is None else now for number, now in zip(ids.flatten().tolist(), found, strict=True)
+            ]
             if self.language:
                 held[1 : 1 + len(looked_for)] = [number for number in looked_for if number is not None]
             self.inputs = {**self.inputs, name: torch.tensor(held[: ids.numel()], dtype=ids.dtype).view(ids.shape)}

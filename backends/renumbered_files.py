@@ -40,7 +40,9 @@ def renumber_files(folder: Path, tokenizer: Any, renumbering: Renumbering) -> li
         What was left out, in words.
     """
     file = folder / TOKENIZER_JSON
-    data = read_json_object(file, TOKENIZER_AGAIN) if file.is_file() else json.loads(tokenizer.backend_tokenizer.to_str())
+    data = (
+        read_json_object(file, TOKENIZER_AGAIN) if file.is_file() else json.loads(tokenizer.backend_tokenizer.to_str())
+    )
     _write(file, Tokens.read(data).cut(renumbering.new))
     if (file := folder / TOKENIZER_CONFIG).is_file():
         raw = renumbered_data(read_json_object(file, TOKENIZER_AGAIN), renumbering.new)
@@ -69,7 +71,9 @@ def check_renumbered(before: Any, after: Any, renumbering: Renumbering) -> None:
     Raises:
         FxpruneError: it has others, or other ids.
     """
-    wanted = {token: now for token, number in before.get_vocab().items() if (now := renumbering.new(number)) is not None}
+    wanted = {
+        token: now for token, number in before.get_vocab().items() if (now := renumbering.new(number)) is not None
+    }
     got = after.get_vocab()
     odd = next((token for token in sorted({**wanted, **got}) if wanted.get(token) != got.get(token)), None)
     if odd is not None:

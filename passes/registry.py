@@ -28,7 +28,7 @@ from .score.random import Random
 from .score.taylor import Taylor
 from .score.wanda import Wanda
 from .shrink.cut import Cut
-from .vocabulary.tokens_kept import TokensKept
+from .shrink.tokens_kept import TokensKept
 from .vocabulary.vocabulary import Vocabulary
 
 PASSES: tuple[type[Pass], ...] = (

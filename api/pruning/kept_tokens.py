@@ -1,4 +1,4 @@
-"""What holds ids besides the model, once tokens went: the tokenizer, texts and other data, the files of the artifact."""
+"""What holds ids besides the model, once tokens went: the tokenizer, data that passes read, files of the artifact."""
 
 from __future__ import annotations
 

@@ -52,13 +52,13 @@ from ..seen_inputs import AsGiven, Tracked, tracked_data
 from ..seen_texts import Entries, read_so_far, record_of
 from .adapters import without_adapter, write_adapters
 from .group_change import GroupChange
+from .kept_tokens import KeptTokens
 from .plain_form import PlainForm
 from .recorded_plan import Recorded, origin_of
 from .result import Applied
 from .resume import Parts, Stages
 from .stored_precision import StoredDtypes, any_loses_digits, as_stored, rounded_as_stored, take_unchanged
 from .stored_state import StoredState
-from .kept_tokens import KeptTokens
 from .streamed_model import StreamedModel, open_streamed_model
 
 OLDEST = 2

@@ -1,8 +1,8 @@
 """The vocabulary as a coupled group: the rows of embeddings and heads, whose units are tokens.
 
 For all other passes this axis is frozen, since the integers in an input count along it and the model gives a score for
-each of its positions. Tokens have names, which a tokenizer knows. Where it and the configuration are renumbered together
-with the model, tokens can go like any other units: the scores of those that stay are as before.
+each of its positions. Tokens have names, which a tokenizer knows. Where it and the configuration are renumbered
+together with the model, tokens can go like any other units: the scores of those that stay are as before.
 """
 
 from __future__ import annotations

@@ -87,6 +87,7 @@ def find_repairs(
     shapes: ParameterShapes,
     extents: ModuleExtents,
     known: Known | None = None,
+    *,
     resized: Mapping[int, int] | None = None,
 ) -> Iterator[Repairs]:
     """Every set of attribute changes with which the smaller model runs as the dense model did, most likely first.

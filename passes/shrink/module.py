@@ -71,7 +71,7 @@ def shrink_module(
     if likely is not None and accept is not None and _accepted_at_once(model, plan, likely, accept):
         return likely
     dry_run = DryRun(model, example, outputs)
-    found = find_repairs(model, dry_run, shapes, extents, known, resized)
+    found = find_repairs(model, dry_run, shapes, extents, known, resized=resized)
     if accept is None:
         first = next(found)
         slice_tensors(model, plan)

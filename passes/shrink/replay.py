@@ -17,9 +17,9 @@ from ..base import Pass, PassKind
 from ..couple.coupling import Coupling
 from ..couple.tokens import couple_tokens
 from ..state import State
-from ..vocabulary.tokens_kept import keep_tokens
 from .cut import cut
 from .graph import make_plan
+from .tokens_kept import keep_tokens
 
 Slices = Mapping[tuple[str, int], Indices]
 

@@ -1,1 +1,1 @@
-"""Tokens removed from a model: which stay, and the cut of everything that counts them."""
+"""Tokens removed from a model: which stay."""

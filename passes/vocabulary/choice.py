@@ -65,7 +65,7 @@ class Choice:
             )
         if wanted < len(self.always):
             raise RequestError(
-                f"vocabulary: keep=tokens:{wanted} leaves too few: {len(self.always):,} tokens always stay (special and "
+                f"vocabulary: keep=tokens:{wanted} is too few: {len(self.always):,} tokens always stay (special and "
                 "added ones, bytes, single characters)",
                 f"give at least {len(self.always)}",
             )

@@ -15,9 +15,9 @@ from ...runtime.vocabulary.tokens import Tokens
 from ..base import Pass, PassKind
 from ..couple.tokens import compared_tokens, couple_tokens, token_places
 from ..data import Calibration, is_inputs
+from ..shrink.tokens_kept import configured_tokens, keep_tokens
 from ..state import State
 from .choice import Choice, Counts
-from .tokens_kept import configured_tokens, keep_tokens
 
 TEXT = "text"
 MOST_FREQUENT = "tokens:"
@@ -39,7 +39,9 @@ class Vocabulary(Pass):
     keeps_values: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = True
 
-    keep: str = option(TEXT, "text: the tokens that the calibration text uses; tokens:N: the N most frequent ones on it")
+    keep: str = option(
+        TEXT, "text: the tokens that the calibration text uses; tokens:N: the N most frequent ones on it"
+    )
     languages: str | None = option(
         None, "scripts of Unicode, such as latin+greek: keep the tokens whose characters are all of these scripts, or "
         "shared by all scripts as digits and signs are; reads no text", replaces="keep"
@@ -116,9 +118,7 @@ class Vocabulary(Pass):
             kept = choice.seen(counts) if wanted is None else choice.most_frequent(counts, wanted)
         kept = choice.rounded(kept, self.multiple_of, counts)
         if len(kept) == choice.rows:
-            raise RequestError(
-                f"vocabulary: nothing to remove: all {choice.rows:,} tokens stay", self._advice(choice)
-            )
+            raise RequestError(f"vocabulary: nothing to remove: all {choice.rows:,} tokens stay", self._advice(choice))
         return kept
 
     def _advice(self, choice: Choice) -> str:

@@ -57,9 +57,7 @@ def renumbered_data(data: Any, new: NewId, count: tuple[int, int] | None = None)
     return {name: _new_value(name, value, new, count) for name, value in data.items()}
 
 
-def renumber_configs(
-    configs: Iterable[Any], new: NewId, count: tuple[int, int] | None = None
-) -> Callable[[], None]:
+def renumber_configs(configs: Iterable[Any], new: NewId, count: tuple[int, int] | None = None) -> Callable[[], None]:
     """Give configurations of transformers new ids, in place, and those inside them; returns what takes that back.
 
     Args:

@@ -1,8 +1,8 @@
 """The models of the library ``tokenizers``, as the data of a ``tokenizer.json``: what each needs of its tokens.
 
-All of them write a word with the tokens that they have. A model without some of its tokens writes a word as before where
-it used none of those, if three things hold: what the word was made from on the way stays too (byte-pair), scores that
-are derived from all tokens stay the same (unigram), and a piece that cannot be written in another way stays.
+All of them write a word with the tokens that they have. A model without some of its tokens writes a word as before
+where it used none of those, if three things hold: what the word was made from on the way stays too (byte-pair), scores
+that are derived from all tokens stay the same (unigram), and a piece that cannot be written in another way stays.
 """
 
 from __future__ import annotations

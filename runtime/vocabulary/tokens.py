@@ -51,7 +51,9 @@ class Tokens:
             RequestError: its model is of a kind that is not known.
         """
         steps = (data.get(name) for name in ("normalizer", "pre_tokenizer", "decoder"))
-        return cls(data, token_model(data["model"], byte_level="ByteLevel" in {kind for s in steps for kind in _kinds(s)}))
+        return cls(
+            data, token_model(data["model"], byte_level="ByteLevel" in {kind for s in steps for kind in _kinds(s)})
+        )
 
     @cached_property
     def names(self) -> Mapping[int, str]:

@@ -69,7 +69,7 @@ class Fingerprint:
 Pieces = dict[bytes, None]
 
 BEFORE = "before_"
-"""In what a run saves of a text: what was read of it with the tokenizer of the source, where that is another one now."""
+"""In what a run saves of a text: what was read of it with the source's tokenizer, where that is another one now."""
 
 
 @dataclass

@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from ...ir import FxpruneError, Indices, Plan
 from ...ir.groups import Group
 from ...ir.repairs import Repairs
-from ...runtime.tensors import slice_tensors
 from ...runtime.streaming.block_runner import BlockRunner
+from ...runtime.tensors import slice_tensors
 from ...runtime.vocabulary.configured import holds_ids, needed_ids, renumber_configs
 from ...runtime.vocabulary.kept import Renumbering
 from ..couple.coupling import Coupling
 from ..couple.tokens import compared_tokens, couple_tokens, token_places
 from ..data import TokenCut
-from ..shrink.attributes import put
-from ..shrink.cut import carry_out
 from ..state import State
+from .attributes import put
+from .cut import carry_out
 
 COPIES: tuple[Literal["model", "same_layers"], ...] = ("model", "same_layers")
 """The copies in :class:`~fxprune.passes.state.Before`."""
@@ -58,7 +59,12 @@ class TokensKept:
         kept, count = data["kept"], data["count"]
         if not isinstance(kept, np.ndarray) or (kept.dtype, kept.ndim) != (np.dtype(np.int64), 1):
             raise ValueError("the tokens to keep are no int64 vector")
-        if type(count) is not int or not len(kept) or (np.diff(kept) <= 0).any() or not 0 <= kept[0] <= kept[-1] < count:
+        if (
+            type(count) is not int
+            or not len(kept)
+            or (np.diff(kept) <= 0).any()
+            or not 0 <= kept[0] <= kept[-1] < count
+        ):
             raise ValueError(f"the tokens to keep are not among {count}, in ascending order")
         return cls(np.array(kept), count)
 
@@ -95,6 +101,10 @@ def keep_tokens(state: State, coupling: Coupling, group: Group, kept: Indices) -
     take_back = _renumber(model, renumbering)
     places, compared = token_places(state.subject.graph, model), compared_tokens(coupling)
     state.host.tokens_kept(TokenCut(group, renumbering, places.arguments, frozenset(compared)))
+    state.subject.example = {
+        name: value % len(kept) if name in places.arguments and isinstance(value, torch.Tensor) else value
+        for name, value in state.subject.example.items()
+    }  # dry runs may look these up; which ones they are does not matter
     earlier, ledger.repairs = ledger.repairs, Repairs()
     try:
         plan = carry_out(state, coupling, {group.name: kept})
