@@ -142,6 +142,12 @@ class RecordingCorpus:
         self.read.append({"length": length, "count": count, "seed": seed, "sha256": _digest(found)})
         return found
 
+    def tokens(self) -> torch.Tensor:
+        """All tokens of the text."""
+        found = self._text.tokens()
+        self.read.append({"length": None, "count": None, "seed": None, "sha256": _digest(found)})
+        return found
+
 
 class RecordingInputs:
     """A data set of inputs that records which samples were read."""

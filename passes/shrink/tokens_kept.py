@@ -13,6 +13,7 @@ from torch import nn
 from ...ir import FxpruneError, Indices, Plan
 from ...ir.groups import Group
 from ...ir.repairs import Repairs
+from ...runtime.model.embeddings import input_embeddings
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.tensors import slice_tensors
 from ...runtime.vocabulary.configured import holds_ids, needed_ids, renumber_configs
@@ -83,7 +84,20 @@ class TokensKept:
 def configured_tokens(model: nn.Module) -> set[int]:
     """The ids that the configurations of a model and its modules name."""
     found = {number for config in _configs(model) for number in needed_ids(config.to_dict())}
-    return found | {number for module in model.modules() for _, number in _own_ids(module) if number >= 0}
+    found |= {number for module in model.modules() for _, number in _own_ids(module) if number >= 0}
+    return found.union(*(range(number + 1) for number in _counted_from(model)))
+
+
+def _counted_from(model: nn.Module) -> Iterator[int]:
+    """Ids of padding tokens that a model computes with beside looking them up: it may count positions from there. Such
+    a token keeps its id, and so all before it stay."""
+    table = input_embeddings(model)
+    for module in model.modules():
+        own = getattr(module, "weight", None)
+        tokens = isinstance(module, nn.Embedding) and table is not None and len(own) == len(table.weight)
+        number = vars(module).get(PADDING)
+        if type(number) is int and number >= 0 and not tokens:
+            yield number
 
 
 def keep_tokens(state: State, coupling: Coupling, group: Group, kept: Indices) -> None:
