@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
+
 from fxprune.api.model_call import ModelCall
 from fxprune.ir.errors import RequestError
 from fxprune.ir.groups import Kind
@@ -94,7 +95,8 @@ def test_scores_of_tokens_that_stay_are_as_before(name: str) -> None:
 def test_other_passes_find_the_axis_frozen(name: str) -> None:
     graph = _traced(MODELS[name]).subject.graph
     held = [group for group in couple(graph).groups.values() if group.size == ROWS]
-    assert held and all(group.frozen is not None and group.kind is not Kind.TOKENS for group in held)
+    assert held
+    assert all(group.frozen is not None and group.kind is not Kind.TOKENS for group in held)
 
 
 def test_a_copy_to_look_back_at_loses_the_same_tokens() -> None:

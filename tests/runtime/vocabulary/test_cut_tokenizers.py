@@ -1,4 +1,4 @@
-"""Tokenizers without some of their tokens: text whose tokens stay is written as before, other text with smaller ones."""
+"""Tokenizers without some of their tokens: text whose tokens stay is written as before, other text with others."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
 from fxprune.ir.errors import RequestError
 from fxprune.runtime.vocabulary.kept import Renumbering
 from fxprune.runtime.vocabulary.models import BytePairs
 from fxprune.runtime.vocabulary.scripts import Scripts
 from fxprune.runtime.vocabulary.tokens import Tokens
 from fxprune.tests.word_models import KINDS, SENTENCES, byte_level, for_transformers, trained, unigram, word_piece
-from hypothesis import given
-from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
 WORDS = sorted({word for line in SENTENCES for word in line.split()})
 LETTERS = sorted({letter for line in SENTENCES for letter in line})
