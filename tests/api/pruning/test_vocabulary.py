@@ -97,13 +97,13 @@ def test_scripts_need_no_text(model: Path) -> None:
 @pytest.mark.parametrize(
     ("passes", "said"),
     [
-        ("vocabulary{keep=tokens:9999}", "asks for more than the 61. tokens"),
-        ("vocabulary{keep=tokens:3}", "keep=tokens:3 is too few: 26. tokens always stay"),
+        ("vocabulary{keep=tokens:9999}", r"asks for more than the \d+ tokens"),
+        ("vocabulary{keep=tokens:3}", r"keep=tokens:3 is too few: \d+ tokens always stay"),
         ("vocabulary{keep=tokens:0}", "keep=tokens:0 cannot be read"),
         ("vocabulary{keep=words}", "keep=words cannot be read"),
         ("vocabulary{languages=klingon}", "'klingon' is no script of Unicode"),
         ("vocabulary{languages=tibetan}", "no token of more than one character is written in tibetan"),
-        ("vocabulary{multiple_of=4096}", "nothing to remove: all 61. tokens stay"),
+        ("vocabulary{multiple_of=4096}", r"nothing to remove: all \d+ tokens stay"),
         ("magnitude{ratio=0.5},vocabulary", "write vocabulary first"),
         ("vocabulary{keep=text,languages=latin}", None),
     ],
