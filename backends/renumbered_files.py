@@ -22,9 +22,9 @@ OTHER_FORMS = (
 
 WITH_IDS = (GENERATION, "processor_config.json", "preprocessor_config.json")
 
-ADDED = "added_tokens.json"
+ADDED_TOKENS = "added_tokens.json"
 
-DECODER = "added_tokens_decoder"
+ADDED_DECODER = "added_tokens_decoder"
 
 
 def renumber_files(folder: Path, tokenizer: Any, renumbering: Renumbering) -> list[str]:
@@ -46,10 +46,10 @@ def renumber_files(folder: Path, tokenizer: Any, renumbering: Renumbering) -> li
     _write(file, Tokens.read(data).cut(renumbering.new))
     if (file := folder / TOKENIZER_CONFIG).is_file():
         raw = renumbered_data(read_json_object(file, TOKENIZER_AGAIN), renumbering.new)
-        if isinstance(decoder := raw.get(DECODER), dict):
-            raw[DECODER] = {str(renumbering.new(int(number))): token for number, token in decoder.items()}
+        if isinstance(decoder := raw.get(ADDED_DECODER), dict):
+            raw[ADDED_DECODER] = {str(renumbering.new(int(number))): token for number, token in decoder.items()}
         _write(file, raw)
-    if (file := folder / ADDED).is_file():
+    if (file := folder / ADDED_TOKENS).is_file():
         added = read_json_object(file, TOKENIZER_AGAIN)
         _write(file, {token: renumbering.new(number) for token, number in added.items()})
     for file in (folder / name for name in WITH_IDS):

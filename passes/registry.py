@@ -29,10 +29,10 @@ from .score.taylor import Taylor
 from .score.wanda import Wanda
 from .shrink.cut import Cut
 from .shrink.tokens_kept import TokensKept
-from .vocabulary.vocabulary import Vocabulary
+from .vocabulary.vocabulary import FewerTokens
 
 PASSES: tuple[type[Pass], ...] = (
-    Vocabulary, Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
+    FewerTokens, Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
     Finetune, Distill,
 )  # fmt: skip
 """fxprune's own passes."""

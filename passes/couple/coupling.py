@@ -23,10 +23,10 @@ from .turned_weights import only_turns, turned_weights
 Place = tuple[Value, int]
 """A dimension of a value."""
 
-LABELS = "labels"
+TOKEN_LABELS = "labels"
 """The argument that holds what a model shall give."""
 
-TOKENS = "tokens"
+NAMED_MARK = "tokens"
 """The mark of atoms whose units are tokens."""
 
 VALUES = -1
@@ -50,7 +50,7 @@ class TokenPlaces:
     @property
     def arguments(self) -> frozenset[str]:
         """The names of arguments of the model that hold numbers of tokens: its labels too, if it scores tokens."""
-        return frozenset(value.name for value in self.inputs) | ({LABELS} if self.heads else frozenset())
+        return frozenset(value.name for value in self.inputs) | ({TOKEN_LABELS} if self.heads else frozenset())
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _groups(
         if atom not in named:
             frozen.setdefault(atom, reason)
     for atom in named:
-        solution.marks.setdefault(atom, set()).add(TOKENS)
+        solution.marks.setdefault(atom, set()).add(NAMED_MARK)
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
     channels = head_channels(graph, axes)
     for atom in members.keys() - heads:
@@ -370,7 +370,7 @@ def _name(
 def _kind(
     atom: int, marks: set[str], nested: Mapping[int, int | None], with_children: set[int], *, spans: bool
 ) -> Kind:
-    if TOKENS in marks:
+    if NAMED_MARK in marks:
         return Kind.TOKENS
     if "heads" in marks:
         if nested.get(atom) is not None:

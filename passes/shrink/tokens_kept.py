@@ -25,10 +25,10 @@ from ..state import State
 from .attributes import put
 from .cut import carry_out
 
-COPIES: tuple[Literal["model", "same_layers"], ...] = ("model", "same_layers")
+TO_LOOK_BACK_AT: tuple[Literal["model", "same_layers"], ...] = ("model", "same_layers")
 """The copies in :class:`~fxprune.passes.state.Before`."""
 
-PADDING = "padding_idx"
+PADDING_INDEX = "padding_idx"
 """What ``torch.nn.Embedding``, and modules that make one, call the id of the padding token."""
 
 
@@ -95,7 +95,7 @@ def _counted_from(model: nn.Module) -> Iterator[int]:
     for module in model.modules():
         own = getattr(module, "weight", None)
         tokens = isinstance(module, nn.Embedding) and table is not None and len(own) == len(table.weight)
-        number = vars(module).get(PADDING)
+        number = vars(module).get(PADDING_INDEX)
         if type(number) is int and number >= 0 and not tokens:
             yield number
 
@@ -128,7 +128,7 @@ def keep_tokens(state: State, coupling: Coupling, group: Group, kept: Indices) -
         raise
     repairs, ledger.repairs = ledger.repairs, earlier.then(ledger.repairs)
     renumber_configs(_configs(model), lambda number: number, (group.units, len(kept)))
-    copies = (state.before.runner(name) for name in COPIES)
+    copies = (state.before.runner(name) for name in TO_LOOK_BACK_AT)
     for runner in {id(copy.model): copy for copy in copies if copy is not None}.values():
         _cut_copy(runner, renumbering, plan, repairs)
     ledger.decisions.append(TokensKept(np.asarray(kept, dtype=np.int64), group.units))
@@ -168,5 +168,5 @@ def _configs(model: nn.Module) -> list[Any]:
 def _own_ids(module: nn.Module) -> Iterator[tuple[str, int]]:
     """The ids that a module holds by itself."""
     for name, value in vars(module).items():
-        if type(value) is int and (name == PADDING or holds_ids(name)):
+        if type(value) is int and (name == PADDING_INDEX or holds_ids(name)):
             yield name, value

@@ -19,12 +19,12 @@ from ..shrink.tokens_kept import configured_tokens, keep_tokens
 from ..state import State
 from .choice import Choice, Counts
 
-TEXT = "text"
+OF_THE_TEXT = "text"
 MOST_FREQUENT = "tokens:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vocabulary(Pass):
+class FewerTokens(Pass):
     """Remove tokens: rows of the embedding and the output head, entries of the tokenizer, ids in configurations.
 
     Text whose tokens stay is written with the same tokens, and their logits are the same; other text is written with
@@ -40,7 +40,7 @@ class Vocabulary(Pass):
     reads_tokens: ClassVar[bool] = True
 
     keep: str = option(
-        TEXT, "text: the tokens that the calibration text uses; tokens:N: the N most frequent ones on it"
+        OF_THE_TEXT, "text: the tokens that the calibration text uses; tokens:N: the N most frequent ones on it"
     )
     languages: str | None = option(
         None, "scripts of Unicode, such as latin+greek: keep the tokens whose characters are all of these scripts, or "
@@ -60,7 +60,7 @@ class Vocabulary(Pass):
 
     def _wanted(self) -> int | None:
         """The number of tokens that is asked for; None where it follows from the text."""
-        if self.keep == TEXT:
+        if self.keep == OF_THE_TEXT:
             return None
         number = self.keep.removeprefix(MOST_FREQUENT)
         if self.keep.startswith(MOST_FREQUENT) and number.isdecimal() and int(number):

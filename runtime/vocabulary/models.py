@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 from ...ir.errors import RequestError
 
-SPACE = "▁"
+SPACE_SIGN = "▁"
 """What SentencePiece writes for a space; its decoder knows it as a token only."""
 
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 """Tokens for bytes, which stand for characters that have none."""
 
-BYTES = 256
+BYTE_COUNT = 256
 
 Ids = Mapping[str, int]
 
@@ -57,8 +57,8 @@ def _pieces(token: str, prefix: str, suffix: str) -> list[str]:
 
 def _fall_back(ids: Ids, *, wanted: bool) -> set[str]:
     """The tokens for bytes, if there is one for each."""
-    held = {token for token in ids if BYTE.fullmatch(token)} if wanted else set()
-    return held if len(held) == BYTES else set()
+    held = {token for token in ids if BYTE_TOKEN.fullmatch(token)} if wanted else set()
+    return held if len(held) == BYTE_COUNT else set()
 
 
 def _irreplaceable(ids: Ids, prefix: str = "", suffix: str = "") -> Iterator[str]:
@@ -101,7 +101,7 @@ class BytePairs:
     def always(self) -> set[str]:
         unknown = {self.data["unk_token"]} if self.data.get("unk_token") else set()
         if held := _fall_back(self.ids, wanted=bool(self.data.get("byte_fallback"))):
-            return (held | unknown | {SPACE}) & self.ids.keys()
+            return (held | unknown | {SPACE_SIGN}) & self.ids.keys()
         return (set(_irreplaceable(self.ids, *self._marks)) | unknown) & self.ids.keys()
 
     def parts(self, token: str) -> set[str]:
@@ -128,7 +128,7 @@ class BytePairs:
         prefix, suffix = self._marks
         bare = "".join(_pieces(token, prefix, suffix)).replace(prefix, "") if prefix else token
         bare = bare.removesuffix(suffix) if suffix else bare
-        return _written_bytes(bare) if self.byte_level else bare.replace(SPACE, " ").encode()
+        return _written_bytes(bare) if self.byte_level else bare.replace(SPACE_SIGN, " ").encode()
 
     def cut(self, ids: Ids) -> dict[str, Any]:
         merges = [
@@ -159,7 +159,7 @@ class Unigram:
         unknown = {} if self.data.get("unk_id") is None else {scored[self.data["unk_id"]][0]}
         least = min(scored, key=lambda entry: entry[1])[0]
         if held := _fall_back(self.ids, wanted=bool(self.data.get("byte_fallback"))):
-            return (held | {least, SPACE, *unknown}) & self.ids.keys()
+            return (held | {least, SPACE_SIGN, *unknown}) & self.ids.keys()
         return {*_irreplaceable(self.ids), least, *unknown}
 
     def parts(self, token: str) -> set[str]:
@@ -167,7 +167,7 @@ class Unigram:
         return set()
 
     def text(self, token: str) -> bytes:
-        return token.replace(SPACE, " ").encode()
+        return token.replace(SPACE_SIGN, " ").encode()
 
     def cut(self, ids: Ids) -> dict[str, Any]:
         scores = {token: score for token, score in self.data["vocab"]}
@@ -247,8 +247,8 @@ def _written_bytes(text: str) -> bytes:
 def _byte_letters() -> dict[str, int]:
     """GPT-2's letters for bytes: printable ones for themselves, the others in order from 256 on."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(BYTES) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(BYTES + at): byte for at, byte in enumerate(others)}
+    others = [byte for byte in range(BYTE_COUNT) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(BYTE_COUNT + at): byte for at, byte in enumerate(others)}
 
 
 _BYTES = _byte_letters()

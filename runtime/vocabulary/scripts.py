@@ -10,7 +10,7 @@ import regex
 
 from ...ir.errors import RequestError
 
-SHARED = ("Common", "Inherited")
+OF_ALL_SCRIPTS = ("Common", "Inherited")
 """Scripts of what all languages write: digits, punctuation, spaces, signs, emoji; and marks on letters of any."""
 
 SURROGATES = range(0xD800, 0xE000)
@@ -39,7 +39,7 @@ class Scripts:
                     "name scripts, joined by +, such as latin, latin+greek, cyrillic, arabic, han+hiragana+katakana",
                 ) from None
         own = "".join(rf"\p{{Script={name}}}" for name in self.names)
-        shared = "".join(rf"\p{{Script={name}}}" for name in SHARED)
+        shared = "".join(rf"\p{{Script={name}}}" for name in OF_ALL_SCRIPTS)
         self.letters = regex.compile(f"[{own}]")
         self._all = frozenset(regex.findall(f"[{own}{shared}]", _everything()))
 

@@ -23,7 +23,7 @@ chance (test and training parts of WikiText-2: one in 32,000; of TinyStories: no
 SHARED = 2
 """Number of shared passages that counts as overlap."""
 
-WINDOW = 128
+READ_AT_ONCE = 128
 """Tokens in the pieces of a text that is read as a whole."""
 
 KEPT = 4096
@@ -68,7 +68,7 @@ class Fingerprint:
 
 Pieces = dict[bytes, None]
 
-BEFORE = "before_"
+READ_BEFORE = "before_"
 """In what a run saves of a text: what was read of it with the source's tokenizer, where that is another one now."""
 
 
@@ -96,7 +96,7 @@ class TrackedText:
         ``lengths`` in tokens."""
         found = _stored(self._pieces)
         if self._before is not None:
-            found |= {f"{BEFORE}{name}": numbers for name, numbers in _stored(self._before[1]).items()}
+            found |= {f"{READ_BEFORE}{name}": numbers for name, numbers in _stored(self._before[1]).items()}
         return found
 
     def remember(self, pieces: Mapping[str, npt.NDArray[np.int64]]) -> None:
@@ -105,7 +105,9 @@ class TrackedText:
         Raises:
             ValueError: for lengths that do not add up.
         """
-        before = {name.removeprefix(BEFORE): numbers for name, numbers in pieces.items() if name.startswith(BEFORE)}
+        before = {
+            name.removeprefix(READ_BEFORE): numbers for name, numbers in pieces.items() if name.startswith(READ_BEFORE)
+        }
         if before:
             self._ahead = _restored(pieces)
         self._pieces.update(_restored(before or pieces))
@@ -124,7 +126,7 @@ class TrackedText:
     def tokens(self) -> torch.Tensor:
         """As :meth:`Text.tokens`, recorded as read."""
         found = self.text.tokens()
-        self._note(piece.tolist() for piece in found.split(WINDOW))
+        self._note(piece.tolist() for piece in found.split(READ_AT_ONCE))
         return found
 
     def examples(self, length: int) -> list[dict[str, list[int]]]:
