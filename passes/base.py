@@ -41,6 +41,7 @@ class Pass:
         takes_loss: whether it scores by the gradients of a loss, which for models that are no language models the user
             gives.
         reads_text: whether it can only read text, of a causal language model.
+        reads_tokens: whether it reads calibration data, if there is any, also when it needs no weights.
         keeps_values: whether it slices, drops or reads weights and never changes a value that stays. Of a pass that
             does, ``--resume`` keeps the values.
     """
@@ -53,6 +54,7 @@ class Pass:
     streams: ClassVar[bool] = False
     takes_loss: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False
     keeps_values: ClassVar[bool] = False
 
     @property

@@ -13,6 +13,9 @@ from typing_extensions import TypeIs
 if TYPE_CHECKING:
     import torch
 
+    from ..ir.groups import Group
+    from ..runtime.vocabulary.kept import Renumbering
+
 Scores = npt.NDArray[np.float64]
 """The importance of every unit of a group, float64 ``[units]``."""
 
@@ -35,6 +38,9 @@ class Corpus(Protocol):
         Raises:
             RequestError: when the text holds fewer than ``count`` windows.
         """
+
+    def tokens(self) -> torch.Tensor:
+        """All token ids of the text, int64 ``[T]``."""
 
 
 Inputs = Mapping[str, Any]
@@ -90,6 +96,23 @@ class Weights(Protocol):
 
     def __call__(self, names: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
         """Name and value of each named parameter, in the order that is fastest to read."""
+
+
+@dataclass(frozen=True)
+class TokenCut:
+    """Tokens that went from a model, for what holds ids besides it.
+
+    Attributes:
+        group: the tokens, as they were.
+        renumbering: of those that stayed.
+        arguments: names of the model's arguments that hold ids.
+        compared: tokens, as they were numbered, that the model itself looks for in its inputs.
+    """
+
+    group: Group
+    renumbering: Renumbering
+    arguments: frozenset[str]
+    compared: frozenset[int]
 
 
 @dataclass(frozen=True)

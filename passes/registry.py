@@ -32,14 +32,18 @@ from .score.random import Random
 from .score.taylor import Taylor
 from .score.wanda import Wanda
 from .shrink.cut import Cut
+from .shrink.tokens_kept import TokensKept
+from .vocabulary.vocabulary import FewerTokens
 
 PASSES: tuple[type[Pass], ...] = (
-    Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Reap, ActivationNorm,
+    FewerTokens, Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Reap, ActivationNorm,
     Frequency, ExpertChannels, Drop, Compensate, Lora, Finetune, Distill,
 )  # fmt: skip
 """fxprune's own passes."""
 
-DECISIONS: tuple[type[Cut] | type[LayersKept] | type[PartsAbsent], ...] = (Cut, LayersKept, PartsAbsent)
+DECISIONS: tuple[type[Cut] | type[LayersKept] | type[PartsAbsent] | type[TokensKept], ...] = (
+    Cut, LayersKept, PartsAbsent, TokensKept,
+)  # fmt: skip
 """What passes can do to the structure of a model."""
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..ir import Indices, Plan
     from .couple.coupling import Coupling
-    from .data import Calibration, Corpus, Observed, Weights
+    from .data import Calibration, Corpus, Observed, TokenCut, Weights
     from .score_cache import ScoreCache
 
 
@@ -202,6 +202,21 @@ class Host(Protocol):
         None where any result will do."""
 
     @property
+    def tokenizer(self) -> Any | None:
+        """The tokenizer of transformers that belongs to the model; None where there is none to cut with it.
+
+        Raises:
+            RequestError: the model should have one.
+        """
+
+    def tokens_kept(self, cut: TokenCut) -> None:
+        """Told that tokens go: what holds ids besides the model is renumbered.
+
+        Raises:
+            RequestError: data that later passes read cannot be.
+        """
+
+    @property
     def halfway(self) -> Halfway | None:
         """Where the pass that runs may keep how far it got; None for nowhere."""
 
@@ -218,6 +233,10 @@ class NoHost:
     scratch: Callable[[], Path] | None = None
     why_not_plain: Callable[[Plan, Graph], str] | None = None
     halfway: Halfway | None = None
+    tokenizer: Any | None = None
+
+    def tokens_kept(self, cut: TokenCut) -> None:
+        """Has nothing that holds ids."""
 
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Refuse.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -55,6 +55,8 @@ class SaveRequest:
         shard_size: as in ``save_pretrained``.
         origin: sha256 of the weight files of the source, if they are known.
         extra: a function that writes further files into the directory before it is complete.
+        companions: a function that changes the files copied from the source, before the model is checked; returns what
+            it left out, in words.
     """
 
     model: PreTrainedModel
@@ -73,6 +75,7 @@ class SaveRequest:
     shard_size: str = SHARD_SIZE
     origin: Mapping[str, str] | None = None
     extra: Callable[[Path], None] | None = None
+    companions: Callable[[Path], Sequence[str]] | None = None
 
     @property
     def original(self) -> Consent | None:
@@ -277,6 +280,8 @@ def _write(request: SaveRequest, folder: Path, design: _Design, values: WeightSo
     if original is not None and original.directory.is_dir():
         wanted = companions(original.directory)
         copied = copied.and_also(copy_files([path for path in wanted if path.name not in code], folder, original))
+    if request.companions is not None:
+        copied = copied.and_also(CopiedFiles(left_out=tuple(request.companions(folder))))
     return _Written(known, code, copied)
 
 

@@ -118,6 +118,11 @@ class Joined:
             whole = whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))]
         return whole[:count]
 
+    def tokens(self) -> Tensor:
+        """As in :class:`~.data.Corpus`."""
+        given = [] if self.given is None else [self.given.tokens()]
+        return torch.cat([*given, self.written.flatten()])
+
 
 def written_by(runner: BlockRunner, count: int, length: int, generator: torch.Generator) -> Tensor:
     """Windows that a causal language model writes, sampled at temperature 1.
