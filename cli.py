@@ -62,19 +62,10 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 _WHERE = ("device", "dtype", "offload", "max_memory")
-_APPLY = (
-    "out",
-    "ratio",
-    "target",
-    "tolerance",
-    "layers",
-    "within",
-    "seed",
-    "multiple_of",
-    "channels",
-    "force",
-    "dry_run",
-)
+FOR_ALL_PASSES = ("ratio", "target", "tolerance", "layers", "within", "seed", "multiple_of", "channels")
+"""Options of passes that are flags too, for all passes that have them."""
+
+_APPLY = ("out", *FOR_ALL_PASSES, "force", "dry_run")
 _APPLY_MODEL = (
     "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "merge_adapter",
     "print_ir_after",
@@ -82,6 +73,10 @@ _APPLY_MODEL = (
 
 
 def _apply(arguments: argparse.Namespace) -> int:
+    from .api.pruning.asked_passes import asked_passes
+
+    # Once more below, with the model: but a mistake in a pass is told at once, and torch takes seconds to import.
+    asked_passes(arguments.passes, arguments.plan, {name: getattr(arguments, name) for name in FOR_ALL_PASSES})
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api

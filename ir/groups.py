@@ -34,6 +34,10 @@ class Kind(Enum):
     EXPERTS = "experts"
 
 
+HEAD_KINDS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+"""The kinds of attention heads."""
+
+
 class Role(Enum):
     """Whether a dimension of a tensor makes the units (OUT: rows of a weight, bias) or reads them (IN: columns)."""
 

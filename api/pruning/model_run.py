@@ -31,7 +31,7 @@ from ...passes.halfway import Halfway
 from ...passes.manager import Analysis, StepRecord, run_pipeline
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import print_pipeline
-from ...passes.recover.lora import Adapter
+from ...passes.recover.adapters import Adapter
 from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module

@@ -14,13 +14,14 @@ from ..couple.coupling import Coupling
 from ..data import Scores
 from ..score_cache import ScoreCache
 from ..state import State
-from .allocate import UNIFORM, Amounts, LossCurve, Losses, Target, allocate, even, levels, tied
-from .costs import LATENCY, Costs
+from .allocate import Amounts, LossCurve, Losses, allocate, even, levels, tied
+from .costs import Costs
 from .latency import Latency
 from .plain_budget import Plain, plain_within_budget
 from .plain_counts import Moved
 from .select import kept_count, step_of
 from .sensitivity import DivergenceGauge, MeasuredAllocation, UnitMask
+from .target import LATENCY, UNIFORM, Target
 
 
 @dataclass(frozen=True, kw_only=True)
