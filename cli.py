@@ -9,6 +9,7 @@ import argparse
 import atexit
 import gc
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from .api.progress import Progress, silence
 from .api.terminal import screen, streams
 from .api.terminal.arguments import build_parser
+from .api.terminal.progress_display import Loudness
 from .api.terminal.signals import Terminated, ended_by_signals
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError, RequestError, ends_program, printable
@@ -198,7 +200,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import machine
 
-    with screen.working(debug=arguments.debug):
+    with _working(arguments):
         found = api.examine()
     _emit(arguments, found.to_json(), lambda: machine.examined(found))
     return 0
@@ -221,7 +223,10 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _working(arguments: argparse.Namespace) -> AbstractContextManager[Progress]:
-    return screen.working(debug=arguments.debug, speaks=is_first_rank())
+    loudness = Loudness.VERBOSE if arguments.verbose else Loudness.QUIET if arguments.quiet else Loudness.USUAL
+    return screen.working(
+        debug=arguments.debug, speaks=is_first_rank(), loudness=loudness, log=arguments.log_file
+    )  # fmt: skip
 
 
 def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[], Sequence[Any]]) -> None:
@@ -267,6 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if is_first_rank():
             print(f"interrupted{f' by {error}' if isinstance(error, Terminated) else ''}", file=sys.stderr)
+            if hint := _to_go_on(arguments, sys.argv[1:] if argv is None else argv):
+                print(f"hint: {hint}", file=sys.stderr)
         return error.exit_code if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:
         # The reader of our stdout has closed it; Python must not fail when it flushes stdout at exit.
@@ -281,6 +288,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if told:  # torchrun ends all when the first one fails, and that should be the one that says why
             time.sleep(BEFORE_SILENCE)
         return screen.explain(error, told=told)
+
+
+def _to_go_on(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
+    """How an interrupted run is continued; empty for what cannot be."""
+    from .api.pruning.stage_places import is_kept
+
+    if arguments.run is not _apply or arguments.dry_run or arguments.out is None or ":" in arguments.model:
+        return ""
+    if not is_kept(Path(arguments.out)):
+        return "nothing was saved to go on from; with --resume every finished pass is"
+    return "go on with: " + shlex.join(["fxprune", *argv, *([] if arguments.resume else ["--resume"])])
 
 
 def _require_one_process(command: str) -> None:

@@ -58,7 +58,12 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
         name, help=text.partition(". ")[0].rstrip("."), description=text
     )
     parser.add_argument("--json", action="store_true", help="print the result on stdout as one JSON object")
-    parser.add_argument("--debug", action="store_true", help="print progress line by line, and a traceback on errors")
+    told = parser.add_argument_group("what is told on stderr, besides warnings and errors")
+    loudness = told.add_mutually_exclusive_group()
+    loudness.add_argument("-v", "--verbose", action="store_true", help="every step, and the seconds that it took")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="nothing")
+    told.add_argument("--log-file", metavar="FILE", help="append every step to FILE, with the time")
+    told.add_argument("--debug", action="store_true", help="every step, what libraries print, a traceback on errors")
     return parser
 
 

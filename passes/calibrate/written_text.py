@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
 from ...runtime.model.embeddings import vocabulary
+from ...runtime.reporting import counted
 from ...runtime.streaming.block_runner import BlockRunner
 from ..data import Corpus, is_inputs
 from ..model.forward import decoded
@@ -37,7 +38,8 @@ def add_text(step: Generate, state: State) -> None:
 
     def write() -> Tensor:
         generator = torch.Generator().manual_seed(step.seed)
-        return torch.cat([written_by(runner, size, step.length, generator) for size in sizes])
+        parts = [written_by(runner, size, step.length, generator) for size in counted(sizes, "batches")]
+        return torch.cat(parts)
 
     written = state.ranks.broadcast(runner.again(write))
     state.data.calibration = Joined(given, step.first, written)
@@ -107,7 +109,7 @@ def written_by(runner: BlockRunner, count: int, length: int, generator: torch.Ge
     tokens = [torch.randint(vocabulary(runner.model), (count, 1), generator=generator)]
     state = None
     with runner.session() as model:
-        while len(tokens) < length:
+        for _ in range(length - 1):
             found, state = decoded(model, tokens[-1], state)
             logits = found[:, -1].float().cpu()
             if not bool(logits.isfinite().all()):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...ir import FxpruneError, RequestError
 from ...runtime.ranks import Ranks
+from ...runtime.reporting import counted
 from ..calibrate.batches import calibration_feeds
 from ..calibrate.dense_and_pruned import DenseAndPruned
 from ..calibrate.least_squares import refit
@@ -47,7 +48,7 @@ def refit_consumers(step: Compensate, state: State) -> None:
     fits = step.method == "lstsq"
     sets = list(pairs.in_order())
     with closing(pairs.visits(sets, residual=fits and step.residual)) as visits:
-        for visit in visits:
+        for visit in counted(visits, "refits", len(sets)):
             if fits:
                 _refit(step, pairs, sets[visit.number], visit, notes=notes, ranks=state.ranks)
             else:

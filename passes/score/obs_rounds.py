@@ -16,6 +16,7 @@ from torch import Tensor
 from ...ir import FxpruneError
 from ...ir.groups import HEAD_KINDS, Group, Kind
 from ...runtime.ranks import Ranks
+from ...runtime.reporting import counted
 from ..calibrate.dense_and_pruned import DenseAndPruned
 from ..calibrate.least_squares import Moments, ObsSolver
 from ..calibrate.linear_maps import LinearMap
@@ -51,7 +52,7 @@ class ObsRounds:
         scores = {group.name: np.zeros(group.units) for group in groups}
         seen: set[str] = set()
         with closing(pairs.visits([[reader.consumer for reader in one.readers] for one in sets])) as visits:
-            for visit in visits:
+            for visit in counted(visits, "sets of weights", len(sets)):
                 for name, found in self._of_set(sets[visit.number], _moments(visit, state.ranks), metric_of):
                     scores[name] += found
                     seen.add(name)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...ir import RequestError
 from ...ir.groups import Group
+from ...runtime.reporting import counted
 from ..couple.coupling import Coupling
 from ..data import Scores
 from ..score_cache import ScoreCache
@@ -145,7 +146,7 @@ class Budget:
         plain: Plain,
     ) -> tuple[dict[str, int], list[Moved]]:
         """The better of two allocations, by scores and by measured curves, refined; and what ``plain`` changed."""
-        measured = {curve.groups: search.measured(curve) for curve in curves}
+        measured = {curve.groups: search.measured(curve) for curve in counted(curves, "measured groups")}
 
         def choose(some: Sequence[LossCurve]) -> dict[str, int]:
             by_measure = [measured[curve.groups] if len(curve.counts) > 1 else curve for curve in some]
