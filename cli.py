@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import difflib
 import gc
 import os
 import shlex
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .api.progress import Progress, silence
 from .api.terminal import screen, streams
@@ -25,6 +26,9 @@ from .api.terminal.signals import Terminated, ended_by_signals
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError, RequestError, ends_program, printable
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
+
+if TYPE_CHECKING:
+    from .api.listing import PassInfo
 
 INTERRUPTED = 130
 
@@ -178,21 +182,55 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _passes(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api.terminal import tables
+    from .api.terminal import option_tables
 
     with _working(arguments):
         listed = api.list_passes()
-    _emit(arguments, {"passes": [row.to_json() for row in listed]}, lambda: tables.passes(listed))
+        chosen = [_named(name, listed) for name in arguments.names]
+    table = (lambda: option_tables.pass_by_pass(chosen)) if chosen else lambda: option_tables.passes(listed)
+    _emit(arguments, {"passes": [row.to_json() for row in chosen or listed]}, table)
+    return 0
+
+
+def _named(name: str, listed: Sequence[PassInfo]) -> PassInfo:
+    for row in listed:
+        if row.name == name:
+            return row
+    near = difflib.get_close_matches(name, [row.name for row in listed])
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise RequestError(f"unknown pass {name!r}", f"{hint}passes: {', '.join(row.name for row in listed)}")
+
+
+def _help(arguments: argparse.Namespace) -> int:
+    parser = build_parser(COMMANDS)
+    if arguments.topic is None:
+        parser.print_help()
+        return 0
+    if arguments.topic not in parser.commands:
+        near = difflib.get_close_matches(arguments.topic, parser.commands)
+        raise RequestError(
+            f"there is no command {arguments.topic!r}",
+            (f"did you mean {near[0]}? " if near else "") + "see `fxprune help`; `fxprune passes NAME` shows a pass",
+        )
+    parser.commands[arguments.topic].print_help()
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from .api.terminal.completion import completion
+    from .passes.registry import pass_table
+
+    print(completion(arguments.shell, build_parser(COMMANDS), pass_table()), end="")
     return 0
 
 
 def _formats(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api.terminal import tables
+    from .api.terminal import option_tables
 
     with _working(arguments):
         listed = api.list_formats()
-    _emit(arguments, {"formats": [row.to_json() for row in listed]}, lambda: tables.formats(listed))
+    _emit(arguments, {"formats": [row.to_json() for row in listed]}, lambda: option_tables.formats(listed))
     return 0
 
 
@@ -244,6 +282,8 @@ COMMANDS = {
     "formats": _formats,
     "doctor": _doctor,
     "demo": _demo,
+    "help": _help,
+    "completion": _completion,
 }
 
 

@@ -74,14 +74,19 @@ class Told:
     @property
     def line(self) -> str:
         """What is going on: ``taylor (1 of 2): 12 of 64 batches, loss 2.31, 1 min left``."""
+        return f"{self.message}: {figures}" if (figures := self.figures) else self.message
+
+    @property
+    def figures(self) -> str:
+        """How far it has come; empty where nothing is counted."""
         count = self.count
         if count is None:
-            return self.message
+            return ""
         of = f" of {count.total:,}" if count.total is not None else ""
         parts = [f"{count.done:,}{of} {count.unit}"]
         parts += [f"loss {count.loss:.4g}"] if count.loss is not None else []
         parts += [f"{_duration(count.seconds_left)} left"] if count.seconds_left is not None else []
-        return f"{self.message}: {', '.join(parts)}"
+        return ", ".join(parts)
 
 
 def _duration(seconds: float) -> str:
@@ -185,8 +190,9 @@ def _as_a_bar(console: Console, *, steps: bool) -> Iterator[Told]:
         if count is None or count.total is None or time.monotonic() - count.started < SHORT:
             grid.add_row(spinner, Text(told.message, no_wrap=True, overflow="ellipsis"))
             return grid
-        bar = ProgressBar(total=max(1, count.total), completed=count.done, width=max(5, min(30, console.width // 4)))
-        grid.add_row(spinner, bar, Text(told.line, no_wrap=True, overflow="ellipsis"))
+        bar = ProgressBar(total=max(1, count.total), completed=count.done, width=max(5, min(30, console.width // 5)))
+        figures = Text(told.figures, no_wrap=True)
+        grid.add_row(spinner, bar, figures, Text(told.message, no_wrap=True, overflow="ellipsis"))
         return grid
 
     with Live(get_renderable=line, console=console, transient=True, refresh_per_second=4):
