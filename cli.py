@@ -236,8 +236,9 @@ def _formats(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
-    from .api.recipes.printed import recipe_of
     from .api.recipes.read import description, own_recipes
+    from .backends.artifact import read_record
+    from .backends.recipe import recipe_of
 
     own = own_recipes()
     if arguments.what is None:
@@ -246,8 +247,23 @@ def _recipe(arguments: argparse.Namespace) -> int:
         return 0
     with _working(arguments):
         is_own = arguments.what in own and not Path(arguments.what).exists()
-        text = own[arguments.what].read_text(encoding="utf-8") if is_own else recipe_of(Path(arguments.what))
+        text = (
+            own[arguments.what].read_text(encoding="utf-8") if is_own else recipe_of(read_record(Path(arguments.what)))
+        )
     print(json.dumps({"recipe": text}) if arguments.json else printable(text, lines=True), end="")
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from . import api
+
+    with _working(arguments) as progress:
+        done = api.push(
+            arguments.artifact, arguments.repository, private=arguments.private, results=arguments.results,
+            dry_run=arguments.dry_run, progress=progress,
+        )  # fmt: skip
+    what = f"would upload to {done.repository}" if arguments.dry_run else f"uploaded: {done.url}"
+    _emit(arguments, done.to_json(), lambda: [f"{len(done.files)} files, {done.bytes:,} bytes {what}"])
     return 0
 
 
@@ -298,6 +314,7 @@ COMMANDS = {
     "passes": _passes,
     "formats": _formats,
     "recipe": _recipe,
+    "push": _push,
     "doctor": _doctor,
     "demo": _demo,
     "help": _help,

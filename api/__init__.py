@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .modules.named import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
     from .modules.prune import Pruned, load, prune_module
     from .pruning.request import Applied, ApplyRequest, GroupChange, apply
+    from .pushing import Pushed, push
     from .tracing import Hop, Trace, trace
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "PassInfo",
     "Pruned",
     "PrunedTarget",
+    "Pushed",
     "Trace",
     "apply",
     "bench",
@@ -47,6 +49,7 @@ __all__ = [
     "load",
     "prune_module",
     "prune_target",
+    "push",
     "refuse_options",
     "run_demo",
     "trace",
@@ -64,6 +67,7 @@ _MODULES = {
     "modules.prune": ("Pruned", "load", "prune_module"),
     "pruning.request": ("Applied", "ApplyRequest", "GroupChange", "apply"),
     "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
+    "pushing": ("Pushed", "push"),
     "tracing": ("Hop", "Trace", "trace"),
 }
 

@@ -34,7 +34,7 @@ def build_parser(commands: Mapping[str, Run]) -> Parser:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
         _add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_recipe_command,
-        _add_doctor, _add_demo, _add_help, _add_completion,
+        _add_push, _add_doctor, _add_demo, _add_help, _add_completion,
     ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
@@ -350,6 +350,22 @@ def _add_recipe_command(commands: Any) -> None:
     parser.add_argument(
         "what", nargs="?", metavar="DIR|NAME", help="a directory that apply wrote, or one of the recipes listed"
     )
+
+
+def _add_push(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "push",
+        "Upload a directory that apply wrote to the Hugging Face Hub, with its model card. Files that fxprune.json "
+        "does not list stay here.",
+    )
+    parser.add_argument("artifact", metavar="DIR", help="the directory that apply wrote")
+    parser.add_argument("repository", metavar="ORG/NAME", help="the model repository; made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--results", metavar="FILE", help="the output of `fxprune eval DIR ... --json`, for the model card"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, and upload nothing")
 
 
 def _add_doctor(commands: Any) -> None:

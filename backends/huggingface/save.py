@@ -23,6 +23,7 @@ from ..seen import Seen
 from ..verify import FreshProcess, Job, Reference, VerificationError
 from .config_search import ConfigMatch, find_config, model_shapes
 from .free_form import free_config, plain_config, without_entries, write_code
+from .model_card import write_card
 from .model_class import AUTO_CLASSES, MODULE, OwnCode, auto_class_of, base_class, copy_code, own_code, own_reference
 from .weight_source import InMemoryWeights, WeightSource
 
@@ -247,7 +248,9 @@ def _write_checked(
         saved = design.saved(request.out, checks, written)
         if request.extra is not None:
             request.extra(folder)  # nosec B610 # writes files; this is no database
-        write_json(folder / RECORD, {**_record(saved, request), "files": digests(folder, known=written.known)})
+        record = _record(saved, request)
+        write_card(folder, record, request.source)
+        write_json(folder / RECORD, {**record, "files": digests(folder, known=written.known)})
     return saved
 
 
