@@ -35,6 +35,10 @@ class Kind(Enum):
     TOKENS = "tokens"
 
 
+HEAD_KINDS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+"""The kinds of attention heads."""
+
+
 class Role(Enum):
     """Whether a dimension of a tensor makes the units (OUT: rows of a weight, bias) or reads them (IN: columns)."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..ir.bounds import check_options
-from .state import State
+
+if TYPE_CHECKING:
+    from .state import State
 
 
 class PassKind(StrEnum):
@@ -29,6 +31,9 @@ class PassKind(StrEnum):
 @dataclass(frozen=True, kw_only=True)
 class Pass:
     """One step of a pipeline. Its dataclass fields are its options; its name is what pipeline text calls it.
+
+    The module of a pass declares it, and imports what it runs with only when it runs: torch takes four CPU seconds, and
+    whoever lists passes or mistypes an option should not wait for it.
 
     Attributes:
         name: as written in pipeline text.

@@ -1,4 +1,4 @@
-"""All passes and analyses, in one explicit list: a pass exists if and only if it is listed here."""
+"""All passes, in one explicit list: a pass exists if and only if it is listed here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from ..ir.options import options_of
 from ..ir.plugins import Table, joined
 from .base import Pass
 from .calibrate.generate import Generate
-from .couple.coupling import couple
 from .drop.drop import Drop
-from .drop.taken_out import LayersKept, PartsAbsent
-from .manager import Analysis
 from .recover.compensate import Compensate
 from .recover.distill import Distill
 from .recover.finetune import Finetune
@@ -31,8 +28,6 @@ from .score.obs import Obs
 from .score.random import Random
 from .score.taylor import Taylor
 from .score.wanda import Wanda
-from .shrink.cut import Cut
-from .shrink.tokens_kept import TokensKept
 from .vocabulary.vocabulary import FewerTokens
 
 PASSES: tuple[type[Pass], ...] = (
@@ -40,13 +35,6 @@ PASSES: tuple[type[Pass], ...] = (
     Frequency, ExpertChannels, Drop, Compensate, Lora, Finetune, Distill,
 )  # fmt: skip
 """fxprune's own passes."""
-
-DECISIONS: tuple[type[Cut] | type[LayersKept] | type[PartsAbsent] | type[TokensKept], ...] = (
-    Cut, LayersKept, PartsAbsent, TokensKept,
-)  # fmt: skip
-"""What passes can do to the structure of a model."""
-
-ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)
 
 
 @functools.cache

@@ -54,7 +54,7 @@ _ANEW, _REPEATED, _STORED = ({ON_RESUME: how} for how in OnResume)
 class Decision(Protocol):
     """What a pass did to the structure of a model, as data with which it can be done again without scores.
 
-    An implementation is a frozen dataclass; ``fxprune.passes.registry.DECISIONS`` lists them all.
+    An implementation is a frozen dataclass; ``fxprune.passes.structure.DECISIONS`` lists them all.
 
     Attributes:
         name: what the saved state of a run calls it.

@@ -19,12 +19,11 @@ from ...backends.huggingface.writable import check_writable, lost_when_loaded, r
 from ...backends.seen import Seen
 from ...ir.errors import RequestError
 from ...passes.base import Pass, PassKind
-from ...passes.pipeline import parse_pipeline, print_pipeline
-from ...passes.registry import all_passes
+from ...passes.pipeline import print_pipeline
 from ...passes.score_cache import ScoreCache
 from ...passes.shrink.replay import Replay
+from ...runtime.place.choices import AUTO
 from ...runtime.place.placement import (
-    AUTO,
     STREAMED,
     Placement,
     PlacementRequest,
@@ -53,6 +52,7 @@ from ..request_checks import (
 )  # fmt: skip
 from ..seen_inputs import AsGiven, check_training, is_text, opened_inputs
 from ..sources import open_source
+from .asked_passes import asked_passes
 from .group_change import GroupChange
 from .model_run import ModelRun
 from .print_ir import check_printing, printer
@@ -150,7 +150,7 @@ class ApplyRequest:
             RequestError, FxpruneError: as :func:`apply`.
         """
         texts = self._read_arguments()
-        asked = _asked(self.passes, self.plan, self.shared)
+        asked = asked_passes(self.passes, self.plan, self.shared)
         pipeline = self._pipeline(asked)
         kept = open_scores(self.scores, pipeline, texts=self.loss is None)
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
@@ -369,27 +369,9 @@ def apply(
     Raises: RequestError before any work; FxpruneError where a pass failed, or the check of what was written.
     """
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
-    return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=dict(ratio=ratio, layers=layers,
-        within=within, seed=seed, multiple_of=multiple_of, runtime=runtime, target=target, tolerance=tolerance,
-        channels=channels), tokenizer=tokenizer, calib=calib, data=data, scores=scores, example=example, loss=loss,
-        force=force, resume=resume, dry_run=dry_run, form=form, place=where, trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle, merge_adapter=merge_adapter, print_ir_after=print_ir_after, progress=progress,
-        ranks=ranks).run()  # fmt: skip
-
-
-def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
-    """The passes that the user gave; with a plan there may be none."""
-    if plan is None and not isinstance(passes, str) and not passes:
-        raise RequestError("missing --pass PIPELINE", "give one, or --plan FILE to repeat what another run removed")
-    return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
-
-
-def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
-    """No passes; refuses options that only a pass could use."""
-    for name, value in shared.items():
-        if value is not None:
-            flag = "--for" if name == "runtime" else "--" + name.replace("_", "-")
-            raise RequestError(
-                f"{flag} has no effect with --plan alone", f"leave {flag} out, or add the --pass that it is for"
-            )
-    return ()
+    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
+        target=target, tolerance=tolerance, channels=channels)  # fmt: skip
+    return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
+        data=data, scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
+        place=where, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter,
+        print_ir_after=print_ir_after, progress=progress, ranks=ranks).run()  # fmt: skip

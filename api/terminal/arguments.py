@@ -8,13 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any
 
-from ...ir.errors import RequestError
-from ...runtime.ranks import is_first_rank
-from . import screen
-
-BAD_REQUEST = RequestError.exit_code
+from .completion import SHELLS
+from .parser import Parser
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -22,35 +19,27 @@ MODEL_HELP = "a Hugging Face model directory, a Hub id, or demo for the built-in
 ANY_MODEL_HELP = MODEL_HELP + "; or package.module:callable, which returns any torch.nn.Module"
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors as every other error of this program is reported."""
-
-    def error(self, message: str) -> NoReturn:
-        if is_first_rank():  # all processes of torchrun have the same arguments
-            screen.complain(message, f"see `{self.prog} --help`")
-        raise SystemExit(BAD_REQUEST)
-
-
-def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
+def build_parser(commands: Mapping[str, Run]) -> Parser:
     """The parser of the whole command line.
 
     Args:
         commands: name of a command -> function that runs it and returns the exit code.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="fxprune",
         description="Make PyTorch models smaller by structured pruning: trace, couple, score, prune, export.",
-        epilog="`fxprune COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 bad request.",
+        epilog="`fxprune help COMMAND` explains a command. Exit codes: 0 done, 1 failed, 2 bad request.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
         _add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_recipe_command,
-        _add_push, _add_doctor, _add_demo,
+        _add_push, _add_doctor, _add_demo, _add_help, _add_completion,
     ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
         subparsers.choices[name].set_defaults(run=run, command=name, parser=subparsers.choices[name])
+    parser.commands = dict(subparsers.choices)
     return parser
 
 
@@ -59,7 +48,12 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
         name, help=text.partition(". ")[0].rstrip("."), description=text
     )
     parser.add_argument("--json", action="store_true", help="print the result on stdout as one JSON object")
-    parser.add_argument("--debug", action="store_true", help="print progress line by line, and a traceback on errors")
+    told = parser.add_argument_group("what is told on stderr, besides warnings and errors")
+    loudness = told.add_mutually_exclusive_group()
+    loudness.add_argument("-v", "--verbose", action="store_true", help="every step, and the seconds that it took")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="nothing")
+    told.add_argument("--log-file", metavar="FILE", help="append every step to FILE, with the time")
+    told.add_argument("--debug", action="store_true", help="every step, what libraries print, a traceback on errors")
     return parser
 
 
@@ -339,7 +333,8 @@ def _add_bench(commands: Any) -> None:
 
 
 def _add_passes(commands: Any) -> None:
-    _command(commands, "passes", "List every pass with its options, their types and defaults.")
+    parser = _command(commands, "passes", "List every pass with its options, their types and defaults.")
+    parser.add_argument("names", nargs="*", metavar="PASS", help="show these alone (default: all)")
 
 
 def _add_formats(commands: Any) -> None:
@@ -389,3 +384,18 @@ def _add_demo(commands: Any) -> None:
         "Run a complete example on the built-in model: prune a quarter, recover, export to ONNX, measure.",
     )
     _add_output(parser, required=True)
+
+
+def _add_help(commands: Any) -> None:
+    parser = commands.add_parser("help", help="Explain a command", description="Explain a command, or name them all.")
+    parser.add_argument("topic", nargs="?", metavar="COMMAND", help="the command")
+    parser.set_defaults(debug=False)
+
+
+def _add_completion(commands: Any) -> None:
+    about = "Print a script that completes commands, flags and passes in a shell. "
+    example = 'For bash: eval "$(fxprune completion bash)" in ~/.bashrc; likewise for zsh. For fish: '
+    where = "fxprune completion fish > ~/.config/fish/completions/fxprune.fish"
+    parser = commands.add_parser("completion", help=about.partition(". ")[0], description=about + example + where)
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
+    parser.set_defaults(debug=False)

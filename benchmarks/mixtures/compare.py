@@ -74,8 +74,9 @@ class Bench:
         from fxprune.passes.manager import run_pipeline
         from fxprune.passes.model.measure import parameter_count
         from fxprune.passes.pipeline import parse_pipeline
-        from fxprune.passes.registry import ANALYSES, PASSES
+        from fxprune.passes.registry import PASSES
         from fxprune.passes.state import Data, State, Subject
+        from fxprune.passes.structure import ANALYSES
 
         model = copy.deepcopy(self.model)
         state = State(Subject(self.traced.graph, model, example=self.traced.example), Data(calibration=_Windows(self)))

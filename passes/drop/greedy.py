@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ...runtime.reporting import counted
+
 Chosen = tuple[list[int], list[float]]
 """Indices of the parts that go, in the order in which they were chosen, and a score of each choice or part."""
 
@@ -21,7 +23,7 @@ def one_after_the_other(parts: int, count: int, cost: Callable[[Sequence[int]], 
     """
     gone: list[int] = []
     costs: list[float] = []
-    for _ in range(count):
+    for _ in counted(range(count), "removals"):
         values = {index: cost([*gone, index]) for index in range(parts) if index not in gone}
         best = min(values, key=lambda index: (values[index], index))
         gone.append(best)

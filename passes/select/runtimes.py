@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ...ir.groups import Group, Kind, Role
+from ...ir.groups import HEAD_KINDS, Group, Kind, Role
 from .select import kept_count
 
 AS_NEEDED = "auto"
@@ -47,8 +47,6 @@ RUNTIMES: dict[str, Runtime] = {
 }  # fmt: skip
 """By the name that ``--for`` takes."""
 
-ATTENTION_UNITS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
-
 
 def aligned(groups: Iterable[Group], name: str | None, share: float | None) -> list[Group]:
     """The groups with the multiples of heads and experts that a runtime needs; widths follow ``multiple_of``.
@@ -65,7 +63,7 @@ def aligned(groups: Iterable[Group], name: str | None, share: float | None) -> l
 
 
 def _multiple(group: Group, need: Runtime, share: float | None) -> int:
-    if group.kind in ATTENTION_UNITS:
+    if group.kind in HEAD_KINDS:
         together = group.parent.size if group.parent is not None else 1
         columns = [m.axis.size // group.units * together for m in group.members if m.role is Role.IN]
         found = [need.columns // math.gcd(need.columns, each) for each in columns]

@@ -14,9 +14,6 @@ REASONS_SHOWN = 5
 """Largest number of reasons in an error message."""
 
 
-HEAD_CHOICES = ("auto", "kv", "query", "off")
-
-
 @dataclass(frozen=True)
 class Scope:
     """Which groups a pruning pass may cut.

@@ -18,10 +18,11 @@ from ...calibrate.batches import LinearCall
 from ...calibrate.linear_maps import WeightAccess
 from ...couple.coupling import Coupling
 from ...data import Scores
-from ...select.scope import HEAD_CHOICES
+from ...prune import HEAD_CHOICES
 from ...state import State
-from ..activation_gradients import ActivationReceiver, activation_gradients, losses_of
-from ..consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores
+from ..consumer_pass import ConsumerScored
+from ..consumer_scores import ConsumerMember, readers_of, require_scores
+from ..gradients.activation_gradients import ActivationReceiver, activation_gradients, losses_of
 
 Sums = dict[tuple[str, int | None], Scores]
 """Group and expert -> float64 ``[units]``."""

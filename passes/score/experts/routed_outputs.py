@@ -18,9 +18,9 @@ from ...calibrate.expert_calls import ExpertCall, ExpertCallRecorder
 from ...calibrate.recorded_calls import recorded_by
 from ...couple.consumers import find_consumers
 from ...data import Scores
-from ...select.scope import HEAD_CHOICES
+from ...prune import HEAD_CHOICES
 from ...state import State
-from ..consumer_scores import ConsumerScored
+from ..consumer_pass import ConsumerScored
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from transformers import GPT2Config
 
 from fxprune import api
-from fxprune.api.pruning import request, resume
+from fxprune.api.pruning import asked_passes, resume
 from fxprune.backends.artifact import RECORD
 from fxprune.backends.huggingface import weight_source
 from fxprune.ir.cost import macs_of
@@ -190,7 +190,7 @@ class HalvedReplacing(Halved):
 @pytest.fixture
 def brought(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Pass]], None]:
     """Makes a pass known under its name."""
-    return lambda found: monkeypatch.setattr(request, "all_passes", lambda: (*PASSES, found))
+    return lambda found: monkeypatch.setattr(asked_passes, "all_passes", lambda: (*PASSES, found))
 
 
 @pytest.mark.parametrize("found", [pytest.param(Halved, marks=pytest.mark.slow), HalvedCutting])

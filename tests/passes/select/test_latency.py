@@ -12,8 +12,8 @@ from fxprune.ir.graph import DType, Op, Value
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.score.magnitude import Magnitude
 from fxprune.passes.select import latency
-from fxprune.passes.select.allocate import Target
 from fxprune.passes.select.latency import TOKENS, Clock, Latency, forward_seconds
+from fxprune.passes.select.target import Target
 from fxprune.passes.state import State
 from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm, trace_model
@@ -43,7 +43,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[Op]:
 
     monkeypatch.setattr(Clock, "_timed", time)
     monkeypatch.setattr(latency, "forward_seconds", lambda _state: WHOLE)
-    monkeypatch.setattr("fxprune.passes.prune.forward_seconds", lambda _state: WHOLE / 2)
+    monkeypatch.setattr("fxprune.passes.pruning.forward_seconds", lambda _state: WHOLE / 2)
     return timed
 
 

@@ -16,9 +16,9 @@ from fxprune.ir.errors import RequestError
 from fxprune.ir.groups import Kind
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.couple.tokens import compared_tokens, couple_tokens
-from fxprune.passes.registry import ANALYSES
 from fxprune.passes.shrink.tokens_kept import TokensKept, configured_tokens, keep_tokens
 from fxprune.passes.state import State, Subject
+from fxprune.passes.structure import ANALYSES
 
 ROWS = 97
 WIDTHS = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
