@@ -98,7 +98,7 @@ def decode(model: Path, job: Mapping[str, Any], modules: Path) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as profile:
         # Without the sandbox it also starts in a container; the page is ours, and it may ask this server only.
         command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                   "--no-first-run", f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]  # fmt: skip
+                   f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]  # fmt: skip
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             done.wait(LIMIT)

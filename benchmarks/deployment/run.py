@@ -20,6 +20,7 @@ import numpy as np
 import fxprune
 from fxprune.ir.errors import FxpruneError
 
+from .browser import decode, installed
 from .environment import Environment
 from .pruned_forms import Pruned
 from .runners.decoding import chosen
@@ -77,11 +78,13 @@ def run(runtime: str, form: str, kind: str, pruned: Pruned, environments: Path) 
         environments: where the environments of the runtimes are, or will be made.
 
     Raises:
-        NotInstalledError: the runtime cannot be installed.
+        NotInstalledError: the runtime cannot be installed; NoBrowserError likewise.
     """
     row = RUNTIMES[runtime]
     try:
-        answer = HERE[row["here"]](pruned, kind) if "here" in row else _apart(row, pruned, kind, environments)
+        answer = (
+            HERE[row["here"]](pruned, kind, environments) if "here" in row else _apart(row, pruned, kind, environments)
+        )
     except FxpruneError as error:
         return Result(runtime, form, kind, "refused", message=error.message.replace(pruned.directory, "OUT"))
     if "message" in answer:
@@ -135,7 +138,7 @@ def _apart(row: dict[str, Any], pruned: Pruned, kind: str, environments: Path) -
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def _onnx(pruned: Pruned, kind: str) -> dict[str, Any]:
+def _onnx(pruned: Pruned, kind: str, _: Path) -> dict[str, Any]:
     from fxprune.backends.onnx.runtime import OnnxDecoder
 
     decoder = OnnxDecoder(pruned.export("onnx", dtype=kind))
@@ -146,7 +149,7 @@ def _onnx(pruned: Pruned, kind: str) -> dict[str, Any]:
     return {"tokens": tokens, "logprobs": logprobs, "version": version("onnxruntime")}
 
 
-def _gguf(pruned: Pruned, kind: str) -> dict[str, Any]:
+def _gguf(pruned: Pruned, kind: str, _: Path) -> dict[str, Any]:
     """What the exporter finds itself: it follows its own prompt in llama.cpp."""
     out = Path(f"{pruned.directory}.gguf")
     report: Any = fxprune.export(
@@ -159,5 +162,11 @@ def _gguf(pruned: Pruned, kind: str) -> dict[str, Any]:
     }
 
 
-HERE: dict[str, Callable[[Pruned, str], dict[str, Any]]] = {"onnx": _onnx, "gguf": _gguf}
-"""Runtimes of fxprune's own formats, which need no other environment."""
+def _browser(pruned: Pruned, kind: str, environments: Path) -> dict[str, Any]:
+    out = pruned.export("onnx", dtype=kind, layout="transformers.js")
+    job = {"prompt": pruned.prompt, "expected": pruned.expected}
+    return decode(out, job, installed(environments / "javascript"))
+
+
+HERE: dict[str, Callable[[Pruned, str, Path], dict[str, Any]]] = {"onnx": _onnx, "gguf": _gguf, "browser": _browser}
+"""Runtimes of fxprune's own formats, which need no other environment of Python."""

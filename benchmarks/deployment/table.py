@@ -70,6 +70,11 @@ def _cell(data: Mapping[str, Any], name: str, form: str, kind: str, said: list[s
     return f"{row['outcome']}, {counted}{difference}"
 
 
+def read_data() -> dict[str, Any]:
+    """The rows of earlier runs."""
+    return dict(json.loads(JSON.read_text(encoding="utf-8"))) if JSON.is_file() else {}
+
+
 def merged(old: Mapping[str, Any], row: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The data with one more row, in the place of an earlier one."""
     place = ("runtime", "form", "type")
@@ -99,7 +104,7 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="*", choices=list(RUNTIMES), default=small)
     parser.add_argument("--forms", nargs="*", choices=list(PIPELINES), default=list(PIPELINES))
     asked = parser.parse_args()
-    data = json.loads(JSON.read_text(encoding="utf-8")) if JSON.is_file() else {}
+    data = read_data()
     for row in measure(asked.model, asked.runtimes, asked.forms, asked.environments.resolve(), asked.calib):
         print(json.dumps(row), flush=True)
         data = merged(data, row, Path(asked.model).name)

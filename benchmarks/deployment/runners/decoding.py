@@ -1,4 +1,4 @@
-"""What the scripts beside this one share: a job comes as JSON on standard input, the last line of the output answers it.
+"""What the scripts beside this one share: a job comes as JSON on standard input, the last line of output answers it.
 
 A job has ``directory``, the model; ``own_code``, whether its modelling file may run; ``prompt`` and ``expected``, token
 ids; ``type``, how the runtime shall hold or compute; ``onnx`` and ``precision`` for OpenVINO; ``scratch``, an empty

@@ -21,7 +21,9 @@ class Converter(ctranslate2.converters.TransformersConverter):
 
 class Decoder:
     def __init__(self, folder: str, kind: str, names: list[str]) -> None:
-        self.generator = ctranslate2.Generator(folder, device="cpu", compute_type=kind, inter_threads=1, intra_threads=1)
+        self.generator = ctranslate2.Generator(
+            folder, device="cpu", compute_type=kind, inter_threads=1, intra_threads=1
+        )
         self.names = names
 
     def logits(self, tokens: list[int]) -> np.ndarray:

@@ -40,9 +40,7 @@ def main() -> None:
     (decoded,) = model.generate({"prompt_token_ids": prompt}, greedy)
     forced = vllm.SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False)
     (read,) = model.generate({"prompt_token_ids": [*prompt, *expected]}, forced)
-    logprobs = [
-        row[token].logprob for row, token in zip(read.prompt_logprobs[len(prompt) :], expected, strict=True)
-    ]
+    logprobs = [row[token].logprob for row, token in zip(read.prompt_logprobs[len(prompt) :], expected, strict=True)]
     decoding.print_answer(vllm.__version__, list(decoded.outputs[0].token_ids), logprobs)
 
 

@@ -5,6 +5,7 @@ import sys
 import decoding
 import openvino
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -28,8 +29,12 @@ class WithCache(torch.nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: list[torch.Tensor]
-    ) -> list[torch.Tensor]:
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past: list[torch.Tensor],
+    ) -> list[Tensor]:
         cache = DynamicCache()
         cache.layers = [filled(*pair) for pair in zip(past[::2], past[1::2], strict=True)]
         found = self.model(

@@ -110,9 +110,13 @@ DENSE = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformer
 def with_modules(folder: Path, modules: Any) -> Path:
     """What sentence-transformers writes beside a model."""
     (folder / "1_Pooling").mkdir(parents=True)
-    (folder / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 48, "pooling_mode_mean_tokens": true}')
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"word_embedding_dimension": 48, "pooling_mode_mean_tokens": true}'
+    )
     (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 9, "model_args": {"trust_remote_code": true}}')
+    (folder / "sentence_bert_config.json").write_text(
+        '{"max_seq_length": 9, "model_args": {"trust_remote_code": true}}'
+    )
     (folder / "config_sentence_transformers.json").write_text('{"similarity_fn_name": "cosine"}')
     return folder
 
@@ -175,4 +179,3 @@ def test_modules_that_are_not_copied(modules: Any, width: int, said: str, tmp_pa
     (found,) = copy_sentence_modules(source, out, width=width, was=48)
     assert re.match(said, found)
     assert not (out / "modules.json").exists()
-
