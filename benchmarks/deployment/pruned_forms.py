@@ -59,7 +59,7 @@ class Pruned:
 
 
 def prune(model: str, form: str, folder: Path, calib: Path | None = None) -> Pruned:
-    """A form of a model in ``folder``; the one that is there from an earlier run, if its passes and source are the same."""
+    """A form of a model in ``folder``; that of an earlier run, if its passes and source are the same."""
     made = folder / form.replace(" ", "-")
     config = MODEL_DIR if model == "demo" else Path(model)
     layers = json.loads((config / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
