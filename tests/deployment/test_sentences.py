@@ -31,7 +31,7 @@ def expected(out: Path) -> torch.Tensor:
 
 @pytest.mark.deployment
 @pytest.mark.parametrize(("form", "pipeline"), [
-    ("uniform", "magnitude{ratio=0.25}"), ("free", "magnitude{ratio=0.25,layers=0:1}"),
+    ("uniform", "magnitude{ratio=0.25,heads=off}"), ("free", "magnitude{ratio=0.25,layers=0:1}"),
 ])  # fmt: skip
 def test_vectors_are_those_of_torch(form: str, pipeline: str, tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"

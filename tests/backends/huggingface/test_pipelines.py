@@ -25,7 +25,7 @@ from fxprune.tests.equivalence import masked
 from fxprune.tests.families.other import tiny_config
 
 LABELS = {number: f"label {number}" for number in range(3)}
-FORMS = {"uniform": "magnitude{ratio=0.25}", "free": "magnitude{ratio=0.25,layers=0:1}"}
+FORMS = {"uniform": "magnitude{ratio=0.25,heads=off}", "free": "magnitude{ratio=0.25,layers=0:1}"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fox", "in", "the", "wood"]
 
 
