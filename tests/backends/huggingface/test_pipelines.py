@@ -74,10 +74,20 @@ def written(task: str, folder: Path) -> Any:
     return model
 
 
+BESIDE = {
+    "text-classification": ("tokenizer", transformers.AutoTokenizer),
+    "image-classification": ("image_processor", transformers.AutoImageProcessor),
+    "audio-classification": ("feature_extractor", transformers.AutoFeatureExtractor),
+}
+"""Task -> how a pipeline calls what prepares its input, and what loads that."""
+
+
 def scores(task: str, model: Any, folder: Path, **options: Any) -> dict[str, float]:
     """What the pipeline says; a model that is loaded already comes with the files of a folder."""
-    loader = {"text-classification": "tokenizer", "image-classification": "image_processor"}
-    beside = {} if isinstance(model, str) else {loader.get(task, "feature_extractor"): str(folder)}
+    beside = {}
+    if not isinstance(model, str):
+        name, loader = BESIDE[task]
+        beside = {name: loader.from_pretrained(folder)}
     pipe = transformers.pipeline(task, model=model, **beside, dtype=torch.float32, **options)
     return {found["label"]: found["score"] for found in pipe(KINDS[task][3](), top_k=3)}
 
