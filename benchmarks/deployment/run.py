@@ -107,8 +107,8 @@ class _Compared:
 
 def _compared(answer: dict[str, Any], pruned: Pruned) -> _Compared:
     equal = sum(one == other for one, other in zip(answer["tokens"], pruned.expected, strict=True))
-    differences = (abs(one - other) for one, other in zip(answer["logprobs"], pruned.logprobs, strict=True))
-    return _Compared(len(pruned.expected), equal, max(differences))
+    differences = (abs(one - other) for one, other in zip(answer["logprobs"], pruned.logprobs, strict=False))
+    return _Compared(len(pruned.expected), equal, max(differences, default=0.0))
 
 
 def environment_of(row: dict[str, Any], environments: Path) -> Environment:

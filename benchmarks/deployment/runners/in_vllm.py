@@ -38,10 +38,9 @@ def main() -> None:
     prompt, expected = job["prompt"], job["expected"]
     greedy = vllm.SamplingParams(temperature=0, max_tokens=len(expected), ignore_eos=True, detokenize=False)
     (decoded,) = model.generate({"prompt_token_ids": prompt}, greedy)
-    forced = vllm.SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False)
-    (read,) = model.generate({"prompt_token_ids": [*prompt, *expected]}, forced)
-    logprobs = [row[token].logprob for row, token in zip(read.prompt_logprobs[len(prompt) :], expected, strict=True)]
-    decoding.print_answer(vllm.__version__, list(decoded.outputs[0].token_ids), logprobs)
+    found = decoded.outputs[0]
+    # Tokens alone: on a CPU, log-probabilities wait for a compiler for minutes.
+    decoding.print_answer(vllm.__version__, list(found.token_ids), [])
 
 
 if __name__ == "__main__":
