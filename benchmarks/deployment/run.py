@@ -47,7 +47,7 @@ class Result:
         outcome: ``equal`` (all tokens, and log-probabilities to the bound of float32), ``bounded`` (to that of its
             type), ``differs``, or ``refused``.
         tokens, equal: tokens that torch decodes, and those of them that the runtime does.
-        difference: the largest one of a log-probability.
+        difference: the largest one of a log-probability; None where the runtime gave none.
         version: of the runtime.
         message: of a refusal.
     """
@@ -58,7 +58,7 @@ class Result:
     outcome: str
     tokens: int = 0
     equal: int = 0
-    difference: float = 0.0
+    difference: float | None = None
     version: str = ""
     message: str = ""
 
@@ -90,8 +90,9 @@ def run(runtime: str, form: str, kind: str, pruned: Pruned, environments: Path) 
     if "message" in answer:
         return Result(runtime, form, kind, "refused", message=answer["message"].replace(pruned.directory, "OUT"))
     compared = answer["compared"] if "compared" in answer else _compared(answer, pruned)
-    exact = compared.equal == compared.tokens and compared.difference <= BOUNDS["float32"]
-    bounded = kind != "float32" and compared.difference <= BOUNDS[kind]
+    near = compared.difference is None or compared.difference <= BOUNDS["float32"]
+    exact = compared.equal == compared.tokens and near
+    bounded = kind != "float32" and compared.difference is not None and compared.difference <= BOUNDS[kind]
     outcome = "equal" if exact else "bounded" if bounded else "differs"
     return Result(runtime, form, kind, outcome, **asdict(compared), version=answer["version"])
 
@@ -102,13 +103,13 @@ class _Compared:
 
     tokens: int
     equal: int
-    difference: float
+    difference: float | None
 
 
 def _compared(answer: dict[str, Any], pruned: Pruned) -> _Compared:
     equal = sum(one == other for one, other in zip(answer["tokens"], pruned.expected, strict=True))
     differences = (abs(one - other) for one, other in zip(answer["logprobs"], pruned.logprobs, strict=False))
-    return _Compared(len(pruned.expected), equal, max(differences, default=0.0))
+    return _Compared(len(pruned.expected), equal, max(differences, default=None))
 
 
 def environment_of(row: dict[str, Any], environments: Path) -> Environment:

@@ -65,9 +65,9 @@ def _cell(data: Mapping[str, Any], name: str, form: str, kind: str, said: list[s
         message = f"{name}, {form}: `{row['message']}`"
         said.append(message)
         return f"refused ({len(said)})"
-    difference = f"{row['difference']:.0e}".replace("e-0", "e-")
-    counted = "" if row["equal"] == row["tokens"] else f"{row['equal']} of {row['tokens']} tokens, "
-    return f"{row['outcome']}, {counted}{difference}"
+    counted = "" if row["equal"] == row["tokens"] else f", {row['equal']} of {row['tokens']} tokens"
+    difference = "" if row["difference"] is None else f", {row['difference']:.0e}".replace("e-0", "e-")
+    return f"{row['outcome']}{counted}{difference}"
 
 
 def read_data() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A job has ``directory``, the model; ``own_code``, whether its modelling file may run; ``prompt`` and ``expected``, token
 ids; ``type``, how the runtime shall hold or compute; ``onnx`` and ``precision`` for OpenVINO; ``scratch``, an empty
 directory. The answer has ``version``; ``tokens``, as many as are expected, decoded greedily; and ``logprobs``, the
-log-probability of every expected token after those before it. These scripts run without fxprune.
+log-probability of every expected token after those before it, or none. These scripts run without fxprune.
 """
 
 import json

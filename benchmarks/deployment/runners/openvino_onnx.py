@@ -11,7 +11,7 @@ def main() -> None:
     compiled = openvino.compile_model(
         f"{job['onnx']}/model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": job["precision"], "INFERENCE_NUM_THREADS": 1}
     )
-    decoding.answer(job, decoding.Graph(compiled), openvino.__version__)
+    decoding.answer(job, decoding.Graph(compiled), openvino.__version__.split("-")[0])
 
 
 if __name__ == "__main__":
