@@ -76,7 +76,9 @@ def main() -> None:
     for port, name in zip(found.outputs, ["logits", *names[3:]], strict=True):
         port.get_tensor().set_names({name.replace("past_key_values", "present")})
     settings = {"INFERENCE_PRECISION_HINT": job["precision"], "INFERENCE_NUM_THREADS": 1}
-    decoding.answer(job, decoding.Graph(openvino.compile_model(found, "CPU", settings)), openvino.__version__.split("-")[0])
+    decoding.answer(
+        job, decoding.Graph(openvino.compile_model(found, "CPU", settings)), openvino.__version__.split("-")[0]
+    )
 
 
 if __name__ == "__main__":
