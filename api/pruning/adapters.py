@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ...backends.artifact import write_json
-from ...passes.recover.lora import Adapter
+from ...passes.recover.adapters import Adapter
 
 ADAPTER = "adapter"
 
