@@ -59,7 +59,7 @@ def targets_of(calls: Sequence[LinearCall], entered: ModuleCalls, present: Tenso
     rebuilt = torch.zeros_like(missing)
     targets = []
     for call in calls:
-        place, token = torch.where(call.expert == picked.T)
+        place, token = torch.where(picked.T.eq(call.expert))
         if len(token) != len(call.y):
             raise _unknown(calls)
         gate = gates[token, place][:, None]
