@@ -59,6 +59,8 @@ def targets_of(calls: Sequence[LinearCall], entered: ModuleCalls, present: Tenso
     rebuilt = torch.zeros_like(missing)
     targets = []
     for call in calls:
+        if call.expert is None:
+            raise _unknown(calls)
         place, token = torch.where(picked.T.eq(call.expert))
         if len(token) != len(call.y):
             raise _unknown(calls)
