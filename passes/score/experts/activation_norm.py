@@ -10,7 +10,7 @@ from .expert_pass import ExpertScored
 
 if TYPE_CHECKING:
     from ...data import Scores
-    from .routed_outputs import RoutedTokens
+    from .routed_tokens import RoutedTokens
 
 
 @dataclass(frozen=True, kw_only=True)

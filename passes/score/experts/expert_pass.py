@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ....ir.groups import Group
     from ...data import Scores
     from ...state import State
-    from .routed_outputs import RoutedTokens
+    from .routed_tokens import RoutedTokens
 
 
 @dataclass(frozen=True, kw_only=True)

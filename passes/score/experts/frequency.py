@@ -9,7 +9,7 @@ from .expert_pass import ExpertScored
 
 if TYPE_CHECKING:
     from ...data import Scores
-    from .routed_outputs import RoutedTokens
+    from .routed_tokens import RoutedTokens
 
 
 @dataclass(frozen=True, kw_only=True)
