@@ -172,10 +172,6 @@ NOT_SAVED: dict[str, str] = {}
 SAVED_WITH: dict[str, str] = {}
 """Model type -> options with which it is saved, where its code fixes more than most: ``heads=kv,channels=true``."""
 
-SAVED = ("aria", "cosmos3_edge", "llava", "qwen2_vl")
-"""Rows that are also written and loaded again by transformers alone, under the marker ``slow``; the others may not have
-been tried."""
-
 SAMPLE = ("llava", "qwen2_vl", "gemma3", "idefics3", "mllama", "blip-2", "internvl", "llava_next")
 """Rows that run by default: one of every way of reading images; the others run under the marker ``slow``."""
 
