@@ -17,7 +17,7 @@ from ..couple.tokens import compared_tokens, couple_tokens, token_places
 from ..data import Calibration, is_inputs
 from ..shrink.tokens_kept import configured_tokens, keep_tokens
 from ..state import State
-from .choice import Choice, Counts
+from .choice import Choice, TokenCounts
 
 OF_THE_TEXT = "text"
 MOST_FREQUENT = "tokens:"
@@ -101,15 +101,15 @@ class FewerTokens(Pass):
             )
         return Tokens.of(tokenizer)
 
-    def _counted(self, state: State, rows: int) -> Counts:
+    def _counted(self, state: State, rows: int) -> TokenCounts:
         data = state.data.given(f"vocabulary{{keep={self.keep}}} needs")
         names = token_places(state.subject.graph, state.subject.model).arguments
         found = np.zeros(rows, dtype=np.int64)
         for ids in _read(data, names):
             found += np.bincount(ids[(ids >= 0) & (ids < rows)], minlength=rows)
-        return Counts(found)
+        return TokenCounts(found)
 
-    def _chosen(self, choice: Choice, counts: Counts | None) -> Indices:
+    def _chosen(self, choice: Choice, counts: TokenCounts | None) -> Indices:
         if self.languages is not None:
             kept = choice.of_scripts(Scripts(script_names(self.languages)))
         else:
