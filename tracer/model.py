@@ -26,10 +26,10 @@ from transformers.models.auto.modeling_auto import (
 
 from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is_utf8
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
-from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
 from ..runtime.model.free_class import CONFIG_ENTRY, free_class
 from ..runtime.model.own_code import own_auto_class, own_class
+from ..runtime.model_directory.config_file import check_built, read_config
 from ..runtime.model_directory.pickles import pickles_read
 from ..runtime.model_directory.tokenizer import check_tokenizer
 from ..runtime.model_files import check_model_files

@@ -13,7 +13,7 @@ from ..couple.tokens import compared_tokens, couple_tokens, token_places
 from ..data import Calibration, is_inputs
 from ..shrink.tokens_kept import configured_tokens, keep_tokens
 from ..state import State
-from .choice import Choice, Counts
+from .choice import Choice, TokenCounts
 from .vocabulary import FewerTokens
 
 
@@ -48,16 +48,16 @@ def _tokens(state: State) -> Tokens:
     return Tokens.of(tokenizer)
 
 
-def _counted(step: FewerTokens, state: State, rows: int) -> Counts:
+def _counted(step: FewerTokens, state: State, rows: int) -> TokenCounts:
     data = state.data.given(f"vocabulary{{keep={step.keep}}} needs")
     names = token_places(state.subject.graph, state.subject.model).arguments
     found = np.zeros(rows, dtype=np.int64)
     for ids in _read(data, names):
         found += np.bincount(ids[(ids >= 0) & (ids < rows)], minlength=rows)
-    return Counts(found)
+    return TokenCounts(found)
 
 
-def _chosen(step: FewerTokens, choice: Choice, counts: Counts | None) -> Indices:
+def _chosen(step: FewerTokens, choice: Choice, counts: TokenCounts | None) -> Indices:
     if step.languages is not None:
         kept = choice.of_scripts(Scripts(script_names(step.languages)))
     else:

@@ -37,7 +37,10 @@ IN_PYTHON_ONLY = {"progress", "tokenizer", "batches", "ranks"}
 
 OF_ITS_OWN = {("prune_module", "device"), ("export", "dtype")}
 """Where a module is already; the dtype of a format, not of the arithmetic."""
-ON_THE_COMMAND_LINE_ONLY = {"json", "debug", "run", "help", "ir", "why", "dot"}
+ON_THE_COMMAND_LINE_ONLY = {
+    "json", "debug", "run", "help", "ir", "why", "dot", "recipe", "set", "verbose", "quiet", "log_file",
+}  # fmt: skip
+"""What is shown or told, and files of options: in Python ``progress`` is a function, and options are in the code."""
 
 
 def model() -> Any:
