@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,17 @@ def _apply(arguments: argparse.Namespace) -> int:
             pruned = api.prune_target(
                 arguments.model, arguments.example, arguments.passes, progress=progress, **given, **called
             )
-            data, table = pruned.to_json(), lambda: tables.pruned(pruned)
+            data, table = pruned.to_json(), partial(tables.pruned, pruned)
         else:
             called = {"example": arguments.example, "loss": arguments.loss}
             asked = {**given, **others, **called, **where}
-            applied = api.apply(arguments.model, arguments.passes, progress=progress, **asked)
-            data, table = applied.to_json(), lambda: tables.applied(applied)
+            if api.holds_sizes(arguments.target):
+                sizes = api.apply_sizes(arguments.model, arguments.passes, progress=progress, **asked)
+                data = {"sizes": [one.to_json() for one in sizes]}
+                table = partial(tables.sizes, sizes)
+            else:
+                applied = api.apply(arguments.model, arguments.passes, progress=progress, **asked)
+                data, table = applied.to_json(), partial(tables.applied, applied)
     _emit(arguments, data, table)
     return 0
 

@@ -13,18 +13,20 @@ from ..ir import FxpruneError, Indices, RequestError
 from ..ir.groups import Group, Kind
 from ..ir.options import option, options_of, write_value
 from .base import Pass, PassKind
-from .couple.coupling import Coupling
+from .couple.coupling import Coupling, couple
 from .data import Calibration, Scores
 from .score_cache import fingerprint
-from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS, Target
-from .select.budget import Budget
-from .select.costs import LATENCY, dense_cost
-from .select.latency import forward_seconds
+from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS
+from .select.budget import Budget, narrowed
+from .select.costs import ACTIVE, LATENCY, MEMORY, dense_cost
+from .select.latency import Latency
+from .select.met_latency import met
 from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
 from .select.remarks import remarks_on
 from .select.scope import HEAD_CHOICES, Scope, chosen_groups
 from .select.select import best_units, counts_for, removed_shares, step_of
+from .select.target import Target
 from .shrink.fitting import cut_what_fits
 from .shrink.graph import make_plan, rewrite
 from .state import State
@@ -75,7 +77,8 @@ class Prune(Pass):
     )  # fmt: skip
     target: str | None = option(
         None,
-        "budget for the whole model instead of ratio: params:0.8, bytes:0.8, macs:0.8, latency:0.8, params:5e9",
+        "budget for the whole model instead of ratio: params:0.8, params:5e9, bytes:0.8, macs:0.8, latency:0.8, "
+        "active:0.8 of a mixture's parameters, memory:6GB@8192x4 with the cache of 4 sequences of 8192 tokens",
         replaces="ratio",
     )
     tolerance: float = option(
@@ -123,7 +126,7 @@ class Prune(Pass):
         assert coupling is not None, "the manager runs couple first"
         scope = Scope(
             layers=self.layers, heads=self.heads, widths=self.ffn, channels=self.channels, experts=self.experts,
-            within=self.within, ordered=self.ordered, share=self._share,
+            within=self.within, ordered=self.ordered, share=self._share(state),
         )  # fmt: skip
         groups, frozen = chosen_groups(coupling.groups.values(), scope)
         report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
@@ -140,6 +143,7 @@ class Prune(Pass):
         state.ledger.report[self.name] = report
         keep = state.ranks.broadcast(keep)  # a latency is not the same on all ranks
         keep, left = cut_what_fits(state, coupling, keep)
+        self._nest(state, keep, report)
         report["removed"] = removed_shares(groups, keep)
         if self.target is None:
             report["asked"] = self.ratio
@@ -152,25 +156,43 @@ class Prune(Pass):
         timed = report.get("allocation", {}).pop("seconds", None)
         if timed is not None:
             # Times are printed but not written to the artifact, which must be the same in every run.
-            report["seconds"] = timed | {"after": forward_seconds(state.subject)}
+            report["seconds"] = timed
+
+    def _nest(self, state: State, keep: Mapping[str, Indices], report: dict[str, Any]) -> None:
+        """Of several sizes of one model, remember what this one keeps, for the next smaller one."""
+        sizes = state.data.sizes
+        if sizes is None or self.target is None:
+            return
+        if sizes.larger:
+            report["subset_of"] = sizes.larger
+        sizes.choose(self.target, keep)
 
     def _missed(self, allocation: dict[str, Any] | None, state: State) -> list[str]:
         """Where kinds were left whole, brings what is ``reached`` up to date; a remark where that misses the budget."""
         if allocation is None or allocation["measure"] == LATENCY:
             return []
-        reached = allocation["reached"] = dense_cost(state.subject.graph, allocation["measure"])
-        budget = allocation["budget"]
+        graph, measure = state.subject.graph, allocation["measure"]
+        if measure in (MEMORY, ACTIVE):
+            reached = self._budget({}).costs(state, couple(graph), []).whole(graph)
+        else:
+            reached = dense_cost(graph, measure)
+        budget, allocation["reached"] = allocation["budget"], reached
         if abs(reached - budget) <= self.tolerance * budget:
             return []
         return [f"the budget of {budget:,} is missed: {allocation['measure']} are {reached:,}"]
 
-    @property
-    def _share(self) -> float | None:
-        """About how much of every group is to be removed; None where the target is an amount."""
+    def _share(self, state: State) -> float | None:
+        """About how much of every group is to be removed; None where the target is an amount. Of several sizes, the
+        share of the largest, so that all of them cut the same kinds of heads."""
         if self.target is None:
             return self.ratio
         value = Target.parse(self.target).value
-        return 1 - value if value < 1 else None
+        share, sizes = 1 - value if value < 1 else None, state.data.sizes
+        if sizes is None:
+            return share
+        if not sizes.larger:
+            sizes.share = share
+        return sizes.share
 
     def _plain(self, groups: Sequence[Group], state: State) -> Plain:
         """Finds the counts, or where the result must have a plain configuration, the nearest ones that one can say,
@@ -184,30 +206,51 @@ class Prune(Pass):
             return why_not(plan, rewrite(coupling, plan))
 
         steps = {group.name: self.step(group) for group in groups}
+        fewer = narrowed(groups, _most(state))
         others = {group.size for group in coupling.groups.values() if group.kind in ATTENTION_UNITS}
-        return lambda counts: nearest_counts(groups, counts, steps, sorted(others), refused)
+        return lambda counts: nearest_counts(fewer, counts, steps, sorted(others), refused)
 
     def _allocated(
         self, groups: Sequence[Group], state: State, coupling: Coupling
     ) -> tuple[dict[str, Indices], dict[str, Any]]:
         """The best units of every group; the budget decides how many."""
-        saved = state.ledger.scores
-        saved = saved if saved is not None and not saved.done else None
+        saved, sizes = state.ledger.scores, state.data.sizes
+        if saved is None or saved.done:
+            saved = None if sizes is None else sizes.measured
         scores = self._scored(groups, state)
         losses = {group.name: self.losses(group, scores[group.name]) for group in groups}
-        budget = Budget(
+        budget = self._budget(_most(state))
+        costs = budget.costs(state, coupling, groups)
+        amount = budget.amount(state, groups, costs)
+
+        def planned(amount: int) -> tuple[dict[str, Indices], dict[str, Any]]:
+            counts, moved, report = budget.widths(
+                state, coupling, groups, scores, losses, costs=costs, amount=amount,
+                alike=self.compares, plain=self._plain(groups, state), saved=saved,
+            )  # fmt: skip
+            keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
+            return keep, {**report, NEAREST: moved}
+
+        if isinstance(costs, Latency):
+            return met(planned, costs, amount, state, coupling, tolerance=self.tolerance)
+        return planned(amount)
+
+    def _budget(self, most: Mapping[str, int]) -> Budget:
+        return Budget(
             target=None if self.target is None else Target.parse(self.target), by=self.by, ratio=self.ratio,
-            multiple_of=self.multiple_of, moves=self.moves, tolerance=self.tolerance, **self._sampling(),
+            multiple_of=self.multiple_of, moves=self.moves, tolerance=self.tolerance, most=most, **self._sampling(),
         )  # fmt: skip
-        counts, moved, report = budget.widths(
-            state, coupling, groups, scores, losses,
-            alike=self.compares, plain=self._plain(groups, state), saved=saved,
-        )  # fmt: skip
-        keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
-        return keep, {**report, NEAREST: moved}
 
     def _scored(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-        """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one."""
+        """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one. Of several sizes,
+        the largest is scored."""
+        sizes = state.data.sizes
+        if sizes is not None:
+            sizes.scores = sizes.scores or self._scored_anew(groups, state)
+            return self._valid(groups, sizes.scores)
+        return self._scored_anew(groups, state)
+
+    def _scored_anew(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         saved = state.ledger.scores
         if saved is None or saved.done:
             return self._valid(groups, self.scores(groups, state))
@@ -263,3 +306,9 @@ class Prune(Pass):
         """Options for the calibration windows of a search: those of the scores, or ten windows."""
         default = {"samples": 10, "length": 128, "seed": None, "batch": 8}
         return {name: getattr(self, name, value) for name, value in default.items()}
+
+
+def _most(state: State) -> dict[str, int]:
+    """The most units that every group may keep, where a larger size of the model was chosen before."""
+    sizes, coupling = state.data.sizes, state.subject.coupling
+    return {} if sizes is None or coupling is None else sizes.most(coupling.groups)

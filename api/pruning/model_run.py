@@ -34,6 +34,7 @@ from ...passes.pipeline import print_pipeline
 from ...passes.recover.lora import Adapter
 from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
+from ...passes.select.sizes import NestedSizes
 from ...passes.shrink.graph import extents_by_module
 from ...passes.state import State, Subject
 from ...runtime.place.placement import STREAMED, WHOLE, Placement, whole
@@ -54,9 +55,10 @@ from ..request_checks import CALIBRATION, RECOVERY
 from ..seen_inputs import AsGiven, Tracked, tracked_data
 from ..seen_texts import Entries, read_so_far, record_of
 from .group_change import GroupChange
+from .memory_use import MemoryUse
 from .plain_form import PlainForm
 from .recorded_plan import Recorded, origin_of
-from .result import Applied
+from .result import Applied, plain_entry
 from .resume import Parts, Stages
 from .stored_precision import StoredDtypes, any_loses_digits, as_stored, rounded_as_stored, take_unchanged
 from .stored_state import StoredState
@@ -122,6 +124,7 @@ class ModelRun:
         self.halfway: Halfway | None = None
         self._runs = pipeline is not None
         self.why_not_plain = PlainForm(self).why_not if form == "uniform" else None
+        self.storage = MemoryUse(self)
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
         self.texts: dict[str, Tracked | None] = {}
@@ -165,8 +168,10 @@ class ModelRun:
         loss: str | Callable[[torch.nn.Module], torch.Tensor] | None,
         recorded: Recorded | None,
         scores: SavedScores | None,
+        sizes: NestedSizes | None = None,
     ) -> None:
-        """Give the passes what they read: texts, a loss, a plan, saved scores."""
+        """Give the passes what they read: texts, a loss, a plan, saved scores, what other sizes of the model keep."""
+        self.state.data.sizes = sizes
         self.state.subject.outputs = () if self.model_call.language else self.traced.outputs
         self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.ledger.scores = scores
@@ -224,7 +229,7 @@ class ModelRun:
         keep(len(left))
         parameters = (self.before, parameter_count(self.state.subject.model))
         text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
-        report = {name: _plain(entry) for name, entry in self.state.ledger.report.items()}
+        report = {name: plain_entry(entry) for name, entry in self.state.ledger.report.items()}
         changes = self._changes()
         return Applied(
             self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed,
@@ -393,8 +398,3 @@ class ModelRun:
 def _on_source(plan: Plan, renamed: Mapping[str, str]) -> Plan:
     """The plan with the tensor names of the source."""
     return Plan(plan.keep, {(renamed.get(name, name), dim): kept for (name, dim), kept in plan.slices.items()})
-
-
-def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of a pass as JSON data, without its adapter, which is written to files of its own."""
-    return {name: value for name, value in entry.items() if not isinstance(value, Adapter)}

@@ -19,9 +19,9 @@ from ...backends.huggingface.writable import check_writable, lost_when_loaded, r
 from ...backends.seen import Seen
 from ...ir.errors import RequestError
 from ...passes.base import Pass, PassKind
-from ...passes.pipeline import parse_pipeline, print_pipeline
-from ...passes.registry import all_passes
+from ...passes.pipeline import print_pipeline
 from ...passes.score_cache import ScoreCache
+from ...passes.select.sizes import NestedSizes
 from ...passes.shrink.replay import Replay
 from ...runtime.place.placement import (
     AUTO,
@@ -53,6 +53,7 @@ from ..request_checks import (
 )  # fmt: skip
 from ..seen_inputs import AsGiven, check_training, is_text, opened_inputs
 from ..sources import open_source
+from .asked_passes import asked_passes
 from .group_change import GroupChange
 from .model_run import ModelRun
 from .print_ir import check_printing, printer
@@ -118,6 +119,7 @@ class ApplyRequest:
         progress: called with a message when a new step begins.
         ranks: the processes that share the work; set from torchrun's environment variables, under which all processes
             make the same call. Rank 0 writes; what they return differs in times only.
+        sizes: what the calls for several sizes of a model share; set by :func:`~.nested.apply_sizes`.
     """
 
     model: Model
@@ -142,6 +144,7 @@ class ApplyRequest:
     print_ir_after: str | Sequence[str]
     progress: Progress
     ranks: Ranks
+    sizes: NestedSizes | None
 
     def run(self) -> Applied:
         """Check the request, run its passes and write the result.
@@ -150,7 +153,7 @@ class ApplyRequest:
             RequestError, FxpruneError: as :func:`apply`.
         """
         texts = self._read_arguments()
-        asked = _asked(self.passes, self.plan, self.shared)
+        asked = asked_passes(self.passes, self.plan, self.shared)
         pipeline = self._pipeline(asked)
         kept = open_scores(self.scores, pipeline, texts=self.loss is None)
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
@@ -207,8 +210,9 @@ class ApplyRequest:
                 )  # fmt: skip
                 stack.callback(work.close)
                 work.read(
-                    task.pipeline, task.texts, task.inputs, loss=self.loss, recorded=task.recorded, scores=task.scores
-                )
+                    task.pipeline, task.texts, task.inputs, loss=self.loss, recorded=task.recorded, scores=task.scores,
+                    sizes=self.sizes,
+                )  # fmt: skip
                 return work, work.run(task.pipeline, printer(self._printed if self.ranks.first else ()), stages), stages
 
         if self.ranks.count > 1:  # the other processes would wait for this one
@@ -292,6 +296,7 @@ class ApplyRequest:
             return None
         own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
         own["form"] = self.form if self.form == "uniform" else None  # under it, passes pick other counts
+        own["larger"] = None if self.sizes is None else self.sizes.larger  # of which this is a part
         run = identity(
             task.source, task.pipeline, task.texts, example=named_example(self.example), loss=self.loss, **own
         )
@@ -360,10 +365,11 @@ def apply(
     print_ir_after: str | Sequence[str] = (),
     progress: Progress = silent,
     ranks: Ranks = ALONE,
+    sizes: NestedSizes | None = None,
 ) -> Applied:
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
 
-    Of these, ``shared`` is ``ratio`` to ``channels``, and ``place`` is ``device`` to ``max_memory``, with ``ranks``.
+    Of these, ``shared`` is ``ratio`` to ``channels``, and ``place`` is ``device`` to ``max_memory``.
 
     Raises:
         RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
@@ -374,22 +380,4 @@ def apply(
     return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
         data=data, scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
         place=where, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter,
-        print_ir_after=print_ir_after, progress=progress, ranks=ranks).run()  # fmt: skip
-
-
-def _asked(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
-    """The passes that the user gave; with a plan there may be none."""
-    if plan is None and not isinstance(passes, str) and not passes:
-        raise RequestError("missing --pass PIPELINE", "give one, or --plan FILE to repeat what another run removed")
-    return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
-
-
-def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
-    """No passes; refuses options that only a pass could use."""
-    for name, value in shared.items():
-        if value is not None:
-            flag = "--" + name.replace("_", "-")
-            raise RequestError(
-                f"{flag} has no effect with --plan alone", f"leave {flag} out, or add the --pass that it is for"
-            )
-    return ()
+        print_ir_after=print_ir_after, progress=progress, ranks=ranks, sizes=sizes).run()  # fmt: skip

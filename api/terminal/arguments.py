@@ -150,7 +150,13 @@ def _add_trace(commands: Any) -> None:
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared = parser.add_argument_group("options for all passes that have an option of this name")
     shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
-    shared.add_argument("--target", metavar="T", help="size of the result: params=0.8, bytes=..., macs=...")
+    shared.add_argument(
+        "--target",
+        metavar="T",
+        help="size of the result: params=0.8, params=5e9, bytes=..., macs=..., latency=..., memory=6GB@8192x4 (with the "
+        "key-value cache of 4 sequences of 8192 tokens), active=... parameters of a mixture of experts; several "
+        "sizes, each a part of the one before: params=0.9,0.8,0.7 with --out 'DIR/{params}'",
+    )
     shared.add_argument("--tolerance", metavar="R", help="how far from the target the result may be, such as 0.03")
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
     shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")

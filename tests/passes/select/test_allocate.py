@@ -23,10 +23,11 @@ from fxprune.passes.score.obs import Obs
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.score.wanda import Wanda
-from fxprune.passes.select.allocate import BUDGET_TOLERANCE, Knapsack, LossCurve, Target, even, levels, tied
+from fxprune.passes.select.allocate import BUDGET_TOLERANCE, Knapsack, LossCurve, even, levels, tied
 from fxprune.passes.select.costs import Costs, dense_cost
 from fxprune.passes.select.select import best_units
 from fxprune.passes.select.sensitivity import DivergenceGauge, UnitMask
+from fxprune.passes.select.target import Target
 from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm

@@ -12,7 +12,7 @@ from fxprune.ir.graph import DType, Op, Value
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.score.magnitude import Magnitude
 from fxprune.passes.select import latency
-from fxprune.passes.select.allocate import Target
+from fxprune.passes.select.target import Target
 from fxprune.passes.select.latency import TOKENS, Clock, Latency, forward_seconds
 from fxprune.passes.state import State
 from fxprune.runtime.streaming.block_runner import BlockRunner

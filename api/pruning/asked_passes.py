@@ -1,0 +1,30 @@
+"""The passes that a request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...ir.errors import RequestError
+from ...passes.base import Pass
+from ...passes.pipeline import parse_pipeline
+from ...passes.registry import all_passes
+
+
+def asked_passes(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
+    """The passes that the user gave; with a plan there may be none."""
+    if plan is None and not isinstance(passes, str) and not passes:
+        raise RequestError("missing --pass PIPELINE", "give one, or --plan FILE to repeat what another run removed")
+    return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
+
+
+def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
+    """No passes; refuses options that only a pass could use."""
+    for name, value in shared.items():
+        if value is not None:
+            flag = "--" + name.replace("_", "-")
+            raise RequestError(
+                f"{flag} has no effect with --plan alone", f"leave {flag} out, or add the --pass that it is for"
+            )
+    return ()
