@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .api import apply, apply_sizes, bench, evaluate, export, list_formats, list_passes, load, prune_module, trace
+    from .api import apply, apply_sizes, bench, bench_draft, evaluate, export, list_formats, list_passes, load, prune_module, trace
     from .ir.errors import FxpruneError, RequestError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "apply",
     "apply_sizes",
     "bench",
+    "bench_draft",
     "evaluate",
     "export",
     "list_formats",

@@ -166,6 +166,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
+    if arguments.draft is not None:
+        return _bench_draft(arguments)
+    _refuse(arguments, _OF_DRAFT, "without --draft")
     with _working(arguments) as progress:
         result = api.bench(
             arguments.models,
@@ -183,6 +186,49 @@ def _bench(arguments: argparse.Namespace) -> int:
         )
     _emit(arguments, result.to_json(), lambda: tables.benchmarked(result))
     return 0
+
+
+_OF_DRAFT = ("text", "prompts", "draft_tokens", "allow_overlap")
+
+
+def _bench_draft(arguments: argparse.Namespace) -> int:
+    from . import api
+    from .api.terminal import drafts
+
+    _refuse(arguments, ("onnx", "baseline", "max_memory"), "beside --draft")
+    if len(arguments.models) != 1 or arguments.offload != "auto":
+        raise RequestError(
+            f"--draft is for one model, all of it in memory, and there are {len(arguments.models)} models, "
+            f"--offload {arguments.offload}",
+            "give the large model as MODEL and the pruned one to --draft",
+        )
+    given = {
+        "prompts": arguments.prompts, "tokens": arguments.draft_tokens, "prompt": arguments.prompt,
+        "new": arguments.new, "rounds": arguments.rounds, "threads": arguments.threads,
+    }  # fmt: skip
+    with _working(arguments) as progress:
+        found = api.bench_draft(
+            arguments.models[0],
+            arguments.draft,
+            arguments.text,
+            allow_overlap=arguments.allow_overlap,
+            trust_remote_code=arguments.trust_remote_code,
+            allow_pickle=arguments.allow_pickle,
+            merge_adapter=arguments.merge_adapter,
+            progress=progress,
+            **_where(arguments),
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    _emit(arguments, found.to_json(), lambda: drafts.drafted(found))
+    return 0
+
+
+def _refuse(arguments: argparse.Namespace, names: Sequence[str], where: str) -> None:
+    """Refuse options that have no effect."""
+    for name in names:
+        if getattr(arguments, name) not in (None, False):
+            flag = "--" + name.replace("_", "-")
+            raise RequestError(f"{flag} has no effect {where}", f"leave {flag} out")
 
 
 def _passes(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmarking.benchmark import bench
+    from .benchmarking.drafting import Drafted, bench_draft
     from .benchmarking.timings import Benchmark, BenchmarkResult
     from .demo import Demo, run_demo
     from .evaluation import Measurement, evaluate
@@ -28,6 +29,7 @@ __all__ = [
     "Benchmark",
     "BenchmarkResult",
     "Demo",
+    "Drafted",
     "FormatInfo",
     "GroupChange",
     "Hop",
@@ -40,6 +42,7 @@ __all__ = [
     "apply",
     "apply_sizes",
     "bench",
+    "bench_draft",
     "evaluate",
     "examine",
     "export",
@@ -58,6 +61,7 @@ __all__ = [
 
 _MODULES = {
     "benchmarking.benchmark": ("bench",),
+    "benchmarking.drafting": ("Drafted", "bench_draft"),
     "benchmarking.timings": ("Benchmark", "BenchmarkResult"),
     "demo": ("Demo", "run_demo"),
     "evaluation": ("Measurement", "evaluate"),

@@ -308,6 +308,21 @@ def _add_eval(commands: Any) -> None:
     _add_pickle_option(parser)
 
 
+def _add_draft(parser: argparse.ArgumentParser) -> None:
+    draft = parser.add_argument_group("a draft: greedy assisted generation of transformers, one sequence at a time")
+    draft.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="a model with the same tokens that writes ahead, usually MODEL pruned: compare with MODEL alone",
+    )
+    draft.add_argument("--text", metavar="FILE", help="held-out text for the prompts (required unless MODEL is demo)")
+    draft.add_argument("--prompts", type=int, metavar="N", help="prompts from the text (default: 4)")
+    draft.add_argument(
+        "--draft-tokens", type=int, metavar="N", help="tokens that the draft writes before MODEL reads them (default: 5)"
+    )
+    draft.add_argument("--allow-overlap", action="store_true", help="allow text that the draft was calibrated on")
+
+
 def _add_bench(commands: Any) -> None:
     parser = _command(commands, "bench", "Compare the speed of models: time to first token, tokens per second, memory.")
     parser.add_argument(
@@ -326,6 +341,7 @@ def _add_bench(commands: Any) -> None:
         "--rounds", type=int, default=5, metavar="N", help="timed rounds, after a warm-up round (default: 5)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
+    _add_draft(parser)
     _add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)

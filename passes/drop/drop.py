@@ -17,14 +17,13 @@ from ...runtime.streaming.block_runner import BlockRunner
 from ..base import Pass, PassKind
 from ..model.blocks import Blocks, find_blocks
 from ..model.forward import reading
-from ..model.measure import perplexity
 from ..state import State
-from .greedy import one_after_the_other
+from .greedy import ACCEPTANCE, Gauge, gauge_of, one_after_the_other
 from .sub_block_scores import choose
 from .sub_blocks import ATTENTION, MLP, absences_of, find_sub_blocks
 from .taken_out import keep_layers, take_parts_out
 
-CRITERIA = ("influence", "perplexity")
+CRITERIA = ("influence", "perplexity", ACCEPTANCE)
 ANY = "any"
 
 
@@ -32,7 +31,8 @@ ANY = "any"
 class Drop(Pass):
     """Remove whole layers, or attention and MLP sub-blocks of layers, that change the hidden states or the loss least.
 
-    By block influence (ShortGPT, arXiv 2403.03853), or greedily by perplexity.
+    By block influence (ShortGPT, arXiv 2403.03853), or greedily by perplexity, or for a draft of the same model by the
+    share of its tokens that the model accepts (speculative decoding, arXiv 2211.17192).
     """
 
     name: ClassVar[str] = "drop"
@@ -46,7 +46,10 @@ class Drop(Pass):
         None, "number of attention or MLP sub-blocks to remove, after the layers", at_least=0
     )
     of: str = option(ANY, "which sub-blocks may be removed", (ANY, ATTENTION, MLP))
-    by: str = option("influence", "influence: one forward pass; perplexity: greedy, one removal at a time", CRITERIA)
+    by: str = option(
+        "influence", "influence: one forward pass; perplexity: greedy, one removal at a time; acceptance: likewise, by the "
+        "share of its tokens that the model as it was would accept from it as a draft", CRITERIA
+    )  # fmt: skip
     samples: int = option(10, "calibration windows", at_least=1)
     length: int = option(
         128, "tokens in a calibration window", at_least=2, hint="a window of one token holds nothing to predict"
@@ -77,15 +80,18 @@ class Drop(Pass):
             )
         tokens = state.data.text("drop needs").windows(self.length, self.samples, self.seed)
         tokens = tokens.to(state.subject.runner.device)
+        gauge = gauge_of(self.by, state.subject.runner, tokens)
         if layers or not self.sub_blocks:
-            self._drop_layers(state, tokens, layers)
+            self._drop_layers(state, tokens, layers, gauge)
         if self.sub_blocks:
-            self._drop_sub_blocks(state, tokens, self.sub_blocks)
+            self._drop_sub_blocks(state, tokens, self.sub_blocks, gauge)
 
-    def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int) -> None:
+    def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int, gauge: Gauge | None) -> None:
         blocks, ledger = find_blocks(state.subject.model, state.subject.graph), state.ledger
-        score = {"influence": _by_influence, "perplexity": _by_perplexity}[self.by]
-        gone, scores = state.ranks.broadcast(score(state.subject.runner, blocks, tokens, layers))
+        runner = state.subject.runner
+        chosen = _by_influence(runner, blocks, tokens, layers) if gauge is None else _greedily(
+            runner, blocks, layers, gauge)  # fmt: skip
+        gone, scores = state.ranks.broadcast(chosen)
         kept = [index for index in range(len(blocks.modules)) if index not in gone]
         ledger.report[self.name] = {"by": self.by, "dropped": sorted(gone), "order": list(gone), "scores": scores}
         if not gone:
@@ -93,7 +99,7 @@ class Drop(Pass):
         keep_layers(state, blocks, kept)
         ledger.report[self.name]["renamed"] = {now: old for now, old in ledger.renamed.items() if now != old}
 
-    def _drop_sub_blocks(self, state: State, tokens: torch.Tensor, count: int) -> None:
+    def _drop_sub_blocks(self, state: State, tokens: torch.Tensor, count: int, gauge: Gauge | None) -> None:
         model, runner = state.subject.model, state.subject.runner
         found = find_sub_blocks(runner, find_blocks(model, state.subject.graph), state.subject.graph, tokens)
         parts = [part for part in found if self.of in (ANY, part.kind)]
@@ -101,7 +107,7 @@ class Drop(Pass):
             which = "sub-blocks" if self.of == ANY else f"{self.of} sub-blocks"
             most = min(len(parts), len(found) - 1)
             raise RequestError(f"drop: cannot remove {count} of {len(parts)} {which}", f"drop at most {most}")
-        gone, scores = state.ranks.broadcast(choose(self.by, runner, parts, tokens, count))
+        gone, scores = state.ranks.broadcast(choose(gauge, runner, parts, tokens, count))
         scored = range(len(parts)) if self.by == "influence" else gone
         earlier = state.ledger.report.get(self.name, {})
         state.ledger.report[self.name] = {
@@ -163,21 +169,20 @@ def block_influence(runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor) -
     return scores
 
 
-def _by_perplexity(
-    runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor, layers: int
-) -> tuple[list[int], list[float]]:
-    """Remove one layer at a time: always the one whose removal gives the lowest perplexity on the calibration text."""
-    return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(runner, blocks, gone, tokens))
+def _greedily(runner: BlockRunner, blocks: Blocks, layers: int, gauge: Gauge) -> tuple[list[int], list[float]]:
+    """Remove one layer at a time: always the one whose removal costs least; returns what the gauge read after each."""
 
+    def without(gone: Sequence[int]) -> float:
+        """When some blocks return their input unchanged."""
+        handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
+        try:
+            return gauge.sign * gauge.read(runner, None)
+        finally:
+            for handle in handles:
+                handle.remove()
 
-def _without(runner: BlockRunner, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:
-    """Perplexity when some blocks return their input unchanged."""
-    handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
-    try:
-        return perplexity(runner, tokens).value
-    finally:
-        for handle in handles:
-            handle.remove()
+    gone, costs = one_after_the_other(len(blocks.modules), layers, without)
+    return gone, [gauge.sign * cost for cost in costs]
 
 
 def _pass_on(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

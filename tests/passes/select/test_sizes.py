@@ -61,7 +61,7 @@ def pruned(sizes: NestedSizes, share: float, before: str, **options: Any) -> Sta
     ],
 )
 def test_every_size_is_a_part_of_the_larger_one(options: dict[str, Any], before: str, scored: list[str]) -> None:
-    sizes, kept, shares = NestedSizes(), [], SHARES if not before else (0.7, 0.6)
+    sizes, kept, shares = NestedSizes(), [], SHARES if not before else (0.6, 0.5)
     dense = parameter_count(make("mistral"))
     for share in shares:
         state = pruned(sizes, share, before, **options)
@@ -71,7 +71,7 @@ def test_every_size_is_a_part_of_the_larger_one(options: dict[str, Any], before:
         assert reached == pytest.approx(share, rel=options.get("tolerance", 0.005))
     assert len(scored) == 1
     for larger, smaller in zip(kept, kept[1:], strict=False):
-        assert larger.keys() == smaller.keys()
+        assert larger.keys() <= smaller.keys()  # what is whole in the larger one may be cut in the smaller one
         assert all(np.isin(smaller[name], larger[name]).all() for name in larger)
     assert state.ledger.report["wanda"]["subset_of"] == f"params:{shares[-2]}"
 
