@@ -203,7 +203,7 @@ def _bench_draft(arguments: argparse.Namespace) -> int:
             "give the large model as MODEL and the pruned one to --draft",
         )
     given = {
-        "prompts": arguments.prompts, "tokens": arguments.draft_tokens, "prompt": arguments.prompt,
+        "prompts": arguments.prompts, "draft_tokens": arguments.draft_tokens, "prompt": arguments.prompt,
         "new": arguments.new, "rounds": arguments.rounds, "threads": arguments.threads,
     }  # fmt: skip
     with _working(arguments) as progress:

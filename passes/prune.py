@@ -107,6 +107,11 @@ class Prune(Pass):
                 f"tolerance={self.tolerance:g} has no effect: there is no budget to meet", "give a target too"
             )
 
+    @property
+    def loads_model(self) -> bool:
+        """Also where the model is timed."""
+        return super().loads_model or (self.target is not None and Target.parse(self.target).measure == LATENCY)
+
     def step(self, group: Group) -> int:
         """The number of units that a group keeps is a multiple of this."""
         return step_of(group, self.multiple_of)
@@ -242,8 +247,8 @@ class Prune(Pass):
         )  # fmt: skip
 
     def _scored(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-        """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one. Of several sizes,
-        the largest is scored."""
+        """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one. Of several
+        sizes, the largest is scored."""
         sizes = state.data.sizes
         if sizes is not None:
             sizes.scores = sizes.scores or self._scored_anew(groups, state)

@@ -72,10 +72,10 @@ def bench_draft(
     text: GivenText | None = None,
     *,
     prompts: int = 4,
-    prompt: int = 64,
-    new: int = 64,
-    tokens: int = 5,
-    rounds: int = 3,
+    prompt: int = 128,
+    new: int = 32,
+    draft_tokens: int = 5,
+    rounds: int = 5,
     threads: int | None = None,
     allow_overlap: bool = False,
     device: str | torch.device = AUTO,
@@ -92,9 +92,9 @@ def bench_draft(
         draft: one that writes ahead, with the same tokens; usually the model pruned.
         text: held-out text, whose first windows are the prompts; the built-in one for ``demo`` when None.
         prompts, prompt, new: how many prompts, tokens in each, and tokens written after each.
-        tokens: how many tokens the draft writes before the model reads them.
+        draft_tokens: how many tokens the draft writes before the model reads them.
         rounds: how often both are timed, in turn, after one round that does not count.
-        threads: of one operator; torch's choice for this machine when None. With one thread on the CPU, time is CPU time.
+        threads: of one operator; torch's choice for this machine when None. With one thread on a CPU, CPU time counts.
         allow_overlap: whether the draft may have been calibrated or trained on the text.
         device, dtype: where both run, as in :func:`fxprune.apply`.
         trust_remote_code, allow_pickle, merge_adapter, progress: as in :func:`fxprune.evaluate`.
@@ -104,7 +104,7 @@ def bench_draft(
             little text.
         FxpruneError: the output is not that of the model alone, or one of the two does not run.
     """
-    counts = {"prompts": prompts, "prompt": prompt, "new": new, "tokens": tokens, "rounds": rounds}
+    counts = {"prompts": prompts, "prompt": prompt, "new": new, "draft_tokens": draft_tokens, "rounds": rounds}
     check_counts(**counts, threads=threads)
     if min(*counts.values(), 1 if threads is None else threads) < 1:
         shown = ", ".join(f"{name} {value}" for name, value in {**counts, "threads": threads}.items())
@@ -128,11 +128,11 @@ def bench_draft(
             opened = open_torch(source, request, (1, prompt + new), progress, window=prompt).logits
             assert isinstance(opened, BlockRunner), "without offload, a module"
             both.append(opened.model)
-        race = _Race(both[0], both[1], windows, new, tokens)
+        race = Race(both[0], both[1], windows, new, draft_tokens)
         found = race.run(rounds, progress)
         return Drafted(
             sources[0].name, sources[1].name, (parameter_count(both[0]), parameter_count(both[1])), asked.name,
-            prompts, prompt, new, tokens, *found, race.larger_batches(), torch.get_num_threads(),
+            prompts, prompt, new, draft_tokens, *found, race.larger_batches(), torch.get_num_threads(),
         )  # fmt: skip
 
 
@@ -176,16 +176,27 @@ def _check_same_tokens(dense: ModelSource, draft: ModelSource) -> None:
         )
 
 
-class _Race:
-    """Greedy generation of a model, alone and with a draft."""
+class Race:
+    """Greedy generation of a model, alone and with a draft.
+
+    Args:
+        dense, draft: of transformers, on one device; they are counted until :meth:`close`.
+        windows: the prompts, int64 ``[N, L]``.
+        new: tokens that are written after each.
+        tokens: how many of them the draft writes at a time.
+    """
 
     def __init__(self, dense: Any, draft: Any, windows: torch.Tensor, new: int, tokens: int) -> None:
         self._dense, self._draft, self._new, self._drafting = dense, draft, new, tokens
         self._device = str(next(dense.parameters()).device)
         self._windows = windows.to(self._device)
         self._calls = [0, 0]
-        for at, model in enumerate((dense, draft)):
-            model.register_forward_hook(self._counting(at))
+        self._hooks = [model.register_forward_hook(self._counting(at)) for at, model in enumerate((dense, draft))]
+
+    def close(self) -> None:
+        """Leave the models as they were."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _counting(self, at: int) -> Any:
         def hook(*_: Any) -> None:
@@ -193,9 +204,7 @@ class _Race:
 
         return hook
 
-    def run(
-        self, rounds: int, progress: Progress
-    ) -> tuple[int, int, float, RoundSpread, RoundSpread, RoundSpread]:
+    def run(self, rounds: int, progress: Progress) -> tuple[int, int, float, RoundSpread, RoundSpread, RoundSpread]:
         """Steps, drafted and accepted tokens; speeds, and the ratios of the rounds."""
         progress("warming up")
         expected = [self._written(ids[None], None) for ids in self._windows]
@@ -259,4 +268,3 @@ class _Race:
         finally:
             self._dense.generation_config = before
         return found
-

@@ -31,8 +31,8 @@ def apply_sizes(
     progress: Progress = silent,
     **options: Any,
 ) -> tuple[Applied, ...]:
-    """Prune a model to several sizes. The pruning pass scores it once; each size keeps a part of the units that the next
-    larger one keeps. Each is loaded, pruned, recovered, checked and written as by :func:`fxprune.apply`.
+    """Prune a model to several sizes. The pruning pass scores it once; each size keeps a part of the units of the next
+    larger one. Each is loaded, pruned, recovered, checked and written as by :func:`fxprune.apply`.
 
     Args:
         model: as there.
@@ -47,8 +47,8 @@ def apply_sizes(
         The results, in the order of the sizes.
 
     Raises:
-        RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check; the larger
-            sizes have been written.
+        RequestError: before any work.
+        FxpruneError: a pass failed, or what was written did not pass its check; the larger sizes have been written.
     """
     targets = parse_sizes(target)
     places = _places(out, targets)

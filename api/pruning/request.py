@@ -285,7 +285,7 @@ class ApplyRequest:
 
     def _placed(self, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
         """Where the passes run; without one that runs the model, weights are read from the files one at a time."""
-        if all(step.streams for step in pipeline):
+        if not any(step.loads_model for step in pipeline):
             place(self.place)  # refuses a device that is not there
             return STREAMED
         return place_model(self.place, source, config, forward=largest_forward(pipeline), sums=True)

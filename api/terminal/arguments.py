@@ -153,8 +153,8 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared.add_argument(
         "--target",
         metavar="T",
-        help="size of the result: params=0.8, params=5e9, bytes=..., macs=..., latency=..., memory=6GB@8192x4 (with the "
-        "key-value cache of 4 sequences of 8192 tokens), active=... parameters of a mixture of experts; several "
+        help="size of the result: params=0.8, params=5e9, bytes=..., macs=..., latency=..., memory=6GB@8192x4 (with "
+        "the key-value cache of 4 sequences of 8192 tokens), active=... parameters of a mixture of experts; several "
         "sizes, each a part of the one before: params=0.9,0.8,0.7 with --out 'DIR/{params}'",
     )
     shared.add_argument("--tolerance", metavar="R", help="how far from the target the result may be, such as 0.03")
@@ -318,7 +318,10 @@ def _add_draft(parser: argparse.ArgumentParser) -> None:
     draft.add_argument("--text", metavar="FILE", help="held-out text for the prompts (required unless MODEL is demo)")
     draft.add_argument("--prompts", type=int, metavar="N", help="prompts from the text (default: 4)")
     draft.add_argument(
-        "--draft-tokens", type=int, metavar="N", help="tokens that the draft writes before MODEL reads them (default: 5)"
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help="tokens that the draft writes before MODEL reads them (default: 5)",
     )
     draft.add_argument("--allow-overlap", action="store_true", help="allow text that the draft was calibrated on")
 

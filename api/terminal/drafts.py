@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 def drafted(found: Drafted) -> list[RenderableType]:
     """The result of ``bench --draft``: speeds, and how much of what the draft wrote was accepted."""
     head = (
-        f"{found.prompts} prompts of {found.prompt} tokens of {found.text}, then {found.new} greedy tokens each, equal to "
-        f"those of {found.dense} alone; {found.threads} threads; median (lowest to highest)"
+        f"{found.prompts} prompts of {found.prompt} tokens of {found.text}, then {found.new} greedy tokens each, equal "
+        f"to those of {found.dense} alone; {found.threads} threads; median (lowest to highest)"
     )
     table = new_table("model", "parameters", "tokens/s", "speed-up", right=("parameters", "tokens/s", "speed-up"))
     table.add_row(found.dense, f"{found.parameters[0]:,}", _spread(found.alone, 1), "")
     table.add_row(
-        f"with the draft {found.draft}", f"{found.parameters[1]:,}", _spread(found.assisted, 1), _spread(found.speedup, 2)
+        f"with the draft {found.draft}",
+        f"{found.parameters[1]:,}",
+        _spread(found.assisted, 1),
+        _spread(found.speedup, 2),
     )
     steps = (
         f"{found.accepted:.2f} of up to {found.tokens} drafted tokens accepted per step; {found.steps} steps for "

@@ -47,8 +47,8 @@ class Drop(Pass):
     )
     of: str = option(ANY, "which sub-blocks may be removed", (ANY, ATTENTION, MLP))
     by: str = option(
-        "influence", "influence: one forward pass; perplexity: greedy, one removal at a time; acceptance: likewise, by the "
-        "share of its tokens that the model as it was would accept from it as a draft", CRITERIA
+        "influence", "influence: one forward pass; perplexity: greedy, one removal at a time; acceptance: likewise, by "
+        "the share of its tokens that the model as it was would accept from it as a draft", CRITERIA
     )  # fmt: skip
     samples: int = option(10, "calibration windows", at_least=1)
     length: int = option(
@@ -89,7 +89,7 @@ class Drop(Pass):
     def _drop_layers(self, state: State, tokens: torch.Tensor, layers: int, gauge: Gauge | None) -> None:
         blocks, ledger = find_blocks(state.subject.model, state.subject.graph), state.ledger
         runner = state.subject.runner
-        chosen = _by_influence(runner, blocks, tokens, layers) if gauge is None else _greedily(
+        chosen = _by_influence(runner, blocks, tokens, layers) if gauge is None else by_gauge(
             runner, blocks, layers, gauge)  # fmt: skip
         gone, scores = state.ranks.broadcast(chosen)
         kept = [index for index in range(len(blocks.modules)) if index not in gone]
@@ -169,7 +169,7 @@ def block_influence(runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor) -
     return scores
 
 
-def _greedily(runner: BlockRunner, blocks: Blocks, layers: int, gauge: Gauge) -> tuple[list[int], list[float]]:
+def by_gauge(runner: BlockRunner, blocks: Blocks, layers: int, gauge: Gauge) -> tuple[list[int], list[float]]:
     """Remove one layer at a time: always the one whose removal costs least; returns what the gauge read after each."""
 
     def without(gone: Sequence[int]) -> float:

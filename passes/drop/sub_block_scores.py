@@ -25,8 +25,8 @@ def choose(gauge: Gauge | None, runner: BlockRunner, parts: Sequence[SubBlock], 
 
     Args:
         gauge: of the model without some of them: greedily remove the one without which it reads best; the scores are
-            what it read after each removal. When None, remove those with the smallest influence; the scores are those of
-            all sub-blocks.
+            what it read after each removal. When None, remove those with the smallest influence; the scores are the
+            influences of all sub-blocks.
         runner: of the model.
         parts: the sub-blocks.
         tokens: int64 ``[N, L]``.

@@ -64,5 +64,3 @@ def _picked_from_experts(coupling: Coupling) -> dict[Value, tuple[Axis, ...]]:
             given = {atom.id: Atom(-1 - atom.id, experts[atom.id]) for atom in picked}
             found[value] = (replaced(first, given), *others)
     return found
-
-

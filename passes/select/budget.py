@@ -15,8 +15,8 @@ from ..couple.coupling import Coupling
 from ..data import Scores
 from ..score_cache import ScoreCache
 from ..state import State
-from .allocate import UNIFORM, Amounts, LossCurve, Losses, allocate, even, levels, tied
 from .active import Active
+from .allocate import UNIFORM, Amounts, LossCurve, Losses, allocate, even, levels, tied
 from .costs import ACTIVE, LATENCY, MEMORY, Costs
 from .latency import Latency
 from .memory import Memory

@@ -144,4 +144,3 @@ def _weighed(graph: Graph, measure: str) -> list[tuple[Value, int]]:
 def itemsize(dtype: str) -> int:
     """Bytes of one element, from the number of bits at the end of a dtype name: ``f32``, ``bf16``, ``b8``."""
     return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
-

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Memory(Costs):
     """The bytes of a model in use, as a function of how many units the groups keep.
 
-    Weights count in the dtypes of the files, in which the result is written. The tensors of the cache are those that the
-    model itself makes when it is traced with one; their axes say which groups they shrink with.
+    Weights count in the dtypes of the files, in which the result is written. The tensors of the cache are those that
+    the model itself makes when it is traced with one; their axes say which groups they shrink with.
 
     Args:
         coupling: of the graph.

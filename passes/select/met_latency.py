@@ -61,7 +61,7 @@ def met(
     """A plan whose measured time is the one that was asked for.
 
     The prediction takes everything outside contractions to stay as it is, and times each contraction alone. Both are
-    wrong by some percent; so the model that a plan leaves is timed, and the budget of the next plan is read off the line
+    wrong by some percent; so the model that a plan leaves is timed, and the next plan's budget is read off the line
     through what was predicted and measured. A model whose weights are not in memory is not timed.
 
     Args:

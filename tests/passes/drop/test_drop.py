@@ -199,7 +199,9 @@ def test_acceptance_of_sub_blocks_is_by_the_model_before_its_layers_went() -> No
     report = state.ledger.report["drop"]["sub_block_scores"]
     draft = without(model, [], ids).float().softmax(-1)
     assert report["by"] == "acceptance"
-    assert list(report["scores"].values()) == pytest.approx([float(torch.minimum(dense, draft).sum(-1).mean())], rel=1e-5)
+    assert list(report["scores"].values()) == pytest.approx(
+        [float(torch.minimum(dense, draft).sum(-1).mean())], rel=1e-5
+    )
 
 
 def test_an_acceptance_that_is_not_finite_is_a_failure() -> None:

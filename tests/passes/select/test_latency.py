@@ -19,10 +19,10 @@ from fxprune.passes.score.magnitude import Magnitude
 from fxprune.passes.score.random import Random
 from fxprune.passes.select import latency, met_latency
 from fxprune.passes.select.costs import sized
+from fxprune.passes.select.latency import TOKENS, Clock, Latency, forward_seconds
 from fxprune.passes.select.met_latency import LIMIT
 from fxprune.passes.select.sizes import NestedSizes
 from fxprune.passes.select.target import Target
-from fxprune.passes.select.latency import TOKENS, Clock, Latency, forward_seconds
 from fxprune.passes.state import State, Subject
 from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm, trace_model
@@ -59,7 +59,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.timed: list[Op] = []
-        self.seconds: Callable[[float], float] = lambda share: WHOLE
+        self.seconds: Callable[[float], float] = lambda _share: WHOLE
         self.runs = 0
         self.dense = 0
 
@@ -170,7 +170,9 @@ def test_without_the_correction_that_model_would_take_much_less_than_was_asked_f
 ) -> None:
     machine.seconds = lambda share: WHOLE * share**1.2
     monkeypatch.setattr(met_latency, "PLANS", 1)
-    with pytest.raises(FxpruneError, match=r"takes 0\.[56]\d\d of the time, where 0\.800 was asked for; 1 plan was tried"):
+    with pytest.raises(
+        FxpruneError, match=r"takes 0\.[56]\d\d of the time, where 0\.800 was asked for; 1 plan was tried"
+    ):
         run_passes(state_of(), "magnitude{target=latency:0.8,by=global}")
 
 
@@ -178,7 +180,9 @@ def test_a_miss_is_an_error_and_with_a_tolerance_a_warning(machine: Machine) -> 
     machine.seconds = lambda share: WHOLE * (0.9 + 0.1 * share)
     state = state_of()
     before = {name: tensor.clone() for name, tensor in state.subject.model.state_dict().items()}
-    with pytest.raises(FxpruneError, match=r"takes 0\.9\d\d of the time, where 0\.800 was asked for; \d plans? w") as caught:
+    with pytest.raises(
+        FxpruneError, match=r"takes 0\.9\d\d of the time, where 0\.800 was asked for; \d plans? w"
+    ) as caught:
         run_passes(state, "magnitude{target=latency:0.8,by=global}")
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.subject.model.state_dict().items())
     named = re.search(r"tolerance=(0\.\d\d)", caught.value.hint)

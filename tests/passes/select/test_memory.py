@@ -118,7 +118,9 @@ def test_after_layers_went_the_share_is_of_the_model_before_and_the_cache_of_the
 
 def test_an_attention_that_went_keeps_one_number_per_position() -> None:
     state = state_of("llama")
-    run_passes(state, "drop{sub_blocks=1,of=attention,samples=2,length=8}", Random(target=f"memory:0.6@{CONTEXT}x{BATCH}"))
+    run_passes(
+        state, "drop{sub_blocks=1,of=attention,samples=2,length=8}", Random(target=f"memory:0.6@{CONTEXT}x{BATCH}")
+    )
     assert state.ledger.report["random"]["allocation"]["cache"] == held(state.subject.model)[1]
 
 
@@ -171,7 +173,9 @@ def test_active_parameters_are_those_of_the_experts_that_a_token_is_given(kind: 
 
 def test_fewer_experts_are_not_fewer_active_parameters_but_a_smaller_router() -> None:
     state = state_of("mixtral")
-    run_passes(state, Magnitude(ratio=0.4, experts=True, heads="off", ffn=False), Random(target="active:0.75", tolerance=0.05))
+    run_passes(
+        state, Magnitude(ratio=0.4, experts=True, heads="off", ffn=False), Random(target="active:0.75", tolerance=0.05)
+    )
     assert state.subject.model.config.num_hidden_layers == 3
     found = state.ledger.report["random"]["allocation"]["reached"]
     assert found == active(state.subject.model, 2, 3)
@@ -190,9 +194,13 @@ def refusals() -> Iterator[Any]:
     yield lambda: Target.parse("memory=-1@8192x4"), "'-1' is no amount of memory"
     yield lambda: Target.parse("memory=1"), "is one byte"
     yield lambda: Target.parse("params=0.9,0.8"), "holds several sizes"
-    yield lambda: refused("llama", f"memory:5kB{place}"), (
-        r"is 5.0 kB, and with the fewest units that each group can keep [\d.]+ kB are left: [\d.]+ kB of weights and "
-        r"[\d.]+ kB of key-value cache")
+    yield (
+        lambda: refused("llama", f"memory:5kB{place}"),
+        (
+            r"is 5.0 kB, and with the fewest units that each group can keep [\d.]+ kB are left: [\d.]+ kB of weights "
+            r"and [\d.]+ kB of key-value cache"
+        ),
+    )
     yield lambda: refused("llama", f"memory:1TB{place}"), "nothing would be removed"
     yield lambda: refused("llama", "active:0.8"), "this model has no experts"
 
