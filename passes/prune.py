@@ -20,7 +20,6 @@ from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS
 from .select.budget import Budget, narrowed
 from .select.costs import ACTIVE, LATENCY, MEMORY, dense_cost
 from .select.latency import Latency
-from .select.met_latency import met
 from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
 from .select.remarks import remarks_on
@@ -29,6 +28,7 @@ from .select.select import best_units, counts_for, removed_shares, step_of
 from .select.target import Target
 from .shrink.fitting import cut_what_fits
 from .shrink.graph import make_plan, rewrite
+from .shrink.met_latency import met
 from .state import State
 
 BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of", "tolerance"})

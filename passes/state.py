@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .couple.coupling import Coupling
     from .data import Calibration, Corpus, Observed, Storage, Weights
     from .score_cache import ScoreCache
-    from .select.sizes import NestedSizes
+    from .sizes import NestedSizes
 
 
 class OnResume(StrEnum):

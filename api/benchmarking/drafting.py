@@ -100,40 +100,85 @@ def bench_draft(
         trust_remote_code, allow_pickle, merge_adapter, progress: as in :func:`fxprune.evaluate`.
 
     Raises:
-        RequestError: a model that is not found, is no causal language model or has other tokens than the other one; too
-            little text.
+        RequestError: a model that is not found or has other tokens than the other one; too little text.
         FxpruneError: the output is not that of the model alone, or one of the two does not run.
     """
-    counts = {"prompts": prompts, "prompt": prompt, "new": new, "draft_tokens": draft_tokens, "rounds": rounds}
-    check_counts(**counts, threads=threads)
-    if min(*counts.values(), 1 if threads is None else threads) < 1:
-        shown = ", ".join(f"{name} {value}" for name, value in {**counts, "threads": threads}.items())
-        raise RequestError(f"nothing to time with {shown}", "give numbers of at least 1")
-    request = PlacementRequest.parse(device=device, dtype=dtype, offload="none", max_memory=None)
-    models = [*list_models(dense, merge_adapter=merge_adapter), *list_models(draft, merge_adapter=merge_adapter)]
+    counts = _Counts(prompts, prompt, new, draft_tokens, rounds, threads)
+    where = PlacementRequest.parse(device=device, dtype=dtype, offload="none", max_memory=None)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
+    with ExitStack() as stack, _threads(counts.checked().threads):
+        sources = _opened((dense, draft), allowed, stack, progress)
+        asked = _prompts(text, *sources, counts, allow_overlap)
+        return _drafted(*sources, asked, counts=counts, where=where, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    prompts: int
+    prompt: int
+    new: int
+    draft_tokens: int
+    rounds: int
+    threads: int | None
+
+    def checked(self) -> _Counts:
+        """Itself, if there is something to time."""
+        counts = dataclasses.asdict(self)
+        check_counts(**counts)
+        if min(1 if value is None else value for value in counts.values()) < 1:
+            shown = ", ".join(f"{name} {value}" for name, value in counts.items())
+            raise RequestError(f"nothing to time with {shown}", "give numbers of at least 1")
+        return self
+
+
+def _opened(
+    models: tuple[Model, Model], allowed: dict[str, bool], stack: ExitStack, progress: Progress
+) -> tuple[ModelSource, ModelSource]:
+    """The directories of the model and of the draft, for as long as ``stack`` lasts."""
+    found = [one for model in models for one in list_models(model, merge_adapter=allowed["merge_adapter"])]
+    if len(found) != len(models):
+        raise RequestError(f"a draft is for one model, and there are {len(found)} models", "give one model, one draft")
+    dense, draft = (stack.enter_context(open_source(one, progress=progress, **allowed)) for one in found)
+    _check_same_tokens(dense, draft)
+    return dense, draft
+
+
+def _prompts(
+    text: GivenText | None, dense: ModelSource, draft: ModelSource, counts: _Counts, allow_overlap: bool
+) -> tuple[str, torch.Tensor]:
+    """The name of the text, and the first windows of it."""
     given = read_text(text, "text")
-    if given is None and dense != DEMO:
+    if given is None and dense.name != DEMO:
         raise RequestError("--draft needs text for its prompts", "give --text FILE with text like the later input")
-    with ExitStack() as stack, _threads(threads):
-        sources = [stack.enter_context(open_source(one, progress=progress, **allowed)) for one in models]
-        _check_same_tokens(*sources)
-        asked = text_of(given, "evaluation", sources[0])
-        windows = asked.windows(prompt, prompts)
-        if not allow_overlap:
-            refuse_overlap(sources[1], windows, asked)
-        both = []
-        for source in sources:
-            progress(f"loading {source.name}")
-            opened = open_torch(source, request, (1, prompt + new), progress, window=prompt).logits
-            assert isinstance(opened, BlockRunner), "without offload, a module"
-            both.append(opened.model)
-        race = Race(both[0], both[1], windows, new, draft_tokens)
-        found = race.run(rounds, progress)
-        return Drafted(
-            sources[0].name, sources[1].name, (parameter_count(both[0]), parameter_count(both[1])), asked.name,
-            prompts, prompt, new, draft_tokens, *found, race.larger_batches(), torch.get_num_threads(),
-        )  # fmt: skip
+    asked = text_of(given, "evaluation", dense)
+    windows = asked.windows(counts.prompt, counts.prompts)
+    if not allow_overlap:
+        refuse_overlap(draft, windows, asked)
+    return asked.name, windows
+
+
+def _drafted(
+    dense: ModelSource,
+    draft: ModelSource,
+    prompts: tuple[str, torch.Tensor],
+    *,
+    counts: _Counts,
+    where: PlacementRequest,
+    progress: Progress,
+) -> Drafted:
+    models = []
+    for source in (dense, draft):
+        progress(f"loading {source.name}")
+        opened = open_torch(source, where, (1, counts.prompt + counts.new), progress, window=counts.prompt).logits
+        assert isinstance(opened, BlockRunner), "without offload, a module"
+        models.append(opened.model)
+    name, windows = prompts
+    race = Race(models[0], models[1], windows, counts.new, counts.draft_tokens)
+    found = race.run(counts.rounds, progress)
+    return Drafted(
+        dense.name, draft.name, (parameter_count(models[0]), parameter_count(models[1])), name, counts.prompts,
+        counts.prompt, counts.new, counts.draft_tokens, *found, race.larger_batches(), torch.get_num_threads(),
+    )  # fmt: skip
 
 
 @contextmanager

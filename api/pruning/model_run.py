@@ -34,8 +34,8 @@ from ...passes.pipeline import print_pipeline
 from ...passes.recover.lora import Adapter
 from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
-from ...passes.select.sizes import NestedSizes
 from ...passes.shrink.graph import extents_by_module
+from ...passes.sizes import NestedSizes
 from ...passes.state import State, Subject
 from ...runtime.place.placement import STREAMED, WHOLE, Placement, whole
 from ...runtime.ranks import ALONE, Ranks

@@ -11,8 +11,8 @@ from typing import Any
 from ...backends.atomic_directory import check_target
 from ...ir.errors import RequestError
 from ...passes.prune import Prune
-from ...passes.select.sizes import NestedSizes
 from ...passes.select.target import Target
+from ...passes.sizes import NestedSizes
 from ..progress import Progress, silent
 from ..request_checks import Model, check_paths
 from .asked_passes import asked_passes
@@ -69,15 +69,26 @@ def apply_sizes(
     for name in ("calib", "data"):  # what can be read once only is kept, for the next size
         if isinstance(options.get(name), Iterator):
             options[name] = list(options[name])
-    sizes, results = NestedSizes(), []
+    return tuple(_each(model, passes, targets, places, progress=progress, options=options))
+
+
+def _each(
+    model: Model,
+    passes: str | Sequence[str],
+    targets: Sequence[str],
+    places: Sequence[str | None],
+    *,
+    progress: Progress,
+    options: dict[str, Any],
+) -> Iterator[Applied]:
+    sizes = NestedSizes()
     for number, (one, place) in enumerate(zip(targets, places, strict=True), start=1):
 
         def told(text: str, said: str = f"{one} ({number} of {len(targets)})") -> None:
             progress(f"{said}: {text}")
 
-        results.append(apply(model, passes, target=one, out=place, progress=told, sizes=sizes, **options))
+        yield apply(model, passes, target=one, out=place, progress=told, sizes=sizes, **options)
         sizes.go_on()
-    return tuple(results)
 
 
 _SHARED = ("ratio", "layers", "within", "seed", "multiple_of", "tolerance", "channels")

@@ -21,8 +21,8 @@ from ...ir.errors import RequestError
 from ...passes.base import Pass, PassKind
 from ...passes.pipeline import print_pipeline
 from ...passes.score_cache import ScoreCache
-from ...passes.select.sizes import NestedSizes
 from ...passes.shrink.replay import Replay
+from ...passes.sizes import NestedSizes
 from ...runtime.place.placement import (
     AUTO,
     STREAMED,

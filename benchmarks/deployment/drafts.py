@@ -1,8 +1,8 @@
 """A model with layers taken out as the draft of itself: acceptance, accepted tokens and speed, by depth.
 
-    OMP_NUM_THREADS=1 python -m fxprune.benchmarks.deployment.drafts MODEL --calib a.txt --text b.txt --greedy 4 --influence 10 15
+    OMP_NUM_THREADS=1 python -m fxprune.benchmarks.deployment.drafts MODEL --calib a.txt --text b.txt --greedy 4
 
-Everything runs in one process, so that a large model is loaded once: the layers are chosen by ``drop{by=acceptance}`` (the
+Everything runs in one process, so that a large model is loaded once: layers are chosen by ``drop{by=acceptance}`` (the
 first ``--greedy`` ones, one after the other) or ``drop{by=influence}``, and timed as ``fxprune bench --draft`` does.
 """
 

@@ -3,9 +3,9 @@
     fxprune apply MODEL --pass magnitude --target memory=60MB@512x16 --out OUT
     python -m fxprune.benchmarks.scale.memory_target OUT --context 512 --batch 16
 
-A fresh process loads OUT with transformers in the dtype of its files, with the weights in memory of its own instead of in
-mapped files, reads a batch of random tokens in one forward pass, and lets go of everything but the model and its cache. What
-counts is the anonymous memory that the kernel says it has (``RssAnon``), less what it had before it loaded the model.
+A fresh process loads OUT with transformers in the dtype of its files, with the weights in memory of its own instead of
+in mapped files, reads a batch of random tokens in one forward pass, and lets go of everything but the model and its
+cache. What counts is the anonymous memory that the kernel says it has (``RssAnon``), less what it had before.
 """
 
 from __future__ import annotations

@@ -17,12 +17,13 @@ from fxprune.ir.graph import DType, Graph, Op, Value
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.score.magnitude import Magnitude
 from fxprune.passes.score.random import Random
-from fxprune.passes.select import latency, met_latency
+from fxprune.passes.select import latency
 from fxprune.passes.select.costs import sized
 from fxprune.passes.select.latency import TOKENS, Clock, Latency, forward_seconds
-from fxprune.passes.select.met_latency import LIMIT
-from fxprune.passes.select.sizes import NestedSizes
 from fxprune.passes.select.target import Target
+from fxprune.passes.shrink import met_latency
+from fxprune.passes.shrink.met_latency import LIMIT
+from fxprune.passes.sizes import NestedSizes
 from fxprune.passes.state import State, Subject
 from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm, trace_model

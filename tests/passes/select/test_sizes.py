@@ -20,7 +20,7 @@ from fxprune.passes.model.measure import parameter_count
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.score.wanda import Wanda
-from fxprune.passes.select.sizes import NestedSizes
+from fxprune.passes.sizes import NestedSizes
 from fxprune.passes.state import State
 
 from ...states import decoder_state, run_passes

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...ir import FxpruneError, Indices
-from ...ir.groups import Group
-from ..data import Scores
-from ..score_cache import ScoreCache
+from ..ir import FxpruneError, Indices
+from ..ir.groups import Group
+from .data import Scores
+from .score_cache import ScoreCache
 
 
 @dataclass

@@ -11,10 +11,10 @@ import numpy as np
 
 from ...ir import FxpruneError, Indices
 from ..couple.coupling import Coupling
-from ..shrink.fitting import cut_what_fits
+from ..select.allocate import BUDGET_TOLERANCE
+from ..select.latency import Latency, forward_seconds
 from ..state import Ledger, State, Subject
-from .allocate import BUDGET_TOLERANCE
-from .latency import Latency, forward_seconds
+from .fitting import cut_what_fits
 
 LIMIT = 0.05
 """Largest relative difference between the time that was asked for and the measured one, where nothing else is said. It
@@ -90,21 +90,32 @@ def met(
         if again is None:
             break
         tried.append((again, _raced(state, coupling, again[0])))
-    (plan, race), remarks = min(tried, key=lambda each: abs(each[1].ratio / asked - 1)), []
-    race, tried_plans, dense = state.ranks.broadcast((race, len(tried), costs.seconds))
+    best = min(tried, key=lambda each: abs(each[1].ratio / asked - 1))
+    plan, race = best[0], state.ranks.broadcast(best[1])
+    remarks = _judged(race, asked, state.ranks.broadcast(len(tried)), tolerance)
+    predicted = plan[1]["reached"] / 1e9 * race.before / costs.seconds
+    seconds = {"before": race.before, "after": race.after, "predicted": predicted, "asked": asked}
+    plan[1]["budget"] = amount
+    return _reported(plan, {**seconds, "spread": race.spread, "plans": len(tried), "remarks": remarks})
+
+
+def _judged(race: Race, asked: float, plans: int, tolerance: float) -> list[str]:
+    """Remarks on what was measured.
+
+    Raises:
+        FxpruneError: it is not what was asked for.
+    """
+    remarks = []
     missed = abs(race.ratio / asked - 1)
     noise = f"repeats of a timing differ by {race.spread:.0%} on this machine; time it when nothing else runs"
     if missed > LIMIT:
         remark = f"the pruned model takes {race.ratio:.3f} of the time, where {asked:.3f} was asked for"
         if tolerance == BUDGET_TOLERANCE or missed > tolerance:
-            raise _miss(remark, tried_plans, missed, noise if race.spread > LIMIT else "")
+            raise _miss(remark, plans, missed, noise if race.spread > LIMIT else "")
         remarks.append(remark)
     if race.spread > LIMIT:
         remarks.append(noise)
-    seconds = {"before": race.before, "after": race.after, "predicted": plan[1]["reached"] / 1e9 * race.before / dense}
-    found = {**seconds, "asked": asked, "spread": race.spread, "plans": tried_plans}
-    plan[1]["budget"] = amount
-    return _reported(plan, {**found, "remarks": remarks})
+    return remarks
 
 
 def _miss(remark: str, plans: int, missed: float, noise: str) -> FxpruneError:
