@@ -273,6 +273,11 @@ def test_a_target_of_seconds_and_an_operator_that_does_not_run_are_refused() -> 
     assert "macs" in failed.value.hint
 
 
+def test_a_model_that_is_timed_is_loaded_even_where_its_scores_are_read_one_tensor_at_a_time() -> None:
+    assert Magnitude(target="latency:0.8").loads_model
+    assert not Magnitude(target="params:0.8").loads_model
+
+
 def test_the_option_is_checked_before_anything_runs() -> None:
     with pytest.raises(RequestError, match="is not a share"):
         Magnitude(target="latency=7").check()
