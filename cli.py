@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
+import json
 import os
 import sys
 import time
@@ -251,6 +252,22 @@ def _formats(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _recipe(arguments: argparse.Namespace) -> int:
+    from .api.recipes.printed import recipe_of
+    from .api.recipes.read import description, own_recipes
+
+    own = own_recipes()
+    if arguments.what is None:
+        listed = {name: description(path) for name, path in own.items()}
+        _emit(arguments, {"recipes": listed}, lambda: [f"{name}: {said}" for name, said in listed.items()])
+        return 0
+    with _working(arguments):
+        is_own = arguments.what in own and not Path(arguments.what).exists()
+        text = own[arguments.what].read_text(encoding="utf-8") if is_own else recipe_of(Path(arguments.what))
+    print(json.dumps({"recipe": text}) if arguments.json else printable(text, lines=True), end="")
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import machine
@@ -294,6 +311,7 @@ COMMANDS = {
     "bench": _bench,
     "passes": _passes,
     "formats": _formats,
+    "recipe": _recipe,
     "doctor": _doctor,
     "demo": _demo,
 }
@@ -318,6 +336,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ended_by_signals():
             if arguments.run not in (_apply, _eval):
                 _require_one_process(f"fxprune {arguments.command}")
+            if arguments.run is _apply:
+                from .api.recipes.settings import with_recipe
+
+                arguments = with_recipe(arguments, (sys.argv[1:] if argv is None else argv)[1:])
             code = int(arguments.run(arguments))
         sys.stdout.flush()  # what fails at exit could not be told any more
         return code

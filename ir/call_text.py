@@ -186,7 +186,7 @@ def bind(
     if found is None:
         raise call.name.span.error(
             f"unknown {kind.one} {call.name.value!r}",
-            _near(call.name.value, by_name) + f"{kind.many}: {', '.join(by_name)}",
+            did_you_mean(call.name.value, by_name) + f"{kind.many}: {', '.join(by_name)}",
         )
     options = {option.name: option for option in options_of(found)}
     values = _given(call, options, _shared_values(shared, options), kind)
@@ -266,7 +266,7 @@ def _read(option: Option, word: CallWord) -> Any:
     try:
         return option.read(word.value, quoted=word.quoted)
     except ValueError:
-        near = _near(word.value, map(write_value, option.choices)) if option.choices else ""
+        near = did_you_mean(word.value, map(write_value, option.choices)) if option.choices else ""
         raise word.span.error(
             f"option {option.name!r} cannot be {word.value!r}", f"{near}allowed for {option.name}: {option.wants}"
         ) from None
@@ -275,9 +275,10 @@ def _read(option: Option, word: CallWord) -> Any:
 def _options_hint(key: CallWord, options: Mapping[str, Option], kind: CallKind) -> str:
     if not options:
         return f"this {kind.one} has no options"
-    return _near(key.value, options) + "options: " + ", ".join(options)
+    return did_you_mean(key.value, options) + "options: " + ", ".join(options)
 
 
-def _near(name: str, candidates: Iterable[str]) -> str:
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """The start of a hint that names what was probably meant, with a space behind it; "" if nothing is near."""
     close = difflib.get_close_matches(name, list(candidates), n=2)
     return f"did you mean {' or '.join(map(repr, close))}? " if close else ""

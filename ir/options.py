@@ -136,6 +136,15 @@ def replacing(holder: Any, name: str) -> Option | None:
     )
 
 
+def has_effect(holder: Any, option: Option) -> bool:
+    """Whether an option of an instance does anything beside the others."""
+    if option.only_with is not None:
+        name, wanted = option.only_with
+        if getattr(holder, name) != wanted:
+            return False
+    return replacing(holder, option.name) is None
+
+
 def _option(options_class: type[Any], part: dataclasses.Field[Any], hint: Any) -> Option:
     type_, optional, choices = _simplify(hint)
     if type_ not in _READERS:

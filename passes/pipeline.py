@@ -10,7 +10,7 @@ from typing import Any
 
 from ..ir.call_text import CallKind, OptionCall, Scanner, bind, having
 from ..ir.errors import RequestError
-from ..ir.options import options_of, replacing, write_value
+from ..ir.options import has_effect, options_of, replacing, write_value
 from .base import Pass
 
 PASS = CallKind(
@@ -61,7 +61,7 @@ def print_pass(step: Pass, *, defaults: bool = False) -> str:
     given = [
         f"{option.name}={write_value(getattr(step, option.name))}"
         for option in options_of(type(step))
-        if (defaults or getattr(step, option.name) != option.default) and replacing(step, option.name) is None
+        if (defaults or getattr(step, option.name) != option.default) and has_effect(step, option)
     ]
     return step.name + ("{" + ",".join(given) + "}" if given else "")
 

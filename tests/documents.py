@@ -12,7 +12,7 @@ import fxprune
 
 ROOT = Path(fxprune.__file__).parent
 
-LANGUAGES = ("python", "sh", "text", "toml")
+LANGUAGES = ("python", "sh", "text", "toml", "yaml")
 """What a block may be: Python, a shell's command lines, or what is printed. An indented one is for the shell."""
 
 

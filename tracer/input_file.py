@@ -1,4 +1,4 @@
-"""Example inputs of a model in a file: ``.safetensors``, or the ``.npz`` of NumPy."""
+"""Inputs of a model in a file: ``.safetensors``, or the ``.npz`` of NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INPUT_FILES = (".safetensors", ".npz")
 
 
 def is_input_file(text: str) -> bool:
-    """Whether example inputs are given as the name of a file."""
+    """Whether inputs are given as the name of a file."""
     return text.endswith(INPUT_FILES)
 
 
@@ -26,7 +26,7 @@ def check_input_file(text: str) -> None:
         RequestError: naming it.
     """
     if is_input_file(text) and not Path(text).expanduser().is_file():
-        raise RequestError(f"there is no file {text!r} with example inputs", "check the path")
+        raise RequestError(f"there is no file {text!r} with inputs of a model", "check the path")
 
 
 def read_inputs(file: str | Path) -> dict[str, torch.Tensor]:
@@ -41,11 +41,11 @@ def read_inputs(file: str | Path) -> dict[str, torch.Tensor]:
         found = load_file(path) if path.suffix == ".safetensors" else _arrays(path)
     except (SafetensorError, OSError, ValueError, TypeError, EOFError) as error:
         raise RequestError(
-            f"the example inputs in {str(file)!r} cannot be read: {first_line(error)}",
+            f"the inputs in {str(file)!r} cannot be read: {first_line(error)}",
             "write them with safetensors.torch.save_file or numpy.savez: argument name -> tensor",
         ) from error
     if not found:
-        raise RequestError(f"{str(file)!r} holds no example inputs", "write them as argument name -> tensor")
+        raise RequestError(f"{str(file)!r} holds no inputs", "write them as argument name -> tensor")
     return found
 
 

@@ -171,7 +171,7 @@ def resolve_module(text: str) -> nn.Module:
         RequestError: for another form, a missing module or attribute, a callable that raises, or a result that is not a
             ``torch.nn.Module``.
     """
-    found = _named(text)
+    found = _named(text, "a function or class that returns the module")
     if not isinstance(found, nn.Module) and callable(found):
         try:
             found = found()
@@ -191,20 +191,20 @@ def resolve_function(text: str) -> Callable[..., Any]:
     Raises:
         RequestError: for another form, a missing module or attribute, or an object that cannot be called.
     """
-    found = _named(text)
+    found = _named(text, "a function that it holds")
     if not callable(found):
         raise RequestError(f"{text} is not a function but {type(found).__name__}", "give package.module:function")
     function: Callable[..., Any] = found
     return function
 
 
-def _named(text: str) -> Any:
+def _named(text: str, wanted: str) -> Any:
     match = _TARGET.fullmatch(text)
     if match is None:
         raise RequestError(
             f"{text!r} is not of the form package.module:callable", "write it as package.module:callable"
         )
-    return named_object(match["module"], match["attribute"])
+    return named_object(match["module"], match["attribute"], wanted)
 
 
 def parse_example(text: str, seed: int = 0) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+from ..ir.call_text import did_you_mean
 from ..ir.errors import RequestError, class_and_first_line
 
 _MACHINERY = (str(Path(importlib.__file__).parent), "<frozen importlib")
@@ -67,12 +68,13 @@ def directories() -> Iterator[str]:
     yield from (finder.directory for finder in sys.meta_path if isinstance(finder, _DirectoryFinder))
 
 
-def named_object(module: str, attribute: str) -> Any:
+def named_object(module: str, attribute: str, wanted: str) -> Any:
     """What a module holds under a name.
 
     Args:
         module: ``package.module``.
         attribute: ``name``, or ``name.of.a.part``.
+        wanted: what it has to be, for the hint of an error.
 
     Raises:
         RequestError: there is no such module, it cannot be imported, or it has no such attribute.
@@ -90,7 +92,7 @@ def named_object(module: str, attribute: str) -> Any:
         if not hasattr(found, part):
             raise RequestError(
                 f"{module!r} has no {attribute!r}",
-                "give a function or class that returns the module" + (f"; it is {where}" if where else ""),
+                did_you_mean(part, dir(found)) + f"give {wanted}" + (f"; the file is {where}" if where else ""),
             )
         found = getattr(found, part)
     return found

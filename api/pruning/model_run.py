@@ -18,6 +18,7 @@ from ...backends.huggingface.streamed_weights import stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
 from ...backends.seen import Seen
 from ...backends.verify import Reference
+from ...ir.cost import macs
 from ...ir.graph import Graph
 from ...ir.groups import Group
 from ...ir.plan import Plan
@@ -111,10 +112,10 @@ class ModelRun:
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
         module = self._opened(pipeline)
-        self.before = parameter_count(module)
         progress(f"tracing {source.name}")
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
+        self.before = (parameter_count(module), macs(self.traced.graph))
         if self.streamed is not None:
             self.traced.refuse_written()
         residence = None if self.streamed is None else self.streamed.residence
@@ -227,13 +228,13 @@ class ModelRun:
                 resumable=stages is not None,
             )  # fmt: skip
         keep(len(left))
-        parameters = (self.before, parameter_count(self.state.subject.model))
-        text, options = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
+        after = (parameter_count(self.state.subject.model), macs(self.state.subject.graph))
+        texts = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
         report = {name: plain_entry(entry) for name, entry in self.state.ledger.report.items()}
-        changes = self._changes()
+        parameters, multiplications = zip(self.before, after, strict=True)
         return Applied(
-            self.source.name, text, options, "", parameters, changes, tuple(steps), report, self._read(), None, resumed,
-            brought(pipeline), self.placement, self._whole(),
+            self.source.name, *texts, "", parameters, multiplications, self._changes(), tuple(steps), report,
+            self._read(), None, resumed, brought(pipeline), self.placement, self._whole(),
         )  # fmt: skip
 
     def _whole(self) -> dict[str, str]:
@@ -284,9 +285,8 @@ class ModelRun:
         return coupling
 
     def _changes(self) -> tuple[GroupChange, ...]:
-        keep = (self.state.ledger.plan or Plan()).keep
-        groups = [self.groups[name] for name in keep]
-        return tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, len(keep[g.name])) for g in groups)
+        kept = [(self.groups[name], len(units)) for name, units in (self.state.ledger.plan or Plan()).keep.items()]
+        return tuple(GroupChange(g.name, g.kind.value, g.layer, g.units, count) for g, count in kept)
 
     def save(self, out: Path, applied: Applied, *, form: Form, force: bool, seen: Seen | None = None) -> SavedModel:
         """Write a Hugging Face model directory, in the dtype of the source."""

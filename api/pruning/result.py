@@ -25,6 +25,7 @@ class Applied:
         options: the same with every option, those at their defaults too.
         skipped: passes that a dry run left out, as text.
         parameters: elements of all parameters, before and after.
+        macs: multiply-accumulates of one call with the example inputs of the trace, before and after.
         groups: those that lost units.
         steps: passes and analyses with their times.
         report: what the passes recorded, by pass name.
@@ -41,6 +42,7 @@ class Applied:
     options: str
     skipped: str
     parameters: tuple[int, int]
+    macs: tuple[int, int]
     groups: tuple[GroupChange, ...]
     steps: tuple[StepRecord, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Applied:
             "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
             "pipeline": self.options,
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
+            "macs": {"before": self.macs[0], "after": self.macs[1]},
             "groups": [change.to_json() for change in self.groups],
             "passes": {
                 name: {key: value for key, value in entry.items() if key != "seconds"}

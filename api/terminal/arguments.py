@@ -45,11 +45,12 @@ def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        _add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_doctor, _add_demo,
+        _add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_recipe_command,
+        _add_doctor, _add_demo,
     ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
-        subparsers.choices[name].set_defaults(run=run, command=name)
+        subparsers.choices[name].set_defaults(run=run, command=name, parser=subparsers.choices[name])
     return parser
 
 
@@ -176,7 +177,8 @@ def _add_apply(commands: Any) -> None:
         "Make a model smaller. Runs the passes of a pipeline. A Hugging Face model becomes a model directory that "
         "transformers loads; any other module becomes a safetensors file and an exported program (.pt2).",
     )
-    parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=ANY_MODEL_HELP)
+    _add_recipe(parser)
     _add_pipeline(parser)
     _add_shared(parser)
     text = parser.add_argument_group(
@@ -192,6 +194,16 @@ def _add_apply(commands: Any) -> None:
     _add_run(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    recipe = parser.add_argument_group("options that a file gives; see `fxprune recipe`")
+    recipe.add_argument(
+        "--recipe", metavar="FILE", help="a YAML file of options, or a name that `fxprune recipe` lists; those here win"
+    )
+    recipe.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="set a variable of the recipe; may be repeated"
+    )
 
 
 def _add_pipeline(parser: argparse.ArgumentParser) -> None:
@@ -356,6 +368,18 @@ def _add_passes(commands: Any) -> None:
 
 def _add_formats(commands: Any) -> None:
     _command(commands, "formats", "List every format of export with its options, their types and defaults.")
+
+
+def _add_recipe_command(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "recipe",
+        "Print the recipe that made a directory, or list the recipes that come with fxprune. A recipe is a YAML file "
+        "of options for apply.",
+    )
+    parser.add_argument(
+        "what", nargs="?", metavar="DIR|NAME", help="a directory that apply wrote, or one of the recipes listed"
+    )
 
 
 def _add_doctor(commands: Any) -> None:

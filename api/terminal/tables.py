@@ -68,7 +68,8 @@ def why(paths: Mapping[str, Sequence[Hop]], first: str, second: str) -> list[Ren
 def applied(result: Applied) -> list[RenderableType]:
     """The result of ``apply``: what was removed, and what was written."""
     before, after = result.parameters
-    head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept)"
+    head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept"
+    head += f"; {result.macs[1] / result.macs[0]:.2%} of the MACs)" if result.macs[0] else ")"
     notes = (
         []
         if result.saved

@@ -2,7 +2,8 @@
 what takes a mean over units takes it over those that are left.
 
 No analysis of fxprune is used but the plan. Which units a norm still has is seen in what it is given: a position that
-is zero everywhere in the masked network, and was not in the original, was removed.
+is zero everywhere in the masked network, and was not in the original, was removed. So was one whose own scale is zero
+now: a bias that mixes positions (MLP-Mixer) makes removed channels something else than zero before they are normed.
 """
 
 from __future__ import annotations
@@ -79,6 +80,12 @@ def _zero_along(x: Tensor, dims: Sequence[int]) -> Tensor:
     return (x == 0).all(others, keepdim=True) if others else x == 0  # type: ignore[call-overload, no-any-return]
 
 
+def _zero_in_norm(x: Tensor, dims: Sequence[int], weight: Tensor | None) -> Tensor:
+    """Which positions of a norm are zero: in what it is given, or by its scale."""
+    zero = _zero_along(x, dims)
+    return zero if weight is None else zero | (weight == 0)
+
+
 def _standardised(x: Tensor, kept: Tensor, dims: Sequence[int], eps: float, centred: bool = True) -> Tensor:
     count = kept.expand_as(x).sum(dims, keepdim=True)
     mean = (x * kept).sum(dims, keepdim=True) / count if centred else 0.0
@@ -94,7 +101,7 @@ def _scaled(x: Tensor, kept: Tensor, weight: Tensor | None, bias: Tensor | None)
 def _layer_norm(mode: KeptUnits, _: Any, args: Any, kwargs: Any) -> Tensor | None:
     def of(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor | None:
         dims = list(range(-len(shape), 0))
-        gone = mode.gone(_zero_along(x, dims))
+        gone = mode.gone(_zero_in_norm(x, dims, weight))
         return None if gone is None else _scaled(_standardised(x, ~gone, dims, eps), ~gone, weight, bias)
 
     return of(*args, **{{"input": "x", "normalized_shape": "shape"}.get(k, k): v for k, v in kwargs.items()})
@@ -103,7 +110,7 @@ def _layer_norm(mode: KeptUnits, _: Any, args: Any, kwargs: Any) -> Tensor | Non
 def _rms_norm(mode: KeptUnits, _: Any, args: Any, kwargs: Any) -> Tensor | None:
     def of(x: Tensor, shape: Any, weight: Any = None, eps: float | None = None) -> Tensor | None:
         dims = list(range(-len(shape), 0))
-        gone = mode.gone(_zero_along(x, dims))
+        gone = mode.gone(_zero_in_norm(x, dims, weight))
         eps = torch.finfo(x.dtype).eps if eps is None else eps
         return None if gone is None else _scaled(_standardised(x, ~gone, dims, eps, centred=False), ~gone, weight, None)
 
@@ -112,10 +119,10 @@ def _rms_norm(mode: KeptUnits, _: Any, args: Any, kwargs: Any) -> Tensor | None:
 
 def _group_norm(mode: KeptUnits, _: Any, args: Any, kwargs: Any) -> Tensor | None:
     def of(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor | None:
-        gone = mode.gone(_zero_along(x, [1]))
+        shape = (1, x.shape[1], *[1] * (x.dim() - 2))
+        gone = mode.gone(_zero_in_norm(x, [1], None if weight is None else weight.reshape(shape)))
         if gone is None:
             return None
-        shape = (1, x.shape[1], *[1] * (x.dim() - 2))
         split = [one.reshape(one.shape[0], groups, -1, *one.shape[2:]) for one in (x, ~gone)]
         kept = split[1] if bool(split[1].any(2).all()) else split[1] | ~split[1].any(2, keepdim=True)
         y = _standardised(split[0], kept, list(range(2, split[0].dim())), eps).reshape(x.shape)

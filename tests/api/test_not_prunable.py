@@ -32,7 +32,7 @@ def test_heads_with_slopes_stay_and_the_line_of_code_is_named(tmp_path: Path) ->
 
 
 def report(*reasons: tuple[str, str]) -> Applied:
-    return Applied("m", "p", "p", "", (2, 1), (), (), {"magnitude": {"frozen": dict(reasons)}})
+    return Applied("m", "p", "p", "", (2, 1), (2, 1), (), (), {"magnitude": {"frozen": dict(reasons)}})
 
 
 def test_one_line_for_each_reason_the_commonest_first() -> None:

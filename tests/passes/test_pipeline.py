@@ -330,5 +330,5 @@ def test_an_option_that_another_replaces_is_neither_shared_nor_printed() -> None
     found = parse_pipeline("budgeted{target=half},budgeted,score", [*PASSES, Budgeted], {"ratio": 0.5})
     assert found == (Budgeted(target="half"), Budgeted(ratio=0.5), Score(ratio=0.5))
     text = print_pipeline(found[:2], defaults=True)
-    assert text == ("budgeted{target=half,by=uniform,moves=64},budgeted{ratio=0.5,target=none,by=uniform,moves=64}")
+    assert text == ("budgeted{target=half,by=uniform},budgeted{ratio=0.5,target=none,by=uniform}")
     assert parse_pipeline("budgeted{by=search,moves=5}", [Budgeted]) == (Budgeted(by="search", moves=5),)

@@ -1,0 +1,174 @@
+"""What a recipe says, as arguments of the command line.
+
+The command's own parser says which keys there are, so that a recipe can say what a command can. Some it cannot: what
+allows code to run or files to be replaced, and names of functions, which run when they are read. A recipe often comes
+from somebody else; these are for the one who types the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+
+from ...ir.call_text import did_you_mean
+from ...ir.errors import RequestError
+from .read import Setting, leaves, read_recipe
+
+_MODEL_KEY, _PASS_KEY = "model", "pass"
+
+NOT_HERE = {
+    "trust_remote_code": "it allows code to run", "allow_pickle": "it allows code to run",
+    "merge_adapter": "it changes the model", "force": "it allows files to be replaced",
+    "resume": "it belongs to one run", "dry_run": "it belongs to one run", "json": "it belongs to one run",
+    "debug": "it belongs to one run", "recipe": "use `extends`", "set": "use `variables`", "help": "it is no setting",
+}  # fmt: skip
+"""Options of the command line that no recipe can give -> why."""
+
+FUNCTIONS = (_MODEL_KEY, "loss", "calib", "data")
+"""Keys whose value may be ``package.module:function``."""
+
+PLACES = ("out", "scores")
+"""Keys that name what is written."""
+
+_FUNCTION = re.compile(r"(?P<module>[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
+
+
+def arguments_of(entries: Mapping[str, Setting], parser: argparse.ArgumentParser) -> dict[str, list[str]]:
+    """Option -> its words on the command line; the model, which has no option, under ``""``.
+
+    Args:
+        entries: of a recipe.
+        parser: of the command.
+
+    Raises:
+        RequestError: a key that the command does not have, a value that it does not take, or one that is for the
+            command line alone; with file and line.
+    """
+    options = {action.dest: action for action in parser._actions if action.option_strings}
+    by_key = {_key(action): action for action in options.values()}
+    known = [_MODEL_KEY, *(key for key in by_key if key not in NOT_HERE)]
+    found: dict[str, list[str]] = {}
+    for key, entry in entries.items():
+        if key in NOT_HERE:
+            raise entry.error(f"no recipe can say '{key}': {NOT_HERE[key]}", "give it on the command line")
+        if key not in known:
+            raise entry.error(
+                f"there is no setting '{key}'", did_you_mean(key, known) + f"settings: {', '.join(known)}"
+            )
+        _refuse_functions(key, entry)
+        if key == _MODEL_KEY:
+            found[""] = [_text(entry)]
+        elif key == _PASS_KEY:
+            found["--pass"] = [f"--pass={one}" for one in _passes(entry)]
+        else:
+            found[by_key[key].option_strings[0]] = list(_words(by_key[key], entry))
+    return found
+
+
+def with_recipe(arguments: argparse.Namespace, words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command, and those of its recipe for what it does not say itself.
+
+    Args:
+        arguments: of the command alone.
+        words: that they were parsed from, behind the name of the command.
+
+    Raises:
+        RequestError: as :func:`arguments_of` and :func:`read_recipe`; or there is no model.
+    """
+    parser: argparse.ArgumentParser = arguments.parser
+    variables = dict(_variable(text) for text in arguments.set)
+    if variables and not arguments.recipe:
+        raise RequestError("--set without --recipe", "name the recipe whose variables are set")
+    if arguments.recipe:
+        settings = arguments_of(read_recipe(arguments.recipe, variables), parser)
+        model = settings.pop("") if "" in settings else []
+        said = ["--pass"] if arguments.passes else []
+        before = [word for option, one in settings.items() if option not in said for word in one]
+        arguments = parser.parse_args([*before, *words, *(model if arguments.model is None else [])])
+    if arguments.model is None:
+        parser.error("the following arguments are required: MODEL")
+    return arguments
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise RequestError(f"--set '{text}' sets nothing", "write --set NAME=VALUE")
+    return name, value
+
+
+def _key(action: argparse.Action) -> str:
+    return max(action.option_strings, key=len).removeprefix("--").replace("-", "_")
+
+
+def _text(entry: Setting) -> str:
+    if not isinstance(entry.value, str):
+        raise entry.error("a list or mapping in the place of one value", "give a text or number")
+    return entry.value
+
+
+def _words(action: argparse.Action, entry: Setting) -> Iterable[str]:
+    """The words of one option."""
+    option = action.option_strings[0]
+    if action.nargs == 0:
+        value = _text(entry).lower()
+        if value not in ("true", "false"):
+            raise entry.error(f"'{value}' is neither true nor false", "write true or false")
+        return [option] if value == "true" else []
+    values = entry.value if isinstance(entry.value, list) else [entry]
+    many = isinstance(action, argparse._AppendAction)
+    if len(values) != 1 and not many:
+        raise entry.error("a list in the place of one value", "give one")
+    texts = [_text(one) for one in values]
+    for text in texts:
+        if action.choices is not None and text not in action.choices:
+            choices = [str(one) for one in action.choices]
+            raise entry.error(f"'{text}' is none of {', '.join(choices)}", did_you_mean(text, choices) + "choose one")
+        if action.dest in PLACES and (PurePath(text).is_absolute() or ".." in PurePath(text).parts):
+            raise entry.error(f"'{text}' leads out of the working directory", f"give {option} on the command line")
+    return [f"{option}={text}" for text in texts]
+
+
+def _passes(entry: Setting) -> list[str]:
+    """Pipelines: a text, or a list of texts and of mappings from a pass to its options."""
+    if isinstance(entry.value, dict):
+        raise entry.error("a mapping in the place of a list of passes", "write a list: `- taylor: {samples: 10}`")
+    return [_pass(one) for one in (entry.value if isinstance(entry.value, list) else [entry])]
+
+
+def _pass(entry: Setting) -> str:
+    if isinstance(entry.value, str):
+        return entry.value
+    if isinstance(entry.value, list) or len(entry.value) != 1:
+        raise entry.error("no pass with its options", "write `- taylor: {samples: 10}`")
+    ((name, options),) = entry.value.items()
+    if isinstance(options.value, list):
+        raise options.error(f"a list in the place of the options of '{name}'", "write `{samples: 10}`")
+    if isinstance(options.value, str):
+        return f"{name}{options.value}" if options.value.startswith("{") else name
+    return name + "{" + ",".join(f"{key}={_text(value)}" for key, value in options.value.items()) + "}"
+
+
+def _refuse_functions(key: str, entry: Setting) -> None:
+    """Run no function because a recipe names it.
+
+    Raises:
+        RequestError: with the line.
+    """
+    if key not in FUNCTIONS:
+        return
+    for leaf in leaves(entry):
+        match = _FUNCTION.fullmatch(str(leaf.value))
+        if match is not None and (key in (_MODEL_KEY, "loss") or _is_module(match["module"])):
+            option = "as MODEL" if key == _MODEL_KEY else f"with --{key}"
+            raise leaf.error(
+                f"'{leaf.value}' names a function, which would run", f"give it on the command line, {option}"
+            )
+
+
+def _is_module(name: str) -> bool:
+    """Whether a name is that of a module, or looks like one in a package; nothing of it runs."""
+    return "." in name or importlib.util.find_spec(name) is not None

@@ -1,0 +1,155 @@
+"""Recipes: told with the line of what is wrong, equal to the command that they stand for, printed from a result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fxprune import cli
+from fxprune.api.recipes.printed import recipe_of
+from fxprune.api.recipes.read import description, own_recipes, read_recipe
+from fxprune.api.recipes.settings import NOT_HERE, arguments_of, with_recipe
+from fxprune.api.terminal.arguments import build_parser
+from fxprune.backends.artifact import RECORD
+from fxprune.ir.errors import RequestError
+from fxprune.passes.pipeline import parse_pipeline
+from fxprune.passes.registry import all_passes
+
+from ...checkpoints import contents
+
+
+def _said(words: list[str]) -> object:
+    """What a command line means, with its recipe."""
+    return with_recipe(build_parser(cli.COMMANDS).parse_args(["apply", *words]), words)
+
+
+def _written(folder: Path, text: str, name: str = "r.yaml") -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_a_recipe_says_what_the_command_says(tmp_path: Path) -> None:
+    recipe = _written(
+        tmp_path,
+        "model: demo\nratio: 0.25\nform: free\nchannels: true\nseed: 3\nprint_ir_after: [taylor]\n"
+        "pass:\n  - taylor: {samples: 4, variant: second}\n  - lora\n",
+    )
+    words = ["demo", "--ratio=0.25", "--form=free", "--channels=true", "--seed=3", "--print-ir-after=taylor"]
+    words += ["--pass=taylor{samples=4,variant=second}", "--pass=lora"]
+    found, wanted = vars(_said(["--recipe", recipe])), vars(_said(words))
+    differing = {key for key in wanted if key != "parser" and found[key] != wanted[key]}
+    assert differing == {"recipe"}
+
+
+def test_the_command_line_wins(tmp_path: Path) -> None:
+    recipe = _written(tmp_path, "model: demo\nratio: 0.25\npass: taylor\n")
+    found = vars(_said(["other", "--recipe", recipe, "--ratio", "0.5", "--pass", "wanda"]))
+    assert (found["model"], found["ratio"], found["passes"]) == ("other", "0.5", ["wanda"])
+
+
+def test_variables_and_extends(tmp_path: Path) -> None:
+    _written(tmp_path, "variables: {kept: 0.8, n: 4}\ntarget: params=${kept}\nseed: 1\n", "base.yaml")
+    recipe = _written(tmp_path, 'extends: base.yaml\nvariables:\n  kept: 0.5\npass:\n  - wanda: {samples: "${n}"}\n')
+    found = vars(_said(["demo", "--recipe", recipe]))
+    assert (found["target"], found["passes"], found["seed"]) == ("params=0.5", ["wanda{samples=4}"], "1")
+    found = vars(_said(["demo", "--recipe", recipe, "--set", "kept=0.7", "--set", "n=9"]))
+    assert (found["target"], found["passes"]) == ("params=0.7", ["wanda{samples=9}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message", "hint"),
+    [
+        ("ratio: 0.5\nratoi: 0.5\n", 2, "no setting 'ratoi'", "did you mean 'ratio'"),
+        ("ratio: 0.5\nratio: 0.6\n", 2, "'ratio' stands twice", "line 1"),
+        ("form: fre\n", 1, "'fre' is none of", "did you mean 'free'"),
+        ("pass:\n  - taylor: {samples: [1]}\n", 2, "a list or mapping", "give a text"),
+        ("pass:\n  - {taylor: {}, wanda: {}}\n", 2, "no pass with its options", "- taylor"),
+        ("pass: {taylor: {samples: 1}}\n", 1, "a mapping in the place of a list", "write a list"),
+        ("target: params=${kpt}\nvariables: {kept: 1}\n", 1, "no variable 'kpt'", "did you mean 'kept'"),
+        ("ratio: [0.1, 0.2]\n", 1, "a list in the place", "give one"),
+        ("model: [demo\n", 2, "expected", "key: value"),
+        ("a: &x 1\nratio: *x\n", 2, "*x stands for", "write it out"),
+        ("? [a]\n: 1\n", 1, "a key that is no text", "key: value"),
+        ("variables: {a: [1]}\n", 1, "'a' is no text", "one value"),
+        ("out: /etc/fxprune\n", 1, "leads out of the working directory", "--out"),
+        ("scores: ../../x\n", 1, "leads out of the working directory", "--scores"),
+        ("model: os:abort\n", 1, "names a function", "as MODEL"),
+        ("loss: mine:loss\n", 1, "names a function", "--loss"),
+        ("calib: timeit:main\n", 1, "names a function", "--calib"),
+        ("data: some.package:rows\n", 1, "names a function", "--data"),
+        ("extends: r.yaml\n", 1, "extends this recipe", "one file"),
+    ],
+)
+def test_what_is_wrong_has_its_line(text: str, line: int, message: str, hint: str, tmp_path: Path) -> None:
+    recipe = _written(tmp_path, text)
+    with pytest.raises(RequestError) as caught:
+        _said(["--recipe", recipe])
+    assert caught.value.message.startswith(f"{recipe}, line {line}: ")
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_recipes_of_strangers_allow_nothing(tmp_path: Path) -> None:
+    for key in NOT_HERE:
+        with pytest.raises(RequestError, match="no recipe can say"):
+            _said(["demo", "--recipe", _written(tmp_path, f"{key}: true\n")])
+    entries = read_recipe(_written(tmp_path, "calib: imdb:train\n"), {})
+    parser = build_parser(cli.COMMANDS).parse_args(["apply", "demo"]).parser
+    assert arguments_of(entries, parser) == {"--calib": ["--calib=imdb:train"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "nowhere.yaml"], "cannot be read"),
+        (["--recipe", "papre"], "there is no recipe 'papre'"),
+        (["demo", "--set", "a=1"], "--set without --recipe"),
+        (["demo", "--recipe", "paper", "--set", "a=1"], "has no variable 'a'"),
+        (["demo", "--recipe", "paper", "--set", "a"], "sets nothing"),
+    ],
+)
+def test_bad_requests(words: list[str], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        _said(words)
+    assert message in caught.value.message
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    for content in (b"", b"\xff\xfe", b"[" * 5000, b"# " + b"x" * (1 << 20)):
+        (tmp_path / "r.yaml").write_bytes(content)
+        with pytest.raises(RequestError, match=r"r\.yaml"):
+            read_recipe(str(tmp_path / "r.yaml"), {})
+    with pytest.raises(SystemExit):
+        _said(["--recipe", _written(tmp_path, "ratio: 0.5\n")])  # no model
+
+
+@pytest.mark.parametrize("name", own_recipes())
+def test_recipes_of_fxprune_are_pipelines(name: str) -> None:
+    found = vars(_said(["demo", "--recipe", name]))
+    shared = {key: found[key] for key in ("ratio", "target")}
+    assert parse_pipeline(found["passes"], all_passes(), {key: value for key, value in shared.items() if value})
+    assert description(own_recipes()[name]).endswith((".", "module that it returns."))
+
+
+def test_the_recipe_of_a_result_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = _written(tmp_path, "model: demo\nratio: 0.25\npass:\n  - taylor: {samples: 2, length: 16}\n")
+    assert cli.main(["apply", "--recipe", recipe, "--out", "one"]) == 0
+    again = recipe_of(Path("one"))
+    said = yaml.safe_load(again)
+    assert said["environment"]["versions"] == json.loads(Path("one", RECORD).read_text())["versions"]
+    del said["calib"]  # the text that is built in
+    assert cli.main(["apply", "--recipe", _written(tmp_path, yaml.safe_dump(said)), "--out", "two"]) == 0
+    assert contents(Path("one")) == contents(Path("two"))
+
+
+def test_the_command_prints_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipe"]) == 0
+    assert all(f"{name}: " in capsys.readouterr().out or name for name in own_recipes())
+    assert cli.main(["recipe", "paper"]) == 0
+    assert capsys.readouterr().out == own_recipes()["paper"].read_text(encoding="utf-8")
+    assert cli.main(["recipe", str(tmp_path)]) == 2
+    assert "holds no fxprune.json" in capsys.readouterr().err
