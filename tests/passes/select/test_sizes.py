@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from fxprune import api
 from fxprune.api.pruning.nested import parse_sizes
+from fxprune.cli import main
 from fxprune.ir import FxpruneError, RequestError
 from fxprune.ir.groups import Group
 from fxprune.passes.data import Scores
@@ -94,6 +96,16 @@ def test_they_are_written_and_each_is_what_its_plan_gives(tmp_path: Path) -> Non
     assert written[0] == written[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.7", "0.9", "again"]
     assert results[1].report["wanda"]["subset_of"] == "params=0.9"
+
+
+def test_the_command_line_shows_every_size(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["apply", "demo", "--pass", "random", "--target", "params=0.9,0.8", "--form", "uniform", "--dry-run"]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["sizes"]
+    shares = [one["parameters"]["after"] / one["parameters"]["before"] for one in found]
+    assert shares == [pytest.approx(0.9, abs=0.005), pytest.approx(0.8, abs=0.005)]
+    assert main(asked) == 0
+    assert "random: keeps a part of the units of params=0.9" in capsys.readouterr().out
 
 
 def test_an_iterator_of_texts_is_read_for_all_sizes() -> None:
