@@ -18,7 +18,7 @@ from .data import Calibration, Scores
 from .score_cache import fingerprint
 from .select.allocate import BUDGET_TOLERANCE, UNIFORM, WAYS
 from .select.budget import Budget, narrowed
-from .select.costs import ACTIVE, LATENCY, MEMORY, dense_cost
+from .select.costs import ACTIVE, LATENCY, MEMORY_IN_USE, dense_cost
 from .select.latency import Latency
 from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
@@ -177,7 +177,7 @@ class Prune(Pass):
         if allocation is None or allocation["measure"] == LATENCY:
             return []
         graph, measure = state.subject.graph, allocation["measure"]
-        if measure in (MEMORY, ACTIVE):
+        if measure in (MEMORY_IN_USE, ACTIVE):
             reached = self._budget({}).costs(state, couple(graph), []).whole(graph)
         else:
             reached = dense_cost(graph, measure)

@@ -368,7 +368,6 @@ def apply(
     sizes: NestedSizes | None = None,
 ) -> Applied:
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
-
     Of these, ``shared`` is ``ratio`` to ``channels``, and ``place`` is ``device`` to ``max_memory``.
 
     Raises:

@@ -17,9 +17,9 @@ from ..score_cache import ScoreCache
 from ..state import State
 from .active import Active
 from .allocate import UNIFORM, Amounts, LossCurve, Losses, allocate, even, levels, tied
-from .costs import ACTIVE, LATENCY, MEMORY, Costs
+from .costs import ACTIVE, LATENCY, MEMORY_IN_USE, Costs
 from .latency import Latency
-from .memory import Memory
+from .memory import MemoryCosts
 from .plain_budget import Plain, plain_within_budget
 from .plain_counts import Moved
 from .select import kept_count, step_of
@@ -62,8 +62,8 @@ class Budget:
             return Latency(coupling, names, state.subject)
         if measure == ACTIVE:
             return Active(coupling, names)
-        if measure == MEMORY and self.target is not None:
-            return Memory(coupling, names, self.target, state)
+        if measure == MEMORY_IN_USE and self.target is not None:
+            return MemoryCosts(coupling, names, self.target, state)
         return Costs(coupling, names, measure)
 
     def amount(self, state: State, groups: Sequence[Group], costs: Costs) -> int:
@@ -82,11 +82,11 @@ class Budget:
                 f"target {self.target} is {amount:,}, and the model already has {now:,}: nothing would be removed",
                 "give a smaller target",
             )
-        if isinstance(costs, Memory):
+        if isinstance(costs, MemoryCosts):
             self._check_memory(groups, costs, amount)
         return amount
 
-    def _check_memory(self, groups: Sequence[Group], costs: Memory, amount: int) -> None:
+    def _check_memory(self, groups: Sequence[Group], costs: MemoryCosts, amount: int) -> None:
         fewest = {g.name: int(levels(g.size, step_of(g, self.multiple_of), g.minimum)[0]) for g in groups}
         least, cache = costs.of(fewest), costs.cache(fewest)
         if amount < least * (1 - self.tolerance):
@@ -151,7 +151,7 @@ class Budget:
                 narrowed(groups, self.most), [self._limited(curve) for curve in curves],
                 lambda some: allocate(some, costs, amount, self.tolerance), plain,
             )  # fmt: skip
-        if isinstance(costs, Memory) and self.target is not None and self.target.context:
+        if isinstance(costs, MemoryCosts) and self.target is not None and self.target.context:
             report |= {"target": str(self.target), "cache": costs.cache(counts)}
         return counts, moved, report | {"reached": costs.of(counts)}
 

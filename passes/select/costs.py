@@ -15,8 +15,8 @@ from ..couple.coupling import Coupling, couple
 Counts = Mapping[str, int]
 """Group name -> number of units that are kept; for a nested group, per parent unit."""
 
-LATENCY, MEMORY, ACTIVE = "latency", "memory", "active"
-MEASURES = ("params", "bytes", "macs", LATENCY, MEMORY, ACTIVE)
+LATENCY, MEMORY_IN_USE, ACTIVE = "latency", "memory", "active"
+MEASURES = ("params", "bytes", "macs", LATENCY, MEMORY_IN_USE, ACTIVE)
 
 
 def dense_cost(graph: Graph, measure: str) -> int:

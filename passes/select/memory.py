@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..data import Storage
 
 
-class Memory(Costs):
+class MemoryCosts(Costs):
     """The bytes of a model in use, as a function of how many units the groups keep.
 
     Weights count in the dtypes of the files, in which the result is written. The tensors of the cache are those that

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from ...ir import RequestError
 from ...runtime.dtypes import DTYPES
 from ...runtime.place.memory import parse_bytes
-from .costs import LATENCY, MEASURES, MEMORY
+from .costs import LATENCY, MEASURES, MEMORY_IN_USE
 
 _BETWEEN = re.compile("[:=]")
 _USE = re.compile(r"(?P<context>\d+)x(?P<batch>\d+)(?::(?P<dtype>\w+))?")
 CACHE_DTYPES = {str(DTYPES[name]).removeprefix("torch."): DTYPES[name] for name in ("f32", "bf16", "f16")}
 """Dtypes of a key-value cache, by the names that a target may have."""
 
-EXAMPLES = {MEMORY: "memory=6GB@8192x4"}
+EXAMPLES = {MEMORY_IN_USE: "memory=6GB@8192x4"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Target:
                 f"target {text!r} holds several sizes, and this takes one",
                 "several sizes of a model of transformers go to `fxprune apply --target`, or to fxprune.apply_sizes",
             )
-        if measure == MEMORY:
+        if measure == MEMORY_IN_USE:
             return cls._of_memory(text, number)
         value = _number(number)
         if not 0 < value < math.inf or value == 1:
@@ -97,11 +97,11 @@ class Target:
             value = parse_bytes(amount, f"target {text!r}:")
         if value == 1:
             raise RequestError(f"target {text!r} is one byte", "give an amount such as 6GB, or a share such as 0.8")
-        return cls(MEMORY, value, int(use["context"]) if use else 0, int(use["batch"]) if use else 0, dtype)
+        return cls(MEMORY_IN_USE, value, int(use["context"]) if use else 0, int(use["batch"]) if use else 0, dtype)
 
     def __str__(self) -> str:
         place = f"@{self.context}x{self.batch}" if self.context else ""
-        amount = round(self.value) if self.measure == MEMORY and self.value > 1 else f"{self.value:g}"
+        amount = round(self.value) if self.measure == MEMORY_IN_USE and self.value > 1 else f"{self.value:g}"
         return f"{self.measure}={amount}{place}{f':{self.dtype}' if self.dtype else ''}"
 
     def amount(self, dense: int) -> int:

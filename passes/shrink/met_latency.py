@@ -16,7 +16,7 @@ from ..select.latency import Latency, forward_seconds
 from ..state import Ledger, State, Subject
 from .fitting import cut_what_fits
 
-LIMIT = 0.05
+LARGEST_MISS = 0.05
 """Largest relative difference between the time that was asked for and the measured one, where nothing else is said. It
 is also how much repeats of a timing may differ before the machine counts as busy."""
 
@@ -31,7 +31,7 @@ Planned = tuple[dict[str, Indices], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Race:
+class TimedPair:
     """Two models that were timed in turn.
 
     Attributes:
@@ -70,7 +70,7 @@ def met(
         amount: the time that is asked for, in nanoseconds.
         state: before the cut; it stays as it is.
         coupling: the analysis of its graph.
-        tolerance: what the user allows. A larger miss than LIMIT is a warning up to this; beyond both it is an error.
+        tolerance: what the user allows. A larger miss than LARGEST_MISS is a warning up to this; beyond both it is an error.
 
     Returns:
         The plan; ``seconds`` in its report has what was measured, and remarks on it.
@@ -85,7 +85,7 @@ def met(
     now = costs.of({})
     asked = amount / now
     tried = [(plan, _raced(state, coupling, plan[0]))]
-    while abs(tried[-1][1].ratio / asked - 1) > LIMIT and len(tried) < PLANS:
+    while abs(tried[-1][1].ratio / asked - 1) > LARGEST_MISS and len(tried) < PLANS:
         again = _corrected(planned, tried, now, amount)
         if again is None:
             break
@@ -99,7 +99,7 @@ def met(
     return _reported(plan, {**seconds, "spread": race.spread, "plans": len(tried), "remarks": remarks})
 
 
-def _judged(race: Race, asked: float, plans: int, tolerance: float) -> list[str]:
+def _judged(race: TimedPair, asked: float, plans: int, tolerance: float) -> list[str]:
     """Remarks on what was measured.
 
     Raises:
@@ -108,12 +108,12 @@ def _judged(race: Race, asked: float, plans: int, tolerance: float) -> list[str]
     remarks = []
     missed = abs(race.ratio / asked - 1)
     noise = f"repeats of a timing differ by {race.spread:.0%} on this machine; time it when nothing else runs"
-    if missed > LIMIT:
+    if missed > LARGEST_MISS:
         remark = f"the pruned model takes {race.ratio:.3f} of the time, where {asked:.3f} was asked for"
         if tolerance == BUDGET_TOLERANCE or missed > tolerance:
-            raise _miss(remark, plans, missed, noise if race.spread > LIMIT else "")
+            raise _miss(remark, plans, missed, noise if race.spread > LARGEST_MISS else "")
         remarks.append(remark)
-    if race.spread > LIMIT:
+    if race.spread > LARGEST_MISS:
         remarks.append(noise)
     return remarks
 
@@ -131,7 +131,7 @@ def _reported(plan: Planned, seconds: dict[str, Any]) -> Planned:
 
 
 def _corrected(
-    planned: Callable[[int], Planned], tried: list[tuple[Planned, Race]], now: int, amount: int
+    planned: Callable[[int], Planned], tried: list[tuple[Planned, TimedPair]], now: int, amount: int
 ) -> Planned | None:
     """A plan for the predicted time at which the measured one should be met; None when it is no other plan."""
     points = sorted({(now, float(now)), *((plan[1]["reached"], race.ratio * now) for plan, race in tried)})
@@ -160,7 +160,7 @@ def _same(one: Mapping[str, Indices], other: Mapping[str, Indices]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def _raced(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> Race:
+def _raced(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> TimedPair:
     """Time the model and a copy of it that is cut."""
     subject = state.subject
     copied = Subject(
@@ -173,4 +173,4 @@ def _raced(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> Rac
     times = [(before, after) for before, after in rounds if before is not None and after is not None]
     ratios = [after / before for before, after in times]
     before, after = (min(each) for each in zip(*times, strict=True))
-    return Race(before, after, (max(ratios) - min(ratios)) / median(ratios))
+    return TimedPair(before, after, (max(ratios) - min(ratios)) / median(ratios))
