@@ -70,7 +70,7 @@ def met(
         amount: the time that is asked for, in nanoseconds.
         state: before the cut; it stays as it is.
         coupling: the analysis of its graph.
-        tolerance: what the user allows. A larger miss than LARGEST_MISS is a warning up to this; beyond both it is an error.
+        tolerance: what the user allows. A miss above LARGEST_MISS is a warning up to this; beyond both it is an error.
 
     Returns:
         The plan; ``seconds`` in its report has what was measured, and remarks on it.
