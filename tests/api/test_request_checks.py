@@ -39,7 +39,7 @@ OF_ITS_OWN = {("prune_module", "device"), ("export", "dtype")}
 """Where a module is already; the dtype of a format, not of the arithmetic."""
 OF_A_DRAFT = {"draft", "text", "prompts", "draft_tokens", "allow_overlap"}
 """What `bench --draft` takes, which in Python is a call of its own."""
-ON_THE_COMMAND_LINE_ONLY = {"json", "debug", "run", "help", "ir", "why", "dot"}
+ON_THE_COMMAND_LINE_ONLY = {"json", "debug", "run", "help", "ir", "why", "dot", "recipe", "set"}
 
 
 def model() -> Any:
