@@ -7,11 +7,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 OUT    ?= out/demo
+DEPLOYMENT ?= out/deployment
 # Processes that run tests, with one thread each: on small models torch's threads mostly wait for one another.
 WORKERS ?= 2
-test nightly fuzz: export OMP_NUM_THREADS = 1
+test nightly fuzz deployment: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test nightly fuzz lint audit format clean
+.PHONY: demo test nightly fuzz deployment lint audit format clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/fxprune demo --out $(OUT) --force
@@ -28,6 +29,12 @@ nightly: $(VENV)/dev.stamp
 # Ten thousand damaged files, others every time: each is read, or refused with a message.
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --rootdir=tests tests/security/test_fuzz.py -m slow $(ARGS)
+
+# Pruned models in runtimes that people deploy. What these need is installed into environments below DEPLOYMENT, which are
+# used again; FXPRUNE_LARGE=1 runs vLLM too, which needs 3 GB.
+deployment: $(VENV)/dev.stamp
+	FXPRUNE_DEPLOYMENT='$(DEPLOYMENT)' \
+	  $(BIN)/python -m pytest --rootdir=tests tests/deployment -m deployment --timeout=7200 $(ARGS)
 
 # mypy and import-linter want the package under its own name, whatever this checkout is called.
 lint: $(VENV)/dev.stamp

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import difflib
 import gc
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .api.progress import Progress, silence
 from .api.terminal import screen, streams
 from .api.terminal.arguments import build_parser
+from .api.terminal.progress_display import Loudness
 from .api.terminal.signals import Terminated, ended_by_signals
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError, RequestError, ends_program, printable
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
+
+if TYPE_CHECKING:
+    from .api.listing import PassInfo
 
 INTERRUPTED = 130
 
@@ -64,19 +70,10 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 _WHERE = ("device", "dtype", "offload", "max_memory")
-_APPLY = (
-    "out",
-    "ratio",
-    "target",
-    "tolerance",
-    "layers",
-    "within",
-    "seed",
-    "multiple_of",
-    "channels",
-    "force",
-    "dry_run",
-)
+FOR_ALL_PASSES = ("ratio", "target", "tolerance", "layers", "within", "seed", "multiple_of", "runtime", "channels")
+"""Options of passes that are flags too, for all passes that have them."""
+
+_APPLY = ("out", *FOR_ALL_PASSES, "force", "dry_run")
 _APPLY_MODEL = (
     "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "merge_adapter",
     "print_ir_after",
@@ -84,6 +81,10 @@ _APPLY_MODEL = (
 
 
 def _apply(arguments: argparse.Namespace) -> int:
+    from .api.pruning.asked_passes import asked_passes
+
+    # Once more below, with the model: but a mistake in a pass is told at once, and torch takes seconds to import.
+    asked_passes(arguments.passes, arguments.plan, {name: getattr(arguments, name) for name in FOR_ALL_PASSES})
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
@@ -165,96 +166,82 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api.terminal import tables
+    from .api.terminal import draft_options, drafts, tables
 
-    if arguments.draft is not None:
-        return _bench_draft(arguments)
-    _refuse(arguments, _OF_DRAFT, "without --draft")
+    drafted = draft_options.asked(arguments)
     with _working(arguments) as progress:
+        if drafted is not None:
+            found = api.bench_draft(*drafted[0], progress=progress, **drafted[1], **_where(arguments))
+            _emit(arguments, found.to_json(), lambda: drafts.drafted(found))
+            return 0
         result = api.bench(
-            arguments.models,
-            onnx=arguments.onnx,
-            baseline=arguments.baseline,
-            prompt=arguments.prompt,
-            new=arguments.new,
-            rounds=arguments.rounds,
-            threads=arguments.threads,
-            trust_remote_code=arguments.trust_remote_code,
-            allow_pickle=arguments.allow_pickle,
-            merge_adapter=arguments.merge_adapter,
-            progress=progress,
-            **_where(arguments),
-        )
+            arguments.models, onnx=arguments.onnx, baseline=arguments.baseline, prompt=arguments.prompt,
+            new=arguments.new, rounds=arguments.rounds, threads=arguments.threads,
+            trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle,
+            merge_adapter=arguments.merge_adapter, progress=progress, **_where(arguments),
+        )  # fmt: skip
     _emit(arguments, result.to_json(), lambda: tables.benchmarked(result))
     return 0
 
 
-_OF_DRAFT = ("text", "prompts", "draft_tokens", "allow_overlap")
-
-
-def _bench_draft(arguments: argparse.Namespace) -> int:
-    from . import api
-    from .api.terminal import drafts
-
-    _refuse(arguments, ("onnx", "baseline", "max_memory"), "beside --draft")
-    if len(arguments.models) != 1 or arguments.offload != "auto":
-        raise RequestError(
-            f"--draft is for one model, all of it in memory, and there are {len(arguments.models)} models, "
-            f"--offload {arguments.offload}",
-            "give the large model as MODEL and the pruned one to --draft",
-        )
-    given = {
-        "prompts": arguments.prompts, "draft_tokens": arguments.draft_tokens, "prompt": arguments.prompt,
-        "new": arguments.new, "rounds": arguments.rounds, "threads": arguments.threads,
-    }  # fmt: skip
-    with _working(arguments) as progress:
-        found = api.bench_draft(
-            arguments.models[0],
-            arguments.draft,
-            arguments.text,
-            allow_overlap=arguments.allow_overlap,
-            trust_remote_code=arguments.trust_remote_code,
-            allow_pickle=arguments.allow_pickle,
-            merge_adapter=arguments.merge_adapter,
-            progress=progress,
-            **_where(arguments),
-            **{name: value for name, value in given.items() if value is not None},
-        )
-    _emit(arguments, found.to_json(), lambda: drafts.drafted(found))
-    return 0
-
-
-def _refuse(arguments: argparse.Namespace, names: Sequence[str], where: str) -> None:
-    """Refuse options that have no effect."""
-    for name in names:
-        if getattr(arguments, name) not in (None, False):
-            flag = "--" + name.replace("_", "-")
-            raise RequestError(f"{flag} has no effect {where}", f"leave {flag} out")
-
-
 def _passes(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api.terminal import tables
+    from .api.terminal import option_tables
 
     with _working(arguments):
         listed = api.list_passes()
-    _emit(arguments, {"passes": [row.to_json() for row in listed]}, lambda: tables.passes(listed))
+        chosen = [_named(name, listed) for name in arguments.names]
+    table = (lambda: option_tables.pass_by_pass(chosen)) if chosen else lambda: option_tables.passes(listed)
+    _emit(arguments, {"passes": [row.to_json() for row in chosen or listed]}, table)
+    return 0
+
+
+def _named(name: str, listed: Sequence[PassInfo]) -> PassInfo:
+    for row in listed:
+        if row.name == name:
+            return row
+    near = difflib.get_close_matches(name, [row.name for row in listed])
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise RequestError(f"unknown pass {name!r}", f"{hint}passes: {', '.join(row.name for row in listed)}")
+
+
+def _help(arguments: argparse.Namespace) -> int:
+    parser = build_parser(COMMANDS)
+    if arguments.topic is None:
+        parser.print_help()
+        return 0
+    if arguments.topic not in parser.commands:
+        near = difflib.get_close_matches(arguments.topic, parser.commands)
+        raise RequestError(
+            f"there is no command {arguments.topic!r}",
+            (f"did you mean {near[0]}? " if near else "") + "see `fxprune help`; `fxprune passes NAME` shows a pass",
+        )
+    parser.commands[arguments.topic].print_help()
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from .api.terminal.completion import completion
+    from .passes.registry import pass_table
+
+    print(completion(arguments.shell, build_parser(COMMANDS), pass_table()), end="")
     return 0
 
 
 def _formats(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api.terminal import tables
+    from .api.terminal import option_tables
 
     with _working(arguments):
         listed = api.list_formats()
-    _emit(arguments, {"formats": [row.to_json() for row in listed]}, lambda: tables.formats(listed))
+    _emit(arguments, {"formats": [row.to_json() for row in listed]}, lambda: option_tables.formats(listed))
     return 0
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
-    from .api.recipes.printed import recipe_of
     from .api.recipes.read import description, own_recipes
+    from .backends.artifact import read_record
+    from .backends.recipe import recipe_of
 
     own = own_recipes()
     if arguments.what is None:
@@ -263,8 +250,23 @@ def _recipe(arguments: argparse.Namespace) -> int:
         return 0
     with _working(arguments):
         is_own = arguments.what in own and not Path(arguments.what).exists()
-        text = own[arguments.what].read_text(encoding="utf-8") if is_own else recipe_of(Path(arguments.what))
+        text = (
+            own[arguments.what].read_text(encoding="utf-8") if is_own else recipe_of(read_record(Path(arguments.what)))
+        )
     print(json.dumps({"recipe": text}) if arguments.json else printable(text, lines=True), end="")
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from . import api
+
+    with _working(arguments) as progress:
+        done = api.push(
+            arguments.artifact, arguments.repository, private=arguments.private, results=arguments.results,
+            dry_run=arguments.dry_run, progress=progress,
+        )  # fmt: skip
+    what = f"would upload to {done.repository}" if arguments.dry_run else f"uploaded: {done.url}"
+    _emit(arguments, done.to_json(), lambda: [f"{len(done.files)} files, {done.bytes:,} bytes {what}"])
     return 0
 
 
@@ -272,7 +274,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import machine
 
-    with screen.working(debug=arguments.debug):
+    with _working(arguments):
         found = api.examine()
     _emit(arguments, found.to_json(), lambda: machine.examined(found))
     return 0
@@ -295,7 +297,10 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _working(arguments: argparse.Namespace) -> AbstractContextManager[Progress]:
-    return screen.working(debug=arguments.debug, speaks=is_first_rank())
+    loudness = Loudness.VERBOSE if arguments.verbose else Loudness.QUIET if arguments.quiet else Loudness.USUAL
+    return screen.working(
+        debug=arguments.debug, speaks=is_first_rank(), loudness=loudness, log=arguments.log_file
+    )  # fmt: skip
 
 
 def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[], Sequence[Any]]) -> None:
@@ -312,8 +317,11 @@ COMMANDS = {
     "passes": _passes,
     "formats": _formats,
     "recipe": _recipe,
+    "push": _push,
     "doctor": _doctor,
     "demo": _demo,
+    "help": _help,
+    "completion": _completion,
 }
 
 
@@ -346,6 +354,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if is_first_rank():
             print(f"interrupted{f' by {error}' if isinstance(error, Terminated) else ''}", file=sys.stderr)
+            if hint := _to_go_on(arguments, sys.argv[1:] if argv is None else argv):
+                print(f"hint: {hint}", file=sys.stderr)
         return error.exit_code if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:
         # The reader of our stdout has closed it; Python must not fail when it flushes stdout at exit.
@@ -360,6 +370,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if told:  # torchrun ends all when the first one fails, and that should be the one that says why
             time.sleep(BEFORE_SILENCE)
         return screen.explain(error, told=told)
+
+
+def _to_go_on(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
+    """How an interrupted run is continued; empty for what cannot be."""
+    from .api.pruning.stage_places import is_kept
+
+    if arguments.run is not _apply or arguments.dry_run or arguments.out is None or ":" in (arguments.model or ""):
+        return ""
+    if not is_kept(Path(arguments.out)):
+        return "nothing was saved to go on from; with --resume every finished pass is"
+    return "go on with: " + shlex.join(["fxprune", *argv, *([] if arguments.resume else ["--resume"])])
 
 
 def _require_one_process(command: str) -> None:

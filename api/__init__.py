@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .modules.prune import Pruned, load, prune_module
     from .pruning.nested import apply_sizes, holds_sizes
     from .pruning.request import Applied, ApplyRequest, GroupChange, apply
+    from .pushing import Pushed, push
     from .tracing import Hop, Trace, trace
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PassInfo",
     "Pruned",
     "PrunedTarget",
+    "Pushed",
     "Trace",
     "apply",
     "apply_sizes",
@@ -53,6 +55,7 @@ __all__ = [
     "load",
     "prune_module",
     "prune_target",
+    "push",
     "refuse_options",
     "run_demo",
     "trace",
@@ -72,6 +75,7 @@ _MODULES = {
     "pruning.nested": ("apply_sizes", "holds_sizes"),
     "pruning.request": ("Applied", "ApplyRequest", "GroupChange", "apply"),
     "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
+    "pushing": ("Pushed", "push"),
     "tracing": ("Hop", "Trace", "trace"),
 }
 

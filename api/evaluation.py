@@ -20,8 +20,8 @@ from ..passes.model.measure import (
     perplexity,
     tokens_per_second,
 )
+from ..runtime.place.choices import AUTO
 from ..runtime.place.placement import (
-    AUTO,
     WHOLE,
     Placement,
     PlacementRequest,

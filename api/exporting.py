@@ -13,8 +13,9 @@ from ..backends.registry import parse_format
 from ..backends.seen import Seen
 from ..ir.errors import RequestError
 from ..ir.plugins import named_faults
+from ..runtime.place.choices import AUTO
 from ..runtime.place.devices import find_device
-from ..runtime.place.placement import AUTO, PlacementRequest, whole
+from ..runtime.place.placement import PlacementRequest, whole
 from ..tracer.calls import calls
 from ..tracer.example import example_inputs
 from ..tracer.model import ModelSource, load_config, load_model

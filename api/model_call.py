@@ -13,6 +13,7 @@ from ..backends.verify import Reference
 from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.base import Pass
+from ..passes.data import TokenCut
 from ..passes.recover.base import Recovery
 from ..passes.registry import all_passes
 from ..runtime.model.embeddings import vocabulary
@@ -70,6 +71,20 @@ class ModelCall:
             "input_ids": torch.randint(vocabulary(module), traced.example["input_ids"].shape, generator=generator)
         }
         return traced
+
+    def renumber(self, cut: TokenCut) -> None:
+        """Call the model with tokens that it still has, among them those that it looks for itself."""
+        rows, looked_for = len(cut.renumbering.kept), [cut.renumbering.new(number) for number in sorted(cut.compared)]
+        for name in cut.arguments & self.inputs.keys():
+            ids = self.inputs[name]
+            found = [cut.renumbering.new(number) for number in ids.flatten().tolist()]
+            # A token that went is replaced by any other one: what counts is that module and graph agree.
+            held = [
+                number % rows if now is None else now for number, now in zip(ids.flatten().tolist(), found, strict=True)
+            ]
+            if self.language:
+                held[1 : 1 + len(looked_for)] = [number for number in looked_for if number is not None]
+            self.inputs = {**self.inputs, name: torch.tensor(held[: ids.numel()], dtype=ids.dtype).view(ids.shape)}
 
     @contextmanager
     def within_its_context(self, pipeline: Sequence[Pass]) -> Iterator[None]:

@@ -22,6 +22,7 @@ from ..tracer.inputs.batches import inputs_of_batches
 from ..tracer.inputs.input_set import DataSet, Rows, Sample
 from ..tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors, refuse_doubt
 from ..tracer.inputs.processed import Processors
+from ..tracer.inputs.renumbered import RenumberedInputs
 from ..tracer.texts.fingerprints import Fingerprint, TrackedText
 from .request_checks import RECOVERY, GivenBatches, GivenRows
 
@@ -139,7 +140,7 @@ def named_inputs(given: str | Sequence[Any], name: str, module: torch.nn.Module)
     return inputs_of_batches(name, given, arguments)
 
 
-Tracked = TrackedText | TrackedInputs
+Tracked = TrackedText | TrackedInputs | RenumberedInputs
 """Data that remembers what was read of it."""
 
 
@@ -166,7 +167,8 @@ def tracked_data(
     found: dict[str, Tracked | None] = {}
     for part, given in texts.items():
         if part in inputs:
-            check_call(runner, inputs[part])
+            if runner.residence is not None or not any(tensor.is_meta for tensor in runner.model.parameters()):
+                check_call(runner, inputs[part])
             found[part] = TrackedInputs(inputs[part])
         elif language:
             assert not isinstance(given, GivenBatches), "batches are inputs"

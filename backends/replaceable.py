@@ -24,6 +24,9 @@ from .digests import sha256
 
 CONFIG = "config.json"
 
+CARD = "README.md"
+"""The model card."""
+
 MODEL_FOLDERS = ("adapter", "onnx")
 """What fxprune itself makes inside an artifact."""
 
@@ -126,6 +129,8 @@ def _may_go(path: Path, name: str, record: Mapping[str, Any] | None) -> bool:
     """Whether a file is one that models have, or that fxprune wrote."""
     if record is None:
         return name != RECORD and _has_name_of_model(name)
+    if name == CARD and name in _listed(record):  # it is there to be edited, and what the user wrote is not ours
+        return _holds(path, _listed(record)[name])
     made = _has_name_of_model(name) or (name == STAGE and "stage" in record)
     return made or _holds(path, _listed(record).get(name))
 

@@ -150,7 +150,8 @@ class Bench:
         from fxprune.ir.verifier import verify
         from fxprune.passes.manager import run_pipeline
         from fxprune.passes.pipeline import parse_pipeline
-        from fxprune.passes.registry import ANALYSES, PASSES
+        from fxprune.passes.registry import PASSES
+        from fxprune.passes.structure import ANALYSES
 
         pipeline = parse_pipeline([run.text], PASSES)
         self.remember_scores(run, pipeline)

@@ -130,8 +130,9 @@ class Bench:
         from fxprune.passes.manager import run_pipeline
         from fxprune.passes.model.measure import parameter_count
         from fxprune.passes.pipeline import parse_pipeline
-        from fxprune.passes.registry import ANALYSES, PASSES
+        from fxprune.passes.registry import PASSES
         from fxprune.passes.state import Data, State, Subject
+        from fxprune.passes.structure import ANALYSES
 
         subject = Subject(self.traced.graph, copy.deepcopy(self.whole), example=self.traced.example)
         state = State(subject, Data(calibration=self.data, recovery=self.data))

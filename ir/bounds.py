@@ -104,4 +104,4 @@ def _complaint(metadata: Mapping[str, Any], value: Any) -> tuple[str, str] | Non
     choices, bounds = metadata.get("choices"), metadata.get("bounds")
     if choices and value not in choices:
         return "is not supported", f"choose from {', '.join(map(str, choices))}"
-    return bounds.complaint(value) if bounds is not None else None
+    return bounds.complaint(value) if bounds is not None and not isinstance(value, str) else None

@@ -22,7 +22,7 @@ class Kind(Enum):
     ``heads``: attention heads, each with its own keys and values. ``kv_heads``: key-value heads with their query
     heads. ``query_heads``: the query heads of each key-value head. ``head_dim``: channels of a head. ``channels``: the
     width of a residual stream through several blocks. ``width``: an inner width, such as that of a feed-forward layer.
-    ``experts``: whole experts of a mixture of experts.
+    ``experts``: whole experts of a mixture of experts. ``tokens``: the tokens of a vocabulary.
     """
 
     HEADS = "heads"
@@ -32,6 +32,11 @@ class Kind(Enum):
     CHANNELS = "channels"
     WIDTH = "width"
     EXPERTS = "experts"
+    TOKENS = "tokens"
+
+
+HEAD_KINDS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+"""The kinds of attention heads."""
 
 
 class Role(Enum):

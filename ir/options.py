@@ -59,7 +59,8 @@ class Option:
 
     Attributes:
         name: as written in the text.
-        type: ``int``, ``float``, ``bool``, ``str``, or ``tuple[int, int]`` for a range ``START:END``, end exclusive.
+        type: ``int``, ``int | Literal["auto"]``, ``float``, ``bool``, ``str``, or ``tuple[int, int]`` for a range
+            ``START:END``, end exclusive.
         optional: whether ``none`` is a value.
         default: the value when the text is silent.
         choices: the allowed values when they can be listed.
@@ -195,6 +196,7 @@ def _read_range(text: str) -> tuple[int, int]:
 
 _READERS: dict[Any, _Reader] = {
     int: _Reader(int, "integer"),
+    int | typing.Literal["auto"]: _Reader(lambda text: text if text == "auto" else int(text), "integer | auto"),
     float: _Reader(_read_float, "number"),
     bool: _Reader(_read_bool, "true | false"),
     str: _Reader(str, "text"),

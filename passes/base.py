@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ..ir.bounds import check_options
-from .state import State
+
+if TYPE_CHECKING:
+    from .state import State
 
 
 class PassKind(StrEnum):
@@ -30,6 +32,9 @@ class PassKind(StrEnum):
 class Pass:
     """One step of a pipeline. Its dataclass fields are its options; its name is what pipeline text calls it.
 
+    The module of a pass declares it, and imports what it runs with only when it runs: torch takes four CPU seconds, and
+    whoever lists passes or mistypes an option should not wait for it.
+
     Attributes:
         name: as written in pipeline text.
         kind: what it does to a model.
@@ -41,6 +46,7 @@ class Pass:
         takes_loss: whether it scores by the gradients of a loss, which for models that are no language models the user
             gives.
         reads_text: whether it can only read text, of a causal language model.
+        reads_tokens: whether it reads calibration data, if there is any, also when it needs no weights.
         keeps_values: whether it slices, drops or reads weights and never changes a value that stays. Of a pass that
             does, ``--resume`` keeps the values.
     """
@@ -53,6 +59,7 @@ class Pass:
     streams: ClassVar[bool] = False
     takes_loss: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False
     keeps_values: ClassVar[bool] = False
 
     @property

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..ir.cache import CacheGraph
+    from ..ir.groups import Group
+    from ..runtime.vocabulary.kept import Renumbering
 
 Scores = npt.NDArray[np.float64]
 """The importance of every unit of a group, float64 ``[units]``."""
@@ -37,6 +39,9 @@ class Corpus(Protocol):
         Raises:
             RequestError: when the text holds fewer than ``count`` windows.
         """
+
+    def tokens(self) -> torch.Tensor:
+        """All token ids of the text, int64 ``[T]``."""
 
 
 Inputs = Mapping[str, Any]
@@ -119,6 +124,23 @@ class Storage(Protocol):
         Raises:
             FxpruneError: it keeps no cache that can be counted.
         """
+
+
+@dataclass(frozen=True)
+class TokenCut:
+    """Tokens that went from a model, for what holds ids besides it.
+
+    Attributes:
+        group: the tokens, as they were.
+        renumbering: of those that stayed.
+        arguments: names of the model's arguments that hold ids.
+        compared: tokens, as they were numbered, that the model itself looks for in its inputs.
+    """
+
+    group: Group
+    renumbering: Renumbering
+    arguments: frozenset[str]
+    compared: frozenset[int]
 
 
 @dataclass(frozen=True)

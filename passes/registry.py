@@ -1,4 +1,4 @@
-"""All passes and analyses, in one explicit list: a pass exists if and only if it is listed here."""
+"""All passes, in one explicit list: a pass exists if and only if it is listed here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from ..ir.options import options_of
 from ..ir.plugins import Table, joined
 from .base import Pass
 from .calibrate.generate import Generate
-from .couple.coupling import couple
 from .drop.drop import Drop
-from .drop.taken_out import LayersKept, PartsAbsent
-from .manager import Analysis
 from .recover.compensate import Compensate
 from .recover.distill import Distill
 from .recover.finetune import Finetune
 from .recover.lora import Lora
 from .score.activation import Activation
+from .score.experts.activation_norm import ActivationNorm
+from .score.experts.expert_channels import ExpertChannels
+from .score.experts.frequency import Frequency
+from .score.experts.reap import Reap
 from .score.fisher import Fisher
 from .score.flap import Flap
 from .score.magnitude import Magnitude
@@ -27,18 +28,13 @@ from .score.obs import Obs
 from .score.random import Random
 from .score.taylor import Taylor
 from .score.wanda import Wanda
-from .shrink.cut import Cut
+from .vocabulary.vocabulary import FewerTokens
 
 PASSES: tuple[type[Pass], ...] = (
-    Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Drop, Compensate, Lora,
-    Finetune, Distill,
+    FewerTokens, Generate, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Reap, ActivationNorm,
+    Frequency, ExpertChannels, Drop, Compensate, Lora, Finetune, Distill,
 )  # fmt: skip
 """fxprune's own passes."""
-
-DECISIONS: tuple[type[Cut] | type[LayersKept] | type[PartsAbsent], ...] = (Cut, LayersKept, PartsAbsent)
-"""What passes can do to the structure of a model."""
-
-ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from .data import Inputs, is_inputs
 if TYPE_CHECKING:
     from .data import Calibration, Corpus, InputSet, Scores
 
-BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of", "tolerance"})
+BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of", "runtime", "tolerance"})
 """Options that decide how much is removed and do not change the scores."""
 
 CURVE = "search "
@@ -142,6 +142,12 @@ class RecordingCorpus:
         self.read.append({"length": length, "count": count, "seed": seed, "sha256": _digest(found)})
         return found
 
+    def tokens(self) -> torch.Tensor:
+        """All tokens of the text."""
+        found = self._text.tokens()
+        self.read.append({"length": None, "count": None, "seed": None, "sha256": _digest(found)})
+        return found
+
 
 class RecordingInputs:
     """A data set of inputs that records which samples were read."""
@@ -169,6 +175,8 @@ def _reads_the_same(data: Calibration, read: Mapping[str, Any]) -> bool:
     """Whether data has the same windows or samples. Reading them here counts as use of the data."""
     asked = read["length"], read["count"], read["seed"]
     try:
+        if not is_inputs(data) and read["length"] is None:
+            return bool(_digest(data.tokens()) == read["sha256"])
         found = _digest_of_rows(data.rows(*asked)) if is_inputs(data) else _digest(data.windows(*asked))
     except RequestError:  # too short
         return False

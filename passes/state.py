@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..ir import Indices, Plan
     from .couple.coupling import Coupling
-    from .data import Calibration, Corpus, Observed, Storage, Weights
+    from .data import Calibration, Corpus, Observed, Storage, TokenCut, Weights
     from .score_cache import ScoreCache
     from .sizes import NestedSizes
 
@@ -55,7 +55,7 @@ _ANEW, _REPEATED, _STORED = ({ON_RESUME: how} for how in OnResume)
 class Decision(Protocol):
     """What a pass did to the structure of a model, as data with which it can be done again without scores.
 
-    An implementation is a frozen dataclass; ``fxprune.passes.registry.DECISIONS`` lists them all.
+    An implementation is a frozen dataclass; ``fxprune.passes.structure.DECISIONS`` lists them all.
 
     Attributes:
         name: what the saved state of a run calls it.
@@ -209,6 +209,21 @@ class Host(Protocol):
         """What the model takes where it is used; None where its graph says all that is known of it."""
 
     @property
+    def tokenizer(self) -> Any | None:
+        """The tokenizer of transformers that belongs to the model; None where there is none to cut with it.
+
+        Raises:
+            RequestError: the model should have one.
+        """
+
+    def tokens_kept(self, cut: TokenCut) -> None:
+        """Told that tokens go: what holds ids besides the model is renumbered.
+
+        Raises:
+            RequestError: data that later passes read cannot be.
+        """
+
+    @property
     def halfway(self) -> Halfway | None:
         """Where the pass that runs may keep how far it got; None for nowhere."""
 
@@ -226,6 +241,10 @@ class NoHost:
     why_not_plain: Callable[[Plan, Graph], str] | None = None
     storage: Storage | None = None
     halfway: Halfway | None = None
+    tokenizer: Any | None = None
+
+    def tokens_kept(self, cut: TokenCut) -> None:
+        """Has nothing that holds ids."""
 
     def retrace(self, model: torch.nn.Module) -> tuple[Graph, Mapping[str, Any]]:
         """Refuse.

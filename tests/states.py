@@ -13,8 +13,9 @@ from fxprune.passes.base import Pass
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
-from fxprune.passes.registry import ANALYSES, PASSES
+from fxprune.passes.registry import PASSES
 from fxprune.passes.state import Before, Data, Ledger, NoHost, State, Subject
+from fxprune.passes.structure import ANALYSES
 from fxprune.tracer.export import Traced, trace_causal_lm
 from fxprune.tracer.module import bind, trace_module
 

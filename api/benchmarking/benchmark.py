@@ -21,7 +21,8 @@ from ...ir.errors import FxpruneError, RequestError, last_line
 from ...runtime.adapter_files import find_adapter
 from ...runtime.child_process import module_arguments, start_python
 from ...runtime.consent import Consent
-from ...runtime.place.placement import AUTO, PlacementRequest
+from ...runtime.place.choices import AUTO
+from ...runtime.place.placement import PlacementRequest
 from ...runtime.scratch import ScratchDirectory
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models

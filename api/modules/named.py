@@ -150,8 +150,8 @@ def prune_target(
         dry_run: write nothing.
         device: where it is pruned; the CPU when None.
         progress: told what is going on.
-        shared: ``ratio``, ``layers``, ``within``, ``seed``, ``multiple_of``, ``target``, ``tolerance``, ``channels``,
-            for every pass that has such an option.
+        shared: ``ratio``, ``layers``, ``within``, ``seed``, ``multiple_of``, ``runtime``, ``target``, ``tolerance``,
+            ``channels``, for every pass that has such an option.
 
     Raises:
         RequestError: a mistake in the request.

@@ -73,6 +73,7 @@ def prune_module(
     seed: int | str | None = None,
     within: str | None = None,
     multiple_of: int | str | None = None,
+    runtime: str | None = None,
     target: str | None = None,
     tolerance: float | str | None = None,
     channels: bool | str | None = None,
@@ -90,20 +91,19 @@ def prune_module(
             dimension of every tensor counts samples, if it is the same; two samples or more.
         passes: pipeline text, such as ``"taylor"``, or several.
         loss: for scores that need one: takes the module (with ``calib`` a batch too) and returns a scalar.
-        calib: what scores are computed on: batches for the loss, of whose mean the scores are. Without a loss, inputs:
-            batches like ``example_inputs``, a ``.safetensors`` or ``.npz`` file of tensors by argument name, or
-            ``package.module:function`` that yields batches.
-        data: what recovery trains on, likewise.
-        ratio, layers, within, seed, multiple_of, target, tolerance, channels: for every pass that has such an option.
-            ``channels``, the widths that blocks share, is true by default.
+        calib, data: what scores are computed on, and what recovery trains on: batches for the loss, of whose mean the
+            scores are. Without a loss, inputs: batches like ``example_inputs``, a ``.safetensors`` or ``.npz`` file of
+            tensors by argument name, or ``package.module:function`` that yields batches.
+        ratio, layers, within, seed, multiple_of, runtime, target, tolerance, channels: for every pass with such an
+            option; ``channels``, the widths that blocks share, is true by default.
         device: where the copy, the example and ``calib`` are meanwhile; where the module is when None.
         progress: told what is going on.
     Raises: RequestError for a mistake in the request, before any work; FxpruneError where a pass failed.
     """
     where = _checked_place(module, device)
     losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
-    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
-        tolerance=tolerance, channels=channels)  # fmt: skip
+    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
+        target=target, tolerance=tolerance, channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     _check_passes(pipeline, losses, inputs)
     call = bind(module, _moved(example_inputs, where))

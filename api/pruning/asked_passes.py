@@ -1,4 +1,4 @@
-"""The passes that a request asks for."""
+"""Which passes the user asked for; needs neither the model nor torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from ...passes.registry import all_passes
 
 
 def asked_passes(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
-    """The passes that the user gave; with a plan there may be none."""
+    """The passes that the user gave, with their options checked; with a plan there may be none.
+
+    Args:
+        passes, plan, shared: as in :class:`~.request.ApplyRequest`.
+
+    Raises:
+        RequestError: a mistake in the text, as :func:`~fxprune.passes.pipeline.parse_pipeline` says; nothing to run; a
+            shared option for no pass.
+    """
     if plan is None and not isinstance(passes, str) and not passes:
         raise RequestError("missing --pass PIPELINE", "give one, or --plan FILE to repeat what another run removed")
     return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
@@ -23,7 +31,7 @@ def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
     """No passes; refuses options that only a pass could use."""
     for name, value in shared.items():
         if value is not None:
-            flag = "--" + name.replace("_", "-")
+            flag = "--for" if name == "runtime" else "--" + name.replace("_", "-")
             raise RequestError(
                 f"{flag} has no effect with --plan alone", f"leave {flag} out, or add the --pass that it is for"
             )

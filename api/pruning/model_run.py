@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from ...backends.artifact import write_json
 from ...backends.atomic_directory import SCRATCH
 from ...backends.graph_module import constants_of
 from ...backends.huggingface.save import Form, SavedModel, SaveRequest, save
@@ -27,12 +25,11 @@ from ...passes.base import Pass
 from ...passes.couple.computed_constants import freeze_computed, freeze_fixed
 from ...passes.couple.coupling import Coupling, couple
 from ...passes.couple.ordered_units import mark_ordered
-from ...passes.data import Weights
+from ...passes.data import TokenCut, Weights
 from ...passes.halfway import Halfway
 from ...passes.manager import Analysis, StepRecord, run_pipeline
 from ...passes.model.measure import parameter_count
 from ...passes.pipeline import print_pipeline
-from ...passes.recover.lora import Adapter
 from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
@@ -55,17 +52,18 @@ from ..progress import Progress
 from ..request_checks import CALIBRATION, RECOVERY
 from ..seen_inputs import AsGiven, Tracked, tracked_data
 from ..seen_texts import Entries, read_so_far, record_of
+from .adapters import without_adapter, write_adapters
 from .group_change import GroupChange
+from .kept_tokens import KeptTokens
 from .memory_use import MemoryUse
 from .plain_form import PlainForm
 from .recorded_plan import Recorded, origin_of
-from .result import Applied, plain_entry
+from .result import Applied
 from .resume import Parts, Stages
 from .stored_precision import StoredDtypes, any_loses_digits, as_stored, rounded_as_stored, take_unchanged
 from .stored_state import StoredState
 from .streamed_model import StreamedModel, open_streamed_model
 
-ADAPTER = "adapter"
 OLDEST = 2
 """The oldest generation of Python's garbage collector: gradients and graphs of a pass may wait in it."""
 
@@ -107,7 +105,7 @@ class ModelRun:
         Raises: RequestError: the placement is none that a run of the whole model can have.
         """
         self.source, self.model_call, self.progress, self.placement = source, model_call, progress, placement
-        self._out = out
+        self._out, self._runs = out, pipeline is not None
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
@@ -123,12 +121,12 @@ class ModelRun:
         self.state = State(subject, host=self, ranks=ranks)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self.halfway: Halfway | None = None
-        self._runs = pipeline is not None
         self.why_not_plain = PlainForm(self).why_not if form == "uniform" else None
         self.storage = MemoryUse(self)
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
         self.texts: dict[str, Tracked | None] = {}
+        self.words = KeptTokens(source)
 
     def _opened(self, pipeline: Sequence[Pass] | None) -> Any:
         """The module: with its weights, or on the meta device where they stay elsewhere or there are none. Whatever the
@@ -181,7 +179,7 @@ class ModelRun:
 
     def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet]) -> None:
         """Tokenize texts and try other inputs on the model, if any pass reads weights."""
-        if not any(step.needs_weights for step in pipeline):
+        if not any(step.needs_weights or step.reads_tokens for step in pipeline):
             return
         self.progress("reading data")
         language = self.model_call.language
@@ -230,7 +228,7 @@ class ModelRun:
         keep(len(left))
         after = (parameter_count(self.state.subject.model), macs(self.state.subject.graph))
         texts = print_pipeline(pipeline), print_pipeline(pipeline, defaults=True)
-        report = {name: plain_entry(entry) for name, entry in self.state.ledger.report.items()}
+        report = {name: without_adapter(entry) for name, entry in self.state.ledger.report.items()}
         parameters, multiplications = zip(self.before, after, strict=True)
         return Applied(
             self.source.name, *texts, "", parameters, multiplications, self._changes(), tuple(steps), report,
@@ -314,7 +312,8 @@ class ModelRun:
                 force=force,
                 seen=seen,
                 origin=origin_of(self.source, self.recorded),
-                extra=self._keep_adapters,
+                extra=lambda folder: write_adapters(self.state.ledger.report, folder),
+                companions=self.words.write if self.words.cut else None,
             )
         )
 
@@ -371,6 +370,17 @@ class ModelRun:
         subject = self.state.subject
         return self.model_call.run_graph(subject.graph, self.traced, subject.model, tensors)[0]
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer in the model's directory."""
+        return self.words.tokenizer
+
+    def tokens_kept(self, cut: TokenCut) -> None:
+        """Renumber the texts, the example inputs and, when it is written, the tokenizer."""
+        self.groups.setdefault(cut.group.name, cut.group)
+        self.words.keep(cut, self.texts, self.state.data)
+        self.model_call.renumber(cut)
+
     def scratch(self) -> Path:
         """A directory for weights that passes change and other large files of theirs, beside what will be written; it
         goes with :meth:`close`."""
@@ -380,19 +390,11 @@ class ModelRun:
         return self._folder.path
 
     def close(self) -> None:
-        """Remove weights that passes changed from the disk."""
+        """Remove weights that passes changed, and a smaller tokenizer, from the disk."""
+        self.words.close()
         if self._folder is not None:
             self._folder.remove()
             self._folder = None
-
-    def _keep_adapters(self, folder: Path) -> None:
-        """Write the low-rank adapter in the format of PEFT, beside the model that it was merged into."""
-        for entry in self.state.ledger.report.values():
-            adapter = entry.get(ADAPTER)
-            if isinstance(adapter, Adapter):
-                (folder / ADAPTER).mkdir(exist_ok=True)
-                write_json(folder / ADAPTER / "adapter_config.json", adapter.config)
-                save_file(adapter.tensors, folder / ADAPTER / "adapter_model.safetensors")
 
 
 def _on_source(plan: Plan, renamed: Mapping[str, str]) -> Plan:

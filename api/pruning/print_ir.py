@@ -9,8 +9,8 @@ from ...ir.errors import RequestError, printable
 from ...ir.text import print_graph
 from ...passes.base import Pass
 from ...passes.manager import StepRecord
-from ...passes.registry import ANALYSES
 from ...passes.state import State
+from ...passes.structure import ANALYSES
 
 ALL = "all"
 """The name that stands for every pass."""

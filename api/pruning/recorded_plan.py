@@ -70,6 +70,13 @@ def read_recorded(plan: str | Path, source: ModelSource) -> Recorded:
             f"{path} is from a run that dropped {gone}; a plan cannot repeat that",
             f"run its pipeline instead: {record.get('pipeline')}",
         )
+    moved = [name for name, report in (record.get("passes") or {}).items() if report.get("reordered")]
+    if moved:
+        raise RequestError(
+            f"{path} is from a run of {moved[0]}, which reordered the channels of every expert: the plan alone does "
+            "not say which ones went",
+            f"run its pipeline instead: {record.get('pipeline')}",
+        )
     origin = record.get("source") or {}
     found = None
     if origin.get("sha256") and origin.get("name") == source.origin.resolve().name:

@@ -23,8 +23,8 @@ from ...passes.pipeline import print_pipeline
 from ...passes.score_cache import ScoreCache
 from ...passes.shrink.replay import Replay
 from ...passes.sizes import NestedSizes
+from ...runtime.place.choices import AUTO
 from ...runtime.place.placement import (
-    AUTO,
     STREAMED,
     Placement,
     PlacementRequest,
@@ -83,7 +83,7 @@ class ApplyRequest:
         passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
         plan: the directory that another run wrote, or its ``fxprune.plan``. It is applied before the passes.
         out: the directory to write. It appears complete or not at all. May be left out in a dry run.
-        shared: ``ratio``, ``layers``, ``within``, ``seed``, ``multiple_of``, ``target``, ``tolerance`` and
+        shared: ``ratio``, ``layers``, ``within``, ``seed``, ``multiple_of``, ``runtime``, ``target``, ``tolerance`` and
             ``channels``: a value for every pass that has an option of that name; ``layers`` as ``(start, end)`` or
             ``"start:end"``, end exclusive; ``within`` as ``"language_model"``; ``target`` as ``"params=0.8"``.
         tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
@@ -342,6 +342,7 @@ def apply(
     within: str | None = None,
     seed: int | str | None = None,
     multiple_of: int | str | None = None,
+    runtime: str | None = None,
     target: str | None = None,
     tolerance: float | str | None = None,
     channels: bool | str | None = None,
@@ -370,12 +371,11 @@ def apply(
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
     Of these, ``shared`` is ``ratio`` to ``channels``, and ``place`` is ``device`` to ``max_memory``.
 
-    Raises:
-        RequestError: before any work. FxpruneError: a pass failed, or what was written did not pass its check.
+    Raises: RequestError before any work; FxpruneError where a pass failed, or the check of what was written.
     """
-    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, target=target,
-        tolerance=tolerance, channels=channels)  # fmt: skip
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
+    shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
+        target=target, tolerance=tolerance, channels=channels)  # fmt: skip
     return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
         data=data, scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
         place=where, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter,

@@ -9,7 +9,6 @@ from typing import Any
 
 from ...backends.huggingface.save import SavedModel
 from ...passes.manager import StepRecord
-from ...passes.recover.lora import Adapter
 from ...runtime.place.placement import Placement
 from ..seen_texts import TEXTS, Entries
 from .group_change import GroupChange
@@ -89,8 +88,3 @@ class Applied:
             TEXTS: self.texts,
             **({"plugins": dict(self.plugins)} if self.plugins else {}),
         }
-
-
-def plain_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of a pass as JSON data, without its adapter, which is written to files of its own."""
-    return {name: value for name, value in entry.items() if not isinstance(value, Adapter)}

@@ -33,6 +33,7 @@ from ...runtime.generators import generator_states, set_generator_states
 from ..progress import Progress
 from .run_identity import changes
 from .stage_file import TENSORS, Packed, StageFile, UnsavableError, read_stage, write_stage
+from .stage_places import HALFWAY_SUFFIX, SUFFIX, beside
 
 WORTH = 60.0
 """A stage is saved without ``--resume`` once this many seconds of work would be lost."""
@@ -40,13 +41,8 @@ WORTH = 60.0
 ROOM = 3
 """A stage is saved only where the disk has room for this many copies of it, since OUT needs room too."""
 
-SUFFIX = ".stages"
-
 EVERY = 60.0
 """Seconds of a pass that may be lost, where it can keep how far it got."""
-
-HALFWAY_SUFFIX = ".halfway"
-"""Of the directory in which a pass keeps how far it got."""
 
 _STAGE_FILES = {
     SUFFIX: (RECORD, "stage", re.compile(re.escape(RECORD) + "|" + re.escape(TENSORS))),
@@ -79,8 +75,8 @@ class Stages:
         self, out: Path, pipeline: Sequence[Pass], identity: Mapping[str, Any], *, asked: bool, progress: Progress
     ) -> None:
         self._out = out.resolve()
-        self.folder = self._out.parent / f".{self._out.name}{SUFFIX}"
-        self._halfway = self._out.parent / f".{self._out.name}{HALFWAY_SUFFIX}"
+        self.folder = beside(self._out, SUFFIX)
+        self._halfway = beside(self._out, HALFWAY_SUFFIX)
         self._pipeline = [print_pipeline([step], defaults=True) for step in pipeline]
         self._identity = dict(identity)
         self._asked, self._progress = asked, progress

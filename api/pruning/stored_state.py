@@ -11,15 +11,15 @@ import torch
 
 from ...ir.errors import FxpruneError
 from ...passes.base import Pass
-from ...passes.calibrate.generate import Joined
+from ...passes.calibrate.written_text import Joined
 from ...passes.changes import changed_values, kept_digest, put_values, structure_digest
 from ...passes.data import is_inputs
 from ...passes.manager import Analysis
-from ...passes.recover.lora import Adapter
+from ...passes.recover.adapters import Adapter
 from ...passes.redo import redo
-from ...passes.registry import DECISIONS
 from ...passes.score_cache import ScoreCache
 from ...passes.state import Finished, State
+from ...passes.structure import DECISIONS
 from ...runtime.streaming.block_runner import BlockRunner
 
 ADAPTER_OBJECT = "fxprune.adapter"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from ...backends.recipe import ENVIRONMENT
 from ...ir.call_text import did_you_mean
 from ...ir.errors import RequestError
 from ...runtime.model_directory.regular_file import open_regular
@@ -29,7 +30,7 @@ OWN_RECIPES = Path(__file__).parents[2] / "recipes"
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
-ENVIRONMENT, EXTENDS, VARIABLES = "environment", "extends", "variables"
+EXTENDS, VARIABLES = "extends", "variables"
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 

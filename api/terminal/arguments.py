@@ -8,13 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any
 
-from ...ir.errors import RequestError
-from ...runtime.ranks import is_first_rank
-from . import screen
-
-BAD_REQUEST = RequestError.exit_code
+from .completion import SHELLS
+from .draft_options import add_draft_options
+from .parser import Parser
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -22,35 +20,27 @@ MODEL_HELP = "a Hugging Face model directory, a Hub id, or demo for the built-in
 ANY_MODEL_HELP = MODEL_HELP + "; or package.module:callable, which returns any torch.nn.Module"
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors as every other error of this program is reported."""
-
-    def error(self, message: str) -> NoReturn:
-        if is_first_rank():  # all processes of torchrun have the same arguments
-            screen.complain(message, f"see `{self.prog} --help`")
-        raise SystemExit(BAD_REQUEST)
-
-
-def build_parser(commands: Mapping[str, Run]) -> argparse.ArgumentParser:
+def build_parser(commands: Mapping[str, Run]) -> Parser:
     """The parser of the whole command line.
 
     Args:
         commands: name of a command -> function that runs it and returns the exit code.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="fxprune",
         description="Make PyTorch models smaller by structured pruning: trace, couple, score, prune, export.",
-        epilog="`fxprune COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 bad request.",
+        epilog="`fxprune help COMMAND` explains a command. Exit codes: 0 done, 1 failed, 2 bad request.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
         _add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_recipe_command,
-        _add_doctor, _add_demo,
+        _add_push, _add_doctor, _add_demo, _add_help, _add_completion,
     ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
         subparsers.choices[name].set_defaults(run=run, command=name, parser=subparsers.choices[name])
+    parser.commands = dict(subparsers.choices)
     return parser
 
 
@@ -59,7 +49,12 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
         name, help=text.partition(". ")[0].rstrip("."), description=text
     )
     parser.add_argument("--json", action="store_true", help="print the result on stdout as one JSON object")
-    parser.add_argument("--debug", action="store_true", help="print progress line by line, and a traceback on errors")
+    told = parser.add_argument_group("what is told on stderr, besides warnings and errors")
+    loudness = told.add_mutually_exclusive_group()
+    loudness.add_argument("-v", "--verbose", action="store_true", help="every step, and the seconds that it took")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="nothing")
+    told.add_argument("--log-file", metavar="FILE", help="append every step to FILE, with the time")
+    told.add_argument("--debug", action="store_true", help="every step, what libraries print, a traceback on errors")
     return parser
 
 
@@ -161,7 +156,8 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared.add_argument("--tolerance", metavar="R", help="how far from the target the result may be, such as 0.03")
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
     shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")
-    shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group")
+    shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group; or auto")
+    shared.add_argument("--for", dest="runtime", metavar="RUNTIME", help="counts that it needs: gguf-q8, vllm, ...")
     shared.add_argument("--seed", metavar="N", help="random seed")
     shared.add_argument(
         "--channels",
@@ -320,24 +316,6 @@ def _add_eval(commands: Any) -> None:
     _add_pickle_option(parser)
 
 
-def _add_draft(parser: argparse.ArgumentParser) -> None:
-    draft = parser.add_argument_group("a draft: greedy assisted generation of transformers, one sequence at a time")
-    draft.add_argument(
-        "--draft",
-        metavar="MODEL",
-        help="a model with the same tokens that writes ahead, usually MODEL pruned: compare with MODEL alone",
-    )
-    draft.add_argument("--text", metavar="FILE", help="held-out text for the prompts (required unless MODEL is demo)")
-    draft.add_argument("--prompts", type=int, metavar="N", help="prompts from the text (default: 4)")
-    draft.add_argument(
-        "--draft-tokens",
-        type=int,
-        metavar="N",
-        help="tokens that the draft writes before MODEL reads them (default: 5)",
-    )
-    draft.add_argument("--allow-overlap", action="store_true", help="allow text that the draft was calibrated on")
-
-
 def _add_bench(commands: Any) -> None:
     parser = _command(commands, "bench", "Compare the speed of models: time to first token, tokens per second, memory.")
     parser.add_argument(
@@ -356,14 +334,15 @@ def _add_bench(commands: Any) -> None:
         "--rounds", type=int, default=5, metavar="N", help="timed rounds, after a warm-up round (default: 5)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
-    _add_draft(parser)
+    add_draft_options(parser)
     _add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
 
 
 def _add_passes(commands: Any) -> None:
-    _command(commands, "passes", "List every pass with its options, their types and defaults.")
+    parser = _command(commands, "passes", "List every pass with its options, their types and defaults.")
+    parser.add_argument("names", nargs="*", metavar="PASS", help="show these alone (default: all)")
 
 
 def _add_formats(commands: Any) -> None:
@@ -382,6 +361,22 @@ def _add_recipe_command(commands: Any) -> None:
     )
 
 
+def _add_push(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "push",
+        "Upload a directory that apply wrote to the Hugging Face Hub, with its model card. Files that fxprune.json "
+        "does not list stay here.",
+    )
+    parser.add_argument("artifact", metavar="DIR", help="the directory that apply wrote")
+    parser.add_argument("repository", metavar="ORG/NAME", help="the model repository; made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument(
+        "--results", metavar="FILE", help="the output of `fxprune eval DIR ... --json`, for the model card"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, and upload nothing")
+
+
 def _add_doctor(commands: Any) -> None:
     _command(
         commands,
@@ -397,3 +392,18 @@ def _add_demo(commands: Any) -> None:
         "Run a complete example on the built-in model: prune a quarter, recover, export to ONNX, measure.",
     )
     _add_output(parser, required=True)
+
+
+def _add_help(commands: Any) -> None:
+    parser = commands.add_parser("help", help="Explain a command", description="Explain a command, or name them all.")
+    parser.add_argument("topic", nargs="?", metavar="COMMAND", help="the command")
+    parser.set_defaults(debug=False)
+
+
+def _add_completion(commands: Any) -> None:
+    about = "Print a script that completes commands, flags and passes in a shell. "
+    example = 'For bash: eval "$(fxprune completion bash)" in ~/.bashrc; likewise for zsh. For fish: '
+    where = "fxprune completion fish > ~/.config/fish/completions/fxprune.fish"
+    parser = commands.add_parser("completion", help=about.partition(". ")[0], description=about + example + where)
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
+    parser.set_defaults(debug=False)

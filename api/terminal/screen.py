@@ -15,6 +15,7 @@ from typing import Any
 from ...ir.errors import FxpruneError, printable
 from ...ir.plugins import PluginWarning
 from ..progress import Progress
+from .progress_display import Loudness, shown
 from .streams import out_of_memory
 
 _AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
@@ -22,23 +23,28 @@ _AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False
 
 
 @contextlib.contextmanager
-def working(*, debug: bool, speaks: bool = True) -> Iterator[Progress]:
-    """While the block runs, drop what other libraries print, and show progress if stderr is a terminal.
+def working(
+    *, debug: bool, speaks: bool = True, loudness: Loudness = Loudness.USUAL, log: str | None = None
+) -> Iterator[Progress]:
+    """While the block runs, drop what other libraries print, and show on stderr what is going on.
 
     Args:
-        debug: drop nothing, and print progress on stderr line by line.
+        debug: drop nothing, and print every step on stderr.
         speaks: whether this process tells the user anything but errors.
+        loudness, log: as in :func:`~.progress_display.shown`.
 
     Yields:
-        A function that shows a progress message.
-    """
-    if debug:
-        yield lambda message: print(printable(message), file=sys.stderr)
-        return
-    from rich.console import Console
-    from rich.text import Text
+        A function that is told of every new step.
 
-    console = Console(stderr=True)
+    Raises:
+        RequestError: the log cannot be written to.
+    """
+    if not speaks:
+        loudness, log = Loudness.QUIET, None
+    if debug:
+        with shown(max(loudness, Loudness.VERBOSE), log, bar=False) as progress:
+            yield progress
+        return
     with warnings.catch_warnings(), _no_stdout(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
         if speaks:
@@ -47,11 +53,7 @@ def working(*, debug: bool, speaks: bool = True) -> Iterator[Progress]:
         _no_bars()
         logging.disable(logging.WARNING)
         stack.callback(logging.disable, logging.NOTSET)
-        if console.is_terminal and speaks:
-            status = stack.enter_context(console.status("starting"))
-            yield lambda message: status.update(Text(printable(message)))  # brackets in a name are no markup
-        else:
-            yield lambda _: None
+        yield stack.enter_context(shown(loudness, log))
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

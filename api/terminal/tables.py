@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from ...ir.errors import printable
-from ...ir.options import write_value
 from .budgets import budgets
 from .cells import line, new_table
 from .dropped import dropped
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from ..benchmarking.timings import BenchmarkResult
     from ..demo import Demo
     from ..evaluation import Measurement
-    from ..listing import FormatInfo, PassInfo
     from ..modules.named import PrunedTarget
     from ..pruning.group_change import GroupChange
     from ..pruning.request import Applied
@@ -239,24 +236,6 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
 def _placements(found: Iterable[str | None]) -> list[RenderableType]:
     """Where models ran, each place once; ONNX Runtime needs no words."""
     return [line(why) for why in dict.fromkeys(found) if why is not None]
-
-
-def passes(rows: Sequence[PassInfo]) -> list[RenderableType]:
-    """The result of ``passes``: every pass with its options."""
-    return [part for row in rows for part in _with_options(row, f"{row.kind}  {row.help}")]
-
-
-def formats(rows: Sequence[FormatInfo]) -> list[RenderableType]:
-    """Every format with its options."""
-    return [part for row in rows for part in _with_options(row, row.help)]
-
-
-def _with_options(row: PassInfo | FormatInfo, help: str) -> list[RenderableType]:
-    origin = f"  (from {row.origin})" if row.origin else ""
-    table = new_table("option", "value", "default", "")
-    for option in row.options:
-        table.add_row(option.name, option.wants, write_value(option.default), option.help)
-    return [Text.assemble((printable(row.name), "bold"), printable(f"  {help}{origin}")), table, Text("")]
 
 
 def size(count: int) -> str:

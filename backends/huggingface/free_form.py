@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import MODEL_MAPPING as AUTO_MODEL_CLASSES
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...ir.errors import FxpruneError
 from ...ir.plan import Plan
 from ...ir.repairs import ConfigView, Repairs, repair
 from ...runtime.absence import Absence, absences
-from ...runtime.model.free_class import CONFIG_ENTRY, Absent, replay, take_out
+from ...runtime.model.free_class import CONFIG_ENTRY, Absent, replay, take_out, within
 from ...runtime.model.own_code import module_in
 from .config_search import built_shapes, model_shapes
 from .model_class import MODULE, base_class, own_reference
@@ -50,7 +52,7 @@ class {name}({original}):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        replay(self, config.fxprune)
+        replay(self, {entry})
 {absent}
     # transformers looks at the module that defines a class for both; here the original's answers hold.
 
@@ -67,7 +69,35 @@ ORIGINAL_NAME = "Original"
 """In the modelling file, the class of a model that brings its own code."""
 
 ABSENT = ' The modules under "absent" go.'
-TAKE_OUT = "        take_out(self, config.fxprune)\n"
+TAKE_OUT = "        take_out(self, {entry})\n"
+
+
+@dataclass(frozen=True)
+class Headless:
+    """The model within a model with a head: what ``AutoModel`` loads, and runtimes that bring heads of their own.
+
+    Attributes:
+        model_class: its class, of transformers.
+        name: of the module that it is.
+    """
+
+    model_class: type[PreTrainedModel]
+    name: str
+
+
+def headless(model: PreTrainedModel) -> Headless | None:
+    """What the modelling file defines for ``AutoModel``; None where transformers has no such class, or this class
+    builds other tensors than the model holds, such as a pooler that only the head without it lacks."""
+    base, name = base_class(model), str(getattr(model, "base_model_prefix", ""))
+    inner = getattr(model, name, None) if name else None
+    if own_reference(base) or not isinstance(inner, PreTrainedModel):
+        return None
+    known = base_class(inner)
+    if AUTO_MODEL_CLASSES.get(type(model.config), None) is not known:
+        return None
+    gone = tuple(f"{path}." for path in absences(inner))
+    built = {each for each in built_shapes(known, plain_config(model.config)) if not each.startswith(gone)}
+    return Headless(known, name) if built == model_shapes(inner).keys() else None
 
 
 def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_map: Mapping[str, Any]) -> PreTrainedConfig:
@@ -124,14 +154,17 @@ def without_entries(value: Any, name: str) -> Any:
 
 
 def write_code(
-    folder: Path, base: type[PreTrainedModel], auto_class: str, version: str, *, absent: bool = False
+    folder: Path, model: PreTrainedModel, auto_class: str, version: str, inner: Headless | None
 ) -> dict[str, str]:
-    """Write the modelling file for a class; ``absent`` tells that modules were removed.
+    """Write the modelling file for a model, and for the model within it where ``AutoModel`` shall load that.
 
     Returns:
         The name of the file -> the sha256 of what it holds.
     """
-    needed = (ConfigView, repair, replay, *((Absence, Absent, take_out) if absent else ()))
+    base, absent = base_class(model), bool(absences(model))
+    needed = (
+        ConfigView, repair, replay, *((Absence, Absent, take_out) if absent else ()), *((within,) if inner else ())
+    )  # fmt: skip
     parts = "\n\n".join(inspect.getsource(part) for part in needed)
     name, reference = base.__name__, own_reference(base)
     imported = f"from .{module_in(reference)} import {name} as {ORIGINAL_NAME}" if reference else "import transformers"
@@ -139,7 +172,14 @@ def write_code(
         name=name, version=version, auto=auto_class, absent=ABSENT if absent else "", imported=imported
     )
     original = ORIGINAL_NAME if reference else f"transformers.{name}"
-    footer = FOOTER.format(name=name, original=original, absent=TAKE_OUT if absent else "")
-    text = f"{header}\n{parts}{footer}".encode()
+    classes = [(name, original, "config.fxprune")]
+    if inner is not None:
+        known = inner.model_class.__name__
+        classes.append((known, f"transformers.{known}", f'within(config.fxprune, "{inner.name}")'))
+    footers = [
+        FOOTER.format(name=name, original=original, entry=entry, absent=TAKE_OUT.format(entry=entry) if absent else "")
+        for name, original, entry in classes
+    ]
+    text = "".join((header, "\n", parts, *footers)).encode()
     (folder / f"{MODULE}.py").write_bytes(text)
     return {f"{MODULE}.py": hashlib.sha256(text).hexdigest()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +22,10 @@ from ..digests import digests, source_digests
 from ..seen import Seen
 from ..verify import FreshProcess, Job, Reference, VerificationError
 from .config_search import ConfigMatch, find_config, model_shapes
-from .free_form import free_config, plain_config, without_entries, write_code
+from .free_form import Headless, free_config, headless, plain_config, without_entries, write_code
+from .model_card import write_card
 from .model_class import AUTO_CLASSES, MODULE, OwnCode, auto_class_of, base_class, copy_code, own_code, own_reference
+from .sentence_modules import copy_sentence_modules
 from .weight_source import InMemoryWeights, WeightSource
 
 Form = Literal["auto", "uniform", "free"]
@@ -54,6 +56,8 @@ class SaveRequest:
         shard_size: as in ``save_pretrained``.
         origin: sha256 of the weight files of the source, if they are known.
         extra: a function that writes further files into the directory before it is complete.
+        companions: a function that changes the files copied from the source, before the model is checked; returns what
+            it left out, in words.
     """
 
     model: PreTrainedModel
@@ -72,6 +76,7 @@ class SaveRequest:
     shard_size: str = SHARD_SIZE
     origin: Mapping[str, str] | None = None
     extra: Callable[[Path], None] | None = None
+    companions: Callable[[Path], Sequence[str]] | None = None
 
     @property
     def original(self) -> Consent | None:
@@ -165,6 +170,7 @@ class _Design:
     why_free: str = ""
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     own: OwnCode = field(default_factory=OwnCode)
+    inner: Headless | None = None
 
     def saved(self, out: Path, checks: Mapping[str, Any], written: _Written) -> SavedModel:
         """The result, when the model has been written to ``out``."""
@@ -211,9 +217,12 @@ def _design(request: SaveRequest, values: WeightSource, *, form: Form) -> _Desig
     auto, own = auto_class_of(base, model.config), _own_code(request, base, free=True)
     if auto not in AUTO_CLASSES:  # with ``auto_map``, an Auto class also loads a class that it does not know
         auto = "AutoModelForCausalLM" if model.can_generate() else "AutoModel"
-    auto_map = own.auto_map or {auto: f"{MODULE}.{base.__name__}"}
+    inner = headless(model)
+    auto_map = dict(own.auto_map) or {auto: f"{MODULE}.{base.__name__}"}
+    if inner is not None:
+        auto_map["AutoModel"] = f"{MODULE}.{inner.model_class.__name__}"
     config = free_config(model, request.plan, request.repairs, auto_map)
-    return _Design("free", config, base, auto, "", why, own=own)
+    return _Design("free", config, base, auto, "", why, own=own, inner=inner)
 
 
 def _uniform(request: SaveRequest, values: WeightSource) -> tuple[ConfigMatch | None, str]:
@@ -247,7 +256,9 @@ def _write_checked(
         saved = design.saved(request.out, checks, written)
         if request.extra is not None:
             request.extra(folder)  # nosec B610 # writes files; this is no database
-        write_json(folder / RECORD, {**_record(saved, request), "files": digests(folder, known=written.known)})
+        record = _record(saved, request)
+        write_card(folder, record, request.source)
+        write_json(folder / RECORD, {**record, "files": digests(folder, known=written.known)})
     return saved
 
 
@@ -269,12 +280,28 @@ def _write(request: SaveRequest, folder: Path, design: _Design, values: WeightSo
     code = copy_code(design.own.files, folder)
     copied = CopiedFiles(dict(code), design.own.left_out)
     if design.form == "free":
-        absent = bool(absences(model))
-        code |= write_code(folder, design.model_class, design.auto_class, version("fxprune"), absent=absent)
+        code |= write_code(folder, model, design.auto_class, version("fxprune"), design.inner)
     if original is not None and original.directory.is_dir():
         wanted = companions(original.directory)
         copied = copied.and_also(copy_files([path for path in wanted if path.name not in code], folder, original))
+        width, was = _widths(model)
+        modules = copy_sentence_modules(original.directory, folder, width=width, was=was)
+        copied = copied.and_also(CopiedFiles(left_out=tuple(modules)))
+    if request.companions is not None:
+        copied = copied.and_also(CopiedFiles(left_out=tuple(request.companions(folder))))
     return _Written(known, code, copied)
+
+
+def _widths(model: PreTrainedModel) -> tuple[int | None, int]:
+    """The width of the states that a model gives, as its embeddings show it (None where they have another one), and
+    that in the configuration of the source."""
+    was = getattr(model.config.get_text_config(), "hidden_size", 0)
+    try:
+        weight = model.get_input_embeddings().weight
+    except (NotImplementedError, AttributeError):  # a model of other inputs
+        return None, was
+    same = getattr(model.config, "embedding_size", was) == was and weight.dim() == 2
+    return (int(weight.shape[1]) if same else None), was
 
 
 def _record(saved: SavedModel, request: SaveRequest) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fxprune.passes.score.taylor_terms import taylor
+from fxprune.passes.score.gradients.taylor_terms import taylor
 from fxprune.runtime.streaming.block_runner import BlockRunner
 
 LIMIT = 2.0

@@ -2,8 +2,9 @@
 what takes a mean over units takes it over those that are left.
 
 No analysis of fxprune is used but the plan. Which units a norm still has is seen in what it is given: a position that
-is zero everywhere in the masked network, and was not in the original, was removed. So was one whose own scale is zero
-now: a bias that mixes positions (MLP-Mixer) makes removed channels something else than zero before they are normed.
+is zero everywhere in the masked network, and was not in the original, was removed. A norm that has a scale tells it by
+that alone: a bias that mixes positions (MLP-Mixer) makes removed channels something else than zero before they are
+normed, and a ReLU before a norm (the head of MetaFormer) makes zeros of channels that are there.
 """
 
 from __future__ import annotations
@@ -81,9 +82,8 @@ def _zero_along(x: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def _zero_in_norm(x: Tensor, dims: Sequence[int], weight: Tensor | None) -> Tensor:
-    """Which positions of a norm are zero: in what it is given, or by its scale."""
-    zero = _zero_along(x, dims)
-    return zero if weight is None else zero | (weight == 0)
+    """Which positions of a norm are zero: by its scale, or in what it is given where it has none."""
+    return _zero_along(x, dims) if weight is None else weight == 0
 
 
 def _standardised(x: Tensor, kept: Tensor, dims: Sequence[int], eps: float, centred: bool = True) -> Tensor:

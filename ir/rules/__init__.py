@@ -24,7 +24,7 @@ from . import (
     writing,
 )
 from .contraction import Contraction
-from .picking import follow_positions, picked_from
+from .picking import compared, compared_with, follow_positions, picked_from
 from .rule import AS_IT_IS, Equations, Resized, Rule, pattern
 from .shape import source_dims
 
@@ -101,6 +101,8 @@ __all__ = [
     "Equations",
     "Resized",
     "Rule",
+    "compared",
+    "compared_with",
     "contraction_of",
     "follow_positions",
     "pattern",

@@ -141,6 +141,15 @@ def _attention_macs(op: Op) -> int:
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+_ROWS = pattern("v d, ... -> ... d")
+
+
+def _look_up(eq: Equations, op: Op) -> None:
+    """The rows are addressed by an index, which may hold positions of an axis, such as token ids."""
+    _ROWS.couple(eq, op)
+    eq.address(eq.of(tensor(op, 0))[0], argument(op, 1, "indices"))
+
+
 def _embedding_bag(eq: Equations, op: Op) -> None:
     """Looks up rows and sums them; the other results are indices of the rows."""
     table, (bags, *others) = eq.of(tensor(op, 0)), op.made
@@ -200,7 +209,7 @@ LINEAR_RULES = {
     },
     **{f"aten.{name}": pattern("m, n -> m n") for name in ("outer", "ger")},
     "aten.addr": pattern("m n, m, n -> m n"),
-    "aten.embedding": pattern("v d, ... -> ... d", freeze={"v": "addressed by an index"}),
+    "aten.embedding": Rule(_look_up, text=_ROWS.text),
     **{f"aten.{name}": _BAGS for name in ("embedding_bag", "_embedding_bag")},
     **{f"aten.{name}": _CDIST for name in ("cdist", "_cdist_forward")},
     "aten.matmul": contracting(_MATMUL, "input other", weight="other"),

@@ -8,7 +8,7 @@ that tensor, and the integers of ``topk`` count along the smaller axis in both p
 from __future__ import annotations
 
 from ..graph import Op, Value
-from .arguments import argument, integer, place, tensor
+from .arguments import argument, integer, place, tensor, with_args
 from .reduce import NORMALISED
 from .rule import Equations, Rule
 
@@ -20,9 +20,13 @@ PASSING = frozenset(f"aten.{name}" for name in _PICKING_OPERATORS.split())
 """Operators whose result holds values of their operand, unchanged."""
 
 READING = frozenset(
-    f"aten.{name}" for name in ("index", "gather", "take_along_dim", "scatter", "scatter_add", "index_select")
+    f"aten.{name}"
+    for name in ("embedding", "index", "gather", "take_along_dim", "scatter", "scatter_add", "index_select")
 )
 """Operators whose rules handle indices that are positions of an axis."""
+
+COMPARING = frozenset(("aten.eq.Scalar", "aten.ne.Scalar"))
+"""Calls that say where a tensor holds one number, such as the id of the padding token."""
 
 
 def _topk(eq: Equations, op: Op) -> None:
@@ -46,8 +50,21 @@ def follow_positions(eq: Equations, op: Op) -> None:
     for value in [value for value in op.operands if value in eq.positions]:
         if op.packet in PASSING:
             eq.positions |= dict.fromkeys(op.made, eq.positions[value])
+        elif eq.positions[value] in eq.named and compared(op) is not None:
+            continue
         elif op.packet not in READING or value in (op.args[0], *op.args[3:]):
             eq.freeze([eq.positions[value]], "computes with positions of the axis")
+
+
+def compared(op: Op) -> int | None:
+    """The number that a call compares a tensor with; None for every other call."""
+    number = op.args[1] if op.target in COMPARING and len(op.args) == 2 else None
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def compared_with(op: Op, number: int) -> Op:
+    """The same call with another number."""
+    return with_args(op, {1: number})
 
 
 def picked_from(op: Op) -> Value | None:

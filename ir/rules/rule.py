@@ -22,6 +22,7 @@ class Equations:
         axes: the unifier.
         op: the operator whose rule runs now; its name is part of every freeze reason.
         positions: integer tensors whose values are positions of an axis -> that axis.
+        named: axes whose positions have names that outlast them, as tokens do: an operator may compare with one.
         least: pairs (axis, minimum number of positions to keep).
     """
 
@@ -30,6 +31,7 @@ class Equations:
         self.op: Op | None = None
         self._table: dict[Value, tuple[AxisId, ...]] = {}
         self.positions: dict[Value, AxisId] = {}
+        self.named: set[AxisId] = set()
         self.least: list[tuple[AxisId, int]] = []
 
     def of(self, value: Value) -> tuple[AxisId, ...]:

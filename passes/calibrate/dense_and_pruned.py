@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
 
@@ -91,6 +91,9 @@ class DenseAndPruned:
                 left.append(candidate.tensor)
             elif at.dim == candidate.dim:
                 consumers.append(candidate)
+            elif candidate.dim == 0 and at.expert is not None and _is_last(candidate, candidates):
+                consumers.append(replace(candidate, dim=at.dim))  # whole experts went: the others make up for them
+        consumers = list({(consumer.tensor, consumer.dim): consumer for consumer in consumers}.values())
         same = dense is pruned
         pruned = pruned.stopping_at(probe.stops)
         if same:
@@ -222,6 +225,11 @@ class DenseAndPruned:
         models = self.dense.model, self.pruned.model
         with experts_as(ONE_BY_ONE, *models), PaddingMasks(models[0]) as dense, PaddingMasks(models[1]) as pruned:
             yield dense, pruned
+
+
+def _is_last(stack: Consumer, others: Sequence[Consumer]) -> bool:
+    """Whether no other weight of the same experts is used after this one."""
+    return all(one.order <= stack.order for one in others if one.owner == stack.owner)
 
 
 def _run_kept(turn: Turn, batch: int) -> None:

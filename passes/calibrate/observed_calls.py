@@ -13,6 +13,7 @@ from ...ir import FxpruneError, Plan
 from ...runtime.tensors import tensors_by_name
 from ..couple.consumers import Consumer
 from .batches import LinearCall, PaddingMasks
+from .cut_mixtures import ModuleCalls, recorded_calls_of, targets_of
 from .linear_calls import LinearCallRecorder
 from .linear_maps import LinearForm, LinearMap, WeightAccess
 
@@ -171,6 +172,8 @@ class ObservedCalls:
         return [target for target in known if target.key[0] in names]
 
     def _routed(self, batch: int, names: Sequence[str], owner: str) -> tuple[list[LinearCall], list[DenseTarget]]:
+        if (names[0], 0) in self.plan.slices:
+            return self._fewer_experts(batch, names, owner)
         got, entered = self.pruned.entered(batch, names, owner)
         module = self.dense.model.get_submodule(owner)
 
@@ -179,6 +182,33 @@ class ObservedCalls:
                 module(*args, **kwargs)
 
         return got, [self._target(call) for call in self.dense.recorded(run, names)]
+
+    def _fewer_experts(
+        self, batch: int, names: Sequence[str], owner: str
+    ) -> tuple[list[LinearCall], list[DenseTarget]]:
+        """The dense mixture, its router too, gets what the pruned one gets."""
+        mixture, got = owner.rpartition(".")[0], list[LinearCall]()
+        outer, inner = (self.pruned.model.get_submodule(path) for path in (mixture, owner))
+        inside: list[tuple[ModuleCalls, list[Any]]] = []
+
+        def run() -> None:
+            inside.append(recorded_calls_of(inner, lambda: got.extend(self.pruned.calls(batch, names))))
+
+        given, _ = recorded_calls_of(outer, run)
+        module = self.dense.model.get_submodule(mixture)
+
+        def run_dense() -> None:
+            with torch.no_grad():
+                for args, kwargs in given:
+                    module(*args, **kwargs)
+
+        _, wanted = recorded_calls_of(self.dense.model.get_submodule(owner), run_dense)
+        entered, present = inside[0]
+        if not got or len(wanted) != 1 or len(present) != 1:
+            raise FxpruneError(f"{owner} is not called once for a batch", "leave the pass compensate out")
+        targets = targets_of(got, entered, present[0], self._left(got[0], wanted[0].flatten(0, -2)))
+        keys = [(call.tensor, call.expert, len(call.x)) for call in got]
+        return got, [DenseTarget(key, target, None) for key, target in zip(keys, targets, strict=True)]
 
     def _map(self, call: LinearCall) -> LinearMap:
         return LinearMap.of(call, self.pruned.tensors[call.tensor], self.access)

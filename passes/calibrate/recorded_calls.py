@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+from torch import Tensor
 
 from ...runtime.experts import ONE_BY_ONE, experts_as
 from ...runtime.streaming.block_runner import BlockRunner
@@ -12,6 +14,9 @@ from ...runtime.streaming.turns import Around
 from ...runtime.tensors import tensors_by_name
 from .batches import LinearCall, PaddingMasks
 from .linear_calls import LinearCallRecorder
+
+PaddingOf = Callable[[], Tensor | None]
+"""Gives the mask of the batch that runs, bool ``[B, L]``, False for padding; None without padding."""
 
 
 @contextmanager
@@ -26,6 +31,25 @@ def recorded_calls(
         receive: takes each call as it happens.
         shapes_only: as in :class:`~.linear_calls.LinearCallRecorder`.
     """
+
+    def made(weights: Mapping[str, Tensor], mask: PaddingOf) -> LinearCallRecorder:
+        return LinearCallRecorder(weights, mask, shapes_only=shapes_only, receive=receive)
+
+    with recorded_by(runner, names, made) as around:
+        yield around
+
+
+@contextmanager
+def recorded_by(
+    runner: BlockRunner, names: Sequence[str], made: Callable[[Mapping[str, Tensor], PaddingOf], LinearCallRecorder]
+) -> Iterator[Around]:
+    """Yields the context for each batch of a run in which a recorder of its own sees the calls on the named weights.
+
+    Args:
+        runner: of the model.
+        names: of weights.
+        made: makes a recorder of weights by name, and of what gives the padding of its batch.
+    """
     recorders: dict[int, LinearCallRecorder] = {}
     with PaddingMasks(runner.model) as masks, experts_as(ONE_BY_ONE, runner.model):
 
@@ -34,9 +58,7 @@ def recorded_calls(
             if batch not in recorders:
                 tensors = tensors_by_name(runner.model)
                 weights = {name: tensors[name] for name in names}
-                recorders[batch] = LinearCallRecorder(
-                    weights, lambda: masks.of(batch), shapes_only=shapes_only, receive=receive
-                )
+                recorders[batch] = made(weights, lambda: masks.of(batch))
             return recorders[batch]
 
         yield around

@@ -23,8 +23,34 @@ from .turned_weights import only_turns, turned_weights
 Place = tuple[Value, int]
 """A dimension of a value."""
 
+TOKEN_LABELS = "labels"
+"""The argument that holds what a model shall give."""
+
+NAMED_MARK = "tokens"
+"""The mark of atoms whose units are tokens."""
+
 VALUES = -1
 """Used in place of a dimension when the integers in a tensor name units, instead of its positions."""
+
+
+@dataclass(frozen=True)
+class TokenPlaces:
+    """Where a graph has an axis of tokens, which outlast the numbers that they have.
+
+    Attributes:
+        tables: parameters with a row for every token that is read.
+        heads: parameters with a row for every token that is scored.
+        inputs: the inputs that hold numbers of tokens.
+    """
+
+    tables: tuple[Value, ...]
+    heads: tuple[Value, ...]
+    inputs: tuple[Value, ...]
+
+    @property
+    def arguments(self) -> frozenset[str]:
+        """The names of arguments of the model that hold numbers of tokens: its labels too, if it scores tokens."""
+        return frozenset(value.name for value in self.inputs) | ({TOKEN_LABELS} if self.heads else frozenset())
 
 
 @dataclass(frozen=True)
@@ -90,25 +116,41 @@ class Coupling:
         ]
 
 
-def couple(graph: Graph) -> Coupling:
+def couple(graph: Graph, tokens: TokenPlaces | None = None) -> Coupling:
     """Analyse a graph.
 
     The rule of every operator states equations between the axes of its operands and results; a unifier solves them. An
     operator without a rule freezes all its axes. Axes that reach an input or output of the model are frozen too. The
     running time is linear in the number of operators.
+
+    Args:
+        graph: what is analysed.
+        tokens: where it has tokens, when these may go; by default the axis is frozen, since inputs and outputs count
+            along it.
     """
     eq = Equations()
-    unknown = _state(graph, eq)
+    unknown = _state(graph, eq, tokens)
     order = [*(p.value for p in graph.parameters), *graph.constants, *graph.inputs]
     values = list(dict.fromkeys([*order, *graph.all_values()]))
     solution = eq.axes.solve(axis for value in values for axis in eq.of(value))
     axes = {value: tuple(solution.term(axis) for axis in eq.of(value)) for value in values}
     positions = {value: solution.term(axis) for value, axis in eq.positions.items()}
-    return Coupling(graph, axes, _groups(graph, axes, solution, _minima(eq, solution)), unknown, positions)
+    named = {atom.id for axis in eq.named for atom in atoms_of(solution.term(axis))}
+    return Coupling(graph, axes, _groups(graph, axes, solution, _minima(eq, solution), named), unknown, positions)
 
 
-def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
+def _name_tokens(eq: Equations, tokens: TokenPlaces) -> None:
+    """One axis for the rows of all tables and heads, along which the inputs count."""
+    axis = eq.of(tokens.tables[0])[0]
+    eq.tie_all([axis] * len(tokens.tables + tokens.heads), [eq.of(v)[0] for v in tokens.tables + tokens.heads])
+    eq.positions |= dict.fromkeys(tokens.inputs, axis)
+    eq.named.add(axis)
+
+
+def _state(graph: Graph, eq: Equations, tokens: TokenPlaces | None) -> tuple[Op, ...]:
     unknown = []
+    if tokens is not None:
+        _name_tokens(eq, tokens)
     for value in graph.inputs:
         eq.freeze(eq.of(value), f"input of the model, %{value.name}")
     for op in graph.ops:
@@ -128,26 +170,41 @@ def _state(graph: Graph, eq: Equations) -> tuple[Op, ...]:
         except Exception as odd:  # whatever a rule raises: such a call costs coverage, never correctness
             eq.freeze_call(op, f"an unusual call: {type(odd).__name__}: {odd}")
     eq.op = None
+    named = {eq.axes.find(axis) for axis in eq.named}
     for value in graph.outputs:
-        eq.freeze(eq.of(value), f"output of the model, %{value.name}")
+        fixed = (axis for axis in eq.of(value) if eq.axes.find(axis) not in named)
+        eq.freeze(fixed, f"output of the model, %{value.name}")
         if value in eq.positions:
             eq.freeze([eq.positions[value]], f"output of the model, %{value.name}")
     return tuple(unknown)
 
 
 def _minima(eq: Equations, solution: Solution) -> dict[int, int]:
-    """Atom -> number of units that must be kept, so that its axes keep the minimum number of positions."""
+    """Atom -> number of units that must be kept, so that its axes keep the minimum number of positions.
+
+    Where a router picks some groups of experts first, and then experts in those, only the experts of that many groups
+    can be picked (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+    """
+    least = [(solution.term(axis), count) for axis, count in eq.least]
+    picks = {term.id: count for term, count in least if isinstance(term, Atom)}
     minima: dict[int, int] = {}
-    for axis, count in eq.least:
-        term = solution.term(axis)
+    for term, count in least:
+        open_to_picks = 1
         for atom in atoms_of(term):
             share = atom.size / term.size if isinstance(term, ProductAxis) else 1
+            if isinstance(term, ProductAxis) and atom is term.factors[-1]:
+                share = 1 / open_to_picks
+            open_to_picks *= min(atom.size, picks.get(atom.id, atom.size))
             minima[atom.id] = max(minima.get(atom.id, 1), min(atom.size, math.ceil(count * share)))
     return minima
 
 
 def _groups(
-    graph: Graph, axes: Mapping[Value, tuple[Axis, ...]], solution: Solution, minima: Mapping[int, int]
+    graph: Graph,
+    axes: Mapping[Value, tuple[Axis, ...]],
+    solution: Solution,
+    minima: Mapping[int, int],
+    named: Set[int],
 ) -> dict[str, Group]:
     roles = _roles(graph, axes)
     members: dict[int, list[Occurrence]] = defaultdict(list)
@@ -166,7 +223,10 @@ def _groups(
     for squared in repeated:
         frozen.setdefault(squared, "the units occur twice in one product")
     for atom, reason in _lonely(graph, axes, members).items():
-        frozen.setdefault(atom, reason)
+        if atom not in named:
+            frozen.setdefault(atom, reason)
+    for atom in named:
+        solution.marks.setdefault(atom, set()).add(NAMED_MARK)
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
     channels = head_channels(graph, axes)
     for atom in members.keys() - heads:
@@ -290,7 +350,8 @@ def _name(
 ) -> dict[str, Group]:
     solution = naming.solution
     heads = {atom for atom in members if "heads" in solution.marks.get(atom, ())}
-    nested = {atom: next(iter(parents[atom] & heads), None) for atom in heads}
+    experts = {atom for atom in members if "experts" in solution.marks.get(atom, ())}
+    nested = {atom: next(iter(parents[atom] & alike), None) for alike in (heads, experts - heads) for atom in alike}
     with_children = {parent for parent in nested.values() if parent is not None}
     groups: dict[str, Group] = {}
     by_atom: dict[int, Group] = {}
@@ -304,7 +365,8 @@ def _name(
         # An element of a list of modules holds what is inside it; elsewhere the ways of data say what is inside.
         if kind is Kind.CHANNELS and atom not in frozen and naming.inner.holds(atom, path):
             kind = Kind.WIDTH
-        parent = by_atom[p] if kind is Kind.QUERY_HEADS and (p := nested[atom]) is not None else None
+        below = kind in (Kind.QUERY_HEADS, Kind.EXPERTS)
+        parent = by_atom[p] if below and (p := nested[atom]) is not None else None
         name = f"{path or 'model'}:{kind.value}"
         if name in groups:
             name += f".{sum(other.startswith(f'{name}') for other in groups)}"
@@ -319,6 +381,8 @@ def _name(
 def _kind(
     atom: int, marks: set[str], nested: Mapping[int, int | None], with_children: set[int], *, spans: bool
 ) -> Kind:
+    if NAMED_MARK in marks:
+        return Kind.TOKENS
     if "heads" in marks:
         if nested.get(atom) is not None:
             return Kind.QUERY_HEADS

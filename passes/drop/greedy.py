@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ...runtime.reporting import counted
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.turns import Around
 from ..model.measure import perplexity
 from .acceptance import Acceptance
-
-ACCEPTANCE = "acceptance"
+from .drop import ACCEPTANCE
 
 Chosen = tuple[list[int], list[float]]
 """Indices of the parts that go, in the order in which they were chosen, and a score of each choice or part."""
@@ -31,7 +31,7 @@ def one_after_the_other(parts: int, count: int, cost: Callable[[Sequence[int]], 
     """
     gone: list[int] = []
     costs: list[float] = []
-    for _ in range(count):
+    for _ in counted(range(count), "removals"):
         values = {index: cost([*gone, index]) for index in range(parts) if index not in gone}
         best = min(values, key=lambda index: (values[index], index))
         gone.append(best)

@@ -18,8 +18,8 @@ from ...runtime.model.keywords import caching
 from ...runtime.streaming.block_runner import BlockRunner
 from ..model.blocks import Blocks
 from ..model.forward import reading
+from .drop import ATTENTION, MLP
 
-ATTENTION, MLP = "attention", "mlp"
 ADD = ("aten.add", "aten.add_")
 FUSED = "aten.scaled_dot_product_attention"
 

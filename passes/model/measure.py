@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
 from ...runtime.ranks import ALONE, Ranks
+from ...runtime.reporting import counted
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.turns import Around
 from .forward import decoded, logits_of
@@ -105,7 +106,11 @@ def perplexity(
     feeds = [partial(_window_losses, chunk=chunk) for chunk in torch.split(mine, batch)]
     if isinstance(model, torch.nn.Module):
         model = BlockRunner(model)
-    found = model.run(feeds, around) if isinstance(model, BlockRunner) else [feed(model) for feed in feeds]
+    found = (
+        model.run(feeds, around)
+        if isinstance(model, BlockRunner)
+        else [feed(model) for feed in counted(feeds, "batches")]
+    )
     losses = torch.cat(ranks.gather(torch.cat(found)))
     bad = (~losses.isfinite()).nonzero().flatten().tolist()
     if bad:

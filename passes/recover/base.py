@@ -1,35 +1,25 @@
-"""The base of all recovery passes: options, text, teacher, and restoring the model's state afterwards."""
+"""The base of all recovery passes: their options, and what each of them says for itself."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import nn
-
-from ...ir.errors import FxpruneError, RequestError
+from ...ir.errors import RequestError
 from ...ir.options import option
-from ...runtime.model.kinds import is_pretrained
-from ...runtime.place.devices import CPU
-from ...runtime.place.placement import AUTO
-from ...runtime.scratch import ScratchDirectory
-from ...runtime.tensors import made_private
+from ...runtime.place.choices import AUTO
 from ..base import Pass, PassKind
-from ..data import InputSet, is_inputs
-from ..pipeline import print_pass
-from ..state import State
-from .answer_loss import AnswerLoss
-from .kept_training import KeptTraining
-from .memory import Holder, TrainingMemory, require_room, training_memory
-from .recorded_teacher import RecordedTeacher
-from .teacher import PresentTeacher, Teacher
-from .training import Lessons, Recipe, Training, lessons_of, preserved_randomness
 
-HALF = (torch.float16, torch.bfloat16)
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data import InputSet
+    from ..state import State
+    from .answer_loss import AnswerLoss
+    from .kept_training import KeptTraining
+    from .teacher import Teacher
+    from .training import Lessons, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,42 +100,9 @@ class Recovery(Pass):
                 this pass finds nothing to train in; a teacher, and no dense model to be it.
             FxpruneError: a loss that is not finite.
         """
-        data = state.data.recovery
-        if data is None:
-            raise RequestError(f"{self.name} has no text to train on", "give --data FILE")
-        model = state.subject.model
-        if is_inputs(data):
-            self.check_inputs(data)
-        elif not is_pretrained(model):
-            raise RequestError(
-                f"{self.name} cannot train a {type(model).__name__} on text",
-                "give data by the names of its arguments, or a transformers causal language model",
-            )
-        self.require(state, model)
-        if self.teacher and state.before.model is None:
-            raise RequestError(
-                f"{self.name} needs the dense model as teacher, but no pass before it removed anything",
-                f"write it after a pruning pass in one pipeline: taylor,{self.name}; or give teacher=0",
-            )
-        if self.checkpointing == "on" and not _can_compute_again(model):
-            raise RequestError(
-                f"{self.name}: checkpointing=on, but a {type(model).__name__} cannot do without activations",
-                "leave it out, or give fewer examples in one forward pass (micro_batch)",
-            )
-        lessons = lessons_of(data, self.length)
-        place = Holder.of(state.subject.runner)
-        with ExitStack() as stack:
-            stack.enter_context(preserved_randomness())
-            stack.enter_context(state.ranks.through("training"))
-            teacher = self._teacher(state, lessons, place, stack)
-            self._bring(state, model, place, stack)
-            if self._widens(place):
-                stack.enter_context(_full_precision(model))
-            stack.enter_context(_restored(model))
-            recipe = self._recipe(model, place)
-            state.ledger.report[self.name] = self.recover(state, model, lessons, recipe, teacher)
-            if isinstance(teacher, RecordedTeacher) and teacher.top_k:
-                state.ledger.report[self.name]["teacher_mass"] = teacher.mass
+        from .training_run import TrainingRun
+
+        TrainingRun.of(self, state).run(state)
 
     def check_inputs(self, data: InputSet) -> None:
         """Refuse to train on inputs without labels, where these are needed, and what only text can be trained with.
@@ -164,77 +121,6 @@ class Recovery(Pass):
             raise RequestError(
                 f"{self.name}: batches of '{data.name}' cannot be put together", f"write {self.name}{{micro_batch=1}}"
             )
-
-    def _teacher(self, state: State, lessons: Lessons, place: Holder, stack: ExitStack) -> Teacher | AnswerLoss | None:
-        """What gives the loss; None for the loss of a language model on its text.
-
-        On text it is the dense model where that is in memory and all of its predictions are wanted, else what it
-        predicts.
-        """
-        runner = state.before.runner("model") if self.teacher else None
-        if runner is None:
-            return None if lessons.text else AnswerLoss(0.0, self.temperature, None, state.subject.outputs)
-        dense, residence = runner.model, runner.residence
-        if residence is not None and not lessons.text:
-            stack.enter_context(runner.whole_in_memory())
-        elif residence is None and self._widens(place, frozen=True):
-            stack.enter_context(_full_precision(dense))
-        if not lessons.text:
-            return AnswerLoss(self.teacher, self.temperature, dense.eval(), state.subject.outputs)
-        if residence is None and not self.top_k:
-            return PresentTeacher(dense, self.teacher, self.temperature)
-        scratch = None if state.host.scratch is None else state.host.scratch()
-        folder = stack.enter_context(ScratchDirectory("fxprune-teacher-", beside=scratch))
-        teacher = RecordedTeacher(self.teacher, self.temperature, self.top_k, folder)
-        teacher.keep_predictions(
-            runner,
-            lessons.examples,
-            batch=min(self.micro_batch, self.batch),
-            device=place.device,
-            bfloat16=self._bfloat16(place),
-        )
-        return teacher
-
-    def _bring(self, state: State, model: nn.Module, place: Holder, stack: ExitStack) -> None:
-        """Put all weights into memory, those that are written to in memory of their own, until the stack is closed."""
-        residence = state.subject.residence
-        if residence is not None:
-            require_room(self.name, self.memory(model, place), place)
-            written = {id(parameter) for parameter in self.written(model)}
-            names = [name for name, parameter in model.named_parameters() if id(parameter) in written]
-        stack.enter_context(state.subject.runner.whole_in_memory())
-        if residence is not None:
-            stack.push(lambda kind, *_: residence.keep(names) if kind is None else None)
-        if residence is not None or state.before.model is not None or state.before.same_layers is not None:
-            made_private((*self.written(model), *model.buffers()))
-
-    def _bfloat16(self, place: Holder) -> bool:
-        """Whether to use bfloat16 autocast."""
-        if self.dtype == AUTO:
-            return place.device != CPU and place.dtype == torch.bfloat16
-        return self.dtype == "bfloat16"
-
-    def _widens(self, place: Holder, *, frozen: bool | None = None) -> bool:
-        """Whether half-precision weights are float32 while they are in use; small updates would be lost in them."""
-        if self.dtype == AUTO:
-            return not self._bfloat16(place) or not (self.keeps_weights if frozen is None else frozen)
-        return self.dtype == "float32"
-
-    def memory(self, model: nn.Module, place: Holder) -> TrainingMemory:
-        """What training needs.
-
-        Args:
-            model: on any device, also the meta device.
-            place: where it will run.
-        """
-        return training_memory(
-            model,
-            dtype=torch.float32 if self._widens(place) and place.dtype in HALF else place.dtype,
-            trained=self.trained(model),
-            batch=min(self.micro_batch, self.batch),
-            length=self.length,
-            checkpointing=self.checkpointing != "off" and _can_compute_again(model),
-        )
 
     def trained(self, model: nn.Module) -> int:
         """How many numbers are trained."""
@@ -264,83 +150,9 @@ class Recovery(Pass):
 
     def kept(self, state: State) -> KeptTraining | None:
         """Where the training keeps how far it got."""
+        from ..pipeline import print_pass
+        from .kept_training import KeptTraining
+
         if state.host.halfway is None:
             return None
         return KeptTraining(state.host.halfway, print_pass(self, defaults=True), state.ranks)
-
-    def _recipe(self, model: nn.Module, place: Holder) -> Recipe:
-        """The options as a training recipe for a model in memory."""
-        return Recipe(
-            epochs=self.epochs,
-            steps=self.steps,
-            lr=self.lr,
-            warmup=self.warmup,
-            batch=self.batch,
-            micro_batch=self.micro_batch,
-            bfloat16=self._bfloat16(place),
-            checkpointing=self._checkpointing(model, place),
-            seed=self.seed,
-        )
-
-    def _checkpointing(self, model: nn.Module, place: Holder) -> bool:
-        if self.checkpointing != AUTO or not _can_compute_again(model):
-            return self.checkpointing == "on"
-        memory = self.memory(model, place)
-        return not place.holds(memory.usual, there=memory.weights)
-
-
-def reported(training: Training, lessons: Lessons) -> dict[str, Any]:
-    """The part of the report that all recovery passes have."""
-    seen = {"tokens": training.tokens} if lessons.text else {"samples": len(lessons.examples)}
-    return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds}
-
-
-def _can_compute_again(model: nn.Module) -> bool:
-    """Whether activations can be computed again for the backward."""
-    return bool(getattr(model, "supports_gradient_checkpointing", False))
-
-
-def require_finite(model: nn.Module, consequence: str) -> None:
-    """Check that all trained parameters are finite.
-
-    Args:
-        model: after training.
-        consequence: what happened to the model, for the hint.
-
-    Raises:
-        FxpruneError: with the name of the first parameter that is not finite.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not parameter.isfinite().all():
-            raise FxpruneError(
-                f"recovery training failed: '{name}' is not finite after the last step",
-                f"lower lr or raise warmup; {consequence}",
-            )
-
-
-@contextmanager
-def _full_precision(*models: nn.Module) -> Iterator[None]:
-    """Inside, half-precision tensors are float32, because small updates would be lost in half precision."""
-    tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
-    half = [(tensor, tensor.dtype) for tensor in tensors if tensor.dtype in HALF]
-    for tensor, _ in half:
-        tensor.data = tensor.data.float()
-    try:
-        yield
-    finally:
-        for tensor, dtype in half:
-            tensor.data = tensor.data.to(dtype)
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Afterwards, restore ``requires_grad``, set eval mode, and remove the attributes that PEFT added."""
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, flag in trainable:  # by object: where a run is broken off, the names may still be PEFT's
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        model.eval()
-        vars(model).pop("peft_config", None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.reporting import counting
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.side_effects import PassesOnMoreError
 from ...runtime.streaming.turns import Turn, side_by_side
@@ -75,7 +76,8 @@ def distil_blocks(
     batches = _batches(lessons, order, batch)
     feeds = [called_with(each) for each in batches]
     losses: dict[str, tuple[float, float]] = {}
-    with closing(side_by_side(teacher.turns(feeds), student.turns(feeds))) as turns:
+    both = side_by_side(teacher.turns(feeds), student.turns(feeds))
+    with closing(both) as turns, counting("blocks", len(student.blocks.modules)) as advance:
         for dense, pruned in turns:
             if pruned.path.rpartition(".")[0] not in paths or pruned.path in losses:
                 continue
@@ -83,6 +85,7 @@ def distil_blocks(
             lessons_here = [Lesson(at, target, _mask(batches[at], target)) for at, target in enumerate(targets)]
             student.changing(pruned.block.parameters())
             losses[pruned.path] = _train(pruned, len(losses), lessons_here, steps, lr)
+            advance(loss=losses[pruned.path][1])
     return list(losses.values())
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.errors import RequestError
 from ...ir.options import option
-from ...runtime.streaming.block_runner import BlockRunner
-from ..state import State
-from .answer_loss import AnswerLoss
-from .block_distillation import distil_blocks
 from .finetune import Finetune
-from .teacher import Teacher
-from .training import Lessons, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..state import State
+    from .answer_loss import AnswerLoss
+    from .teacher import Teacher
+    from .training import Lessons, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,9 @@ class Distill(Finetune):
         teacher: Teacher | AnswerLoss | None,
     ) -> dict[str, Any]:
         """Train the blocks, then all parameters."""
+        from ...runtime.streaming.block_runner import BlockRunner
+        from .block_distillation import distil_blocks
+
         assert teacher is not None, "check refuses a share of 0"
         found: dict[str, Any] = {}
         if self.blocks:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from .base import Recovery
 
-from ..state import State
-from .answer_loss import AnswerLoss
-from .base import Recovery, reported, require_finite
-from .teacher import Teacher
-from .training import Lessons, Recipe
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..state import State
+    from .answer_loss import AnswerLoss
+    from .teacher import Teacher
+    from .training import Lessons, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Finetune(Recovery):
     ) -> dict[str, Any]:
         """Train all parameters."""
         from .trainer import train
+        from .training import reported, require_finite
 
         model.requires_grad_(True)
         training = train(model, lessons, recipe, teacher, self.kept(state))

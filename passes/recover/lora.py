@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
-
-from ...ir.errors import FxpruneError, RequestError
+from ...ir.errors import RequestError
 from ...ir.options import option
-from ...runtime.model.embeddings import input_embeddings
-from ...runtime.model.keywords import takes
-from ...runtime.model.kinds import is_conv1d, is_pretrained
-from ...runtime.tolerances import MERGED_ROUNDINGS, roundings
-from ..model.answers import answer_of
-from ..model.forward import logits_of
-from ..model.inputs import called_with
-from ..state import State
-from .answer_loss import AnswerLoss
-from .base import Recovery, reported, require_finite
-from .teacher import Teacher
-from .training import Lessons, Recipe
+from .base import Recovery
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from torch import nn
 
-
-@dataclass(frozen=True)
-class Adapter:
-    """A trained adapter in PEFT's format. It belongs to the pruned model *before* the merge.
-
-    Attributes:
-        config: content of PEFT's adapter_config.json.
-        tensors: content of PEFT's adapter_model.safetensors.
-    """
-
-    config: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
+    from ..state import State
+    from .answer_loss import AnswerLoss
+    from .teacher import Teacher
+    from .training import Lessons, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +39,8 @@ class Lora(Recovery):
 
     def require(self, state: State, model: nn.Module) -> None:
         """Check that the model has projections to adapt."""
+        from .adapters import projection_modules
+
         del state
         if not projection_modules(model):
             raise RequestError(
@@ -74,6 +50,8 @@ class Lora(Recovery):
 
     def written(self, model: nn.Module) -> list[nn.Parameter]:
         """The projections, into which the adapters are merged."""
+        from .adapters import projection_modules
+
         return [model.get_parameter(f"{name}.weight") for name in projection_modules(model)]
 
     def trained(self, model: nn.Module) -> int:
@@ -93,128 +71,6 @@ class Lora(Recovery):
         Raises:
             FxpruneError: for a loss that is not finite, or a merged model that differs from the trained one.
         """
-        from transformers import set_seed
+        from .adapters import train_adapters
 
-        from .trainer import train
-
-        targets = projection_modules(model)
-        set_seed(self.seed)
-        adapted = _adapt(model, self._config(model, targets, text=lessons.text))
-        try:
-            training = train(adapted, lessons, recipe, teacher, self.kept(state))
-            require_finite(adapted, "nothing was merged")
-        except BaseException:
-            adapted.unload()
-            raise
-        adapter = _adapter(adapted) if self.keep_adapter else None
-        difference = _merge(adapted, lessons)
-        report = reported(training, lessons) | {"projections": targets, "merge_difference": difference}
-        return report | ({"adapter": adapter} if adapter else {})
-
-    def _config(self, model: nn.Module, targets: list[str], *, text: bool = True) -> LoraConfig:
-        from peft import LoraConfig
-
-        return LoraConfig(
-            # The model of PEFT for this task calls the model with all keywords that those of transformers have.
-            task_type="CAUSAL_LM" if text and takes(model, "inputs_embeds") else None,
-            r=self.r,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            bias="none",
-            target_modules=_targets(model, targets),
-            # PEFT corrects this for each module by its type; with the right value it does not warn.
-            fan_in_fan_out=is_conv1d(model.get_submodule(targets[0])),
-        )
-
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def projection_modules(model: torch.nn.Module) -> list[str]:
-    """Names of the modules that lora adapts: every linear projection with its own matrix; of a model without one, every
-    convolution in one group.
-
-    Input and output embeddings are left out. So are matrices that several modules share: an adapter merged into one
-    module would change the others too.
-    """
-    modules = dict(model.named_modules())
-    holders = Counter(id(module.weight) for module in modules.values() if hasattr(module, "weight"))
-    embeddings = [input_embeddings(model), model.get_output_embeddings()] if is_pretrained(model) else []
-    linear = [
-        name
-        for name, module in modules.items()
-        if (isinstance(module, torch.nn.Linear) or is_conv1d(module))
-        and module.weight.ndim == 2
-        and holders[id(module.weight)] == 1
-        and not any(module is embedding for embedding in embeddings)
-    ]
-    return linear or [
-        name
-        for name, module in modules.items()
-        if isinstance(module, CONVOLUTIONS)
-        and module.groups == 1
-        and holders[id(module.weight)] == 1
-        and not is_parametrized(module)
-    ]
-
-
-def _adapt(model: nn.Module, config: LoraConfig) -> PeftModel:
-    from peft import PeftModel, get_peft_model
-
-    with warnings.catch_warnings():
-        # For a model with Linear and Conv1D projections, PEFT sets fan_in_fan_out by the type and warns each time.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        # PEFT 0.21 uses the old name of a gradient checkpointing property of transformers 5.23.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        try:
-            adapted = get_peft_model(model, config)
-        except ValueError as error:
-            raise FxpruneError(f"PEFT cannot adapt this {type(model).__name__}: {error}", "leave lora out") from error
-    assert isinstance(adapted, PeftModel)
-    return adapted
-
-
-def _targets(model: nn.Module, names: list[str]) -> list[str] | str:
-    """The projections for PEFT: a list of names, which PEFT matches as suffixes, or a regular expression if a suffix
-    would match other modules too."""
-    wanted, suffixes = set(names), tuple(f".{name}" for name in names)
-    if any(name.endswith(suffixes) for name, _ in model.named_modules() if name not in wanted):
-        return "|".join(map(re.escape, names))
-    return names
-
-
-def _adapter(adapted: PeftModel) -> Adapter:
-    from peft import get_peft_model_state_dict
-
-    config = adapted.peft_config["default"].to_dict()
-    targets = config["target_modules"]
-    config |= {"inference_mode": True, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
-    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    return Adapter(config, {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
-
-
-def _merge(adapted: PeftModel, lessons: Lessons) -> float:
-    """Merge the adapters into the weights; returns the largest change of the outputs for the first example."""
-    adapted.eval()
-    plain = adapted.get_base_model()
-    first = lessons.examples[0]
-    probe = torch.tensor([first["input_ids"]]) if lessons.text else lessons.join([first])
-
-    def outputs() -> torch.Tensor:
-        if isinstance(probe, torch.Tensor):
-            return logits_of(plain, probe)
-        return torch.cat([part.rows.flatten() for part in answer_of(called_with(probe)(plain), probe)])
-
-    with torch.no_grad():
-        before = outputs()
-        adapted.merge_and_unload()
-        after = outputs()
-    difference = (before - after).abs().max().item()
-    dtype = next(parameter.dtype for parameter in plain.parameters() if parameter.is_floating_point())
-    allowed = roundings(MERGED_ROUNDINGS, dtype) * max(1.0, before.abs().max().item())
-    if not difference <= allowed:
-        raise FxpruneError(
-            f"the merged model differs from the trained one by {difference:.3g} in its outputs (allowed {allowed:.3g})",
-            "this is a bug in fxprune or PEFT; please report it with the model's config",
-        )
-    return difference
+        return train_adapters(self, model, lessons, recipe, teacher, kept=self.kept(state))

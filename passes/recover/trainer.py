@@ -27,6 +27,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.reporting import Advance, counting, not_counted
 from ...runtime.scratch import ScratchDirectory
 from .answer_loss import AnswerLoss
 from .kept_training import KeptTraining, TrainingState
@@ -79,7 +80,7 @@ def train(
         trainer: Trainer = kind(teacher, state, **given, callbacks=[log])
         _require_way_back(trainer)
         try:
-            with whole_again(model):
+            with whole_again(model), counting("steps") as log.advance:
                 trainer.train(None if state is None else _folder_of(state, scratch))
         finally:
             model.to(home)
@@ -255,6 +256,7 @@ class _Log(TrainerCallback):
 
     def __init__(self, kept: KeptTraining | None, begun: TrainingState | None) -> None:
         self.losses: list[float] = [] if begun is None else list(begun.losses)
+        self.advance: Advance = not_counted
         self._kept = kept
         self._start = time.perf_counter() - (0.0 if begun is None else begun.seconds)
 
@@ -276,6 +278,7 @@ class _Log(TrainerCallback):
                     "lower lr, raise warmup, or look for NaN in the weights; nothing was merged",
                 )
         self.losses.append(float(logs["loss"]))
+        self.advance(len(self.losses), total=state.max_steps, loss=self.losses[-1])
         # Shards would have to be gathered for it.
         if self._kept is not None and not is_sharded(event["model"]) and self._kept.due:
             parts = event["model"], event["optimizer"], event["lr_scheduler"]

@@ -10,7 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from torch import nn
 
+from ...ir.errors import FxpruneError
 from ..data import Calibration, is_inputs
 from ..model.answers import IGNORED
 
@@ -126,3 +128,27 @@ def preserved_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)
+
+
+def reported(training: Training, lessons: Lessons) -> dict[str, Any]:
+    """The part of the report that all recovery passes have."""
+    seen = {"tokens": training.tokens} if lessons.text else {"samples": len(lessons.examples)}
+    return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds}
+
+
+def require_finite(model: nn.Module, consequence: str) -> None:
+    """Check that all trained parameters are finite.
+
+    Args:
+        model: after training.
+        consequence: what happened to the model, for the hint.
+
+    Raises:
+        FxpruneError: with the name of the first parameter that is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise FxpruneError(
+                f"recovery training failed: '{name}' is not finite after the last step",
+                f"lower lr or raise warmup; {consequence}",
+            )

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
+from .consumer_pass import ConsumerScored
 
-from ...ir.groups import Group
-from ..calibrate.batches import LinearCall
-from ..data import Scores
-from ..state import State
-from .consumer_scores import ConsumerMember, ConsumerScored, readers_of, require_scores, visit
+if TYPE_CHECKING:
+    from ...ir.groups import Group
+    from ..data import Scores
+    from ..state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,41 +32,6 @@ class Activation(ConsumerScored):
             RequestError: without calibration data, or for a group whose units no linear map reads.
             FxpruneError: for activations that are not finite.
         """
-        readers = readers_of(groups, state.subject.graph)
-        totals, told_apart = self._totals(state, readers)
-        if not all(state.ranks.gather(told_apart)) and self.batch > 1 and not state.data.losses:
-            # Rows that a router picked do not tell of which window they are: then windows go one by one.
-            totals, _ = replace(self, batch=1)._totals(state, readers)
-        totals = state.ranks.sum_arrays(totals)
-        scores = {group.name: np.zeros(group.units) for group in groups}
-        for at, total in totals.items():
-            scores[readers[at].group.name] += np.sqrt(total)
-        require_scores(scores, groups, {readers[at].group.name for at in totals}, self.name)
-        return scores
+        from .activation_sizes import activation_scores
 
-    def _totals(self, state: State, readers: Sequence[ConsumerMember]) -> tuple[dict[int, Scores], bool]:
-        """Squared means of every reader's units, summed over windows; and whether the windows of all rows are known."""
-        totals: dict[int, Scores] = {}
-        told_apart = True
-
-        def receive(reader: ConsumerMember, call: LinearCall) -> None:
-            nonlocal told_apart
-            told_apart &= call.given.dim() != 2
-            at = readers.index(reader)
-            squares = _squared_means(call.x, call.sample, reader).cpu().numpy()
-            totals[at] = totals[at] + squares if at in totals else squares
-
-        visit(state.subject.runner, self.feeds(state.data, state.ranks), readers, receive)
-        return totals, told_apart
-
-
-def _squared_means(x: Tensor, sample: Tensor, reader: ConsumerMember) -> Tensor:
-    """Squared mean size of every unit, summed over the samples: float64 ``[units]``."""
-    units = torch.from_numpy(reader.units(x.shape[1])).to(x.device)
-    there = units >= 0
-    sizes = x.new_zeros(len(x), reader.group.units, dtype=torch.float64)
-    sizes.index_add_(1, units[there], x[:, there].double().square())
-    samples = int(sample.max()) + 1 if len(sample) else 1
-    sums = sizes.new_zeros(samples, reader.group.units).index_add_(0, sample, sizes.sqrt())
-    counts = torch.bincount(sample, minlength=samples).clamp(min=1)
-    return (sums / counts[:, None]).square().sum(0)
+        return activation_scores(self, groups, state)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-from torch import Tensor
+from .consumer_pass import ColumnScored
 
-from ...ir import Indices
-from ...ir.groups import Group, Kind
-from ..calibrate.spread import RunningVariance
-from ..data import Scores
-from .consumer_scores import ColumnScored
+if TYPE_CHECKING:
+    from torch import Tensor
 
-HEADS = frozenset({Kind.HEADS, Kind.KV_HEADS, Kind.QUERY_HEADS})
+    from ...ir import Indices
+    from ...ir.groups import Group
+    from ..calibrate.spread import RunningVariance
+    from ..data import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +31,10 @@ class Flap(ColumnScored):
 
     def gathered(self, group: Group, columns: Scores, units: Indices) -> Scores:
         """Mean of squares for heads, the sum for other units."""
-        if group.kind not in HEADS:
+        import numpy as np
+
+        from ...ir.groups import HEAD_KINDS
+
+        if group.kind not in HEAD_KINDS:
             return super().gathered(group, columns, units)
         return np.bincount(units, weights=columns**2) / np.maximum(np.bincount(units), 1)

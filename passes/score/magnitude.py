@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from ...ir.groups import Group
 from ...ir.options import option
-from ..data import Scores
 from ..prune import Prune
-from ..state import State
-from .units import REDUCTIONS, unit_scores, wanted
-from .weight_powers import magnitude
+from .choices import REDUCTIONS
+
+if TYPE_CHECKING:
+    from ...ir.groups import Group
+    from ..data import Scores
+    from ..state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,5 +28,8 @@ class Magnitude(Prune):
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
         """Sums of ``|w|**p`` over all weights that are removed with a unit."""
+        from .units import unit_scores, wanted
+        from .weight_powers import magnitude
+
         found = magnitude(state.subject.model, wanted(groups, state.subject.graph), self.p, state.host.weights)
         return {group.name: unit_scores(group, found, self.reduce) for group in groups}

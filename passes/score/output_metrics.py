@@ -14,8 +14,9 @@ from ..calibrate.batches import LinearCall
 from ..calibrate.gram import add_gram, symmetric
 from ..calibrate.linear_maps import LinearMap
 from ..state import State
-from .activation_gradients import ActivationReceiver, activation_gradients, losses_of
-from .consumer_scores import ConsumerScored, readers_of
+from .consumer_pass import ConsumerScored
+from .consumer_scores import readers_of
+from .gradients.activation_gradients import ActivationReceiver, activation_gradients, losses_of
 
 _Key = tuple[str, int | None, int]
 """Weight, expert, and input dimension of a linear map."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from ...ir.groups import Group
 from ...ir.options import seed_option
-from ..data import Scores
 from ..prune import Prune
-from ..state import State
+
+if TYPE_CHECKING:
+    from ...ir.groups import Group
+    from ..data import Scores
+    from ..state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,9 @@ class Random(Prune):
     seed: int = seed_option(0, "random seed")
 
     def scores(self, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-        """Uniform random scores."""
+        """Uniform random scores, from one random generator for all groups in order."""
+        import numpy as np
+
         del state
-        return random_scores(groups, self.seed)
-
-
-def random_scores(groups: Sequence[Group], seed: int) -> dict[str, Scores]:
-    """Uniform random scores, from one random generator for all groups in order."""
-    generator = np.random.default_rng(seed)
-    return {group.name: generator.random(group.units) for group in groups}
+        generator = np.random.default_rng(self.seed)
+        return {group.name: generator.random(group.units) for group in groups}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from ...ir.groups import Group
 from ...ir.options import option, seed_option
-from ..data import Scores, is_inputs
 from ..prune import Prune
-from ..state import State
-from .input_losses import losses_on, mean_of
-from .taylor_of_losses import taylor_of_losses
-from .taylor_terms import TAYLOR_TERMS, taylor
-from .units import REDUCTIONS, unit_scores, wanted
+from .choices import REDUCTIONS, TAYLOR_TERMS
+
+if TYPE_CHECKING:
+    from ...ir.groups import Group
+    from ..data import Scores
+    from ..state import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,12 @@ class Taylor(Prune):
             RequestError: without calibration data or losses, or with too little.
             FxpruneError: for a loss or gradient that is not finite.
         """
+        from ..data import is_inputs
+        from .gradients.input_losses import losses_on, mean_of
+        from .gradients.taylor_of_losses import taylor_of_losses
+        from .gradients.taylor_terms import taylor
+        from .units import unit_scores, wanted
+
         runner, places = state.subject.runner, wanted(groups, state.subject.graph)
         if state.data.losses:
             found = taylor_of_losses(runner, state.data.losses, places, self.variant, state.ranks)

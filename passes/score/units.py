@@ -19,9 +19,6 @@ Contributions = dict[tuple[str, int], npt.NDArray[np.float64]]
 """(parameter name, dimension) -> float64 vector ``[shape[dimension]]``."""
 
 
-REDUCTIONS = ("sum", "mean", "max", "prod", "first", "last")
-
-
 def wanted(groups: Iterable[Group], graph: Graph) -> Wanted:
     """The parameter dimensions that the scores of the groups need, without buffers, which have no gradient."""
     buffers = {parameter.name for parameter in graph.parameters if parameter.is_buffer}

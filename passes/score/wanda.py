@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+from .consumer_pass import ColumnScored
 
-from ..calibrate.spread import RunningVariance
-from .consumer_scores import ColumnScored
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..calibrate.spread import RunningVariance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,10 @@ import numpy.typing as npt
 
 from ...ir import RequestError
 from .costs import Costs
+from .target import BUDGET_TOLERANCE
 
 Losses = npt.NDArray[np.float64]
 Amounts = npt.NDArray[np.int64]
-
-UNIFORM = "uniform"
-WAYS = (UNIFORM, "kinds", "global", "search")
-BUDGET_TOLERANCE = 0.005
-"""Largest relative difference between the cost of a plan and its budget, where nothing else is said."""
 
 LEVELS = 256
 """Largest number of widths that are considered for one group."""

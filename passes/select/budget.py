@@ -11,20 +11,21 @@ import numpy as np
 from ...ir import RequestError
 from ...ir.groups import Group
 from ...runtime.place.memory import size_text
+from ...runtime.reporting import counted
 from ..couple.coupling import Coupling
 from ..data import Scores
 from ..score_cache import ScoreCache
 from ..state import State
 from .active import Active
-from .allocate import UNIFORM, Amounts, LossCurve, Losses, allocate, even, levels, tied
-from .costs import ACTIVE, LATENCY, MEMORY_IN_USE, Costs
+from .allocate import Amounts, LossCurve, Losses, allocate, even, levels, tied
+from .costs import Costs
 from .latency import Latency
 from .memory import MemoryCosts
 from .plain_budget import Plain, plain_within_budget
 from .plain_counts import Moved
 from .select import kept_count, step_of
 from .sensitivity import DivergenceGauge, MeasuredAllocation, UnitMask
-from .target import Target
+from .target import ACTIVE, LATENCY, MEMORY_IN_USE, UNIFORM, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ class Budget:
         plain: Plain,
     ) -> tuple[dict[str, int], list[Moved]]:
         """The better of two allocations, by scores and by measured curves, refined; and what ``plain`` changed."""
-        measured = {curve.groups: self._limited(search.measured(curve)) for curve in curves}
+        measured = {curve.groups: self._limited(search.measured(curve)) for curve in counted(curves, "measured groups")}
 
         def choose(some: Sequence[LossCurve]) -> dict[str, int]:
             by_measure = [measured[curve.groups] if len(curve.counts) > 1 else curve for curve in some]

@@ -15,9 +15,6 @@ from ..couple.coupling import Coupling, couple
 Counts = Mapping[str, int]
 """Group name -> number of units that are kept; for a nested group, per parent unit."""
 
-LATENCY, MEMORY_IN_USE, ACTIVE = "latency", "memory", "active"
-MEASURES = ("params", "bytes", "macs", LATENCY, MEMORY_IN_USE, ACTIVE)
-
 
 def dense_cost(graph: Graph, measure: str) -> int:
     """The present cost of a graph: parameters, bytes of parameters and buffers, or multiply-accumulates of one run."""

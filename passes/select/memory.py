@@ -43,7 +43,7 @@ class MemoryCosts(Costs):
         self._dense_cache = 0
         if target.context:
             storage = _with_cache(self._storage, target)
-            bytes_each = CACHE_DTYPES[target.dtype].itemsize if target.dtype else storage.cache_itemsize
+            bytes_each = CACHE_DTYPES[target.dtype] if target.dtype else storage.cache_itemsize
             cut = {coupling.groups[name].atom: name for name in names}
             now = storage.cache(target.context, state.subject.model)
             for value, axes in _translated(coupling, now, target, cut):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ...ir.groups import Group, Kind
 from .scope import Scope
-from .select import step_of
+from .select import kept_count, step_of
 
 
 def remarks_on(scope: Scope, everything: Iterable[Group], groups: Sequence[Group], multiple_of: int) -> list[str]:
@@ -26,6 +26,11 @@ def remarks_on(scope: Scope, everything: Iterable[Group], groups: Sequence[Group
             found.append(f"layers={first}:{end} ends behind the last layer: {first}:{last + 1} was pruned")
         if any(group.kind is Kind.CHANNELS for group in groups):
             found.append("layers does not limit channels, which no layer has for its own; channels=false spares them")
+    held = [group for group in groups if group.kind is Kind.EXPERTS and _held(group, scope.share)]
+    if held:
+        found.append(
+            f"every token needs {held[0].minimum} experts: {held[0].name} keeps as many of {held[0].size}, not fewer"
+        )
     rounded = [group for group in groups if step_of(group, multiple_of) > group.multiple]
     whole = [group for group in rounded if group.size <= step_of(group, multiple_of)]
     if whole:
@@ -35,3 +40,8 @@ def remarks_on(scope: Scope, everything: Iterable[Group], groups: Sequence[Group
             f"{whole[0].size} units"
         )
     return found
+
+
+def _held(group: Group, share: float | None) -> bool:
+    """Whether a share of the units would leave fewer than must stay."""
+    return share is not None and kept_count(group.size, share) < group.minimum

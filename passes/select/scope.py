@@ -14,9 +14,6 @@ REASONS_SHOWN = 5
 """Largest number of reasons in an error message."""
 
 
-HEAD_CHOICES = ("auto", "kv", "query", "off")
-
-
 @dataclass(frozen=True)
 class Scope:
     """Which groups a pruning pass may cut.
@@ -80,6 +77,9 @@ class Scope:
     def held(self, groups: Iterable[Group]) -> list[Group]:
         """The groups in the scope, frozen or not."""
         found = [group for group in groups if self.holds(group)]
+        # Experts of which a router first picks groups: every group keeps as many, and the groups stay.
+        outer = {g.parent.name for g in found if g.kind is Kind.EXPERTS and g.parent is not None}
+        found = [group for group in found if group.name not in outer]
         if self.heads != "auto":
             return found
         kv = {group.name: group for group in found if group.kind is Kind.KV_HEADS}
@@ -117,6 +117,11 @@ def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], l
         if frozen:
             reason = f"all {len(frozen)} chosen groups are frozen; {_reasons(frozen)}"
         else:
+            if scope.kinds == {Kind.EXPERTS} and not any(group.kind is Kind.EXPERTS for group in groups):
+                raise RequestError(
+                    "nothing to remove: the model has no experts that a router picks",
+                    "a dense model has heads and widths: score them with taylor, fisher or obs",
+                )
             where = f" in layers {scope.layers[0]}:{scope.layers[1]}" if scope.layers else ""
             where += f" wholly within {scope.within!r}" if scope.within is not None else ""
             reason = f"there is no {' or '.join(sorted(kind.value for kind in scope.kinds)) or 'prunable'} group{where}"

@@ -15,6 +15,7 @@ from torch.nn import functional
 from ...ir import FxpruneError, Indices, RequestError
 from ...ir.graph import Graph
 from ...ir.groups import Group, Kind
+from ...runtime.reporting import counted
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.turns import Feed
 from ...runtime.tensors import tensors_by_name
@@ -271,7 +272,7 @@ class MeasuredAllocation:
         generator = np.random.default_rng(seed)
         levels = [int(np.searchsorted(c.counts, chosen[c.groups[0]])) for c in curves]
         best = self.distance(counts_of(curves, levels))
-        for _ in range(moves if len(curves) > 1 else 0):
+        for _ in counted(range(moves if len(curves) > 1 else 0), "exchanges"):
             moved = _moved(curves, costs, levels, limit, generator)
             if moved == levels:
                 continue

@@ -1,4 +1,5 @@
-"""What a model may cost, as users say it: ``params=0.8``, ``memory=6GB@8192x4``."""
+"""target: the budget of a whole model as the user gives it, ``params=0.8`` or ``memory=6GB@8192x4``, and the ways to
+distribute it."""
 
 from __future__ import annotations
 
@@ -6,17 +7,23 @@ import math
 import re
 from dataclasses import dataclass
 
-from ...ir import RequestError
-from ...runtime.dtypes import DTYPES
+from ...ir.errors import RequestError
 from ...runtime.place.memory import parse_bytes
-from .costs import LATENCY, MEASURES, MEMORY_IN_USE
+
+UNIFORM = "uniform"
+WAYS = (UNIFORM, "kinds", "global", "search")
+BUDGET_TOLERANCE = 0.005
+"""Largest relative difference between the cost of a plan and its budget, where nothing else is said."""
+
+LATENCY, MEMORY_IN_USE, ACTIVE = "latency", "memory", "active"
+MEASURES = ("params", "bytes", "macs", LATENCY, MEMORY_IN_USE, ACTIVE)
+EXAMPLES = {MEMORY_IN_USE: "memory=6GB@8192x4"}
+
+CACHE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of an element of a key-value cache, by the names that torch has for the dtypes that one may be kept in."""
 
 _BETWEEN = re.compile("[:=]")
 _USE = re.compile(r"(?P<context>\d+)x(?P<batch>\d+)(?::(?P<dtype>\w+))?")
-CACHE_DTYPES = {str(DTYPES[name]).removeprefix("torch."): DTYPES[name] for name in ("f32", "bf16", "f16")}
-"""Dtypes of a key-value cache, by the names that a target may have."""
-
-EXAMPLES = {MEMORY_IN_USE: "memory=6GB@8192x4"}
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,13 @@ def likely_repairs(model: nn.Module, known: Known, shapes: ParameterShapes, exte
 
 
 def find_repairs(
-    model: nn.Module, dry_run: DryRun, shapes: ParameterShapes, extents: ModuleExtents, known: Known | None = None
+    model: nn.Module,
+    dry_run: DryRun,
+    shapes: ParameterShapes,
+    extents: ModuleExtents,
+    known: Known | None = None,
+    *,
+    resized: Mapping[int, int] | None = None,
 ) -> Iterator[Repairs]:
     """Every set of attribute changes with which the smaller model runs as the dense model did, most likely first.
 
@@ -90,7 +96,7 @@ def find_repairs(
         model: the dense model, not yet shrunk.
         dry_run: a dry run of the dense model; it is resized here.
         shapes: the new shapes of the tensors that change.
-        extents, known: as for ``shrink_module``.
+        extents, known, resized: as for ``shrink_module``.
 
     Raises:
         FxpruneError: when the model runs with none of them.
@@ -99,6 +105,7 @@ def find_repairs(
     settled = survey.settled()
     choices = survey.choices(settled)
     dry_run.resize(shapes)
+    expected = dry_run.original and dry_run.original.resized(resized or {})
     failure: DryRunFailure | None = None
     found = False
     for changes in itertools.islice(_combinations(choices), MAX_TRIALS):
@@ -106,7 +113,7 @@ def find_repairs(
         take_back = put(dry_run.model, repairs)
         result = dry_run.run()
         take_back()
-        if result == dry_run.original:
+        if result == expected:
             found = True
             yield repairs
         elif failure is None:

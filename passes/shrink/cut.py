@@ -67,6 +67,12 @@ _INT64 = np.dtype(np.int64)
 
 def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
     """Apply a decision: rewrite the graph, shrink the module, combine the plan with that of earlier passes."""
+    carry_out(state, coupling, keep)
+    state.ledger.decisions.append(Cut({name: np.asarray(units, dtype=np.int64) for name, units in keep.items()}))
+
+
+def carry_out(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> Plan:
+    """As :func:`cut`, for a decision of another kind; returns the plan of this cut alone."""
     plan = make_plan(coupling, keep)
     subject, ledger = state.subject, state.ledger
     before, after = subject.graph, rewrite(coupling, plan)
@@ -77,7 +83,7 @@ def cut(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
     ledger.consumers += consumers_of(coupling, plan)
     subject.graph = after
     ledger.plan = plan if ledger.plan is None else join_plans(ledger.plan, plan, coupling)
-    ledger.decisions.append(Cut({name: np.asarray(units, dtype=np.int64) for name, units in keep.items()}))
+    return plan
 
 
 def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
@@ -89,6 +95,7 @@ def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
             subject.model, plan, extents_by_module(before, after), subject.example,
             outputs=subject.outputs, accept=_acceptance(state, after),
             known=None if subject.observed is None else known_by(subject.observed, before, after),
+            resized=_resized(before, after),
         )  # fmt: skip
     except FxpruneError as stuck:
         if rebuild is None:
@@ -97,6 +104,12 @@ def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
         ledger.repairs = Repairs()
     else:
         ledger.repairs = ledger.repairs.then(repairs)
+
+
+def _resized(before: Graph, after: Graph) -> dict[int, int]:
+    """The last extents of outputs that a rewrite changes: those that count tokens."""
+    pairs = ((old.shape[-1:], new.shape[-1:]) for old, new in zip(before.outputs, after.outputs, strict=True))
+    return {old[0]: new[0] for old, new in pairs if old != new}
 
 
 def consumers_of(coupling: Coupling, plan: Plan) -> list[tuple[str, int]]:

@@ -39,6 +39,11 @@ class DryRunResult:
     shapes: tuple[tuple[int, ...], ...]
     calls: tuple[str, ...]
 
+    def resized(self, last: Mapping[int, int]) -> DryRunResult:
+        """The same with other last extents; ``last``: old -> new."""
+        shapes = ((*shape[:-1], last.get(shape[-1], shape[-1])) if shape else shape for shape in self.shapes)
+        return DryRunResult(tuple(shapes), self.calls)
+
 
 @dataclass(frozen=True)
 class DryRunFailure:

@@ -12,7 +12,7 @@ from ...ir import FxpruneError, Indices, Plan, RequestError
 from ...ir.axes import Axis
 from ...ir.graph import Arg, Graph, Op, Value
 from ...ir.groups import Group, kept_positions
-from ...ir.rules import Resized, rule_table
+from ...ir.rules import Resized, compared, compared_with, rule_table
 from ...ir.rules.rule import Resize
 from ..couple.coupling import Coupling
 
@@ -82,7 +82,9 @@ class _Kept:
         self.shapes: dict[Value, tuple[int, ...]] = {}
 
     def positions(self, value: Value, dim: int) -> Indices | None:
-        axis: Axis = self._axes[value][dim]
+        return self.of_axis(self._axes[value][dim])
+
+    def of_axis(self, axis: Axis) -> Indices | None:
         if id(axis) not in self._known:
             self._known[id(axis)] = kept_positions(axis, self._groups, self._keep)
         return self._known[id(axis)]
@@ -112,7 +114,7 @@ def rewrite(coupling: Coupling, plan: Plan) -> Graph:
 class _Rewrite:
     def __init__(self, coupling: Coupling, plan: Plan) -> None:
         self.old = coupling.graph
-        self.kept = _Kept(coupling, plan.keep)
+        self.kept, self.positions = _Kept(coupling, plan.keep), coupling.positions
         self.new: dict[Value, Value] = {}
         self.takes: list[Op] = []
 
@@ -159,6 +161,7 @@ class _Rewrite:
         rule = rule_table().get(op.packet)
         changed = any(self.kept.shape(v) != v.shape for v in (*op.operands, *op.made))
         source = _rewritten(op, rule.resize, self.kept) if changed and rule is not None and rule.resize else op
+        source = self._renumbered(source)
         results = tuple(None if v is None else self._resized(v) for v in op.results)
         self.new.update(
             (old, new) for old, new in zip(op.results, results, strict=True) if old is not None and new is not None
@@ -166,6 +169,21 @@ class _Rewrite:
         args = tuple(self._mapped(arg) for arg in source.args)
         kwargs = {key: self._mapped(arg) for key, arg in source.kwargs.items()}
         return Op(source.target, args, kwargs, results, op.source)
+
+    def _renumbered(self, op: Op) -> Op:
+        """A call that compares numbers of tokens with one: that token has another number now."""
+        number, first = compared(op), op.args[0] if op.args else None
+        axis = self.positions.get(first) if isinstance(first, Value) and number is not None else None
+        stays = None if axis is None else self.kept.of_axis(axis)
+        if stays is None or number is None or not 0 <= number < axis.size:  # type: ignore[union-attr]
+            return op
+        place = int(np.searchsorted(stays, number))
+        if place == len(stays) or stays[place] != number:
+            raise FxpruneError(
+                f"the model compares its input with token {number}{f' at {op.source}' if str(op.source) else ''}",
+                "keep this token",
+            )
+        return compared_with(op, place)
 
     def _mapped(self, arg: Arg) -> Arg:
         if isinstance(arg, Value):

@@ -11,8 +11,8 @@ import numpy as np
 
 from ...ir import FxpruneError, Indices
 from ..couple.coupling import Coupling
-from ..select.allocate import BUDGET_TOLERANCE
 from ..select.latency import Latency, forward_seconds
+from ..select.target import BUDGET_TOLERANCE
 from ..state import Ledger, State, Subject
 from .fitting import cut_what_fits
 

@@ -36,6 +36,7 @@ def shrink_module(
     outputs: Sequence[str] = (),
     accept: Callable[[], bool] | None = None,
     known: Known | None = None,
+    resized: Mapping[int, int] | None = None,
 ) -> Repairs:
     """Replace every tensor that ``plan`` slices and repair the integer attributes that the forward reads.
 
@@ -51,10 +52,11 @@ def shrink_module(
         extents: module path ("" for the root) -> (old, new) of every extent and integer shape argument in the operators
             of the module and its children; also unchanged pairs.
         example: keyword arguments of the forward, with at least one sample and several positions.
-        outputs: keys of the outputs whose shapes must not change; all outputs when empty.
+        outputs: keys of the outputs whose shapes count; all when empty.
         accept: called after each repair that runs, with ``model`` shrunk and repaired; the first accepted repair is
             used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
         known: what a run of ``model`` showed. With it and ``accept``, the likeliest repair is tried before any dry run.
+        resized: last extents of outputs that change on purpose, old -> new.
 
     Returns:
         The repairs, which a backend can apply again.
@@ -68,8 +70,7 @@ def shrink_module(
     likely = None if accept is None or known is None else likely_repairs(model, known, shapes, extents)
     if likely is not None and accept is not None and _accepted_at_once(model, plan, likely, accept):
         return likely
-    dry_run = DryRun(model, example, outputs)
-    found = find_repairs(model, dry_run, shapes, extents, known)
+    found = find_repairs(model, DryRun(model, example, outputs), shapes, extents, known, resized=resized)
     if accept is None:
         first = next(found)
         slice_tensors(model, plan)

@@ -11,11 +11,15 @@ import numpy as np
 from ...ir import Indices, RequestError
 from ...ir.groups import Group
 from ...ir.options import option
+from ...runtime.model.embeddings import input_embeddings
+from ...runtime.tensors import first_names
 from ..base import Pass, PassKind
 from ..couple.coupling import Coupling
+from ..couple.tokens import couple_tokens
 from ..state import State
 from .cut import cut
 from .graph import make_plan
+from .tokens_kept import keep_tokens
 
 Slices = Mapping[tuple[str, int], Indices]
 
@@ -45,9 +49,24 @@ class Replay(Pass):
         coupling = state.subject.coupling
         assert coupling is not None, "the manager runs couple first"
         assert state.data.recorded is not None, "whoever puts replay into a pipeline gives it a plan"
-        keep = kept_units(coupling, state.data.recorded)
-        state.ledger.report[self.name] = {"groups": len(keep)}
+        tokens, others = _apart(state, state.data.recorded)
+        keep = kept_units(coupling, others)
+        state.ledger.report[self.name] = {"groups": len(keep) + bool(tokens)}
         cut(state, coupling, keep)
+        if tokens:
+            found, group = couple_tokens(state.subject.graph, state.subject.model)
+            keep_tokens(state, found, group, kept_units(found, tokens)[group.name])
+
+
+def _apart(state: State, slices: Slices) -> tuple[Slices, Slices]:
+    """The slices by which tokens go, and the others."""
+    owner = input_embeddings(state.subject.model)
+    table = next((path for path, held in state.subject.model.named_modules() if held is owner), "")
+    if owner is None or (first_names(state.subject.model).get(f"{table}.weight", ""), 0) not in slices:
+        return {}, slices
+    _, group = couple_tokens(state.subject.graph, state.subject.model)
+    places = {(member.tensor, member.dim) for member in group.members}
+    return {k: v for k, v in slices.items() if k in places}, {k: v for k, v in slices.items() if k not in places}
 
 
 def kept_units(coupling: Coupling, slices: Slices) -> dict[str, Indices]:

@@ -51,6 +51,17 @@ def take_out(model: torch.nn.Module, entry: dict[str, Any]) -> None:
         model.set_submodule(path, Absent(absence))
 
 
+def within(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """What ``entry`` says of one module of the model, by names within it."""
+    parts = ("shapes", "attributes", "absent")
+    named = {part: {f"{name}.": value for name, value in entry.get(part, {}).items()} for part in parts}
+    start = f"{prefix}."
+    return {
+        part: {name[len(start) : -1]: value for name, value in values.items() if name.startswith(start)}
+        for part, values in named.items()
+    }
+
+
 def check_entry(model: torch.nn.Module, entry: dict[str, Any]) -> None:
     """Compare the ``fxprune`` entry of a configuration, which anybody may have written, with a freshly built model.
 

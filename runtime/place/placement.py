@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import torch
 
 from ...ir.errors import FxpruneError, RequestError
+from .choices import AUTO
 from .devices import CPU, computes, find_device, found_devices, names_of, title_of
 from .memory import device_memory, host_memory, is_out_of_memory, parse_bytes, size_text
 from .needs import Needs
 
-AUTO = "auto"
 NO_OFFLOAD, MEMORY, DISK = OFFLOADS = ("none", "memory", "disk")
 """Where weights are that are not in use, from the fastest to the most frugal: all on the device; in the memory of the
 host; in the files."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ir.errors import FxpruneError
+from ..reporting import counted, counting
 from ..tensors import made_private, tensors_by_name, twin
 from .blocks import BlockList
 from .gradient_receiver import GradientReceiver
@@ -161,10 +162,11 @@ class BlockRunner:
         """
 
         def attempt() -> list[Any]:
-            with closing(self.turns(feeds, around, room=WAITING)) as steps:
+            with closing(self.turns(feeds, around, room=WAITING)) as steps, counting("blocks") as advance:
                 while True:
                     try:
                         next(steps)
+                        advance()
                     except StopIteration as end:
                         results: list[Any] = end.value
                         return results
@@ -174,7 +176,7 @@ class BlockRunner:
     def _one_by_one(self, feeds: Sequence[Feed], around: Around | None) -> list[Any]:
         results = []
         with self._ready(), torch.no_grad():
-            for number, feed in enumerate(feeds):
+            for number, feed in enumerate(counted(feeds, "batches")):
                 with nullcontext() if around is None else around(number):
                     results.append(feed(self.model))
         return results
@@ -201,10 +203,13 @@ class BlockRunner:
             values: list[float] = []
             together = len(losses) if wanted else 1
             here = nullcontext() if self.residence is not None else left_as_found(self.model, values=True)
-            with here, self._ready():  # once: receivers may know the parameters by identity
+            # Once: receivers may know the parameters by identity.
+            with here, self._ready(), nullcontext(None) if wanted else counting("batches", len(losses)) as advance:
                 while len(values) < len(losses):
                     found, kept = self._gradients(losses[len(values) :][:together], wanted, receiver)
                     values += found
+                    if advance is not None:
+                        advance(len(values))
                     if self.residence is not None and not wanted:  # otherwise nothing is read again: one is enough
                         together = max(1, HELD // max(1, kept // len(found)))
             return values
@@ -247,10 +252,12 @@ class BlockRunner:
             tapes[number].start(loss)  # at once, so that one batch's logits are in memory
             return float(loss.detach())
 
-        with closing(turns(self.model, self.blocks, losses, self.loaded, receiver.around, ended=ended)) as steps:
+        steps = turns(self.model, self.blocks, losses, self.loaded, receiver.around, ended=ended)
+        with closing(steps), counting("blocks forward") as advance:
             while True:
                 try:
                     turn = next(steps)
+                    advance()
                 except StopIteration as end:
                     values: list[float] = end.value
                     return order, values

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..place.memory import is_out_of_memory
+from ..reporting import counted
 from ..tolerances import BLOCK_TOLERANCE, relative_difference
 from .blocks import BlockList
 from .gradient_receiver import GradientReceiver
@@ -326,7 +327,7 @@ def walk_back(
         names: path of a block -> the wanted parameters in it.
     """
     turns_left = Counter(path for path, _ in order)
-    for path, calls in reversed(order):
+    for path, calls in counted(order[::-1], "blocks backward"):
         turns_left[path] -= 1
         with loaded(path):
             for batch, number in calls:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.api.modules.prune import prune_module
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.score.taylor_of_losses import taylor_of_losses
+from fxprune.passes.score.gradients.taylor_of_losses import taylor_of_losses
 from fxprune.tracer.module import is_target, parse_example, resolve_module
 
 from ..nets import quadratic

@@ -25,7 +25,7 @@ sys.exit(main(sys.argv[1:]))
 """
 """What each process runs: the fault first, then the command line. torch and transformers have been imported before."""
 
-WRITTEN = ["config.json", "fxprune.json", "fxprune.plan", "generation_config.json", "model.safetensors",
+WRITTEN = ["README.md", "config.json", "fxprune.json", "fxprune.plan", "generation_config.json", "model.safetensors",
            "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
 
 

@@ -18,10 +18,11 @@ from fxprune.passes.drop.taken_out import LayersKept, PartsAbsent
 from fxprune.passes.manager import run_pipeline
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.redo import redo
-from fxprune.passes.registry import ANALYSES, DECISIONS, PASSES
+from fxprune.passes.registry import PASSES
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.shrink.cut import Cut
 from fxprune.passes.state import Finished, State
+from fxprune.passes.structure import ANALYSES, DECISIONS
 from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from ..states import decoder_state

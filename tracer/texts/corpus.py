@@ -72,6 +72,10 @@ class Text:
             return windows[:wanted]
         return windows[torch.randperm(whole, generator=torch.Generator().manual_seed(seed))[:wanted]]
 
+    def tokens(self) -> torch.Tensor:
+        """All tokens, int64 ``[T]``."""
+        return self.ids
+
     def examples(self, length: int) -> list[dict[str, list[int]]]:
         """Training examples: ``input_ids`` and ``labels`` per example, with the loss on every token.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ chance (test and training parts of WikiText-2: one in 32,000; of TinyStories: no
 
 SHARED = 2
 """Number of shared passages that counts as overlap."""
+
+READ_AT_ONCE = 128
+"""Tokens in the pieces of a text that is read as a whole."""
 
 KEPT = 4096
 """Largest number of stored passages of one text; of a longer text, every n-th passage is stored."""
@@ -63,6 +66,12 @@ class Fingerprint:
             raise RequestError(message, "write the artifact again") from error
 
 
+Pieces = dict[bytes, None]
+
+READ_BEFORE = "before_"
+"""In what a run saves of a text: what was read of it with the source's tokenizer, where that is another one now."""
+
+
 @dataclass
 class TrackedText:
     """A tracked text: records what was read of it. Implements the passes' ``Corpus``, with rows.
@@ -72,7 +81,9 @@ class TrackedText:
     """
 
     text: Text
-    _pieces: dict[bytes, None] = field(default_factory=dict)
+    _pieces: Pieces = field(default_factory=dict)
+    _before: tuple[Text, Pieces] | None = None
+    _ahead: Pieces = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -83,11 +94,10 @@ class TrackedText:
     def pieces_read(self) -> dict[str, npt.NDArray[np.int64]]:
         """The windows and rows that were read, in order, each once: their ``tokens`` one after the other, and the
         ``lengths`` in tokens."""
-        pieces = [np.frombuffer(piece, dtype="<i4").astype(np.int64) for piece in self._pieces]
-        empty = np.empty(0, dtype=np.int64)
-        return {
-            "tokens": np.concatenate([empty, *pieces]), "lengths": np.array([len(p) for p in pieces], dtype=np.int64),
-        }  # fmt: skip
+        found = _stored(self._pieces)
+        if self._before is not None:
+            found |= {f"{READ_BEFORE}{name}": numbers for name, numbers in _stored(self._before[1]).items()}
+        return found
 
     def remember(self, pieces: Mapping[str, npt.NDArray[np.int64]]) -> None:
         """Also count as read what :attr:`pieces_read` gave in a run that this run resumes.
@@ -95,14 +105,28 @@ class TrackedText:
         Raises:
             ValueError: for lengths that do not add up.
         """
-        if pieces["lengths"].sum() != len(pieces["tokens"]):
-            raise ValueError("the lengths of the texts that were read do not add up")
-        self._note(np.split(pieces["tokens"], pieces["lengths"].cumsum()[:-1]) if len(pieces["lengths"]) else ())
+        before = {
+            name.removeprefix(READ_BEFORE): numbers for name, numbers in pieces.items() if name.startswith(READ_BEFORE)
+        }
+        if before:
+            self._ahead = _restored(pieces)
+        self._pieces.update(_restored(before or pieces))
+
+    def renumber(self, tokenizer: Any, vocabulary: int) -> None:
+        """From now on, read the text with another tokenizer."""
+        self._before = self.text, self._pieces
+        self.text, self._pieces = replace(self.text, tokenizer=tokenizer, vocabulary=vocabulary), self._ahead
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
         """As :meth:`Text.windows`, recorded as read."""
         found = self.text.windows(length, count, seed)
         self._note(found.tolist())
+        return found
+
+    def tokens(self) -> torch.Tensor:
+        """As :meth:`Text.tokens`, recorded as read."""
+        found = self.text.tokens()
+        self._note(piece.tolist() for piece in found.split(READ_AT_ONCE))
         return found
 
     def examples(self, length: int) -> list[dict[str, list[int]]]:
@@ -116,13 +140,38 @@ class TrackedText:
 
     def fingerprint(self, read_as: str, name: str) -> Fingerprint | None:
         """The fingerprint of what was read; None when nothing was read."""
-        if not self._pieces:
+        read = [part for part in (self._before, (self.text, self._pieces)) if part is not None and part[1]]
+        if not read:
             return None
-        pieces = (np.frombuffer(piece, dtype="<i4").tolist() for piece in self._pieces)
-        hashes = np.unique(np.concatenate([_apart(piece) for piece in _plain(pieces, self.text)]))
+        hashes = np.unique(np.concatenate([found for text, pieces in read for found in _passages(text, pieces)]))
         if len(hashes) > KEPT:
             hashes = hashes[np.linspace(0, len(hashes) - 1, KEPT).round().astype(int)]
-        return Fingerprint(read_as, name, len(self._pieces), hashes)
+        return Fingerprint(read_as, name, sum(len(pieces) for _, pieces in read), hashes)
+
+
+def _stored(pieces: Pieces) -> dict[str, npt.NDArray[np.int64]]:
+    found = [np.frombuffer(piece, dtype="<i4").astype(np.int64) for piece in pieces]
+    empty = np.empty(0, dtype=np.int64)
+    lengths = np.array([len(piece) for piece in found], dtype=np.int64)
+    return {"tokens": np.concatenate([empty, *found]), "lengths": lengths}
+
+
+def _restored(stored: Mapping[str, npt.NDArray[np.int64]]) -> Pieces:
+    """The inverse of :func:`_stored`.
+
+    Raises:
+        ValueError: for lengths that do not add up.
+    """
+    tokens, lengths = stored["tokens"], stored["lengths"]
+    if lengths.sum() != len(tokens):
+        raise ValueError("the lengths of the texts that were read do not add up")
+    found = np.split(tokens, lengths.cumsum()[:-1]) if len(lengths) else ()
+    return {np.asarray(piece, dtype="<i4").tobytes(): None for piece in found}
+
+
+def _passages(text: Text, pieces: Pieces) -> Iterator[Hashes]:
+    found = (np.frombuffer(piece, dtype="<i4").tolist() for piece in pieces)
+    return (_apart(piece) for piece in _plain(found, text))
 
 
 @dataclass(frozen=True)

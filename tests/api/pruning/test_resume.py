@@ -52,9 +52,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def write_source(folder: Path, config: Any = None, **options: Any) -> Path:
+def write_source(folder: Path, config: Any = None, *, words: Any = None, **options: Any) -> Path:
     source = write_checkpoint(folder, config or LlamaConfig(**WIDTHS | {"num_hidden_layers": 3}), **options)
-    word_tokenizer(VOCABULARY).save_pretrained(source)
+    (words or word_tokenizer(VOCABULARY)).save_pretrained(source)
     return source
 
 

@@ -14,7 +14,7 @@ import torch
 from transformers import GPT2Config
 
 from fxprune import api
-from fxprune.api.pruning import request, resume
+from fxprune.api.pruning import asked_passes, resume
 from fxprune.backends.artifact import RECORD
 from fxprune.backends.huggingface import weight_source
 from fxprune.ir.cost import macs_of
@@ -26,11 +26,15 @@ from fxprune.passes.shrink.cut import cut
 from fxprune.passes.state import State
 
 from ...checkpoints import TIED, contents
+from ...word_models import byte_level, for_transformers
 from .test_resume import GPT2, text, write_source
 
 __all__ = ["text"]
 
 SHORT, RECOVERY = "samples=4,length=8", "steps=2,batch=2,length=8"
+
+PAIRS = for_transformers(byte_level)
+MANY_TOKENS = GPT2Config(**GPT2.to_dict() | {"vocab_size": len(PAIRS)})
 
 LEARNED = GPT2Config(**GPT2.to_dict() | {"n_layer": 3})
 
@@ -63,6 +67,7 @@ CASES = [
         f"finetune{{{RECOVERY}}},taylor{{{SHORT}}},distill{{{RECOVERY}}}", source={"dtype": torch.float32},
     ),
     case(f"drop{{layers=1,{SHORT}}},wanda{{{SHORT}}},lora{{{RECOVERY},keep_adapter=true}},random", scores=True),
+    case(f"vocabulary,taylor{{{SHORT}}},distill{{{RECOVERY}}}", MANY_TOKENS, source={"words": PAIRS}, slow=True),
     case(f"obs{{{SHORT}}},compensate{{{SHORT}}},flap{{{SHORT}}}", slow=True),
     case(f"drop{{sub_blocks=2,{SHORT}}},activation{{{SHORT}}},compensate{{{SHORT}}}", LEARNED, slow=True),
     case(f"taylor{{{SHORT}}},drop{{layers=1,sub_blocks=1,{SHORT}}},magnitude,compensate{{{SHORT}}}", slow=True),
@@ -185,7 +190,7 @@ class HalvedReplacing(Halved):
 @pytest.fixture
 def brought(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Pass]], None]:
     """Makes a pass known under its name."""
-    return lambda found: monkeypatch.setattr(request, "all_passes", lambda: (*PASSES, found))
+    return lambda found: monkeypatch.setattr(asked_passes, "all_passes", lambda: (*PASSES, found))
 
 
 @pytest.mark.parametrize("found", [pytest.param(Halved, marks=pytest.mark.slow), HalvedCutting])

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from fxprune import cli
-from fxprune.api.recipes.printed import recipe_of
 from fxprune.api.recipes.read import description, own_recipes, read_recipe
 from fxprune.api.recipes.settings import NOT_HERE, arguments_of, with_recipe
 from fxprune.api.terminal.arguments import build_parser
-from fxprune.backends.artifact import RECORD
+from fxprune.backends.artifact import RECORD, read_record
+from fxprune.backends.recipe import recipe_of
 from fxprune.ir.errors import RequestError
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import all_passes
@@ -138,7 +138,7 @@ def test_the_recipe_of_a_result_makes_it_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     recipe = _written(tmp_path, "model: demo\nratio: 0.25\npass:\n  - taylor: {samples: 2, length: 16}\n")
     assert cli.main(["apply", "--recipe", recipe, "--out", "one"]) == 0
-    again = recipe_of(Path("one"))
+    again = recipe_of(read_record(Path("one")))
     said = yaml.safe_load(again)
     assert said["environment"]["versions"] == json.loads(Path("one", RECORD).read_text())["versions"]
     del said["calib"]  # the text that is built in
@@ -152,4 +152,4 @@ def test_the_command_prints_and_lists(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["recipe", "paper"]) == 0
     assert capsys.readouterr().out == own_recipes()["paper"].read_text(encoding="utf-8")
     assert cli.main(["recipe", str(tmp_path)]) == 2
-    assert "holds no fxprune.json" in capsys.readouterr().err
+    assert "fxprune.json does not exist" in capsys.readouterr().err

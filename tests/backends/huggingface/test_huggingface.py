@@ -151,7 +151,7 @@ def test_the_free_form_needs_the_flag(artifacts: dict[str, tuple[SavedModel, Ref
 
 def test_the_modelling_file_is_short_and_knows_no_fxprune(artifacts: dict[str, tuple[SavedModel, Reference]]) -> None:
     code = (artifacts["gpt2"][0].path / "modeling_fxprune.py").read_text()
-    assert len(code.splitlines()) < 75
+    assert len(code.splitlines()) < 105  # two classes: the model, and the model without its head
     assert "Apache License" in code
     assert "import fxprune" not in code
     assert max(map(len, code.splitlines())) <= 120

@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from fxprune.ir import FxpruneError, Plan, RequestError
-from fxprune.passes.calibrate.generate import Generate, Joined, written_by
+from fxprune.passes.calibrate.generate import Generate
+from fxprune.passes.calibrate.written_text import Joined, written_by
 from fxprune.passes.score.fisher import Fisher
 from fxprune.passes.state import State
 from fxprune.runtime.streaming.block_runner import BlockRunner

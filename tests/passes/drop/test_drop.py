@@ -12,7 +12,8 @@ import transformers
 
 from fxprune.ir import FxpruneError, Plan, RequestError
 from fxprune.passes.couple.coupling import couple
-from fxprune.passes.drop.drop import Drop, _pass_on, block_influence
+from fxprune.passes.drop.choice import _pass_on, block_influence
+from fxprune.passes.drop.drop import Drop
 from fxprune.passes.model.blocks import find_blocks, keep_blocks
 from fxprune.passes.model.measure import perplexity
 from fxprune.passes.score.random import Random

@@ -367,3 +367,18 @@ def test_without_text_it_is_refused() -> None:
     state = decoder_state(make(), calibration=None)
     with pytest.raises(RequestError, match="compensate needs calibration text"):
         run_passes(state, Random(), Compensate())
+
+
+def test_experts_that_stay_make_up_for_those_that_went() -> None:
+    """The mixture comes closer to the dense one on text that the fit has not seen, also where channels went too."""
+    for cut in ("reap{ratio=0.25,samples=16,length=16}", "reap{ratio=0.25},fisher{heads=off,ratio=0.34}"):
+        dense, ids = mixture(), TEXT.windows(16, 60)[40:]
+        errors = []
+        for more in ("", ",compensate{samples=32,length=16,damping=0.0001}"):
+            state = run_passes(decoder_state(mixture()), cut + more)
+            with torch.no_grad():
+                found, wanted = (m(input_ids=ids, use_cache=False).logits for m in (state.subject.model, dense))
+            errors.append(float((found - wanted).square().mean()))
+        refitted = state.ledger.report["compensate"]["refitted"]
+        assert refitted == [f"model.layers.{layer}.mlp.experts.down_proj" for layer in range(2)]
+        assert errors[1] < 0.9 * errors[0]

@@ -13,6 +13,7 @@ from fxprune.passes.recover.distill import Distill
 from fxprune.passes.recover.finetune import Finetune
 from fxprune.passes.recover.lora import Lora
 from fxprune.passes.recover.memory import Holder
+from fxprune.passes.recover.training_run import TrainingRun
 
 from ...decoders import gpt2, llama
 from ...states import state_of
@@ -97,9 +98,10 @@ def test_memory_that_is_allowed_counts_all_and_memory_that_is_free_what_is_to_co
     ],
 )
 def test_the_arithmetic_is_that_of_the_place(step: Recovery, place: Holder, bfloat16: bool, widened: bool) -> None:
-    assert step._bfloat16(place) == bfloat16
-    assert step._widens(place) == widened
-    assert step._widens(place, frozen=True) == (not bfloat16), "a teacher is not trained"
+    run = TrainingRun(step, place)
+    assert run.bfloat16() == bfloat16
+    assert run.widens() == widened
+    assert run.widens(frozen=True) == (not bfloat16), "a teacher is not trained"
 
 
 @pytest.mark.parametrize(("kind", "while_training"), [(Lora, torch.bfloat16), (Finetune, torch.float32)])
@@ -107,7 +109,7 @@ def test_a_bfloat16_model_on_an_accelerator(
     kind: type[Recovery], while_training: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CPU plays the accelerator."""
-    monkeypatch.setattr(Recovery, "_bfloat16", lambda *_: True)
+    monkeypatch.setattr(TrainingRun, "bfloat16", lambda *_: True)
     model, seen = llama().bfloat16(), set()
     weight = model.model.layers[0].mlp.up_proj.weight
     model.model.register_forward_pre_hook(lambda *_: seen.add(weight.dtype))

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.recover import lora as lora_module
-from fxprune.passes.recover import trainer
-from fxprune.passes.recover.lora import Adapter, Lora, projection_modules
+from fxprune.passes.recover import adapters, trainer
+from fxprune.passes.recover.adapters import Adapter, projection_modules
+from fxprune.passes.recover.lora import Lora
 from fxprune.passes.recover.training import pad
 
 from ...corpora import RepeatedTokens, UnequalRows
@@ -196,7 +196,7 @@ def test_only_the_named_projections_are_adapted(monkeypatch: pytest.MonkeyPatch)
     layers[0].self_attn.layers = torch.nn.ModuleList([torch.nn.Module()])
     layers[0].self_attn.layers[0].q_proj = torch.nn.Linear(2, 2)
     before = weights(model)
-    monkeypatch.setattr(lora_module, "projection_modules", lambda _: ["model.layers.0.mlp.up_proj", "layers.0.q_proj"])
+    monkeypatch.setattr(adapters, "projection_modules", lambda _: ["model.layers.0.mlp.up_proj", "layers.0.q_proj"])
     config = Lora()._config(model, ["model.layers.0.mlp.up_proj", "layers.0.q_proj"])
     assert isinstance(config.target_modules, str)
     recover(model, steps=2)
@@ -263,7 +263,7 @@ def test_a_wrong_merge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_peft_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_module, "projection_modules", lambda _: ["model.norm"])
+    monkeypatch.setattr(adapters, "projection_modules", lambda _: ["model.norm"])
     with pytest.raises(FxpruneError, match=r"PEFT cannot adapt this LlamaForCausalLM: Target module"):
         recover(llama())
 
@@ -280,7 +280,7 @@ def test_a_module_that_is_no_causal_lm_is_an_error() -> None:
 
 
 def test_a_model_without_projections_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_module, "projection_modules", lambda _: [])
+    monkeypatch.setattr(adapters, "projection_modules", lambda _: [])
     with pytest.raises(RequestError, match="LlamaForCausalLM has no projection that lora could adapt"):
         recover(llama())
 

@@ -10,10 +10,11 @@ import torch
 
 from fxprune import api
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.recover import finetune
+from fxprune.passes.recover import training
 from fxprune.passes.recover.finetune import Finetune
 from fxprune.passes.recover.lora import Lora
 from fxprune.passes.recover.memory import TRAINED_COPIES, Holder, training_memory
+from fxprune.passes.recover.training_run import TrainingRun
 
 from ...checkpoints import LLAMA, TIED, contents, write_checkpoint
 from ...corpora import word_tokenizer
@@ -66,7 +67,7 @@ def test_a_failure_writes_nothing_to_the_store(tmp_path: Path, monkeypatch: pyte
             model.lm_head.weight.zero_()
         raise FxpruneError("the loss is not finite")
 
-    monkeypatch.setattr(finetune, "require_finite", fails)
+    monkeypatch.setattr(training, "require_finite", fails)
     with pytest.raises(FxpruneError, match="not finite"):
         applied(source, f"magnitude,finetune{STEPS}", "out", offload="memory")
     (model,) = seen
@@ -87,7 +88,7 @@ def test_memory_is_counted() -> None:
     lora = sum(2 * sum(p.shape) for name, p in model.named_parameters() if "proj" in name)
     for step, trained in ((Finetune(), numbers), (Lora(r=2), lora)):
         assert step.trained(model) == trained
-        found = step.memory(model.half(), Holder(torch.device("cpu"), torch.float16))
+        found = TrainingRun(step, Holder(torch.device("cpu"), torch.float16)).memory(model.half())
         assert found.weights == 4 * numbers, "half precision is widened"
         assert found.optimizer == TRAINED_COPIES * 4 * trained
     one, two, kept = (

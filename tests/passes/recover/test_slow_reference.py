@@ -12,10 +12,10 @@ import transformers
 from torch import Tensor, nn
 
 from fxprune.demo import MODEL_DIR, text
-from fxprune.ir.groups import Group, Kind
+from fxprune.ir.groups import HEAD_KINDS, Group, Kind
 from fxprune.passes.recover.compensate import Compensate
 from fxprune.passes.score.magnitude import Magnitude
-from fxprune.passes.score.obs import HEAD_KINDS, Obs
+from fxprune.passes.score.obs import Obs
 from fxprune.passes.select.select import select
 from fxprune.passes.state import State
 from fxprune.tracer.texts.corpus import from_string

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.ir.errors import FxpruneError, RequestError
-from fxprune.passes.score.taylor_terms import taylor as taylor_of
+from fxprune.passes.score.gradients.taylor_terms import taylor as taylor_of
 from fxprune.passes.score.units import Contributions, Wanted
 from fxprune.passes.score.weight_powers import magnitude
 from fxprune.runtime.streaming.block_runner import BlockRunner

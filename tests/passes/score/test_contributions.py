@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.ir.errors import FxpruneError
 from fxprune.passes.score import position_scores as parts
-from fxprune.passes.score.taylor_terms import taylor as taylor_of
+from fxprune.passes.score.gradients.taylor_terms import taylor as taylor_of
 from fxprune.passes.score.units import Contributions, Wanted
 from fxprune.passes.score.weight_powers import magnitude
 from fxprune.runtime.streaming.block_runner import BlockRunner

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fxprune.api.modules.prune import prune_module
+from fxprune.passes.score.gradients.taylor_of_losses import taylor_of_losses
 from fxprune.passes.score.position_scores import position_sums
-from fxprune.passes.score.taylor_of_losses import taylor_of_losses
 from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from ...nets import build, images, quadratic

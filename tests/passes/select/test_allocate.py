@@ -17,17 +17,18 @@ from fxprune.ir.cost import macs
 from fxprune.ir.groups import Kind
 from fxprune.passes.couple.coupling import Coupling, couple
 from fxprune.passes.model.measure import byte_count, parameter_count
+from fxprune.passes.pruning import allocated
 from fxprune.passes.score.fisher import Fisher
 from fxprune.passes.score.magnitude import Magnitude
 from fxprune.passes.score.obs import Obs
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.score.wanda import Wanda
-from fxprune.passes.select.allocate import BUDGET_TOLERANCE, Knapsack, LossCurve, even, levels, tied
+from fxprune.passes.select.allocate import Knapsack, LossCurve, even, levels, tied
 from fxprune.passes.select.costs import Costs, dense_cost
 from fxprune.passes.select.select import best_units
 from fxprune.passes.select.sensitivity import DivergenceGauge, UnitMask
-from fxprune.passes.select.target import Target
+from fxprune.passes.select.target import BUDGET_TOLERANCE, Target
 from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.runtime.streaming.block_runner import BlockRunner
 from fxprune.tracer.export import trace_causal_lm
@@ -134,7 +135,7 @@ def test_ten_budgets_are_met(couplings: dict[str, Coupling], kind: str, by: str)
         step = Random(target=f"params:{share}", by=by)
         state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
         groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.KV_HEADS, Kind.WIDTH)]
-        keep, report = step._allocated(groups, state, coupling)
+        keep, report = allocated(step, groups, state, coupling)
         kept = dense_cost(rewrite(coupling, make_plan(coupling, keep)), "params")
         assert kept == report["reached"]
         assert abs(kept / dense_cost(coupling.graph, "params") - share) <= 0.005 * share
@@ -178,7 +179,7 @@ def test_uniform_is_one_ratio_as_near_as_units_allow(couplings: dict[str, Coupli
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind in (Kind.HEADS, Kind.WIDTH)]
     state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
-    keep, _ = Random(target="params:0.7")._allocated(groups, state, coupling)
+    keep, _ = allocated(Random(target="params:0.7"), groups, state, coupling)
     ratios = [1 - len(keep[g.name]) / g.size for g in groups]
     assert max(ratios) - min(ratios) <= 1 / 8
 
@@ -187,7 +188,7 @@ def test_widths_are_multiples(couplings: dict[str, Coupling]) -> None:
     coupling = couplings["llama"]
     groups = [g for g in coupling.prunable if g.kind is Kind.WIDTH]
     state = state_of(coupling.graph, torch.nn.Module(), coupling=coupling, whole=coupling.graph)
-    keep, _ = Random(target="params:0.8", by="global", multiple_of=2)._allocated(groups, state, coupling)
+    keep, _ = allocated(Random(target="params:0.8", by="global", multiple_of=2), groups, state, coupling)
     assert all(len(keep[g.name]) % 2 == 0 for g in groups)
     assert levels(100, 8, 17).tolist() == [24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100]
     thinned = levels(11008, 1, 1)

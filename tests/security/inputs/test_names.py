@@ -8,15 +8,16 @@ import json
 import shutil
 import sys
 import unicodedata
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fxprune.api.terminal import screen, tables
+from fxprune.api.terminal import option_tables, screen, tables
 from fxprune.api.terminal.cells import line, new_table
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, is_utf8, printable
@@ -86,21 +87,30 @@ def test_a_table_shows_a_name_escaped(name: str, terminal: bool, monkeypatch: py
 
 
 def test_every_line_and_every_cell_of_the_tables_goes_through_it() -> None:
-    source = Path(tables.__file__).read_text(encoding="utf-8")
-    assert "Table(" not in source
-    assert source.count("Text(") == source.count('Text("")')
+    for module in (tables, option_tables):
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        assert "Table(" not in source
+        assert source.count("Text(") == source.count('Text("")')
 
 
 @pytest.mark.parametrize("name", EVIL.values(), ids=EVIL)
 def test_progress_shows_a_name_escaped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[object] = []
-    status = SimpleNamespace(update=shown.append)
+    bars: list[object] = []
+
+    def live(get_renderable: Callable[[], object], **_: object) -> AbstractContextManager[None]:
+        bars.append(get_renderable)
+        return contextlib.nullcontext()
+
     monkeypatch.setattr(Console, "is_terminal", property(lambda _: True))
-    monkeypatch.setattr(Console, "status", lambda *_: contextlib.nullcontext(status))
+    monkeypatch.setattr("rich.live.Live", live)
     with screen.working(debug=False) as progress:
         progress(f"loading {name} [/red]")
-    assert_shown(str(shown[0]))
-    assert "[/red]" in str(shown[0])
+        console = Console(file=io.StringIO(), width=500, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            console.print(bars[0]())
+    shown = capture.get().rstrip("\n ")
+    assert_shown(shown)
+    assert "[/red]" in shown
 
 
 @pytest.mark.parametrize("name", EVIL.values(), ids=EVIL)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ...ir import FxpruneError
-from ..data import Inputs, InputSet
-from ..model.answers import IGNORED, answer_of, own_loss
-from ..model.inputs import called_with
+from ....ir import FxpruneError
+from ...data import Inputs, InputSet
+from ...model.answers import IGNORED, answer_of, own_loss
+from ...model.inputs import called_with
 
 BatchLoss = Callable[[nn.Module], tuple[Tensor, int]]
 """Takes a module; returns the loss summed over predictions, and the number of predictions."""

@@ -16,20 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...ir.errors import FxpruneError, RequestError
-from ...runtime.model.keywords import caching
-from ...runtime.ranks import ALONE, Ranks
-from ...runtime.streaming.block_runner import BlockRunner
-from ...runtime.streaming.reverse import Loss
-from .position_scores import wanted_parameters
+from ....ir.errors import FxpruneError, RequestError
+from ....runtime.model.keywords import caching
+from ....runtime.ranks import ALONE, Ranks
+from ....runtime.streaming.block_runner import BlockRunner
+from ....runtime.streaming.reverse import Loss
+from ..choices import TAYLOR_TERMS
+from ..position_scores import wanted_parameters
+from ..units import Contributions, Wanted
 from .taylor_gradients import NOT_FINITE, TaylorReceiver
-from .units import Contributions, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
-
-TAYLOR_TERMS = ("vector", "element1", "second", "element2")
 
 PER_SAMPLE = ("second", "element2")
 """The variants with squares of the gradient of each sample."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...ir.errors import FxpruneError, RequestError
-from ...runtime.ranks import ALONE, Ranks
-from ...runtime.streaming.block_runner import BlockRunner
-from ...runtime.streaming.reverse import Loss
+from ....ir.errors import FxpruneError, RequestError
+from ....runtime.ranks import ALONE, Ranks
+from ....runtime.streaming.block_runner import BlockRunner
+from ....runtime.streaming.reverse import Loss
+from ..units import Contributions, Wanted
 from .taylor_terms import contributions_of
-from .units import Contributions, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor

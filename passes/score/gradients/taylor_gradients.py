@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...runtime.ranks import ALONE, Ranks
-from ...runtime.streaming.gradient_receiver import GradientReceiver
-from .position_scores import Slab, as_contributions, position_sums, require_finite, slabs_of
-from .units import Contributions, Wanted
+from ....runtime.ranks import ALONE, Ranks
+from ....runtime.streaming.gradient_receiver import GradientReceiver
+from ..position_scores import Slab, as_contributions, position_sums, require_finite, slabs_of
+from ..units import Contributions, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor

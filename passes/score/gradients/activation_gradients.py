@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...ir import FxpruneError, RequestError
-from ...runtime.experts import ONE_BY_ONE, experts_as
-from ...runtime.streaming.block_runner import BlockRunner
-from ...runtime.streaming.gradient_receiver import GradientReceiver
-from ...runtime.streaming.reverse import Loss
-from ..calibrate.batches import LinearCall
-from ..calibrate.linear_calls import LinearCallRecorder
-from ..data import is_inputs
-from ..model.forward import logits_of
-from ..model.inputs import batches_of
-from ..state import State
-from .consumer_scores import ConsumerScored
+from ....ir import FxpruneError, RequestError
+from ....runtime.experts import ONE_BY_ONE, experts_as
+from ....runtime.streaming.block_runner import BlockRunner
+from ....runtime.streaming.gradient_receiver import GradientReceiver
+from ....runtime.streaming.reverse import Loss
+from ...calibrate.batches import LinearCall
+from ...calibrate.linear_calls import LinearCallRecorder
+from ...data import is_inputs
+from ...model.forward import logits_of
+from ...model.inputs import batches_of
+from ...state import State
+from ..consumer_pass import ConsumerScored
 from .input_losses import BatchLoss, losses_on
 
 

@@ -1,0 +1,32 @@
+"""The recipe that made a directory, from its ``fxprune.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+ENVIRONMENT = "environment"
+"""The key of a recipe that tells where it ran. It has no effect."""
+
+_HEAD = "# Made by `fxprune recipe`. Paths of data and model are those of that machine, their last part alone.\n"
+
+_SETTINGS = {"calibration": "calib", "recovery": "data"}
+"""What a text was read as -> the setting that names it."""
+
+
+def recipe_of(record: Mapping[str, Any]) -> str:
+    """YAML of the recipe that made a directory, with every option of its passes, and the environment of the run.
+
+    Args:
+        record: the content of its ``fxprune.json``.
+    """
+    recipe: dict[str, Any] = {"model": record.get("model", ""), "pass": record.get("pipeline", "")}
+    for entry in record.get("texts") or ():
+        if (key := _SETTINGS.get(entry.get("read_as", ""))) is not None:
+            recipe.setdefault(key, entry["name"])
+    if record.get("form") in ("uniform", "free"):
+        recipe["form"] = record["form"]
+    told = {name: dict(record.get(name) or {}) for name in ("versions", "source", "parameters")}
+    return _HEAD + yaml.safe_dump({**recipe, ENVIRONMENT: told}, sort_keys=False, allow_unicode=True, width=1 << 20)

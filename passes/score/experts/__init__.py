@@ -1,0 +1,1 @@
+"""What every expert of a mixture is worth, as a whole."""

@@ -1,0 +1,1 @@
+"""Tokens removed from a model: which stay."""

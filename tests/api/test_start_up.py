@@ -1,0 +1,52 @@
+"""What answers at once: commands that need neither a model nor torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+RUN = """
+import sys
+from fxprune.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code
+print("torch" in sys.modules, "numpy" in sys.modules, code, file=sys.stderr)
+"""
+
+APPLY = ("apply", "demo", "--out", "nowhere", "--pass")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--help",), 0, "usage: fxprune"),
+        (("apply", "--help"), 0, "--pass"),
+        (("help",), 0, "completion"),
+        (("help", "apply"), 0, "--pass"),
+        (("help", "aply"), 2, "did you mean apply?"),
+        (("aply",), 2, "did you mean apply?"),
+        (("apply", "demo", "--ratoi", "0.2"), 2, "did you mean --ratio"),
+        (("export", "demo", "--otu", "x"), 2, "hint: did you mean --out or --layout? see `fxprune help export`"),
+        (("passes", "taylor", "lora"), 0, "calibration windows"),
+        (("passes", "tailor"), 2, "did you mean taylor?"),
+        (("completion", "bash"), 0, "complete -o bashdefault"),
+        (("passes",), 0, "taylor"),
+        (("passes", "--json"), 0, '"name": "taylor"'),
+        ((*APPLY, "tailor"), 2, "unknown pass 'tailor'"),
+        ((*APPLY, "taylor{ratoi=0.2}"), 2, "ratoi"),
+        ((*APPLY, "taylor{ratio=2}"), 2, "ratio=2"),
+        ((*APPLY, "taylor{variant=third}"), 2, "third"),
+        ((*APPLY, "taylor{target=params:0}"), 2, "params:0"),
+        ((*APPLY, "lora", "--multiple-of", "8"), 2, "no pass of 'lora' has an option 'multiple_of'"),
+        (("apply", "demo", "--out", "nowhere"), 2, "missing --pass"),
+    ],
+)  # fmt: skip
+def test_torch_is_not_imported_for(arguments: tuple[str, ...], code: int, said: str) -> None:
+    ran = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, check=True)
+    *told, last = ran.stderr.splitlines()
+    assert said in ran.stdout + "\n".join(told)
+    assert last == f"False False {code}", "torch, NumPy, exit code"

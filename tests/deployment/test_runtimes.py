@@ -1,0 +1,65 @@
+"""Pruned models in runtimes that people deploy: ``make deployment``. By default only the page of the last run."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxprune.benchmarks.deployment.environment import Environment, NotInstalledError
+from fxprune.benchmarks.deployment.pruned_forms import PIPELINES, Pruned, prune
+from fxprune.benchmarks.deployment.run import RUNTIMES, run
+from fxprune.benchmarks.deployment.table import BEGIN, END, PAGE, ROUNDED, read_data, table
+
+LARGE = pytest.mark.skipif("FXPRUNE_LARGE" not in os.environ, reason="installs gigabytes: FXPRUNE_LARGE=1 runs it")
+EACH = [pytest.param(name, marks=LARGE if row.get("large") else ()) for name, row in RUNTIMES.items()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the environments are kept: as the user says, or for this run only."""
+    return Path(os.environ.get("FXPRUNE_DEPLOYMENT") or tmp_path_factory.mktemp("deployment")).resolve()
+
+
+@pytest.fixture(scope="module", params=list(PIPELINES))
+def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pruned]:
+    return request.param, prune("demo", request.param, tmp_path_factory.mktemp("models"))
+
+
+def as_expected(row: dict[str, Any]) -> bool:
+    """Whether a result is equal, or within the bound of its type; or refused for the reason that is known."""
+    refusal = RUNTIMES[row["runtime"]]["refuses"].get(row["form"])
+    if refusal is not None:
+        return row["outcome"] == "refused" and re.search(refusal, row["message"]) is not None
+    return row["outcome"] in (("equal",) if row["type"] == "float32" else ("equal", "bounded"))
+
+
+@pytest.mark.deployment
+@pytest.mark.parametrize("runtime", EACH)
+def test_a_pruned_model_decodes_what_torch_decodes(runtime: str, pruned: tuple[str, Pruned], folder: Path) -> None:
+    (form, model), row = pruned, RUNTIMES[runtime]
+    kinds = row["types"] if form in ROUNDED else ["float32"]
+    found = [run(runtime, form, kind, model, folder).to_json() for kind in kinds]
+    assert [one for one in found if not as_expected(one)] == []
+
+
+@pytest.mark.deployment
+def test_a_package_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotInstalledError, match=r"no-such-package-of-anybody==1 cannot be installed .*\nhint: pip"):
+        Environment(tmp_path / "environment", ["no-such-package-of-anybody==1"]).make()
+    assert not Environment(tmp_path / "environment", ["no-such-package-of-anybody==1"]).ready()
+
+
+def test_the_page_has_the_table_of_the_last_run() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.split(BEGIN)[1].split(END)[0].strip() == table(read_data()).strip()
+
+
+def test_the_last_run_came_out_as_the_suite_expects() -> None:
+    rows = read_data()["rows"]
+    assert {row["runtime"] for row in rows} <= RUNTIMES.keys()
+    assert {row["form"] for row in rows} == PIPELINES.keys()
+    assert [row for row in rows if not as_expected(row)] == []

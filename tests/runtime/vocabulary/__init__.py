@@ -1,0 +1,1 @@
+"""Tests of tokenizers that lose tokens."""
