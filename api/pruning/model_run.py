@@ -246,11 +246,9 @@ class ModelRun:
 
     def _parts(self, steps: Sequence[StepRecord], rest: Sequence[Pass]) -> Parts:
         """What a stage holds; ``rest``: the passes that have not run."""
-        return {
-            "state": StoredState.of(self.state, rest).to_json(),
-            "steps": [step.to_json() for step in steps],
-            "texts": {part: text.pieces_read for part, text in self.texts.items() if text is not None},
-        }
+        texts = {part: text.pieces_read for part, text in self.texts.items() if text is not None}
+        done = [step.to_json() for step in steps]
+        return {"state": StoredState.of(self.state, rest).to_json(), "steps": done, "texts": texts}
 
     def _resume(self, stages: Stages, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
         """Restore a stage; returns the steps that ran before it."""

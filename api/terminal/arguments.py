@@ -127,11 +127,8 @@ def _add_placement_options(parser: argparse.ArgumentParser, *, dtype: bool = Tru
 
 
 def _add_trace(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "trace",
-        "Show the operators, axes and groups of coupled channels of a model. No weights are read.",
-    )
+    about = "Show the operators, axes and groups of coupled channels of a model. No weights are read."
+    parser = _command(commands, "trace", about)
     parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ir", action="store_true", help="print the graph and its groups as text")
@@ -297,11 +294,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "eval",
-        "Compare models: perplexity, parameters, bytes, MACs, tokens per second.",
-    )
+    parser = _command(commands, "eval", "Compare models: perplexity, parameters, bytes, MACs, tokens per second.")
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory written by export"
     )
@@ -318,12 +311,7 @@ def _add_eval(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     parser = _command(commands, "bench", "Compare the speed of models: time to first token, tokens per second, memory.")
-    parser.add_argument(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help=MODEL_HELP + "; or an ONNX directory",
-    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory")
     parser.add_argument(
         "--baseline", metavar="MODEL", help="the one that the others are compared with (default: the largest)"
     )

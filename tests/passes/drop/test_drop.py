@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -40,7 +41,7 @@ MODELS: dict[str, Any] = {
 
 
 def make(name: str) -> Any:
-    return random_decoder(MODELS[name], 0.2)
+    return random_decoder(copy.deepcopy(MODELS[name]), 0.2)  # a test changes the configuration
 
 
 def without(model: Any, gone: list[int], ids: torch.Tensor) -> torch.Tensor:

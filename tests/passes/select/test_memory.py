@@ -16,7 +16,7 @@ from fxprune.passes.score.magnitude import Magnitude
 from fxprune.passes.score.random import Random
 from fxprune.passes.score.wanda import Wanda
 from fxprune.passes.select.costs import itemsize
-from fxprune.passes.select.target import Target
+from fxprune.passes.select.target import CACHE_DTYPES, Target
 from fxprune.passes.state import State
 from fxprune.runtime.tensors import twin
 from fxprune.tracer.cache import trace_cache
@@ -230,3 +230,7 @@ def test_targets_are_written_as_they_are_read() -> None:
     for text in ("memory=6000000000@8192x4", "memory=0.8@16x1:bfloat16", "params=0.8", "active=3e+09"):
         assert str(Target.parse(text)) == text
     assert Target.parse("memory:1.5GiB").value == 1.5 * 2**30
+
+
+def test_dtypes_of_a_cache_are_as_torch_names_and_sizes_them() -> None:
+    assert {name: getattr(torch, name).itemsize for name in CACHE_DTYPES} == CACHE_DTYPES
