@@ -82,9 +82,12 @@ _APPLY_MODEL = (
 
 def _apply(arguments: argparse.Namespace) -> int:
     from .api.pruning.asked_passes import asked_passes
+    from .passes.select.target import holds_sizes, parse_sizes
 
     # Once more below, with the model: but a mistake in a pass is told at once, and torch takes seconds to import.
-    asked_passes(arguments.passes, arguments.plan, {name: getattr(arguments, name) for name in FOR_ALL_PASSES})
+    shared = {name: getattr(arguments, name) for name in FOR_ALL_PASSES}
+    one = {"target": parse_sizes(arguments.target)[0]} if holds_sizes(arguments.target) else {}
+    asked_passes(arguments.passes, arguments.plan, {**shared, **one})
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
@@ -107,7 +110,7 @@ def _apply(arguments: argparse.Namespace) -> int:
         else:
             called = {"example": arguments.example, "loss": arguments.loss}
             asked = {**given, **others, **called, **where}
-            if api.holds_sizes(arguments.target):
+            if one:
                 sizes = api.apply_sizes(arguments.model, arguments.passes, progress=progress, **asked)
                 data = {"sizes": [one.to_json() for one in sizes]}
                 table = partial(tables.sizes, sizes)
@@ -171,7 +174,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     drafted = draft_options.asked(arguments)
     with _working(arguments) as progress:
         if drafted is not None:
-            found = api.bench_draft(*drafted[0], progress=progress, **drafted[1], **_where(arguments))
+            found = api.bench_draft(**drafted, progress=progress, **_where(arguments))
             _emit(arguments, found.to_json(), lambda: drafts.drafted(found))
             return 0
         result = api.bench(

@@ -13,7 +13,8 @@ import torch
 from ...ir.errors import FxpruneError, RequestError, first_line
 from ...passes.model.measure import parameter_count
 from ...passes.select.latency import clock_on
-from ...runtime.place.placement import AUTO, PlacementRequest
+from ...runtime.place.choices import AUTO
+from ...runtime.place.placement import PlacementRequest
 from ...runtime.quiet import quiet
 from ...runtime.streaming.block_runner import BlockRunner
 from ...tracer.model import DEMO, ModelSource, load_config, load_tokenizer
@@ -107,7 +108,7 @@ def bench_draft(
     where = PlacementRequest.parse(device=device, dtype=dtype, offload="none", max_memory=None)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     with ExitStack() as stack, _threads(counts.checked().threads):
-        sources = _opened((dense, draft), allowed, stack, progress)
+        sources = _opened((dense, draft), text, allowed, stack, progress)
         asked = _prompts(text, *sources, counts, allow_overlap)
         return _drafted(*sources, asked, counts=counts, where=where, progress=progress)
 
@@ -132,12 +133,14 @@ class _Counts:
 
 
 def _opened(
-    models: tuple[Model, Model], allowed: dict[str, bool], stack: ExitStack, progress: Progress
+    models: tuple[Model, Model], text: GivenText | None, allowed: dict[str, bool], stack: ExitStack, progress: Progress
 ) -> tuple[ModelSource, ModelSource]:
     """The directories of the model and of the draft, for as long as ``stack`` lasts."""
     found = [one for model in models for one in list_models(model, merge_adapter=allowed["merge_adapter"])]
     if len(found) != len(models):
         raise RequestError(f"a draft is for one model, and there are {len(found)} models", "give one model, one draft")
+    if text is None and found[0] != DEMO:
+        raise RequestError("--draft needs text for its prompts", "give --text FILE with text like the later input")
     dense, draft = (stack.enter_context(open_source(one, progress=progress, **allowed)) for one in found)
     _check_same_tokens(dense, draft)
     return dense, draft
@@ -147,10 +150,7 @@ def _prompts(
     text: GivenText | None, dense: ModelSource, draft: ModelSource, counts: _Counts, allow_overlap: bool
 ) -> tuple[str, torch.Tensor]:
     """The name of the text, and the first windows of it."""
-    given = read_text(text, "text")
-    if given is None and dense.name != DEMO:
-        raise RequestError("--draft needs text for its prompts", "give --text FILE with text like the later input")
-    asked = text_of(given, "evaluation", dense)
+    asked = text_of(read_text(text, "text"), "evaluation", dense)
     windows = asked.windows(counts.prompt, counts.prompts)
     if not allow_overlap:
         refuse_overlap(draft, windows, asked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ from typing import Any
 from ...backends.atomic_directory import check_target
 from ...ir.errors import RequestError
 from ...passes.prune import Prune
-from ...passes.select.target import Target
+from ...passes.select.target import parse_sizes
 from ...passes.sizes import NestedSizes
 from ..progress import Progress, silent
 from ..request_checks import Model, check_paths
 from .asked_passes import asked_passes
 from .request import apply
 from .result import Applied
-
-_EXAMPLE = "params=0.9,0.8,0.7"
 
 
 def apply_sizes(
@@ -91,37 +88,7 @@ def _each(
         sizes.go_on()
 
 
-_SHARED = ("ratio", "layers", "within", "seed", "multiple_of", "tolerance", "channels")
-
-
-def holds_sizes(target: object) -> bool:
-    """Whether a target names several sizes."""
-    return isinstance(target, str) and "," in target
-
-
-def parse_sizes(text: str) -> list[str]:
-    """The targets in ``params=0.9,0.8,0.7``, each with its measure.
-
-    Raises:
-        RequestError: one of them is none, or they do not become smaller.
-    """
-    if not isinstance(text, str):
-        raise RequestError(f"target is {text!r}", f"give the sizes as text: {_EXAMPLE}")
-    measure, _, values = re.sub("[:=]", "=", text, count=1).partition("=")
-    single = [value.strip().removeprefix(f"{measure}=") for value in values.split(",")]
-    found = [Target.parse(f"{measure}={value}") for value in single]
-    for larger, smaller, value in zip(found, found[1:], single[1:], strict=False):
-        where = [(one.value < 1, one.context, one.batch, one.dtype) for one in (larger, smaller)]
-        if where[0] != where[1]:
-            raise RequestError(
-                f"target {text!r} mixes shares and amounts, or contexts, which cannot be ordered",
-                "give all sizes as shares, or all as amounts, with the same context and batch",
-            )
-        if not smaller.value < larger.value:
-            raise RequestError(
-                f"target {text!r} does not become smaller at {value}", f"give the largest size first: {_EXAMPLE}"
-            )
-    return [f"{measure}={value}" for value in single]
+_SHARED = ("ratio", "layers", "within", "seed", "multiple_of", "runtime", "tolerance", "channels")
 
 
 def _places(out: str | Path | None, targets: Sequence[str]) -> list[str | None]:

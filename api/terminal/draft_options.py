@@ -34,8 +34,8 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
     draft.add_argument("--allow-overlap", action="store_true", help="allow text that the draft was calibrated on")
 
 
-def asked(arguments: argparse.Namespace) -> tuple[tuple[str, str, str | None], dict[str, Any]] | None:
-    """What :func:`fxprune.bench_draft` is asked for: the models and the text, and options; None without a draft.
+def asked(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """What :func:`fxprune.bench_draft` is asked for, by name; None without a draft.
 
     Raises:
         RequestError: options that have no effect together.
@@ -50,9 +50,8 @@ def asked(arguments: argparse.Namespace) -> tuple[tuple[str, str, str | None], d
             f"--offload {arguments.offload}",
             "give the large model as MODEL and the pruned one to --draft",
         )
-    given = {name: getattr(arguments, name) for name in (*OF_DRAFT[1:], *OF_BOTH)}
-    options = {name: value for name, value in given.items() if value is not None}
-    return (arguments.models[0], arguments.draft, arguments.text), options
+    given = {name: getattr(arguments, name) for name in ("draft", *OF_DRAFT, *OF_BOTH)}
+    return {"dense": arguments.models[0], **{name: value for name, value in given.items() if value is not None}}
 
 
 def _refuse(arguments: argparse.Namespace, names: Sequence[str], where: str) -> None:

@@ -22,6 +22,7 @@ EXAMPLES = {MEMORY_IN_USE: "memory=6GB@8192x4"}
 CACHE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of an element of a key-value cache, by the names that torch has for the dtypes that one may be kept in."""
 
+_SIZES = "params=0.9,0.8,0.7"
 _BETWEEN = re.compile("[:=]")
 _USE = re.compile(r"(?P<context>\d+)x(?P<batch>\d+)(?::(?P<dtype>\w+))?")
 
@@ -121,3 +122,33 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def holds_sizes(target: object) -> bool:
+    """Whether a target names several sizes."""
+    return isinstance(target, str) and "," in target
+
+
+def parse_sizes(text: str) -> list[str]:
+    """The targets in ``params=0.9,0.8,0.7``, each with its measure.
+
+    Raises:
+        RequestError: one of them is none, or they do not become smaller.
+    """
+    if not isinstance(text, str):
+        raise RequestError(f"target is {text!r}", f"give the sizes as text: {_SIZES}")
+    measure, _, values = _BETWEEN.sub("=", text, count=1).partition("=")
+    single = [value.strip().removeprefix(f"{measure}=") for value in values.split(",")]
+    found = [Target.parse(f"{measure}={value}") for value in single]
+    for larger, smaller, value in zip(found, found[1:], single[1:], strict=False):
+        where = [(one.value < 1, one.context, one.batch, one.dtype) for one in (larger, smaller)]
+        if where[0] != where[1]:
+            raise RequestError(
+                f"target {text!r} mixes shares and amounts, or contexts, which cannot be ordered",
+                "give all sizes as shares, or all as amounts, with the same context and batch",
+            )
+        if not smaller.value < larger.value:
+            raise RequestError(
+                f"target {text!r} does not become smaller at {value}", f"give the largest size first: {_SIZES}"
+            )
+    return [f"{measure}={value}" for value in single]

@@ -39,7 +39,20 @@ OF_ITS_OWN = {("prune_module", "device"), ("export", "dtype")}
 """Where a module is already; the dtype of a format, not of the arithmetic."""
 OF_A_DRAFT = {"draft", "text", "prompts", "draft_tokens", "allow_overlap"}
 """What `bench --draft` takes, which in Python is a call of its own."""
-ON_THE_COMMAND_LINE_ONLY = {"json", "debug", "run", "help", "ir", "why", "dot", "recipe", "set"}
+ON_THE_COMMAND_LINE_ONLY = {
+    "json",
+    "debug",
+    "run",
+    "help",
+    "ir",
+    "why",
+    "dot",
+    "recipe",
+    "set",
+    "verbose",
+    "quiet",
+    "log_file",
+}
 
 
 def model() -> Any:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from fxprune import api
-from fxprune.api.pruning.nested import parse_sizes
 from fxprune.cli import main
 from fxprune.ir import FxpruneError, RequestError
 from fxprune.ir.groups import Group
@@ -22,6 +21,7 @@ from fxprune.passes.model.measure import parameter_count
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.score.wanda import Wanda
+from fxprune.passes.select.target import parse_sizes
 from fxprune.passes.sizes import NestedSizes
 from fxprune.passes.state import State
 
