@@ -13,14 +13,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .api import apply, bench, evaluate, export, list_formats, list_passes, load, prune_module, trace
+    from .api import (
+        apply,
+        apply_sizes,
+        bench,
+        bench_draft,
+        evaluate,
+        export,
+        list_formats,
+        list_passes,
+        load,
+        prune_module,
+        trace,
+    )
     from .ir.errors import FxpruneError, RequestError
 
 __all__ = [
     "FxpruneError",
     "RequestError",
     "apply",
+    "apply_sizes",
     "bench",
+    "bench_draft",
     "evaluate",
     "export",
     "list_formats",

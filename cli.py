@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +82,12 @@ _APPLY_MODEL = (
 
 def _apply(arguments: argparse.Namespace) -> int:
     from .api.pruning.asked_passes import asked_passes
+    from .passes.select.target import holds_sizes, parse_sizes
 
     # Once more below, with the model: but a mistake in a pass is told at once, and torch takes seconds to import.
-    asked_passes(arguments.passes, arguments.plan, {name: getattr(arguments, name) for name in FOR_ALL_PASSES})
+    shared = {name: getattr(arguments, name) for name in FOR_ALL_PASSES}
+    one = {"target": parse_sizes(arguments.target)[0]} if holds_sizes(arguments.target) else {}
+    asked_passes(arguments.passes, arguments.plan, {**shared, **one})
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
@@ -102,12 +106,17 @@ def _apply(arguments: argparse.Namespace) -> int:
             pruned = api.prune_target(
                 arguments.model, arguments.example, arguments.passes, progress=progress, **given, **called
             )
-            data, table = pruned.to_json(), lambda: tables.pruned(pruned)
+            data, table = pruned.to_json(), partial(tables.pruned, pruned)
         else:
             called = {"example": arguments.example, "loss": arguments.loss}
             asked = {**given, **others, **called, **where}
-            applied = api.apply(arguments.model, arguments.passes, progress=progress, **asked)
-            data, table = applied.to_json(), lambda: tables.applied(applied)
+            if one:
+                sizes = api.apply_sizes(arguments.model, arguments.passes, progress=progress, **asked)
+                data = {"sizes": [one.to_json() for one in sizes]}
+                table = partial(tables.sizes, sizes)
+            else:
+                applied = api.apply(arguments.model, arguments.passes, progress=progress, **asked)
+                data, table = applied.to_json(), partial(tables.applied, applied)
     _emit(arguments, data, table)
     return 0
 
@@ -160,23 +169,20 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api.terminal import tables
+    from .api.terminal import draft_options, drafts, tables
 
+    drafted = draft_options.asked(arguments)
     with _working(arguments) as progress:
+        if drafted is not None:
+            found = api.bench_draft(**drafted, progress=progress, **_where(arguments))
+            _emit(arguments, found.to_json(), lambda: drafts.drafted(found))
+            return 0
         result = api.bench(
-            arguments.models,
-            onnx=arguments.onnx,
-            baseline=arguments.baseline,
-            prompt=arguments.prompt,
-            new=arguments.new,
-            rounds=arguments.rounds,
-            threads=arguments.threads,
-            trust_remote_code=arguments.trust_remote_code,
-            allow_pickle=arguments.allow_pickle,
-            merge_adapter=arguments.merge_adapter,
-            progress=progress,
-            **_where(arguments),
-        )
+            arguments.models, onnx=arguments.onnx, baseline=arguments.baseline, prompt=arguments.prompt,
+            new=arguments.new, rounds=arguments.rounds, threads=arguments.threads,
+            trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle,
+            merge_adapter=arguments.merge_adapter, progress=progress, **_where(arguments),
+        )  # fmt: skip
     _emit(arguments, result.to_json(), lambda: tables.benchmarked(result))
     return 0
 

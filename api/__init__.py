@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .benchmarking.benchmark import bench
+    from .benchmarking.drafting import Drafted, bench_draft
     from .benchmarking.timings import Benchmark, BenchmarkResult
     from .demo import Demo, run_demo
     from .evaluation import Measurement, evaluate
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .machine import Machine, examine
     from .modules.named import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
     from .modules.prune import Pruned, load, prune_module
+    from .pruning.nested import apply_sizes
     from .pruning.request import Applied, ApplyRequest, GroupChange, apply
     from .pushing import Pushed, push
     from .tracing import Hop, Trace, trace
@@ -28,6 +30,7 @@ __all__ = [
     "Benchmark",
     "BenchmarkResult",
     "Demo",
+    "Drafted",
     "FormatInfo",
     "GroupChange",
     "Hop",
@@ -39,7 +42,9 @@ __all__ = [
     "Pushed",
     "Trace",
     "apply",
+    "apply_sizes",
     "bench",
+    "bench_draft",
     "evaluate",
     "examine",
     "export",
@@ -58,6 +63,7 @@ __all__ = [
 
 _MODULES = {
     "benchmarking.benchmark": ("bench",),
+    "benchmarking.drafting": ("Drafted", "bench_draft"),
     "benchmarking.timings": ("Benchmark", "BenchmarkResult"),
     "demo": ("Demo", "run_demo"),
     "evaluation": ("Measurement", "evaluate"),
@@ -65,6 +71,7 @@ _MODULES = {
     "listing": ("FormatInfo", "PassInfo", "list_formats", "list_passes"),
     "machine": ("Machine", "examine"),
     "modules.prune": ("Pruned", "load", "prune_module"),
+    "pruning.nested": ("apply_sizes",),
     "pruning.request": ("Applied", "ApplyRequest", "GroupChange", "apply"),
     "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
     "pushing": ("Pushed", "push"),

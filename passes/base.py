@@ -67,6 +67,11 @@ class Pass:
         """The copies of the model as it was, in ``State.before``, that it needs with its options."""
         return ()
 
+    @property
+    def loads_model(self) -> bool:
+        """Whether the model must be one that runs, with its options: one tensor at a time is not enough."""
+        return not self.streams
+
     def check(self) -> None:
         """Refuse option values that make no sense, before anything runs: here those outside their bounds or choices.
 

@@ -13,6 +13,7 @@ from typing_extensions import TypeIs
 if TYPE_CHECKING:
     import torch
 
+    from ..ir.cache import CacheGraph
     from ..ir.groups import Group
     from ..runtime.vocabulary.kept import Renumbering
 
@@ -96,6 +97,33 @@ class Weights(Protocol):
 
     def __call__(self, names: Iterable[str]) -> Iterable[tuple[str, torch.Tensor]]:
         """Name and value of each named parameter, in the order that is fastest to read."""
+
+
+class Storage(Protocol):
+    """What a model takes where it is used, as far as its graph does not say it."""
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether it is a model that keeps keys and values of what it has read."""
+
+    @property
+    def cache_itemsize(self) -> int:
+        """Bytes of an element of the cache, when the model runs in the dtype of its files."""
+
+    def itemsize(self, name: str, dtype: str) -> int:
+        """Bytes of an element of a tensor, where it is loaded as it is stored: by its name in the source, and the dtype
+        that it has in the graph."""
+
+    def cache(self, context: int, model: torch.nn.Module | None) -> CacheGraph:
+        """The graph of a model with its cache as the result; of the model before any pass when None.
+
+        Args:
+            context: tokens that have been read.
+            model: as it is now.
+
+        Raises:
+            FxpruneError: it keeps no cache that can be counted.
+        """
 
 
 @dataclass(frozen=True)

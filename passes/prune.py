@@ -11,7 +11,7 @@ from ..ir.errors import RequestError
 from ..ir.options import option
 from .base import Pass, PassKind
 from .select.runtimes import AS_NEEDED, DEFAULT_MULTIPLE, RUNTIMES
-from .select.target import BUDGET_TOLERANCE, UNIFORM, WAYS, Target
+from .select.target import BUDGET_TOLERANCE, LATENCY, UNIFORM, WAYS, Target
 
 if TYPE_CHECKING:
     from ..ir.groups import Group
@@ -63,7 +63,8 @@ class Prune(Pass):
     )  # fmt: skip
     target: str | None = option(
         None,
-        "budget for the whole model instead of ratio: params:0.8, bytes:0.8, macs:0.8, latency:0.8, params:5e9",
+        "budget for the whole model instead of ratio: params:0.8, params:5e9, bytes:0.8, macs:0.8, latency:0.8, "
+        "active:0.8 of a mixture's parameters, memory:6GB@8192x4 with the cache of 4 sequences of 8192 tokens",
         replaces="ratio",
     )
     tolerance: float = option(
@@ -97,6 +98,11 @@ class Prune(Pass):
             raise RequestError(
                 f"tolerance={self.tolerance:g} has no effect: there is no budget to meet", "give a target too"
             )
+
+    @property
+    def loads_model(self) -> bool:
+        """Also where the model is timed."""
+        return super().loads_model or (self.target is not None and Target.parse(self.target).measure == LATENCY)
 
     def step(self, group: Group) -> int:
         """The number of units that a group keeps is a multiple of this."""

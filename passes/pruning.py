@@ -11,22 +11,23 @@ import numpy as np
 from ..ir import FxpruneError, Indices
 from ..ir.groups import HEAD_KINDS, Group
 from ..ir.options import options_of, write_value
-from .couple.coupling import Coupling
+from .couple.coupling import Coupling, couple
 from .data import Calibration, Scores
 from .prune import Prune
 from .score_cache import fingerprint
 from .select.alignment import aligned, remarks_on_runtime
-from .select.budget import Budget
+from .select.budget import Budget, narrowed
 from .select.costs import dense_cost
-from .select.latency import forward_seconds
+from .select.latency import Latency
 from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
 from .select.remarks import remarks_on
 from .select.scope import Scope, chosen_groups
 from .select.select import best_units, counts_for, removed_shares
-from .select.target import LATENCY, UNIFORM, Target
+from .select.target import ACTIVE, LATENCY, MEMORY_IN_USE, UNIFORM, Target
 from .shrink.fitting import cut_what_fits
 from .shrink.graph import make_plan, rewrite
+from .shrink.met_latency import met
 from .state import State
 
 BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of", "runtime", "tolerance"})
@@ -40,12 +41,13 @@ def prune(step: Prune, state: State) -> None:
     """Run a pruning pass on a state, in place."""
     coupling = state.subject.coupling
     assert coupling is not None, "the manager runs couple first"
+    share = _share(step, state)
     scope = Scope(
         layers=step.layers, heads=step.heads, widths=step.ffn, channels=step.channels, experts=step.experts,
-        within=step.within, ordered=step.ordered, share=_share(step),
+        within=step.within, ordered=step.ordered, share=share,
     )  # fmt: skip
     chosen, frozen = chosen_groups(coupling.groups.values(), scope)
-    groups = aligned(chosen, step.runtime, _share(step))
+    groups = aligned(chosen, step.runtime, share)
     report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
     if step.target is None and step.by == UNIFORM:
         wanted = counts_for(groups, step.ratio, step.width_multiple)
@@ -60,6 +62,7 @@ def prune(step: Prune, state: State) -> None:
     state.ledger.report[step.name] = report
     keep = state.ranks.broadcast(keep)  # a latency is not the same on all ranks
     keep, left = cut_what_fits(state, coupling, keep)
+    _nest(step, state, keep, report)
     report["removed"] = removed_shares(groups, keep)
     if step.target is None:
         report["asked"] = step.ratio
@@ -73,15 +76,29 @@ def prune(step: Prune, state: State) -> None:
     timed = report.get("allocation", {}).pop("seconds", None)
     if timed is not None:
         # Times are printed but not written to the artifact, which must be the same in every run.
-        report["seconds"] = timed | {"after": forward_seconds(state.subject)}
+        report["seconds"] = timed
+
+
+def _nest(step: Prune, state: State, keep: Mapping[str, Indices], report: dict[str, Any]) -> None:
+    """Of several sizes of one model, remember what this one keeps, for the next smaller one."""
+    sizes = state.data.sizes
+    if sizes is None or step.target is None:
+        return
+    if sizes.larger:
+        report["subset_of"] = sizes.larger
+    sizes.choose(step.target, keep)
 
 
 def _missed(step: Prune, allocation: dict[str, Any] | None, state: State) -> list[str]:
     """Where kinds were left whole, brings what is ``reached`` up to date; a remark where that misses the budget."""
     if allocation is None or allocation["measure"] == LATENCY:
         return []
-    reached = allocation["reached"] = dense_cost(state.subject.graph, allocation["measure"])
-    budget = allocation["budget"]
+    graph, measure = state.subject.graph, allocation["measure"]
+    if measure in (MEMORY_IN_USE, ACTIVE):
+        reached = _budget(step, {}).costs(state, couple(graph), []).whole(graph)
+    else:
+        reached = dense_cost(graph, measure)
+    budget, allocation["reached"] = allocation["budget"], reached
     if abs(reached - budget) <= step.tolerance * budget:
         return []
     return [f"the budget of {budget:,} is missed: {allocation['measure']} are {reached:,}"]
@@ -99,32 +116,61 @@ def _plain(step: Prune, groups: Sequence[Group], state: State) -> Plain:
         return why_not(plan, rewrite(coupling, plan))
 
     steps = {group.name: step.step(group) for group in groups}
+    fewer = narrowed(groups, _most(state))
     others = {group.size for group in coupling.groups.values() if group.kind in HEAD_KINDS}
-    return lambda counts: nearest_counts(groups, counts, steps, sorted(others), refused)
+    return lambda counts: nearest_counts(fewer, counts, steps, sorted(others), refused)
 
 
 def allocated(
     step: Prune, groups: Sequence[Group], state: State, coupling: Coupling
 ) -> tuple[dict[str, Indices], dict[str, Any]]:
     """The best units of every group; the budget decides how many."""
-    saved = state.ledger.scores
-    saved = saved if saved is not None and not saved.done else None
+    saved, sizes = state.ledger.scores, state.data.sizes
+    if saved is None or saved.done:
+        saved = None if sizes is None else sizes.measured
     scores = _scored(step, groups, state)
     losses = {group.name: step.losses(group, scores[group.name]) for group in groups}
-    budget = Budget(
+    budget = _budget(step, _most(state))
+    costs = budget.costs(state, coupling, groups)
+    amount = budget.amount(state, groups, costs)
+
+    def planned(amount: int) -> tuple[dict[str, Indices], dict[str, Any]]:
+        counts, moved, report = budget.widths(
+            state, coupling, groups, scores, losses, costs=costs, amount=amount,
+            alike=step.compares, plain=_plain(step, groups, state), saved=saved,
+        )  # fmt: skip
+        keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
+        return keep, {**report, NEAREST: moved}
+
+    if isinstance(costs, Latency):
+        return met(planned, costs, amount, state, coupling, tolerance=step.tolerance)
+    return planned(amount)
+
+
+def _budget(step: Prune, most: Mapping[str, int]) -> Budget:
+    return Budget(
         target=None if step.target is None else Target.parse(step.target), by=step.by, ratio=step.ratio,
-        multiple_of=step.width_multiple, moves=step.moves, tolerance=step.tolerance, **_sampling(step),
+        multiple_of=step.width_multiple, moves=step.moves, tolerance=step.tolerance, most=most, **_sampling(step),
     )  # fmt: skip
-    counts, moved, report = budget.widths(
-        state, coupling, groups, scores, losses,
-        alike=step.compares, plain=_plain(step, groups, state), saved=saved,
-    )  # fmt: skip
-    keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
-    return keep, {**report, NEAREST: moved}
+
+
+def _most(state: State) -> dict[str, int]:
+    """The most units that every group may keep, where a larger size of the model was chosen before."""
+    sizes, coupling = state.data.sizes, state.subject.coupling
+    return {} if sizes is None or coupling is None else sizes.most(coupling.groups)
 
 
 def _scored(step: Prune, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
-    """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one."""
+    """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one. Of several sizes,
+    the largest is scored."""
+    sizes = state.data.sizes
+    if sizes is not None:
+        sizes.scores = sizes.scores or _scored_anew(step, groups, state)
+        return _valid(step, groups, sizes.scores)
+    return _scored_anew(step, groups, state)
+
+
+def _scored_anew(step: Prune, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
     saved = state.ledger.scores
     if saved is None or saved.done:
         return _valid(step, groups, step.scores(groups, state))
@@ -163,12 +209,18 @@ def _valid(step: Prune, groups: Sequence[Group], scores: Mapping[str, Scores], f
     return scores
 
 
-def _share(step: Prune) -> float | None:
-    """About how much of every group is to be removed; None where the target is an amount."""
+def _share(step: Prune, state: State) -> float | None:
+    """About how much of every group is to be removed; None where the target is an amount. Of several sizes, the share
+    of the largest, so that all of them cut the same kinds of heads."""
     if step.target is None:
         return step.ratio
     value = Target.parse(step.target).value
-    return 1 - value if value < 1 else None
+    share, sizes = 1 - value if value < 1 else None, state.data.sizes
+    if sizes is None:
+        return share
+    if not sizes.larger:
+        sizes.share = share
+    return sizes.share
 
 
 def _scoring_options(step: Prune) -> dict[str, str]:

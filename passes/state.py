@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from ..ir import Indices, Plan
     from .couple.coupling import Coupling
-    from .data import Calibration, Corpus, Observed, TokenCut, Weights
+    from .data import Calibration, Corpus, Observed, Storage, TokenCut, Weights
     from .score_cache import ScoreCache
+    from .sizes import NestedSizes
 
 
 class OnResume(StrEnum):
@@ -134,12 +135,14 @@ class Data:
         losses: for a module that is no language model, what scores are computed from instead of data: each takes the
             module and returns a scalar.
         recorded: the slices of a plan that another run wrote, for the pass that replays them.
+        sizes: what this run shares with those for other sizes of the model; None where there is one size.
     """
 
     calibration: Calibration | None = None
     recovery: Calibration | None = None
     losses: Sequence[Callable[[torch.nn.Module], torch.Tensor]] = ()
     recorded: Mapping[tuple[str, int], Indices] | None = None
+    sizes: NestedSizes | None = None
 
     def text(self, who: str) -> Corpus:
         """The calibration text.
@@ -202,6 +205,10 @@ class Host(Protocol):
         None where any result will do."""
 
     @property
+    def storage(self) -> Storage | None:
+        """What the model takes where it is used; None where its graph says all that is known of it."""
+
+    @property
     def tokenizer(self) -> Any | None:
         """The tokenizer of transformers that belongs to the model; None where there is none to cut with it.
 
@@ -232,6 +239,7 @@ class NoHost:
     rebuild: Callable[[Graph, Mapping[str, torch.Tensor], str], torch.nn.Module] | None = None
     scratch: Callable[[], Path] | None = None
     why_not_plain: Callable[[Plan, Graph], str] | None = None
+    storage: Storage | None = None
     halfway: Halfway | None = None
     tokenizer: Any | None = None
 

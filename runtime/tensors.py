@@ -32,15 +32,16 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in tensors_by_every_name(model).items()}
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A module of its own whose tensors are those of the model, without copies of their values.
+def twin(model: nn.Module, device: str | None = None) -> nn.Module:
+    """A module of its own whose tensors are those of the model, without copies of their values; on another ``device``,
+    such as ``meta``, if one is given.
 
     What replaces a tensor of one leaves the other as it is. What writes *into* a tensor of one changes both: see
     :func:`made_private`.
     """
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        same = tensor.detach()
+        same = tensor.detach() if device is None else tensor.detach().to(device)
         memo[id(tensor)] = nn.Parameter(same, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else same
     return copy.deepcopy(model, memo)
 

@@ -178,4 +178,5 @@ def test_a_command_of_the_documents_runs(line: str, folder: Path, smaller: Path)
     shutil.copytree(smaller, folder / "OTHER")
     words = [stand_in(line, word) if word in {"MODEL", "MAMBA", "VIT"} else word for word in words]
     assert main(words) == 0
-    assert out is None or (folder / out).exists() or "--dry-run" in words
+    written = out and folder / out.partition("/{")[0]  # of several sizes, the directory that they are in
+    assert not written or written.exists() or "--dry-run" in words

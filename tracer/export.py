@@ -190,13 +190,19 @@ def trace_causal_lm(model: torch.nn.Module, **inputs: Any) -> Traced:
         model: a transformers model whose ``forward`` takes ``input_ids``.
         inputs: further keyword arguments of ``forward``.
     """
+    example, extents = token_example(model)
+    return trace_model(model, {**example, **caching(model, False), **inputs}, extents=extents, output="logits")
+
+
+def token_example(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Token ids for a trace of a causal language model, by argument name, and the extents in them: a number of samples
+    and a length that no dimension of the model has."""
     taken = {extent for p in model.parameters() for extent in p.shape} | set(integers(vars(model.config)))
     batch, length = (p for p, _ in zip(free_primes(taken), range(2), strict=False))
     device = next(model.parameters()).device
     rows = batch * rows_per_sample(model.config)
     ids = torch.zeros(rows, length, dtype=torch.long, device=device)
-    example = {"input_ids": ids, **caching(model, False), **inputs}
-    return trace_model(model, example, extents={"b": batch, "s": length}, output="logits")
+    return {"input_ids": ids}, {"b": batch, "s": length}
 
 
 def rows_per_sample(config: Any) -> int:

@@ -159,7 +159,7 @@ def compared(
 
 def _timing(batch: int, rounds: Sequence[dict[str, list[float]]], new: int) -> Timing:
     first, decode = zip(*(found[str(batch)] for found in rounds), strict=True)
-    return Timing(batch, _spread(first), _spread([batch * new / seconds for seconds in decode]))
+    return Timing(batch, spread_of(first), spread_of([batch * new / seconds for seconds in decode]))
 
 
 def _speedups(
@@ -170,7 +170,7 @@ def _speedups(
     for batch in before[0]:
         for index, figure in enumerate(("first token", "decode")):
             ratios = [old[batch][index] / own[batch][index] for old, own in zip(before, after, strict=True)]
-            found[f"{figure}, batch {batch}"] = _spread(ratios)
+            found[f"{figure}, batch {batch}"] = spread_of(ratios)
     return found
 
 
@@ -181,5 +181,6 @@ def _notes(name: str, ratio: RoundSpread) -> Iterator[str]:
         yield f"{name}: no clear difference, {ratio.low:.2f} to {ratio.high:.2f} times the speed"
 
 
-def _spread(values: Sequence[float]) -> RoundSpread:
+def spread_of(values: Sequence[float]) -> RoundSpread:
+    """The median, lowest and highest of the values of all rounds."""
     return RoundSpread(statistics.median(values), min(values), max(values))

@@ -33,6 +33,7 @@ from ...passes.pipeline import print_pipeline
 from ...passes.registry import brought
 from ...passes.score_cache import ScoreCache as SavedScores
 from ...passes.shrink.graph import extents_by_module
+from ...passes.sizes import NestedSizes
 from ...passes.state import State, Subject
 from ...runtime.place.placement import STREAMED, WHOLE, Placement, whole
 from ...runtime.ranks import ALONE, Ranks
@@ -54,6 +55,7 @@ from ..seen_texts import Entries, read_so_far, record_of
 from .adapters import without_adapter, write_adapters
 from .group_change import GroupChange
 from .kept_tokens import KeptTokens
+from .memory_use import MemoryUse
 from .plain_form import PlainForm
 from .recorded_plan import Recorded, origin_of
 from .result import Applied
@@ -103,7 +105,7 @@ class ModelRun:
         Raises: RequestError: the placement is none that a run of the whole model can have.
         """
         self.source, self.model_call, self.progress, self.placement = source, model_call, progress, placement
-        self._out = out
+        self._out, self._runs = out, pipeline is not None
         progress(f"loading {source.name}")
         self.config = model_call.config
         self.checkpoint = None if pipeline is None else checkpoint_of(source)
@@ -119,8 +121,8 @@ class ModelRun:
         self.state = State(subject, host=self, ranks=ranks)
         self.quantities: frozenset[tuple[int, int]] = frozenset()
         self.halfway: Halfway | None = None
-        self._runs = pipeline is not None
         self.why_not_plain = PlainForm(self).why_not if form == "uniform" else None
+        self.storage = MemoryUse(self)
         self.groups: dict[str, Group] = {}
         self.recorded: Recorded | None = None
         self.texts: dict[str, Tracked | None] = {}
@@ -165,8 +167,10 @@ class ModelRun:
         loss: str | Callable[[torch.nn.Module], torch.Tensor] | None,
         recorded: Recorded | None,
         scores: SavedScores | None,
+        sizes: NestedSizes | None = None,
     ) -> None:
-        """Give the passes what they read: texts, a loss, a plan, saved scores."""
+        """Give the passes what they read: texts, a loss, a plan, saved scores, what other sizes of the model keep."""
+        self.state.data.sizes = sizes
         self.state.subject.outputs = () if self.model_call.language else self.traced.outputs
         self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.ledger.scores = scores
@@ -242,11 +246,9 @@ class ModelRun:
 
     def _parts(self, steps: Sequence[StepRecord], rest: Sequence[Pass]) -> Parts:
         """What a stage holds; ``rest``: the passes that have not run."""
-        return {
-            "state": StoredState.of(self.state, rest).to_json(),
-            "steps": [step.to_json() for step in steps],
-            "texts": {part: text.pieces_read for part, text in self.texts.items() if text is not None},
-        }
+        texts = {part: text.pieces_read for part, text in self.texts.items() if text is not None}
+        done = [step.to_json() for step in steps]
+        return {"state": StoredState.of(self.state, rest).to_json(), "steps": done, "texts": texts}
 
     def _resume(self, stages: Stages, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
         """Restore a stage; returns the steps that ran before it."""

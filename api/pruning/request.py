@@ -22,6 +22,7 @@ from ...passes.base import Pass, PassKind
 from ...passes.pipeline import print_pipeline
 from ...passes.score_cache import ScoreCache
 from ...passes.shrink.replay import Replay
+from ...passes.sizes import NestedSizes
 from ...runtime.place.choices import AUTO
 from ...runtime.place.placement import (
     STREAMED,
@@ -118,6 +119,7 @@ class ApplyRequest:
         progress: called with a message when a new step begins.
         ranks: the processes that share the work; set from torchrun's environment variables, under which all processes
             make the same call. Rank 0 writes; what they return differs in times only.
+        sizes: what the calls for several sizes of a model share; set by :func:`~.nested.apply_sizes`.
     """
 
     model: Model
@@ -142,6 +144,7 @@ class ApplyRequest:
     print_ir_after: str | Sequence[str]
     progress: Progress
     ranks: Ranks
+    sizes: NestedSizes | None
 
     def run(self) -> Applied:
         """Check the request, run its passes and write the result.
@@ -207,8 +210,9 @@ class ApplyRequest:
                 )  # fmt: skip
                 stack.callback(work.close)
                 work.read(
-                    task.pipeline, task.texts, task.inputs, loss=self.loss, recorded=task.recorded, scores=task.scores
-                )
+                    task.pipeline, task.texts, task.inputs, loss=self.loss, recorded=task.recorded, scores=task.scores,
+                    sizes=self.sizes,
+                )  # fmt: skip
                 return work, work.run(task.pipeline, printer(self._printed if self.ranks.first else ()), stages), stages
 
         if self.ranks.count > 1:  # the other processes would wait for this one
@@ -281,7 +285,7 @@ class ApplyRequest:
 
     def _placed(self, source: ModelSource, config: Any, pipeline: Sequence[Pass]) -> Placement:
         """Where the passes run; without one that runs the model, weights are read from the files one at a time."""
-        if all(step.streams for step in pipeline):
+        if not any(step.loads_model for step in pipeline):
             place(self.place)  # refuses a device that is not there
             return STREAMED
         return place_model(self.place, source, config, forward=largest_forward(pipeline), sums=True)
@@ -292,6 +296,7 @@ class ApplyRequest:
             return None
         own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
         own["form"] = self.form if self.form == "uniform" else None  # under it, passes pick other counts
+        own["larger"] = None if self.sizes is None else self.sizes.larger  # of which this is a part
         run = identity(
             task.source, task.pipeline, task.texts, example=named_example(self.example), loss=self.loss, **own
         )
@@ -361,10 +366,10 @@ def apply(
     print_ir_after: str | Sequence[str] = (),
     progress: Progress = silent,
     ranks: Ranks = ALONE,
+    sizes: NestedSizes | None = None,
 ) -> Applied:
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
-
-    Of these, ``shared`` is ``ratio`` to ``channels``, and ``place`` is ``device`` to ``max_memory``, with ``ranks``.
+    Of these, ``shared`` is ``ratio`` to ``channels``, and ``place`` is ``device`` to ``max_memory``.
 
     Raises: RequestError before any work; FxpruneError where a pass failed, or the check of what was written.
     """
@@ -374,4 +379,4 @@ def apply(
     return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
         data=data, scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
         place=where, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter,
-        print_ir_after=print_ir_after, progress=progress, ranks=ranks).run()  # fmt: skip
+        print_ir_after=print_ir_after, progress=progress, ranks=ranks, sizes=sizes).run()  # fmt: skip

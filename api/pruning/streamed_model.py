@@ -72,12 +72,12 @@ def open_streamed_model(
     Returns:
         The model; or why all of it has to be loaded, "" when that was chosen.
     """
-    if placement.offload == NO_OFFLOAD and not all(step.streams for step in pipeline):
+    if placement.offload == NO_OFFLOAD and any(step.loads_model for step in pipeline):
         return ""
     if not language:
         return "it is not a causal language model"
     map_large_tensors(placement.device)  # each parameter is made once before it becomes a shape
     module = build_meta(config, consent=source.consent, buffers=True)
-    dtype, runs = stored_dtype(checkpoint, config), not all(step.streams for step in pipeline)
+    dtype, runs = stored_dtype(checkpoint, config), any(step.loads_model for step in pipeline)
     files = find_files(source, module, checkpoint, dtype, scratch=scratch if runs else None, progress=progress)
     return StreamedModel(files, module, placement, scratch) if isinstance(files, Files) else files

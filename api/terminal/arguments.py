@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .completion import SHELLS
+from .draft_options import add_draft_options
 from .module_options import add_example_option, add_module_options
 from .parser import Parser
 
@@ -106,11 +107,8 @@ def _add_placement_options(parser: argparse.ArgumentParser, *, dtype: bool = Tru
 
 
 def _add_trace(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "trace",
-        "Show the operators, axes and groups of coupled channels of a model. No weights are read.",
-    )
+    about = "Show the operators, axes and groups of coupled channels of a model. No weights are read."
+    parser = _command(commands, "trace", about)
     parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ir", action="store_true", help="print the graph and its groups as text")
@@ -125,7 +123,13 @@ def _add_trace(commands: Any) -> None:
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared = parser.add_argument_group("options for all passes that have an option of this name")
     shared.add_argument("--ratio", metavar="R", help="share of the units of each group to remove, in [0, 1)")
-    shared.add_argument("--target", metavar="T", help="size of the result: params=0.8, bytes=..., macs=...")
+    shared.add_argument(
+        "--target",
+        metavar="T",
+        help="size of the result: params=0.8, params=5e9, bytes=..., macs=..., latency=..., memory=6GB@8192x4 (with "
+        "the key-value cache of 4 sequences of 8192 tokens), active=... parameters of a mixture of experts; several "
+        "sizes, each a part of the one before: params=0.9,0.8,0.7 with --out 'DIR/{params}'",
+    )
     shared.add_argument("--tolerance", metavar="R", help="how far from the target the result may be, such as 0.03")
     shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
     shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")
@@ -270,11 +274,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "eval",
-        "Compare models: perplexity, parameters, bytes, MACs, tokens per second.",
-    )
+    parser = _command(commands, "eval", "Compare models: perplexity, parameters, bytes, MACs, tokens per second.")
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory written by export"
     )
@@ -291,12 +291,7 @@ def _add_eval(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     parser = _command(commands, "bench", "Compare the speed of models: time to first token, tokens per second, memory.")
-    parser.add_argument(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help=MODEL_HELP + "; or an ONNX directory",
-    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory")
     parser.add_argument(
         "--baseline", metavar="MODEL", help="the one that the others are compared with (default: the largest)"
     )
@@ -307,6 +302,7 @@ def _add_bench(commands: Any) -> None:
         "--rounds", type=int, default=5, metavar="N", help="timed rounds, after a warm-up round (default: 5)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
+    add_draft_options(parser)
     _add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)

@@ -26,7 +26,7 @@ def _layers(entry: Mapping[str, Any]) -> str:
     if entry["by"] != "influence":
         order = entry.get("order", gone)
         which = "layer" if len(order) == 1 else "layers, in this order,"
-        return f"{which} {_listed(order)} (perplexity without: {_listed(map(_score, scores))})"
+        return f"{which} {_listed(order)} ({entry['by']} without: {_listed(map(_score, scores))})"
     rest = [score for index, score in enumerate(scores) if index not in gone]
     which = f"{'layer' if len(gone) == 1 else 'layers'} {_listed(gone)} of {len(scores)}"
     return f"{which} (influence {_listed(_score(scores[index]) for index in gone)}{_others(rest)})"
@@ -38,7 +38,7 @@ def _parts(gone: Sequence[str], entry: Mapping[str, Any]) -> str:
     scores = [_score(found["scores"][path]) for path in gone if path in found["scores"]]
     after = ", numbered without these layers" if entry.get("dropped") else ""
     if found["by"] != "influence":
-        return f"{_listed(gone)}{after} (perplexity without: {_listed(scores)})"
+        return f"{_listed(gone)}{after} ({found['by']} without: {_listed(scores)})"
     rest = [score for path, score in found["scores"].items() if path not in gone]
     return f"{_listed(gone)}{after} (influence {_listed(scores)}{_others(rest)})"
 

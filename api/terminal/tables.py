@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from .budgets import budgets
 from .cells import line, new_table
 from .dropped import dropped
 from .loading import loading
@@ -87,7 +88,7 @@ def applied(result: Applied) -> list[RenderableType]:
     left = [
         *dropped(report),
         *shares(report),
-        *latencies(report),
+        *budgets(report),
         *trained(report),
         *remarks(report),
         *_not_prunable(report),
@@ -96,27 +97,15 @@ def applied(result: Applied) -> list[RenderableType]:
     return [line(head), *changes, *map(line, left), line(_times(result.steps)), *map(line, notes)]
 
 
+def sizes(results: Sequence[Applied]) -> list[RenderableType]:
+    """The results of several sizes, one after the other."""
+    return [part for result in results for part in applied(result)]
+
+
 def _checked(checks: Mapping[str, Any]) -> str:
     """The checks and their results; a check that does not apply to the model is left out."""
     done = (f"{name.replace('_', ' ')}: {_value(value)}" for name, value in checks.items() if value is not None)
     return "checked in a fresh process; " + ", ".join(done)
-
-
-def latencies(report: Mapping[str, Any]) -> list[str]:
-    """For every pass with a latency target, a line: the target, the time of the dense model, the time of the result."""
-    lines = []
-    for name, entry in report.items():
-        found = entry.get("seconds")
-        if not isinstance(found, Mapping):
-            continue
-        now, then, predicted = (
-            None if seconds is None else f"{seconds * 1000:.3g} ms"
-            for seconds in (found["after"], found["before"], found["predicted"])
-        )
-        dense = f" (dense {then})" if then else ""
-        measured = f"measured {now}" if now else "the result was not timed"
-        lines.append(f"{name}: latency target {predicted}{dense}; {measured}")
-    return lines
 
 
 def trained(report: Mapping[str, Any]) -> list[str]:
@@ -179,7 +168,7 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
         batch = "any number of samples" if result.saved.any_batch else "the number of samples in the example"
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
         notes.append(_checked(result.saved.checks))
-    left = [*shares(made.report), *remarks(made.report), *_not_prunable(made.report)]
+    left = [*shares(made.report), *budgets(made.report), *remarks(made.report), *_not_prunable(made.report)]
     return [line(head), _changes(made.groups), *map(line, left), line(_times(made.steps)), *map(line, notes)]
 
 

@@ -1,4 +1,4 @@
-"""What drop removes: layers and sub-blocks, chosen by block influence or greedily by perplexity."""
+"""What drop removes: layers and sub-blocks, chosen by block influence, or greedily by perplexity or acceptance."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from ...runtime.absence import absences
 from ...runtime.streaming.block_runner import BlockRunner
 from ..model.blocks import Blocks, find_blocks
 from ..model.forward import reading
-from ..model.measure import perplexity
 from ..state import State
 from .drop import ANY, Drop
-from .greedy import one_after_the_other
+from .greedy import Gauge, gauge_of, one_after_the_other
 from .sub_block_scores import choose
 from .sub_blocks import absences_of, find_sub_blocks
 from .taken_out import keep_layers, take_parts_out
@@ -34,16 +33,19 @@ def drop(step: Drop, state: State) -> None:
         raise RequestError("drop: layers cannot be removed after sub-blocks", "write the pass that drops layers first")
     tokens = state.data.text("drop needs").windows(step.length, step.samples, step.seed)
     tokens = tokens.to(state.subject.runner.device)
+    gauge = gauge_of(step.by, state.subject.runner, tokens)
     if layers or not step.sub_blocks:
-        _drop_layers(step, state, tokens, layers)
+        _drop_layers(step, state, tokens, layers, gauge)
     if step.sub_blocks:
-        _drop_sub_blocks(step, state, tokens, step.sub_blocks)
+        _drop_sub_blocks(step, state, tokens, step.sub_blocks, gauge)
 
 
-def _drop_layers(step: Drop, state: State, tokens: torch.Tensor, layers: int) -> None:
+def _drop_layers(step: Drop, state: State, tokens: torch.Tensor, layers: int, gauge: Gauge | None) -> None:
     blocks, ledger = find_blocks(state.subject.model, state.subject.graph), state.ledger
-    score = {"influence": _by_influence, "perplexity": _by_perplexity}[step.by]
-    gone, scores = state.ranks.broadcast(score(state.subject.runner, blocks, tokens, layers))
+    runner = state.subject.runner
+    chosen = _by_influence(runner, blocks, tokens, layers) if gauge is None else by_gauge(
+        runner, blocks, layers, gauge)  # fmt: skip
+    gone, scores = state.ranks.broadcast(chosen)
     kept = [index for index in range(len(blocks.modules)) if index not in gone]
     ledger.report[step.name] = {"by": step.by, "dropped": sorted(gone), "order": list(gone), "scores": scores}
     if not gone:
@@ -52,7 +54,7 @@ def _drop_layers(step: Drop, state: State, tokens: torch.Tensor, layers: int) ->
     ledger.report[step.name]["renamed"] = {now: old for now, old in ledger.renamed.items() if now != old}
 
 
-def _drop_sub_blocks(step: Drop, state: State, tokens: torch.Tensor, count: int) -> None:
+def _drop_sub_blocks(step: Drop, state: State, tokens: torch.Tensor, count: int, gauge: Gauge | None) -> None:
     model, runner = state.subject.model, state.subject.runner
     found = find_sub_blocks(runner, find_blocks(model, state.subject.graph), state.subject.graph, tokens)
     parts = [part for part in found if step.of in (ANY, part.kind)]
@@ -60,7 +62,7 @@ def _drop_sub_blocks(step: Drop, state: State, tokens: torch.Tensor, count: int)
         which = "sub-blocks" if step.of == ANY else f"{step.of} sub-blocks"
         most = min(len(parts), len(found) - 1)
         raise RequestError(f"drop: cannot remove {count} of {len(parts)} {which}", f"drop at most {most}")
-    gone, scores = state.ranks.broadcast(choose(step.by, runner, parts, tokens, count))
+    gone, scores = state.ranks.broadcast(choose(gauge, runner, parts, tokens, count))
     scored = range(len(parts)) if step.by == "influence" else gone
     earlier = state.ledger.report.get(step.name, {})
     state.ledger.report[step.name] = {
@@ -122,21 +124,20 @@ def block_influence(runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor) -
     return scores
 
 
-def _by_perplexity(
-    runner: BlockRunner, blocks: Blocks, tokens: torch.Tensor, layers: int
-) -> tuple[list[int], list[float]]:
-    """Remove one layer at a time: always the one whose removal gives the lowest perplexity on the calibration text."""
-    return one_after_the_other(len(blocks.modules), layers, lambda gone: _without(runner, blocks, gone, tokens))
+def by_gauge(runner: BlockRunner, blocks: Blocks, layers: int, gauge: Gauge) -> tuple[list[int], list[float]]:
+    """Remove one layer at a time: always the one whose removal costs least; returns what the gauge read after each."""
 
+    def without(gone: Sequence[int]) -> float:
+        """When some blocks return their input unchanged."""
+        handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
+        try:
+            return gauge.sign * gauge.read(runner, None)
+        finally:
+            for handle in handles:
+                handle.remove()
 
-def _without(runner: BlockRunner, blocks: Blocks, gone: Sequence[int], tokens: torch.Tensor) -> float:
-    """Perplexity when some blocks return their input unchanged."""
-    handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
-    try:
-        return perplexity(runner, tokens).value
-    finally:
-        for handle in handles:
-            handle.remove()
+    gone, costs = one_after_the_other(len(blocks.modules), layers, without)
+    return gone, [gauge.sign * cost for cost in costs]
 
 
 def _pass_on(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

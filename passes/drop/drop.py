@@ -12,7 +12,8 @@ from ..base import Pass, PassKind
 if TYPE_CHECKING:
     from ..state import State
 
-CRITERIA = ("influence", "perplexity")
+ACCEPTANCE = "acceptance"
+CRITERIA = ("influence", "perplexity", ACCEPTANCE)
 ATTENTION = "attention"
 MLP = "mlp"
 ANY = "any"
@@ -22,7 +23,8 @@ ANY = "any"
 class Drop(Pass):
     """Remove whole layers, or attention and MLP sub-blocks of layers, that change the hidden states or the loss least.
 
-    By block influence (ShortGPT, arXiv 2403.03853), or greedily by perplexity.
+    By block influence (ShortGPT, arXiv 2403.03853), or greedily by perplexity, or for a draft of the same model by the
+    share of its tokens that the model accepts (speculative decoding, arXiv 2211.17192).
     """
 
     name: ClassVar[str] = "drop"
@@ -36,7 +38,10 @@ class Drop(Pass):
         None, "number of attention or MLP sub-blocks to remove, after the layers", at_least=0
     )
     of: str = option(ANY, "which sub-blocks may be removed", (ANY, ATTENTION, MLP))
-    by: str = option("influence", "influence: one forward pass; perplexity: greedy, one removal at a time", CRITERIA)
+    by: str = option(
+        "influence", "influence: one forward pass; perplexity: greedy, one removal at a time; acceptance: likewise, by "
+        "the share of its tokens that the model as it was would accept from it as a draft", CRITERIA
+    )  # fmt: skip
     samples: int = option(10, "calibration windows", at_least=1)
     length: int = option(
         128, "tokens in a calibration window", at_least=2, hint="a window of one token holds nothing to predict"

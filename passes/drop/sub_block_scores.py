@@ -14,20 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...ir import FxpruneError
 from ...runtime.streaming.block_runner import BlockRunner
 from ..model.forward import reading
-from ..model.measure import perplexity
-from .greedy import Chosen, one_after_the_other
+from .greedy import Chosen, Gauge, one_after_the_other
 from .sub_blocks import ADD, SubBlock, taken_out
 
 SUMS = tuple(getattr(torch.ops.aten, name.removeprefix("aten.")).Tensor for name in ADD)
 
 
-def choose(by: str, runner: BlockRunner, parts: Sequence[SubBlock], tokens: Tensor, count: int) -> Chosen:
+def choose(gauge: Gauge | None, runner: BlockRunner, parts: Sequence[SubBlock], tokens: Tensor, count: int) -> Chosen:
     """Indices of the ``count`` sub-blocks to remove, and scores.
 
     Args:
-        by: ``influence``: remove those with the smallest influence; the scores are those of all sub-blocks.
-            ``perplexity``: greedily remove the one whose removal gives the lowest perplexity; the scores are the
-            perplexities after each removal.
+        gauge: of the model without some of them: greedily remove the one without which it reads best; the scores are
+            what it read after each removal. When None, remove those with the smallest influence; the scores are the
+            influences of all sub-blocks.
         runner: of the model.
         parts: the sub-blocks.
         tokens: int64 ``[N, L]``.
@@ -36,15 +35,16 @@ def choose(by: str, runner: BlockRunner, parts: Sequence[SubBlock], tokens: Tens
     Raises:
         FxpruneError: for a score that is not finite.
     """
-    if by == "influence":
+    if gauge is None:
         scores = sub_block_influence(runner, parts, tokens)
         return sorted(range(len(parts)), key=lambda index: (scores[index], index))[:count], scores
 
     def cost(gone: Sequence[int]) -> float:
         without = [parts[index] for index in gone]
-        return perplexity(runner, tokens, around=lambda _batch: taken_out(runner.model, without)).value
+        return gauge.sign * gauge.read(runner, lambda _batch: taken_out(runner.model, without))
 
-    return one_after_the_other(len(parts), count, cost)
+    gone, costs = one_after_the_other(len(parts), count, cost)
+    return gone, [gauge.sign * found for found in costs]
 
 
 def sub_block_influence(runner: BlockRunner, parts: Sequence[SubBlock], tokens: Tensor) -> list[float]:

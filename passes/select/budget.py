@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ...ir import RequestError
 from ...ir.groups import Group
+from ...runtime.place.memory import size_text
 from ...runtime.reporting import counted
 from ..couple.coupling import Coupling
 from ..data import Scores
 from ..score_cache import ScoreCache
 from ..state import State
+from .active import Active
 from .allocate import Amounts, LossCurve, Losses, allocate, even, levels, tied
 from .costs import Costs
 from .latency import Latency
+from .memory import MemoryCosts
 from .plain_budget import Plain, plain_within_budget
 from .plain_counts import Moved
 from .select import kept_count, step_of
 from .sensitivity import DivergenceGauge, MeasuredAllocation, UnitMask
-from .target import LATENCY, UNIFORM, Target
+from .target import ACTIVE, LATENCY, MEMORY_IN_USE, UNIFORM, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Budget:
         multiple_of: widths are multiples of this.
         moves: how many exchanges between groups a search tries.
         tolerance: largest relative difference between the budget and what is reached.
+        most: group name -> the most units that it may keep, per parent unit; all of them where it is not named.
         samples, length, seed, batch: the calibration windows for the measurements of a search.
     """
 
@@ -49,12 +53,25 @@ class Budget:
     length: int
     seed: int | None
     batch: int
+    most: Mapping[str, int] = field(default_factory=dict)
+
+    def costs(self, state: State, coupling: Coupling, groups: Sequence[Group]) -> Costs:
+        """What the model costs at other widths, in the measure of the target."""
+        measure = self.target.measure if self.target is not None else "params"
+        names = [group.name for group in groups]
+        if measure == LATENCY:
+            return Latency(coupling, names, state.subject)
+        if measure == ACTIVE:
+            return Active(coupling, names)
+        if measure == MEMORY_IN_USE and self.target is not None:
+            return MemoryCosts(coupling, names, self.target, state)
+        return Costs(coupling, names, measure)
 
     def amount(self, state: State, groups: Sequence[Group], costs: Costs) -> int:
         """The budget in the unit of its measure.
 
         Raises:
-            RequestError: when the model already costs no more than the budget.
+            RequestError: when the model already costs no more than the budget, or, of memory, cannot cost so little.
         """
         now = costs.of({})
         if self.target is None:
@@ -66,7 +83,21 @@ class Budget:
                 f"target {self.target} is {amount:,}, and the model already has {now:,}: nothing would be removed",
                 "give a smaller target",
             )
+        if isinstance(costs, MemoryCosts):
+            self._check_memory(groups, costs, amount)
         return amount
+
+    def _check_memory(self, groups: Sequence[Group], costs: MemoryCosts, amount: int) -> None:
+        fewest = {g.name: int(levels(g.size, step_of(g, self.multiple_of), g.minimum)[0]) for g in groups}
+        least, cache = costs.of(fewest), costs.cache(fewest)
+        if amount < least * (1 - self.tolerance):
+            parts = f"{size_text(least - cache)} of weights and {size_text(cache)} of key-value cache"
+            raise RequestError(
+                f"target {self.target} is {size_text(amount)}, and with the fewest units that each group can keep "
+                f"{size_text(least)} are left: {parts}",
+                "give more memory, a smaller context or batch; or allow more to be cut: channels=true, all layers, or "
+                "drop before it",
+            )
 
     def _windows(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("samples", "length", "seed", "batch")}
@@ -82,6 +113,8 @@ class Budget:
         scores: Mapping[str, Scores],
         losses: Mapping[str, Losses],
         *,
+        costs: Costs,
+        amount: int,
         alike: bool,
         plain: Plain,
         saved: ScoreCache | None = None,
@@ -94,6 +127,8 @@ class Budget:
             groups: the groups to cut.
             scores: scores of their units.
             losses: group name -> loss of quality when 0, 1, ... units of every parent unit go, ``[size + 1]``.
+            costs: from :meth:`costs`.
+            amount: what the model may cost.
             alike: whether losses of different groups have the same unit.
             plain: the nearest counts that a plain configuration can say, where the result must have one.
             saved: stores what a search measures for single groups.
@@ -101,11 +136,8 @@ class Budget:
         Raises:
             RequestError: for a budget that no plan meets, or that removes nothing; as :class:`MeasuredAllocation` does.
         """
-        measure = self.target.measure if self.target is not None else "params"
-        names = [group.name for group in groups]
-        costs = Latency(coupling, names, state.subject) if measure == LATENCY else Costs(coupling, names, measure)
-        amount = self.amount(state, groups, costs)
         curves = self._curves(groups, losses if alike else comparable(losses, groups, costs), costs)
+        measure = self.target.measure if self.target is not None else "params"
         report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
         if self.by == "search":
             unit_mask = UnitMask(state.subject.runner, coupling.graph, groups)
@@ -117,10 +149,11 @@ class Budget:
             report["distance"] = search.distance(counts)
         else:
             counts, moved = plain_within_budget(
-                groups, curves, lambda some: allocate(some, costs, amount, self.tolerance), plain
-            )
-        if isinstance(costs, Latency):
-            report["seconds"] = {"before": costs.seconds, "predicted": costs.of(counts) / 1e9}
+                narrowed(groups, self.most), [self._limited(curve) for curve in curves],
+                lambda some: allocate(some, costs, amount, self.tolerance), plain,
+            )  # fmt: skip
+        if isinstance(costs, MemoryCosts) and self.target is not None and self.target.context:
+            report |= {"target": str(self.target), "cache": costs.cache(counts)}
         return counts, moved, report | {"reached": costs.of(counts)}
 
     def _curves(self, groups: Sequence[Group], losses: Mapping[str, Losses], costs: Costs) -> list[LossCurve]:
@@ -129,6 +162,13 @@ class Budget:
         if self.by in (UNIFORM, "kinds"):
             curves = tied(curves, [(group.kind, group.size) for group in groups])
         return even({group.name: group.size for group in groups}, curves) if self.by == UNIFORM else curves
+
+    def _limited(self, curve: LossCurve) -> LossCurve:
+        """The widths of a curve that its groups may keep."""
+        most = min(self.most.get(name, int(curve.counts[-1])) for name in curve.groups)
+        known = np.union1d(curve.counts[curve.counts <= most], [most]).astype(np.int64)
+        losses, costs = (np.interp(known, curve.counts, found) for found in (curve.losses, curve.costs))
+        return replace(curve, counts=known, losses=losses, costs=costs.round().astype(np.int64))
 
     def _curve(self, group: Group, losses: Losses, costs: Costs) -> LossCurve:
         counts: Amounts = levels(group.size, step_of(group, self.multiple_of), group.minimum)
@@ -146,7 +186,7 @@ class Budget:
         plain: Plain,
     ) -> tuple[dict[str, int], list[Moved]]:
         """The better of two allocations, by scores and by measured curves, refined; and what ``plain`` changed."""
-        measured = {curve.groups: search.measured(curve) for curve in counted(curves, "measured groups")}
+        measured = {curve.groups: self._limited(search.measured(curve)) for curve in counted(curves, "measured groups")}
 
         def choose(some: Sequence[LossCurve]) -> dict[str, int]:
             by_measure = [measured[curve.groups] if len(curve.counts) > 1 else curve for curve in some]
@@ -155,7 +195,14 @@ class Budget:
             )
             return search.refined(by_measure, costs, start, max(amount, costs.of(start)), moves=self.moves)
 
-        return plain_within_budget(groups, curves, choose, plain)
+        return plain_within_budget(
+            narrowed(groups, self.most), [self._limited(curve) for curve in curves], choose, plain
+        )
+
+
+def narrowed(groups: Sequence[Group], most: Mapping[str, int]) -> list[Group]:
+    """The groups, as if those that may not keep all of their units had no more."""
+    return [replace(group, size=most.get(group.name, group.size)) for group in groups]
 
 
 def comparable(losses: Mapping[str, Losses], groups: Sequence[Group], costs: Costs) -> dict[str, Losses]:

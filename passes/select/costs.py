@@ -44,20 +44,31 @@ class Costs:
     """
 
     def __init__(self, coupling: Coupling, names: Iterable[str], measure: str) -> None:
-        self._coupling, self._graph, self._axes, self._measure = coupling, coupling.graph, coupling.axes, measure
+        self._coupling, self._graph, self._measure = coupling, coupling.graph, measure
+        self._axes: Mapping[Value, Sequence[Axis]] = {**coupling.axes, **self._other_axes()}
         self._atoms = {name: coupling.groups[name].atom for name in names}
         self._cut = cut = set(self._atoms.values())
         self._terms: list[Term] = []
         touched: dict[int, list[Term]] = {atom: [] for atom in cut}
-        for term in _terms(coupling.graph, measure):
+        for term in self._listed():
             values = (term.value,) if term.op is None else (*term.op.operands, *term.op.made)
-            found = cut & {a.id for v in values for axis in coupling.axes[v] for a in atoms_of(axis)}
+            found = cut & {a.id for v in values for axis in self._axes[v] for a in atoms_of(axis)}
             if found:
                 self._terms.append(term)
             for atom in found:
                 touched[atom].append(term)
         self._touched = {name: touched[atom] for name, atom in self._atoms.items()}
         self._fixed = self.whole(self._graph) - sum(self._of(term, {}) for term in self._terms)
+
+    def _other_axes(self) -> Mapping[Value, Sequence[Axis]]:
+        """Axes of values that the graph does not have, or that count otherwise than by their own."""
+        return {}
+
+    def _listed(self) -> list[Term]:
+        """Everything that costs something."""
+        if self._measure == "macs":
+            return [Term(op.result, 1, op) for op in self._graph.ops if macs_of(op)]
+        return [Term(value, size) for value, size in _weighed(self._graph, self._measure)]
 
     def whole(self, graph: Graph) -> int:
         """The cost of a graph as it is, for inputs of the coupling's extents. The graph may be another one than the
@@ -124,15 +135,9 @@ def _weighed(graph: Graph, measure: str) -> list[tuple[Value, int]]:
     """The tensors that count for a measure, each with the cost of one element."""
     if measure == "params":
         return [(p.value, 1) for p in graph.parameters if not p.is_buffer]
-    return [(p.value, _itemsize(p.value.dtype.name)) for p in graph.parameters]
+    return [(p.value, itemsize(p.value.dtype.name)) for p in graph.parameters]
 
 
-def _itemsize(dtype: str) -> int:
+def itemsize(dtype: str) -> int:
     """Bytes of one element, from the number of bits at the end of a dtype name: ``f32``, ``bf16``, ``b8``."""
     return int(dtype.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
-
-
-def _terms(graph: Graph, measure: str) -> list[Term]:
-    if measure == "macs":
-        return [Term(op.result, 1, op) for op in graph.ops if macs_of(op)]
-    return [Term(value, size) for value, size in _weighed(graph, measure)]

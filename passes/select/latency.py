@@ -155,19 +155,22 @@ def forward_seconds(subject: Subject) -> float | None:
 
 
 def fastest(run: Callable[[], Any], device: str, seconds: float) -> float:
-    """Seconds of the fastest of several calls. With one thread this is CPU time, which other jobs on the machine do not
-    change; with several threads or an accelerator it is wall time.
+    """Seconds of the fastest of several calls, by :func:`clock_on`.
 
     Args:
         run: the function to call.
         device: the device it runs on.
         seconds: minimum time to spend.
     """
-    threads = torch.get_num_threads()
-    clock = time.thread_time if device == "cpu" and threads == 1 else default_timer
     with torch.no_grad():
-        timer = Timer("run()", globals={"run": run}, timer=clock, num_threads=threads)
+        timer = Timer("run()", globals={"run": run}, timer=clock_on(device), num_threads=torch.get_num_threads())
         return float(min(timer.blocked_autorange(min_run_time=seconds).times))
+
+
+def clock_on(device: str) -> Callable[[], float]:
+    """A clock for code on a device, in seconds. With one thread it counts CPU time, which other jobs on the machine do
+    not change; with several threads or an accelerator wall time."""
+    return time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else default_timer
 
 
 def _reads_tokens(graph: Graph) -> bool:

@@ -33,10 +33,12 @@ ROOT = Path(fxprune.__file__).parent
 CALLS = {
     name: getattr(fxprune, name) for name in fxprune.__all__ if inspect.isfunction(getattr(fxprune, name))
 }  # fmt: skip
-IN_PYTHON_ONLY = {"progress", "tokenizer", "batches", "ranks"}
+IN_PYTHON_ONLY = {"progress", "tokenizer", "batches", "ranks", "sizes"}
 
 OF_ITS_OWN = {("prune_module", "device"), ("export", "dtype")}
 """Where a module is already; the dtype of a format, not of the arithmetic."""
+OF_A_DRAFT = {"draft", "text", "prompts", "draft_tokens", "allow_overlap"}
+"""What `bench --draft` takes, which in Python is a call of its own."""
 ON_THE_COMMAND_LINE_ONLY = {
     "json", "debug", "run", "help", "ir", "why", "dot", "recipe", "set", "verbose", "quiet", "log_file",
 }  # fmt: skip
@@ -198,7 +200,9 @@ def test_the_command_line_and_python_take_the_same(name: str) -> None:
     assert isinstance(commands, argparse._SubParsersAction)
     options = {action.dest: action for action in commands.choices[COMMAND_OF[name]]._actions}
     parameters = inspect.signature(CALLS[name]).parameters
-    assert set(parameters) - IN_PYTHON_ONLY == set(options) - ON_THE_COMMAND_LINE_ONLY
+    of_a_draft = OF_A_DRAFT if name == "bench" else set()
+    assert set(inspect.signature(fxprune.bench_draft).parameters) >= of_a_draft
+    assert set(parameters) - IN_PYTHON_ONLY == set(options) - ON_THE_COMMAND_LINE_ONLY - of_a_draft
     for key in set(parameters) & set(options):
         if parameters[key].default is not inspect.Parameter.empty:
             default = options[key].default

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -40,7 +41,7 @@ MODELS: dict[str, Any] = {
 
 
 def make(name: str) -> Any:
-    return random_decoder(MODELS[name], 0.2)
+    return random_decoder(copy.deepcopy(MODELS[name]), 0.2)  # a test changes the configuration
 
 
 def without(model: Any, gone: list[int], ids: torch.Tensor) -> torch.Tensor:
@@ -171,3 +172,43 @@ def test_a_host_that_cannot_trace_lets_no_layer_go() -> None:
     state.host = NoHost()
     with pytest.raises(FxpruneError, match="only widths of a LlamaForCausalLM can be pruned here"):
         Drop(samples=1, length=4).run(state)
+
+
+def accepted(model: Any, gone: list[int], ids: torch.Tensor) -> float:
+    """By the definition: the mean over positions of the sum over tokens of the smaller probability."""
+    p, q = (without(model, which, ids).float().softmax(-1) for which in ([], gone))
+    return float(torch.minimum(p, q).sum(-1).mean())
+
+
+def test_acceptance_keeps_the_layers_whose_draft_the_model_accepts() -> None:
+    model, ids = make("llama"), TEXT.windows(8, 3)
+    alone = {i: accepted(model, [i], ids) for i in range(4)}
+    first = max(alone, key=lambda i: alone[i])
+    pairs = {i: accepted(model, [first, i], ids) for i in range(4) if i != first}
+    second = max(pairs, key=lambda i: pairs[i])
+    state = decoder_state(model)
+    Drop(layers=2, by="acceptance", samples=3, length=8).run(state)
+    report = state.ledger.report["drop"]
+    assert report["order"] == [first, second]
+    assert report["scores"] == pytest.approx([alone[first], pairs[second]], rel=1e-5)
+
+
+def test_acceptance_of_sub_blocks_is_by_the_model_before_its_layers_went() -> None:
+    model, ids = make("llama"), TEXT.windows(8, 3)
+    dense = without(model, [], ids).float().softmax(-1)
+    state = decoder_state(model)
+    Drop(layers=1, sub_blocks=1, by="acceptance", samples=3, length=8).run(state)
+    report = state.ledger.report["drop"]["sub_block_scores"]
+    draft = without(model, [], ids).float().softmax(-1)
+    assert report["by"] == "acceptance"
+    assert list(report["scores"].values()) == pytest.approx(
+        [float(torch.minimum(dense, draft).sum(-1).mean())], rel=1e-5
+    )
+
+
+def test_an_acceptance_that_is_not_finite_is_a_failure() -> None:
+    model = make("llama")
+    state = decoder_state(model)
+    model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(FxpruneError, match="the acceptance is nan"):
+        Drop(by="acceptance", samples=2, length=8).run(state)

@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 from fxprune.ir import FxpruneError, Plan
 from fxprune.passes.couple.coupling import couple
 from fxprune.passes.drop.drop import Drop
+from fxprune.passes.drop.greedy import gauge_of
 from fxprune.passes.drop.sub_block_scores import choose, sub_block_influence
 from fxprune.passes.drop.sub_blocks import SubBlock, find_sub_blocks, taken_out
 from fxprune.passes.model.blocks import find_blocks
@@ -193,7 +194,7 @@ def test_perplexity_takes_what_costs_least_one_by_one() -> None:
 
     first = min(range(6), key=lambda i: cost([i]))
     second = min((i for i in range(6) if i != first), key=lambda i: cost([first, i]))
-    gone, costs = choose("perplexity", BlockRunner(model), parts, tokens, 2)
+    gone, costs = choose(gauge_of("perplexity", BlockRunner(model), tokens), BlockRunner(model), parts, tokens, 2)
     assert gone == [first, second]
     assert costs == [cost([first]), cost([first, second])]
 
