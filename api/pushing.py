@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +61,8 @@ def push(
             no name of one.
         FxpruneError: the Hub refuses, or cannot be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-    from huggingface_hub.utils import validate_repo_id
-
+    _check_name(repository)
     folder = Path(artifact)
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise RequestError(f"'{repository}' is no name of a repository: {first_line(error)}", "give ORG/NAME") from None
-    if repository.count("/") != 1:
-        raise RequestError(f"'{repository}' names no owner", "give ORG/NAME")
     progress(f"checking {folder}")
     files = _unchanged(folder)
     card = _card(folder, results)
@@ -79,6 +70,27 @@ def push(
     if dry_run:
         return found
     progress(f"uploading {folder} to {repository}")
+    return replace(found, url=_upload(folder, repository, files, card, private=private))
+
+
+def _check_name(repository: str) -> None:
+    """Raise RequestError unless ``repository`` is ``ORG/NAME``."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not declared so
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise RequestError(f"'{repository}' is no name of a repository: {first_line(error)}", "give ORG/NAME") from None
+    if repository.count("/") != 1:
+        raise RequestError(f"'{repository}' names no owner", "give ORG/NAME")
+
+
+def _upload(folder: Path, repository: str, files: Sequence[str], card: str, *, private: bool) -> str:
+    """Upload ``files``, with ``card`` in place of theirs unless it is ""; the address of the last commit."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
     hub = HfApi(library_name="fxprune")
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
@@ -94,7 +106,7 @@ def push(
         raise FxpruneError(
             f"{repository}: {first_line(error)}", "check the network, the name, and that your token may write there"
         ) from error
-    return Pushed(repository, str(done), files, found.bytes)
+    return str(done)
 
 
 def _unchanged(folder: Path) -> tuple[str, ...]:
@@ -118,7 +130,7 @@ def _card(folder: Path, results: str | Path | None) -> str:
         return ""
     held = read_json_object(Path(results), "give the output of `fxprune eval OUT ... --json`")
     rows = held.get("models")
-    if not _are_rows(rows):
+    if rows is None or not _are_rows(rows):
         raise RequestError(
             f"{results} holds no models with a perplexity", "give the output of `fxprune eval OUT ... --json`"
         )

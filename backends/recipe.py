@@ -12,7 +12,7 @@ ENVIRONMENT = "environment"
 
 _HEAD = "# Made by `fxprune recipe`. Paths of data and model are those of that machine, their last part alone.\n"
 
-_SETTINGS = {"calibration": "calib", "recovery": "data"}
+_DATA_SETTINGS = {"calibration": "calib", "recovery": "data"}
 """What a text was read as -> the setting that names it."""
 
 
@@ -24,7 +24,7 @@ def recipe_of(record: Mapping[str, Any]) -> str:
     """
     recipe: dict[str, Any] = {"model": record.get("model", ""), "pass": record.get("pipeline", "")}
     for entry in record.get("texts") or ():
-        if (key := _SETTINGS.get(entry.get("read_as", ""))) is not None:
+        if (key := _DATA_SETTINGS.get(entry.get("read_as", ""))) is not None:
             recipe.setdefault(key, entry["name"])
     if record.get("form") in ("uniform", "free"):
         recipe["form"] = record["form"]

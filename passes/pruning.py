@@ -15,13 +15,13 @@ from .couple.coupling import Coupling, couple
 from .data import Calibration, Scores
 from .prune import Prune
 from .score_cache import fingerprint
+from .select.alignment import aligned, remarks_on_runtime
 from .select.budget import Budget, narrowed
 from .select.costs import dense_cost
 from .select.latency import Latency
 from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
 from .select.remarks import remarks_on
-from .select.runtimes import aligned, remarks_on_runtime
 from .select.scope import Scope, chosen_groups
 from .select.select import best_units, counts_for, removed_shares
 from .select.target import ACTIVE, LATENCY, MEMORY_IN_USE, UNIFORM, Target

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import FxpruneError, RequestError
-from .config_file import check_entries
 from .json_object import oddity
+from .model_directory.config_file import check_entries
 
 CONFIGS = "*config.json"
 """The files in which an ``auto_map`` names code: of the model, its tokenizer, its processors."""
@@ -66,7 +66,7 @@ class Consent:
 
         Raises:
             RequestError: code may run, but it is in another repository; or the configuration wants kernels of the Hub,
-                which are downloaded and run; or as :func:`~.config_file.check_entries`.
+                which are downloaded and run; or as :func:`~.model_directory.config_file.check_entries`.
             FxpruneError: code that fxprune has written is no longer what it was.
         """
         _ask_nobody()

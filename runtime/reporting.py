@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -110,7 +110,7 @@ def counting(unit: str, total: int | None = None) -> Iterator[Advance]:
         listener(count)
 
 
-def counted(items: Iterable[T], unit: str, total: int | None = None) -> Iterator[T]:
+def counted(items: Iterable[Item], unit: str, total: int | None = None) -> Iterator[Item]:
     """The items, each counted when the next one is asked for.
 
     Args:

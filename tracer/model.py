@@ -20,15 +20,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
 from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is_utf8
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
-from ..runtime.config_file import check_built, read_config
 from ..runtime.consent import Consent
 from ..runtime.model.free_class import CONFIG_ENTRY, free_class
 from ..runtime.model.own_code import own_auto_class, own_class
+from ..runtime.model_directory.config_file import check_built, read_config
 from ..runtime.model_directory.pickles import pickles_read
 from ..runtime.model_directory.tokenizer import check_tokenizer
 from ..runtime.model_files import check_model_files
@@ -209,11 +210,10 @@ def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:
 
 def _class_of(config_class: type, architectures: Sequence[str] | None) -> Any:
     """The class that builds and loads the model: AutoModelForCausalLM, or the class that the configuration names; None
-    if
-    it names no matching class."""
-    name = (architectures or [""])[0]
-    named = getattr(transformers, name, None)
-    fits = isinstance(named, type) and getattr(named, "config_class", None) is config_class
+    if it names no matching class. Several kinds of configurations may share one class that reads images."""
+    named = getattr(transformers, (architectures or [""])[0], None)
+    shared = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(config_class, None)
+    fits = isinstance(named, type) and (getattr(named, "config_class", None) is config_class or named is shared)
     if config_class in MODEL_FOR_CAUSAL_LM_MAPPING:
         mapped = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
         return AutoModelForCausalLM if named is mapped or not fits else named

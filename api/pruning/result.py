@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...backends.huggingface.save import SavedModel
+from ...backends.huggingface.serving import serving_remarks
+from ...ir.groups import HEAD_KINDS
 from ...passes.manager import StepRecord
 from ...runtime.place.placement import Placement
 from ..seen_texts import TEXTS, Entries
@@ -57,6 +59,15 @@ class Applied:
         """Share of the parameters that was kept."""
         return self.parameters[1] / self.parameters[0]
 
+    @property
+    def serving(self) -> list[str]:
+        """What servers need for a model in the free form, of which this run cut heads or took parts of layers out."""
+        if self.saved is None or self.saved.form != "free":
+            return []
+        heads = any(change.kind in {kind.value for kind in HEAD_KINDS} for change in self.groups)
+        parts = any(entry.get("sub_blocks") for entry in self.report.values())
+        return serving_remarks(str(self.saved.checks.get("loaded_by")), heads=heads, parts=parts)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON data: what ``fxprune.json`` keeps, with the model as the user gave it, the times and what was
         written."""
@@ -70,6 +81,7 @@ class Applied:
             "whole": dict(self.whole),
             "steps": [step.to_json() for step in self.steps],
             "saved": self.saved.to_json() if self.saved else None,
+            "serving": self.serving,
         }
 
     def to_record(self) -> dict[str, Any]:

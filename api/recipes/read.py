@@ -133,7 +133,7 @@ def _entries(path: Path) -> dict[str, Setting]:
         text = content.decode("utf-8")
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
-                where = f"{path}, line {event.start_mark.line + 1}"
+                where = f"{path}, line {event.start_mark.line + 1}" if event.start_mark else str(path)
                 raise RequestError(f"{where}: *{event.anchor} stands for something else", "write it out")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError:

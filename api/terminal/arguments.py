@@ -12,6 +12,7 @@ from typing import Any
 
 from .completion import SHELLS
 from .draft_options import add_draft_options
+from .module_options import add_example_option, add_module_options
 from .parser import Parser
 
 Run = Callable[[argparse.Namespace], int]
@@ -74,27 +75,6 @@ def _add_pickle_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_example_option(parser: argparse._ActionsContainer, *, modules: bool = True) -> None:
-    own = "a package.module:callable, or of a Hugging Face model" if modules else "a Hugging Face model"
-    parser.add_argument(
-        "--example",
-        metavar="INPUTS",
-        help=f"example inputs of {own} that is not a causal language model or reads images: 'float32[2,3,224,224]', or "
-        "by name 'ids=int64[2,16],mask=bool[2,16]'; the first dimension counts samples. For a Hugging Face model also "
-        "a FILE.safetensors or FILE.npz that holds its inputs by name (default: made from its config)",
-    )
-
-
-def _add_module_options(parser: argparse.ArgumentParser) -> None:
-    module = parser.add_argument_group("for package.module:callable, and models that are not causal language models")
-    _add_example_option(module)
-    module.add_argument(
-        "--loss",
-        metavar="NAME",
-        help="package.module:function that takes the module and returns a scalar loss, for scores that need one",
-    )
-
-
 def _add_placement_options(parser: argparse.ArgumentParser, *, dtype: bool = True) -> None:
     where = parser.add_argument_group("where the model runs; see `fxprune doctor`")
     where.add_argument(
@@ -136,7 +116,7 @@ def _add_trace(commands: Any) -> None:
         "--why", nargs=2, metavar=("A", "B"), help="show why weights A and B shrink together, operator by operator"
     )
     parser.add_argument("--dot", metavar="FILE", help="write the coupling graph as a Graphviz file")
-    _add_example_option(parser)
+    add_example_option(parser)
     _add_code_option(parser)
 
 
@@ -182,7 +162,7 @@ def _add_apply(commands: Any) -> None:
     text.add_argument("--calib", metavar="DATA", help="calibration data: scores are computed on it")
     text.add_argument("--data", metavar="DATA", help="recovery data: recovery passes train on it")
     text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
-    _add_module_options(parser)
+    add_module_options(parser)
     _add_output(parser, required=False)
     _add_run(parser)
     _add_code_option(parser)
@@ -287,7 +267,7 @@ def _add_export(commands: Any) -> None:
         const=True,
         help="write zeros in the place of what was removed, where llama.cpp takes no other widths",
     )
-    _add_example_option(parser, modules=False)
+    add_example_option(parser, modules=False)
     _add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
     _add_output(parser, required=True, written="directory to write; with --format gguf the file")
     _add_code_option(parser)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SHORT = 2.0
 """Seconds of work of which no bar is shown."""
 
-EVERY = 30.0
+LINE_EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
 
@@ -155,11 +155,11 @@ def _write(file: IO[str], text: str) -> None:
 
 @contextmanager
 def _in_lines(say: Callable[[str], None], *, steps: bool) -> Iterator[Told]:
-    """Say a line every :data:`EVERY` seconds, from a thread of its own: a step may be one long call."""
+    """Say a line every :data:`LINE_EVERY` seconds, from a thread of its own: a step may be one long call."""
     told, end = Told(say, steps=steps), threading.Event()
 
     def repeat() -> None:
-        while not end.wait(EVERY):
+        while not end.wait(LINE_EVERY):
             say(told.line)
 
     thread = threading.Thread(target=repeat, daemon=True)

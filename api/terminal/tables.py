@@ -80,6 +80,7 @@ def applied(result: Applied) -> list[RenderableType]:
         notes += saved.copied.said()
         notes.append(_checked(saved.checks))
         notes += loading(saved)
+        notes += result.serving
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     notes += [result.placement.why] if result.placement else []
     notes += [f"{path or 'the model'} did not run block by block: {why}" for path, why in result.whole.items()]

@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...runtime.adapter_files import refuse_adapter
-from ...runtime.config_file import check_built, read_config
 from ...runtime.consent import Consent
 from ...runtime.model.free_class import CONFIG_ENTRY, free_class
 from ...runtime.model.own_code import CODE, code_files, module_in, own_auto_class, own_class
+from ...runtime.model_directory.config_file import check_built, read_config
 from ...runtime.model_directory.pickles import pickles_read
 from ...runtime.size_limits import SizeLimit, limited
 from ..artifact import RECORD, read_record

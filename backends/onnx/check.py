@@ -15,7 +15,7 @@ from ...ir.errors import FxpruneError
 from ...runtime.model.embeddings import vocabulary
 from ...runtime.model.keywords import caching
 from ...runtime.tolerances import ONNX_LOGITS_TOLERANCE
-from .runtime import Floats, OnnxDecoder, Tokens, token_positions
+from .runtime import Floats, OnnxDecoder, TokenArray, token_positions
 
 GREEDY_TOKENS = 32
 _PROMPT_LENGTH = 8
@@ -80,18 +80,18 @@ class TorchReference:
         text: tokens ``[sequences, length]`` that :meth:`tokens` returns; random tokens when None.
     """
 
-    def __init__(self, model: torch.nn.Module, text: Tokens | None = None) -> None:
+    def __init__(self, model: torch.nn.Module, text: TokenArray | None = None) -> None:
         self.model: Any = model
         self.vocabulary = vocabulary(model)
         self._text = text
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
-    def tokens(self, batch: int, length: int) -> Tokens:
+    def tokens(self, batch: int, length: int) -> TokenArray:
         if self._text is not None:
             return self._text[:batch, :length]
         return np.random.default_rng(_CHECK_SEED + length).integers(0, self.vocabulary, (batch, length))
 
-    def logits(self, input_ids: Tokens, mask: Tokens | None = None) -> Floats:
+    def logits(self, input_ids: TokenArray, mask: TokenArray | None = None) -> Floats:
         mask = np.ones_like(input_ids) if mask is None else mask
         inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
         if self._takes_positions:
@@ -100,7 +100,7 @@ class TorchReference:
             logits: Floats = self.model(**inputs, **caching(self.model, False)).logits.numpy()
         return logits
 
-    def generate(self, prompt: Tokens, count: int) -> list[int]:
+    def generate(self, prompt: TokenArray, count: int) -> list[int]:
         """Generate greedily, without the model's own generation config, which may sample, penalise or stop early."""
         kept = self.model.generation_config
         self.model.generation_config = GenerationConfig(pad_token_id=0)

@@ -17,7 +17,7 @@ import torch
 from ...ir.errors import FxpruneError
 from ...runtime.model.embeddings import vocabulary
 from .check import TorchReference, decode_pairs, greedy_shortfalls, padded_pairs
-from .runtime import Floats, OnnxDecoder, Tokens
+from .runtime import Floats, OnnxDecoder, TokenArray
 
 # The largest allowed relative growth of perplexity. int8 costs almost nothing. The loss by int4 depends on the model,
 # so it is reported; the limit only detects a broken graph, whose perplexity grows many times over.
@@ -93,7 +93,7 @@ def _compare(pairs: list[tuple[Floats, Floats]]) -> tuple[float, float]:
     return (math.expm1(divergence) if divergence < 700 else math.inf), divergence / max(learnt, 1e-12)
 
 
-def _written(model: torch.nn.Module) -> Tokens:
+def _written(model: torch.nn.Module) -> TokenArray:
     """Text sampled from the model, ``[sequences, length]``, after random first tokens."""
     context = getattr(model.config, "max_position_embeddings", None) or _TEXT_LENGTH
     tokens = torch.from_numpy(np.random.default_rng(_TEXT_SEED).integers(0, vocabulary(model), (_SEQUENCES, 1)))
@@ -106,5 +106,5 @@ def _written(model: torch.nn.Module) -> Tokens:
             cache = output.past_key_values
             probabilities = output.logits[:, -1].double().softmax(-1)
             tokens = torch.cat([tokens, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
-    written: Tokens = tokens.numpy()
+    written: TokenArray = tokens.numpy()
     return written

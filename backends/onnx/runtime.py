@@ -12,7 +12,7 @@ import onnxruntime
 
 from ...ir.errors import FxpruneError, RequestError, first_line
 
-Tokens = npt.NDArray[np.int64]
+TokenArray = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Cache = dict[str, npt.NDArray[np.floating[Any]]]
 
@@ -107,7 +107,9 @@ class OnnxDecoder:
             for name in self._past
         }
 
-    def step(self, input_ids: Tokens, cache: Cache, *, attention_mask: Tokens | None = None) -> tuple[Floats, Cache]:
+    def step(
+        self, input_ids: TokenArray, cache: Cache, *, attention_mask: TokenArray | None = None
+    ) -> tuple[Floats, Cache]:
         """Run new tokens after the tokens in the cache.
 
         Args:
@@ -150,7 +152,7 @@ class OnnxDecoder:
         except Exception as error:
             raise FxpruneError(f"ONNX Runtime cannot run {self.file}: {first_line(error)}", EXPORT_AGAIN) from error
 
-    def _check_result(self, logits: Any, input_ids: Tokens) -> None:
+    def _check_result(self, logits: Any, input_ids: TokenArray) -> None:
         shape: Sequence[int] = getattr(logits, "shape", ())
         if shape[:-1] != input_ids.shape or shape[-1] <= input_ids.max(initial=0) or logits.dtype.kind != "f":
             raise self._wrong_result("logits", logits, f"{[*input_ids.shape]} with a number for each known token")
@@ -159,12 +161,12 @@ class OnnxDecoder:
         kind = f"{getattr(found, 'dtype', type(found).__name__)} of shape {getattr(found, 'shape', None)}"
         return FxpruneError(f"{self.file} returns {name!r} as {kind}, not {wanted}", EXPORT_AGAIN)
 
-    def logits(self, input_ids: Tokens | Sequence[Sequence[int]]) -> Floats:
+    def logits(self, input_ids: TokenArray | Sequence[Sequence[int]]) -> Floats:
         """Logits ``[batch, sequence, vocabulary]`` of unpadded token ids ``[batch, sequence]``."""
         tokens = np.asarray(input_ids, np.int64)
         return self.step(tokens, self.empty_cache(len(tokens)))[0]
 
-    def generate(self, input_ids: Sequence[int] | Tokens, n: int) -> list[int]:
+    def generate(self, input_ids: Sequence[int] | TokenArray, n: int) -> list[int]:
         """Continue one prompt greedily by exactly ``n`` tokens; an end token does not stop it.
 
         Args:
@@ -198,8 +200,8 @@ def _present(name: str) -> str:
     return name.replace("past_key_values", "present")
 
 
-def token_positions(attention_mask: Tokens) -> Tokens:
+def token_positions(attention_mask: TokenArray) -> TokenArray:
     """The position of every token, ``[batch, length]``: the number of tokens before it that are not padding. Padding
     at the start gets 0."""
-    positions: Tokens = np.maximum(attention_mask.cumsum(-1) - 1, 0)
+    positions: TokenArray = np.maximum(attention_mask.cumsum(-1) - 1, 0)
     return positions

@@ -115,7 +115,8 @@ def _compared(answer: dict[str, Any], pruned: Pruned) -> _Compared:
 def environment_of(row: dict[str, Any], environments: Path) -> Environment:
     """The environment in which a runtime runs, made when it is not there."""
     facts = FACTS["environments"][row["environment"]]
-    found = Environment(environments / row["environment"], facts["needs"], facts["constrained"])
+    folder = environments / row["environment"]
+    found = Environment(folder, facts["needs"], facts["constrained"], facts.get("without", ()))
     found.make()
     return found
 

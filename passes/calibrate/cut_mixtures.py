@@ -59,7 +59,9 @@ def targets_of(calls: Sequence[LinearCall], entered: ModuleCalls, present: Tenso
     rebuilt = torch.zeros_like(missing)
     targets = []
     for call in calls:
-        place, token = torch.where(call.expert == picked.T)
+        if call.expert is None:
+            raise _unknown(calls)
+        place, token = torch.where(picked.T.eq(call.expert))
         if len(token) != len(call.y):
             raise _unknown(calls)
         gate = gates[token, place][:, None]

@@ -18,39 +18,17 @@ from ...ir.groups import Group, Kind, Occurrence, Role
 from ...ir.rules import AS_IT_IS, Equations, contraction_of, follow_positions, picked_from, rule_table
 from .head_axes import head_channels
 from .inner_widths import InnerWidths
+from .token_places import TokenPlaces
 from .turned_weights import only_turns, turned_weights
 
 Place = tuple[Value, int]
 """A dimension of a value."""
-
-TOKEN_LABELS = "labels"
-"""The argument that holds what a model shall give."""
 
 NAMED_MARK = "tokens"
 """The mark of atoms whose units are tokens."""
 
 VALUES = -1
 """Used in place of a dimension when the integers in a tensor name units, instead of its positions."""
-
-
-@dataclass(frozen=True)
-class TokenPlaces:
-    """Where a graph has an axis of tokens, which outlast the numbers that they have.
-
-    Attributes:
-        tables: parameters with a row for every token that is read.
-        heads: parameters with a row for every token that is scored.
-        inputs: the inputs that hold numbers of tokens.
-    """
-
-    tables: tuple[Value, ...]
-    heads: tuple[Value, ...]
-    inputs: tuple[Value, ...]
-
-    @property
-    def arguments(self) -> frozenset[str]:
-        """The names of arguments of the model that hold numbers of tokens: its labels too, if it scores tokens."""
-        return frozenset(value.name for value in self.inputs) | ({TOKEN_LABELS} if self.heads else frozenset())
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from ...ir.rules import compared
 from ...ir.rules.picking import PASSING
 from ...runtime.model.embeddings import input_embeddings
 from ...runtime.tensors import first_names
-from .coupling import Coupling, TokenPlaces, couple
+from .coupling import Coupling, couple
+from .token_places import TokenPlaces
 
 LOOK_UP = "aten.embedding"
 

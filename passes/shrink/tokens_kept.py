@@ -91,10 +91,9 @@ def configured_tokens(model: nn.Module) -> set[int]:
 def _counted_from(model: nn.Module) -> Iterator[int]:
     """Ids of padding tokens that a model computes with beside looking them up: it may count positions from there. Such
     a token keeps its id, and so all before it stay."""
-    table = input_embeddings(model)
+    table: Any = getattr(input_embeddings(model), "weight", None)
     for module in model.modules():
-        own = getattr(module, "weight", None)
-        tokens = isinstance(module, nn.Embedding) and table is not None and len(own) == len(table.weight)
+        tokens = isinstance(module, nn.Embedding) and table is not None and len(module.weight) == len(table)
         number = vars(module).get(PADDING_INDEX)
         if type(number) is int and number >= 0 and not tokens:
             yield number

@@ -14,7 +14,7 @@ from ...runtime.vocabulary.tokens import Tokens
 
 
 @dataclass(frozen=True)
-class Counts:
+class TokenCounts:
     """How often each token stands in a text.
 
     Attributes:
@@ -47,11 +47,11 @@ class Choice:
     always: frozenset[int]
     rows: int
 
-    def seen(self, counts: Counts) -> Indices:
+    def seen(self, counts: TokenCounts) -> Indices:
         """The tokens of a text."""
         return self._with_parts(np.flatnonzero(counts.each).tolist())
 
-    def most_frequent(self, counts: Counts, wanted: int) -> Indices:
+    def most_frequent(self, counts: TokenCounts, wanted: int) -> Indices:
         """``wanted`` tokens: those that always stay, then the most frequent ones of a text; of equally frequent ones
         those with lower ids, which tokenizers learn first.
 
@@ -85,7 +85,7 @@ class Choice:
             )
         return self._with_parts(number for number, text in named.items() if scripts.hold(text))
 
-    def rounded(self, kept: Indices, multiple: int, counts: Counts | None) -> Indices:
+    def rounded(self, kept: Indices, multiple: int, counts: TokenCounts | None) -> Indices:
         """As many more tokens as make their number a multiple, the most frequent ones first; never more than all."""
         wanted = min(math.ceil(len(kept) / multiple) * multiple, self.rows)
         return self._filled(set(kept.tolist()), wanted, counts)
@@ -93,7 +93,7 @@ class Choice:
     def _with_parts(self, ids: Iterable[int]) -> Indices:
         return np.array(sorted(self.always | self.tokens.with_parts(ids)), dtype=np.int64)
 
-    def _filled(self, found: set[int], wanted: int, counts: Counts | None) -> Indices:
+    def _filled(self, found: set[int], wanted: int, counts: TokenCounts | None) -> Indices:
         """Add tokens with what they are made from. One that would be too much waits for those that it is made from."""
         before = -1
         while before != len(found) < wanted:
@@ -106,7 +106,7 @@ class Choice:
                     break
         return np.array(sorted(found), dtype=np.int64)
 
-    def _by_frequency(self, counts: Counts | None) -> Iterator[int]:
+    def _by_frequency(self, counts: TokenCounts | None) -> Iterator[int]:
         """All ids, the most frequent first; rows that no token has come last."""
         named = np.isin(np.arange(self.rows), list(self.tokens.names))
         each = np.zeros(self.rows, dtype=np.int64) if counts is None else counts.each

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from ...ir import Indices, RequestError
+from ...ir.errors import RequestError
 from ...ir.options import option
 from ...runtime.vocabulary.scripts import Scripts, script_names
-from ...runtime.vocabulary.tokens import Tokens
 from ..base import Pass, PassKind
-from ..couple.tokens import compared_tokens, couple_tokens, token_places
-from ..data import Calibration, is_inputs
-from ..shrink.tokens_kept import configured_tokens, keep_tokens
-from ..state import State
-from .choice import Choice, Counts
+
+if TYPE_CHECKING:
+    from ..state import State
 
 OF_THE_TEXT = "text"
 MOST_FREQUENT = "tokens:"
@@ -56,9 +50,9 @@ class FewerTokens(Pass):
         super().check()
         if self.languages is not None:
             Scripts(script_names(self.languages))
-        self._wanted()
+        self.wanted()
 
-    def _wanted(self) -> int | None:
+    def wanted(self) -> int | None:
         """The number of tokens that is asked for; None where it follows from the text."""
         if self.keep == OF_THE_TEXT:
             return None
@@ -74,67 +68,6 @@ class FewerTokens(Pass):
             RequestError: after a pass that read or removed something; without a tokenizer, or with one of which
                 nothing is known; without text where one is needed; where no token can go, or all would stay.
         """
-        if state.ledger.decisions or state.ledger.plan is not None or state.ledger.written:
-            raise RequestError(
-                "vocabulary: the passes before it have read or removed something by the ids that the tokens have now",
-                "write vocabulary first",
-            )
-        coupling, group = couple_tokens(state.subject.graph, state.subject.model)
-        tokens = self._tokens(state)
-        always = tokens.always | compared_tokens(coupling) | configured_tokens(state.subject.model)
-        counts = None if self.languages is not None else self._counted(state, group.units)
-        choice = Choice(tokens, frozenset(n for n in always if n < group.units), group.units)
-        kept = self._chosen(choice, counts)
-        state.ledger.report[self.name] = {
-            "tokens": {"before": group.units, "after": len(kept)},
-            "kept_always": len(choice.always),
-            **({} if counts is None else {"on_the_text": counts.seen, "kept_of_the_text": counts.share(kept)}),
-        }
-        keep_tokens(state, coupling, group, kept)
+        from .removal import remove_tokens
 
-    def _tokens(self, state: State) -> Tokens:
-        tokenizer = state.host.tokenizer
-        if tokenizer is None:
-            raise RequestError(
-                f"vocabulary: this {type(state.subject.model).__name__} has no tokenizer, which names the tokens",
-                "leave the pass vocabulary out, or give a Hugging Face model with its tokenizer",
-            )
-        return Tokens.of(tokenizer)
-
-    def _counted(self, state: State, rows: int) -> Counts:
-        data = state.data.given(f"vocabulary{{keep={self.keep}}} needs")
-        names = token_places(state.subject.graph, state.subject.model).arguments
-        found = np.zeros(rows, dtype=np.int64)
-        for ids in _read(data, names):
-            found += np.bincount(ids[(ids >= 0) & (ids < rows)], minlength=rows)
-        return Counts(found)
-
-    def _chosen(self, choice: Choice, counts: Counts | None) -> Indices:
-        if self.languages is not None:
-            kept = choice.of_scripts(Scripts(script_names(self.languages)))
-        else:
-            assert counts is not None, "text was read"
-            wanted = self._wanted()
-            kept = choice.seen(counts) if wanted is None else choice.most_frequent(counts, wanted)
-        kept = choice.rounded(kept, self.multiple_of, counts)
-        if len(kept) == choice.rows:
-            raise RequestError(f"vocabulary: nothing to remove: all {choice.rows:,} tokens stay", self._advice(choice))
-        return kept
-
-    def _advice(self, choice: Choice) -> str:
-        if len(choice.always) == choice.rows:
-            return "leave the pass out: every token is a special one, a byte, or the only one for its character"
-        if self.multiple_of > 1:
-            return "give a smaller multiple_of"
-        return "give keep=tokens:N with a smaller N"
-
-
-def _read(data: Calibration, names: Iterable[str]) -> Iterable[Indices]:
-    """The ids in a text, or in inputs under these names."""
-    if not is_inputs(data):
-        yield data.tokens().numpy()
-        return
-    for row in data.rows(1 << 20):
-        for name in names:
-            if name in row and not row[name].is_floating_point():
-                yield row[name].flatten().numpy()
+        remove_tokens(self, state)

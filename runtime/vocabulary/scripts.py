@@ -38,10 +38,7 @@ class Scripts:
                     f"languages: {name!r} is no script of Unicode",
                     "name scripts, joined by +, such as latin, latin+greek, cyrillic, arabic, han+hiragana+katakana",
                 ) from None
-        own = "".join(rf"\p{{Script={name}}}" for name in self.names)
-        shared = "".join(rf"\p{{Script={name}}}" for name in OF_ALL_SCRIPTS)
-        self.letters = regex.compile(f"[{own}]")
-        self._all = frozenset(regex.findall(f"[{own}{shared}]", _everything()))
+        self.letters = regex.compile(_one_of(self.names))
 
     def hold(self, token: bytes) -> bool:
         """Whether all characters of a token are among them. Bytes at its ends that are a part of a character count as
@@ -52,6 +49,10 @@ class Scripts:
         return all(letter in self._all for letter in whole) and all(part in self._parts for part in parts)
 
     @functools.cached_property
+    def _all(self) -> frozenset[str]:
+        return frozenset(regex.findall(_one_of((*self.names, *OF_ALL_SCRIPTS)), _everything()))
+
+    @functools.cached_property
     def _parts(self) -> frozenset[bytes]:
         coded = (letter.encode() for letter in self._all)
         return frozenset(code[i:j] for code in coded for i in range(len(code)) for j in range(i + 1, len(code) + 1))
@@ -59,6 +60,11 @@ class Scripts:
     def write(self, token: bytes) -> bool:
         """Whether a token has a character of one of the scripts themselves."""
         return self.letters.search(token.decode(errors="ignore")) is not None
+
+
+def _one_of(names: Iterable[str]) -> str:
+    """What matches a character of one of these scripts."""
+    return "[" + "".join(rf"\p{{Script={name}}}" for name in names) + "]"
 
 
 def _whole(token: bytes) -> tuple[str, bytes]:

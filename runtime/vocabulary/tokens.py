@@ -14,7 +14,9 @@ from .models import TokenModel, token_model
 NewId = Callable[[int], int | None]
 """An id -> the id that the token has now; None for one that went."""
 
-_HINT = "give the model a tokenizer.json of the library tokenizers; AutoTokenizer writes one where it can convert"
+_WRITE_FAST_FILE = (
+    "give the model a tokenizer.json of the library tokenizers; AutoTokenizer writes one where it can convert"
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Tokens:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise RequestError(
-                f"vocabulary: {type(tokenizer).__name__} is written in Python, and its code numbers its tokens", _HINT
+                f"vocabulary: {type(tokenizer).__name__} is written in Python, and its code numbers its tokens",
+                _WRITE_FAST_FILE,
             )
         return cls.read(json.loads(backend.to_str()))
 

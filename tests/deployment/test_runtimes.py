@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -51,6 +52,28 @@ def test_a_package_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotInstalledError, match=r"no-such-package-of-anybody==1 cannot be installed .*\nhint: pip"):
         Environment(tmp_path / "environment", ["no-such-package-of-anybody==1"]).make()
     assert not Environment(tmp_path / "environment", ["no-such-package-of-anybody==1"]).ready()
+
+
+@pytest.mark.deployment
+def test_an_environment_is_made_without_what_would_break_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, needs in (("wanted", "Requires-Dist: unwanted\n"), ("unwanted", "")):
+        with ZipFile(tmp_path / f"{name}-1-py3-none-any.whl", "w") as wheel:
+            info = f"{name}-1.dist-info"
+            wheel.writestr(f"{name}.py", "")
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n{needs}")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    whole = Environment(tmp_path / "environment", ["wanted"], constrained=False)
+    whole.make()
+    without = Environment(whole.folder, ["wanted"], constrained=False, without=["unwanted", "nowhere"])
+    assert whole.ready()
+    assert not without.ready()
+    assert {path.stem for path in whole.folder.glob("lib/*/site-packages/*wanted.py")} == {"wanted", "unwanted"}
+    without.make()
+    assert without.ready()
+    assert {path.stem for path in whole.folder.glob("lib/*/site-packages/*wanted.py")} == {"wanted"}
 
 
 def test_the_page_has_the_table_of_the_last_run() -> None:

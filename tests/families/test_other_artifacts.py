@@ -63,14 +63,20 @@ def test_pruned_saved_and_reloaded(families: list[str], tmp_path: Path, jobs: li
 
 
 def test_a_free_form_is_found_by_the_auto_class_of_its_task(tmp_path: Path) -> None:
-    """Pipelines of transformers ask that class alone, so that another one in its place would leave them without."""
+    """Pipelines of transformers ask that class alone, so that another one in its place would leave them without.
+    ``AutoModel`` loads the model within it."""
     source = tmp_path / "source"
     tiny_model("whisper").save_pretrained(source)
     applied = apply(source, "random{ratio=0.5,seed=1}", form="free", out=tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
-    assert list(config["auto_map"]) == ["AutoModelForSpeechSeq2Seq"]
+    assert set(config["auto_map"]) == {"AutoModel", "AutoModelForSpeechSeq2Seq"}
     model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert parameter_count(model) == applied.parameters[1]
+    held = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).state_dict()
+    expected = model.model.state_dict()
+    assert expected
+    assert held.keys() == expected.keys()
+    assert [name for name in expected if not held[name].equal(expected[name])] == []
 
 
 def test_the_tables_name_only_what_there_is_and_leave_enough() -> None:

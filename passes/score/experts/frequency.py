@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from ...data import Scores
-from .routed_outputs import ExpertScored, RoutedTokens
+from .expert_pass import ExpertScored
+
+if TYPE_CHECKING:
+    from ...data import Scores
+    from .routed_tokens import RoutedTokens
 
 
 @dataclass(frozen=True, kw_only=True)

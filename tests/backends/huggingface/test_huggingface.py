@@ -195,8 +195,8 @@ def test_the_record_and_the_companions(tmp_path: Path) -> None:
     save(SaveRequest(model=cut.model, out=tmp_path / "out", **{**details, "source": source}))
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "LICENSE", "chat_template.jinja", "config.json", "fxprune.json", "fxprune.plan", "generation_config.json",
-        "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "LICENSE", "README.md", "chat_template.jinja", "config.json", "fxprune.json", "fxprune.plan",
+        "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert json.loads((out / "generation_config.json").read_text())["temperature"] == 0.5
     record = json.loads((out / "fxprune.json").read_text())

@@ -96,6 +96,7 @@ def test_scores_equal_their_formulas(make: Any, expert: Any) -> None:
     model = make()
     state = decoder_state(model)
     groups = experts_of(state)
+    assert len(groups) == 2, "layers"
     for number, group in enumerate(groups):
         expected = formulas(model, f"model.layers.{number}.mlp.experts", expert)
         for name, step in KINDS.items():
@@ -112,6 +113,7 @@ def test_batches_make_no_difference(kind: Any) -> None:
     state = decoder_state(mixtral())
     groups = experts_of(state)
     found = [kind(**SMALL, batch=batch).scores(groups, state) for batch in (1, 2, 5)]
+    assert len(found[0]) == len(groups) == 2, "layers"
     for other in found[1:]:
         for name, scores in found[0].items():
             np.testing.assert_allclose(other[name], scores, rtol=1e-10)

@@ -13,7 +13,8 @@ from fxprune.ir.groups import Kind
 from fxprune.passes.pipeline import parse_pipeline, print_pipeline
 from fxprune.passes.registry import PASSES
 from fxprune.passes.score.random import Random
-from fxprune.passes.select.runtimes import RUNTIMES, aligned
+from fxprune.passes.select.alignment import aligned
+from fxprune.passes.select.runtimes import RUNTIMES
 
 from ...decoders import random_decoder, special_tokens
 from ...states import decoder_state, run_passes

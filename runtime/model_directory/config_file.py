@@ -9,9 +9,9 @@ from typing import Any, Required
 
 from typing_extensions import TypedDict
 
-from ..ir.errors import RequestError
-from .json_object import check_schema, read_json_object
-from .size_limits import check_counts
+from ...ir.errors import RequestError
+from ..json_object import check_schema, read_json_object
+from ..size_limits import check_counts
 
 STEERING = {
     "configuration_files": "it makes transformers read another file than the one that is checked",

@@ -19,7 +19,7 @@ from fxprune.runtime.reporting import counted, counting
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting for bars and lines."""
     monkeypatch.setattr(progress_display, "SHORT", 0.0)
-    monkeypatch.setattr(progress_display, "EVERY", 0.05)
+    monkeypatch.setattr(progress_display, "LINE_EVERY", 0.05)
 
 
 def work(loudness: Loudness, log: str | None = None) -> None:
