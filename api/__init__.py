@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .machine import Machine, examine
     from .modules.named import PrunedTarget, is_named_module, prune_target, refuse_options, trace_target
     from .modules.prune import Pruned, load, prune_module
-    from .pruning.nested import apply_sizes
+    from .nested import apply_sizes
     from .pruning.request import Applied, ApplyRequest, GroupChange, apply
     from .pushing import Pushed, push
     from .tracing import Hop, Trace, trace
@@ -71,7 +71,7 @@ _MODULES = {
     "listing": ("FormatInfo", "PassInfo", "list_formats", "list_passes"),
     "machine": ("Machine", "examine"),
     "modules.prune": ("Pruned", "load", "prune_module"),
-    "pruning.nested": ("apply_sizes",),
+    "nested": ("apply_sizes",),
     "pruning.request": ("Applied", "ApplyRequest", "GroupChange", "apply"),
     "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
     "pushing": ("Pushed", "push"),

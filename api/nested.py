@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...backends.atomic_directory import check_target
-from ...ir.errors import RequestError
-from ...passes.prune import Prune
-from ...passes.select.target import parse_sizes
-from ...passes.sizes import NestedSizes
-from ..progress import Progress, silent
-from ..request_checks import Model, check_paths
-from .asked_passes import asked_passes
-from .request import apply
-from .result import Applied
+from ..backends.atomic_directory import check_target
+from ..ir.errors import RequestError
+from ..passes.prune import Prune
+from ..passes.select.target import parse_sizes
+from ..passes.sizes import NestedSizes
+from .progress import Progress, silent
+from .pruning.asked_passes import asked_passes
+from .pruning.request import apply
+from .pruning.result import Applied
+from .request_checks import Model, check_paths
 
 
 def apply_sizes(
