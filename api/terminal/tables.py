@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -296,7 +297,7 @@ def _alike(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def _layerless(name: str, layer: int | None) -> str:
-    return name if layer is None else name.replace(f".{layer}.", ".*.", 1)
+    return name if layer is None else re.sub(rf"\.{layer}(?=[.:]|$)", ".*", name, count=1)
 
 
 def _name(groups: Sequence[Group]) -> str:

@@ -25,6 +25,8 @@ from fxprune.backends.huggingface.save import SavedModel
 )
 def test_a_row_names_its_layers(layers: list[int], shown: str) -> None:
     assert _spread(f"m.layers.{layers[0]}.mlp", layers) == shown
+    own = _spread(f"m.layers.{layers[0]}:width", layers)  # a group of the layer itself, as in BERT
+    assert own == shown.replace(".mlp", ":width")
 
 
 def test_layers_that_lost_as_much_share_a_row_and_others_do_not() -> None:
