@@ -18,6 +18,7 @@ from fxprune import api
 from fxprune.api.pruning import model_run
 from fxprune.backends.artifact import FORMER_PLAN, PLAN, RECORD
 from fxprune.backends.huggingface import weight_source
+from fxprune.backends.replaceable import CARD
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
@@ -64,7 +65,7 @@ def test_a_replay_gives_the_bytes_of_the_run(
     api.apply(source, plan=tmp_path / "out" / PLAN, out=tmp_path / "streamed")
     monkeypatch.setattr(model_run, "open_streamed_model", lambda *_, **__: "")
     api.apply(source, plan=tmp_path / "out" / PLAN, out=tmp_path / "held")
-    assert contents(tmp_path / "streamed", RECORD) == contents(tmp_path / "out", RECORD)
+    assert contents(tmp_path / "streamed", RECORD, CARD) == contents(tmp_path / "out", RECORD, CARD)
     assert contents(tmp_path / "held") == contents(tmp_path / "streamed")
 
 
@@ -89,7 +90,7 @@ def test_an_artifact_whose_plan_has_its_former_name_is_replayed(made: Path, tmp_
     api.apply(made / "source", plan=former, out=tmp_path / "out")
     api.apply(made / "source", plan=former / FORMER_PLAN, out=tmp_path / "again")
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
-    assert contents(tmp_path / "out", RECORD) == contents(made / "out", RECORD)
+    assert contents(tmp_path / "out", RECORD, CARD) == contents(made / "out", RECORD, CARD)
 
 
 def test_the_command_line_replays_and_says_what_it_did(

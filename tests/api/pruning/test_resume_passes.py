@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from transformers import GPT2Config
+from transformers import GPT2Config, MixtralConfig
 
 from fxprune import api
 from fxprune.api.pruning import asked_passes, resume
@@ -35,6 +35,11 @@ SHORT, RECOVERY = "samples=4,length=8", "steps=2,batch=2,length=8"
 
 PAIRS = for_transformers(byte_level)
 MANY_TOKENS = GPT2Config(**GPT2.to_dict() | {"vocab_size": len(PAIRS)})
+
+MIXTURE = MixtralConfig(
+    vocab_size=GPT2.vocab_size, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=1, max_position_embeddings=64,
+)  # fmt: skip
 
 LEARNED = GPT2Config(**GPT2.to_dict() | {"n_layer": 3})
 
@@ -68,6 +73,8 @@ CASES = [
     ),
     case(f"drop{{layers=1,{SHORT}}},wanda{{{SHORT}}},lora{{{RECOVERY},keep_adapter=true}},random", scores=True),
     case(f"vocabulary,taylor{{{SHORT}}},distill{{{RECOVERY}}}", MANY_TOKENS, source={"words": PAIRS}, slow=True),
+    case(f"reap{{{SHORT}}},expert_channels{{{SHORT}}},compensate{{{SHORT}}}", MIXTURE, slow=True),
+    case(f"frequency{{{SHORT}}},activation_norm{{{SHORT}}},random", MIXTURE, slow=True),
     case(f"obs{{{SHORT}}},compensate{{{SHORT}}},flap{{{SHORT}}}", slow=True),
     case(f"drop{{sub_blocks=2,{SHORT}}},activation{{{SHORT}}},compensate{{{SHORT}}}", LEARNED, slow=True),
     case(f"taylor{{{SHORT}}},drop{{layers=1,sub_blocks=1,{SHORT}}},magnitude,compensate{{{SHORT}}}", slow=True),
