@@ -22,7 +22,9 @@ def recipe_of(record: Mapping[str, Any]) -> str:
     Args:
         record: the content of its ``fxprune.json``.
     """
-    recipe: dict[str, Any] = {"model": record.get("model", ""), "pass": record.get("pipeline", "")}
+    recipe: dict[str, Any] = {"model": record.get("model", "")}
+    if record.get("pipeline"):  # a run that repeats a plan may have none
+        recipe["pass"] = record["pipeline"]
     for entry in record.get("texts") or ():
         if (key := _DATA_SETTINGS.get(entry.get("read_as", ""))) is not None:
             recipe.setdefault(key, entry["name"])

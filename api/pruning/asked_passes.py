@@ -23,7 +23,10 @@ def asked_passes(passes: str | Sequence[str], plan: str | Path | None, shared: M
             shared option for no pass.
     """
     if plan is None and not isinstance(passes, str) and not passes:
-        raise RequestError("missing --pass PIPELINE", "give one, or --plan FILE to repeat what another run removed")
+        raise RequestError(
+            "missing --pass PIPELINE",
+            "give one, such as --pass magnitude, or --plan FILE to repeat what another run removed",
+        )
     return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
 
 

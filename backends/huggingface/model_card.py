@@ -97,8 +97,7 @@ def _card(record: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
         "",
         "| | before | after | kept |", "|---|---|---|---|",
         f"| parameters | {before:,} | {after:,} | {_share(after, before)} |",
-        f"| multiply-accumulates, one call | {macs.get('before', 0):,} | {macs.get('after', 0):,} |"
-        f" {_share(macs.get('after', 0), macs.get('before', 0))} |",
+        f"| multiply-accumulates | | | {_share(macs.get('after', 0), macs.get('before', 0))} |",
         "",
         "## Load it", "", "```python", *loading, "```", "",
         "## What was removed", "", "| units | before | after |", "|---|---|---|",

@@ -74,6 +74,12 @@ class Target:
                 f"target {text!r} is not a share; latency takes a share only, because times differ between machines",
                 "give a share of the time that the model takes on this machine: latency=0.8",
             )
+        if measure == "macs" and value > 1:
+            raise RequestError(
+                f"target {text!r} is an amount; macs takes a share only, because a number of multiplications is one of "
+                "some length and number of samples",
+                "give a share, macs=0.8, or a number of parameters, params=5e9",
+            )
         if measure == "bytes" and value > 1:
             raise RequestError(
                 f"target {text!r} is an amount; bytes takes a share only, because files keep the dtype of the source",

@@ -43,7 +43,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_two_models_in_torch_and_onnxruntime(models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*map(str, models), "--onnx", "--prompt", "8", "--new", "4", "--rounds", "2", "--threads", "1", "--json"]
+    words = [
+        *map(str, models),
+        "--onnx",
+        "--prompt",
+        "8",
+        "--new",
+        "4",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+        "--json",
+        "-q",
+    ]
     assert main(["bench", *words]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""

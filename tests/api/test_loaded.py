@@ -81,7 +81,7 @@ def test_a_loaded_model_gives_the_files_that_its_directory_gives(
     applied = fxprune.apply(
         model, passes, ratio=0.5, tokenizer=tokenizer, calib=ROWS, data=tuple(ROWS), out=tmp_path / "b"
     )
-    own = RECORD, "tokenizer_config.json"  # a tokenizer that was loaded from a directory says so there
+    own = RECORD, "README.md", "tokenizer_config.json"  # a tokenizer that was loaded from a directory says so there
     assert contents(tmp_path / "a", *own) == contents(tmp_path / "b", *own)
     assert applied.parameters == first.parameters
     assert (model.config.to_dict(), model.generation_config.to_dict()) == told
