@@ -187,6 +187,7 @@ def refused(kind: str, target: str, **options: Any) -> None:
 
 def refusals() -> Iterator[Any]:
     place = f"@{CONTEXT}x{BATCH}"
+    yield lambda: Target.parse("macs=2e9"), "macs takes a share only"
     yield lambda: Target.parse("memory=6XB@8192x4"), "'6XB' is no amount of memory"
     yield lambda: Target.parse("memory=6GB@8192"), "no context and batch after the @: '8192'"
     yield lambda: Target.parse("memory=6GB@0x4"), "no context and batch after the @: '0x4'"
