@@ -218,7 +218,7 @@ def test_the_record_names_the_files_of_base_and_adapter(base: Path, tmp_path: Pa
     names = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors")
     assert record["source"] == {"name": "adapted", "sha256": {name: sha256(folder / name) for name in names}}
     fxprune.apply(folder, plan=out, out=again, merge_adapter=True)
-    assert contents(again, "fxprune.json") == contents(out, "fxprune.json")
+    assert contents(again, "fxprune.json", "README.md") == contents(out, "fxprune.json", "README.md")
     edited = json.loads((folder / "adapter_config.json").read_text()) | {"lora_alpha": 16}
     (folder / "adapter_config.json").write_text(json.dumps(edited))
     with pytest.raises(RequestError, match=r"has changed since .*: adapter_config\.json"):
