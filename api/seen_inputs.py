@@ -22,11 +22,12 @@ from ..tracer.inputs.batches import inputs_of_batches
 from ..tracer.inputs.input_set import DataSet, Rows, Sample
 from ..tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors, refuse_doubt
 from ..tracer.inputs.processed import Processors
-from ..tracer.inputs.renumbered import RenumberedInputs
+from ..tracer.inputs.renumbered import renumbered
 from ..tracer.texts.fingerprints import Fingerprint, TrackedText
 from .request_checks import RECOVERY, GivenBatches, GivenRows
 
 if TYPE_CHECKING:
+    from ..runtime.vocabulary.kept import Renumbering
     from ..tracer.model import ModelSource
 
 AsGiven = str | GivenRows | GivenBatches | None
@@ -73,6 +74,10 @@ class TrackedInputs:
     def remember(self, pieces: Mapping[str, npt.NDArray[np.int64]]) -> None:
         """Also count as read what :attr:`pieces_read` gave in a run that this run resumes."""
         self._read.update(dict.fromkeys(pieces["samples"].tolist()))
+
+    def renumber(self, renumbering: Renumbering, arguments: frozenset[str]) -> None:
+        """From now on give samples for a model with fewer tokens, as :func:`renumbered`."""
+        self.inputs = renumbered(self.inputs, renumbering, arguments)
 
     def fingerprint(self, read_as: str, name: str) -> Fingerprint | None:
         """What was read, without passages: nothing in it can be met again in a text. None when nothing was read."""
@@ -140,7 +145,7 @@ def named_inputs(given: str | Sequence[Any], name: str, module: torch.nn.Module)
     return inputs_of_batches(name, given, arguments)
 
 
-Tracked = TrackedText | TrackedInputs | RenumberedInputs
+Tracked = TrackedText | TrackedInputs
 """Data that remembers what was read of it."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,6 @@ from ...passes.state import Data
 from ...runtime.consent import Consent
 from ...runtime.scratch import ScratchDirectory
 from ...runtime.vocabulary.kept import Renumbering
-from ...tracer.inputs.renumbered import RenumberedInputs
 from ...tracer.model import ModelSource, load_tokenizer
 from ...tracer.texts.fingerprints import TrackedText
 from ..request_checks import CALIBRATION, RECOVERY
@@ -44,12 +43,12 @@ class KeptTokens:
         """The tokenizer with all tokens."""
         return load_tokenizer(self.source)
 
-    def keep(self, cut: TokenCut, texts: dict[str, Tracked | None], data: Data) -> None:
+    def keep(self, cut: TokenCut, texts: Mapping[str, Tracked | None], data: Data) -> None:
         """Renumber the texts and other data of a run.
 
         Args:
             cut: the tokens that stay.
-            texts: all data; what cannot go on as it is, is replaced.
+            texts: all data.
             data: what passes read.
 
         Raises:
@@ -63,11 +62,11 @@ class KeptTokens:
         self.write(folder)
         smaller = load_tokenizer(replace(self.source, directory=folder, consent=Consent.nothing(folder), loaded=False))
         check_renumbered(self.tokenizer, smaller, self.renumbering)
-        for part, text in texts.items():
+        for text in texts.values():
             if isinstance(text, TrackedText):
                 text.renumber(smaller, len(cut.renumbering.kept))
             elif text is not None:
-                texts[part] = RenumberedInputs(text, cut.renumbering, cut.arguments)
+                text.renumber(cut.renumbering, cut.arguments)
         data.calibration, data.recovery = texts.get(CALIBRATION), texts.get(RECOVERY)
 
     def write(self, folder: Path) -> Sequence[str]:

@@ -64,12 +64,35 @@ def decode(model: Path, job: Mapping[str, Any], modules: Path) -> dict[str, Any]
     }
     answered: list[dict[str, Any]] = []
     done = threading.Event()
+    handler = _handler(places, json.dumps(dict(job)).encode(), answered, done)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory() as profile:
+        # Without the sandbox it also starts in a container; the page is ours, and it may ask this server only.
+        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                   f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]  # fmt: skip
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            done.wait(LIMIT)
+        finally:
+            browser.kill()
+            browser.wait()
+            server.shutdown()
+    if not answered:
+        raise NoBrowserError(f"{program} has not answered in {LIMIT} s")
+    return answered[0]
+
+
+def _handler(
+    places: Mapping[str, Path], job: bytes, answered: list[dict[str, Any]], done: threading.Event
+) -> type[http.server.BaseHTTPRequestHandler]:
+    """Serves the page, its job and the files below some places, and keeps what the page answers."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0].strip("/")
             if path == "job":
-                return self.send(json.dumps(dict(job)).encode(), "application/json")
+                return self.send(job, "application/json")
             file = PAGE if not path else next(
                 (root / path.removeprefix(f"{name}/") for name, root in places.items() if path.startswith(f"{name}/")),
                 Path("none"),
@@ -93,19 +116,4 @@ def decode(model: Path, job: Mapping[str, Any], modules: Path) -> dict[str, Any]
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with tempfile.TemporaryDirectory() as profile:
-        # Without the sandbox it also starts in a container; the page is ours, and it may ask this server only.
-        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                   f"--user-data-dir={profile}", f"http://127.0.0.1:{server.server_port}/"]  # fmt: skip
-        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            done.wait(LIMIT)
-        finally:
-            browser.kill()
-            browser.wait()
-            server.shutdown()
-    if not answered:
-        raise NoBrowserError(f"{program} has not answered in {LIMIT} s")
-    return answered[0]
+    return Handler

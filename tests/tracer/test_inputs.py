@@ -17,12 +17,14 @@ from safetensors.torch import save_file
 
 from fxprune.ir.errors import RequestError
 from fxprune.runtime.consent import Consent
+from fxprune.runtime.vocabulary.kept import Renumbering
 from fxprune.tracer.inputs.arguments import Arguments
 from fxprune.tracer.inputs.batches import inputs_of_batches
 from fxprune.tracer.inputs.input_set import DataSet
 from fxprune.tracer.inputs.media import Medium, read_sound, resampled
 from fxprune.tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors
 from fxprune.tracer.inputs.processed import Processors
+from fxprune.tracer.inputs.renumbered import renumbered
 from fxprune.tracer.model import ModelSource
 
 from ..corpora import word_tokenizer
@@ -303,3 +305,23 @@ def test_samples_that_cannot_be_joined() -> None:
         data.join(rows(data))
     with pytest.raises(RequestError, match="it holds 2 samples, 3 are needed"):
         data.rows(4, 3)
+
+
+def test_a_data_set_gives_the_ids_that_its_tokens_have_now() -> None:
+    class Source:
+        def __len__(self) -> int:
+            return 2
+
+        def sample(self, index: int, length: int) -> dict[str, Any]:
+            ids = torch.tensor([[2, 5, -100], [2, 3, 7]][index])[None, :length]
+            return {"input_ids": ids, "places": ids, "scale": torch.ones(1, 1)}
+
+    data = DataSet("rows", Source(), frozenset({"input_ids", "places", "scale"}))
+    found = renumbered(data, Renumbering(np.array([2, 5, 6]), 7), frozenset({"input_ids"}))
+    first = found.rows(3, 1)[0]
+    assert first["input_ids"].tolist() == [[0, 1, -100]]
+    assert first["places"].tolist() == [[2, 5, -100]]
+    assert first["scale"].tolist() == [[1.0]]
+    with pytest.raises(RequestError, match="'rows' holds token 3"):
+        list(found.rows(3))
+    assert data.rows(3, 1)[0]["input_ids"].tolist() == [[2, 5, -100]]
