@@ -102,7 +102,7 @@ def rate(progress: float) -> float:
     return PEAK_RATE * (0.01 + 0.99 * cosine)
 
 
-def optimizer_of(model: LlamaForCausalLM) -> torch.optim.Optimizer:
+def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW with weight decay for matrices, without it for norms."""
     parameters = list(model.parameters())
     groups = [

@@ -10,7 +10,6 @@ any length; the number of steps, and so the weights, depend on the machine.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +18,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
+from fxprune.demo.train import optimizer_of, rate
+
 VOCABULARY = 2048
 WINDOW, BATCH = 128, 8
-PEAK_RATE, WARM_UP = 3e-3, 0.03
+HIGHER = 1.5
+"""The learning rate beside that of the demo's model, which is larger: 3e-3 at most."""
 SEED = 20261129
 END = "<|endoftext|>"
 
@@ -63,29 +65,16 @@ def batches(parts: list[torch.Tensor]) -> Iterator[torch.Tensor]:
         yield from windows[torch.randperm(len(windows))].split(BATCH)
 
 
-def rate(progress: float) -> float:
-    """Linear warm-up, then cosine to a hundredth of the peak."""
-    if progress < WARM_UP:
-        return PEAK_RATE * (progress + 1e-3) / (WARM_UP + 1e-3)
-    cosine = 0.5 * (1 + math.cos(math.pi * min((progress - WARM_UP) / (1 - WARM_UP), 1.0)))
-    return PEAK_RATE * (0.01 + 0.99 * cosine)
-
-
 def fit(model: MixtralForCausalLM, parts: list[torch.Tensor], seconds: float) -> int:
     """Train for some seconds of CPU time; returns the number of steps."""
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": 0.1},
-        {"params": [p for _, p in named if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
+    optimizer = optimizer_of(model)
     began, mean, reported = time.process_time(), 0.0, 0.0
     for step, batch in enumerate(batches(parts)):
         elapsed = time.process_time() - began
         if elapsed >= seconds:
             return step
         for group in optimizer.param_groups:
-            group["lr"] = rate(elapsed / seconds)
+            group["lr"] = HIGHER * rate(elapsed / seconds)
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
