@@ -57,9 +57,10 @@ def text_of(spec: str | GivenRows | None, part: str, source: ModelSource) -> Tex
         return replace(from_rows(spec.name, spec.rows, tokenizer), vocabulary=vocabulary)
     if spec is not None:
         return replace(load_text(spec, tokenizer), vocabulary=vocabulary)
+    from ..demo import name_of_text
     from ..demo import text as built_in
 
-    return replace(from_string(f"built-in {part} text", built_in(part), tokenizer), vocabulary=vocabulary)
+    return replace(from_string(name_of_text(part), built_in(part), tokenizer), vocabulary=vocabulary)
 
 
 class Remembering(Protocol):

@@ -26,7 +26,9 @@ def recipe_of(record: Mapping[str, Any]) -> str:
     if record.get("pipeline"):  # a run that repeats a plan may have none
         recipe["pass"] = record["pipeline"]
     for entry in record.get("texts") or ():
-        if (key := _DATA_SETTINGS.get(entry.get("read_as", ""))) is not None:
+        key = _DATA_SETTINGS.get(entry.get("read_as", ""))
+        # The demo's model takes its own text where none is given.
+        if key is not None and entry["name"] != name_of_text(entry["read_as"]):
             recipe.setdefault(key, entry["name"])
     if record.get("form") in ("uniform", "free"):
         recipe["form"] = record["form"]
