@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from ..demo import name_of_text
+
 ENVIRONMENT = "environment"
 """The key of a recipe that tells where it ran. It has no effect."""
 
