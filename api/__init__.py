@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .benchmarking.drafting import Drafted, bench_draft
     from .benchmarking.timings import Benchmark, BenchmarkResult
     from .demo import Demo, run_demo
-    from .evaluation import Measurement, evaluate
+    from .evaluating.comparison import Comparison, compare
+    from .evaluating.evaluation import evaluate
+    from .evaluating.measures import Measurement
     from .exporting import export
     from .listing import FormatInfo, PassInfo, list_formats, list_passes
     from .machine import Machine, examine
@@ -29,6 +31,7 @@ __all__ = [
     "ApplyRequest",
     "Benchmark",
     "BenchmarkResult",
+    "Comparison",
     "Demo",
     "Drafted",
     "FormatInfo",
@@ -45,6 +48,7 @@ __all__ = [
     "apply_sizes",
     "bench",
     "bench_draft",
+    "compare",
     "evaluate",
     "examine",
     "export",
@@ -66,7 +70,9 @@ _MODULES = {
     "benchmarking.drafting": ("Drafted", "bench_draft"),
     "benchmarking.timings": ("Benchmark", "BenchmarkResult"),
     "demo": ("Demo", "run_demo"),
-    "evaluation": ("Measurement", "evaluate"),
+    "evaluating.comparison": ("Comparison", "compare"),
+    "evaluating.evaluation": ("evaluate",),
+    "evaluating.measures": ("Measurement",),
     "exporting": ("export",),
     "listing": ("FormatInfo", "PassInfo", "list_formats", "list_passes"),
     "machine": ("Machine", "examine"),

@@ -33,7 +33,7 @@ FUNCTIONS = (_MODEL_KEY, "loss", "calib", "data")
 PLACES = ("out", "scores")
 """Keys that name what is written."""
 
-REPLACED = {"--pass": "passes", "--calib": "calib", "--data": "data"}
+REPLACED = {"--pass": "passes", "--calib": "calib", "--data": "data", "--field": "field", "--split": "split"}
 """Options that may be repeated, of which those of the command line take the place of the recipe's -> attribute."""
 
 _FUNCTION = re.compile(r"(?P<module>[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
