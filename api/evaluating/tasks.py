@@ -14,6 +14,9 @@ from ..runnable import Runnable
 from .measures import TaskScore
 from .task_files import YAML, refuse_code, row_tasks, task_of_rows
 
+_SEED = 1234
+"""Of the examples before a question; the one of lm-eval's own command."""
+
 INSTALL_EVAL = "pip install 'fxprune[eval]'"
 
 
@@ -70,13 +73,13 @@ def task_scores(
         tokenizer: its tokenizer.
         asked: which tasks.
         context: tokens that the model can read.
-        known: keeps what finds tasks, which takes half a minute, for the next model.
+        known: keeps the tasks for the next model: to find those of lm-eval takes half a minute.
 
     Raises:
         RequestError: a task is unknown, its data cannot be had, or it asks for what is not measured.
     """
-    import lm_eval
     import lm_eval.api.task
+    import lm_eval.evaluator
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -85,16 +88,11 @@ def task_scores(
     templates = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     templates.filters.update(lm_eval.utils.env.filters)
     with silenced(lm_eval, templates):
-        if "tasks" not in known:
-            known["tasks"], known["manager"] = _found(asked)
         try:
-            results: Any = lm_eval.simple_evaluate(
-                model=MeasuredModel(runnable, tokenizer, context),
-                tasks=list(known["tasks"]),
-                limit=asked.limit,
-                bootstrap_iters=0,
-                log_samples=True,
-                task_manager=known["manager"],
+            if "tasks" not in known:
+                known["tasks"] = _loaded(asked)
+            results: Any = lm_eval.evaluator.evaluate(
+                MeasuredModel(runnable, tokenizer, context), known["tasks"], asked.limit, bootstrap_iters=0
             )
         except (RequestError, MemoryError):
             raise
@@ -111,8 +109,8 @@ def task_scores(
     return tuple(scores)
 
 
-def _found(asked: AskedTasks) -> tuple[list[Any], Any]:
-    """Configurations and names of the tasks, and what lm-eval finds the names with."""
+def _loaded(asked: AskedTasks) -> Any:
+    """The tasks, with their data."""
     from lm_eval.tasks import TaskManager
 
     rows = {} if asked.directory is None else row_tasks(asked.directory)
@@ -129,7 +127,12 @@ def _found(asked: AskedTasks) -> tuple[list[Any], Any]:
             raise RequestError(
                 f"there is no task '{name}'", f"{near}lm-eval lists its own with `lm-eval ls tasks`{here}"
             )
-    return [task_of_rows(name, rows[name]) if name in rows else name for name in asked.names], manager
+    loaded = manager.load([task_of_rows(name, rows[name]) if name in rows else name for name in asked.names])
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=_SEED)
+    return loaded
 
 
 def _scores(name: str, samples: Sequence[dict[str, Any]]) -> list[TaskScore]:

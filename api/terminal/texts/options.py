@@ -53,7 +53,7 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="held-out text (required unless one of the models is demo, or there are tasks or prompts); may be repeated",
+        help="held-out text (required unless a model is demo, or there are tasks or prompts); may be repeated",
     )
     add_reading_options(text, several=False)
     text.add_argument("--window", type=int, default=128, metavar="N", help="tokens in a window (default: 128)")
@@ -68,12 +68,10 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--tasks-dir",
         metavar="DIR",
-        help="look for them in DIR first: NAME.jsonl (or .csv, .parquet) with the fields ctx, choices, label; sentence, "
-        "choices, label; good, bad; or text; or NAME.yaml as lm-eval has it",
+        help="look for them in DIR first: NAME.jsonl (or .parquet) with the fields ctx, choices, label; sentence, choices, "
+        "label; good, bad; or text; or NAME.yaml as lm-eval has it",
     )
-    tasks.add_argument(
-        "--limit", type=int, metavar="N", help="measure on the first N items of each only (default: all)"
-    )
+    tasks.add_argument("--limit", type=int, metavar="N", help="the first N items of each task (default: all)")
     tasks.add_argument(
         "--trust-task-code", action="store_true", help="allow code that the tasks in --tasks-dir name to run"
     )
