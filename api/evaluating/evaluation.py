@@ -137,7 +137,7 @@ def evaluate(
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed, progress)) for model in found]
         agree_on_files(ranks, sources, *(one for one in given if isinstance(one, str)))
-        contexts = [_context(source, window) for source in sources]
+        contexts = [_context(source, window if asked.texts else 2) for source in sources]
         read = [[_read(source, one, asked, progress) for one in asked.texts] for source in sources]
         measuring = _Measuring(asked, request, progress, ranks, {})
         return [measuring.of(*each) for each in zip(sources, read, contexts, strict=True)]
@@ -244,14 +244,14 @@ class _Measuring:
     def _measure(
         self, source: ModelSource, texts: Sequence[tuple[str, torch.Tensor]], context: int, place: PlacementRequest
     ) -> Measurement:
-        asked, told = self.asked, self.progress
+        asked, told, window = self.asked, self.progress, min(self.asked.window, context)
         told(f"{source.name}: loading")
-        forward = (min(WINDOWS_AT_ONCE, max((len(ids) for _, ids in texts), default=1)), asked.window)
+        forward = (min(WINDOWS_AT_ONCE, max((len(ids) for _, ids in texts), default=1)), window)
         with ScratchDirectory("fxprune-weights-") as scratch:
             if is_onnx(source.directory):
                 runnable = open_onnx(source)
             else:
-                runnable = open_torch(source, place, forward, told, window=asked.window, scratch=lambda: scratch)
+                runnable = open_torch(source, place, forward, told, window=window, scratch=lambda: scratch)
             with told_when_out_of_memory(runnable.placement or WHOLE):
                 found = [self._text_score(source, runnable, *each) for each in texts]
                 speed = self._speed(source, runnable, context) if asked.speed else None
@@ -261,7 +261,7 @@ class _Measuring:
                 format=runnable.format,
                 parameters=parameter_count(runnable.module),
                 bytes=runnable.bytes,
-                macs=runnable.macs(asked.window),
+                macs=runnable.macs(window),
                 perplexity=found[0].perplexity if found else None,
                 speed=speed,
                 placement=runnable.placement,

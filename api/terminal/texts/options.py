@@ -68,8 +68,8 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--tasks-dir",
         metavar="DIR",
-        help="look for them in DIR first: NAME.jsonl (or .parquet) with the fields ctx, choices, label; sentence, choices, "
-        "label; good, bad; or text; or NAME.yaml as lm-eval has it",
+        help="look for them in DIR first: NAME.jsonl (or .parquet) with the fields ctx, choices, label; sentence, "
+        "choices, label; good, bad; or text; or NAME.yaml as lm-eval has it",
     )
     tasks.add_argument("--limit", type=int, metavar="N", help="the first N items of each task (default: all)")
     tasks.add_argument(
