@@ -291,7 +291,9 @@ class _Measuring:
         asked, tasks = self.asked, self.asked.tasks
         if not tasks.names and not asked.prompts:
             return (), ()
-        tokenizer, scores, written = load_tokenizer(source), (), ()
+        tokenizer = load_tokenizer(source)
+        scores: tuple[TaskScore, ...] = ()
+        written: tuple[Continuation, ...] = ()
         if tasks.names:
             self.progress(f"{source.name}: tasks {', '.join(tasks.names)}")
             scores = task_scores(runnable, tokenizer, tasks, context=context, known=self.known)

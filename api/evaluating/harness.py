@@ -23,7 +23,7 @@ Asked = tuple[Any, list[int], list[int]]
 """What lm-eval asks: its own key, the tokens of a context, and those of a continuation."""
 
 
-class MeasuredModel(TemplateLM):  # type: ignore[misc]
+class MeasuredModel(TemplateLM):
     """A causal language model of any format, for tasks that compare probabilities of texts.
 
     Args:
