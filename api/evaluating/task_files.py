@@ -16,7 +16,10 @@ YAML = (".yaml", ".yml")
 CODE_HINT = "look at it, and give --trust-task-code if what it runs may run here"
 
 _LARGEST = 1 << 20
-_CORE = "tag:yaml.org,2002:"
+_PLAIN = {
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp")
+}
+"""Tags of values that are data."""
 
 _CHOICE: Mapping[str, Any] = {"output_type": "multiple_choice"}
 _SCORES = {"choice": ("acc", "acc_norm"), "other": ("acc",)}
@@ -137,7 +140,7 @@ def _code_in(node: yaml.Node, metrics: Collection[str], seen: set[int]) -> Itera
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
-    if not node.tag.startswith(_CORE):
+    if node.tag not in _PLAIN:
         yield f"{node.tag} names code that would run", line
     if isinstance(node, yaml.SequenceNode):
         for one in node.value:

@@ -184,9 +184,8 @@ class ModelRun:
     def read_texts(self, texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet], readings: Readings) -> None:
         """Tokenize texts and try other inputs on the model."""
         runner, language = self.state.subject.runner, self.model_call.language
-        self.texts = tracked_data(texts, inputs, runner, self.source, language=language, readings=readings)
-        self.state.data.calibration = self.texts.get(CALIBRATION)
-        self.state.data.recovery = self.texts.get(RECOVERY)
+        found = self.texts = tracked_data(texts, inputs, runner, self.source, language=language, readings=readings)
+        self.state.data.calibration, self.state.data.recovery = found.get(CALIBRATION), found.get(RECOVERY)
 
     def _read(self) -> Entries:
         replayed = self.recorded.record if self.recorded is not None else {}

@@ -303,7 +303,8 @@ class ApplyRequest:
         """Where the state after every pass is kept; None when nothing will be written."""
         if self.out is None or self.dry_run:
             return None
-        own: dict[str, Any] = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
+        own: dict[str, Any] = {"dtype": str(placement.dtype)}
+        own["scores"] = None if self.scores is None else str(self.scores)
         own["form"] = self.form if self.form == "uniform" else None  # under it, passes pick other counts
         own["reading of rows"] = self.readings.to_json()
         own["larger"] = None if self.sizes is None else self.sizes.larger  # of which this is a part

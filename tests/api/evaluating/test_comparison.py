@@ -89,7 +89,13 @@ def test_generated_text_is_that_of_transformers(models: list[str]) -> None:
         )  # fmt: skip
         for one, prompt in zip(model.generations, ("a b c", "z"), strict=True):
             ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-            wanted = plain.generate(ids, do_sample=False, max_new_tokens=6, pad_token_id=0)[0, ids.shape[1] :]
+            options = {
+                "attention_mask": torch.ones_like(ids),
+                "do_sample": False,
+                "max_new_tokens": 6,
+                "pad_token_id": 0,
+            }
+            wanted = plain.generate(ids, **options)[0, ids.shape[1] :]
             assert list(one.tokens) == wanted.tolist()
             assert one.text == tokenizer.decode(wanted, skip_special_tokens=True)
     data = found.to_json()["generations"]

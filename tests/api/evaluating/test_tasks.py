@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 import fxprune
 from fxprune.api.evaluating.task_files import refuse_code, row_tasks, task_of_rows
@@ -115,7 +116,11 @@ def test_without_lm_eval_the_error_says_how_to_get_it(monkeypatch: pytest.Monkey
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     pytest.importorskip("lm_eval")
-    return str(write_source(tmp_path_factory.mktemp("tasks") / "tiny"))
+    folder = write_source(tmp_path_factory.mktemp("tasks") / "tiny")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = LETTERS[-1]  # lm-eval's own class needs one
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def test_scores_are_those_of_lm_evals_own_class(model: str, tmp_path: Path) -> None:
@@ -171,9 +176,12 @@ def test_a_task_file_of_lm_eval(model: str, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(RequestError, match="the tasks mine cannot be measured: SecurityError"):
         fxprune.evaluate(model, tasks="mine", **options)
     (folder / "mine.yaml").write_text(YAML.format(file=file, text="x") + "process_docs: !function utils.docs\n")
-    (folder / "utils.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef docs(rows): return rows\n")
+    ran = tmp_path / "ran"
+    (folder / "utils.py").write_text(
+        f"from pathlib import Path\nPath({str(ran)!r}).touch()\ndef docs(rows): return rows\n"
+    )
     with pytest.raises(RequestError, match="!function names code that would run"):
         fxprune.evaluate(model, tasks="mine", **options)
-    assert not (tmp_path / "ran").exists()
+    assert not ran.exists()
     fxprune.evaluate(model, tasks="mine", limit=2, trust_task_code=True, **options)
-    assert (tmp_path / "ran").exists()
+    assert ran.exists()
