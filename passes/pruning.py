@@ -132,12 +132,13 @@ def allocated(
     losses = {group.name: step.losses(group, scores[group.name]) for group in groups}
     budget = _budget(step, _most(state))
     costs = budget.costs(state, coupling, groups)
+    losses = step.in_one_unit(losses, groups, costs)
     amount = budget.amount(state, groups, costs)
 
     def planned(amount: int) -> tuple[dict[str, Indices], dict[str, Any]]:
         counts, moved, report = budget.widths(
             state, coupling, groups, scores, losses, costs=costs, amount=amount,
-            alike=step.compares, plain=_plain(step, groups, state), saved=saved,
+            plain=_plain(step, groups, state), saved=saved,
         )  # fmt: skip
         keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
         return keep, {**report, NEAREST: moved}
