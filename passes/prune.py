@@ -36,7 +36,9 @@ class Prune(Pass):
         0.25, "share of the units of every group to remove, in [0, 1)", at_least=0, below=1,
         hint="give the share to remove: 0.25 removes a quarter",
     )  # fmt: skip
-    layers: tuple[int, int] | None = option(None, "layers to prune, START:END, END exclusive; none means all layers")
+    layers: tuple[int, int] | None = option(
+        None, "layers to prune, START:END, END exclusive; 1:-1 leaves out the first and the last; none means all layers"
+    )
     within: str | None = option(
         None, "a part of the model, such as language_model: prune only what lies wholly in modules of this name"
     )
