@@ -30,9 +30,8 @@ def main() -> int:
     parser.add_argument("--models", required=True, type=Path, help="folder of model directories")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt and NAME-eval.txt")
     parser.add_argument("--model", default="smollm2-135m", help="folder of the model")
-    parser.add_argument(
-        "--rows", type=Path, default=Path(__file__).with_name("rows.json"), help="JSON file of the rows"
-    )
+    own = Path(__file__).with_name("rows.json")
+    parser.add_argument("--rows", type=Path, default=own, help="JSON file of the rows")
     parser.add_argument("--methods", nargs="*", default=[], help="measure only these")
     parser.add_argument("--kept", nargs="*", type=float, default=[], help="measure only these sizes")
     parser.add_argument("--hours", type=float, default=8.0, help="begin no row after so long")
