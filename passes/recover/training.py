@@ -13,18 +13,22 @@ import torch
 from torch import nn
 
 from ...ir.errors import FxpruneError
+from ...runtime.place.choices import AUTO
+from ...runtime.training_rows import IGNORED, Example, ExampleRows
 from ..data import Calibration, is_inputs
-from ..model.answers import IGNORED
-
-Example = dict[str, list[int]]
 
 
 @runtime_checkable
 class RowCorpus(Protocol):
     """Text with separate rows, each a training example, instead of one running text."""
 
-    def examples(self, length: int) -> list[Example]:
-        """``input_ids`` and ``labels`` per example, at most ``length`` tokens each."""
+    def examples(self, length: int, train_on: str = AUTO) -> ExampleRows:
+        """``input_ids`` and ``labels`` per example, at most ``length`` tokens each.
+
+        Args:
+            length: the most tokens.
+            train_on: which of them count: ``all``, those of ``answers``, or as the format of the rows says.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,17 +82,23 @@ class Lessons:
         join: puts some of them together to a batch.
         text: whether they are token ids, of each of which a causal language model predicts the next.
         divided: whether several can be put together.
+        remarks: on what was left out.
     """
 
     examples: Sequence[Any]
     join: Callable[[Sequence[Any]], Mapping[str, Any]]
     text: bool = True
     divided: bool = True
+    remarks: Sequence[str] = ()
 
 
-def lessons_of(data: Calibration, length: int) -> Lessons:
-    """Training examples of data: the samples of inputs; the rows of a text if it has rows, otherwise its windows, with
-    the loss on every token.
+def lessons_of(data: Calibration, length: int, train_on: str = AUTO) -> Lessons:
+    """Training examples of data: the samples of inputs; the rows of a text if it has rows, otherwise its windows.
+
+    Args:
+        data: what is trained on.
+        length: the most tokens of an example of text.
+        train_on: which tokens of a row count, as in :meth:`RowCorpus.examples`.
 
     Raises:
         RequestError: when there is too little for one example.
@@ -96,7 +106,8 @@ def lessons_of(data: Calibration, length: int) -> Lessons:
     if is_inputs(data):
         return Lessons(data.rows(length), data.join, text=False, divided=data.divided)
     if isinstance(data, RowCorpus):
-        return Lessons(data.examples(length), pad)
+        examples = data.examples(length, train_on)
+        return Lessons(examples, pad, remarks=examples.left_out(length))
     return Lessons([{"input_ids": ids, "labels": list(ids)} for ids in data.windows(length).tolist()], pad)
 
 
@@ -133,7 +144,8 @@ def preserved_randomness() -> Iterator[None]:
 def reported(training: Training, lessons: Lessons) -> dict[str, Any]:
     """The part of the report that all recovery passes have."""
     seen = {"tokens": training.tokens} if lessons.text else {"samples": len(lessons.examples)}
-    return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds}
+    remarks = {"remarks": list(lessons.remarks)} if lessons.remarks else {}
+    return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds, **remarks}
 
 
 def require_finite(model: nn.Module, consequence: str) -> None:

@@ -68,7 +68,7 @@ class TrainingRun:
                 f"{self.step.name}: checkpointing=on, but a {type(model).__name__} cannot do without activations",
                 "leave it out, or give fewer examples in one forward pass (micro_batch)",
             )
-        lessons = lessons_of(data, self.step.length)
+        lessons = lessons_of(data, self.step.length, self.step.train_on)
         with ExitStack() as stack:
             stack.enter_context(preserved_randomness())
             stack.enter_context(state.ranks.through("training"))
