@@ -91,8 +91,7 @@ def train(
             model.to(home)
             if teacher is not None:
                 teacher.to(home)
-    tokens = int(trainer.state.num_input_tokens_seen)
-    return Training(log.losses, tokens, log.seconds, None if best is None else best.validation)
+    return log.training(trainer)
 
 
 def _folder_of(state: TrainingState, scratch: str) -> str:
@@ -271,6 +270,11 @@ class _Log(TrainerCallback):
     def seconds(self) -> float:
         """Wall time so far, with that of the training that this one goes on from."""
         return time.perf_counter() - self._start
+
+    def training(self, trainer: Trainer) -> Training:
+        """What a trainer that is done with it did."""
+        tokens, held = int(trainer.state.num_input_tokens_seen), self._best and self._best.validation
+        return Training(self.losses, tokens, self.seconds, held)
 
     def on_log(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **event: Any) -> None:
         """Called when a step is complete, but for what the next one changes."""
