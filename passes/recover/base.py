@@ -46,6 +46,10 @@ class Recovery(Pass):
     steps: int = option(0, "optimizer steps; with 0, epochs decides", replaces="epochs", at_least=0)
     warmup: int = option(100, "steps of linear warm-up, limited to a tenth of all steps", at_least=0)
     seed: int = option(42, "random seed for data order, dropout and adapter weights", at_least=0, below=2**32)
+    validation: int = option(
+        0, "examples that are held out of the training; the weights with the smallest loss on them are kept, at worst "
+        "those from before; 0 trains on all", at_least=0, hint="about a twentieth of the examples",
+    )  # fmt: skip
     dtype: str = option(
         AUTO,
         "arithmetic: float32 (also for half-precision weights), or bfloat16 autocast; auto: bfloat16 for a model that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class Recipe:
         bfloat16: whether to use bfloat16 autocast; weights keep their dtype.
         checkpointing: whether activations are computed again for the backward.
         seed: random seed of dropout and of the order of the examples.
+        validation: examples that are held out, to keep the weights with the smallest loss on them; 0 trains on all.
     """
 
     epochs: int
@@ -56,6 +58,41 @@ class Recipe:
     bfloat16: bool
     checkpointing: bool
     seed: int
+    validation: int = 0
+
+
+@dataclass
+class Validation:
+    """The loss on examples that are held out of a training.
+
+    Attributes:
+        examples: their number.
+        losses: optimizer steps -> the loss after them; for text in nats per predicted token.
+    """
+
+    examples: int
+    losses: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """After how many steps the loss was smallest, the first time; 0 where nothing is better than no training."""
+        finite = {step: loss for step, loss in self.losses.items() if math.isfinite(loss)}
+        return min(finite, key=lambda step: (finite[step], step), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"examples": self.examples, "losses": [list(pair) for pair in self.losses.items()], "kept": self.kept}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say where the last weights are not the best."""
+        last, kept = max(self.losses, default=0), self.kept
+        if kept == last:
+            return []
+        found = (
+            f"{self.losses[kept]:.4f} against {self.losses[last]:.4f} after step {last}, on {self.examples} held-out"
+        )
+        advice = "; the training is left out, since it made that worse: lower lr" if kept == 0 else ""
+        return [f"the weights after step {kept} are kept: their loss is {found} examples{advice}"]
 
 
 @dataclass
@@ -66,11 +103,13 @@ class Training:
         losses: mean loss of every optimizer step; for text in nats per predicted token.
         tokens: number of tokens, without padding; 0 for inputs that are no text.
         seconds: wall time.
+        validation: the loss on held-out examples, where there are some.
     """
 
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    validation: Validation | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +183,10 @@ def preserved_randomness() -> Iterator[None]:
 def reported(training: Training, lessons: Lessons) -> dict[str, Any]:
     """The part of the report that all recovery passes have."""
     seen = {"tokens": training.tokens} if lessons.text else {"samples": len(lessons.examples)}
-    remarks = {"remarks": list(lessons.remarks)} if lessons.remarks else {}
-    return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds, **remarks}
+    held = training.validation
+    said = [*lessons.remarks, *(held.remarks if held else [])]
+    more = ({"validation": held.to_json()} if held else {}) | ({"remarks": said} if said else {})
+    return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds, **more}
 
 
 def require_finite(model: nn.Module, consequence: str) -> None:

@@ -164,6 +164,7 @@ class TrainingRun:
             bfloat16=self.bfloat16(),
             checkpointing=self._checkpointing(model),
             seed=self.step.seed,
+            validation=self.step.validation,
         )
 
     def _checkpointing(self, model: nn.Module) -> bool:
