@@ -115,28 +115,23 @@ def evaluate(
     progress: Progress = silent,
     ranks: Ranks = ALONE,
 ) -> list[Measurement]:
-    """Measure models; the arguments are described in docs/evaluation.md, those of texts and models as for
-    :func:`fxprune.apply`. Perplexities of models with different tokenizers do not compare.
+    """Measure models, as docs/evaluation.md says; texts and models as in :func:`fxprune.apply`.
 
-    Raises:
-        RequestError: a model, text or task that cannot be read, a text shorter than the windows asked for, a window
-            longer than a model's context, or text that a model has seen.
-        FxpruneError: a perplexity that is not finite.
+    Raises: RequestError for what cannot be read, is too short or was seen by a model, and a window longer than a
+        context; FxpruneError for a perplexity that is not finite.
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     found = list_models(models, tokenizer, merge_adapter=merge_adapter)
     given = tuple(read_text(one, "text") for one in ((text,) if text is not None else ()) + tuple(texts))
     names, prompts = _listed(tasks, ","), _listed(generate)
-    folder = None if tasks_dir is None else Path(tasks_dir).expanduser()
-    asked = _Asked(
-        given or ((None,) if not (names or prompts) else ()), Readings.parse(field, split), window, windows,
-        allow_overlap, AskedTasks(names, folder, limit, trust_task_code), prompts, new, speed,
-    )  # fmt: skip
+    asked_tasks = AskedTasks(names, Path(tasks_dir).expanduser() if tasks_dir else None, limit, trust_task_code)
+    used = given or (() if names or prompts else (None,))
+    asked = _Asked(used, Readings.parse(field, split), window, windows, allow_overlap, asked_tasks, prompts, new, speed)
     _check(found, asked)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed, progress)) for model in found]
-        agree_on_files(ranks, sources, *(one for one in given if isinstance(one, str)))
+        agree_on_files(ranks, sources, *given)
         contexts = [_context(source, window if asked.texts else 2) for source in sources]
         read = [[_read(source, one, asked, progress) for one in asked.texts] for source in sources]
         measuring = _Measuring(asked, request, progress, ranks, {})

@@ -157,7 +157,8 @@ class ApplyRequest:
         """Check the request, run its passes and write the result.
 
         Raises:
-            RequestError, FxpruneError: as :func:`apply`.
+            RequestError: before any work.
+            FxpruneError: a pass failed, or the check of what was written.
         """
         texts = self._read_arguments()
         asked = asked_passes(self.passes, self.plan, self.shared, uniform=self.form == "uniform")
@@ -382,11 +383,7 @@ def apply(
     ranks: Ranks = ALONE,
     sizes: NestedSizes | None = None,
 ) -> Applied:
-    """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
-    Of these, ``shared`` is ``ratio`` to ``train_on``, and ``place`` is ``device`` to ``max_memory``.
-
-    Raises: RequestError before any work; FxpruneError where a pass failed, or the check of what was written.
-    """
+    """Run :class:`ApplyRequest`; its ``shared`` is ``ratio`` to ``train_on``, ``place`` ``device`` to ``max_memory``."""
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
         target=target, tolerance=tolerance, channels=channels, train_on=train_on)  # fmt: skip
