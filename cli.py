@@ -155,7 +155,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     with _working(arguments) as progress:
         place = evaluated.result_file(arguments.json) if is_first_rank() else None
         given = {name: getattr(arguments, name) for name in EVALUATION}
-        found = api.compare(arguments.models, progress=progress, **given, **_where(arguments))
+        texts = texts_of(arguments.text)
+        found = api.compare(arguments.models, texts, progress=progress, **given, **_where(arguments))
         if place is not None:
             evaluated.write_result(found, place)
             arguments.json = False

@@ -15,8 +15,8 @@ from ...tracer.texts.files import file_rows, row_suffix
 YAML = (".yaml", ".yml")
 CODE_HINT = "look at it, and give --trust-task-code if what it runs may run here"
 
-_LARGEST = 1 << 20
-_PLAIN = {
+_LARGEST_TASK = 1 << 20
+_PLAIN_TAGS = {
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp")
 }
 """Tags of values that are data."""
@@ -123,9 +123,9 @@ def refuse_code(directory: Path, metrics: Collection[str]) -> None:
 def _code(path: Path, metrics: Collection[str]) -> Iterator[tuple[str, int]]:
     try:
         with open_regular(path, links=False) as file:
-            content = file.read(_LARGEST + 1)
-        if len(content) > _LARGEST:
-            yield f"it is larger than {_LARGEST:,} bytes", 1
+            content = file.read(_LARGEST_TASK + 1)
+        if len(content) > _LARGEST_TASK:
+            yield f"it is larger than {_LARGEST_TASK:,} bytes", 1
             return
         root = yaml.compose(content.decode("utf-8"), Loader=yaml.SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -140,7 +140,7 @@ def _code_in(node: yaml.Node, metrics: Collection[str], seen: set[int]) -> Itera
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
-    if node.tag not in _PLAIN:
+    if node.tag not in _PLAIN_TAGS:
         yield f"{node.tag} names code that would run", line
     if isinstance(node, yaml.SequenceNode):
         for one in node.value:

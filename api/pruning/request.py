@@ -383,7 +383,7 @@ def apply(
     ranks: Ranks = ALONE,
     sizes: NestedSizes | None = None,
 ) -> Applied:
-    """Run :class:`ApplyRequest`; its ``shared`` is ``ratio`` to ``train_on``, ``place`` ``device`` to ``max_memory``."""
+    """Run :class:`ApplyRequest`: ``shared`` is ``ratio`` to ``train_on``, ``place`` ``device`` to ``max_memory``."""
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
         target=target, tolerance=tolerance, channels=channels, train_on=train_on)  # fmt: skip

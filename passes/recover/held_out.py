@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...ir.errors import RequestError
-from ...runtime.training_rows import IGNORED
+from ...runtime.model.training_rows import IGNORED
 from .kept_training import TrainingState, trained_parameters
 from .training import Lessons, Recipe, Validation, preserved_randomness
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fxprune.ir.errors import RequestError
-from fxprune.runtime.training_rows import IGNORED
+from fxprune.runtime.model.training_rows import IGNORED
 from fxprune.tracer.texts.corpus import Text, load_text
 from fxprune.tracer.texts.several import joined
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...runtime.model.training_rows import ExampleRows
 from ...runtime.place.choices import AUTO
-from ...runtime.training_rows import ExampleRows
 from .corpus import Text
 
 if TYPE_CHECKING:

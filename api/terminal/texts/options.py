@@ -26,7 +26,7 @@ def add_reading_options(parser: argparse._ActionsContainer, *, several: bool) ->
 
 
 EVALUATION = (
-    "texts", "field", "split", "window", "windows", "baseline", "tasks", "tasks_dir", "limit", "trust_task_code",
+    "field", "split", "window", "windows", "baseline", "tasks", "tasks_dir", "limit", "trust_task_code",
     "generate", "new", "speed", "allow_overlap", "trust_remote_code", "allow_pickle", "merge_adapter",
 )  # fmt: skip
 """Arguments of ``eval`` that :func:`fxprune.compare` takes by the same names."""
@@ -49,9 +49,7 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("texts, in the forms that --calib of apply takes")
     text.add_argument(
         "--text",
-        dest="texts",
         action="append",
-        default=[],
         metavar="FILE",
         help="held-out text (required unless a model is demo, or there are tasks or prompts); may be repeated",
     )

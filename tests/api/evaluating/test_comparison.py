@@ -49,7 +49,7 @@ def losses(folder: str, text: Path, window: int) -> list[float]:
 
 
 def test_paired_differences_are_those_of_the_windows(models: list[str], texts: list[Path]) -> None:
-    found = api.compare(models, texts=texts, window=16, speed=False)
+    found = api.compare(models, texts, window=16, speed=False)
     assert found.models[found.baseline].name == models[1], "the largest"
     differences = found.differences()
     assert [(one.of, one.name, one.model) for one in differences] == [("text", str(text), models[0]) for text in texts]

@@ -91,11 +91,13 @@ def test_a_task_that_names_code_is_refused(tmp_path: Path, content: str, line: i
     assert "--trust-task-code" in caught.value.hint
 
 
-def test_plain_tasks_pass(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(
-        "task: a\ninclude: b.yaml\nhf_evaluate: false\nmetric_list:\n  - {metric: acc, aggregation: mean}\n"
-    )
+def test_plain_tasks_pass_until_one_names_code(tmp_path: Path) -> None:
+    plain = "task: a\ninclude: b.yaml\nhf_evaluate: false\nmetric_list:\n  - {metric: acc, aggregation: mean}\n"
+    (tmp_path / "a.yaml").write_text(plain)
     refuse_code(tmp_path, METRICS)
+    (tmp_path / "a.yaml").write_text(plain + "class: x.Y\n")
+    with pytest.raises(RequestError, match=r"a.yaml, line 6: 'class' runs code"):
+        refuse_code(tmp_path, METRICS)
 
 
 def test_a_link_out_of_the_directory_is_refused(tmp_path: Path) -> None:
