@@ -130,10 +130,10 @@ def allocated(
     if saved is None or saved.done:
         saved = None if sizes is None else sizes.measured
     scores = _scored(step, groups, state)
-    losses = {group.name: step.losses(group, scores[group.name]) for group in groups}
+    own = {group.name: step.losses(group, scores[group.name]) for group in groups}
     budget = _budget(step, _most(state))
     costs = budget.costs(state, coupling, groups)
-    losses = step.in_one_unit(losses, groups, costs)
+    losses = step.in_one_unit(own, groups, costs)
     amount = budget.amount(state, groups, costs)
 
     def planned(amount: int) -> tuple[dict[str, Indices], dict[str, Any]]:
