@@ -45,7 +45,7 @@ def _some(lessons: Lessons, places: list[int]) -> Sequence[Any]:
     """Examples at some places; those of a data set of inputs are read when they are needed."""
     examples: Any = lessons.examples
     some: Any = Subset(examples, places)
-    return some  # type: ignore[no-any-return]
+    return some
 
 
 class BestWeights(TrainerCallback):
