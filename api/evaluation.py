@@ -20,6 +20,7 @@ from ..passes.model.measure import (
     perplexity,
     tokens_per_second,
 )
+from ..runtime.extras import EXTRAS, require
 from ..runtime.place.choices import AUTO
 from ..runtime.place.placement import (
     WHOLE,
@@ -118,6 +119,8 @@ def evaluate(
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     found, given = list_models(models, tokenizer, merge_adapter=merge_adapter), read_text(text, "text")
     _check(found, given, window, windows)
+    if any(is_path(model) and is_onnx(model) for model in found):
+        require("an ONNX directory", *EXTRAS["onnx"])
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed, progress)) for model in found]

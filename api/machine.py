@@ -15,14 +15,20 @@ from ..runtime.place.devices import CPU, computes, found_devices, title_of
 from ..runtime.place.memory import HostMemory, Memory, device_memory, host_memory
 from ..runtime.place.placement import ARITHMETICS, PlacementRequest, place
 
-REQUIRED = (
-    "fxprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy", "networkx", "onnx",
-    "onnxscript", "onnxruntime",
-)  # fmt: skip
+REQUIRED = ("fxprune", "torch", "transformers", "safetensors", "numpy", "networkx")
 """What fxprune is built on."""
 
 OPTIONAL = {
-    "onnxruntime-genai": "runs what export writes, with its own generation loop",
+    "peft": "lora, --merge-adapter",
+    "accelerate": "lora, finetune, distill",
+    "datasets": "texts from data sets",
+    "onnx": "export to ONNX",
+    "onnxscript": "export to ONNX",
+    "onnxruntime": "runs what export writes",
+    "gguf": "export to GGUF",
+    "pillow": "folders of images",
+    "soundfile": "folders of sounds",
+    "onnxruntime-genai": "the same, with its own generation loop",
     "lm-eval": "zero-shot accuracy (benchmarks/zeroshot.py)",
 }
 """Package -> what it adds."""

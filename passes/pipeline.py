@@ -11,6 +11,7 @@ from typing import Any
 from ..ir.call_text import CallKind, OptionCall, Scanner, bind, having
 from ..ir.errors import RequestError
 from ..ir.options import has_effect, options_of, replacing, write_value
+from ..runtime.extras import require
 from .base import Pass
 
 PASS = CallKind(
@@ -41,13 +42,16 @@ def parse_pipeline(
 
     Raises:
         RequestError: a mistake in the text, an unknown pass or option, a value that an option cannot have, a shared
-            option that no pass takes or that contradicts the text; or no text at all.
+            option that no pass takes or that contradicts the text; no text at all; a pass that needs a package which
+            is not installed.
     """
     whole = _text(text)
     by_name = {cls.name: cls for cls in passes}
     given = {name: value for name, value in (shared or {}).items() if value is not None}
     bound = tuple(bind(call, by_name, given, PASS, defaults or {}) for call in _calls(whole))
     _every_shared_option_lands(given, bound, by_name)
+    for step in bound:
+        require(f"the pass {step.name}", *step.packages)
     return bound
 
 

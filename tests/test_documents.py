@@ -32,6 +32,9 @@ PARSED_ONLY = {
 }  # fmt: skip
 """Commands with one of these are not run: their models are not here, or they train for minutes."""
 
+ELSEWHERE = {"pip": {"install"}, "git": {"clone"}, "cd": {"fxprune"}, "docker": {"build", "run"}}
+"""Other programs -> what pages begin to tell them."""
+
 BLOCKS = blocks()
 PYTHON = [block for block in BLOCKS if block.language == "python" and block.document not in RUN_ELSEWHERE]
 LINES = [(block.document, line) for block in BLOCKS if block.language == "sh" for line in block.lines]
@@ -49,7 +52,7 @@ def of(document: str, language: str) -> list[Block]:
 
 def test_every_block_says_what_it_is() -> None:
     assert [f"{block}: {block.language!r}" for block in BLOCKS if block.language not in LANGUAGES] == []
-    assert {block.document for block in PYTHON} == {"README.md", "docs/modules.md"}, "each has a test below"
+    assert {block.document for block in PYTHON} == {"docs/python.md", "docs/modules.md"}, "each has a test below"
     assert {block.document for block in BLOCKS} >= RUN_ELSEWHERE - {"docs/writing-a-backend.md"}
 
 
@@ -77,8 +80,8 @@ def test_a_line_for_the_shell_can_be_run(document: str, line: str) -> None:
         assert (ROOT / file).is_file(), document
     elif program == "make":
         assert words[0] in TARGETS
-    elif program == "pip":
-        assert words[0] == "install"
+    elif program in ELSEWHERE:
+        assert words[0] in ELSEWHERE[program]
     else:  # a pipeline, with words for its numbers
         assert parse_pipeline([re.sub(r"\b[A-Z]+\b", "1", line)], PASSES), document
 
@@ -131,9 +134,9 @@ def test_a_command_prints_what_the_page_says(capsys: pytest.CaptureFixture[str],
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("folder")
-def test_the_python_of_the_readme_runs() -> None:
+def test_the_python_of_the_page_runs() -> None:
     names: dict[str, Any] = {}
-    for block in of("README.md", "python"):
+    for block in of("docs/python.md", "python"):
         execute(block, names)
     assert Path("smaller-onnx").is_dir()
     before, after = names["pruned"].parameters

@@ -21,11 +21,13 @@ from ...ir.errors import FxpruneError, RequestError, last_line
 from ...runtime.adapter_files import find_adapter
 from ...runtime.child_process import module_arguments, start_python
 from ...runtime.consent import Consent
+from ...runtime.extras import EXTRAS, require
 from ...runtime.place.choices import AUTO
 from ...runtime.place.placement import PlacementRequest
 from ...runtime.scratch import ScratchDirectory
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models
+from ..runnable import is_onnx
 from .process import TimingJob
 from .timings import BenchmarkResult, Conditions, baselines_of, compared
 
@@ -77,6 +79,8 @@ def bench(
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     _check_kinds(prompt=prompt, new=new, rounds=rounds, threads=threads, batches=batches)
     found = list_models(models, merge_adapter=merge_adapter)
+    if onnx or any(is_path(model) and is_onnx(model) for model in found):
+        require("an ONNX directory" if not onnx else "--onnx", *EXTRAS["onnx"])
     _require_work(found, batches, prompt=prompt, new=new, rounds=rounds, threads=threads)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))

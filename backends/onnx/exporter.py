@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ...ir.errors import RequestError
 from ...ir.options import option
+from ...runtime.extras import EXTRAS
 from ..exporter import ExportRequest
 from .artifact import PROVIDERS, OnnxReport, OnnxRequest, check_opset
 from .decoder import export_onnx
@@ -20,6 +21,7 @@ class Onnx:
     """An ONNX graph; of a causal language model by default one that generates, with a cache of keys and values."""
 
     name: ClassVar[str] = "onnx"
+    packages: ClassVar[tuple[str, ...]] = EXTRAS["onnx"]
 
     dtype: str = option("float32", "of the weights; int8 and int4 are weight-only", ONNX_DTYPES)
     layout: str = option("onnxruntime", "names and places of the files", tuple(LAYOUTS))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.errors import RequestError, first_line
+from ...runtime.extras import require
 from ...runtime.json_object import parse_json
 from .data_set import load_rows, text_columns
 
@@ -98,6 +99,7 @@ def read_dataset(spec: str, field: str | None = None) -> Records:
             its field holds no text, or it reads files outside of its directory or of the Hub.
     """
     name, config, split = split_spec(spec)
+    require(f"'{spec}' is no file; a data set", "datasets")
     with quiet_datasets():
         try:
             rows = load_rows(name, config, split)
