@@ -1,7 +1,7 @@
 """``make dist``: build the wheel and the source distribution, check them, and try the wheel where nothing else is.
 
-The wheel in dist/ is built from the source distribution, and compared with one that is built from the checkout. It is then
-installed into an empty environment below out/dist and run from a folder outside of the checkout. ``TORCH`` in the
+The wheel in dist/ is built from the source distribution, and compared with one that is built from the checkout. It is
+then installed into an empty environment and run from an empty folder, both outside of the checkout. ``TORCH`` in the
 environment is the torch to install first.
 """
 

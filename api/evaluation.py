@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..ir.errors import RequestError
+from ..ir.extras import EXTRAS, require
 from ..passes.model.measure import (
     WINDOWS_AT_ONCE,
     Perplexity,
@@ -20,7 +21,6 @@ from ..passes.model.measure import (
     perplexity,
     tokens_per_second,
 )
-from ..runtime.extras import EXTRAS, require
 from ..runtime.place.choices import AUTO
 from ..runtime.place.placement import (
     WHOLE,
@@ -119,8 +119,6 @@ def evaluate(
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     found, given = list_models(models, tokenizer, merge_adapter=merge_adapter), read_text(text, "text")
     _check(found, given, window, windows)
-    if any(is_path(model) and is_onnx(model) for model in found):
-        require("an ONNX directory", *EXTRAS["onnx"])
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     with ExitStack() as stack:
         sources = [stack.enter_context(_open(model, tokenizer, allowed, progress)) for model in found]
@@ -133,6 +131,8 @@ def evaluate(
 def _check(found: Sequence[Any], given: str | GivenRows | None, window: int, windows: int | None) -> None:
     if not found:
         raise RequestError("there is no model to measure", "give one, or several")
+    if any(is_path(model) and is_onnx(model) for model in found):
+        require("an ONNX directory", *EXTRAS["onnx"])
     if given is None and DEMO not in [os.fspath(model) for model in found if is_path(model)]:
         raise RequestError("missing --text FILE", "give a text to measure on")
     check_counts(window=window, windows=windows)

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..ir.call_text import CallKind, Scanner, bind, having, is_name
 from ..ir.errors import RequestError
+from ..ir.extras import require
 from ..ir.options import options_of
 from ..ir.plugins import Table, joined
-from ..runtime.extras import require
 from .exporter import Exporter
 from .gguf.exporter import Gguf
 from .onnx.exporter import Onnx

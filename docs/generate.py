@@ -51,10 +51,10 @@ def _said(rule: Rule) -> tuple[str, bool]:
 
 PASSES_HEAD = """# Passes
 
-Generated from the passes by `python docs/generate.py`; `fxprune passes` prints the same, and what installed packages bring.
-A pipeline is passes with options: `taylor{ratio=0.25},compensate,lora{epochs=1}`. Options that are flags of `apply` too, such
-as `--ratio`, set the option of all passes that have it. How they score: [scoring](../scoring.md); which to take:
-[which recipe](../which-recipe.md); how to write one: [a pass](../writing-a-pass.md).
+Generated from the passes by `python docs/generate.py`; `fxprune passes` prints the same, and what installed packages
+bring. A pipeline is passes with options: `taylor{ratio=0.25},compensate,lora{epochs=1}`. A flag of `apply` of the same
+name, such as `--ratio`, sets the option of all passes that have it. How they score: [scoring](../scoring.md); which to
+take: [which recipe](../which-recipe.md); how to write one: [a pass](../writing-a-pass.md).
 """
 
 
@@ -66,7 +66,7 @@ def passes_page() -> str:
     lines += [
         "## Export formats",
         "",
-        "`fxprune formats` prints the same; [deploy](../deploy.md) says where they run.",
+        "`fxprune formats` prints the same; where they run: [deploy](../deploy.md).",
         "",
     ]
     for exporter in EXPORTERS:
@@ -90,6 +90,10 @@ Generated from the command line by `python docs/generate.py`; `fxprune help COMM
 """
 
 
+IN_ALL = ("json", "verbose", "quiet", "log_file", "debug")
+"""Flags of every command, listed once."""
+
+
 def options_page() -> str:
     """The text of the page on commands and their flags."""
     lines = [OPTIONS_HEAD]
@@ -98,11 +102,7 @@ def options_page() -> str:
         lines += [f"## {name}", "", _sentence(parser.description or ""), ""]
         lines += ["| argument | |", "|---|---|"]
         for action in parser._actions:
-            if (
-                "--json" in action.option_strings
-                or shared.get(action.dest)
-                or action.dest in ("verbose", "quiet", "log_file", "debug")
-            ):
+            if action.dest in IN_ALL:
                 shared[action.dest] = action
             elif action.dest != "help":
                 lines.append(f"| {_flag(action)} | {_cell(_help(action))} |")
@@ -130,13 +130,13 @@ PYTHON_HEAD = """# Python reference
 
 Generated from the docstrings by `python docs/generate.py`. With examples: [in Python](../python.md).
 
-All errors that fxprune raises itself are `fxprune.FxpruneError`; `fxprune.RequestError` is one of them, for a wrong request
-that is found before any work. Both have `message` and `hint`.
+All errors that fxprune raises itself are `fxprune.FxpruneError`; `fxprune.RequestError` is one of them, for a wrong
+request that is found before any work. Both have `message` and `hint`.
 """
 
 CLASSES = (
-    fxprune.api.ApplyRequest, fxprune.api.Applied, fxprune.api.Trace, fxprune.api.Hop, fxprune.api.Measurement, fxprune.api.Benchmark,
-    fxprune.api.Drafted, fxprune.api.Pruned, fxprune.api.PassInfo, fxprune.api.FormatInfo,
+    fxprune.api.ApplyRequest, fxprune.api.Applied, fxprune.api.Trace, fxprune.api.Hop, fxprune.api.Measurement,
+    fxprune.api.Benchmark, fxprune.api.Drafted, fxprune.api.Pruned, fxprune.api.PassInfo, fxprune.api.FormatInfo,
 )  # fmt: skip
 """What the functions take and return."""
 
@@ -155,8 +155,8 @@ def python_page() -> str:
 
 def _prose(of: Any) -> Iterator[str]:
     """A docstring as Markdown: its sections as bold words, what they list as a list."""
-    for line in (inspect.getdoc(of) or "").replace("``", "`").splitlines():
-        line = re.sub(r":\w+:`~?\.*(?:[\w]+\.)*(\w+)`", r"`\1`", line)
+    text = re.sub(r":\w+:`~?\.*(?:\w+\.)*(\w+)`", r"`\1`", (inspect.getdoc(of) or "").replace("``", "`"))
+    for line in text.splitlines():
         if re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields):", line):
             yield from (f"**{line[:-1]}**", "")
         elif entry := re.fullmatch(r" {4}([\w, *]+): (.*)", line):

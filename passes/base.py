@@ -47,7 +47,7 @@ class Pass:
             gives.
         reads_text: whether it can only read text, of a causal language model.
         reads_tokens: whether it reads calibration data, if there is any, also when it needs no weights.
-        packages: modules that it imports and an extra brings (``runtime/extras.py``).
+        packages: modules that it imports and an extra brings (``ir/extras.py``).
         keeps_values: whether it slices, drops or reads weights and never changes a value that stays. Of a pass that
             does, ``--resume`` keeps the values.
     """

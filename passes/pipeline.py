@@ -10,8 +10,8 @@ from typing import Any
 
 from ..ir.call_text import CallKind, OptionCall, Scanner, bind, having
 from ..ir.errors import RequestError
+from ..ir.extras import require
 from ..ir.options import has_effect, options_of, replacing, write_value
-from ..runtime.extras import require
 from .base import Pass
 
 PASS = CallKind(

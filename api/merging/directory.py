@@ -16,8 +16,8 @@ import torch
 from ...backends.huggingface.load import load, load_without_weights
 from ...backends.huggingface.streamed_weights import obstacle, stored_tensors
 from ...ir.errors import RequestError, first_line
+from ...ir.extras import require
 from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles
-from ...runtime.extras import require
 from ...runtime.model.free_class import CONFIG_ENTRY
 from ...runtime.scratch import ScratchDirectory
 from ...runtime.streaming.mapped_files import STORED_DTYPES, Checkpoint, StoredTensor, require_whole

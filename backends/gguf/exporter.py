@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...ir.errors import FxpruneError, RequestError, first_line
+from ...ir.extras import EXTRAS
 from ...ir.options import option
-from ...runtime.extras import EXTRAS
 from ..atomic_directory import check_room
 from ..exporter import ExportRequest
 from ..placed_file import placed_file

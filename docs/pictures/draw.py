@@ -29,15 +29,15 @@ from fxprune.tracer import module as modules
 
 HERE = Path(__file__).parent
 GREY = "#8a8f98"
-TOP, GAP, BAR, STRIP, HUB = 168, 46, 7, 11, 46
+TOP, GAP, BAR, STRIP, HUB = 150, 40, 7, 11, 46
 """Pixels: where weights begin, between two weights, of an edge, of a vector, of a group's box."""
 
 
 LEGEND = (
-    "A rectangle is a weight, to scale; data flows from left to right. Its rows make outputs (left edge), its columns read "
-    "inputs (top edge). An edge has the colour of its group; grey edges reach an input or an output of the model and are "
-    "frozen. Dark: one unit of each group. To remove it is to slice all of its dark rows and columns at once. What is "
-    "thinner than a line is drawn as one."
+    "A rectangle is a weight, to scale; data flows from left to right. Its rows make outputs (left edge), its columns "
+    "read inputs (top edge). An edge has the colour of its group; grey edges reach an input or an output of the model "
+    "and are frozen. Dark: one unit of each group. To remove it is to slice all of its dark rows and columns at once. "
+    "What is thinner than a line is drawn as one."
 )
 
 
@@ -274,7 +274,8 @@ def _rect(
 ) -> str:
     line = f' stroke="{stroke}"' if stroke else ""
     round_ = f' rx="{rx}"' if rx else ""
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" fill="{fill}" fill-opacity="{opacity}"{line}{round_}/>'
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}"'
+    return f'<rect {place} fill="{fill}" fill-opacity="{opacity}"{line}{round_}/>'
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:
@@ -307,7 +308,7 @@ def llama_layer() -> Picture:
         Hub(f"{layer}.mlp:width", "inner width of the MLP", "#1f9d55", 100, False, 6, 8),
     )
     title = "One layer of a Llama: nine weights, three groups"
-    return Picture(title, fxprune.trace("demo"), tuple(items), hubs, 0.72, layer)  # type: ignore[arg-type]
+    return Picture(title, fxprune.trace("demo"), tuple(items), hubs, 0.5, layer)  # type: ignore[arg-type]
 
 
 class Residual(nn.Module):
@@ -349,7 +350,7 @@ def residual_block() -> Picture:
         Hub(named["conv1.weight"], "inner width of the block", "#1f9d55", 30, False, 1, 3),
     )
     trace = Trace("residual", traced, coupling, sum(p.numel() for p in net.parameters()))
-    return Picture("A residual block of a CNN: two groups", trace, items, hubs, 4.2, "")
+    return Picture("A residual block of a CNN: two groups", trace, items, hubs, 3.4, "")
 
 
 PICTURES = {"llama-layer.svg": llama_layer, "residual-block.svg": residual_block}

@@ -15,9 +15,9 @@ import transformers
 
 import fxprune
 from fxprune.ir.errors import RequestError
+from fxprune.ir.extras import EXTRAS, install, require
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
-from fxprune.runtime.extras import EXTRAS, install, require
 
 ROOT = Path(fxprune.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

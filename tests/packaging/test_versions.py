@@ -47,7 +47,7 @@ def test_without_git_it_is_the_fallback(checkout: Path) -> None:
 def test_without_a_tag_it_counts_commits(checkout: Path) -> None:
     git(checkout, "init", "-q")
     commit(checkout)
-    assert re.fullmatch(r"0\.1\.dev\d+", version(checkout))
+    assert re.fullmatch(r"0\.1\.0\.dev\d+", version(checkout))
 
 
 def test_a_tag_is_the_version_and_what_follows_is_the_next(checkout: Path) -> None:

@@ -52,6 +52,6 @@ def test_the_dark_stripes_of_a_kv_head_are_its_query_heads_keys_values_and_colum
         for node in svg.iter("{http://www.w3.org/2000/svg}rect")
         if node.get("fill") == "#d9730d" and node.get("fill-opacity") == "0.75"
     ]
-    rows, columns = ([float(rect[side]) / 0.72 for rect in dark] for side in ("height", "width"))
+    rows, columns = ([float(rect[side]) / 0.5 for rect in dark] for side in ("height", "width"))
     assert [round(extent) for extent in rows] == [32, 16, 16, 128]
     assert [round(extent) for extent in columns] == [128, 128, 128, 32]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ...ir.errors import RequestError, class_and_first_line
-from ...runtime.extras import install
+from ...ir.extras import install
 
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for. Others, such as PostScript, would start programs."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.errors import RequestError, first_line
-from ...runtime.extras import require
+from ...ir.extras import require
 from ..texts.data_set import check_inside, load_rows
 from ..texts.rows import json_rows, quiet_datasets, split_spec
 from .media import Medium

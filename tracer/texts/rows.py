@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.errors import RequestError, first_line
-from ...runtime.extras import require
+from ...ir.extras import require
 from ...runtime.json_object import parse_json
 from .data_set import load_rows, text_columns
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 
-from ..ir.errors import RequestError
+from .errors import RequestError
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "lora": ("peft", "accelerate"),
