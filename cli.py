@@ -87,7 +87,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     # Once more below, with the model: but a mistake in a pass is told at once, and torch takes seconds to import.
     shared = {name: getattr(arguments, name) for name in FOR_ALL_PASSES}
     one = {"target": parse_sizes(arguments.target)[0]} if holds_sizes(arguments.target) else {}
-    asked_passes(arguments.passes, arguments.plan, {**shared, **one})
+    asked_passes(arguments.passes, arguments.plan, {**shared, **one}, uniform=arguments.form == "uniform")
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api

@@ -153,7 +153,7 @@ class ApplyRequest:
             RequestError, FxpruneError: as :func:`apply`.
         """
         texts = self._read_arguments()
-        asked = asked_passes(self.passes, self.plan, self.shared)
+        asked = asked_passes(self.passes, self.plan, self.shared, uniform=self.form == "uniform")
         pipeline = self._pipeline(asked)
         kept = open_scores(self.scores, pipeline, texts=self.loss is None)
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)

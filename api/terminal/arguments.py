@@ -131,7 +131,11 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         "sizes, each a part of the one before: params=0.9,0.8,0.7 with --out 'DIR/{params}'",
     )
     shared.add_argument("--tolerance", metavar="R", help="how far from the target the result may be, such as 0.03")
-    shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
+    shared.add_argument(
+        "--layers",
+        metavar="START:END",
+        help="prune these layers only, END exclusive; 1:-1 spares first and last",
+    )
     shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")
     shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group; or auto")
     shared.add_argument("--for", dest="runtime", metavar="RUNTIME", help="counts that it needs: gguf-q8, vllm, ...")
