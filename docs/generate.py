@@ -15,6 +15,7 @@ from fxprune.backends.registry import EXPORTERS
 from fxprune.cli import COMMANDS
 from fxprune.ir.options import Option, options_of, write_value
 from fxprune.ir.rules import FAMILIES, Rule
+from fxprune.passes.named_pipelines import NAMED_PIPELINES
 from fxprune.passes.registry import PASSES
 
 DOCS = Path(__file__).parent
@@ -58,17 +59,20 @@ take: [which recipe](../which-recipe.md); how to write one: [a pass](../writing-
 """
 
 
+NAMED_HEAD = """They are written like a pass: `--pass best`, or `best{ratio=0.2}`, whose options go where they fit.
+"""
+FORMATS_HEAD = """`fxprune formats` prints the same; where they run: [deploy](../deploy.md).
+"""
+
+
 def passes_page() -> str:
     """The text of the page on passes and export formats."""
     lines = [PASSES_HEAD]
     for cls in PASSES:
         lines += [f"## {cls.name}", "", *_prose(cls), "", *_table(options_of(cls))]
-    lines += [
-        "## Export formats",
-        "",
-        "`fxprune formats` prints the same; where they run: [deploy](../deploy.md).",
-        "",
-    ]
+    lines += ["## Named pipelines", "", NAMED_HEAD, "| name | stands for | with equal widths | |", "|---|---|---|---|"]
+    lines += [f"| `{p.name}` | `{p.text}` | `{p.uniform}` | {_cell(p.help)} |" for p in NAMED_PIPELINES]
+    lines += ["", "## Export formats", "", FORMATS_HEAD]
     for exporter in EXPORTERS:
         lines += [f"### {exporter.name}", "", *_prose(exporter), "", *_table(options_of(exporter))]
     return "\n".join(lines)

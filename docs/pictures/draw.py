@@ -29,8 +29,8 @@ from fxprune.tracer import module as modules
 
 HERE = Path(__file__).parent
 GREY = "#8a8f98"
-TOP, GAP, BAR, STRIP, HUB = 150, 40, 7, 11, 46
-"""Pixels: where weights begin, between two weights, of an edge, of a vector, of a group's box."""
+TOP, GAP, BAR, STRIP, LABEL, HUB = 150, 36, 7, 11, 92, 46
+"""Pixels: where weights begin, between two weights, of an edge, of a vector, of a label, of the box of a group."""
 
 
 LEGEND = (
@@ -101,13 +101,15 @@ class Box:
     x: float
     width: float
     height: float
+    slot: float
+    """Its width together with its label."""
 
 
 def picture(drawn: Picture) -> str:
     """The picture as SVG text."""
     groups = {group.name: group for group in drawn.trace.groups}
     boxes = _places(drawn)
-    width = boxes[-1].x + boxes[-1].width + GAP + 30
+    width = boxes[-1].x + boxes[-1].slot + GAP + 30
     places = [62 if hub.above else _under(boxes[hub.first : hub.last + 1]) for hub in drawn.hubs]
     height = max(places) + HUB + 30
     body = [f'<text x="24" y="32" class="title">{escape(drawn.title)}</text>']
@@ -152,8 +154,8 @@ def _places(drawn: Picture) -> list[Box]:
     for item in drawn.items:
         shape = _shape(drawn, item.tensors[0])
         wide = shape[1] * drawn.scale if len(shape) > 1 else len(item.tensors) * (STRIP + 3) - 3
-        boxes.append(Box(x, max(wide, STRIP), shape[0] * drawn.scale))
-        x += max(wide, 74 if len(shape) > 1 else wide) + GAP
+        boxes.append(Box(x, max(wide, STRIP), shape[0] * drawn.scale, max(wide, LABEL) if len(shape) > 1 else wide))
+        x += boxes[-1].slot + GAP
     return boxes
 
 
@@ -225,7 +227,7 @@ def _runs(units: Any, unit: int) -> Iterator[tuple[int, int]]:
 
 def _hub(drawn: Picture, hub: Hub, group: Group, boxes: Sequence[Box], y: float) -> Iterator[str]:
     """The box of a group: what its units are, and the operators that couple them here."""
-    left, right = boxes[hub.first].x - BAR - 12, boxes[hub.last].x + boxes[hub.last].width + GAP / 2
+    left, right = boxes[hub.first].x - BAR - 12, boxes[hub.last].x + boxes[hub.last].slot + GAP / 2
     names = list(dict.fromkeys(_operators(drawn.trace, group, drawn.within)))
     while len(", ".join(names)) * 6.3 > right - left - 90:
         names = [*names[: len(names) // 2 - 1], "…", *names[len(names) // 2 + 1 :]]
@@ -266,7 +268,8 @@ def _way(above: bool, dim: int, box: Box, y: float, *, matrix: bool) -> list[tup
     if above:
         return [(middle, TOP - BAR), (middle, bottom)]
     right = box.x + box.width
-    return [(right, TOP - BAR / 2), (right + 14, TOP - BAR / 2), (right + 14, y)]
+    around = box.x + box.slot + 14
+    return [(right, TOP - BAR / 2), (around, TOP - BAR / 2), (around, y)]
 
 
 def _rect(
