@@ -25,6 +25,7 @@ from .api.terminal import screen, streams
 from .api.terminal.arguments import build_parser
 from .api.terminal.progress_display import Loudness
 from .api.terminal.signals import Terminated, ended_by_signals
+from .api.terminal.texts.options import texts_of
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError, RequestError, ends_program, printable
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
@@ -75,8 +76,8 @@ FOR_ALL_PASSES = ("ratio", "target", "tolerance", "layers", "within", "seed", "m
 
 _APPLY = ("out", *FOR_ALL_PASSES, "force", "dry_run")
 _APPLY_MODEL = (
-    "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "merge_adapter",
-    "print_ir_after",
+    "plan", "calib", "data", "field", "split", "train_on", "scores", "resume", "form", "trust_remote_code",
+    "allow_pickle", "merge_adapter", "print_ir_after",
 )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     from .passes.select.target import holds_sizes, parse_sizes
 
     # Once more below, with the model: but a mistake in a pass is told at once, and torch takes seconds to import.
-    shared = {name: getattr(arguments, name) for name in FOR_ALL_PASSES}
+    shared = {name: getattr(arguments, name) for name in (*FOR_ALL_PASSES, "train_on")}
     one = {"target": parse_sizes(arguments.target)[0]} if holds_sizes(arguments.target) else {}
     asked_passes(arguments.passes, arguments.plan, {**shared, **one}, uniform=arguments.form == "uniform")
     if not arguments.dry_run and is_first_rank():
@@ -96,6 +97,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     with _working(arguments) as progress:
         given = {name: getattr(arguments, name) for name in _APPLY}
         others = {name: getattr(arguments, name) for name in _APPLY_MODEL}
+        others |= {name: texts_of(others[name]) for name in ("calib", "data")}
         where = _where(arguments)
         if api.is_named_module(arguments.model, arguments.example):
             device = where.pop("device", None)
@@ -301,9 +303,7 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _working(arguments: argparse.Namespace) -> AbstractContextManager[Progress]:
     loudness = Loudness.VERBOSE if arguments.verbose else Loudness.QUIET if arguments.quiet else Loudness.USUAL
-    return screen.working(
-        debug=arguments.debug, speaks=is_first_rank(), loudness=loudness, log=arguments.log_file
-    )  # fmt: skip
+    return screen.working(debug=arguments.debug, speaks=is_first_rank(), loudness=loudness, log=arguments.log_file)
 
 
 def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[], Sequence[Any]]) -> None:

@@ -90,7 +90,7 @@ def _each(
         sizes.go_on()
 
 
-_SHARED = ("ratio", "layers", "within", "seed", "multiple_of", "runtime", "tolerance", "channels")
+_SHARED = ("ratio", "layers", "within", "seed", "multiple_of", "runtime", "tolerance", "channels", "train_on")
 
 
 def _places(out: str | Path | None, targets: Sequence[str]) -> list[str | None]:

@@ -9,7 +9,7 @@ from .errors import RequestError
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "lora": ("peft", "accelerate"),
-    "data": ("datasets",),
+    "data": ("datasets", "pyarrow"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "gguf": ("gguf",),
     "inputs": ("PIL", "soundfile"),

@@ -14,6 +14,7 @@ from .completion import SHELLS
 from .draft_options import add_draft_options
 from .module_options import add_example_option, add_module_options
 from .parser import Parser
+from .texts.options import add_reading_options
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -139,6 +140,12 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")
     shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group; or auto")
     shared.add_argument("--for", dest="runtime", metavar="RUNTIME", help="counts that it needs: gguf-q8, vllm, ...")
+    shared.add_argument(
+        "--train-on",
+        metavar="TOKENS",
+        help="what recovery learns of rows: all tokens, or those of answers alone; auto (default): answers of "
+        "conversations and of prompts with completions, else all",
+    )
     shared.add_argument("--seed", metavar="N", help="random seed")
     shared.add_argument(
         "--channels",
@@ -159,12 +166,18 @@ def _add_apply(commands: Any) -> None:
     _add_pipeline(parser)
     _add_shared(parser)
     text = parser.add_argument_group(
-        "data: text (a file, a .jsonl or .json file of rows, a `datasets` id); for models that are not causal language "
-        "models also a folder of images or sounds; for any model a .safetensors or .npz file of inputs by argument "
-        "name, or package.module:function that yields batches"
+        "data: text (a file; rows in .jsonl, .json, .csv, .tsv, .parquet or .arrow; .gz or .zst of these; a `datasets` "
+        "id or directory), also conversations and instructions; for models that are not causal language models also a "
+        "folder of images or sounds; for any model a .safetensors or .npz file of inputs by argument name, or "
+        "package.module:function that yields batches"
     )
-    text.add_argument("--calib", metavar="DATA", help="calibration data: scores are computed on it")
-    text.add_argument("--data", metavar="DATA", help="recovery data: recovery passes train on it")
+    text.add_argument(
+        "--calib", action="append", metavar="DATA", help="calibration data: scores are computed on it; may be repeated"
+    )
+    text.add_argument(
+        "--data", action="append", metavar="DATA", help="recovery data: recovery passes train on it; may be repeated"
+    )
+    add_reading_options(text)
     text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
     add_module_options(parser)
     _add_output(parser, required=False)

@@ -17,41 +17,53 @@ from typing import Any
 
 import torch
 
-from fxprune.benchmarks.known_models.runs import ANSWER, EVALUATED, PROMPTS, SPLITS, TEXTS, WINDOW, Run
-from fxprune.benchmarks.quality import Bench
-from fxprune.benchmarks.quality_runs import MIXED
+from fxprune.benchmarks.known_models.runs import (
+    ANSWER,
+    CALIBRATION,
+    EVALUATED,
+    PROMPTS,
+    TEXTS,
+    WINDOW,
+    Run,
+    characters,
+)
 
 
 def measured(run: Run, models: Path, text: Path) -> dict[str, Any]:
     """Kept share, log-perplexity of every window, answers, CPU seconds of the passes and peak memory in GB."""
-    from fxprune.passes.model.measure import parameter_count, perplexity
-    from fxprune.passes.state import Data, State, Subject
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    bench = Bench(models, text, EVALUATED)
-    model, tokenizer, traced = bench.of(run.model)
-    whole, seconds = parameter_count(model), 0.0
+    from fxprune.passes.model.measure import parameter_count, perplexity
+    from fxprune.tracer.texts.corpus import from_string
+
+    model = AutoModelForCausalLM.from_pretrained(models / run.model, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(models / run.model)
+    whole, started = parameter_count(model), time.process_time()
     if run.method != "dense":
-        calibration = bench.corpus(run.model, MIXED, SPLITS["calibration"])
-        state = State(Subject(traced.graph, model, example=traced.example), Data(calibration=calibration))
-        started = time.process_time()
-        _prune(run, state)
-        seconds, model = time.process_time() - started, state.subject.model
+        mixed = "\n".join(characters(text, name, CALIBRATION) for name in TEXTS)
+        _prune(run, model, from_string("three texts", mixed, tokenizer))
+    seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     losses = {}
     for name in TEXTS:
-        windows = bench.corpus(run.model, name, SPLITS["evaluation"]).windows(WINDOW, EVALUATED)
+        windows = from_string(name, characters(text, name, run.split), tokenizer).windows(WINDOW, EVALUATED)
         losses[name] = [round(perplexity(model, window[None]).nll, 6) for window in windows]
     found = {"kept": parameter_count(model) / whole, "losses": losses, "seconds": round(seconds, 1)}
     return {**found, "peak_gb": round(peak, 2), "answers": _answers(model, tokenizer), "date": date.today().isoformat()}
 
 
-def _prune(run: Run, state: Any) -> None:
+def _prune(run: Run, model: Any, calibration: Any) -> None:
+    """Run the pipeline on the model, in place."""
     from fxprune.ir.verifier import verify
     from fxprune.passes.manager import run_pipeline
     from fxprune.passes.pipeline import parse_pipeline
     from fxprune.passes.registry import PASSES
+    from fxprune.passes.state import Data, State, Subject
     from fxprune.passes.structure import ANALYSES
+    from fxprune.tracer.export import trace_causal_lm
 
+    traced = trace_causal_lm(model)
+    state = State(Subject(traced.graph, model, example=traced.example), Data(calibration=calibration))
     run_pipeline(parse_pipeline(run.pipeline, PASSES), state, analyses=ANALYSES, verify=verify)
 
 
@@ -76,8 +88,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     models, text, key = sys.argv[1:]
-    model, method, kept, seed = key.split("|")
-    print(json.dumps(measured(Run(model, method, float(kept), int(seed)), Path(models), Path(text))))
+    print(json.dumps(measured(Run.of(key), Path(models), Path(text))))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
-SPLITS = {"calibration": "calib", "evaluation": "eval"}
-"""Use -> the part of every text for it. Options of methods are chosen on neither: see VALIDATION."""
-VALIDATION = "benchmarks/recovery_text.py: spare_text, behind what recovery trains on"
+EVALUATION, VALIDATION, CALIBRATION = "evaluation", "validation", "calibration"
+SPLITS: dict[str, tuple[str, int, int | None]] = {
+    CALIBRATION: ("calib", 0, 300_000),
+    VALIDATION: ("calib", 300_000, 400_000),
+    EVALUATION: ("eval", 0, None),
+}
+"""Use -> which of the files of every text, and its characters from where to where. Options of methods (damping, numbers
+of windows) are chosen by ``--split validation``; nothing is chosen on what is evaluated."""
 
 WINDOW, EVALUATED, CALIBRATED = 128, 60, 128
 """Tokens in a window; windows of each evaluation text; calibration windows of a draw, from all three texts."""
@@ -56,26 +62,47 @@ class Run:
         method: one of METHODS, or ``dense``.
         kept: share of parameters.
         seed: of the draw.
+        split: what is measured on, EVALUATION or VALIDATION.
     """
 
     model: str
     method: str
     kept: float = 1.0
     seed: int = 0
+    split: str = EVALUATION
 
     @property
     def key(self) -> str:
-        return f"{self.model}|{self.method}|{self.kept:g}|{self.seed}"
+        validated = "" if self.split == EVALUATION else f"|{self.split}"
+        return f"{self.model}|{self.method}|{self.kept:g}|{self.seed}{validated}"
+
+    @classmethod
+    def of(cls, key: str) -> Run:
+        """The run that has a key."""
+        model, method, kept, seed, *split = key.split("|")
+        return cls(model, method, float(kept), int(seed), *split)
 
     @property
     def pipeline(self) -> str:
         return METHODS[self.method].replace("KEPT", f"{self.kept:g}").replace("SEED", str(self.seed))
 
 
-def runs(model: str) -> Iterator[Run]:
+def runs(model: str, split: str = EVALUATION) -> Iterator[Run]:
     """All rows of a model, in the order in which they are measured: the first draw of everything, then the next."""
-    yield Run(model, "dense")
+    yield Run(model, "dense", split=split)
     for seed in range(DRAWS):
         for kept in KEPT:
             for method in METHODS:
-                yield Run(model, method, kept, seed)
+                yield Run(model, method, kept, seed, split)
+
+
+def characters(folder: Path, text: str, use: str) -> str:
+    """The part of a text for a use.
+
+    Args:
+        folder: the folder with NAME-calib.txt and NAME-eval.txt.
+        text: one of TEXTS.
+        use: one of SPLITS.
+    """
+    part, start, end = SPLITS[use]
+    return (folder / f"{text}-{part}.txt").read_text(encoding="utf-8")[start:end]

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from fxprune.benchmarks.known_models.page import section, with_section
-from fxprune.benchmarks.known_models.runs import Run, runs
+from fxprune.benchmarks.known_models.runs import EVALUATION, VALIDATION, Run, runs
 
 
 def measured(run: Run, models: Path, text: Path) -> str | None:
@@ -34,12 +34,13 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, default=own, help="JSON file of the rows")
     parser.add_argument("--methods", nargs="*", default=[], help="measure only these")
     parser.add_argument("--kept", nargs="*", type=float, default=[], help="measure only these sizes")
+    parser.add_argument("--split", choices=(EVALUATION, VALIDATION), default=EVALUATION, help="what is measured on")
     parser.add_argument("--hours", type=float, default=8.0, help="begin no row after so long")
     parser.add_argument("--write", type=Path, help="page whose section on the model is replaced")
     options = parser.parse_args()
     rows = json.loads(options.rows.read_text(encoding="utf-8")) if options.rows.exists() else {}
     end, failed = time.monotonic() + 3600 * options.hours, 0
-    for run in runs(options.model):
+    for run in runs(options.model, options.split):
         left_out = run.method != "dense" and (
             (options.methods and run.method not in options.methods) or (options.kept and run.kept not in options.kept)
         )

@@ -30,6 +30,8 @@ REFUSED = (
     ("apply demo --pass finetune --out OUT", "the pass finetune needs accelerate", "lora"),
     ("apply demo --pass taylor --ratio 0.25 --calib some/rows --out OUT", "'some/rows' is no file; a data set needs "
      "datasets", "data"),
+    ("apply demo --pass taylor --ratio 0.25 --calib rows.parquet --out OUT", "'rows.parquet' needs pyarrow", "data"),
+    ("eval demo --text text.txt.gz", "the compressed 'text.txt.gz' needs pyarrow", "data"),
     ("export demo --out OUT", "the format onnx needs onnx and onnxruntime and onnxscript", "onnx"),
     ("export demo --format gguf --out OUT.gguf", "the format gguf needs gguf", "gguf"),
     ("bench demo --onnx", "--onnx needs onnx and onnxruntime and onnxscript", "onnx"),
@@ -56,6 +58,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
     folder = tmp_path_factory.mktemp("hidden")
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_bytes(b"")
+    (folder / "rows.parquet").write_bytes(b"PAR1")
+    (folder / "text.txt.gz").write_bytes(b"")
     (folder / "text.txt").write_text("Once upon a time. " * 100)
     transformers.LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=16
