@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 
@@ -35,3 +36,11 @@ def install(*modules: str) -> str:
     """The command that brings modules."""
     extras = [extra for extra, brought in EXTRAS.items() if set(modules) & set(brought)]
     return f"pip install 'fxprune[{','.join(extras)}]'"
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -6,6 +6,7 @@ Prints as JSON, for every line, its exit code and what it wrote to stdout and st
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import shlex
@@ -24,8 +25,19 @@ class Without:
         """The specification of a module, or None."""
         return None if name.partition(".")[0] in self.names else self.finder.find_spec(name, path, target)
 
+    def find_distributions(self, context: Any) -> Any:
+        """Installed packages but those with such modules."""
+        found = getattr(self.finder, "find_distributions", lambda _: ())(context)
+        return (one for one in found if not self.names & set(modules_of(one)))
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.finder, name)
+
+
+def modules_of(distribution: importlib.metadata.Distribution) -> list[str]:
+    """What a package brings, by the first part of the names of its files, and its own name."""
+    files = [str(file).partition("/")[0].removesuffix(".py") for file in distribution.files or ()]
+    return [*files, distribution.metadata["Name"]]
 
 
 def main(names: Sequence[str], lines: Sequence[str]) -> list[tuple[int, str, str]]:
