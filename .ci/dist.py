@@ -42,9 +42,11 @@ def run(*command: str | Path, cwd: Path = ROOT, expected: int = 0) -> str:
 
 def build(folder: Path) -> tuple[Path, Path]:
     """The wheel and the source distribution in dist/, the first built from the second."""
-    shutil.rmtree(DIST, ignore_errors=True)
+    for left in (DIST, ROOT / "build"):  # what setuptools left there would get into the wheel
+        shutil.rmtree(left, ignore_errors=True)
     run(sys.executable, "-m", "build", "--outdir", DIST)
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder)
+    shutil.rmtree(ROOT / "build")
     (wheel,), (source,), (other,) = DIST.glob("*.whl"), DIST.glob("*.tar.gz"), folder.glob("*.whl")
     contents, others = contents_of(wheel), contents_of(other)
     if contents != others:
