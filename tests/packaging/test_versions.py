@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import fxprune
 
@@ -66,3 +67,16 @@ def test_it_names_no_commit_and_no_day(checkout: Path) -> None:
     (checkout / "changed").write_text("not committed")
     git(checkout, "add", "changed")
     assert "+" not in version(checkout)
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_the_matrix_runs_both_ends_of_a_range(package: str) -> None:
+    wanted = {r.name: r.specifier for r in map(Requirement, PROJECT["project"]["dependencies"])}[package]
+    ends = {part.operator: part.version for part in wanted}
+    rows = dict(re.findall(r'^ *\[(\w+)\]="(.+)"$', (ROOT / ".ci" / "matrix").read_text("utf-8"), re.MULTILINE))
+    oldest, newest = (
+        next(word for word in rows[row].split() if word.startswith(package)) for row in ("oldest", "newest")
+    )
+    assert Requirement(oldest).specifier.contains(f"{ends['>=']}.0" if ends[">="].count(".") == 1 else ends[">="])
+    assert oldest.startswith(f"{package}==")
+    assert newest == f"{package}<{ends['<']}"
