@@ -146,7 +146,7 @@ def _page(width: float, height: float, body: Sequence[str]) -> str:
 
 def _shape(drawn: Picture, tensor: str) -> tuple[int, ...]:
     found = [p.value for p in drawn.trace.graph.parameters if tensor in (p.name, *p.aliases)]
-    return tuple(found[0].shape)  # type: ignore[arg-type]
+    return tuple(found[0].shape)
 
 
 def _places(drawn: Picture) -> list[Box]:
@@ -177,7 +177,7 @@ def _item(drawn: Picture, item: Shown, box: Box, groups: Mapping[str, Group]) ->
     for number, tensor in enumerate(item.tensors):
         x = box.x if matrix else box.x + number * (STRIP + 3)
         wide = box.width if matrix else STRIP
-        yield _rect(x, TOP, wide, box.height, "#eef0f3", stroke="#b8bec7")
+        yield _rect((x, TOP, wide, box.height), "#eef0f3", stroke="#b8bec7")
         for dim in range(min(len(shape), 2)):
             hub, member = _member(groups, tensor, dim, drawn.hubs)
             color = hub.color if hub else GREY
@@ -185,9 +185,9 @@ def _item(drawn: Picture, item: Shown, box: Box, groups: Mapping[str, Group]) ->
                 for start, end in _runs(groups[hub.group].unit_map(member.axis), hub.unit):
                     at, size = start * drawn.scale, max((end - start) * drawn.scale, 2.5)
                     place = (x, TOP + at, wide, size) if dim == 0 else (x + at, TOP, size, box.height)
-                    yield _rect(*place, color, opacity=0.75)
+                    yield _rect(place, color, opacity=0.75)
             edge = (x - BAR, TOP, BAR, box.height) if dim == 0 else (x, TOP - BAR, wide, BAR)
-            yield _rect(*(edge if matrix else (x, TOP, wide, box.height)), color, opacity=1 if matrix else 0.35)
+            yield _rect(edge if matrix else (x, TOP, wide, box.height), color, opacity=1 if matrix else 0.35)
     yield from _labels(drawn, item, box, shape)
 
 
@@ -232,7 +232,7 @@ def _hub(drawn: Picture, hub: Hub, group: Group, boxes: Sequence[Box], y: float)
     while len(", ".join(names)) * 6.3 > right - left - 90:
         names = [*names[: len(names) // 2 - 1], "…", *names[len(names) // 2 + 1 :]]
         names = [name for name, _ in groupby(names)]
-    yield _rect(left, y, right - left, HUB, hub.color, opacity=0.16, stroke=hub.color, rx=8)
+    yield _rect((left, y, right - left, HUB), hub.color, opacity=0.16, stroke=hub.color, rx=8)
     drawn_here = {tensor for item in drawn.items for tensor in item.tensors}
     others = len(group.tensors - drawn_here)
     more = f", {others} of them not drawn" if others else ""
@@ -273,12 +273,14 @@ def _way(above: bool, dim: int, box: Box, y: float, *, matrix: bool) -> list[tup
 
 
 def _rect(
-    x: float, y: float, w: float, h: float, fill: str, *, opacity: float = 1, stroke: str = "", rx: float = 0
+    place: tuple[float, float, float, float], fill: str, *, opacity: float = 1, stroke: str = "", rx: float = 0
 ) -> str:
+    """A rectangle at ``place``: left, top, width, height."""
+    x, y, w, h = place
     line = f' stroke="{stroke}"' if stroke else ""
     round_ = f' rx="{rx}"' if rx else ""
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}"'
-    return f'<rect {place} fill="{fill}" fill-opacity="{opacity}"{line}{round_}/>'
+    at = f'x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}"'
+    return f'<rect {at} fill="{fill}" fill-opacity="{opacity}"{line}{round_}/>'
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:
@@ -311,7 +313,7 @@ def llama_layer() -> Picture:
         Hub(f"{layer}.mlp:width", "inner width of the MLP", "#1f9d55", 100, False, 6, 8),
     )
     title = "One layer of a Llama: nine weights, three groups"
-    return Picture(title, fxprune.trace("demo"), tuple(items), hubs, 0.5, layer)  # type: ignore[arg-type]
+    return Picture(title, fxprune.trace("demo"), tuple(items), hubs, 0.5, layer)
 
 
 class Residual(nn.Module):

@@ -17,13 +17,12 @@ def empty_weights() -> Iterator[None]:
     """
     register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        if parameter is not None and not parameter.is_meta:
-            marks = dict(vars(parameter))
-            moved = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
-            vars(moved).update(marks)
-            module._parameters[name] = moved
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, param)
+        if param is not None and not param.is_meta:
+            moved = type(param)(param.to("meta"), requires_grad=param.requires_grad)
+            vars(moved).update(vars(param))
+            self._parameters[name] = moved
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
     try:
