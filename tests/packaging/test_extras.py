@@ -21,7 +21,7 @@ from fxprune.passes.registry import PASSES
 
 ROOT = Path(fxprune.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PACKAGE = {"PIL": "pillow"}
+PACKAGE = {"PIL": "pillow", "lm_eval": "lm-eval"}
 """Module -> package, where they differ."""
 
 REFUSED = (
