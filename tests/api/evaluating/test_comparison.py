@@ -144,7 +144,7 @@ def test_rows_of_a_field_are_measured(models: list[str], tmp_path: Path) -> None
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "missing --text FILE"),
-    ({"tasks": "blimp", "limit": 0}, "--limit 0 leaves no item|needs lm-eval"),
+    ({"tasks": "blimp", "limit": 0}, "--limit 0 leaves no item|needs lm_eval"),
     ({"text": ROWS, "limit": 3}, "--limit without --tasks"),
     ({"text": ROWS, "tasks_dir": "."}, "--tasks-dir without --tasks"),
     ({"generate": "a", "new": 0}, "--new 0 writes no token"),
