@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .api import (
+        analyze,
         apply,
         apply_sizes,
         bench,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FxpruneError",
     "RequestError",
+    "analyze",
     "apply",
     "apply_sizes",
     "bench",

@@ -121,27 +121,29 @@ def _apply(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _analyze(arguments: argparse.Namespace) -> int:
+    from .api.terminal.analysis_options import analyzed
+
+    with _working(arguments) as progress:
+        found = analyzed(arguments, _where(arguments), progress)
+    from .api.terminal.analyses import analysis
+
+    _emit(arguments, found.to_json(), lambda: analysis(found))
+    return 0
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
     with _working(arguments) as progress:
         exported = api.export(
-            arguments.model,
-            arguments.out,
-            format=arguments.format,
-            dtype=arguments.dtype,
-            layout=arguments.layout,
-            optimize=arguments.optimize,
-            cache=arguments.cache,
-            pad=arguments.pad,
-            example=arguments.example,
-            force=arguments.force,
-            trust_remote_code=arguments.trust_remote_code,
-            merge_adapter=arguments.merge_adapter,
-            progress=progress,
+            arguments.model, arguments.out, format=arguments.format, dtype=arguments.dtype, layout=arguments.layout,
+            optimize=arguments.optimize, cache=arguments.cache, pad=arguments.pad, example=arguments.example,
+            force=arguments.force, trust_remote_code=arguments.trust_remote_code,
+            merge_adapter=arguments.merge_adapter, progress=progress,
             **{name: value for name, value in _where(arguments).items() if name != "dtype"},
-        )
+        )  # fmt: skip
     _emit(arguments, exported.to_json(), lambda: tables.exported(exported))
     return 0
 
@@ -301,19 +303,18 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _working(arguments: argparse.Namespace) -> AbstractContextManager[Progress]:
     loudness = Loudness.VERBOSE if arguments.verbose else Loudness.QUIET if arguments.quiet else Loudness.USUAL
-    return screen.working(
-        debug=arguments.debug, speaks=is_first_rank(), loudness=loudness, log=arguments.log_file
-    )  # fmt: skip
+    return screen.working(debug=arguments.debug, speaks=is_first_rank(), loudness=loudness, log=arguments.log_file)
 
 
 def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[], Sequence[Any]]) -> None:
     if is_first_rank():
-        screen.emit(data if arguments.json else table())
+        screen.emit(data if arguments.json is True else table())
 
 
 COMMANDS = {
     "trace": _trace,
     "apply": _apply,
+    "analyze": _analyze,
     "export": _export,
     "eval": _eval,
     "bench": _bench,

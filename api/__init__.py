@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .analyzing.module import analyze_target
+    from .analyzing.request import Analysis, analyze
     from .benchmarking.benchmark import bench
     from .benchmarking.drafting import Drafted, bench_draft
     from .benchmarking.timings import Benchmark, BenchmarkResult
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .tracing import Hop, Trace, trace
 
 __all__ = [
+    "Analysis",
     "Applied",
     "ApplyRequest",
     "Benchmark",
@@ -41,6 +44,8 @@ __all__ = [
     "PrunedTarget",
     "Pushed",
     "Trace",
+    "analyze",
+    "analyze_target",
     "apply",
     "apply_sizes",
     "bench",
@@ -62,6 +67,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "analyzing.request": ("Analysis", "analyze"),
+    "analyzing.module": ("analyze_target",),
     "benchmarking.benchmark": ("bench",),
     "benchmarking.drafting": ("Drafted", "bench_draft"),
     "benchmarking.timings": ("Benchmark", "BenchmarkResult"),

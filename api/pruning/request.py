@@ -153,9 +153,9 @@ class ApplyRequest:
             RequestError, FxpruneError: as :func:`apply`.
         """
         texts = self._read_arguments()
-        asked = asked_passes(self.passes, self.plan, self.shared)
+        asked = self._asked()
         pipeline = self._pipeline(asked)
-        kept = open_scores(self.scores, pipeline, texts=self.loss is None)
+        kept = open_scores(self.scores, self._scoring(pipeline), texts=self.loss is None)
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
         with self._source(weights) as source, ExitStack() as stack:
             agree_on_files(self.ranks, [source], self.calib, self.data, self.plan, self.scores)
@@ -188,6 +188,14 @@ class ApplyRequest:
         if stages is not None and self.ranks.first:
             stages.clear()
         return dataclasses.replace(applied, saved=saved)
+
+    def _asked(self) -> tuple[Pass, ...]:
+        """All passes of the request."""
+        return asked_passes(self.passes, self.plan, self.shared)
+
+    def _scoring(self, pipeline: Sequence[Pass]) -> Sequence[Pass]:
+        """Those among which the one is whose scores a file keeps."""
+        return pipeline
 
     def _source(self, weights: bool) -> AbstractContextManager[ModelSource]:
         return open_source(

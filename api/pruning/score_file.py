@@ -17,6 +17,7 @@ from ...ir.errors import RequestError
 from ...passes.base import Pass
 from ...passes.prune import Prune
 from ...passes.score_cache import CURVE, ScoreCache
+from ...passes.select.target import SEARCH
 from ...runtime.json_object import check_schema, parse_json
 
 SCORES_ENTRY = "fxprune.scores"
@@ -59,7 +60,7 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
         raise RequestError(
             f"--scores {file}: no pass of this run computes scores", "leave --scores out, or add a pass such as taylor"
         )
-    if scoring[0].streams or not scoring[0].needs_weights:
+    if (scoring[0].streams or not scoring[0].needs_weights) and scoring[0].by != SEARCH:
         raise RequestError(
             f"--scores {file}: scores of {scoring[0].name!r} need no text and are quick to compute again",
             "leave --scores out",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from .analysis_options import add_analysis_options
 from .completion import SHELLS
 from .draft_options import add_draft_options
 from .module_options import add_example_option, add_module_options
@@ -35,8 +36,8 @@ def build_parser(commands: Mapping[str, Run]) -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        _add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_recipe_command,
-        _add_push, _add_doctor, _add_demo, _add_help, _add_completion,
+        _add_trace, _add_apply, _add_analyze, _add_export, _add_eval, _add_bench, _add_passes, _add_formats,
+        _add_recipe_command, _add_push, _add_doctor, _add_demo, _add_help, _add_completion,
     ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
@@ -45,11 +46,12 @@ def build_parser(commands: Mapping[str, Run]) -> Parser:
     return parser
 
 
-def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, text: str, *, json: bool = True) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text.partition(". ")[0].rstrip("."), description=text
     )
-    parser.add_argument("--json", action="store_true", help="print the result on stdout as one JSON object")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print the result on stdout as one JSON object")
     told = parser.add_argument_group("what is told on stderr, besides warnings and errors")
     loudness = told.add_mutually_exclusive_group()
     loudness.add_argument("-v", "--verbose", action="store_true", help="every step, and the seconds that it took")
@@ -165,6 +167,16 @@ def _add_apply(commands: Any) -> None:
     add_module_options(parser)
     _add_output(parser, required=False)
     _add_run(parser)
+    _add_code_option(parser)
+    _add_pickle_option(parser)
+
+
+def _add_analyze(commands: Any) -> None:
+    about = "Measure what cuts cost: of each group and layer alone, and of whole budgets. The model stays as it is."
+    parser = _command(commands, "analyze", about, json=False)
+    parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
+    add_analysis_options(parser)
+    _add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
 

@@ -1,0 +1,65 @@
+"""The commands that make what an analysis recommends."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ...passes.pipeline import parse_pipeline, print_pass
+from ...passes.registry import all_passes
+from ...passes.select.target import UNIFORM
+from ...runtime.place.choices import AUTO
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an analysis was asked for, as far as ``apply`` must be asked the same.
+
+    Attributes:
+        model: as the user gave it.
+        calib: calibration data, as it was given.
+        scores: the file that keeps scores and measurements; None without.
+        flags: other flags of the command line by name, without dashes, with their values.
+    """
+
+    model: str
+    calib: object = None
+    scores: str | Path | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+def next_commands(asked: Asked, report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What can come next, each with what it is for; nothing where no budget is recommended.
+
+    Args:
+        asked: what was asked for.
+        report: what the pass ``analyze`` reported.
+    """
+    found, even = report["recommended"], report["equal_widths"]
+    if found is None:
+        return []
+    target = f"{report['measure']}={found['share']:g}"
+    (searching,) = parse_pipeline(report["pass"], all_passes())
+    commands = [("widths as measured", _command(asked, report["pass"], target))]
+    if even is not None:
+        layers = ["--layers", "{}:{}".format(*even["layers"])] if even["spares"] else []
+        plain = print_pass(replace(searching, by=UNIFORM))  # type: ignore[call-arg]  # a pass that prunes
+        commands.append(("equal widths in all layers", _command(asked, plain, target, *layers)))
+    return commands
+
+
+def _command(asked: Asked, step: str, target: str, *more: str) -> str:
+    words = ["fxprune", "apply", asked.model, "--pass", step, "--target", target, *more]
+    if asked.calib is not None:
+        words += ["--calib", str(asked.calib) if isinstance(asked.calib, str | Path) else "TEXT"]
+    if asked.scores is not None:
+        words += ["--scores", str(asked.scores)]
+    for name, value in asked.flags.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value not in (None, False, AUTO):
+            words += [f"--{name}", value if isinstance(value, str) else str(value).removeprefix("torch.")]
+    return shlex.join([*words, "--out", "OUT"])

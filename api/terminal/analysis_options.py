@@ -1,0 +1,77 @@
+"""The options of ``analyze``, and what they ask for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...passes.analyze.analyze import BOUND, SUMMED, Analyze
+from ..progress import Progress
+from .module_options import add_module_options
+
+if TYPE_CHECKING:
+    from ..analyzing.result import Analysis
+
+OF_MODEL = ("trust_remote_code", "allow_pickle", "merge_adapter")
+
+
+def add_analysis_options(parser: argparse.ArgumentParser) -> None:
+    """Add them to ``analyze``."""
+    parser.add_argument(
+        "--pass", dest="scored", default="taylor", metavar="PASS",
+        help="the pruning pass whose scores say which units go first, with its options (default: taylor)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calib", metavar="DATA", help="calibration data, as for apply (required unless MODEL is demo, or --loss)"
+    )
+    parser.add_argument(
+        "--bound", type=float, default=BOUND, metavar="D",
+        help="the recommended budget is the smallest whose measured distance from the dense model stays within D, in "
+        f"nats per token for text (default: {BOUND})",
+    )  # fmt: skip
+    parser.add_argument("--measure", choices=SUMMED, default=SUMMED[0], help="what a budget counts (default: params)")
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--scores", metavar="FILE", help="keep scores and measurements in FILE, so that apply measures nothing twice"
+    )
+    files.add_argument(
+        "--json", nargs="?", const=True, default=False, metavar="FILE",
+        help="write the result to FILE as JSON; without FILE, print it on stdout in place of the table",
+    )  # fmt: skip
+    files.add_argument("--plot", metavar="FILE", help="draw the curves to FILE.svg or FILE.png (extra `report`)")
+    files.add_argument("--force", action="store_true", help="replace files of --json and --plot if they exist")
+    add_module_options(parser)
+
+
+def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Progress) -> Analysis:
+    """Analyze what is asked for, and write the files.
+
+    Raises:
+        RequestError: a mistake in the request.
+    """
+    asked = {"bound": arguments.bound, "measure": arguments.measure}
+    Analyze(scores=arguments.scored, **asked).check()  # torch takes seconds to import, a mistake is told at once
+    from ... import api
+    from ..analyzing.result import BEGINS
+    from ..reporting.drawing import claim_picture
+    from ..written_file import claim_text
+
+    told, model = arguments.json if isinstance(arguments.json, str) else None, arguments.model
+    held = {"force": arguments.force, "reads": model}
+    text = told and claim_text(Path(told), "--json", begins=BEGINS, **held)
+    picture = arguments.plot and claim_picture(arguments.plot, **held)
+    asked |= {"calib": arguments.calib, "loss": arguments.loss, "progress": progress}
+    own = {name: getattr(arguments, name) for name in OF_MODEL}
+    if api.is_named_module(model, arguments.example):
+        device = where.pop("device", None)
+        api.refuse_options(model, {**own, **where, "scores": arguments.scores})
+        found = api.analyze_target(model, arguments.example, arguments.scored, device=device, **asked)
+    else:
+        asked |= {"scores": arguments.scores, "example": arguments.example, **own, **where}
+        found = api.analyze(model, arguments.scored, **asked)
+    if told and text:
+        found.write(told, seen=text)
+    if picture:
+        found.plot(arguments.plot, seen=picture)
+    return found
