@@ -4,9 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...passes.analyze.analyze import BOUND, Analyze
+from ...passes.pipeline import parse_pipeline, print_pipeline
+from ...passes.registry import all_passes
+from ...tracer import module as modules
+from ..modules.prune import DEFAULTS, run_passes
 from ..progress import Progress, silent
+from .next_command import Asked
 from .result import Analysis
 
 
-def analyze_target(model: str, example: str, passes: str, *, progress: Progress = silent, **asked: Any) -> Analysis:
-    raise NotImplementedError
+def analyze_target(
+    model: str,
+    example: str,
+    passes: str,
+    *,
+    loss: str | None = None,
+    calib: str | None = None,
+    bound: float = BOUND,
+    measure: str = "params",
+    device: str | None = None,
+    progress: Progress = silent,
+) -> Analysis:
+    """Measure what cuts of a named module cost, and find a budget.
+
+    Args:
+        model, example, loss, calib, device, progress: as in :func:`~fxprune.api.modules.named.prune_target`.
+        passes, bound, measure: as in :func:`~.request.analyze`.
+
+    Raises:
+        RequestError: a mistake in the request, or nothing can be cut or measured.
+        FxpruneError: the module cannot be traced, or a distance is not finite.
+    """
+    scored = print_pipeline(parse_pipeline(passes, all_passes(), defaults=DEFAULTS))
+    step = Analyze(scores=scored, bound=bound, measure=measure)
+    step.check()
+    inputs = modules.parse_example(example)
+    progress(f"building {model}")
+    module = modules.resolve_module(model)
+    read: dict[str, Any] = {"loss": loss and modules.resolve_function(loss), "calib": calib, "data": None}
+    done = run_passes(module, inputs, (step,), device=device, progress=progress, **read)
+    asked = Asked(model, calib, None, {"example": example, "loss": loss, "device": device})
+    return Analysis(model, done.parameters[0], done.macs[0], done.report[step.name], asked)

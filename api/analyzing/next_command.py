@@ -10,7 +10,7 @@ from typing import Any
 
 from ...passes.pipeline import parse_pipeline, print_pass
 from ...passes.registry import all_passes
-from ...passes.select.target import UNIFORM
+from ...passes.select.target import SEARCH, UNIFORM
 from ...runtime.place.choices import AUTO
 
 
@@ -38,16 +38,17 @@ def next_commands(asked: Asked, report: Mapping[str, Any]) -> list[tuple[str, st
         asked: what was asked for.
         report: what the pass ``analyze`` reported.
     """
-    found, even = report["recommended"], report["equal_widths"]
+    found = report["recommended"]
     if found is None:
         return []
     target = f"{report['measure']}={found['share']:g}"
-    (searching,) = parse_pipeline(report["pass"], all_passes())
+    (searching,) = parse_pipeline(report["pass"], all_passes(), defaults={"by": SEARCH})
     commands = [("widths as measured", _command(asked, report["pass"], target))]
-    if even is not None:
-        layers = ["--layers", "{}:{}".format(*even["layers"])] if even["spares"] else []
-        plain = print_pass(replace(searching, by=UNIFORM))  # type: ignore[call-arg]  # a pass that prunes
-        commands.append(("equal widths in all layers", _command(asked, plain, target, *layers)))
+    plain = print_pass(replace(searching, by=UNIFORM))  # type: ignore[call-arg]  # a pass that prunes
+    for one in report["equal_widths"]:
+        layers = [] if one["layers"] is None else ["--layers", "{}:{}".format(*one["layers"])]
+        where = "in these layers" if layers else "in all layers, as a plain config describes them"
+        commands.append((f"equal widths {where}", _command(asked, plain, target, *layers)))
     return commands
 
 

@@ -83,8 +83,8 @@ class Analysis:
         Raises:
             RequestError: matplotlib is not there, the name has another ending, or as :meth:`write`.
         """
-        from ..reporting.curves import budget_and_curves
-        from ..reporting.drawing import claim_picture, write_picture
+        from ..pages.curves import budget_and_curves
+        from ..pages.drawing import claim_picture, write_picture
 
         found = seen or claim_picture(file, force=force)
         write_picture(file, budget_and_curves(self.to_json()), found)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from ...ir.errors import printable
 from ...passes.analyze.reading import loss_at, short_names
 from ..analyzing.next_command import next_commands
-from .cells import line, new_table
+from .cells import Copied, line, new_table
 
 if TYPE_CHECKING:
     from ..analyzing.result import Analysis
@@ -64,7 +63,7 @@ def _budgets(report: Mapping[str, Any]) -> RenderableType:
 
 def _recommended(result: Analysis) -> list[str]:
     report, bound = result.report, f"{result.report['bound']:g}"
-    found, even = report["recommended"], report["equal_widths"]
+    found = report["recommended"]
     if found is None:
         return [f"no cut of 1% or more stays within --bound {bound}; give a larger one to see what it costs"]
     unit = report["unit"]
@@ -72,9 +71,9 @@ def _recommended(result: Analysis) -> list[str]:
     said[0] += f" {unit}"
     if result.spared:
         said.append(f"it leaves whole: layer{'s' if len(result.spared) > 1 else ''} {_runs(result.spared)}")
-    if even is not None:
-        where = "in layers {}:{}".format(*even["layers"]) if even["spares"] else "in all layers"
-        said.append(f"the same budget with equal widths {where}: {even['measured']:.4f} {unit}")
+    for one in report["equal_widths"]:
+        where = "in all layers" if one["layers"] is None else "in layers {}:{}".format(*one["layers"])
+        said.append(f"the same budget with equal widths {where}: {one['measured']:.4f} {unit}")
     return said
 
 
@@ -86,7 +85,4 @@ def _runs(numbers: Iterable[int]) -> str:
 
 def _next(result: Analysis) -> list[RenderableType]:
     """The next commands, each on a line of its own however long it is, so that it can be copied."""
-    return [
-        Text(f"next, {printable(why)}:\n  {printable(command)}", no_wrap=True, overflow="ignore")
-        for why, command in next_commands(result.asked, result.report)
-    ]
+    return [Copied(f"next, {why}:\n  {command}") for why, command in next_commands(result.asked, result.report)]

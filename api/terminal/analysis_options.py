@@ -54,7 +54,7 @@ def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Pro
     Analyze(scores=arguments.scored, **asked).check()  # torch takes seconds to import, a mistake is told at once
     from ... import api
     from ..analyzing.result import BEGINS
-    from ..reporting.drawing import claim_picture
+    from ..pages.drawing import claim_picture
     from ..written_file import claim_text
 
     told, model = arguments.json if isinstance(arguments.json, str) else None, arguments.model

@@ -59,7 +59,7 @@ def analyze(step: Analyze, state: State) -> None:
         "parts": measured_parts(step, state, search.divergence),
         "budgets": [one.to_json() for one in trial.tried()],
         "recommended": None if found is None else found.to_json(),
-        "equal_widths": None if found is None else trial.equal_widths(found.percent, search.groups),
+        "equal_widths": [] if found is None else trial.equal_widths(found.percent, search.groups),
         "not_measured": left,
         "frozen": {group.name: group.frozen for group in frozen},
     }

@@ -71,7 +71,7 @@ class Analyze(Pass):
     def _given(self) -> Prune:
         from ..registry import all_passes
 
-        steps = parse_pipeline(self.scores, all_passes())
+        steps = parse_pipeline(self.scores, all_passes(), defaults={"by": SEARCH})
         if len(steps) != 1 or not isinstance(steps[0], Prune):
             raise RequestError(
                 f"analyze takes one pass that scores units, not {self.scores!r}", "give one, such as --pass taylor"

@@ -110,19 +110,22 @@ class Trial:
     def _fewest(self) -> int:
         return self.costs.of({name: int(curve.counts[0]) for curve in self.curves for name in curve.groups})
 
-    def equal_widths(self, percent: int, groups: Mapping[str, Group]) -> dict[str, Any] | None:
-        """The range of layers that, cut to equal widths, costs least at a budget: as JSON; None where none meets it.
+    def equal_widths(self, percent: int, groups: Mapping[str, Group]) -> list[dict[str, Any]]:
+        """What a budget costs with equal widths, as JSON: in all layers, as a plain configuration describes it, and in
+        the range of layers where it costs least, if that is another one. Where no plan meets the budget, nothing.
 
-        A plain configuration describes such a cut. Up to ``SPARED`` layers at each end are left whole.
+        Up to ``SPARED`` layers at each end are left whole.
         """
         layers = sorted({group.layer for group in groups.values() if group.layer is not None})
         ends = range(SPARED + 1) if len(layers) > 2 * SPARED else range(1)
-        ranges = [(layers[first], layers[-1 - last] + 1) for first in ends for last in ends] if layers else []
+        ranges = [(layers[first], layers[-1 - last] + 1) for first in ends for last in ends] if layers else [(0, 0)]
         tried = [self._even(percent, held, groups) for held in counted(ranges, "ranges of layers")]
         found = [one for one in tried if one is not None]
-        return min(found, key=lambda one: (one["measured"], one["layers"])) if found else None
+        best = min(found, key=lambda one: one["measured"], default=None)
+        return [one for one in found if one["layers"] is None or one is best]
 
     def _even(self, percent: int, layers: tuple[int, int], groups: Mapping[str, Group]) -> dict[str, Any] | None:
+        """The same for one range of layers; ``layers`` is None where none is left out."""
         held = [c for c in self.curves if (at := groups[c.groups[0]].layer) is None or layers[0] <= at < layers[1]]
         sizes = {name: group.size for name, group in groups.items()}
         alike = even(sizes, tied(held, [(groups[c.groups[0]].kind, groups[c.groups[0]].size) for c in held]))
@@ -130,5 +133,5 @@ class Trial:
             counts = allocate(alike, self.costs, round(self.whole * percent / 100), self.tolerance)
         except RequestError:
             return None
-        spares = len(held) < len(self.curves)
-        return {"layers": list(layers), "spares": spares, "measured": round(self.search.distance(counts), 9)}
+        spared = list(layers) if len(held) < len(self.curves) else None
+        return {"layers": spared, "measured": round(self.search.distance(counts), 9)}

@@ -86,7 +86,9 @@ def _parts(axes: Axes, analysis: Mapping[str, Any]) -> None:
     width = 0.8 / len(kinds)
     for place, kind in enumerate(kinds):
         mine = [part for part in parts if part["kind"] == kind]
-        axes.bar([part["layer"] + width * place for part in mine], [p["loss"] for p in mine], width, label=kind)
+        shift = width * (place - (len(kinds) - 1) / 2)
+        axes.bar([part["layer"] + shift for part in mine], [part["loss"] for part in mine], width, label=kind)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="layer", ylabel=analysis["unit"], title="taken out whole")
     axes.set_yscale("log")
     axes.legend(fontsize=7, frameon=False)
