@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         list_passes,
         load,
         prune_module,
+        report,
         trace,
     )
     from .ir.errors import FxpruneError, RequestError
@@ -43,6 +44,7 @@ __all__ = [
     "list_passes",
     "load",
     "prune_module",
+    "report",
     "trace",
 ]
 

@@ -11,7 +11,6 @@ import difflib
 import gc
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .api.progress import Progress, silence
 from .api.terminal import screen, streams
 from .api.terminal.arguments import build_parser
+from .api.terminal.going_on import to_go_on
 from .api.terminal.progress_display import Loudness
 from .api.terminal.signals import Terminated, ended_by_signals
 from .backends.digests import begin_source_digests
@@ -189,6 +189,16 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from . import api
+
+    with _working(arguments) as progress:
+        given = {name: getattr(arguments, name) for name in ("eval", "analysis", "scores", "force")}
+        done = api.report(arguments.outs, arguments.html, **given, progress=progress)
+    _emit(arguments, done.to_json(), lambda: [f"{done.path}: {done.bytes:,} bytes, one page that loads nothing"])
+    return 0
+
+
 def _passes(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import option_tables
@@ -318,6 +328,7 @@ COMMANDS = {
     "export": _export,
     "eval": _eval,
     "bench": _bench,
+    "report": _report,
     "passes": _passes,
     "formats": _formats,
     "recipe": _recipe,
@@ -358,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if is_first_rank():
             print(f"interrupted{f' by {error}' if isinstance(error, Terminated) else ''}", file=sys.stderr)
-            if hint := _to_go_on(arguments, sys.argv[1:] if argv is None else argv):
+            if hint := to_go_on(arguments, sys.argv[1:] if argv is None else argv):
                 print(f"hint: {hint}", file=sys.stderr)
         return error.exit_code if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:
@@ -374,17 +385,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if told:  # torchrun ends all when the first one fails, and that should be the one that says why
             time.sleep(BEFORE_SILENCE)
         return screen.explain(error, told=told)
-
-
-def _to_go_on(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
-    """How an interrupted run is continued; empty for what cannot be."""
-    from .api.pruning.stage_places import is_kept
-
-    if arguments.run is not _apply or arguments.dry_run or arguments.out is None or ":" in (arguments.model or ""):
-        return ""
-    if not is_kept(Path(arguments.out)):
-        return "nothing was saved to go on from; with --resume every finished pass is"
-    return "go on with: " + shlex.join(["fxprune", *argv, *([] if arguments.resume else ["--resume"])])
 
 
 def _require_one_process(command: str) -> None:

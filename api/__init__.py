@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .nested import apply_sizes
     from .pruning.request import Applied, ApplyRequest, GroupChange, apply
     from .pushing import Pushed, push
+    from .reporting.request import Reported, report
     from .tracing import Hop, Trace, trace
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Pruned",
     "PrunedTarget",
     "Pushed",
+    "Reported",
     "Trace",
     "analyze",
     "analyze_target",
@@ -61,6 +63,7 @@ __all__ = [
     "prune_target",
     "push",
     "refuse_options",
+    "report",
     "run_demo",
     "trace",
     "trace_target",
@@ -82,6 +85,7 @@ _MODULES = {
     "pruning.request": ("Applied", "ApplyRequest", "GroupChange", "apply"),
     "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
     "pushing": ("Pushed", "push"),
+    "reporting.request": ("Reported", "report"),
     "tracing": ("Hop", "Trace", "trace"),
 }
 

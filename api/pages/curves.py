@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...passes.analyze.reading import short_names
-from .drawing import Draw
+from .drawing import COLOURS, GREY, SHADES, Draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,10 +47,10 @@ def _budget(axes: Axes, analysis: Mapping[str, Any]) -> None:
     kept = [100 * one["share"] for one in tried]
     axes.plot(kept, [one["measured"] for one in tried], "o-", ms=3, label="all cuts together")
     axes.plot(kept, [one["predicted"] for one in tried], "--", label="single cuts, added")
-    axes.axhline(analysis["bound"], color="#888888", lw=0.8, ls=":")
+    axes.axhline(analysis["bound"], color=GREY, lw=0.8, ls=":")
     if analysis.get("recommended"):
         found = analysis["recommended"]
-        axes.plot([100 * found["share"]], [found["measured"]], "D", ms=6, color="#3f8f5a", label="recommended")
+        axes.plot([100 * found["share"]], [found["measured"]], "D", ms=6, color=COLOURS[2], label="recommended")
     axes.set(xlabel=f"% of {analysis['measure']} kept", ylabel=analysis["unit"], title="budgets")
     axes.invert_xaxis()
     axes.legend(fontsize=7, frameon=False)
@@ -58,19 +58,18 @@ def _budget(axes: Axes, analysis: Mapping[str, Any]) -> None:
 
 def _kind(axes: Axes, analysis: Mapping[str, Any], kind: str) -> None:
     """The cost of cutting each group of one kind alone."""
-    from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     groups = [group for group in analysis["groups"] if group["kind"] == kind]
     names = short_names([group["name"] for group in analysis["groups"]])
     layers = [group["layer"] for group in groups]
     many = len(groups) > LABELLED and None not in layers
-    scale = ScalarMappable(Normalize(0, max(len(groups) - 1, 1)), colormaps["viridis"])
+    scale = ScalarMappable(Normalize(0, max(len(groups) - 1, 1)), LinearSegmentedColormap.from_list("layers", SHADES))
     for number, group in enumerate(groups):
         removed = [100 * (1 - count / group["units"]) for count in group["counts"]]
         label = None if many else names[group["name"]].rpartition(":")[0] or group["name"]
-        axes.plot(removed, group["losses"], lw=1, marker=".", ms=3, color=scale.to_rgba(number * 0.9), label=label)
+        axes.plot(removed, group["losses"], lw=1, marker=".", ms=3, color=scale.to_rgba(number), label=label)
     axes.set(xlabel="% of units removed", ylabel=analysis["unit"], title=kind.replace("_", " "))
     if many and axes.figure is not None:
         scale.set_clim(min(layers), max(layers))
@@ -91,4 +90,5 @@ def _parts(axes: Axes, analysis: Mapping[str, Any]) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="layer", ylabel=analysis["unit"], title="taken out whole")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=7, frameon=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,21 +21,48 @@ if TYPE_CHECKING:
 Draw = Callable[[], "Figure"]
 """Draws a picture, under the style of :func:`styled`."""
 
-BEGINS = {".svg": b"<?xml", ".png": b"\x89PNG\r\n\x1a\n"}
+PICTURES = {".svg": b"<?xml", ".png": b"\x89PNG\r\n\x1a\n"}
 """Endings of pictures -> the bytes that such a file begins with."""
+
+COLOURS = ("#3b82d0", "#d8703a", "#469e66", "#9a6fc4", "#c25a80", "#8f8f3c")
+"""Of lines, in order; each has contrast enough on white and on near black."""
+
+SHADES = ("#3b82d0", "#b06fc4", "#e0603a", "#c9a227")
+"""Between which lines are coloured that have an order, such as layers."""
+
+GREY = "#888888"
+"""Of axes and what stands behind, on either background."""
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "axes.titlesize": 10,
     "axes.grid": True,
+    "grid.color": GREY,
     "grid.alpha": 0.25,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
     "svg.hashsalt": "fxprune",
+    "text.parse_math": False,
 }
-"""Of every picture. Text in SVG stays text: it can be searched, and is small."""
+"""Of every picture. Text in SVG stays text, which can be searched; names in it are no formulas."""
+
+WITHOUT_DATES = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+
+_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_NAMED = re.compile(r'(\bid="|url\(#|xlink:href="#)')
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def require_matplotlib() -> None:
@@ -43,7 +71,7 @@ def require_matplotlib() -> None:
     Raises:
         RequestError: matplotlib is not there.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         raise RequestError(
             "matplotlib is not there, which draws pictures", "install the extra: pip install 'fxprune[report]'"
         )
@@ -56,12 +84,11 @@ def claim_picture(file: str | Path, *, force: bool, reads: object = None) -> See
         RequestError: matplotlib is not there, the ending is of no picture, or the file cannot be written.
     """
     ending = Path(file).suffix.lower()
-    if ending not in BEGINS:
+    if ending not in PICTURES:
         raise RequestError(f"--plot {file}: pictures end in .svg or .png", "give a name such as curves.svg")
     require_matplotlib()
-    return claim_text(
-        file, "--plot", begins=BEGINS[ending], force=force, reads=reads, example=f"curves{ending}"
-    )  # fmt: skip
+    begins, example = PICTURES[ending], f"curves{ending}"
+    return claim_text(file, "--plot", begins=begins, force=force, reads=reads, example=example)
 
 
 def styled() -> AbstractContextManager[None]:
@@ -72,17 +99,18 @@ def styled() -> AbstractContextManager[None]:
     return matplotlib.rc_context(style)  # type: ignore[no-any-return]
 
 
-COLOURS = ("#2a6fbb", "#d1622b", "#3f8f5a", "#8a5fb0", "#b04a6f", "#7a7a2e")
-"""Of lines, in order; each has contrast enough on white and on near black."""
+def svg(draw: Draw, number: int) -> str:
+    """A picture as an ``<svg>`` element, equal for equal data.
 
-
-def svg(draw: Draw) -> str:
-    """A picture as an ``<svg>`` element: nothing before it, equal for equal data."""
+    Args:
+        draw: draws it.
+        number: of the picture in its page: what is named in it bears other names than in the others.
+    """
     with styled():
         held = io.StringIO()
-        draw().savefig(held, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        draw().savefig(held, format="svg", metadata=WITHOUT_DATES["svg"], transparent=True)
     text = held.getvalue()
-    return text[text.index("<svg") :]
+    return _NAMED.sub(rf"\g<1>p{number}-", _METADATA.sub("", text[text.index("<svg") :]))
 
 
 def write_picture(file: str | Path, draw: Draw, seen: Seen) -> None:
@@ -93,8 +121,5 @@ def write_picture(file: str | Path, draw: Draw, seen: Seen) -> None:
     """
     path = Path(file).expanduser()
     ending = path.suffix.lower()[1:]
-    metadata = {"Date": None, "Creator": None} if ending == "svg" else {"Software": None}
-    with styled():
-        figure = draw()
-        with placed_file(path, seen) as beside:
-            figure.savefig(beside, format=ending, metadata=metadata, dpi=150)
+    with styled(), placed_file(path, seen) as beside:
+        draw().savefig(beside, format=ending, metadata=WITHOUT_DATES[ending], dpi=150, facecolor="white")

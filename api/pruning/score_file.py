@@ -76,12 +76,16 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
                 f"--scores {file}: directory {file.parent} does not exist", "make the directory, or check the path"
             )
         return ScoreCache(file.name)
-    record, arrays = _read(file)
+    record, arrays = read_scores(file)
     return ScoreCache(file.name, arrays, record, loaded=True)
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The record and the arrays of a scores file."""
+def read_scores(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record and the arrays of a scores file.
+
+    Raises:
+        RequestError: it holds no scores.
+    """
     name, hint = f"--scores {file}", "give a scores file, or a new path to write one"
     try:
         with safe_open(file, framework="numpy") as held:

@@ -1,4 +1,4 @@
-"""The options of ``analyze``, and what they ask for."""
+"""The options of ``analyze`` and ``report``, and what the first ask for."""
 
 from __future__ import annotations
 
@@ -42,6 +42,19 @@ def add_analysis_options(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--plot", metavar="FILE", help="draw the curves to FILE.svg or FILE.png (extra `report`)")
     files.add_argument("--force", action="store_true", help="replace files of --json and --plot if they exist")
     add_module_options(parser)
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add them to ``report``."""
+    parser.add_argument("outs", nargs="*", metavar="OUT", help="directories that apply wrote; several are compared")
+    parser.add_argument("--html", default="report.html", metavar="FILE", help="the page (default: report.html)")
+    for name, text in {
+        "eval": "outputs of `fxprune eval --json` or `bench --json`: figures, and texts that the models wrote",
+        "analysis": "files of `fxprune analyze --json FILE`; analysis.json in an OUT or beside it is shown too",
+        "scores": "files of --scores, shown as heat maps",
+    }.items():
+        parser.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar="FILE", help=text)
+    parser.add_argument("--force", action="store_true", help="replace another page of fxprune")
 
 
 def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Progress) -> Analysis:

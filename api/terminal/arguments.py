@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from .analysis_options import add_analysis_options
+from .analysis_options import add_analysis_options, add_report_options
 from .completion import SHELLS
 from .draft_options import add_draft_options
 from .module_options import add_example_option, add_module_options
@@ -37,7 +37,7 @@ def build_parser(commands: Mapping[str, Run]) -> Parser:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
         _add_trace, _add_apply, _add_analyze, _add_export, _add_eval, _add_bench, _add_passes, _add_formats,
-        _add_recipe_command, _add_push, _add_doctor, _add_demo, _add_help, _add_completion,
+        _add_report, _add_recipe_command, _add_push, _add_doctor, _add_demo, _add_help, _add_completion,
     ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
@@ -318,6 +318,11 @@ def _add_bench(commands: Any) -> None:
     _add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
+
+
+def _add_report(commands: Any) -> None:
+    about = "Write one page about results: sizes, kept units, scores, costs, training, quality, checks, the recipe."
+    add_report_options(_command(commands, "report", about))
 
 
 def _add_passes(commands: Any) -> None:

@@ -71,7 +71,10 @@ class Analyze(Pass):
     def _given(self) -> Prune:
         from ..registry import all_passes
 
-        steps = parse_pipeline(self.scores, all_passes(), defaults={"by": SEARCH})
+        try:
+            steps = parse_pipeline(self.scores, all_passes(), defaults={"by": SEARCH})
+        except RequestError:  # also of a pass whose own option is called so
+            steps = parse_pipeline(self.scores, all_passes())
         if len(steps) != 1 or not isinstance(steps[0], Prune):
             raise RequestError(
                 f"analyze takes one pass that scores units, not {self.scores!r}", "give one, such as --pass taylor"
