@@ -63,7 +63,7 @@ def check_file_target(
             f"{out} is no file of this format, and --force would remove it",
             f"move it elsewhere if you need it; or choose another {name}",
         )
-    check_parent(out)
+    check_parent(out, name)
     check_room(out, needed)
     return Seen.of(out, source)
 

@@ -16,6 +16,7 @@ from ..analyzing.result import FORMAT
 from ..pages.drawing import require_matplotlib
 from ..pages.evaluations import Evaluation, read_evaluation
 from ..pages.page import BEGINS, Shown, page, run_at
+from ..places import check_apart
 from ..progress import Progress, silent
 from ..pruning.score_file import read_scores
 from ..request_checks import check_paths
@@ -124,6 +125,7 @@ def report(
     folders = [Path(out) for out in ([outs] if isinstance(outs, str | Path) else outs)]
     _check(folders, [*eval, *analysis, *scores])
     require_matplotlib()
+    check_apart(reads={f"{path}:": path for path in (*folders, *eval, *analysis, *scores)}, files={"--html": html})
     seen = claim_text(html, "--html", begins=BEGINS, force=force, example="report.html")
     progress("reading")
     runs = [run_at(folder, read_record(folder)) for folder in folders]

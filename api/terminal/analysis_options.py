@@ -68,9 +68,12 @@ def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Pro
     from ... import api
     from ..analyzing.result import BEGINS
     from ..pages.drawing import claim_picture
+    from ..places import check_apart
     from ..written_file import claim_text
 
     told, model = arguments.json if isinstance(arguments.json, str) else None, arguments.model
+    files = {"--scores": arguments.scores, "--json": told, "--plot": arguments.plot}
+    check_apart(reads={"MODEL": model, "--calib": arguments.calib}, files=files)
     held = {"force": arguments.force, "reads": model}
     text = told and claim_text(Path(told), "--json", begins=BEGINS, **held)
     picture = arguments.plot and claim_picture(arguments.plot, **held)
