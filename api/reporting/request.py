@@ -125,7 +125,7 @@ def report(
     folders = [Path(out) for out in ([outs] if isinstance(outs, str | Path) else outs)]
     _check(folders, [*eval, *analysis, *scores])
     require_matplotlib()
-    check_apart(reads={f"{path}:": path for path in (*folders, *eval, *analysis, *scores)}, files={"--html": html})
+    check_apart(reads={f"{path}:": path for path in (*eval, *analysis, *scores)}, files={"--html": html})
     seen = claim_text(html, "--html", begins=BEGINS, force=force, example="report.html")
     progress("reading")
     runs = [run_at(folder, read_record(folder)) for folder in folders]

@@ -74,6 +74,8 @@ def _recommended(result: Analysis) -> list[str]:
     for one in report["equal_widths"]:
         where = "in all layers" if one["layers"] is None else "in layers {}:{}".format(*one["layers"])
         said.append(f"the same budget with equal widths {where}: {one['measured']:.4f} {unit}")
+    if result.asked.scores is None:
+        said.append("with --scores FILE, what was measured is kept, and the next command does not measure it again")
     return said
 
 

@@ -23,7 +23,7 @@ from ..select.sensitivity import MeasuredAllocation, probed, why_not_masked
 from ..state import State
 from .analyze import Analyze
 from .layers import measured_parts
-from .recommendation import Trial
+from .recommendation import Trial, Tried
 
 NATS = "nats per token"
 DISTANCE = "distance of the outputs"
@@ -107,7 +107,7 @@ def measurable(groups: Iterable[Group]) -> tuple[list[Group], dict[str, str]]:
     return found, left
 
 
-def _entry(group: Group, curve: LossCurve, search: MeasuredAllocation, found: Any) -> dict[str, Any]:
+def _entry(group: Group, curve: LossCurve, search: MeasuredAllocation, found: Tried | None) -> dict[str, Any]:
     """A group as JSON: at every count that was measured, the distance and what is saved."""
     at = probed(curve)
     return {

@@ -151,7 +151,7 @@ def test_equal_widths_cost_what_the_search_measured() -> None:
 
 
 def test_channels_of_a_convolutional_net_cost_what_the_cut_net_shows() -> None:
-    net, batch = nets.build("padded shortcut"), nets.images(4)
+    net, batch = nets.build("depthwise"), nets.images(4)
 
     def state_of(module: nn.Module) -> State:
         return module_state(module, batch, losses=(lambda one: nets.quadratic(one, batch),))
