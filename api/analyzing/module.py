@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...passes.analyze.analyze import BOUND, Analyze
-from ...passes.pipeline import parse_pipeline, print_pipeline
-from ...passes.registry import all_passes
+from ...passes.analyze.analyze import BOUND, Analyze, scoring_pass
+from ...passes.pipeline import print_pass
 from ...tracer import module as modules
 from ..modules.prune import DEFAULTS, run_passes
 from ..progress import Progress, silent
@@ -36,8 +35,7 @@ def analyze_target(
         RequestError: a mistake in the request, or nothing can be cut or measured.
         FxpruneError: the module cannot be traced, or a distance is not finite.
     """
-    scored = print_pipeline(parse_pipeline(passes, all_passes(), defaults=DEFAULTS))
-    step = Analyze(scores=scored, bound=bound, measure=measure)
+    step = Analyze(scores=print_pass(scoring_pass(passes, DEFAULTS)), bound=bound, measure=measure)
     step.check()
     inputs = modules.parse_example(example)
     progress(f"building {model}")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...passes.pipeline import parse_pipeline, print_pass
-from ...passes.registry import all_passes
-from ...passes.select.target import SEARCH, UNIFORM
+from ...passes.analyze.analyze import scoring_pass
+from ...passes.pipeline import print_pass
+from ...passes.select.target import UNIFORM
 from ...runtime.place.choices import AUTO
 
 
@@ -42,9 +42,9 @@ def next_commands(asked: Asked, report: Mapping[str, Any]) -> list[tuple[str, st
     if found is None:
         return []
     target = f"{report['measure']}={found['share']:g}"
-    (searching,) = parse_pipeline(report["pass"], all_passes(), defaults={"by": SEARCH})
+    searching = scoring_pass(report["pass"])
     commands = [("widths as measured", _command(asked, report["pass"], target))]
-    plain = print_pass(replace(searching, by=UNIFORM))  # type: ignore[call-arg]  # a pass that prunes
+    plain = print_pass(replace(searching, by=UNIFORM))
     for one in report["equal_widths"]:
         layers = [] if one["layers"] is None else ["--layers", "{}:{}".format(*one["layers"])]
         where = "in these layers" if layers else "in all layers, as a plain config describes them"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.errors import RequestError
 from ...ir.options import option
@@ -69,17 +70,7 @@ class Analyze(Pass):
         return int(getattr(self.step, "length", 128))
 
     def _given(self) -> Prune:
-        from ..registry import all_passes
-
-        try:
-            steps = parse_pipeline(self.scores, all_passes(), defaults={"by": SEARCH})
-        except RequestError:  # also of a pass whose own option is called so
-            steps = parse_pipeline(self.scores, all_passes())
-        if len(steps) != 1 or not isinstance(steps[0], Prune):
-            raise RequestError(
-                f"analyze takes one pass that scores units, not {self.scores!r}", "give one, such as --pass taylor"
-            )
-        return steps[0]
+        return scoring_pass(self.scores)
 
     def run(self, state: State) -> None:
         """Measure, and report.
@@ -91,3 +82,24 @@ class Analyze(Pass):
         from .analysis import analyze
 
         analyze(self, state)
+
+
+def scoring_pass(text: str, defaults: Mapping[str, Any] | None = None) -> Prune:
+    """The pruning pass that text stands for, by search unless it says otherwise.
+
+    Args:
+        text: pipeline text.
+        defaults: as :func:`~fxprune.passes.pipeline.parse_pipeline` takes them.
+
+    Raises:
+        RequestError: a mistake in the text, several passes, or one that scores nothing.
+    """
+    from ..registry import all_passes
+
+    try:
+        steps = parse_pipeline(text, all_passes(), defaults={**(defaults or {}), "by": SEARCH})
+    except RequestError:  # also of a pass whose own option is called so
+        steps = parse_pipeline(text, all_passes())
+    if len(steps) != 1 or not isinstance(steps[0], Prune):
+        raise RequestError(f"analyze takes one pass that scores units, not {text!r}", "give one, such as --pass taylor")
+    return steps[0]
