@@ -25,6 +25,7 @@ from .api.terminal.arguments import build_parser
 from .api.terminal.going_on import to_go_on
 from .api.terminal.progress_display import Loudness
 from .api.terminal.signals import Terminated, ended_by_signals
+from .api.terminal.texts.options import texts_of
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError, RequestError, ends_program, printable
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
@@ -75,8 +76,8 @@ FOR_ALL_PASSES = ("ratio", "target", "tolerance", "layers", "within", "seed", "m
 
 _APPLY = ("out", *FOR_ALL_PASSES, "force", "dry_run")
 _APPLY_MODEL = (
-    "plan", "calib", "data", "scores", "resume", "form", "trust_remote_code", "allow_pickle", "merge_adapter",
-    "print_ir_after",
+    "plan", "calib", "data", "field", "split", "train_on", "scores", "resume", "form", "trust_remote_code",
+    "allow_pickle", "merge_adapter", "print_ir_after",
 )  # fmt: skip
 
 
@@ -85,9 +86,9 @@ def _apply(arguments: argparse.Namespace) -> int:
     from .passes.select.target import holds_sizes, parse_sizes
 
     # Once more below, with the model: but a mistake in a pass is told at once, and torch takes seconds to import.
-    shared = {name: getattr(arguments, name) for name in FOR_ALL_PASSES}
+    shared = {name: getattr(arguments, name) for name in (*FOR_ALL_PASSES, "train_on")}
     one = {"target": parse_sizes(arguments.target)[0]} if holds_sizes(arguments.target) else {}
-    asked_passes(arguments.passes, arguments.plan, {**shared, **one})
+    asked_passes(arguments.passes, arguments.plan, {**shared, **one}, uniform=arguments.form == "uniform")
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
@@ -96,6 +97,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     with _working(arguments) as progress:
         given = {name: getattr(arguments, name) for name in _APPLY}
         others = {name: getattr(arguments, name) for name in _APPLY_MODEL}
+        others |= {name: texts_of(others[name]) for name in ("calib", "data")}
         where = _where(arguments)
         if api.is_named_module(arguments.model, arguments.example):
             device = where.pop("device", None)
@@ -154,17 +156,11 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     with _working(arguments) as progress:
         measured = api.evaluate(
-            arguments.models,
-            arguments.text,
-            window=arguments.window,
-            windows=arguments.windows,
-            allow_overlap=arguments.allow_overlap,
-            trust_remote_code=arguments.trust_remote_code,
-            allow_pickle=arguments.allow_pickle,
-            merge_adapter=arguments.merge_adapter,
-            progress=progress,
+            arguments.models, arguments.text, window=arguments.window, windows=arguments.windows,
+            allow_overlap=arguments.allow_overlap, trust_remote_code=arguments.trust_remote_code,
+            allow_pickle=arguments.allow_pickle, merge_adapter=arguments.merge_adapter, progress=progress,
             **_where(arguments),
-        )
+        )  # fmt: skip
     _emit(arguments, {"models": [row.to_json() for row in measured]}, lambda: tables.measured(measured))
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..ir.options import Option, options_of, write_value
 from ..ir.plugins import Origin
 from ..passes.base import Pass
+from ..passes.named_pipelines import NAMED_PIPELINES
 from ..passes.registry import pass_table
 
 
@@ -17,7 +18,7 @@ class PassInfo:
 
     Attributes:
         name: in pipeline text.
-        kind: ``score``, ``recover`` or ``analysis``.
+        kind: ``score``, ``recover`` or ``analysis``; ``pipeline`` for a name that stands for several passes.
         help: one line.
         needs_weights: whether it can run from a config alone.
         options: what it can be told.
@@ -68,9 +69,13 @@ class FormatInfo:
 
 
 def list_passes() -> tuple[PassInfo, ...]:
-    """Every pass there is, in the order of the registry; after them, those of installed packages."""
+    """Every pass there is, in the order of the registry; those of installed packages; pipelines that have a name."""
     table = pass_table()
-    return tuple(_info(cls, table.origins.get(name)) for name, cls in table.items())
+    named = [pipeline for pipeline in NAMED_PIPELINES if pipeline.name not in table]
+    return (
+        *(_info(cls, table.origins.get(name)) for name, cls in table.items()),
+        *(PassInfo(one.name, "pipeline", f"{one.text}: {one.help}", True, ()) for one in named),
+    )
 
 
 def _info(pass_class: type[Pass], origin: Origin | None) -> PassInfo:

@@ -54,7 +54,9 @@ def apply_sizes(
             "--resume has no effect on several sizes", "leave it out; --scores FILE keeps the scores of a run"
         )
     shared = {name: options.get(name) for name in _SHARED}
-    asked = asked_passes(passes, options.get("plan"), {**shared, "target": targets[0]})
+    asked = asked_passes(
+        passes, options.get("plan"), {**shared, "target": targets[0]}, uniform=options.get("form") == "uniform"
+    )
     pruning = [step.name for step in asked if isinstance(step, Prune)]
     if len(pruning) != 1:
         raise RequestError(
@@ -88,7 +90,7 @@ def _each(
         sizes.go_on()
 
 
-_SHARED = ("ratio", "layers", "within", "seed", "multiple_of", "runtime", "tolerance", "channels")
+_SHARED = ("ratio", "layers", "within", "seed", "multiple_of", "runtime", "tolerance", "channels", "train_on")
 
 
 def _places(out: str | Path | None, targets: Sequence[str]) -> list[str | None]:

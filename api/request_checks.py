@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 Model: TypeAlias = "str | os.PathLike[str] | PreTrainedModel"
 """A Hugging Face model directory, a Hub id, ``demo``, or a model of transformers that is loaded already."""
 
-GivenText: TypeAlias = "str | os.PathLike[str] | Sequence[str]"
-"""A text file, a file of rows, a ``datasets`` id, or the rows themselves: a list of strings."""
+GivenText: TypeAlias = "str | os.PathLike[str] | Sequence[str] | Sequence[os.PathLike[str]]"
+"""A text file, a file of rows, a ``datasets`` id, or several of these as a list of ``pathlib.Path``; or the rows
+themselves: a list of strings."""
 
 GivenData: TypeAlias = "GivenText | Iterable[Mapping[str, Any]]"
 """A text; or inputs: a file or folder of them, ``package.module:function`` which yields batches, or the batches."""
 
 MODEL_HINT = "give a model directory, a Hub id, 'demo', or a loaded model of transformers"
-TEXT_HINT = "give the path of a text file, a `datasets` id, or a list of strings"
+TEXT_HINT = "give the path of a text file, a `datasets` id, a list of strings, or a list of pathlib.Path"
 
 
 CALIBRATION, RECOVERY = "calibration", "recovery"
@@ -51,6 +52,46 @@ class GivenRows:
 
     name: str
     rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GivenFiles:
+    """Texts that were given as a list of paths, which are read as one.
+
+    Attributes:
+        paths: as they were given: files, directories and ids.
+    """
+
+    paths: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What stands for all of them in reports and messages."""
+        return ", ".join(Path(path).name for path in self.paths)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows of texts are read.
+
+    Attributes:
+        field: the field of the rows, or ``PROMPT,ANSWER``; None where they have one of the usual names.
+        split: of a data set; None where its name says it.
+    """
+
+    field: str | None = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("field", "split"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise RequestError(f"{name} is {_kind(value)}, not a name", f"give the name of the {name}")
+
+    def to_json(self) -> dict[str, str]:
+        """What was given."""
+        given = {"field": self.field, "split": self.split}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -159,11 +200,11 @@ def list_models(models: object, tokenizer: object = None, *, merge_adapter: bool
     return found
 
 
-def read_text(text: object, name: str) -> str | GivenRows | None:
+def read_text(text: object, name: str) -> str | GivenRows | GivenFiles | None:
     """A text as it was given: the path or id of it, or its rows.
 
     Args:
-        text: a path, an id, a sequence of strings, or None.
+        text: a path, an id, a sequence of strings or one of paths, or None.
         name: of the argument.
 
     Raises:
@@ -177,6 +218,9 @@ def read_text(text: object, name: str) -> str | GivenRows | None:
     if not isinstance(text, Sequence) or isinstance(text, bytes | bytearray):
         raise RequestError(f"{name} cannot be {_kind(text)}", TEXT_HINT)
     rows = tuple(text)
+    if rows and all(isinstance(row, os.PathLike) for row in rows):
+        paths = [_path_of_text(os.fspath(row), f"{name}[{index}]") for index, row in enumerate(rows)]
+        return paths[0] if len(paths) == 1 else GivenFiles(tuple(paths))
     for index, row in enumerate(rows):
         if not isinstance(row, str):
             raise RequestError(f"{name}[{index}] is {_kind(row)}, not a string", TEXT_HINT)
@@ -187,7 +231,7 @@ def read_text(text: object, name: str) -> str | GivenRows | None:
     return GivenRows(name, rows)
 
 
-def read_data(data: object, name: str) -> str | GivenRows | GivenBatches | None:
+def read_data(data: object, name: str) -> str | GivenRows | GivenFiles | GivenBatches | None:
     """Text or other inputs as they were given.
 
     Args:
@@ -203,6 +247,20 @@ def read_data(data: object, name: str) -> str | GivenRows | GivenBatches | None:
     if found and all(isinstance(batch, Mapping) for batch in found):
         return GivenBatches(name, tuple(found))
     return read_text(found if isinstance(data, Sequence) else data, name)
+
+
+def paths_of(name: str, data: object) -> dict[str, object]:
+    """What data is read from, as the argument that names it -> path or id; several are numbered.
+
+    Args:
+        name: of the argument.
+        data: as it was given; rows and batches are in memory, and have no path.
+    """
+    if is_path(data):
+        return {name: data}
+    if isinstance(data, list | tuple) and len(data) > 0 and all(isinstance(one, os.PathLike) for one in data):
+        return {f"{name} {number}".strip(): one for number, one in enumerate(data, 1)}
+    return {}
 
 
 def _path_of_text(text: str, name: str) -> str:

@@ -24,13 +24,13 @@ from ..tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_te
 from ..tracer.inputs.processed import Processors
 from ..tracer.inputs.renumbered import renumbered
 from ..tracer.texts.fingerprints import Fingerprint, TrackedText
-from .request_checks import RECOVERY, GivenBatches, GivenRows
+from .request_checks import RECOVERY, GivenBatches, GivenFiles, GivenRows, Reading
 
 if TYPE_CHECKING:
     from ..runtime.vocabulary.kept import Renumbering
     from ..tracer.model import ModelSource
 
-AsGiven = str | GivenRows | GivenBatches | None
+AsGiven = str | GivenRows | GivenFiles | GivenBatches | None
 
 
 @dataclass
@@ -96,6 +96,20 @@ def is_text(given: AsGiven, *, language: bool) -> bool:
     return not (isinstance(given, str) and names_inputs(given))
 
 
+def check_reading(reading: Reading, texts: Mapping[str, AsGiven], *, language: bool) -> None:
+    """Refuse a field or a split for what is no text, or has none.
+
+    Raises:
+        RequestError: naming what was given.
+    """
+    if not reading.to_json():
+        return
+    from .seen_texts import refuse_unused  # which imports transformers, as a text needs a tokenizer
+
+    read = [given for given in texts.values() if given is not None and is_text(given, language=language)]
+    refuse_unused(reading, *(given for given in read if not isinstance(given, GivenBatches)))
+
+
 def opened_inputs(
     texts: Mapping[str, AsGiven], model: torch.nn.Module, source: ModelSource, *, language: bool
 ) -> dict[str, DataSet]:
@@ -115,6 +129,11 @@ def opened_inputs(
     for part, given in texts.items():
         if given is None or is_text(given, language=language):
             continue
+        if isinstance(given, GivenFiles):
+            raise RequestError(
+                f"{type(model).__name__} reads one data set, and {len(given.paths)} were given: {given.name}",
+                "put them into one folder or file",
+            )
         if isinstance(given, str):
             refuse_doubt(given)
         if isinstance(given, GivenBatches):
@@ -156,6 +175,7 @@ def tracked_data(
     source: ModelSource,
     *,
     language: bool,
+    reading: Reading,
 ) -> dict[str, Tracked | None]:
     """What a run reads, by what it is for: inputs, each tried on the model, and text.
 
@@ -165,6 +185,7 @@ def tracked_data(
         runner: of the model.
         source: its directory.
         language: whether it is a causal language model.
+        reading: how rows of texts are read.
 
     Raises:
         RequestError: as :func:`check_call`, or :func:`~.seen_texts.tracked_text`.
@@ -179,7 +200,7 @@ def tracked_data(
             assert not isinstance(given, GivenBatches), "batches are inputs"
             from .seen_texts import tracked_text  # which imports transformers, as a text needs a tokenizer
 
-            found[part] = tracked_text(given, part, source)
+            found[part] = tracked_text(given, part, source, reading)
     return found
 
 

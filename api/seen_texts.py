@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,34 +12,45 @@ from ..backends.artifact import RECORD, read_record
 from ..ir.errors import RequestError
 from ..tracer.export import rows_per_sample
 from ..tracer.model import DEMO, ModelSource, load_config, load_tokenizer
-from ..tracer.texts.corpus import Text, from_rows, from_string, load_text
+from ..tracer.texts.corpus import Text, from_rows, from_string, load_text, options_of_text
 from ..tracer.texts.fingerprints import Fingerprint, TrackedText, overlap
-from .request_checks import GivenRows
+from ..tracer.texts.several import joined
+from .request_checks import GivenFiles, GivenRows, Reading
 
 TEXTS = "texts"
 """The entry of ``fxprune.json`` that lists the texts that were read."""
 
 Entries = list[dict[str, Any]]
 
+AS_NAMED = Reading()
+"""Rows with fields of the usual names, of the split that the name of a data set says."""
 
-def tracked_text(spec: str | GivenRows | None, part: str, source: ModelSource) -> TrackedText | None:
+
+def tracked_text(
+    spec: str | GivenRows | GivenFiles | None, part: str, source: ModelSource, reading: Reading = AS_NAMED
+) -> TrackedText | None:
     """A text under a model's tokenizer, which remembers what is read of it.
 
     Args:
         spec: as :func:`~fxprune.tracer.texts.corpus.load_text` reads it, or rows; for ``demo`` its own text when None.
         part: ``calibration`` or ``recovery``.
         source: the model.
+        reading: how its rows are read.
 
     Raises:
         RequestError: as :func:`~fxprune.tracer.texts.corpus.load_text`.
     """
     if spec is None and source.name != DEMO:
         return None
-    return TrackedText(text_of(spec, part, source))
+    return TrackedText(text_of(spec, part, source, reading))
 
 
-def text_of(spec: str | GivenRows | None, part: str, source: ModelSource) -> Text:
+def text_of(
+    spec: str | GivenRows | GivenFiles | None, part: str, source: ModelSource, reading: Reading = AS_NAMED
+) -> Text:
     """A text that the user gave, or a part of the built-in text, tokenized for a model.
+
+    What of ``reading`` a text has no use for, is for another one.
 
     Raises:
         RequestError: as :func:`~fxprune.tracer.texts.corpus.load_text`, or the model does not read text.
@@ -54,13 +64,30 @@ def text_of(spec: str | GivenRows | None, part: str, source: ModelSource) -> Tex
     tokenizer = load_tokenizer(source)
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     if isinstance(spec, GivenRows):
-        return replace(from_rows(spec.name, spec.rows, tokenizer), vocabulary=vocabulary)
+        return from_rows(spec.name, spec.rows, tokenizer).on(tokenizer, vocabulary)
     if spec is not None:
-        return replace(load_text(spec, tokenizer), vocabulary=vocabulary)
+        given, paths = reading.to_json(), spec.paths if isinstance(spec, GivenFiles) else (spec,)
+        uses = [{name: given[name] for name in options_of_text(path) & given.keys()} for path in paths]
+        texts = [load_text(path, tokenizer, **used) for path, used in zip(paths, uses, strict=True)]
+        return joined(spec if isinstance(spec, str) else spec.name, texts).on(tokenizer, vocabulary)
     from ..demo import name_of_text
     from ..demo import text as built_in
 
-    return replace(from_string(name_of_text(part), built_in(part), tokenizer), vocabulary=vocabulary)
+    return from_string(name_of_text(part), built_in(part), tokenizer).on(tokenizer, vocabulary)
+
+
+def refuse_unused(reading: Reading, *texts: str | GivenRows | GivenFiles | None) -> None:
+    """Refuse a field or a split that none of the texts has.
+
+    Raises:
+        RequestError: naming the texts.
+    """
+    paths = [path for text in texts for path in (text.paths if isinstance(text, GivenFiles) else [text])]
+    for name, value in reading.to_json().items():
+        if not any(isinstance(path, str) and name in options_of_text(path) for path in paths):
+            names = ", ".join(path for path in paths if isinstance(path, str)) or "what was given"
+            what = "rows with fields" if name == "field" else "a data set with splits"
+            raise RequestError(f"--{name} {value}: {names} is not {what}", f"leave out --{name}")
 
 
 class Remembering(Protocol):

@@ -23,6 +23,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from fxprune.benchmarks.known_models.page import section_of, with_section
 from fxprune.benchmarks.llm_pruner import LLMPruner
 from fxprune.benchmarks.quality_page import increase, page
 from fxprune.benchmarks.quality_runs import (
@@ -214,7 +215,9 @@ def main() -> None:
         print(f"{run.key}: kept {rows[run.key]['kept']:.4f}, +{increase(rows[run.key]):.4f}", flush=True)
         write(options.rows, rows, wanted)
     if options.out is not None:
-        options.out.write_text(page(rows, options.seeds, options.windows), encoding="utf-8")
+        text = page(rows, options.seeds, options.windows)
+        kept = section_of(options.out.read_text(encoding="utf-8")) if options.out.exists() else ""
+        options.out.write_text(with_section(text, kept) if kept else text, encoding="utf-8")
 
 
 if __name__ == "__main__":

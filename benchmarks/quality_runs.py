@@ -77,7 +77,7 @@ SCORES_TARGETS = (0.9, 0.8, 0.7, 0.5)
 SEARCH_TARGETS = (0.8, 0.6)
 BUDGET = "target=params:TARGET,samples=32,seed=SEED"
 REFIT = ",compensate{samples=32,seed=SEED}"
-PAPER_COLUMN = "LLM-Pruner's taylor, as cut"
+PAPER_COLUMN = "taylor uniform, not refitted"
 SCORES = {
     PAPER_COLUMN: f"taylor{{{BUDGET}}}",
     **{

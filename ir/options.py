@@ -189,7 +189,7 @@ def _read_float(text: str) -> float:
 
 def _read_range(text: str) -> tuple[int, int]:
     start, end = (int(part) for part in text.split(":"))
-    if not 0 <= start < end:
+    if start < 0 or end == 0 or 0 < end <= start:
         raise ValueError(text)
     return start, end
 

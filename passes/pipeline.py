@@ -1,6 +1,7 @@
 """Pipeline text: ``taylor{variant=element1,ratio=0.25},lora{epochs=2}`` to passes and back.
 
-pipeline ::= pass ("," pass)*, where a pass is a call of :mod:`fxprune.ir.call_text`
+pipeline ::= pass ("," pass)*, where a pass is a call of :mod:`fxprune.ir.call_text`, or of a pipeline with a name
+(:mod:`.named_pipelines`)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from ..ir.call_text import CallKind, OptionCall, Scanner, bind, having
 from ..ir.errors import RequestError
 from ..ir.options import has_effect, options_of, replacing, write_value
 from .base import Pass
+from .named_pipelines import written_out
 
 PASS = CallKind(
     "pass",
@@ -28,6 +30,7 @@ def parse_pipeline(
     shared: Mapping[str, Any] | None = None,
     *,
     defaults: Mapping[str, Any] | None = None,
+    uniform: bool = False,
 ) -> tuple[Pass, ...]:
     """The passes that pipeline text stands for, with their options checked.
 
@@ -38,6 +41,7 @@ def parse_pipeline(
             must reach at least one pass.
         defaults: what an option is where neither the text nor ``shared`` says anything, in place of the pass's own
             default. Unlike a shared value it need reach no pass, and contradicts nothing.
+        uniform: whether all layers must get equal widths; named pipelines ask for them then.
 
     Raises:
         RequestError: a mistake in the text, an unknown pass or option, a value that an option cannot have, a shared
@@ -46,7 +50,8 @@ def parse_pipeline(
     whole = _text(text)
     by_name = {cls.name: cls for cls in passes}
     given = {name: value for name, value in (shared or {}).items() if value is not None}
-    bound = tuple(bind(call, by_name, given, PASS, defaults or {}) for call in _calls(whole))
+    calls = [step for call in _calls(whole) for step in written_out(call, by_name, PASS, uniform=uniform)]
+    bound = tuple(bind(call, by_name, given, PASS, defaults or {}) for call in calls)
     _every_shared_option_lands(given, bound, by_name)
     return bound
 

@@ -16,6 +16,7 @@ from .select.target import BUDGET_TOLERANCE, LATENCY, SEARCH, UNIFORM, WAYS, Tar
 if TYPE_CHECKING:
     from ..ir.groups import Group
     from .data import Scores
+    from .select.costs import Costs
     from .state import State
 
 HEAD_CHOICES = ("auto", "kv", "query", "off")
@@ -35,7 +36,9 @@ class Prune(Pass):
         0.25, "share of the units of every group to remove, in [0, 1)", at_least=0, below=1,
         hint="give the share to remove: 0.25 removes a quarter",
     )  # fmt: skip
-    layers: tuple[int, int] | None = option(None, "layers to prune, START:END, END exclusive; none means all layers")
+    layers: tuple[int, int] | None = option(
+        None, "layers to prune, START:END, END exclusive; 1:-1 leaves out the first and the last; none means all layers"
+    )
     within: str | None = option(
         None, "a part of the model, such as language_model: prune only what lies wholly in modules of this name"
     )
@@ -142,5 +145,19 @@ class Prune(Pass):
 
     @property
     def compares(self) -> bool:
-        """Whether scores of different groups have the same unit; if not, they are scaled by the cost of their group."""
+        """Whether scores of different groups have the same unit; if not, they are standardised within their group."""
         return False
+
+    def in_one_unit(self, losses: Mapping[str, Scores], groups: Sequence[Group], costs: Costs) -> Mapping[str, Scores]:
+        """The losses of all groups in one unit, so that a budget can be divided among them.
+
+        Args:
+            losses: group name -> what :meth:`losses` gave, ``[size + 1]``.
+            groups: the groups to cut.
+            costs: what they cost.
+        """
+        if self.compares:
+            return losses
+        from .select.common_unit import standardized, with_one_threshold
+
+        return with_one_threshold(standardized(losses, groups), groups, costs)

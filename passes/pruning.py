@@ -22,7 +22,7 @@ from .select.latency import Latency
 from .select.plain_budget import Plain
 from .select.plain_counts import first_units, nearest_counts
 from .select.remarks import remarks_on
-from .select.scope import Scope, chosen_groups
+from .select.scope import Scope, chosen_groups, counted_from_start
 from .select.select import best_units, counts_for, removed_shares
 from .select.target import ACTIVE, LATENCY, MEMORY_IN_USE, UNIFORM, Target
 from .shrink.fitting import cut_what_fits
@@ -42,7 +42,7 @@ def prune(step: Prune, state: State) -> None:
     coupling = state.subject.coupling
     assert coupling is not None, "the manager runs couple first"
     share = _share(step, state)
-    scope = scope_of(step, share)
+    scope = scope_of(step, share, coupling)
     chosen, frozen = chosen_groups(coupling.groups.values(), scope)
     groups = aligned(chosen, step.runtime, share)
     report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
@@ -76,11 +76,11 @@ def prune(step: Prune, state: State) -> None:
         report["seconds"] = timed
 
 
-def scope_of(step: Prune, share: float | None) -> Scope:
+def scope_of(step: Prune, share: float | None, coupling: Coupling) -> Scope:
     """Which groups a pass may cut; ``share`` is about how much of each."""
     return Scope(
-        layers=step.layers, heads=step.heads, widths=step.ffn, channels=step.channels, experts=step.experts,
-        within=step.within, ordered=step.ordered, share=share,
+        layers=counted_from_start(step.layers, coupling.groups.values()), heads=step.heads, widths=step.ffn,
+        channels=step.channels, experts=step.experts, within=step.within, ordered=step.ordered, share=share,
     )  # fmt: skip
 
 
@@ -137,12 +137,13 @@ def allocated(
     losses = {group.name: step.losses(group, scores[group.name]) for group in groups}
     budget = budget_of(step, _most(state))
     costs = budget.costs(state, coupling, groups)
+    losses = step.in_one_unit(losses, groups, costs)
     amount = budget.amount(state, groups, costs)
 
     def planned(amount: int) -> tuple[dict[str, Indices], dict[str, Any]]:
         counts, moved, report = budget.widths(
             state, coupling, groups, scores, losses, costs=costs, amount=amount,
-            alike=step.compares, plain=_plain(step, groups, state), saved=saved,
+            plain=_plain(step, groups, state), saved=saved,
         )  # fmt: skip
         keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
         return keep, {**report, NEAREST: moved}

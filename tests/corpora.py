@@ -11,6 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from fxprune.runtime.training_rows import ExampleRows
+
 
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """A token for every word, numbered in their order; the first one stands for all others."""
@@ -74,9 +76,10 @@ class RepeatedTokens:
 class UnequalRows(RepeatedTokens):
     """Eight rows of three to seven tokens, as instructions and their answers come."""
 
-    def examples(self, length: int) -> list[dict[str, list[int]]]:
+    def examples(self, length: int, train_on: str = "auto") -> ExampleRows:
+        del train_on
         rows = [list(range(3 + n % 5))[:length] for n in range(8)]
-        return [{"input_ids": row, "labels": row} for row in rows]
+        return ExampleRows({"input_ids": row, "labels": row} for row in rows)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,11 @@ def next_commands(asked: Asked, report: Mapping[str, Any]) -> list[tuple[str, st
 
 def _command(asked: Asked, step: str, target: str, *more: str) -> str:
     words = ["fxprune", "apply", asked.model, "--pass", step, "--target", target, *more]
-    if asked.calib is not None:
-        words += ["--calib", str(asked.calib) if isinstance(asked.calib, str | Path) else "TEXT"]
+    texts = asked.calib if isinstance(asked.calib, list | tuple) else [] if asked.calib is None else [asked.calib]
+    if all(isinstance(text, str | Path) for text in texts[:1]) and not _is_rows(asked.calib):
+        words += [word for text in texts for word in ("--calib", str(text))]
+    else:
+        words += ["--calib", "TEXT"]
     if asked.scores is not None:
         words += ["--scores", str(asked.scores)]
     for name, value in asked.flags.items():
@@ -64,3 +67,8 @@ def _command(asked: Asked, step: str, target: str, *more: str) -> str:
         elif value not in (None, False, AUTO):
             words += [f"--{name}", value if isinstance(value, str) else str(value).removeprefix("torch.")]
     return shlex.join([*words, "--out", "OUT"])
+
+
+def _is_rows(calib: object) -> bool:
+    """Whether calibration data is the text itself, as a list of strings, and not the name of a file."""
+    return isinstance(calib, list | tuple) and any(isinstance(row, str) for row in calib)

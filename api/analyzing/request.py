@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ...runtime.place.placement import PlacementRequest
 from ...runtime.ranks import ALONE
 from ..progress import Progress, silent
 from ..pruning.request import ApplyRequest
-from ..request_checks import GivenData, Model, is_path
+from ..request_checks import GivenData, Model, Reading, is_path
 from .next_command import Asked
 from .result import Analysis
 
@@ -39,9 +39,6 @@ class AnalyzeRequest(ApplyRequest):
     def _asked(self) -> tuple[Pass, ...]:
         return (self.step,)
 
-    def _scoring(self, pipeline: Sequence[Pass]) -> Sequence[Pass]:
-        return [self.step.step for _ in pipeline]
-
 
 def analyze(
     model: Model,
@@ -51,6 +48,8 @@ def analyze(
     bound: float = BOUND,
     measure: str = "params",
     scores: str | Path | None = None,
+    field: str | None = None,
+    split: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     example: str | None = None,
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None = None,
@@ -66,7 +65,7 @@ def analyze(
     """Measure what cuts of single groups, layers and parts of layers cost, and find a budget. The model stays.
 
     Args:
-        model, calib, tokenizer, example, loss, device, dtype, offload, max_memory, trust_remote_code, allow_pickle,
+        model, calib, field, split, tokenizer, example, loss, device, dtype, offload, max_memory, trust_remote_code, allow_pickle,
             merge_adapter, progress: as in :func:`fxprune.apply`.
         passes: pipeline text of one pruning pass, whose scores say which units go first.
         bound: the distance from the dense model that the recommended budget stays within: nats per token for text.
@@ -81,10 +80,10 @@ def analyze(
     step = Analyze(scores=passes, bound=bound, measure=measure)
     step.check()
     done = AnalyzeRequest(step=step, model=model, passes=(), plan=None, out=None, shared={}, tokenizer=tokenizer,
-        calib=calib, data=None, scores=scores, example=example, loss=loss, force=False, resume=False, dry_run=True,
+        calib=calib, data=None, reading=Reading(field, split), scores=scores, example=example, loss=loss, force=False, resume=False, dry_run=True,
         form="auto", place=where, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         merge_adapter=merge_adapter, print_ir_after=(), progress=progress, ranks=ALONE, sizes=None).run()  # fmt: skip
-    flags: dict[str, Any] = {"example": example, "loss": loss, "device": device, "dtype": dtype, "offload": offload,
+    flags: dict[str, Any] = {"field": field, "split": split, "example": example, "loss": loss, "device": device, "dtype": dtype, "offload": offload,
         "max-memory": max_memory, "trust-remote-code": trust_remote_code, "allow-pickle": allow_pickle,
         "merge-adapter": merge_adapter}  # fmt: skip
     asked = Asked(str(model) if is_path(model) else "MODEL", calib, scores, flags)

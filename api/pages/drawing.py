@@ -96,7 +96,7 @@ def styled() -> AbstractContextManager[None]:
     import matplotlib
 
     style = {**STYLE, "axes.prop_cycle": matplotlib.rcsetup.cycler("color", COLOURS)}
-    return matplotlib.rc_context(style)  # type: ignore[no-any-return]
+    return matplotlib.rc_context(style)
 
 
 def svg(draw: Draw, number: int) -> str:

@@ -12,11 +12,14 @@ from ...passes.pipeline import parse_pipeline
 from ...passes.registry import all_passes
 
 
-def asked_passes(passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any]) -> tuple[Pass, ...]:
+def asked_passes(
+    passes: str | Sequence[str], plan: str | Path | None, shared: Mapping[str, Any], *, uniform: bool = False
+) -> tuple[Pass, ...]:
     """The passes that the user gave, with their options checked; with a plan there may be none.
 
     Args:
         passes, plan, shared: as in :class:`~.request.ApplyRequest`.
+        uniform: whether the form is to be uniform.
 
     Raises:
         RequestError: a mistake in the text, as :func:`~fxprune.passes.pipeline.parse_pipeline` says; nothing to run; a
@@ -27,7 +30,9 @@ def asked_passes(passes: str | Sequence[str], plan: str | Path | None, shared: M
             "missing --pass PIPELINE",
             "give one, such as --pass magnitude, or --plan FILE to repeat what another run removed",
         )
-    return parse_pipeline(passes, all_passes(), shared) if passes or plan is None else _none_of(shared)
+    if passes or plan is None:
+        return parse_pipeline(passes, all_passes(), shared, uniform=uniform)
+    return _none_of(shared)
 
 
 def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:

@@ -49,9 +49,9 @@ from ...tracer.module import resolve_function
 from ..model_call import ModelCall
 from ..placing import checkpoint_of, stored_dtype
 from ..progress import Progress
-from ..request_checks import CALIBRATION, RECOVERY
+from ..request_checks import CALIBRATION, RECOVERY, Reading
 from ..seen_inputs import AsGiven, Tracked, tracked_data
-from ..seen_texts import Entries, read_so_far, record_of
+from ..seen_texts import AS_NAMED, Entries, read_so_far, record_of
 from .adapters import without_adapter, write_adapters
 from .group_change import GroupChange
 from .kept_tokens import KeptTokens
@@ -168,6 +168,7 @@ class ModelRun:
         recorded: Recorded | None,
         scores: SavedScores | None,
         sizes: NestedSizes | None = None,
+        reading: Reading = AS_NAMED,
     ) -> None:
         """Give the passes what they read: texts, a loss, a plan, saved scores, what other sizes of the model keep."""
         self.state.data.sizes = sizes
@@ -175,15 +176,18 @@ class ModelRun:
         self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.ledger.scores = scores
         self.recorded = recorded
-        self.read_texts(pipeline, texts, inputs)
+        self.read_texts(pipeline, texts, inputs, reading)
 
-    def read_texts(self, pipeline: Sequence[Pass], texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet]) -> None:
+    def read_texts(
+        self, pipeline: Sequence[Pass], texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet], reading: Reading
+    ) -> None:
         """Tokenize texts and try other inputs on the model, if any pass reads weights."""
         if not any(step.needs_weights or step.reads_tokens for step in pipeline):
             return
         self.progress("reading data")
         language = self.model_call.language
-        self.texts = tracked_data(texts, inputs, self.state.subject.runner, self.source, language=language)
+        runner = self.state.subject.runner
+        self.texts = tracked_data(texts, inputs, runner, self.source, language=language, reading=reading)
         self.state.data.calibration = self.texts.get(CALIBRATION)
         self.state.data.recovery = self.texts.get(RECOVERY)
 

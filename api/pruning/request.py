@@ -45,13 +45,15 @@ from ..request_checks import (
     RECOVERY,
     GivenData,
     Model,
+    Reading,
     check_example,
     check_loss,
     check_model,
     check_paths,
+    paths_of,
     read_data,
 )  # fmt: skip
-from ..seen_inputs import AsGiven, check_training, is_text, opened_inputs
+from ..seen_inputs import AsGiven, check_reading, check_training, is_text, opened_inputs
 from ..sources import open_source
 from .asked_passes import asked_passes
 from .group_change import GroupChange
@@ -83,15 +85,18 @@ class ApplyRequest:
         passes: pipeline text, or several texts that run one after the other. May be left out with ``plan``.
         plan: the directory that another run wrote, or its ``fxprune.plan``. It is applied before the passes.
         out: the directory to write. It appears complete or not at all. May be left out in a dry run.
-        shared: ``ratio``, ``layers``, ``within``, ``seed``, ``multiple_of``, ``runtime``, ``target``, ``tolerance`` and
-            ``channels``: a value for every pass that has an option of that name; ``layers`` as ``(start, end)`` or
-            ``"start:end"``, end exclusive; ``within`` as ``"language_model"``; ``target`` as ``"params=0.8"``.
+        shared: ``ratio``, ``layers``, ``within``, ``seed``, ``multiple_of``, ``runtime``, ``target``, ``tolerance``,
+            ``channels`` and ``train_on``: a value for every pass that has an option of that name; ``layers`` as
+            ``(start, end)`` or ``"start:end"``, end exclusive; ``within`` as ``"language_model"``; ``target`` as
+            ``"params=0.8"``.
         tokenizer: of a loaded model, when a pass reads text; a directory brings its own.
         calib: what scores are computed on. Text for a causal language model: a file, a ``datasets`` id or a list of
             strings; when None, ``demo`` uses its built-in text. For any model its inputs: a folder of images or sounds,
             texts, a ``datasets`` id, a ``.safetensors`` or ``.npz`` file of tensors by argument name,
             ``package.module:function`` that yields batches, or an iterable of such batches.
         data: what recovery trains on, in the same forms.
+        reading: ``field`` and ``split``: which field of the rows of texts is read, or ``PROMPT,ANSWER``, and which
+            split of a data set. None: fields of the usual names, and the split that the name of the data set says.
         scores: a file for the scores of the first pass that computes some. If it does not exist, it is written;
             otherwise its scores are used, for any budget.
         example: the inputs of a model that is not a causal language model or also reads images, such as
@@ -130,6 +135,7 @@ class ApplyRequest:
     tokenizer: PreTrainedTokenizerBase | None
     calib: GivenData | None
     data: GivenData | None
+    reading: Reading
     scores: str | Path | None
     example: str | None
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None
@@ -155,10 +161,11 @@ class ApplyRequest:
         texts = self._read_arguments()
         asked = self._asked()
         pipeline = self._pipeline(asked)
-        kept = open_scores(self.scores, self._scoring(pipeline), texts=self.loss is None)
+        kept = open_scores(self.scores, pipeline, texts=self.loss is None)
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
         with self._source(weights) as source, ExitStack() as stack:
-            agree_on_files(self.ranks, [source], self.calib, self.data, self.plan, self.scores)
+            others = [*paths_of("", self.calib).values(), *paths_of("", self.data).values()]
+            agree_on_files(self.ranks, [source], *others, self.plan, self.scores)
             seen = self._claim_place(source) if self.ranks.first else None
             recorded = None if self.plan is None else read_recorded(self.plan, source)
             if recorded is not None:
@@ -191,11 +198,7 @@ class ApplyRequest:
 
     def _asked(self) -> tuple[Pass, ...]:
         """All passes of the request."""
-        return asked_passes(self.passes, self.plan, self.shared)
-
-    def _scoring(self, pipeline: Sequence[Pass]) -> Sequence[Pass]:
-        """Those among which the one is whose scores a file keeps."""
-        return pipeline
+        return asked_passes(self.passes, self.plan, self.shared, uniform=self.form == "uniform")
 
     def _source(self, weights: bool) -> AbstractContextManager[ModelSource]:
         return open_source(
@@ -219,7 +222,7 @@ class ApplyRequest:
                 stack.callback(work.close)
                 work.read(
                     task.pipeline, task.texts, task.inputs, loss=self.loss, recorded=task.recorded, scores=task.scores,
-                    sizes=self.sizes,
+                    sizes=self.sizes, reading=self.reading,
                 )  # fmt: skip
                 return work, work.run(task.pipeline, printer(self._printed if self.ranks.first else ()), stages), stages
 
@@ -239,6 +242,7 @@ class ApplyRequest:
         self, texts: Texts, source: ModelSource, model_call: ModelCall, asked: Sequence[Pass]
     ) -> Mapping[str, DataSet]:
         """The data sets that are no text, looked at before any work."""
+        check_reading(self.reading, texts, language=model_call.language)
         if all(given is None or is_text(given, language=model_call.language) for given in texts.values()):
             return {}
         model = build_meta(model_call.config, consent=source.consent)
@@ -268,7 +272,7 @@ class ApplyRequest:
     def _claim_place(self, source: ModelSource) -> Seen | None:
         """Check that the directory can be made and replaces nothing that is read, and begin to hash the source in the
         background."""
-        reads = {"--plan": self.plan, "--calib": self.calib, "--data": self.data}
+        reads = {"--plan": self.plan, **paths_of("--calib", self.calib), **paths_of("--data", self.data)}
         seen, files = None, {"--scores": self.scores}
         if self.out is not None:
             seen = claim(Path(self.out), force=self.force, source=source.origin, reads=reads, files=files)
@@ -304,6 +308,7 @@ class ApplyRequest:
             return None
         own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
         own["form"] = self.form if self.form == "uniform" else None  # under it, passes pick other counts
+        own |= {"field": self.reading.field, "split": self.reading.split}
         own["larger"] = None if self.sizes is None else self.sizes.larger  # of which this is a part
         run = identity(
             task.source, task.pipeline, task.texts, example=named_example(self.example), loss=self.loss, **own
@@ -354,9 +359,12 @@ def apply(
     target: str | None = None,
     tolerance: float | str | None = None,
     channels: bool | str | None = None,
+    train_on: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     calib: GivenData | None = None,
     data: GivenData | None = None,
+    field: str | None = None,
+    split: str | None = None,
     scores: str | Path | None = None,
     example: str | None = None,
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None = None,
@@ -377,14 +385,15 @@ def apply(
     sizes: NestedSizes | None = None,
 ) -> Applied:
     """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
-    Of these, ``shared`` is ``ratio`` to ``channels``, and ``place`` is ``device`` to ``max_memory``.
+    Of these, ``shared`` is ``ratio`` to ``train_on``, and ``place`` is ``device`` to ``max_memory``.
 
     Raises: RequestError before any work; FxpruneError where a pass failed, or the check of what was written.
     """
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
-        target=target, tolerance=tolerance, channels=channels)  # fmt: skip
+        target=target, tolerance=tolerance, channels=channels, train_on=train_on)  # fmt: skip
     return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
-        data=data, scores=scores, example=example, loss=loss, force=force, resume=resume, dry_run=dry_run, form=form,
-        place=where, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, merge_adapter=merge_adapter,
-        print_ir_after=print_ir_after, progress=progress, ranks=ranks, sizes=sizes).run()  # fmt: skip
+        data=data, reading=Reading(field, split), scores=scores, example=example, loss=loss, force=force,
+        resume=resume, dry_run=dry_run, form=form, place=where, trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle, merge_adapter=merge_adapter, print_ir_after=print_ir_after, progress=progress,
+        ranks=ranks, sizes=sizes).run()  # fmt: skip

@@ -16,7 +16,7 @@ from ...ir.options import options_of, write_value
 from ...passes.base import Pass
 from ...tracer.input_file import is_input_file
 from ...tracer.model import ModelSource
-from ..request_checks import GivenBatches, GivenRows
+from ..request_checks import GivenBatches, GivenFiles, GivenRows
 from ..seen_inputs import AsGiven
 
 Identity = dict[str, Any]
@@ -140,6 +140,8 @@ def _text(spec: AsGiven) -> str | None:
         files = sorted(path for path in Path(spec).rglob("*") if path.is_file())
         stamps = [[str(path.relative_to(spec)), _stamp(path, False)] for path in files]
         return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    if isinstance(spec, GivenFiles):
+        return hashlib.sha256(json.dumps([_text(path) for path in spec.paths]).encode()).hexdigest()
     if isinstance(spec, GivenRows):
         return hashlib.sha256(json.dumps(spec.rows).encode()).hexdigest()
     if spec is None or not Path(spec).is_file():

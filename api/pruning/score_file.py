@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from ...backends.atomic_directory import atomic_file
 from ...ir.errors import RequestError
+from ...passes.analyze.analyze import Analyze
 from ...passes.base import Pass
 from ...passes.prune import Prune
 from ...passes.score_cache import CURVE, ScoreCache
@@ -55,7 +56,7 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
     if path is None:
         return None
     file = Path(path).expanduser()
-    scoring = [step for step in pipeline if isinstance(step, Prune)]
+    scoring = [one for step in pipeline if isinstance(one := step.step if isinstance(step, Analyze) else step, Prune)]
     if not scoring:
         raise RequestError(
             f"--scores {file}: no pass of this run computes scores", "leave --scores out, or add a pass such as taylor"

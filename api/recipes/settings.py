@@ -33,6 +33,9 @@ FUNCTIONS = (_MODEL_KEY, "loss", "calib", "data")
 PLACES = ("out", "scores")
 """Keys that name what is written."""
 
+REPLACED = {"--pass": "passes", "--calib": "calib", "--data": "data"}
+"""Options that may be repeated, of which those of the command line take the place of the recipe's -> attribute."""
+
 _FUNCTION = re.compile(r"(?P<module>[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 
 
@@ -85,7 +88,7 @@ def with_recipe(arguments: argparse.Namespace, words: Sequence[str]) -> argparse
     if arguments.recipe:
         settings = arguments_of(read_recipe(arguments.recipe, variables), parser)
         model = settings.pop("") if "" in settings else []
-        said = ["--pass"] if arguments.passes else []
+        said = [option for option, name in REPLACED.items() if getattr(arguments, name)]
         before = [word for option, one in settings.items() if option not in said for word in one]
         arguments = parser.parse_args([*before, *words, *(model if arguments.model is None else [])])
     if arguments.model is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...passes.analyze.analyze import BOUND, SUMMED, Analyze
 from ..progress import Progress
 from .module_options import add_module_options
+from .texts.options import add_reading_options, texts_of
 
 if TYPE_CHECKING:
     from ..analyzing.result import Analysis
@@ -23,8 +24,10 @@ def add_analysis_options(parser: argparse.ArgumentParser) -> None:
         help="the pruning pass whose scores say which units go first, with its options (default: taylor)",
     )  # fmt: skip
     parser.add_argument(
-        "--calib", metavar="DATA", help="calibration data, as for apply (required unless MODEL is demo, or --loss)"
-    )
+        "--calib", action="append", metavar="DATA",
+        help="calibration data, as for apply (required unless MODEL is demo, or with --loss); may be repeated",
+    )  # fmt: skip
+    add_reading_options(parser)
     parser.add_argument(
         "--bound", type=float, default=BOUND, metavar="D",
         help="the recommended budget is the smallest whose measured distance from the dense model stays within D, in "
@@ -73,18 +76,27 @@ def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Pro
 
     told, model = arguments.json if isinstance(arguments.json, str) else None, arguments.model
     files = {"--scores": arguments.scores, "--json": told, "--plot": arguments.plot}
-    check_apart(reads={"MODEL": model, "--calib": arguments.calib}, files=files)
+    calib = texts_of(arguments.calib)
+    check_apart(reads={"MODEL": model, **{f"--calib {text}:": text for text in arguments.calib or ()}}, files=files)
     held = {"force": arguments.force, "reads": model}
     text = told and claim_text(Path(told), "--json", begins=BEGINS, **held)
     picture = arguments.plot and claim_picture(arguments.plot, **held)
-    asked |= {"calib": arguments.calib, "loss": arguments.loss, "progress": progress}
+    asked |= {"calib": calib, "loss": arguments.loss, "progress": progress}
     own = {name: getattr(arguments, name) for name in OF_MODEL}
     if api.is_named_module(model, arguments.example):
         device = where.pop("device", None)
-        api.refuse_options(model, {**own, **where, "scores": arguments.scores})
+        read = {"field": arguments.field, "split": arguments.split}
+        api.refuse_options(model, {**own, **where, **read, "scores": arguments.scores})
         found = api.analyze_target(model, arguments.example, arguments.scored, device=device, **asked)
     else:
-        asked |= {"scores": arguments.scores, "example": arguments.example, **own, **where}
+        asked |= {
+            "split": arguments.split,
+            "scores": arguments.scores,
+            "example": arguments.example,
+            "field": arguments.field,
+            **own,
+            **where,
+        }
         found = api.analyze(model, arguments.scored, **asked)
     if told and text:
         found.write(told, seen=text)

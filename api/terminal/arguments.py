@@ -15,6 +15,8 @@ from .completion import SHELLS
 from .draft_options import add_draft_options
 from .module_options import add_example_option, add_module_options
 from .parser import Parser
+from .placement_options import add_placement_options
+from .texts.options import add_reading_options
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -77,37 +79,6 @@ def _add_pickle_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_placement_options(parser: argparse.ArgumentParser, *, dtype: bool = True) -> None:
-    where = parser.add_argument_group("where the model runs; see `fxprune doctor`")
-    where.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="cpu, or an accelerator such as cuda, cuda:1, mps, xpu; auto (default): the accelerator that torch finds, "
-        "else the CPU",
-    )
-    if dtype:
-        where.add_argument(
-            "--dtype",
-            default="auto",
-            metavar="TYPE",
-            help="of the arithmetic: float32, bfloat16, float16; auto (default): the checkpoint's on an accelerator, "
-            "float32 on the CPU",
-        )
-    where.add_argument(
-        "--offload",
-        default="auto",
-        metavar="WHERE",
-        help="where weights are that are not in use: none (all on the device), memory, disk; auto (default): the first "
-        "that fits",
-    )
-    where.add_argument(
-        "--max-memory",
-        metavar="SIZE",
-        help="choose --offload as if this were free: 4GB, 3.5GiB (default: what is free)",
-    )
-
-
 def _add_trace(commands: Any) -> None:
     about = "Show the operators, axes and groups of coupled channels of a model. No weights are read."
     parser = _command(commands, "trace", about)
@@ -133,10 +104,20 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         "sizes, each a part of the one before: params=0.9,0.8,0.7 with --out 'DIR/{params}'",
     )
     shared.add_argument("--tolerance", metavar="R", help="how far from the target the result may be, such as 0.03")
-    shared.add_argument("--layers", metavar="START:END", help="prune these layers only, END exclusive")
+    shared.add_argument(
+        "--layers",
+        metavar="START:END",
+        help="prune these layers only, END exclusive; 1:-1 spares first and last",
+    )
     shared.add_argument("--within", metavar="PART", help="prune only what lies wholly in modules of this name")
     shared.add_argument("--multiple-of", metavar="N", help="keep a multiple of N units of each group; or auto")
     shared.add_argument("--for", dest="runtime", metavar="RUNTIME", help="counts that it needs: gguf-q8, vllm, ...")
+    shared.add_argument(
+        "--train-on",
+        metavar="TOKENS",
+        help="what recovery learns of rows: all tokens, or those of answers alone; auto (default): answers of "
+        "conversations and of prompts with completions, else all",
+    )
     shared.add_argument("--seed", metavar="N", help="random seed")
     shared.add_argument(
         "--channels",
@@ -157,12 +138,18 @@ def _add_apply(commands: Any) -> None:
     _add_pipeline(parser)
     _add_shared(parser)
     text = parser.add_argument_group(
-        "data: text (a file, a .jsonl or .json file of rows, a `datasets` id); for models that are not causal language "
-        "models also a folder of images or sounds; for any model a .safetensors or .npz file of inputs by argument "
-        "name, or package.module:function that yields batches"
+        "data: text (a file; rows in .jsonl, .json, .csv, .tsv, .parquet or .arrow; .gz or .zst of these; a `datasets` "
+        "id or directory), also conversations and instructions; for models that are not causal language models also a "
+        "folder of images or sounds; for any model a .safetensors or .npz file of inputs by argument name, or "
+        "package.module:function that yields batches"
     )
-    text.add_argument("--calib", metavar="DATA", help="calibration data: scores are computed on it")
-    text.add_argument("--data", metavar="DATA", help="recovery data: recovery passes train on it")
+    text.add_argument(
+        "--calib", action="append", metavar="DATA", help="calibration data: scores are computed on it; may be repeated"
+    )
+    text.add_argument(
+        "--data", action="append", metavar="DATA", help="recovery data: recovery passes train on it; may be repeated"
+    )
+    add_reading_options(text)
     text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
     add_module_options(parser)
     _add_output(parser, required=False)
@@ -176,7 +163,7 @@ def _add_analyze(commands: Any) -> None:
     parser = _command(commands, "analyze", about, json=False)
     parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
     add_analysis_options(parser)
-    _add_placement_options(parser)
+    add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
 
@@ -230,7 +217,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="PASS",
         help="print the graph on stderr after this pass; may be repeated; 'all' for every pass",
     )
-    _add_placement_options(parser)
+    add_placement_options(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser, *, required: bool, written: str = "directory to write") -> None:
@@ -280,7 +267,7 @@ def _add_export(commands: Any) -> None:
         help="write zeros in the place of what was removed, where llama.cpp takes no other widths",
     )
     add_example_option(parser, modules=False)
-    _add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
+    add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
     _add_output(parser, required=True, written="directory to write; with --format gguf the file")
     _add_code_option(parser)
 
@@ -296,7 +283,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument(
         "--allow-overlap", action="store_true", help="allow text that a model was calibrated or trained on"
     )
-    _add_placement_options(parser)
+    add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
 
@@ -315,7 +302,7 @@ def _add_bench(commands: Any) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
     add_draft_options(parser)
-    _add_placement_options(parser)
+    add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
 

@@ -37,14 +37,14 @@ def analyze(step: Analyze, state: State) -> None:
     coupling = state.subject.coupling
     assert coupling is not None, "the manager runs couple first"
     prune = settled(step.step, coupling)
-    chosen, frozen = chosen_groups(coupling.groups.values(), scope_of(prune, prune.ratio))
+    chosen, frozen = chosen_groups(coupling.groups.values(), scope_of(prune, prune.ratio, coupling))
     groups, left = measurable(aligned(chosen, prune.runtime, prune.ratio))
     saved = None if state.ledger.scores is None or state.ledger.scores.done else state.ledger.scores
     scores = scored(prune, groups, state)
     budget = budget_of(prune, {})
     search = budget.measurements(state, coupling, groups, scores, saved, who=step.name)
     costs = Costs(coupling, [group.name for group in groups], step.measure)
-    losses = {group.name: prune.losses(group, scores[group.name]) for group in groups}
+    losses = prune.in_one_unit({g.name: prune.losses(g, scores[g.name]) for g in groups}, groups, costs)
     curves = [search.measured(curve) for curve in counted(budget.curves(groups, losses, costs), "measured groups")]
     assert state.before.graph is not None, "the manager keeps the first graph"
     trial = Trial(search, costs, curves, costs.whole(state.before.graph), step.bound, prune.tolerance)
@@ -84,7 +84,8 @@ def settled(step: Prune, coupling: Coupling) -> Prune:
 
 def _names(step: Prune, coupling: Coupling) -> list[str]:
     try:
-        return [group.name for group in chosen_groups(coupling.groups.values(), scope_of(step, step.ratio))[0]]
+        chosen, _ = chosen_groups(coupling.groups.values(), scope_of(step, step.ratio, coupling))
+        return [group.name for group in chosen]
     except RequestError:  # of a model that has none of these
         return []
 

@@ -36,10 +36,14 @@ def measured_parts(step: Analyze, state: State, gauge: DivergenceGauge) -> list[
     ]
     tokens = calibration.windows(step.length, 1, getattr(step.step, "seed", None)).to(runner.device)
     for part in counted(_sub_blocks(state, blocks, tokens), "measured parts"):
-        distance = gauge.read(lambda _batch, part=part: taken_out(model, [part]))
+        distance = _without_part(gauge, model, part)
         modules = [model.get_submodule(path) for path in part.members]
         found.append(_entry(part.path, part.layer, part.kind, distance, modules))
     return found
+
+
+def _without_part(gauge: DivergenceGauge, model: nn.Module, part: SubBlock) -> float:
+    return gauge.read(lambda _batch: taken_out(model, [part]))
 
 
 def _sub_blocks(state: State, blocks: Blocks, tokens: Any) -> tuple[SubBlock, ...]:

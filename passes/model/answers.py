@@ -16,12 +16,10 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ...ir.errors import FxpruneError
+from ...runtime.training_rows import IGNORED
 from ..data import Inputs
 
 LOGITS = "logits"
-IGNORED = -100
-"""The label that the losses of transformers leave out."""
-
 OWN_LOSS = "loss"
 FROM_OTHERS = {"pooler_output": "last_hidden_state"}
 """Outputs that follow from others -> from which."""

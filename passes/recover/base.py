@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ...ir.errors import RequestError
 from ...ir.options import option
 from ...runtime.place.choices import AUTO
+from ...runtime.training_rows import ALL_TOKENS, ANSWERS_ALONE
 from ..base import Pass, PassKind
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Recovery(Pass):
     steps: int = option(0, "optimizer steps; with 0, epochs decides", replaces="epochs", at_least=0)
     warmup: int = option(100, "steps of linear warm-up, limited to a tenth of all steps", at_least=0)
     seed: int = option(42, "random seed for data order, dropout and adapter weights", at_least=0, below=2**32)
+    validation: int = option(
+        0, "examples that are held out of the training; the weights with the smallest loss on them are kept, at worst "
+        "those from before; 0 trains on all", at_least=0, hint="about a twentieth of the examples",
+    )  # fmt: skip
     dtype: str = option(
         AUTO,
         "arithmetic: float32 (also for half-precision weights), or bfloat16 autocast; auto: bfloat16 for a model that "
@@ -56,6 +61,12 @@ class Recovery(Pass):
         "compute the activations of a block again when its gradients are computed, which takes less memory and a third "
         "more time, and changes no result; auto: where those of all blocks do not fit in what is free",
         (AUTO, "on", "off"),
+    )
+    train_on: str = option(
+        AUTO,
+        "tokens of a row that count in the loss: all, or those of answers alone; auto: those of answers where rows are "
+        "conversations or prompts with their completions, else all",
+        (AUTO, ALL_TOKENS, ANSWERS_ALONE),
     )
     teacher: float = option(
         0.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the data",
@@ -114,6 +125,11 @@ class Recovery(Pass):
             raise RequestError(
                 f"{self.name}: '{data.name}' has no labels to learn from",
                 f"give data with labels; or {self.name}{{teacher=1}}, which learns from the dense model alone",
+            )
+        if self.train_on != AUTO:
+            raise RequestError(
+                f"{self.name}: train_on is for text, and '{data.name}' is none",
+                "leave it out; labels of -100 say which outputs do not count",
             )
         if self.top_k:
             raise RequestError(f"{self.name}: top_k is for text, and '{data.name}' is none", "leave top_k out")

@@ -16,10 +16,11 @@ from ...runtime.reporting import counting
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.side_effects import PassesOnMoreError
 from ...runtime.streaming.turns import Turn, side_by_side
+from ...runtime.training_rows import Example
 from ..model.answers import mask_of
 from ..model.blocks import find_blocks
 from ..model.inputs import called_with
-from .training import Example, Lessons, pad
+from .training import Lessons, pad
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ STATE = "training.json"
 STATE_FILES = re.compile(re.escape(STATE) + r"(\.new)?|[0-9]{8,}\.safetensors")
 """The names of all files of a state."""
 
-TRAINING_FORMAT = 2
+TRAINING_FORMAT = 3
 
 TRAINING_ROOM = 3
 """A state is kept only where the disk has room for this many copies of it: the last one goes when the next is there."""
@@ -44,7 +44,7 @@ SHARE = 20
 _UNREADABLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
 """What data of another form raises."""
 
-_MODEL, _MOMENTS, _GENERATORS = "model.", "optimizer.", "generator."
+_MODEL, _MOMENTS, _GENERATORS, _BEST = "model.", "optimizer.", "generator.", "best."
 _OF_TORCH, _OF_DEVICE = "torch", "device."
 
 
@@ -59,7 +59,9 @@ class TrainingState:
         groups: options of the optimizer's parameter groups.
         schedule: the state of the learning rate's schedule.
         generators: the states of generators that are numbers, by rank.
-        tensors: what is trained, the optimizer's moments, and the states of generators that are tensors.
+        validation: losses on held-out examples, each after so many steps.
+        tensors: what is trained, its best values so far by that loss, the optimizer's moments, and the states of
+            generators that are tensors.
     """
 
     step: int
@@ -69,14 +71,21 @@ class TrainingState:
     groups: list[dict[str, Any]]
     schedule: dict[str, Any]
     generators: list[dict[str, Any]]
+    validation: list[tuple[int, float]]
     tensors: dict[str, Tensor] = field(repr=False)
 
     @classmethod
     def of(
         cls, model: nn.Module, optimizer: Any, schedule: Any, *, trainer: dict[str, Any], losses: list[float],
-        seconds: float, ranks: Ranks = ALONE,
+        seconds: float, ranks: Ranks = ALONE, best: Mapping[str, Tensor] | None = None,
+        validation: Sequence[tuple[int, float]] = (),
     ) -> TrainingState:  # fmt: skip
-        """The state after a step, on all ranks. Tensors are those that the training goes on to change."""
+        """The state after a step, on all ranks. Tensors are those that the training goes on to change.
+
+        Args:
+            best: the best values of what is trained, by name.
+            validation: as the attribute.
+        """
         moments = optimizer.state_dict()
         packed = [_packed(states, rank) for rank, states in enumerate(ranks.gather(generator_states()))]
         return cls(
@@ -87,7 +96,9 @@ class TrainingState:
             groups=moments["param_groups"],
             schedule=schedule.state_dict(),
             generators=[numbers for numbers, _ in packed],
-            tensors={f"{_MODEL}{name}": parameter.detach() for name, parameter in _trained(model)}
+            validation=list(validation),
+            tensors={f"{_BEST}{name}": value for name, value in (best or {}).items()}
+            | {f"{_MODEL}{name}": parameter.detach() for name, parameter in trained_parameters(model)}
             | {
                 f"{_MOMENTS}{number}.{name}": value
                 for number, values in moments["state"].items()
@@ -103,13 +114,17 @@ class TrainingState:
             ValueError: another number of tensors, or other shapes.
         """
         stored = self._part(_MODEL)
-        trained = dict(_trained(model))
+        trained = dict(trained_parameters(model))
         shapes = [{name: (tensor.shape, tensor.dtype) for name, tensor in part.items()} for part in (stored, trained)]
         if shapes[0] != shapes[1]:
             raise ValueError("what is trained has other names, shapes or dtypes")
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(stored[name])
+
+    def best_weights(self) -> dict[str, Tensor]:
+        """The best values of what is trained, by name; none where nothing was held out."""
+        return self._part(_BEST)
 
     def put_moments(self, optimizer: Any, schedule: Any) -> None:
         """Restore the optimizer and the learning rate's schedule."""
@@ -219,7 +234,8 @@ class KeptTraining:
 _HINT = "repeat the interrupted command as it was, or leave out --resume to start again"
 
 
-def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What is trained, by its name."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 

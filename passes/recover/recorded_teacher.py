@@ -20,9 +20,9 @@ from ...runtime.place.memory import size_text
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.store import write_tensors
 from ...runtime.streaming.turns import Feed
-from ..model.answers import IGNORED
+from ...runtime.training_rows import IGNORED, Example
 from .teacher import Teacher
-from .training import Example, pad
+from .training import pad
 
 Key = tuple[int, ...]
 """The tokens of an example and which of them count."""

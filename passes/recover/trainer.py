@@ -30,6 +30,7 @@ from ...ir.errors import FxpruneError, RequestError
 from ...runtime.reporting import Advance, counting, not_counted
 from ...runtime.scratch import ScratchDirectory
 from .answer_loss import AnswerLoss
+from .held_out import BestWeights, divided
 from .kept_training import KeptTraining, TrainingState
 from .sharding import is_sharded, whole_again
 from .teacher import Teacher
@@ -65,7 +66,9 @@ def train(
         FxpruneError: when a loss or gradient is not finite, with the step.
     """
     state = None if kept is None else kept.found()
-    log = _Log(kept, state)
+    lessons, held = divided(lessons, recipe)
+    best = BestWeights(held, lessons, min(recipe.micro_batch, recipe.batch), state) if held else None
+    log = _Log(kept, state, best)
     home = next(model.parameters()).device
     with ExitStack() as stack:
         scratch = str(stack.enter_context(ScratchDirectory("fxprune-training-")))
@@ -77,7 +80,9 @@ def train(
         arguments = _arguments(recipe, len(lessons.examples), scratch, home, text=lessons.text)
         kind: Any = _Answering if isinstance(teacher, AnswerLoss) else _Taught
         given = {"model": model, "args": arguments, "train_dataset": lessons.examples, "data_collator": lessons.join}
-        trainer: Trainer = kind(teacher, state, **given, callbacks=[log])
+        trainer: Trainer = kind(teacher, state, **given, callbacks=[log] if best is None else [best, log])
+        if best is not None:
+            best.trainer = trainer
         _require_way_back(trainer)
         try:
             with whole_again(model), counting("steps") as log.advance:
@@ -86,7 +91,7 @@ def train(
             model.to(home)
             if teacher is not None:
                 teacher.to(home)
-    return Training(log.losses, int(trainer.state.num_input_tokens_seen), log.seconds)
+    return log.training(trainer)
 
 
 def _folder_of(state: TrainingState, scratch: str) -> str:
@@ -252,18 +257,24 @@ class _Log(TrainerCallback):
     Args:
         kept: where that is kept.
         begun: the state from which the training goes on.
+        best: what else belongs to the state.
     """
 
-    def __init__(self, kept: KeptTraining | None, begun: TrainingState | None) -> None:
+    def __init__(self, kept: KeptTraining | None, begun: TrainingState | None, best: BestWeights | None) -> None:
         self.losses: list[float] = [] if begun is None else list(begun.losses)
         self.advance: Advance = not_counted
-        self._kept = kept
+        self._kept, self._best = kept, best
         self._start = time.perf_counter() - (0.0 if begun is None else begun.seconds)
 
     @property
     def seconds(self) -> float:
         """Wall time so far, with that of the training that this one goes on from."""
         return time.perf_counter() - self._start
+
+    def training(self, trainer: Trainer) -> Training:
+        """What a trainer that is done with it did."""
+        tokens, held = int(trainer.state.num_input_tokens_seen), self._best and self._best.validation
+        return Training(self.losses, tokens, self.seconds, held)
 
     def on_log(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **event: Any) -> None:
         """Called when a step is complete, but for what the next one changes."""
@@ -282,6 +293,7 @@ class _Log(TrainerCallback):
         # Shards would have to be gathered for it.
         if self._kept is not None and not is_sharded(event["model"]) and self._kept.due:
             parts = event["model"], event["optimizer"], event["lr_scheduler"]
+            weights, validation = ({}, []) if self._best is None else self._best.state
             self._kept.keep(
                 TrainingState.of(
                     *parts,
@@ -289,5 +301,7 @@ class _Log(TrainerCallback):
                     losses=self.losses,
                     seconds=self.seconds,
                     ranks=self._kept.ranks,
+                    best=weights,
+                    validation=validation,
                 )
             )

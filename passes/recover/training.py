@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,18 +14,22 @@ import torch
 from torch import nn
 
 from ...ir.errors import FxpruneError
+from ...runtime.place.choices import AUTO
+from ...runtime.training_rows import IGNORED, Example, ExampleRows
 from ..data import Calibration, is_inputs
-from ..model.answers import IGNORED
-
-Example = dict[str, list[int]]
 
 
 @runtime_checkable
 class RowCorpus(Protocol):
     """Text with separate rows, each a training example, instead of one running text."""
 
-    def examples(self, length: int) -> list[Example]:
-        """``input_ids`` and ``labels`` per example, at most ``length`` tokens each."""
+    def examples(self, length: int, train_on: str = AUTO) -> ExampleRows:
+        """``input_ids`` and ``labels`` per example, at most ``length`` tokens each.
+
+        Args:
+            length: the most tokens.
+            train_on: which of them count: ``all``, those of ``answers``, or as the format of the rows says.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class Recipe:
         bfloat16: whether to use bfloat16 autocast; weights keep their dtype.
         checkpointing: whether activations are computed again for the backward.
         seed: random seed of dropout and of the order of the examples.
+        validation: examples that are held out, to keep the weights with the smallest loss on them; 0 trains on all.
     """
 
     epochs: int
@@ -52,6 +58,41 @@ class Recipe:
     bfloat16: bool
     checkpointing: bool
     seed: int
+    validation: int = 0
+
+
+@dataclass
+class Validation:
+    """The loss on examples that are held out of a training.
+
+    Attributes:
+        examples: their number.
+        losses: optimizer steps -> the loss after them; for text in nats per predicted token.
+    """
+
+    examples: int
+    losses: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """After how many steps the loss was smallest, the first time; 0 where nothing is better than no training."""
+        finite = {step: loss for step, loss in self.losses.items() if math.isfinite(loss)}
+        return min(finite, key=lambda step: (finite[step], step), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"examples": self.examples, "losses": [list(pair) for pair in self.losses.items()], "kept": self.kept}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to say where the last weights are not the best."""
+        last, kept = max(self.losses, default=0), self.kept
+        if kept == last:
+            return []
+        found = (
+            f"{self.losses[kept]:.4f} against {self.losses[last]:.4f} after step {last}, on {self.examples} held-out"
+        )
+        advice = "; the training is left out, since it made that worse: lower lr" if kept == 0 else ""
+        return [f"the weights after step {kept} are kept: their loss is {found} examples{advice}"]
 
 
 @dataclass
@@ -62,11 +103,13 @@ class Training:
         losses: mean loss of every optimizer step; for text in nats per predicted token.
         tokens: number of tokens, without padding; 0 for inputs that are no text.
         seconds: wall time.
+        validation: the loss on held-out examples, where there are some.
     """
 
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    validation: Validation | None = None
 
 
 @dataclass(frozen=True)
@@ -78,17 +121,23 @@ class Lessons:
         join: puts some of them together to a batch.
         text: whether they are token ids, of each of which a causal language model predicts the next.
         divided: whether several can be put together.
+        remarks: on what was left out.
     """
 
     examples: Sequence[Any]
     join: Callable[[Sequence[Any]], Mapping[str, Any]]
     text: bool = True
     divided: bool = True
+    remarks: Sequence[str] = ()
 
 
-def lessons_of(data: Calibration, length: int) -> Lessons:
-    """Training examples of data: the samples of inputs; the rows of a text if it has rows, otherwise its windows, with
-    the loss on every token.
+def lessons_of(data: Calibration, length: int, train_on: str = AUTO) -> Lessons:
+    """Training examples of data: the samples of inputs; the rows of a text if it has rows, otherwise its windows.
+
+    Args:
+        data: what is trained on.
+        length: the most tokens of an example of text.
+        train_on: which tokens of a row count, as in :meth:`RowCorpus.examples`.
 
     Raises:
         RequestError: when there is too little for one example.
@@ -96,7 +145,8 @@ def lessons_of(data: Calibration, length: int) -> Lessons:
     if is_inputs(data):
         return Lessons(data.rows(length), data.join, text=False, divided=data.divided)
     if isinstance(data, RowCorpus):
-        return Lessons(data.examples(length), pad)
+        examples = data.examples(length, train_on)
+        return Lessons(examples, pad, remarks=examples.left_out(length))
     return Lessons([{"input_ids": ids, "labels": list(ids)} for ids in data.windows(length).tolist()], pad)
 
 
@@ -133,7 +183,10 @@ def preserved_randomness() -> Iterator[None]:
 def reported(training: Training, lessons: Lessons) -> dict[str, Any]:
     """The part of the report that all recovery passes have."""
     seen = {"tokens": training.tokens} if lessons.text else {"samples": len(lessons.examples)}
-    return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds}
+    held = training.validation
+    said = [*lessons.remarks, *(held.remarks if held else [])]
+    more = ({"validation": held.to_json()} if held else {}) | ({"remarks": said} if said else {})
+    return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds, **more}
 
 
 def require_finite(model: nn.Module, consequence: str) -> None:

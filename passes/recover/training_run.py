@@ -68,7 +68,7 @@ class TrainingRun:
                 f"{self.step.name}: checkpointing=on, but a {type(model).__name__} cannot do without activations",
                 "leave it out, or give fewer examples in one forward pass (micro_batch)",
             )
-        lessons = lessons_of(data, self.step.length)
+        lessons = lessons_of(data, self.step.length, self.step.train_on)
         with ExitStack() as stack:
             stack.enter_context(preserved_randomness())
             stack.enter_context(state.ranks.through("training"))
@@ -164,6 +164,7 @@ class TrainingRun:
             bfloat16=self.bfloat16(),
             checkpointing=self._checkpointing(model),
             seed=self.step.seed,
+            validation=self.step.validation,
         )
 
     def _checkpointing(self, model: nn.Module) -> bool:

@@ -115,7 +115,6 @@ class Budget:
         *,
         costs: Costs,
         amount: int,
-        alike: bool,
         plain: Plain,
         saved: ScoreCache | None = None,
     ) -> tuple[dict[str, int], list[Moved], dict[str, object]]:
@@ -126,17 +125,17 @@ class Budget:
             coupling: the analysis of its graph.
             groups: the groups to cut.
             scores: scores of their units.
-            losses: group name -> loss of quality when 0, 1, ... units of every parent unit go, ``[size + 1]``.
+            losses: group name -> loss of quality when 0, 1, ... units of every parent unit go, ``[size + 1]``, in a
+                unit that all groups share.
             costs: from :meth:`costs`.
             amount: what the model may cost.
-            alike: whether losses of different groups have the same unit.
             plain: the nearest counts that a plain configuration can say, where the result must have one.
             saved: stores what a search measures for single groups.
 
         Raises:
             RequestError: for a budget that no plan meets, or that removes nothing; as :class:`MeasuredAllocation` does.
         """
-        curves = self.curves(groups, losses if alike else comparable(losses, groups, costs), costs)
+        curves = self.curves(groups, losses, costs)
         measure = self.target.measure if self.target is not None else "params"
         report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
         if self.by == SEARCH:
@@ -221,13 +220,3 @@ class Budget:
 def narrowed(groups: Sequence[Group], most: Mapping[str, int]) -> list[Group]:
     """The groups, as if those that may not keep all of their units had no more."""
     return [replace(group, size=most.get(group.name, group.size)) for group in groups]
-
-
-def comparable(losses: Mapping[str, Losses], groups: Sequence[Group], costs: Costs) -> dict[str, Losses]:
-    """Scale losses to one common unit: the loss of a whole group becomes the cost of the whole group."""
-    found = {}
-    for group in groups:
-        own = losses[group.name]
-        whole = costs.saved(group.name, max(1, group.minimum))
-        found[group.name] = own * (whole / own[-1]) if own[-1] > 0 else own
-    return found

@@ -96,6 +96,24 @@ class Scope:
         return self.within is None or all(_lies_in(tensor, self.within) for tensor in group.tensors)
 
 
+def counted_from_start(layers: tuple[int, int] | None, groups: Iterable[Group]) -> tuple[int, int] | None:
+    """A range of layers whose end may be negative, as one that is not: -1 leaves out the last layer.
+
+    Raises:
+        RequestError: when no layer is left between the two ends.
+    """
+    if layers is None or layers[1] > 0:
+        return layers
+    count = 1 + max((group.layer for group in groups if group.layer is not None), default=-1)
+    start, end = layers[0], count + layers[1]
+    if start >= end:
+        raise RequestError(
+            f"layers={layers[0]}:{layers[1]} leaves no layer: the model has {count}",
+            "give a range that holds one, such as 0:-1; or leave layers out",
+        )
+    return start, end
+
+
 def _lies_in(tensor: str, part: str) -> bool:
     return f".{part}." in f".{tensor.rpartition('.')[0]}."
 

@@ -243,7 +243,7 @@ def test_64_threads(model: Path, tmp_path: Path, run: Command) -> None:
 
 
 def test_64_threads_of_a_benchmark(model: Path, run: Command) -> None:
-    bench = ["bench", model, "--threads", "64", "--prompt", "4", "--new", "2", "--rounds", "1", "--json"]
+    bench = ["bench", model, "--threads", "64", "--prompt", "4", "--new", "2", "--rounds", "1", "--json", "--quiet"]
     code, stdout, stderr = run(*map(str, bench), OMP_NUM_THREADS="64")
     assert (code, stderr) == (0, "")
     assert json.loads(stdout)

@@ -77,7 +77,8 @@ def test_a_child_runs_this_copy_of_the_package(tmp_path: Path, monkeypatch: pyte
 def test_a_command_in_a_downloaded_directory(command: list[str], tmp_path: Path) -> None:
     """The whole command, as ``python -m`` starts it: what it imports and what its processes import is not from here."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "fxprune", *command]
+    # Quiet, since a slow machine says meanwhile what it does.
+    command = [sys.executable, "-m", "fxprune", *command, "--quiet"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[0].endswith(" has no config.json")

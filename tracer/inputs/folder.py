@@ -11,7 +11,7 @@ from typing import Any
 
 from ...ir.errors import RequestError
 from ..texts.data_set import check_inside
-from ..texts.rows import decode_file, json_rows
+from ..texts.files import decode_file, json_rows
 from .media import IMAGES, SOUNDS, Medium
 from .records import Record, fields_of
 

@@ -9,19 +9,20 @@ from ...ir.errors import RequestError
 from ..input_file import is_input_file, read_inputs
 from ..module import is_target
 from ..named_objects import has_module, is_of_working_directory
-from ..texts.rows import JSON_SUFFIXES, decode_file
+from ..texts.files import decode_file, row_suffix
 from .arguments import Arguments
 from .batches import inputs_of_batches, inputs_of_function
 from .folder import is_media_folder, read_folder
 from .input_set import DataSet
 from .processed import Processors, inputs_of_records
 from .records import Record, lines
-from .table import read_data_set, read_json_records
+from .table import read_data_set, read_row_records
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 KINDS = (
     "give a .safetensors or .npz file of tensors by argument name, package.module:function that yields batches, a "
-    "folder of images or sounds, a text file with a sample in every line, a .jsonl file, or a `datasets` id"
+    "folder of images or sounds, a text file with a sample in every line, a file of rows (.jsonl, .csv, .parquet), "
+    "or a `datasets` id"
 )
 
 
@@ -100,8 +101,8 @@ def open_rows(name: str, texts: Sequence[str], processors: Processors) -> DataSe
 
 def _records(spec: str) -> Sequence[Record]:
     path = Path(spec).expanduser()
-    if path.suffix in JSON_SUFFIXES:
-        return read_json_records(path)
+    if row_suffix(path):
+        return read_row_records(path)
     if path.suffix in TEXT_SUFFIXES:
         return lines(spec, decode_file(path).split("\n"))
     if path.is_file():

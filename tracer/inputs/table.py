@@ -8,19 +8,20 @@ from typing import Any
 
 from ...ir.errors import RequestError, first_line
 from ..texts.data_set import check_inside, load_rows
-from ..texts.rows import json_rows, quiet_datasets, split_spec
+from ..texts.files import file_rows
+from ..texts.rows import quiet_datasets, split_spec
 from .media import Medium
 from .records import FIELDS, NAMES_HINT, Record, fields_of
 
 
-def read_json_records(path: Path) -> list[Record]:
-    """The rows of a JSON or JSON-lines file.
+def read_row_records(path: Path) -> list[Record]:
+    """The rows of a file of rows, such as JSON lines or CSV.
 
     Raises:
-        RequestError: for invalid JSON, or a row without a text.
+        RequestError: it cannot be read, or a row has no text.
     """
     found = []
-    for where, row in json_rows(path):
+    for where, row in file_rows(path):
         if not isinstance(row, Mapping):
             raise RequestError(f"{where} is not an object but {type(row).__name__}", NAMES_HINT)
         record = fields_of(row, where)
@@ -42,13 +43,13 @@ def read_data_set(spec: str) -> list[Record]:
     folder = Path(name) if Path(name).is_dir() else None
     with quiet_datasets():
         try:
-            rows = load_rows(name, config, split)
-            rows, media = _known_columns(rows, spec)
-            classes = {name: feature for name, feature in rows.features.items() if hasattr(feature, "int2str")}
-            return [
-                _record(_with_names(row, classes), f"'{spec}' row {number}", media, folder)
-                for number, row in enumerate(rows)
-            ]
+            with load_rows(name, config, split) as held:
+                rows, media = _known_columns(held, spec)
+                classes = {name: feature for name, feature in rows.features.items() if hasattr(feature, "int2str")}
+                return [
+                    _record(_with_names(row, classes), f"'{spec}' row {number}", media, folder)
+                    for number, row in enumerate(rows)
+                ]
         except RequestError:
             raise
         except Exception as error:  # the library raises ConnectionError, ValueError and others

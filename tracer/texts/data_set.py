@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...ir.errors import RequestError
+from ...runtime.scratch import ScratchDirectory
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -21,8 +23,11 @@ _TABLE_FORMATS = ("arrow", "cache", "csv", "json", "parquet", "text")
 _HUB = "hf://datasets/"
 
 
-def load_rows(name: str, config: str | None, split: str) -> Any:
-    """The ``datasets.Dataset`` of a split.
+@contextmanager
+def load_rows(name: str, config: str | None, split: str) -> Iterator[Any]:
+    """The ``datasets.Dataset`` of a split, while the block runs.
+
+    What ``datasets`` keeps of a directory goes with the block; a data set of the Hub stays in its cache.
 
     Args:
         name: a directory, or an id of the Hub.
@@ -34,14 +39,24 @@ def load_rows(name: str, config: str | None, split: str) -> Any:
             files have a format that is not a table of values.
         Exception: of any class, where ``datasets`` cannot load it.
     """
-    import datasets
 
     folder = Path(name) if Path(name).is_dir() else None
     if folder is not None:
         for file in _SETTINGS:
             if (folder / file).is_symlink() or (folder / file).exists():
                 check_inside(str(folder / file), folder)
-    builder = datasets.load_dataset_builder(name, config)
+    with ExitStack() as stack:
+        scratch = None if folder is None else stack.enter_context(ScratchDirectory("fxprune-rows-"))
+        builder = _builder(name, config, folder, None if scratch is None else str(scratch))
+        yield builder.as_dataset(split=split)
+
+
+def _builder(name: str, config: str | None, folder: Path | None, cache: str | None) -> DatasetBuilder:
+    """What reads a data set, after it has read it."""
+    import datasets
+
+    kept = {} if cache is None else {"cache_dir": cache}
+    builder: DatasetBuilder = datasets.load_dataset_builder(name, config, **kept)
     kind = type(builder).__module__.split(".")
     if kind[:2] != ["datasets", "packaged_modules"] or kind[2] not in _TABLE_FORMATS:
         raise RequestError(
@@ -57,7 +72,7 @@ def load_rows(name: str, config: str | None, split: str) -> Any:
                 "a data set of the Hub could have any file of yours read so; download it, and give the directory",
             )
     builder.download_and_prepare()
-    return builder.as_dataset(split=split)
+    return builder
 
 
 def text_columns(rows: Any, names: tuple[str, ...], spec: str) -> Any:
@@ -69,17 +84,29 @@ def text_columns(rows: Any, names: tuple[str, ...], spec: str) -> Any:
         spec: the data set, for messages.
 
     Raises:
-        RequestError: a column holds no plain values, but images, sounds or lists, say.
+        RequestError: a column holds, at any depth, something else than plain values: images or sounds, say.
     """
-    import datasets
 
     for name in names:
-        if not isinstance(feature := rows.features[name], datasets.Value):
+        if not _plain(feature := rows.features[name]):
             raise RequestError(
                 f"'{spec}': field '{name}' is not a string but {type(feature).__name__}",
                 "name a field that holds texts",
             )
     return rows.select_columns(list(names))
+
+
+def _plain(feature: Any) -> bool:
+    """Whether a column holds plain values, or lists and objects of them, as conversations are."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return all(map(_plain, feature.values()))
+    if isinstance(feature, list):
+        return all(map(_plain, feature))
+    if isinstance(feature, datasets.List | datasets.LargeList | datasets.Sequence):
+        return _plain(feature.feature)
+    return isinstance(feature, datasets.Value) or type(feature).__name__ == "Json"
 
 
 def _data_files(builder: DatasetBuilder) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 
 from ...ir.errors import RequestError
+from ...runtime.place.choices import AUTO
+from ...runtime.training_rows import ExampleRows
 from .corpus import Text
 
 Hashes = npt.NDArray[np.uint64]
@@ -39,17 +41,20 @@ class Fingerprint:
         name: name of the text, without its directory.
         pieces: number of windows or rows that were read.
         passages: hashes of passages, ascending.
+        read_from: what else is to be known of where the text came from: format, field, split, rows left out as null.
     """
 
     read_as: str
     name: str
     pieces: int
     passages: Hashes
+    read_from: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The fingerprint as JSON data; the hashes are base64 of little-endian 64-bit integers."""
         packed = base64.b64encode(self.passages.astype("<u8").tobytes()).decode("ascii")
-        return {"read_as": self.read_as, "name": self.name, "pieces": self.pieces, "passages": packed}
+        told = {"read_as": self.read_as, "name": self.name, "pieces": self.pieces, "passages": packed}
+        return {**told, "read_from": dict(self.read_from)} if self.read_from else told
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
@@ -115,7 +120,7 @@ class TrackedText:
     def renumber(self, tokenizer: Any, vocabulary: int) -> None:
         """From now on, read the text with another tokenizer."""
         self._before = self.text, self._pieces
-        self.text, self._pieces = replace(self.text, tokenizer=tokenizer, vocabulary=vocabulary), self._ahead
+        self.text, self._pieces = self.text.on(tokenizer, vocabulary), self._ahead
 
     def windows(self, length: int, count: int | None = None, seed: int | None = None) -> torch.Tensor:
         """As :meth:`Text.windows`, recorded as read."""
@@ -129,9 +134,9 @@ class TrackedText:
         self._note(piece.tolist() for piece in found.split(READ_AT_ONCE))
         return found
 
-    def examples(self, length: int) -> list[dict[str, list[int]]]:
+    def examples(self, length: int, train_on: str = AUTO) -> ExampleRows:
         """As :meth:`Text.examples`, recorded as read."""
-        found = self.text.examples(length)
+        found = self.text.examples(length, train_on)
         self._note(example["input_ids"] for example in found)
         return found
 
@@ -146,7 +151,7 @@ class TrackedText:
         hashes = np.unique(np.concatenate([found for text, pieces in read for found in _passages(text, pieces)]))
         if len(hashes) > KEPT:
             hashes = hashes[np.linspace(0, len(hashes) - 1, KEPT).round().astype(int)]
-        return Fingerprint(read_as, name, sum(len(pieces) for _, pieces in read), hashes)
+        return Fingerprint(read_as, name, sum(len(pieces) for _, pieces in read), hashes, self.text.read_from)
 
 
 def _stored(pieces: Pieces) -> dict[str, npt.NDArray[np.int64]]:

@@ -71,7 +71,7 @@ def test_the_fields_of_instructions(tmp_path: Path) -> None:
     (folder / "a.jsonl").write_text('{"instruction": "do", "output": "done", "input": "this", "more": [1]}\n')
     assert "### Input:\nthis" in read_dataset(str(folder)).rows[0]
     (folder / "a.jsonl").write_text('{"instruction": "do", "output": "done", "input": ["this"]}\n')
-    with pytest.raises(RequestError, match=r"field 'input' is not a string but List"):
+    with pytest.raises(RequestError, match=r"field 'input' is not a string but list"):
         read_dataset(str(folder))
 
 

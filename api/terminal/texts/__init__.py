@@ -1,0 +1,1 @@
+"""Texts on the command line: how they are named, and what is shown of them."""
