@@ -124,7 +124,7 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    from .api.terminal.analysis_options import analyzed
+    from .api.terminal.options.analysis import analyzed
 
     with _working(arguments) as progress:
         found = analyzed(arguments, _where(arguments), progress)
@@ -167,9 +167,10 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api.terminal import draft_options, drafts, tables
+    from .api.terminal import drafts, tables
+    from .api.terminal.options import draft
 
-    drafted = draft_options.asked(arguments)
+    drafted = draft.asked(arguments)
     with _working(arguments) as progress:
         if drafted is not None:
             found = api.bench_draft(**drafted, progress=progress, **_where(arguments))

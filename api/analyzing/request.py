@@ -65,8 +65,8 @@ def analyze(
     """Measure what cuts of single groups, layers and parts of layers cost, and find a budget. The model stays.
 
     Args:
-        model, calib, field, split, tokenizer, example, loss, device, dtype, offload, max_memory, trust_remote_code, allow_pickle,
-            merge_adapter, progress: as in :func:`fxprune.apply`.
+        model, calib, field, split, tokenizer, example, loss, device, dtype, offload, max_memory, trust_remote_code,
+            allow_pickle, merge_adapter, progress: as in :func:`fxprune.apply`.
         passes: pipeline text of one pruning pass, whose scores say which units go first.
         bound: the distance from the dense model that the recommended budget stays within: nats per token for text.
         measure: what a budget counts: ``params``, ``bytes`` or ``macs``.
@@ -80,11 +80,12 @@ def analyze(
     step = Analyze(scores=passes, bound=bound, measure=measure)
     step.check()
     done = AnalyzeRequest(step=step, model=model, passes=(), plan=None, out=None, shared={}, tokenizer=tokenizer,
-        calib=calib, data=None, reading=Reading(field, split), scores=scores, example=example, loss=loss, force=False, resume=False, dry_run=True,
-        form="auto", place=where, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
-        merge_adapter=merge_adapter, print_ir_after=(), progress=progress, ranks=ALONE, sizes=None).run()  # fmt: skip
-    flags: dict[str, Any] = {"field": field, "split": split, "example": example, "loss": loss, "device": device, "dtype": dtype, "offload": offload,
-        "max-memory": max_memory, "trust-remote-code": trust_remote_code, "allow-pickle": allow_pickle,
-        "merge-adapter": merge_adapter}  # fmt: skip
+        calib=calib, data=None, reading=Reading(field, split), scores=scores, example=example, loss=loss, force=False,
+        resume=False, dry_run=True, form="auto", place=where, trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle, merge_adapter=merge_adapter, print_ir_after=(), progress=progress, ranks=ALONE,
+        sizes=None).run()  # fmt: skip
+    flags: dict[str, Any] = {"field": field, "split": split, "example": example, "loss": loss, "device": device,
+        "dtype": dtype, "offload": offload, "max-memory": max_memory, "trust-remote-code": trust_remote_code,
+        "allow-pickle": allow_pickle, "merge-adapter": merge_adapter}  # fmt: skip
     asked = Asked(str(model) if is_path(model) else "MODEL", calib, scores, flags)
     return Analysis(done.model, done.parameters[0], done.macs[0], done.report[step.name], asked, done.placement)

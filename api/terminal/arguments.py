@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from .analysis_options import add_analysis_options, add_report_options
 from .completion import SHELLS
-from .draft_options import add_draft_options
 from .module_options import add_example_option, add_module_options
+from .options.analysis import add_analysis_options, add_report_options
+from .options.draft import add_draft_options
+from .options.placement import add_placement_options
 from .parser import Parser
-from .placement_options import add_placement_options
 from .texts.options import add_reading_options
 
 Run = Callable[[argparse.Namespace], int]

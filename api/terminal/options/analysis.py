@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...passes.analyze.analyze import BOUND, SUMMED, Analyze
-from ..progress import Progress
-from .module_options import add_module_options
-from .texts.options import add_reading_options, texts_of
+from ....passes.analyze.analyze import BOUND, SUMMED, Analyze
+from ...progress import Progress
+from ..module_options import add_module_options
+from ..texts.options import add_reading_options, texts_of
 
 if TYPE_CHECKING:
-    from ..analyzing.result import Analysis
+    from ...analyzing.result import Analysis
 
 OF_MODEL = ("trust_remote_code", "allow_pickle", "merge_adapter")
 
@@ -68,11 +68,11 @@ def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Pro
     """
     asked = {"bound": arguments.bound, "measure": arguments.measure}
     Analyze(scores=arguments.scored, **asked).check()  # torch takes seconds to import, a mistake is told at once
-    from ... import api
-    from ..analyzing.result import BEGINS
-    from ..pages.drawing import claim_picture
-    from ..places import check_apart
-    from ..written_file import claim_text
+    from .... import api
+    from ...analyzing.result import BEGINS
+    from ...pages.drawing import claim_picture
+    from ...places import check_apart
+    from ...written_file import claim_text
 
     told, model = arguments.json if isinstance(arguments.json, str) else None, arguments.model
     files = {"--scores": arguments.scores, "--json": told, "--plot": arguments.plot}
