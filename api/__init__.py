@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analyzing.module import analyze_target
-    from .analyzing.request import Analysis, analyze
+    from .analyzing.request import AnalysisResult, analyze
     from .benchmarking.benchmark import bench
     from .benchmarking.drafting import Drafted, bench_draft
     from .benchmarking.timings import Benchmark, BenchmarkResult
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .tracing import Hop, Trace, trace
 
 __all__ = [
-    "Analysis",
+    "AnalysisResult",
     "Applied",
     "ApplyRequest",
     "Benchmark",
@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "analyzing.request": ("Analysis", "analyze"),
+    "analyzing.request": ("AnalysisResult", "analyze"),
     "analyzing.module": ("analyze_target",),
     "benchmarking.benchmark": ("bench",),
     "benchmarking.drafting": ("Drafted", "bench_draft"),

@@ -10,7 +10,7 @@ from ...tracer import module as modules
 from ..modules.prune import DEFAULTS, run_passes
 from ..progress import Progress, silent
 from .next_command import Asked
-from .result import Analysis
+from .result import AnalysisResult
 
 
 def analyze_target(
@@ -24,7 +24,7 @@ def analyze_target(
     measure: str = "params",
     device: str | None = None,
     progress: Progress = silent,
-) -> Analysis:
+) -> AnalysisResult:
     """Measure what cuts of a named module cost, and find a budget.
 
     Args:
@@ -43,4 +43,4 @@ def analyze_target(
     read: dict[str, Any] = {"loss": loss and modules.resolve_function(loss), "calib": calib, "data": None}
     done = run_passes(module, inputs, (step,), device=device, progress=progress, **read)
     asked = Asked(model, calib, None, {"example": example, "loss": loss, "device": device})
-    return Analysis(model, done.parameters[0], done.macs[0], done.report[step.name], asked)
+    return AnalysisResult(model, done.parameters[0], done.macs[0], done.report[step.name], asked)

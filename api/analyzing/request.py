@@ -18,12 +18,12 @@ from ..progress import Progress, silent
 from ..pruning.request import ApplyRequest
 from ..request_checks import GivenData, Model, Reading, is_path
 from .next_command import Asked
-from .result import Analysis
+from .result import AnalysisResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Analysis", "analyze"]
+__all__ = ["AnalysisResult", "analyze"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def analyze(
     allow_pickle: bool = False,
     merge_adapter: bool = False,
     progress: Progress = silent,
-) -> Analysis:
+) -> AnalysisResult:
     """Measure what cuts of single groups, layers and parts of layers cost, and find a budget. The model stays.
 
     Args:
@@ -88,4 +88,4 @@ def analyze(
         "dtype": dtype, "offload": offload, "max-memory": max_memory, "trust-remote-code": trust_remote_code,
         "allow-pickle": allow_pickle, "merge-adapter": merge_adapter}  # fmt: skip
     asked = Asked(str(model) if is_path(model) else "MODEL", calib, scores, flags)
-    return Analysis(done.model, done.parameters[0], done.macs[0], done.report[step.name], asked, done.placement)
+    return AnalysisResult(done.model, done.parameters[0], done.macs[0], done.report[step.name], asked, done.placement)

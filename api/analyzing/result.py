@@ -14,12 +14,12 @@ from ...runtime.place.placement import Placement
 from ..written_file import claim_text, write_text
 from .next_command import Asked, next_commands
 
-FORMAT = "analysis"
+ANALYSIS_MARK = "analysis"
 """The value of ``fxprune`` in its JSON, by which ``fxprune report`` knows it."""
 
 
 @dataclass(frozen=True)
-class Analysis:
+class AnalysisResult:
     """What the cuts of a model cost.
 
     Attributes:
@@ -57,7 +57,7 @@ class Analysis:
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
         return {
-            "fxprune": FORMAT,
+            "fxprune": ANALYSIS_MARK,
             "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
             "parameters": self.parameters,
             "macs": self.macs,
@@ -75,7 +75,7 @@ class Analysis:
             RequestError: the file exists, and ``force`` is not set or it holds something else.
         """
         text = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
-        write_text(file, text, seen or claim_text(file, "--json", begins=BEGINS, force=force))
+        write_text(file, text, seen or claim_text(file, "--json", begins=ANALYSIS_BEGINS, force=force))
 
     def plot(self, file: str | Path, *, force: bool = False, seen: Seen | None = None) -> None:
         """Draw the curves to ``file``, an SVG or PNG by its name. Needs matplotlib, of the extra ``report``.
@@ -90,5 +90,5 @@ class Analysis:
         write_picture(file, budget_and_curves(self.to_json()), found)
 
 
-BEGINS = b'{\n "fxprune": "analysis"'
-"""The first bytes of a file that :meth:`Analysis.write` made."""
+ANALYSIS_BEGINS = b'{\n "fxprune": "analysis"'
+"""The first bytes of a file that :meth:`AnalysisResult.write` made."""

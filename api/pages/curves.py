@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 2
+PLOTS_IN_A_ROW = 2
 LABELLED = 12
 """Curves of one kind that a legend names; more are coloured by their layer, with a bar that says which."""
 
@@ -32,10 +32,10 @@ def budget_and_curves(analysis: Mapping[str, Any]) -> Draw:
         kinds = list(dict.fromkeys(group["kind"] for group in analysis["groups"]))
         plots = [_budget, *(lambda axes, one, kind=kind: _kind(axes, one, kind) for kind in kinds)]
         plots += [_parts] if analysis.get("parts") else []
-        rows = math.ceil(len(plots) / COLUMNS)
+        rows = math.ceil(len(plots) / PLOTS_IN_A_ROW)
         figure = Figure(figsize=(8.4, 2.9 * rows))
         for number, plot in enumerate(plots, start=1):
-            plot(figure.add_subplot(rows, COLUMNS, number), analysis)
+            plot(figure.add_subplot(rows, PLOTS_IN_A_ROW, number), analysis)
         return figure
 
     return draw

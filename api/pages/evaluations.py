@@ -12,14 +12,14 @@ FIRST = ("perplexity.value", "parameters", "bytes", "macs")
 LEFT_OUT = frozenset({"placement", "generations", "samples_text", "speedups", "timings"})
 """Parts of a row that are no figures of the model."""
 
-DEEPEST = 5
+NESTED = 5
 FIGURES = 60
 """The most figures of one table."""
 
 _PROMPTS = ("prompt", "input", "question")
-_TEXTS = ("text", "output", "generated", "generation", "completion", "continuation", "response", "answer")
+_WRITTEN = ("text", "output", "generated", "generation", "completion", "continuation", "response", "answer")
 _SAMPLES = 12
-_LONGEST = 2000
+_SHOWN_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _last(name: str) -> str:
 
 def _figures(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
     """Every finite number in a row, by its path."""
-    if isinstance(value, Mapping) and len(path) < DEEPEST:
+    if isinstance(value, Mapping) and len(path) < NESTED:
         for key, inner in value.items():
             if key not in LEFT_OUT:
                 yield from _figures(inner, (*path, str(key)))
@@ -86,12 +86,12 @@ def _figures(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, floa
 
 def _written(value: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
     """Every prompt in a row with what the model wrote after it."""
-    if depth > DEEPEST:
+    if depth > NESTED:
         return
     if isinstance(value, Mapping):
-        prompt, text = _first(value, _PROMPTS), _first(value, _TEXTS)
+        prompt, text = _first(value, _PROMPTS), _first(value, _WRITTEN)
         if prompt is not None and text is not None:
-            yield prompt[:_LONGEST], text[:_LONGEST]
+            yield prompt[:_SHOWN_CHARACTERS], text[:_SHOWN_CHARACTERS]
             return
         inner: Sequence[Any] = list(value.values())
     else:

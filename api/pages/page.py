@@ -18,7 +18,7 @@ from .evaluations import Evaluation, number
 from .training import draw_losses, losses_of
 from .units import UnitRow, draw_kept, draw_scores, kept_rows, score_rows
 
-BEGINS = b"<!doctype html>\n<!-- Made by fxprune report. -->"
+PAGE_BEGINS = b"<!doctype html>\n<!-- Made by fxprune report. -->"
 """The first bytes of every page."""
 
 TEMPLATES = Path(__file__).parent

@@ -15,7 +15,7 @@ from .drawing import COLOURS, GREY, Draw
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROWS = 64
+SHOWN_ROWS = 64
 """The most rows of one picture: a model has no more layers, or only the first of them are shown."""
 
 Matrix = npt.NDArray[np.float64]
@@ -106,7 +106,7 @@ def _grid(rows: Sequence[UnitRow], style: Mapping[str, Any], scale: str) -> Figu
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(row.kind for row in rows))
-    held = {kind: [row for row in rows if row.kind == kind][:ROWS] for kind in kinds}
+    held = {kind: [row for row in rows if row.kind == kind][:SHOWN_ROWS] for kind in kinds}
     heights = [max(1.0, 0.16 * len(held[kind])) + 0.75 for kind in kinds]
     figure = Figure(figsize=(8.4, sum(heights)))
     axes = figure.subplots(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]

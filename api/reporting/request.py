@@ -12,10 +12,10 @@ from typing_extensions import TypedDict
 from ...backends.artifact import read_record
 from ...ir.errors import RequestError
 from ...runtime.json_object import check_schema, read_json_object
-from ..analyzing.result import FORMAT
+from ..analyzing.result import ANALYSIS_MARK
 from ..pages.drawing import require_matplotlib
 from ..pages.evaluations import Evaluation, read_evaluation
-from ..pages.page import BEGINS, Shown, page, run_at
+from ..pages.page import PAGE_BEGINS, Shown, page, run_at
 from ..places import check_apart
 from ..progress import Progress, silent
 from ..pruning.score_file import read_scores
@@ -68,7 +68,7 @@ class AnalysisFile(TypedDict):
     recommended: BudgetCost | None
 
 
-BESIDE = "analysis.json"
+ANALYSIS_NAME = "analysis.json"
 """An analysis of this name beside a result is shown without being asked for."""
 
 
@@ -126,11 +126,11 @@ def report(
     _check(folders, [*eval, *analysis, *scores])
     require_matplotlib()
     check_apart(reads={f"{path}:": path for path in (*eval, *analysis, *scores)}, files={"--html": html})
-    seen = claim_text(html, "--html", begins=BEGINS, force=force, example="report.html")
+    seen = claim_text(html, "--html", begins=PAGE_BEGINS, force=force, example="report.html")
     progress("reading")
     runs = [run_at(folder, read_record(folder)) for folder in folders]
     named = _named(analysis)
-    beside = [place / BESIDE for folder in folders for place in (folder, folder.parent)]
+    beside = [place / ANALYSIS_NAME for folder in folders for place in (folder, folder.parent)]
     named |= {str(path): path for path in beside if path.is_file() and path not in named.values()}
     analyses = {Path(name).name: _analysis(path) for name, path in named.items()}
     measured = [_evaluation(Path(path)) for path in eval]
@@ -163,7 +163,7 @@ def _named(files: Sequence[str | Path]) -> dict[str, Path]:
 
 def _analysis(path: Path) -> Mapping[str, Any]:
     found = read_json_object(path, ANALYSIS_HINT)
-    if found.get("fxprune") != FORMAT:
+    if found.get("fxprune") != ANALYSIS_MARK:
         raise RequestError(f"{path} is no analysis", ANALYSIS_HINT)
     check_schema(found, AnalysisFile, path, ANALYSIS_HINT)
     return found

@@ -14,13 +14,13 @@ from ..analyzing.next_command import next_commands
 from .cells import Copied, line, new_table
 
 if TYPE_CHECKING:
-    from ..analyzing.result import Analysis
+    from ..analyzing.result import AnalysisResult
 
 CUTS = (0.25, 0.5, 0.75)
 """Shares of the units of a group whose loss the table shows."""
 
 
-def analysis(result: Analysis) -> list[RenderableType]:
+def analysis(result: AnalysisResult) -> list[RenderableType]:
     """What cuts cost, what budgets cost, the recommendation, and the next command."""
     report = result.report
     head = f"{result.model}: {result.parameters:,} parameters; {report['pass']}; each cut alone, in {report['unit']}"
@@ -61,7 +61,7 @@ def _budgets(report: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _recommended(result: Analysis) -> list[str]:
+def _recommended(result: AnalysisResult) -> list[str]:
     report, bound = result.report, f"{result.report['bound']:g}"
     found = report["recommended"]
     if found is None:
@@ -85,6 +85,6 @@ def _runs(numbers: Iterable[int]) -> str:
     return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def _next(result: Analysis) -> list[RenderableType]:
+def _next(result: AnalysisResult) -> list[RenderableType]:
     """The next commands, each on a line of its own however long it is, so that it can be copied."""
     return [Copied(f"next, {why}:\n  {command}") for why, command in next_commands(result.asked, result.report)]

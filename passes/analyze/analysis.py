@@ -29,7 +29,7 @@ NATS = "nats per token"
 DISTANCE = "distance of the outputs"
 LOSS = "increase of the loss"
 
-AUTO = HEAD_CHOICES[0]
+AS_FEW_ALLOW = HEAD_CHOICES[0]
 
 
 def analyze(step: Analyze, state: State) -> None:
@@ -75,7 +75,7 @@ def unit_of(state: State) -> str:
 
 def settled(step: Prune, coupling: Coupling) -> Prune:
     """The pass with the heads that it cuts named, where one name says it: a budget found later cuts the same ones."""
-    if step.heads != AUTO:
+    if step.heads != AS_FEW_ALLOW:
         return step
     mine = _names(step, coupling)
     others = (replace(step, heads=heads) for heads in ("kv", "query"))

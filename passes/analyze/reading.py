@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-WHOLE = 0.95
+LEFT_WHOLE = 0.95
 """Share of the units of all its groups that a spared layer keeps at least."""
 
 
@@ -20,7 +20,7 @@ def spared_layers(groups: Iterable[Mapping[str, Any]]) -> list[int]:
     for group in groups:
         if (layer := group["layer"]) is not None:
             found[layer] = min(found.get(layer, 1.0), group["kept"] / group["units"])
-    return sorted(layer for layer, share in found.items() if share >= WHOLE)
+    return sorted(layer for layer, share in found.items() if share >= LEFT_WHOLE)
 
 
 def loss_at(group: Mapping[str, Any], removed: float) -> float | None:

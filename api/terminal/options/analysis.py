@@ -12,7 +12,7 @@ from ..module_options import add_module_options
 from ..texts.options import add_reading_options, texts_of
 
 if TYPE_CHECKING:
-    from ...analyzing.result import Analysis
+    from ...analyzing.result import AnalysisResult
 
 OF_MODEL = ("trust_remote_code", "allow_pickle", "merge_adapter")
 
@@ -60,7 +60,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace another page of fxprune")
 
 
-def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Progress) -> Analysis:
+def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Progress) -> AnalysisResult:
     """Analyze what is asked for, and write the files.
 
     Raises:
@@ -69,7 +69,7 @@ def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Pro
     asked = {"bound": arguments.bound, "measure": arguments.measure}
     Analyze(scores=arguments.scored, **asked).check()  # torch takes seconds to import, a mistake is told at once
     from .... import api
-    from ...analyzing.result import BEGINS
+    from ...analyzing.result import ANALYSIS_BEGINS
     from ...pages.drawing import claim_picture
     from ...places import check_apart
     from ...written_file import claim_text
@@ -79,7 +79,7 @@ def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Pro
     calib = texts_of(arguments.calib)
     check_apart(reads={"MODEL": model, **{f"--calib {text}:": text for text in arguments.calib or ()}}, files=files)
     held = {"force": arguments.force, "reads": model}
-    text = told and claim_text(Path(told), "--json", begins=BEGINS, **held)
+    text = told and claim_text(Path(told), "--json", begins=ANALYSIS_BEGINS, **held)
     picture = arguments.plot and claim_picture(arguments.plot, **held)
     asked |= {"calib": calib, "loss": arguments.loss, "progress": progress}
     own = {name: getattr(arguments, name) for name in OF_MODEL}

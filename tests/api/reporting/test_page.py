@@ -14,7 +14,7 @@ import pytest
 
 from fxprune.api.pages import page as pages
 from fxprune.api.pages.evaluations import number, read_evaluation
-from fxprune.api.pages.page import BEGINS, Shown, ShownRun, fragment, page
+from fxprune.api.pages.page import PAGE_BEGINS, Shown, ShownRun, fragment, page
 from fxprune.api.pages.training import losses_of
 from fxprune.api.pages.units import kept_rows, score_rows
 
@@ -113,7 +113,7 @@ class Seen(HTMLParser):
 
 def test_the_page_shows_what_the_files_hold() -> None:
     text = full()
-    assert text.encode().startswith(BEGINS)
+    assert text.encode().startswith(PAGE_BEGINS)
     read = re.sub(r"\s+", " ", " ".join(Seen(text).read))
     for said in (
         "1,500 of 2,000, 75.0%", "40, 75.0%", "of 4,000 B, 75.0%", "taylor{ratio=0.5},lora", "params=0.8", "layer 2",
