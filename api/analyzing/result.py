@@ -11,7 +11,7 @@ from typing import Any
 from ...backends.seen import Seen
 from ...passes.analyze.reading import spared_layers
 from ...runtime.place.placement import Placement
-from ..written_file import claim_text, write_text
+from ..pages.written_file import claim_text, write_text
 from .next_command import Asked, next_commands
 
 ANALYSIS_MARK = "analysis"

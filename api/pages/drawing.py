@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...backends.placed_file import placed_file
 from ...backends.seen import Seen
 from ...ir.errors import RequestError
-from ..written_file import claim_text
+from .written_file import claim_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,11 +16,11 @@ from ..analyzing.result import ANALYSIS_MARK
 from ..pages.drawing import require_matplotlib
 from ..pages.evaluations import Evaluation, read_evaluation
 from ..pages.page import PAGE_BEGINS, Shown, page, run_at
+from ..pages.written_file import claim_text, write_text
 from ..places import check_apart
 from ..progress import Progress, silent
 from ..pruning.score_file import read_scores
 from ..request_checks import check_paths
-from ..written_file import claim_text, write_text
 
 ANALYSIS_HINT = "give a FILE that `fxprune analyze MODEL --json FILE` wrote"
 EVAL_HINT = "give the output of `fxprune eval OUT MODEL --text FILE --json`, or of bench"

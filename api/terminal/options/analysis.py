@@ -71,8 +71,8 @@ def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Pro
     from .... import api
     from ...analyzing.result import ANALYSIS_BEGINS
     from ...pages.drawing import claim_picture
+    from ...pages.written_file import claim_text
     from ...places import check_apart
-    from ...written_file import claim_text
 
     told, model = arguments.json if isinstance(arguments.json, str) else None, arguments.model
     files = {"--scores": arguments.scores, "--json": told, "--plot": arguments.plot}

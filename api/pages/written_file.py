@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..backends.placed_file import check_file_target, placed_file
-from ..backends.seen import Seen
-from .places import check_apart
-from .request_checks import check_paths
+from ...backends.placed_file import check_file_target, placed_file
+from ...backends.seen import Seen
+from ..places import check_apart
+from ..request_checks import check_paths
 
 
 def claim_text(
