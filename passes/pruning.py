@@ -134,10 +134,9 @@ def allocated(
     if saved is None or saved.done:
         saved = None if sizes is None else sizes.measured
     scores = scored(step, groups, state)
-    losses = {group.name: step.losses(group, scores[group.name]) for group in groups}
     budget = budget_of(step, _most(state))
     costs = budget.costs(state, coupling, groups)
-    losses = step.in_one_unit(losses, groups, costs)
+    losses = step.in_one_unit({g.name: step.losses(g, scores[g.name]) for g in groups}, groups, costs)
     amount = budget.amount(state, groups, costs)
 
     def planned(amount: int) -> tuple[dict[str, Indices], dict[str, Any]]:
