@@ -190,8 +190,9 @@ def _report(arguments: argparse.Namespace) -> int:
     from . import api
 
     with _working(arguments) as progress:
-        given = {name: getattr(arguments, name) for name in ("eval", "analysis", "scores", "force")}
-        done = api.report(arguments.outs, arguments.html, **given, progress=progress)
+        given = {name: getattr(arguments, name) for name in ("eval", "analysis", "force")}
+        asked = {"score_files": arguments.scores, "progress": progress}
+        done = api.report(arguments.outs, arguments.html, **given, **asked)
     _emit(arguments, done.to_json(), lambda: [f"{done.path}: {done.bytes:,} bytes, one page that loads nothing"])
     return 0
 

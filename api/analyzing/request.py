@@ -42,7 +42,7 @@ class AnalyzeRequest(ApplyRequest):
 
 def analyze(
     model: Model,
-    passes: str = "taylor",
+    scored_by: str = "taylor",
     *,
     calib: GivenData | None = None,
     bound: float = BOUND,
@@ -65,9 +65,11 @@ def analyze(
     """Measure what cuts of single groups, layers and parts of layers cost, and find a budget. The model stays.
 
     Args:
-        model, calib, field, split, tokenizer, example, loss, device, dtype, offload, max_memory, trust_remote_code,
-            allow_pickle, merge_adapter, progress: as in :func:`fxprune.apply`.
-        passes: pipeline text of one pruning pass, whose scores say which units go first.
+        model: as in :func:`fxprune.apply`.
+        calib, field, split, tokenizer, example, loss: as there.
+        device, dtype, offload, max_memory, trust_remote_code, allow_pickle, merge_adapter: as there.
+        progress: as there.
+        scored_by: pipeline text of one pruning pass, whose scores say which units go first.
         bound: the distance from the dense model that the recommended budget stays within: nats per token for text.
         measure: what a budget counts: ``params``, ``bytes`` or ``macs``.
         scores: a file for scores and measurements, which ``apply`` then uses with the same pass; as there.
@@ -77,7 +79,7 @@ def analyze(
         FxpruneError: a distance that is not finite.
     """
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
-    step = Analyze(scores=passes, bound=bound, measure=measure)
+    step = Analyze(scores=scored_by, bound=bound, measure=measure)
     step.check()
     done = AnalyzeRequest(step=step, model=model, passes=(), plan=None, out=None, shared={}, tokenizer=tokenizer,
         calib=calib, data=None, reading=Reading(field, split), scores=scores, example=example, loss=loss, force=False,

@@ -102,7 +102,7 @@ def report(
     *,
     eval: Sequence[str | Path] = (),
     analysis: Sequence[str | Path] = (),
-    scores: Sequence[str | Path] = (),
+    score_files: Sequence[str | Path] = (),
     force: bool = False,
     progress: Progress = silent,
 ) -> Reported:
@@ -114,7 +114,7 @@ def report(
         eval: outputs of ``fxprune eval --json`` or ``bench --json``: figures, and texts that the models wrote.
         analysis: files that ``fxprune analyze --json FILE`` wrote. One called ``analysis.json`` in a result, or beside
             it, is shown too.
-        scores: files of ``apply --scores``, shown as heat maps; analyses hold scores too.
+        score_files: files of ``apply --scores``, shown as heat maps; analyses hold scores too.
         force: whether another page may be replaced.
         progress: told what is going on.
 
@@ -123,9 +123,9 @@ def report(
             is not there.
     """
     folders = [Path(out) for out in ([outs] if isinstance(outs, str | Path) else outs)]
-    _check(folders, [*eval, *analysis, *scores])
+    _check(folders, [*eval, *analysis, *score_files])
     require_matplotlib()
-    check_apart(reads={f"{path}:": path for path in (*eval, *analysis, *scores)}, files={"--html": html})
+    check_apart(reads={f"{path}:": path for path in (*eval, *analysis, *score_files)}, files={"--html": html})
     seen = claim_text(html, "--html", begins=PAGE_BEGINS, force=force, example="report.html")
     progress("reading")
     runs = [run_at(folder, read_record(folder)) for folder in folders]
@@ -134,7 +134,7 @@ def report(
     named |= {str(path): path for path in beside if path.is_file() and path not in named.values()}
     analyses = {Path(name).name: _analysis(path) for name, path in named.items()}
     measured = [_evaluation(Path(path)) for path in eval]
-    held = {Path(path).name: read_scores(Path(path).expanduser())[1] for path in scores}
+    held = {Path(path).name: read_scores(Path(path).expanduser())[1] for path in score_files}
     if not held:
         held = {name: {g["name"]: g["scores"] for g in found["groups"]} for name, found in analyses.items()}
     progress("drawing")
@@ -143,7 +143,7 @@ def report(
     write_text(html, text, seen)
     return Reported(
         Path(html), len(text.encode()), tuple(run.name for run in runs), tuple(analyses),
-        tuple(one.name for one in measured), tuple(Path(path).name for path in scores),
+        tuple(one.name for one in measured), tuple(Path(path).name for path in score_files),
     )  # fmt: skip
 
 
