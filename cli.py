@@ -25,7 +25,7 @@ from .api.terminal.arguments import build_parser
 from .api.terminal.going_on import to_go_on
 from .api.terminal.progress_display import Loudness
 from .api.terminal.signals import Terminated, ended_by_signals
-from .api.terminal.texts.options import texts_of
+from .api.terminal.texts.options import EVALUATION, texts_of
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError, RequestError, ends_program, printable
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
@@ -152,16 +152,17 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api.terminal import tables
+    from .api.terminal.texts import evaluated
 
     with _working(arguments) as progress:
-        measured = api.evaluate(
-            arguments.models, arguments.text, window=arguments.window, windows=arguments.windows,
-            allow_overlap=arguments.allow_overlap, trust_remote_code=arguments.trust_remote_code,
-            allow_pickle=arguments.allow_pickle, merge_adapter=arguments.merge_adapter, progress=progress,
-            **_where(arguments),
-        )  # fmt: skip
-    _emit(arguments, {"models": [row.to_json() for row in measured]}, lambda: tables.measured(measured))
+        place = evaluated.result_file(arguments.json) if is_first_rank() else None
+        given = {name: getattr(arguments, name) for name in EVALUATION}
+        texts = texts_of(arguments.text)
+        found = api.compare(arguments.models, texts, progress=progress, **given, **_where(arguments))
+        if place is not None:
+            evaluated.write_result(found, place)
+            arguments.json = False
+    _emit(arguments, found.to_json(), lambda: evaluated.compared(found))
     return 0
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .benchmarking.drafting import Drafted, bench_draft
     from .benchmarking.timings import Benchmark, BenchmarkResult
     from .demo import Demo, run_demo
-    from .evaluation import Measurement, evaluate
+    from .evaluating.comparison import Comparison, compare
+    from .evaluating.evaluation import evaluate
+    from .evaluating.measures import Measurement
     from .exporting import export
     from .listing import FormatInfo, PassInfo, list_formats, list_passes
     from .machine import Machine, examine
@@ -33,6 +35,7 @@ __all__ = [
     "ApplyRequest",
     "Benchmark",
     "BenchmarkResult",
+    "Comparison",
     "Demo",
     "Drafted",
     "FormatInfo",
@@ -52,6 +55,7 @@ __all__ = [
     "apply_sizes",
     "bench",
     "bench_draft",
+    "compare",
     "evaluate",
     "examine",
     "export",
@@ -76,7 +80,9 @@ _MODULES = {
     "benchmarking.drafting": ("Drafted", "bench_draft"),
     "benchmarking.timings": ("Benchmark", "BenchmarkResult"),
     "demo": ("Demo", "run_demo"),
-    "evaluation": ("Measurement", "evaluate"),
+    "evaluating.comparison": ("Comparison", "compare"),
+    "evaluating.evaluation": ("evaluate",),
+    "evaluating.measures": ("Measurement",),
     "exporting": ("export",),
     "listing": ("FormatInfo", "PassInfo", "list_formats", "list_passes"),
     "machine": ("Machine", "examine"),

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..ir.errors import RequestError
 from ..tracer.model import DEMO
-from .evaluation import Measurement, evaluate
+from .evaluating.evaluation import evaluate
+from .evaluating.measures import Measurement
 from .exporting import export
 from .places import claim
 from .progress import Progress, silent

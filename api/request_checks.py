@@ -71,30 +71,6 @@ class GivenFiles:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How rows of texts are read.
-
-    Attributes:
-        field: the field of the rows, or ``PROMPT,ANSWER``; None where they have one of the usual names.
-        split: of a data set; None where its name says it.
-    """
-
-    field: str | None = None
-    split: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("field", "split"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value.strip()):
-                raise RequestError(f"{name} is {_kind(value)}, not a name", f"give the name of the {name}")
-
-    def to_json(self) -> dict[str, str]:
-        """What was given."""
-        given = {"field": self.field, "split": self.split}
-        return {name: value for name, value in given.items() if value is not None}
-
-
-@dataclass(frozen=True)
 class GivenBatches:
     """Data that was given as batches of inputs.
 

@@ -24,7 +24,8 @@ from ..tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_te
 from ..tracer.inputs.processed import Processors
 from ..tracer.inputs.renumbered import renumbered
 from ..tracer.texts.fingerprints import Fingerprint, TrackedText
-from .request_checks import RECOVERY, GivenBatches, GivenFiles, GivenRows, Reading
+from .reading import ARGUMENTS, Readings
+from .request_checks import RECOVERY, GivenBatches, GivenFiles, GivenRows
 
 if TYPE_CHECKING:
     from ..runtime.vocabulary.kept import Renumbering
@@ -96,18 +97,24 @@ def is_text(given: AsGiven, *, language: bool) -> bool:
     return not (isinstance(given, str) and names_inputs(given))
 
 
-def check_reading(reading: Reading, texts: Mapping[str, AsGiven], *, language: bool) -> None:
+def check_reading(readings: Readings, texts: Mapping[str, AsGiven], *, language: bool) -> None:
     """Refuse a field or a split for what is no text, or has none.
 
     Raises:
         RequestError: naming what was given.
     """
-    if not reading.to_json():
+    if not readings.to_json():
         return
     from .seen_texts import refuse_unused  # which imports transformers, as a text needs a tokenizer
 
-    read = [given for given in texts.values() if given is not None and is_text(given, language=language)]
-    refuse_unused(reading, *(given for given in read if not isinstance(given, GivenBatches)))
+    read = {
+        ARGUMENTS[part]: given
+        for part, given in texts.items()
+        if given is not None and not isinstance(given, GivenBatches) and is_text(given, language=language)
+    }
+    for argument, reading in readings.of.items():
+        refuse_unused(reading, read.get(argument), argument=argument)
+    refuse_unused(readings.usual, *(given for name, given in read.items() if name not in readings.of))
 
 
 def opened_inputs(
@@ -175,7 +182,7 @@ def tracked_data(
     source: ModelSource,
     *,
     language: bool,
-    reading: Reading,
+    readings: Readings,
 ) -> dict[str, Tracked | None]:
     """What a run reads, by what it is for: inputs, each tried on the model, and text.
 
@@ -185,7 +192,7 @@ def tracked_data(
         runner: of the model.
         source: its directory.
         language: whether it is a causal language model.
-        reading: how rows of texts are read.
+        readings: how rows of texts are read.
 
     Raises:
         RequestError: as :func:`check_call`, or :func:`~.seen_texts.tracked_text`.
@@ -200,7 +207,7 @@ def tracked_data(
             assert not isinstance(given, GivenBatches), "batches are inputs"
             from .seen_texts import tracked_text  # which imports transformers, as a text needs a tokenizer
 
-            found[part] = tracked_text(given, part, source, reading)
+            found[part] = tracked_text(given, part, source, readings.for_part(part))
     return found
 
 

@@ -15,15 +15,13 @@ from ..tracer.model import DEMO, ModelSource, load_config, load_tokenizer
 from ..tracer.texts.corpus import Text, from_rows, from_string, load_text, options_of_text
 from ..tracer.texts.fingerprints import Fingerprint, TrackedText, overlap
 from ..tracer.texts.several import joined
-from .request_checks import GivenFiles, GivenRows, Reading
+from .reading import AS_NAMED, Reading
+from .request_checks import GivenFiles, GivenRows
 
 TEXTS = "texts"
 """The entry of ``fxprune.json`` that lists the texts that were read."""
 
 Entries = list[dict[str, Any]]
-
-AS_NAMED = Reading()
-"""Rows with fields of the usual names, of the split that the name of a data set says."""
 
 
 def tracked_text(
@@ -76,8 +74,13 @@ def text_of(
     return from_string(name_of_text(part), built_in(part), tokenizer).on(tokenizer, vocabulary)
 
 
-def refuse_unused(reading: Reading, *texts: str | GivenRows | GivenFiles | None) -> None:
+def refuse_unused(reading: Reading, *texts: str | GivenRows | GivenFiles | None, argument: str = "") -> None:
     """Refuse a field or a split that none of the texts has.
+
+    Args:
+        reading: what was asked for.
+        texts: all that it is for.
+        argument: which it is for alone.
 
     Raises:
         RequestError: naming the texts.
@@ -85,9 +88,10 @@ def refuse_unused(reading: Reading, *texts: str | GivenRows | GivenFiles | None)
     paths = [path for text in texts for path in (text.paths if isinstance(text, GivenFiles) else [text])]
     for name, value in reading.to_json().items():
         if not any(isinstance(path, str) and name in options_of_text(path) for path in paths):
+            given = f"{argument}={value}" if argument else value
             names = ", ".join(path for path in paths if isinstance(path, str)) or "what was given"
-            what = "rows with fields" if name == "field" else "a data set with splits"
-            raise RequestError(f"--{name} {value}: {names} is not {what}", f"leave out --{name}")
+            what = "no rows with fields" if name == "field" else "no data set with splits"
+            raise RequestError(f"--{name} {given}: {names} is {what}", f"leave out --{name}")
 
 
 class Remembering(Protocol):

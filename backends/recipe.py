@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -30,9 +30,24 @@ def recipe_of(record: Mapping[str, Any]) -> str:
     for entry in record.get("texts") or ():
         key = _DATA_SETTINGS.get(entry.get("read_as", ""))
         # The demo's model takes its own text where none is given.
-        if key is not None and entry["name"] != name_of_text(entry["read_as"]):
-            recipe.setdefault(key, entry["name"])
+        if key is not None and entry["name"] != name_of_text(entry["read_as"]) and key not in recipe:
+            recipe[key] = _names(entry)
+            for option, said in _reading(key, entry.get("read_from") or {}):
+                recipe.setdefault(option, []).append(said)
     if record.get("form") in ("uniform", "free"):
         recipe["form"] = record["form"]
     told = {name: dict(record.get(name) or {}) for name in ("versions", "source", "parameters")}
     return _HEAD + yaml.safe_dump({**recipe, ENVIRONMENT: told}, sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+def _names(entry: Mapping[str, Any]) -> str | list[str]:
+    """The name of a text, or those of several that were read as one."""
+    files = (entry.get("read_from") or {}).get("files")
+    return [str(file["name"]) for file in files] if files else str(entry["name"])
+
+
+def _reading(key: str, read_from: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How the rows of a text were read: options, and what they say of this text alone."""
+    parts = [read_from, *read_from.get("files", ())]
+    for option in ("field", "split"):
+        yield from {(option, f"{key}={part[option]}") for part in parts if part.get(option)}

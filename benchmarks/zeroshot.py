@@ -1,6 +1,6 @@
 """Zero-shot accuracy before and after pruning, with the API of lm-eval on local task files; nothing is downloaded.
 
-pip install -c constraints.txt -e '.[bench]'
+pip install -c constraints.txt -e '.[eval]'
 python benchmarks/zeroshot.py --model ../shared/models/llama-7m --calib ../shared/text/bookcorpus-calib.txt \\
     --tasks ../shared/tasks --rows zeroshot.json --out docs/zeroshot.md
 

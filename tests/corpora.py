@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from fxprune.runtime.training_rows import ExampleRows
+from fxprune.runtime.model.training_rows import ExampleRows
 
 
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -49,9 +49,10 @@ from ...tracer.module import resolve_function
 from ..model_call import ModelCall
 from ..placing import checkpoint_of, stored_dtype
 from ..progress import Progress
-from ..request_checks import CALIBRATION, RECOVERY, Reading
+from ..reading import Readings
+from ..request_checks import CALIBRATION, RECOVERY
 from ..seen_inputs import AsGiven, Tracked, tracked_data
-from ..seen_texts import AS_NAMED, Entries, read_so_far, record_of
+from ..seen_texts import Entries, read_so_far, record_of
 from .adapters import without_adapter, write_adapters
 from .group_change import GroupChange
 from .kept_tokens import KeptTokens
@@ -168,7 +169,7 @@ class ModelRun:
         recorded: Recorded | None,
         scores: SavedScores | None,
         sizes: NestedSizes | None = None,
-        reading: Reading = AS_NAMED,
+        readings: Readings,
     ) -> None:
         """Give the passes what they read: texts, a loss, a plan, saved scores, what other sizes of the model keep."""
         self.state.data.sizes = sizes
@@ -176,20 +177,15 @@ class ModelRun:
         self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.ledger.scores = scores
         self.recorded = recorded
-        self.read_texts(pipeline, texts, inputs, reading)
+        if any(step.needs_weights or step.reads_tokens for step in pipeline):
+            self.progress("reading data")
+            self.read_texts(texts, inputs, readings)
 
-    def read_texts(
-        self, pipeline: Sequence[Pass], texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet], reading: Reading
-    ) -> None:
-        """Tokenize texts and try other inputs on the model, if any pass reads weights."""
-        if not any(step.needs_weights or step.reads_tokens for step in pipeline):
-            return
-        self.progress("reading data")
-        language = self.model_call.language
-        runner = self.state.subject.runner
-        self.texts = tracked_data(texts, inputs, runner, self.source, language=language, reading=reading)
-        self.state.data.calibration = self.texts.get(CALIBRATION)
-        self.state.data.recovery = self.texts.get(RECOVERY)
+    def read_texts(self, texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet], readings: Readings) -> None:
+        """Tokenize texts and try other inputs on the model."""
+        runner, language = self.state.subject.runner, self.model_call.language
+        found = self.texts = tracked_data(texts, inputs, runner, self.source, language=language, readings=readings)
+        self.state.data.calibration, self.state.data.recovery = found.get(CALIBRATION), found.get(RECOVERY)
 
     def _read(self) -> Entries:
         replayed = self.recorded.record if self.recorded is not None else {}

@@ -40,12 +40,12 @@ from ..model_call import ModelCall
 from ..places import check_apart, claim
 from ..placing import largest_forward, place_model
 from ..progress import Progress, silent
+from ..reading import GivenReading, Readings
 from ..request_checks import (
     CALIBRATION,
     RECOVERY,
     GivenData,
     Model,
-    Reading,
     check_example,
     check_loss,
     check_model,
@@ -95,8 +95,9 @@ class ApplyRequest:
             texts, a ``datasets`` id, a ``.safetensors`` or ``.npz`` file of tensors by argument name,
             ``package.module:function`` that yields batches, or an iterable of such batches.
         data: what recovery trains on, in the same forms.
-        reading: ``field`` and ``split``: which field of the rows of texts is read, or ``PROMPT,ANSWER``, and which
-            split of a data set. None: fields of the usual names, and the split that the name of the data set says.
+        readings: ``field`` and ``split``: which field of the rows of texts is read, or ``PROMPT,ANSWER``, and which
+            split of a data set; ``calib=NAME`` or ``data=NAME`` for one of the two. None: fields of the usual names,
+            and the split that the name of the data set says.
         scores: a file for the scores of the first pass that computes some. If it does not exist, it is written;
             otherwise its scores are used, for any budget.
         example: the inputs of a model that is not a causal language model or also reads images, such as
@@ -135,7 +136,7 @@ class ApplyRequest:
     tokenizer: PreTrainedTokenizerBase | None
     calib: GivenData | None
     data: GivenData | None
-    reading: Reading
+    readings: Readings
     scores: str | Path | None
     example: str | None
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None
@@ -156,7 +157,8 @@ class ApplyRequest:
         """Check the request, run its passes and write the result.
 
         Raises:
-            RequestError, FxpruneError: as :func:`apply`.
+            RequestError: before any work.
+            FxpruneError: a pass failed, or the check of what was written.
         """
         texts = self._read_arguments()
         asked = self._asked()
@@ -222,7 +224,7 @@ class ApplyRequest:
                 stack.callback(work.close)
                 work.read(
                     task.pipeline, task.texts, task.inputs, loss=self.loss, recorded=task.recorded, scores=task.scores,
-                    sizes=self.sizes, reading=self.reading,
+                    sizes=self.sizes, readings=self.readings,
                 )  # fmt: skip
                 return work, work.run(task.pipeline, printer(self._printed if self.ranks.first else ()), stages), stages
 
@@ -242,7 +244,7 @@ class ApplyRequest:
         self, texts: Texts, source: ModelSource, model_call: ModelCall, asked: Sequence[Pass]
     ) -> Mapping[str, DataSet]:
         """The data sets that are no text, looked at before any work."""
-        check_reading(self.reading, texts, language=model_call.language)
+        check_reading(self.readings, texts, language=model_call.language)
         if all(given is None or is_text(given, language=model_call.language) for given in texts.values()):
             return {}
         model = build_meta(model_call.config, consent=source.consent)
@@ -306,9 +308,10 @@ class ApplyRequest:
         """Where the state after every pass is kept; None when nothing will be written."""
         if self.out is None or self.dry_run:
             return None
-        own = {"scores": None if self.scores is None else str(self.scores), "dtype": str(placement.dtype)}
+        own: dict[str, Any] = {"dtype": str(placement.dtype)}
+        own["scores"] = None if self.scores is None else str(self.scores)
         own["form"] = self.form if self.form == "uniform" else None  # under it, passes pick other counts
-        own |= {"field": self.reading.field, "split": self.reading.split}
+        own["reading of rows"] = self.readings.to_json()
         own["larger"] = None if self.sizes is None else self.sizes.larger  # of which this is a part
         run = identity(
             task.source, task.pipeline, task.texts, example=named_example(self.example), loss=self.loss, **own
@@ -363,8 +366,8 @@ def apply(
     tokenizer: PreTrainedTokenizerBase | None = None,
     calib: GivenData | None = None,
     data: GivenData | None = None,
-    field: str | None = None,
-    split: str | None = None,
+    field: GivenReading = None,
+    split: GivenReading = None,
     scores: str | Path | None = None,
     example: str | None = None,
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None = None,
@@ -384,16 +387,12 @@ def apply(
     ranks: Ranks = ALONE,
     sizes: NestedSizes | None = None,
 ) -> Applied:
-    """Run a pipeline on a model and write the result; the arguments are described at :class:`ApplyRequest`.
-    Of these, ``shared`` is ``ratio`` to ``train_on``, and ``place`` is ``device`` to ``max_memory``.
-
-    Raises: RequestError before any work; FxpruneError where a pass failed, or the check of what was written.
-    """
+    """Run :class:`ApplyRequest`: ``shared`` is ``ratio`` to ``train_on``, ``place`` ``device`` to ``max_memory``."""
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
         target=target, tolerance=tolerance, channels=channels, train_on=train_on)  # fmt: skip
     return ApplyRequest(model=model, passes=passes, plan=plan, out=out, shared=shared, tokenizer=tokenizer, calib=calib,
-        data=data, reading=Reading(field, split), scores=scores, example=example, loss=loss, force=force,
+        data=data, readings=Readings.parse(field, split), scores=scores, example=example, loss=loss, force=force,
         resume=resume, dry_run=dry_run, form=form, place=where, trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle, merge_adapter=merge_adapter, print_ir_after=print_ir_after, progress=progress,
         ranks=ranks, sizes=sizes).run()  # fmt: skip

@@ -33,7 +33,7 @@ FUNCTIONS = (_MODEL_KEY, "loss", "calib", "data")
 PLACES = ("out", "scores")
 """Keys that name what is written."""
 
-REPLACED = {"--pass": "passes", "--calib": "calib", "--data": "data"}
+REPEATABLE = {"--pass": "passes", "--calib": "calib", "--data": "data", "--field": "field", "--split": "split"}
 """Options that may be repeated, of which those of the command line take the place of the recipe's -> attribute."""
 
 _FUNCTION = re.compile(r"(?P<module>[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
@@ -88,7 +88,7 @@ def with_recipe(arguments: argparse.Namespace, words: Sequence[str]) -> argparse
     if arguments.recipe:
         settings = arguments_of(read_recipe(arguments.recipe, variables), parser)
         model = settings.pop("") if "" in settings else []
-        said = [option for option, name in REPLACED.items() if getattr(arguments, name)]
+        said = [option for option, name in REPEATABLE.items() if getattr(arguments, name)]
         before = [word for option, one in settings.items() if option not in said for word in one]
         arguments = parser.parse_args([*before, *words, *(model if arguments.model is None else [])])
     if arguments.model is None:

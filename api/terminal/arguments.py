@@ -16,7 +16,7 @@ from .options.analysis import add_analysis_options, add_report_options
 from .options.draft import add_draft_options
 from .options.placement import add_placement_options
 from .parser import Parser
-from .texts.options import add_reading_options
+from .texts.options import add_evaluation_options, add_json_file, add_reading_options
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -48,11 +48,13 @@ def build_parser(commands: Mapping[str, Run]) -> Parser:
     return parser
 
 
-def _command(commands: Any, name: str, text: str, *, json: bool = True) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, text: str, *, json_file: bool = False) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=text.partition(". ")[0].rstrip("."), description=text
     )
-    if json:
+    if json_file:
+        add_json_file(parser)
+    else:
         parser.add_argument("--json", action="store_true", help="print the result on stdout as one JSON object")
     told = parser.add_argument_group("what is told on stderr, besides warnings and errors")
     loudness = told.add_mutually_exclusive_group()
@@ -149,7 +151,7 @@ def _add_apply(commands: Any) -> None:
     text.add_argument(
         "--data", action="append", metavar="DATA", help="recovery data: recovery passes train on it; may be repeated"
     )
-    add_reading_options(text)
+    add_reading_options(text, several=True)
     text.add_argument("--scores", metavar="FILE", help="use the scores in FILE; save them if it does not exist")
     add_module_options(parser)
     _add_output(parser, required=False)
@@ -160,7 +162,7 @@ def _add_apply(commands: Any) -> None:
 
 def _add_analyze(commands: Any) -> None:
     about = "Measure what cuts cost: of each group and layer alone, and of whole budgets. The model stays as it is."
-    parser = _command(commands, "analyze", about, json=False)
+    parser = _command(commands, "analyze", about, json_file=True)
     parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
     add_analysis_options(parser)
     add_placement_options(parser)
@@ -273,16 +275,15 @@ def _add_export(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    parser = _command(commands, "eval", "Compare models: perplexity, parameters, bytes, MACs, tokens per second.")
+    about = (
+        "Compare models: perplexity, tasks and generated text, each with its standard error and paired differences, "
+        "parameters, bytes, MACs, tokens per second."
+    )
+    parser = _command(commands, "eval", about, json_file=True)
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory written by export"
     )
-    parser.add_argument("--text", metavar="FILE", help="held-out text (required unless one of the models is demo)")
-    parser.add_argument("--window", type=int, default=128, metavar="N", help="tokens in a window (default: 128)")
-    parser.add_argument("--windows", type=int, metavar="N", help="measure on the first N windows only (default: all)")
-    parser.add_argument(
-        "--allow-overlap", action="store_true", help="allow text that a model was calibrated or trained on"
-    )
+    add_evaluation_options(parser)
     add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)

@@ -15,6 +15,7 @@ from .cells import line, new_table
 from .dropped import dropped
 from .loading import loading
 from .shares import shares
+from .texts.left_out import left_out
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ...passes.manager import StepRecord
     from ..benchmarking.timings import BenchmarkResult
     from ..demo import Demo
-    from ..evaluation import Measurement
+    from ..evaluating.measures import Measurement
     from ..modules.named import PrunedTarget
     from ..pruning.group_change import GroupChange
     from ..pruning.request import Applied
@@ -92,6 +93,7 @@ def applied(result: Applied) -> list[RenderableType]:
         *budgets(report),
         *trained(report),
         *remarks(report),
+        *left_out(result.texts),
         *_not_prunable(report),
     ]
     changes = [_changes(result.groups)] if result.groups else []
@@ -195,7 +197,8 @@ def exported(report: ExportReport) -> list[RenderableType]:
 
 def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
     """The result of ``eval``: a row per model."""
-    table = new_table("model", *MEASURED, right=MEASURED)
+    titles = MEASURED if any(row.speed for row in rows) else MEASURED[:-2]
+    table = new_table("model", *titles, right=titles)
     for row in rows:
         table.add_row(*_cells(row))
     return [table, *_placements(row.placement.why if row.placement else None for row in rows)]
@@ -267,9 +270,8 @@ def _cells(row: Measurement) -> list[str]:
         f"{row.parameters:,}",
         size(row.bytes),
         _count(row.macs),
-        f"{row.perplexity.value:.2f}",
-        f"{row.speed.prefill.median:,.0f}",
-        f"{row.speed.decode.median:,.0f}",
+        "" if row.perplexity is None else f"{row.perplexity.value:.2f}",
+        *(f"{rate.median:,.0f}" for rate in ((row.speed.prefill, row.speed.decode) if row.speed else ())),
     ]
 
 

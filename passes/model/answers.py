@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ...ir.errors import FxpruneError
-from ...runtime.training_rows import IGNORED
+from ...runtime.model.training_rows import IGNORED
 from ..data import Inputs
 
 LOGITS = "logits"

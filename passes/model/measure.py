@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,12 +33,14 @@ class Perplexity:
         nll: mean negative log-likelihood of a predicted token, in nats.
         tokens: number of predicted tokens: all but the first of each window.
         windows: number of windows.
+        by_window: the mean negative log-likelihood of each window, all of which are equally long.
     """
 
     value: float
     nll: float
     tokens: int
     windows: int
+    by_window: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,13 @@ def perplexity(
         )
     count = windows.shape[0] * (windows.shape[1] - 1)
     nll = losses.sum().item() / count
-    return Perplexity(_exp(nll), nll, count, windows.shape[0])
+    by_window = (losses / (windows.shape[1] - 1)).tolist()
+    return Perplexity(_exp(nll), nll, count, windows.shape[0], tuple(by_window))
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """The standard error of the mean of independent values; None of fewer than two."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def parameter_count(model: torch.nn.Module) -> int:

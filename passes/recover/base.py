@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...ir.errors import RequestError
 from ...ir.options import option
+from ...runtime.model.training_rows import ALL_TOKENS, ANSWERS_ALONE
 from ...runtime.place.choices import AUTO
-from ...runtime.training_rows import ALL_TOKENS, ANSWERS_ALONE
 from ..base import Pass, PassKind
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ...ir.errors import FxpruneError, RequestError
+from ...runtime.model.training_rows import Example
 from ...runtime.reporting import counting
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.side_effects import PassesOnMoreError
 from ...runtime.streaming.turns import Turn, side_by_side
-from ...runtime.training_rows import Example
 from ..model.answers import mask_of
 from ..model.blocks import find_blocks
 from ..model.inputs import called_with

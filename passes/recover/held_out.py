@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...ir.errors import RequestError
-from ...runtime.training_rows import IGNORED
+from ...runtime.model.training_rows import IGNORED
 from .kept_training import TrainingState, trained_parameters
 from .training import Lessons, Recipe, Validation, preserved_randomness
 
@@ -38,9 +38,14 @@ def divided(lessons: Lessons, recipe: Recipe) -> tuple[Lessons, Sequence[Any]]:
         )
     places = {int((i + 0.5) * whole / count) for i in range(count)}
     rest = [place for place in range(whole) if place not in places]
-    # Those of a data set of inputs are read when they are needed.
-    held, others = (Subset(lessons.examples, sorted(chosen)) for chosen in (places, rest))  # type: ignore[arg-type]
-    return dataclasses.replace(lessons, examples=others), held
+    return dataclasses.replace(lessons, examples=_some(lessons, rest)), _some(lessons, sorted(places))
+
+
+def _some(lessons: Lessons, places: list[int]) -> Sequence[Any]:
+    """Examples at some places; those of a data set of inputs are read when they are needed."""
+    examples: Any = lessons.examples
+    some: Any = Subset(examples, places)
+    return some
 
 
 class BestWeights(TrainerCallback):

@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from ...ir.errors import FxpruneError, RequestError
 from ...runtime.model.keywords import caching
+from ...runtime.model.training_rows import IGNORED, Example
 from ...runtime.place.memory import size_text
 from ...runtime.streaming.block_runner import BlockRunner
 from ...runtime.streaming.store import write_tensors
 from ...runtime.streaming.turns import Feed
-from ...runtime.training_rows import IGNORED, Example
 from .teacher import Teacher
 from .training import pad
 

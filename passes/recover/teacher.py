@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...runtime.model.keywords import caching
-from ...runtime.training_rows import IGNORED
+from ...runtime.model.training_rows import IGNORED
 
 
 class Teacher(ABC):

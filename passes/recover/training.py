@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ...ir.errors import FxpruneError
+from ...runtime.model.training_rows import IGNORED, Example, ExampleRows
 from ...runtime.place.choices import AUTO
-from ...runtime.training_rows import IGNORED, Example, ExampleRows
 from ..data import Calibration, is_inputs
 
 

@@ -21,7 +21,9 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import fxprune
+from fxprune import api
 from fxprune.api import ApplyRequest
+from fxprune.api.evaluating.evaluation import EvaluationRequest
 from fxprune.api.request_checks import GivenRows, check_model, list_models, read_text
 from fxprune.api.terminal.arguments import build_parser
 from fxprune.cli import COMMANDS
@@ -94,7 +96,7 @@ TEXTS: list[tuple[Any, str, str]] = [
     ([], "{} is a list without any text", "at least one string"),
     ([" ", ""], "{} is a list without any text", "at least one string"),
     (["a", 3], "{}[1] is an int, not a string", "a list of strings"),
-    ([Path("a.txt")], "{}[0] is a PosixPath, not a string", "a list of strings"),
+    (["a", Path("b.txt")], "{}[1] is a PosixPath, not a string", "a list of strings"),
     ("x" * 5000, "{} is a text of 5,000 characters, where a path", "{}=[text]"),
     ("two\nlines", "{} is a text of 9 characters, where a path", "{}=[text]"),
 ]
@@ -179,12 +181,13 @@ def test_an_argument_has_one_default() -> None:
 def test_every_argument_is_described(name: str) -> None:
     """In the docstring of the call; what ``apply`` takes, in that of the request to which its own refers."""
     text = CALLS[name].__doc__ or ""
-    if name == "apply":
-        assert f":class:`{ApplyRequest.__name__}`" in text
-        text = ApplyRequest.__doc__ or ""
+    if (request := {"apply": ApplyRequest, "evaluate": EvaluationRequest}.get(name)) is not None:
+        assert f":class:`{request.__name__}`" in text
+        text = request.__doc__ or ""
     described = {word for entry in re.findall(r"^ +([\w, ]+): ", text, re.MULTILINE) for word in entry.split(", ")}
-    if "shared" in described:
+    if "place" in described:
         described |= set(re.findall(r"``(\w+)``", text.partition(" shared: ")[2].partition(": a value for")[0]))
+        described |= set(re.findall(r"``(\w+)``", text.partition(" readings: ")[2].partition(": which field")[0]))
         described |= set(re.findall(r"``(\w+)``", text.partition(" place: ")[2].partition("trust_remote_code")[0]))
     assert described >= set(inspect.signature(CALLS[name]).parameters)
 
@@ -200,8 +203,9 @@ def test_the_command_line_and_python_take_the_same(name: str) -> None:
     assert isinstance(commands, argparse._SubParsersAction)
     options = {action.dest: action for action in commands.choices[COMMAND_OF[name]]._actions}
     parameters = inspect.signature(CALLS[name]).parameters
-    of_a_draft = OF_A_DRAFT if name == "bench" else set()
-    assert set(inspect.signature(fxprune.bench_draft).parameters) >= of_a_draft
+    of_a_draft = OF_A_DRAFT if name == "bench" else {"baseline"} if name == "evaluate" else set()
+    wider = api.compare if name == "evaluate" else fxprune.bench_draft
+    assert set(inspect.signature(wider).parameters) >= of_a_draft
     assert set(parameters) - IN_PYTHON_ONLY == set(options) - ON_THE_COMMAND_LINE_ONLY - of_a_draft
     for key in set(parameters) & set(options):
         if parameters[key].default is not inspect.Parameter.empty:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fxprune.ir.errors import RequestError
-from fxprune.runtime.training_rows import IGNORED
+from fxprune.runtime.model.training_rows import IGNORED
 from fxprune.tracer.texts.corpus import Text, load_text
 from fxprune.tracer.texts.several import joined
 
@@ -31,7 +31,8 @@ PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 """Nothing but text: neither a prompt for an answer nor a token at its end."""
 
 THINKING = (
-    "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' and loop.last %}<think>\n</think>\n{% endif %}"
+    "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' and loop.last %}<think>\n</think>\n"
+    "{% endif %}"
     "{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 """Something before the text of the last turn alone, as Qwen 3 has it."""
@@ -140,7 +141,7 @@ def test_a_token_that_begins_before_an_answer_is_one_of_it() -> None:
 FORMS: list[tuple[dict[str, Any], list[str]]] = [
     ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]}, ["hi", "yo"]),
     ({"conversations": [user("hi"), assistant("yo")]}, ["hi", "yo"]),
-    ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}], "system": "be"}, ["be", "hi", "yo"]),
+    ({"conversations": [{"from": "user", "value": "hi"}, assistant("yo")], "system": "be"}, ["be", "hi", "yo"]),
     ({"messages": json.dumps([user("hi"), assistant("yo")])}, ["hi", "yo"]),
     ({"messages": [user("hi"), {"role": "assistant", "content": [{"type": "text", "text": "yo"}]}]}, ["hi", "yo"]),
     ({"messages": [{**user("hi"), "tool_calls": None}, {**assistant("yo"), "name": None}]}, ["hi", "yo"]),
@@ -170,7 +171,9 @@ def test_without_a_chat_template_a_prompt_and_its_completion_are_one_text(tmp_pa
 
 def test_alpaca_without_a_chat_template_counts_all_unless_told(tmp_path: Path) -> None:
     text = loaded(tmp_path, {"instruction": "Add.", "input": "1 and 2", "output": "3"}, template=None)
-    assert answers(text)[0][0].startswith("Below is") and answers(text)[0][0].endswith("### Response:\n3</s>")
+    ((whole,),) = answers(text)
+    assert whole.startswith("Below is")
+    assert whole.endswith("### Response:\n3</s>")
     assert answers(text, train_on="answers") == [["3</s>"]]
 
 
@@ -214,7 +217,8 @@ def test_tools(tmp_path: Path) -> None:
     template = (
         "{% if tools %}{{ tools[0].function.name }}\n{% endif %}{% for m in messages %}<|{{ m.role }}|>"
         "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c.function.name }} {{ c.function.arguments.city }}"
-        "{% endfor %}{% endif %}{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{% endfor %}{% endif %}{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
     row = said(
@@ -253,7 +257,7 @@ def test_files_of_several_formats_are_one_text(tmp_path: Path) -> None:
 
 
 ERRORS: list[tuple[dict[str, Any], str, str]] = [
-    (said(user("hi"), {"role": "narrator", "content": "so"}), TURNS, "line 1, message 2: the role 'narrator' is none of"),
+    (said(user("hi"), {"role": "narrator", "content": "so"}), TURNS, "1, message 2: the role 'narrator' is none of"),
     ({"conversations": [{"from": "alien", "value": "x"}]}, TURNS, "message 1 is from 'alien', who is none of human"),
     (said({"content": "x"}), TURNS, "message 1 has no role; its fields: content"),
     (said({"role": "user", "content": 3}), TURNS, "message 1: its content is not a string but int"),
@@ -263,7 +267,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (said(), TURNS, "line 1 holds a conversation without messages"),
     ({"messages": "hi"}, TURNS, "line 1 holds no conversation but str"),
     (said(user("hi"), tools={"a": 1}), TURNS, "tools is no list but dict"),
-    (said({"role": "system", "content": "x"}), BARE, "refuses the conversation: TemplateError: only user and assistant"),
+    (said({"role": "system", "content": "x"}), BARE, "the conversation: TemplateError: only user and assistant"),
     (TWO, COUNTING, "the chat template writes what stands before message 2 in another way when it follows"),
     (TWO, "{{ messages", "line 1: the chat template of the model refuses the conversation: TemplateSyntaxError"),
 ]  # fmt: skip
@@ -289,17 +293,13 @@ def test_a_conversation_that_cannot_be_written_is_an_error(
     ],
 )
 def test_a_chat_template_runs_nothing(tmp_path: Path, template: str) -> None:
-    try:
-        written = loaded(tmp_path, TWO, template=template + "x").rows[0]
-    except RequestError as error:
-        assert "the chat template of the model refuses" in error.message
-    else:
-        assert written == "x"
+    with pytest.raises(RequestError, match="the chat template of the model refuses the conversation"):
+        loaded(tmp_path, TWO, template=template)
 
 
 def test_a_tokenizer_without_places_cannot_tell_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = loaded(tmp_path, TWO)
-    monkeypatch.setattr(type(text.tokenizer), "is_fast", property(lambda self: False))
+    monkeypatch.setattr(type(text.tokenizer), "is_fast", property(lambda _: False))
     with pytest.raises(RequestError, match="does not say which characters its tokens are of") as caught:
         text.examples(100)
     assert "--train-on all" in caught.value.hint

@@ -147,7 +147,7 @@ ERRORS: list[tuple[str, str | bytes, dict[str, str], str, str]] = [
     ("a.csv", "body,n\nx,1\n", {"field": "text"}, "line 2 has no field 'text'; its fields: body, n", "--field"),
     ("a.csv", "text,n\n,1\n,2\n", {}, "is empty: all of its 2 rows are null", "text"),
     ("a.csv", b"text\nabc\xff\n", {}, "is not UTF-8 text: byte 8 is 0xff", "iconv"),
-    ("a.jsonl", '{"a": {"b": "x"}}', {"field": "a.c"}, "'a' of '{path}' line 1 has no field 'c'; its fields: b", "--field"),
+    ("a.jsonl", '{"a": {"b": "x"}}', {"field": "a.c"}, "'a' of '{path}' line 1 has no field 'c'; its fields: b", "--"),
     ("a.jsonl", '{"a": "x"}', {"field": "a.c"}, "has no field 'c', but it is no object but str", "--field"),
     ("a.jsonl", '{"a": {"b": 3}}', {"field": "a.b"}, "line 1: field 'a.b' is not a string but int", "--field"),
     ("a.jsonl", '{"a": "x", "b": "y"}', {"field": "a,b,c"}, "--field a,b,c names 3 fields", "PROMPT,ANSWER"),
@@ -164,7 +164,7 @@ ERRORS: list[tuple[str, str | bytes, dict[str, str], str, str]] = [
 
 @pytest.mark.parametrize(("name", "content", "options", "message", "hint"), ERRORS)
 def test_what_cannot_be_read_is_an_error(
-    tmp_path: Path, name: str, content: str | bytes, options: dict[str, str], message: str, hint: str
+    tmp_path: Path, *, name: str, content: str | bytes, options: dict[str, str], message: str, hint: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -24,7 +24,7 @@ _CHAT_HINT = (
     'write a conversation as [{"role": "user", "content": "..."}, ...], or as [{"from": "human", "value": "..."}, ...]'
 )
 
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Chat:
         tools: functions that the model may call, as JSON schemas.
     """
 
-    messages: tuple[Message, ...]
+    messages: tuple[ChatMessage, ...]
     tools: tuple[Any, ...] = ()
 
 
@@ -70,7 +70,7 @@ def asked_and_answered(question: str, answer: str) -> Chat:
     return Chat(({"role": USER, "content": question}, {"role": ASSISTANT, "content": answer}))
 
 
-def _message(given: Any, where: str) -> Message:
+def _message(given: Any, where: str) -> ChatMessage:
     if not isinstance(given, Mapping):
         raise RequestError(f"{where} is not an object but {_kind(given)}", _CHAT_HINT)
     # Tables give every message the fields that any of them has.

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...ir.errors import RequestError, class_and_first_line, ends_program
+from ...runtime.model.training_rows import ANSWERS_ALONE, IGNORED, Example, ExampleRows
 from ...runtime.place.choices import AUTO
-from ...runtime.training_rows import ANSWERS_ALONE, IGNORED, Example, ExampleRows
 from .files import decode_file, row_suffix
-from .formats import ALPACA, CHATS, PROMPT, Records
+from .formats import ALPACA, CHATS, PROMPTED, Records
 from .rows import read_dataset, read_file
-from .templates import ChatTemplate, Span
+from .templates import ChatTemplate, TextSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-TRAINED_ON_ANSWERS = (*CHATS, PROMPT)
+TRAINED_ON_ANSWERS = (*CHATS, PROMPTED)
 """Formats of which training counts the answers alone, where it is not told otherwise."""
 
 
@@ -48,7 +48,7 @@ class Text:
     whole: bool = True
     complete: bool = False
     vocabulary: int | None = None
-    answers: tuple[tuple[Span, ...], ...] | None = None
+    answers: tuple[tuple[TextSpan, ...], ...] | None = None
     written: bool = False
     read_from: Mapping[str, Any] = field(default_factory=dict)
 
@@ -269,7 +269,7 @@ def _of_records(
 
 def _told(records: Records) -> str:
     """The format for reports; that of instructions says whether a chat template wrote them."""
-    return PROMPT if records.format == ALPACA and records.written else records.format
+    return PROMPTED if records.format == ALPACA and records.written else records.format
 
 
 def from_string(name: str, text: str, tokenizer: PreTrainedTokenizerBase) -> Text:

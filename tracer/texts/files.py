@@ -1,4 +1,4 @@
-"""Rows of files as people have them: JSON, JSON lines, CSV, TSV, Parquet, Arrow, texts; ``.gz`` and ``.zst`` of these."""
+"""Rows of files as people have them: JSON, CSV, TSV, Parquet, Arrow and texts; ``.gz`` and ``.zst`` of these."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from ...ir.errors import RequestError
+from ...runtime.model.training_rows import ExampleRows
 from ...runtime.place.choices import AUTO
-from ...runtime.training_rows import ExampleRows
 from .corpus import Text
 
 Hashes = npt.NDArray[np.uint64]

@@ -27,7 +27,7 @@ _PROMPT_WITH_INPUT = (
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 
-TEXT, MESSAGES, CONVERSATIONS, PROMPT, ALPACA = "text", "messages", "conversations", "prompt", "alpaca"
+TEXT, MESSAGES, CONVERSATIONS, PROMPTED, ALPACA = "text", "messages", "conversations", "prompt", "alpaca"
 
 CHATS = (MESSAGES, CONVERSATIONS)
 """Formats that only a chat template can write."""
@@ -52,8 +52,8 @@ ROW_FORMATS = (
     RowFormat(MESSAGES, ("messages",), ("tools",)),
     RowFormat(CONVERSATIONS, ("conversations",), ("tools", "system")),
     RowFormat(TEXT, ("text",)),
-    RowFormat(PROMPT, ("prompt", "completion")),
-    RowFormat(PROMPT, ("prompt", "response")),
+    RowFormat(PROMPTED, ("prompt", "completion")),
+    RowFormat(PROMPTED, ("prompt", "response")),
     RowFormat(ALPACA, ("instruction", "output"), ("input",)),
 )
 """What is looked for where no field is named: the first whose fields are all there."""
@@ -99,7 +99,7 @@ def format_of(row: Mapping[str, Any], where: str, field: str | None) -> RowForma
         for name in names:
             if name.partition(".")[0] not in row and name not in row:
                 raise RequestError(f"{where} has no field '{name}'; its fields: {listing(row)}", FIELDS_HINT)
-        return RowFormat(TEXT if len(names) == 1 else PROMPT, names, ("tools",) if len(names) == 1 else ())
+        return RowFormat(TEXT if len(names) == 1 else PROMPTED, names, ("tools",) if len(names) == 1 else ())
     for known in ROW_FORMATS:
         if all(name in row for name in known.fields):
             return known
@@ -141,9 +141,9 @@ def render_rows(
         found.append(_rendered(form, values, also, where, template))
     if form is None or not any(row.text.strip() for row in found):
         raise RequestError(f"'{source}' is empty" + _all_null(found, nulls), "give rows with text")
-    written = form.name in CHATS or (form.name in (PROMPT, ALPACA) and _writes(template))
+    written = form.name in CHATS or (form.name in (PROMPTED, ALPACA) and _writes(template))
     answers = None if form.name == TEXT else tuple(row.answers or () for row in found)
-    complete = form.name in (PROMPT, ALPACA) and not written
+    complete = form.name in (PROMPTED, ALPACA) and not written
     return Records(tuple(row.text for row in found), complete, answers, written, form.name, nulls)
 
 
@@ -177,7 +177,7 @@ def _rendered(
     if form.name in CHATS:
         chat = read_chat(values[0], where, tools=also.get("tools"), system=also.get("system"))
         return _written(chat, where, template)
-    if form.name == PROMPT and all(isinstance(value, list) for value in values):  # both in messages
+    if form.name == PROMPTED and all(isinstance(value, list) for value in values):  # both in messages
         return _written(read_chat([*values[0], *values[1]], where), where, template)
     texts = [_string(value, name, where) for name, value in zip(form.fields, values, strict=True)]
     if form.name == TEXT:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ...runtime.model.training_rows import ExampleRows
 from ...runtime.place.choices import AUTO
-from ...runtime.training_rows import ExampleRows
 from .corpus import Text
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def joined(name: str, parts: Sequence[Text]) -> Text:
         return parts[0]
     rows = tuple(row for part in parts for row in part.rows)
     nulls = sum(part.read_from.get("nulls", 0) for part in parts)
-    read_from = {"files": [{"name": part.name, **part.read_from} for part in parts]}
+    read_from = {"files": [{"name": Path(part.name).name, **part.read_from} for part in parts]}
     return SeveralTexts(
         name, rows, parts[0].tokenizer, whole=all(part.whole for part in parts), parts=tuple(parts),
         read_from={**read_from, **({"nulls": nulls} if nulls else {})},

@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ...ir.errors import RequestError, class_and_first_line, ends_program
-from .chats import ASSISTANT, Chat, Message
+from .chats import ASSISTANT, Chat, ChatMessage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Span = tuple[int, int]
+TextSpan = tuple[int, int]
 """Characters of a text: the first, and the one behind the last."""
 
 _GENERATION = "generation %}"
@@ -33,7 +33,7 @@ class Rendered:
     """
 
     text: str
-    answers: tuple[Span, ...] | None = None
+    answers: tuple[TextSpan, ...] | None = None
 
 
 class ChatTemplate:
@@ -99,7 +99,7 @@ class ChatTemplate:
 
         return self._guarded(render, where)
 
-    def _text(self, chat: Chat, messages: Sequence[Message], where: str, *, prompt: bool = False) -> str:
+    def _text(self, chat: Chat, messages: Sequence[ChatMessage], where: str, *, prompt: bool = False) -> str:
         def render() -> str:
             return str(
                 self._tokenizer.apply_chat_template(
@@ -113,7 +113,7 @@ class ChatTemplate:
         found: str = self._guarded(render, where)
         return found
 
-    def _answer(self, chat: Chat, at: int, text: str, where: str) -> Span:
+    def _answer(self, chat: Chat, at: int, text: str, where: str) -> TextSpan:
         """Where the answer of message ``at`` is in the text of the whole conversation."""
         content = str(chat.messages[at]["content"]).strip()
         prompt, plain = (

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ....ir.errors import RequestError
 from ....passes.analyze.analyze import BOUND, SUMMED, Analyze
 from ...progress import Progress
 from ..module_options import add_module_options
@@ -38,10 +39,6 @@ def add_analysis_options(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--scores", metavar="FILE", help="keep scores and measurements in FILE, so that apply measures nothing twice"
     )
-    files.add_argument(
-        "--json", nargs="?", const=True, default=False, metavar="FILE",
-        help="write the result to FILE as JSON; without FILE, print it on stdout in place of the table",
-    )  # fmt: skip
     files.add_argument("--plot", metavar="FILE", help="draw the curves to FILE.svg or FILE.png (extra `report`)")
     files.add_argument("--force", action="store_true", help="replace files of --json and --plot if they exist")
     add_module_options(parser)
@@ -74,6 +71,11 @@ def analyzed(arguments: argparse.Namespace, where: dict[str, Any], progress: Pro
     from ...pages.written_file import claim_text
     from ...places import check_apart
 
+    if isinstance(arguments.json, str) and not arguments.json.endswith(".json"):
+        raise RequestError(
+            f"--json {arguments.json}: a file for the result ends in .json",
+            "write --json behind the model, or --json FILE.json",
+        )
     told, model = arguments.json if isinstance(arguments.json, str) else None, arguments.model
     files = {"--scores": arguments.scores, "--json": told, "--plot": arguments.plot}
     calib = texts_of(arguments.calib)

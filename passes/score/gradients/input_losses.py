@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ....ir import FxpruneError
-from ....runtime.training_rows import IGNORED
+from ....runtime.model.training_rows import IGNORED
 from ...data import Inputs, InputSet
 from ...model.answers import answer_of, own_loss
 from ...model.inputs import called_with

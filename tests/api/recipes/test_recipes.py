@@ -153,3 +153,34 @@ def test_the_command_prints_and_lists(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == own_recipes()["paper"].read_text(encoding="utf-8")
     assert cli.main(["recipe", str(tmp_path)]) == 2
     assert "fxprune.json does not exist" in capsys.readouterr().err
+
+
+def test_a_recipe_says_how_texts_are_read(tmp_path: Path) -> None:
+    recipe = _written(
+        tmp_path,
+        "model: demo\npass: lora\ncalib: a.txt\ndata: [b.csv, c.jsonl]\nfield: [calib=x, 'data=q,a']\nsplit: test\n"
+        "train_on: answers\n",
+    )
+    words = ["demo", "--pass=lora", "--calib=a.txt", "--data=b.csv", "--data=c.jsonl", "--field=calib=x"]
+    words += ["--field=data=q,a", "--split=test", "--train-on=answers"]
+    told, plain = vars(_said(["--recipe", recipe])), vars(_said(words))
+    assert {**told, "recipe": None, "parser": None} == {**plain, "parser": None}
+    instead = vars(_said(["--recipe", recipe, "--data", "d.jsonl", "--field", "data=body"]))
+    assert (instead["calib"], instead["data"], instead["field"]) == (["a.txt"], ["d.jsonl"], ["data=body"])
+
+
+def test_the_recipe_of_a_result_says_how_its_texts_were_read() -> None:
+    files = [
+        {"name": "b.csv", "format": "prompt", "field": "q,a"},
+        {"name": "c.jsonl", "format": "prompt", "field": "q,a"},
+    ]
+    texts = [
+        {"read_as": "calibration", "name": "set", "read_from": {"format": "text", "field": "body", "split": "test"}},
+        {"read_as": "recovery", "name": "b.csv, c.jsonl", "read_from": {"files": files}},
+    ]
+    found = yaml.safe_load(recipe_of({"model": "demo", "pipeline": "lora{train_on=all}", "texts": texts}))
+    assert found["calib"] == "set"
+    assert found["data"] == ["b.csv", "c.jsonl"]
+    assert found["field"] == ["calib=body", "data=q,a"]
+    assert found["split"] == ["calib=test"]
+    assert found["pass"] == "lora{train_on=all}"

@@ -6,7 +6,7 @@ IGNORED = -100
 """The label that the losses of transformers leave out."""
 
 ALL_TOKENS, ANSWERS_ALONE = "all", "answers"
-"""Which tokens of a row training learns to predict; :data:`~.place.choices.AUTO` leaves it to the row's format."""
+"""Which tokens of a row training learns to predict; :data:`~..place.choices.AUTO` leaves it to the row's format."""
 
 Example = dict[str, list[int]]
 """``input_ids`` and ``labels`` of one row, equally long."""

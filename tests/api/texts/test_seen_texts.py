@@ -10,8 +10,8 @@ from fxprune.api.seen_texts import text_of
 from fxprune.ir.errors import RequestError
 from fxprune.tracer.model import resolve
 
-from ..families.causal_lm import tiny_model
-from ..tracer.test_texts import byte_tokenizer
+from ...families.causal_lm import tiny_model
+from ...tracer.test_texts import byte_tokenizer
 
 
 @pytest.mark.parametrize(

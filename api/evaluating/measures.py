@@ -1,0 +1,113 @@
+"""What is measured of one model."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ...passes.model.measure import Perplexity, Speed, standard_error
+from ...runtime.place.placement import Placement
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """The perplexity of a model on a text.
+
+    Attributes:
+        name: of the text, as the user gave it.
+        perplexity: over its windows.
+        windows: a hash of the token ids of all windows; models with another one do not compare.
+    """
+
+    name: str
+    perplexity: Perplexity
+    windows: str
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What a model reached in a task.
+
+    Attributes:
+        name: of the task.
+        metric: such as ``acc``.
+        items: the value of every item.
+    """
+
+    name: str
+    metric: str
+    items: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        """The mean over the items."""
+        return sum(self.items) / len(self.items)
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of the mean."""
+        return standard_error(self.items)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model writes after a prompt, always the most probable token.
+
+    Attributes:
+        prompt: the prompt.
+        tokens: the ids.
+        text: the same as text.
+    """
+
+    prompt: str
+    tokens: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The measured values of one model.
+
+    Attributes:
+        name: the model as the user gave it.
+        format: ``safetensors``, ``pickle`` or ``onnx``.
+        parameters: number of parameters; a tied one is counted once.
+        bytes: size of the weight files.
+        macs: multiply-accumulates for one window, counted in the traced graph.
+        perplexity: on the first text; None without one.
+        speed: tokens per second for one sequence on this machine; where weights are brought into memory block by block,
+            with the time that takes. None where it was not wanted.
+        placement: where it ran; None for ONNX Runtime, which runs on the CPU.
+        texts: perplexity on every text.
+        tasks: what it reached in every task, by every metric.
+        generations: what it writes after every prompt.
+    """
+
+    name: str
+    format: str
+    parameters: int
+    bytes: int
+    macs: int
+    perplexity: Perplexity | None
+    speed: Speed | None
+    placement: Placement | None = None
+    texts: tuple[TextScore, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
+    generations: tuple[Continuation, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Without texts, tasks and generations, which :class:`~.comparison.Comparison` lists by what they are of."""
+        perplexity = None if self.perplexity is None else dataclasses.asdict(self.perplexity)
+        if perplexity is not None:
+            del perplexity["by_window"]
+        return {
+            "name": self.name,
+            "format": self.format,
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "macs": self.macs,
+            "perplexity": perplexity,
+            "speed": None if self.speed is None else dataclasses.asdict(self.speed),
+            "placement": self.placement.to_json() if self.placement else None,
+        }
