@@ -17,7 +17,7 @@ FIGURES = 60
 """The most figures of one table."""
 
 _PROMPTS = ("prompt", "input", "question")
-_WRITTEN = ("text", "output", "generated", "generation", "completion", "continuation", "response", "answer")
+_TEXT_NAMES = ("text", "output", "generated", "generation", "completion", "continuation", "response", "answer")
 _SAMPLES = 12
 _SHOWN_CHARACTERS = 2000
 
@@ -52,13 +52,32 @@ def read_evaluation(name: str, data: Mapping[str, Any]) -> Evaluation | None:
         return None
     models = tuple(_last(str(row.get("name", f"model {number}"))) for number, row in enumerate(rows, start=1))
     figures = [dict(_figures(row)) for row in rows]
+    written = [dict(_written(row)) for row in rows]
+    for title, place, one in _listed(data, [str(row.get("name")) for row in rows]):
+        if isinstance(prompt := title.get("prompt"), str):
+            text = _first(one, _TEXT_NAMES)
+            written[place] |= {} if text is None else {prompt[:_SHOWN_CHARACTERS]: text[:_SHOWN_CHARACTERS]}
+        else:
+            path = [str(title[key]) for key in ("name", "metric") if title.get(key) is not None]
+            figures[place] |= {" ".join([*path, name]): value for name, value in _figures(one)}
     names = dict.fromkeys(name for found in figures for name in found)
     ordered = [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
     table = {key: tuple(number(found[key]) if key in found else "" for found in figures) for key in ordered[:FIGURES]}
-    written = [dict(_written(row)) for row in rows]
     prompts = list(dict.fromkeys(prompt for found in written for prompt in found))[:_SAMPLES]
     samples = {prompt: tuple(found.get(prompt, "") for found in written) for prompt in prompts}
     return Evaluation(name, models, table, samples)
+
+
+def _listed(
+    data: Mapping[str, Any], names: Sequence[str]
+) -> Iterator[tuple[Mapping[str, Any], int, Mapping[str, Any]]]:
+    """What lists beside the models hold for each of them: texts, tasks and prompts, the place of the model, its entry."""
+    for key, entries in data.items():
+        for entry in entries if isinstance(entries, list) and key != "models" else ():
+            held = entry.get("models") if isinstance(entry, Mapping) else None
+            for one in held if isinstance(held, list) else ():
+                if isinstance(one, Mapping) and str(one.get("name")) in names:
+                    yield entry, names.index(str(one.get("name"))), one
 
 
 def number(value: float) -> str:
@@ -89,7 +108,7 @@ def _written(value: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
     if depth > NESTED:
         return
     if isinstance(value, Mapping):
-        prompt, text = _first(value, _PROMPTS), _first(value, _WRITTEN)
+        prompt, text = _first(value, _PROMPTS), _first(value, _TEXT_NAMES)
         if prompt is not None and text is not None:
             yield prompt[:_SHOWN_CHARACTERS], text[:_SHOWN_CHARACTERS]
             return

@@ -186,6 +186,18 @@ def test_measurements_are_read_leniently() -> None:
     assert (found.models, found.rows, found.samples) == (("model 1",), {"deep.a.b.c": ("1",)}, {})
 
 
+def test_what_lists_beside_the_models_hold_is_theirs() -> None:
+    both = [{"name": "a/one", "value": 0.5, "text": "x"}, {"name": "two", "value": 0.25, "text": "y"}, {"name": "no"}]
+    found = read_evaluation("x", {
+        "models": [{"name": "a/one", "parameters": 3}, {"name": "two"}], "differences": [{"name": "arc"}], "window": 1,
+        "tasks": [{"name": "arc", "metric": "accuracy", "models": both}],
+        "generations": [{"prompt": "P", "models": both}],
+    })  # fmt: skip
+    assert found is not None
+    assert found.rows == {"parameters": ("3", ""), "arc accuracy value": ("0.5", "0.25")}
+    assert found.samples == {"P": ("x", "y")}
+
+
 def test_a_notebook_shows_a_run_without_pictures_where_nothing_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     run = ShownRun("OUT", RECORD, SLICES, 3000)
     assert fragment(run).count("<svg") == 2
