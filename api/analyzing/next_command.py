@@ -64,6 +64,8 @@ def _command(asked: Asked, step: str, target: str, *more: str) -> str:
     for name, value in asked.flags.items():
         if value is True:
             words.append(f"--{name}")
+        elif isinstance(value, list | tuple):
+            words += [word for one in value for word in (f"--{name}", str(one))]
         elif value not in (None, False, AUTO):
             words += [f"--{name}", value if isinstance(value, str) else str(value).removeprefix("torch.")]
     return shlex.join([*words, "--out", "OUT"])

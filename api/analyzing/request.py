@@ -16,7 +16,8 @@ from ...runtime.place.placement import PlacementRequest
 from ...runtime.ranks import ALONE
 from ..progress import Progress, silent
 from ..pruning.request import ApplyRequest
-from ..request_checks import GivenData, Model, Reading, is_path
+from ..reading import GivenReading, Readings
+from ..request_checks import GivenData, Model, is_path
 from .next_command import Asked
 from .result import AnalysisResult
 
@@ -48,8 +49,8 @@ def analyze(
     bound: float = BOUND,
     measure: str = "params",
     scores: str | Path | None = None,
-    field: str | None = None,
-    split: str | None = None,
+    field: GivenReading = None,
+    split: GivenReading = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     example: str | None = None,
     loss: str | Callable[[torch.nn.Module], torch.Tensor] | None = None,
@@ -82,7 +83,7 @@ def analyze(
     step = Analyze(scores=scored_by, bound=bound, measure=measure)
     step.check()
     done = AnalyzeRequest(step=step, model=model, passes=(), plan=None, out=None, shared={}, tokenizer=tokenizer,
-        calib=calib, data=None, reading=Reading(field, split), scores=scores, example=example, loss=loss, force=False,
+        calib=calib, data=None, readings=Readings.parse(field, split), scores=scores, example=example, loss=loss, force=False,
         resume=False, dry_run=True, form="auto", place=where, trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle, merge_adapter=merge_adapter, print_ir_after=(), progress=progress, ranks=ALONE,
         sizes=None).run()  # fmt: skip

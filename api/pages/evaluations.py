@@ -71,7 +71,7 @@ def read_evaluation(name: str, data: Mapping[str, Any]) -> Evaluation | None:
 def _listed(
     data: Mapping[str, Any], names: Sequence[str]
 ) -> Iterator[tuple[Mapping[str, Any], int, Mapping[str, Any]]]:
-    """What lists beside the models hold for each of them: texts, tasks and prompts, the place of the model, its entry."""
+    """What lists beside the models hold for each: a text, task or prompt, the place of the model, its entry."""
     for key, entries in data.items():
         for entry in entries if isinstance(entries, list) and key != "models" else ():
             held = entry.get("models") if isinstance(entry, Mapping) else None

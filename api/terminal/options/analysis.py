@@ -28,7 +28,7 @@ def add_analysis_options(parser: argparse.ArgumentParser) -> None:
         "--calib", action="append", metavar="DATA",
         help="calibration data, as for apply (required unless MODEL is demo, or with --loss); may be repeated",
     )  # fmt: skip
-    add_reading_options(parser)
+    add_reading_options(parser, several=False)
     parser.add_argument(
         "--bound", type=float, default=BOUND, metavar="D",
         help="the recommended budget is the smallest whose measured distance from the dense model stays within D, in "
