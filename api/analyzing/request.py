@@ -83,8 +83,8 @@ def analyze(
     step = Analyze(scores=scored_by, bound=bound, measure=measure)
     step.check()
     done = AnalyzeRequest(step=step, model=model, passes=(), plan=None, out=None, shared={}, tokenizer=tokenizer,
-        calib=calib, data=None, readings=Readings.parse(field, split), scores=scores, example=example, loss=loss, force=False,
-        resume=False, dry_run=True, form="auto", place=where, trust_remote_code=trust_remote_code,
+        calib=calib, data=None, readings=Readings.parse(field, split), scores=scores, example=example, loss=loss,
+        force=False, resume=False, dry_run=True, form="auto", place=where, trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle, merge_adapter=merge_adapter, print_ir_after=(), progress=progress, ranks=ALONE,
         sizes=None).run()  # fmt: skip
     flags: dict[str, Any] = {"field": field, "split": split, "example": example, "loss": loss, "device": device,
