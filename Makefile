@@ -12,7 +12,7 @@ DEPLOYMENT ?= out/deployment
 WORKERS ?= 2
 test nightly fuzz deployment: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test nightly fuzz deployment lint audit format clean
+.PHONY: demo test nightly fuzz deployment lint audit docs dist format clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/fxprune demo --out $(OUT) --force
@@ -53,6 +53,14 @@ audit: $(VENV)/audit.stamp
 	  { echo "error: the audit found a vulnerability, or could not look a package up" >&2; \
 	    echo "hint: it says which above; advisories are read from PyPI, over the internet" >&2; exit 1; }
 
+# The site, in out/site. A broken link, or a page that is not in the navigation, is an error.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The wheel and the source distribution: built, checked, and tried in an empty environment, outside of the checkout.
+dist: $(VENV)/dist.stamp
+	TORCH='$(TORCH)' $(BIN)/python .ci/dist.py
+
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -66,17 +74,26 @@ $(VENV)/torch.stamp: constraints.txt
 	$(PIP) '$(TORCH)'
 	@touch $@
 
+# What the example uses: it trains adapters, and writes ONNX.
 $(VENV)/run.stamp: $(VENV)/torch.stamp pyproject.toml
-	$(PIP) -e .
+	$(PIP) -e '.[lora,onnx]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/run.stamp
 
+$(VENV)/docs.stamp: $(VENV)/run.stamp
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+$(VENV)/dist.stamp: $(VENV)/run.stamp
+	$(PIP) -e '.[dist]'
+	@touch $@
+
 $(VENV)/audit.stamp: $(VENV)/run.stamp
 	$(PIP) -e '.[audit]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist out/site *.egg-info

@@ -11,18 +11,25 @@ from typing import Any
 import torch
 
 from ..ir.errors import RequestError
+from ..ir.extras import installed_version
 from ..runtime.place.devices import CPU, computes, found_devices, title_of
 from ..runtime.place.memory import HostMemory, Memory, device_memory, host_memory
 from ..runtime.place.placement import ARITHMETICS, PlacementRequest, place
 
-REQUIRED = (
-    "fxprune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy", "networkx", "onnx",
-    "onnxscript", "onnxruntime",
-)  # fmt: skip
+REQUIRED = ("fxprune", "torch", "transformers", "safetensors", "numpy", "networkx")
 """What fxprune is built on."""
 
 OPTIONAL = {
-    "onnxruntime-genai": "runs what export writes, with its own generation loop",
+    "peft": "lora, --merge-adapter",
+    "accelerate": "lora, finetune, distill",
+    "datasets": "texts from data sets",
+    "onnx": "export to ONNX",
+    "onnxscript": "export to ONNX",
+    "onnxruntime": "runs what export writes",
+    "gguf": "export to GGUF",
+    "pillow": "folders of images",
+    "soundfile": "folders of sounds",
+    "onnxruntime-genai": "the same, with its own generation loop",
     "lm-eval": "zero-shot accuracy (benchmarks/zeroshot.py)",
 }
 """Package -> what it adds."""
@@ -79,14 +86,14 @@ class Machine:
 
 def examine() -> Machine:
     """Look at this machine."""
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in REQUIRED}}
+    versions = {"python": platform.python_version(), **{name: installed_version(name) for name in REQUIRED}}
     return Machine(
         devices=tuple(map(_device, found_devices())),
         host=host_memory(),
         threads=torch.get_num_threads(),
         system=f"{platform.system()} {platform.machine()}",
         versions=versions,
-        optional={name: _version(name) for name in OPTIONAL},
+        optional={name: installed_version(name) for name in OPTIONAL},
         plugins=_plugins(),
         uses={"apply": _default(sums=True), "eval, bench": _default(sums=False), "export": "cpu, float32"},
     )
@@ -115,10 +122,3 @@ def _plugins() -> tuple[str, ...]:
         if point.dist is not None
     }
     return tuple(sorted(found))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

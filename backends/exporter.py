@@ -105,6 +105,8 @@ class Exporter(Protocol):
     A format of one file has a class attribute ``file_begins``, the bytes that every such file begins with: ``--force``
     replaces only these. It writes by :func:`~fxprune.backends.placed_file.placed_file`.
 
+    A class attribute ``packages`` names modules without which it cannot run, and which an extra of fxprune brings.
+
     Attributes:
         name: as written in ``name{option=value}``.
     """

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..ir.call_text import CallKind, Scanner, bind, having, is_name
 from ..ir.errors import RequestError
+from ..ir.extras import require
 from ..ir.options import options_of
 from ..ir.plugins import Table, joined
 from .exporter import Exporter
@@ -45,7 +46,7 @@ def parse_format(text: str, shared: Mapping[str, Any] | None = None) -> Exporter
 
     Raises:
         RequestError: a mistake in the text, an unknown format or option, a value that an option cannot have or that
-            contradicts ``shared``, a shared option that the format does not have.
+            contradicts ``shared``, a shared option that the format does not have; a package that it needs is missing.
     """
     if not isinstance(text, str):
         raise RequestError(f"format is of type {type(text).__name__}", "give text, such as 'onnx{dtype=int8}'")
@@ -60,6 +61,7 @@ def parse_format(text: str, shared: Mapping[str, Any] | None = None) -> Exporter
         if exporter.name not in takers:
             others = f"formats that have it: {', '.join(takers)}" if takers else "leave it out"
             raise RequestError(f"format {exporter.name!r} has no option {name!r}", others)
+    require(f"the format {exporter.name}", *getattr(exporter, "packages", ()))
     return exporter
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..ir.call_text import CallKind, OptionCall, Scanner, bind, having
 from ..ir.errors import RequestError
+from ..ir.extras import require
 from ..ir.options import has_effect, options_of, replacing, write_value
 from .base import Pass
 from .named_pipelines import written_out
@@ -45,7 +46,8 @@ def parse_pipeline(
 
     Raises:
         RequestError: a mistake in the text, an unknown pass or option, a value that an option cannot have, a shared
-            option that no pass takes or that contradicts the text; or no text at all.
+            option that no pass takes or that contradicts the text; no text at all; a pass that needs a package which
+            is not installed.
     """
     whole = _text(text)
     by_name = {cls.name: cls for cls in passes}
@@ -53,6 +55,8 @@ def parse_pipeline(
     calls = [step for call in _calls(whole) for step in written_out(call, by_name, PASS, uniform=uniform)]
     bound = tuple(bind(call, by_name, given, PASS, defaults or {}) for call in calls)
     _every_shared_option_lands(given, bound, by_name)
+    for step in bound:
+        require(f"the pass {step.name}", *step.packages)
     return bound
 
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import huggingface_hub
 import torch
 import transformers
-from accelerate import init_empty_weights
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.initialization import no_init_weights
@@ -23,10 +22,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+from transformers.utils import is_accelerate_available
 
 from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is_utf8
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.consent import Consent
+from ..runtime.model.empty_weights import empty_weights
 from ..runtime.model.free_class import CONFIG_ENTRY, free_class
 from ..runtime.model.own_code import own_auto_class, own_class
 from ..runtime.model_directory.config_file import check_built, read_config
@@ -297,7 +298,7 @@ def build_meta(
 
 @contextlib.contextmanager
 def _without_values() -> Iterator[None]:
-    with init_empty_weights(include_buffers=False), no_init_weights():
+    with empty_weights(), no_init_weights():
         yield
 
 
@@ -321,8 +322,9 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
     config = load_config(source)
     allowed = source.consent.keywords(source.directory)
     files = weight_files(source.directory, allow_pickle=source.consent.pickle)
-    # With a map of devices the files are read straight to the device.
-    elsewhere = {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
+    # With a map of devices, which needs accelerate, the files are read straight to the device.
+    beyond = device is not None and device.type != "cpu"
+    elsewhere = {"device_map": {"": device}} if beyond and is_accelerate_available() else {}
     with pickles_read(source.consent.pickle):
         model, info = _guarded(
             lambda: _loader(config, source.directory, allowed).from_pretrained(
@@ -340,7 +342,7 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
             "check that the weights belong to the config",
         )
     _check_keys(source, config, info)
-    return model.eval()
+    return (model.to(device) if beyond and not elsewhere else model).eval()
 
 
 def _check_keys(source: ModelSource, config: Any, info: dict[str, Any]) -> None:

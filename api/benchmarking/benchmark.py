@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ...demo import MODEL_DIR
 from ...ir.errors import FxpruneError, RequestError, last_line
+from ...ir.extras import EXTRAS, require
 from ...runtime.adapter_files import find_adapter
 from ...runtime.child_process import module_arguments, start_python
 from ...runtime.consent import Consent
@@ -26,6 +27,7 @@ from ...runtime.place.placement import PlacementRequest
 from ...runtime.scratch import ScratchDirectory
 from ..progress import Progress, silent
 from ..request_checks import Model, check_counts, is_path, list_models
+from ..runnable import is_onnx
 from .process import TimingJob
 from .timings import BenchmarkResult, Conditions, baselines_of, compared
 
@@ -76,7 +78,7 @@ def bench(
     """
     request = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
     _check_kinds(prompt=prompt, new=new, rounds=rounds, threads=threads, batches=batches)
-    found = list_models(models, merge_adapter=merge_adapter)
+    found = _listed(models, merge_adapter=merge_adapter, onnx=onnx)
     _require_work(found, batches, prompt=prompt, new=new, rounds=rounds, threads=threads)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     conditions = Conditions(prompt, new, rounds, threads or _threads(), tuple(batches))
@@ -87,6 +89,14 @@ def bench(
             jobs += _exported(jobs, folder, progress)
         _check_baseline(baseline, jobs)
         return _timed(jobs, conditions, baseline, stack, progress)
+
+
+def _listed(models: Any, *, merge_adapter: bool, onnx: bool) -> list[Any]:
+    """The models; refuses to time in ONNX Runtime where that is not installed."""
+    found = list_models(models, merge_adapter=merge_adapter)
+    if onnx or any(is_path(model) and is_onnx(model) for model in found):
+        require("--onnx" if onnx else "an ONNX directory", *EXTRAS["onnx"])
+    return found
 
 
 def _check_baseline(baseline: str | None, jobs: Sequence[TimingJob]) -> None:

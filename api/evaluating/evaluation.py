@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...ir.errors import RequestError
+from ...ir.extras import EXTRAS, require
 from ...passes.model.measure import (
     WINDOWS_AT_ONCE,
     Speed,
@@ -201,6 +202,8 @@ def _listed(given: Sequence[str] | str, sign: str = "") -> tuple[str, ...]:
 def _check(found: Sequence[Any], asked: EvaluationRequest) -> None:
     if not found:
         raise RequestError("there is no model to measure", "give one, or several")
+    if any(is_path(model) and is_onnx(model) for model in found):
+        require("an ONNX directory", *EXTRAS["onnx"])
     texts = asked.texts
     if None in texts and DEMO not in [os.fspath(model) for model in found if is_path(model)]:
         raise RequestError("missing --text FILE", "give a text to measure on, or --tasks or --generate")

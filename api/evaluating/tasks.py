@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Any
 
 from ...ir.call_text import did_you_mean
 from ...ir.errors import RequestError, class_and_first_line, ends_program
+from ...ir.extras import EXTRAS, require
 from ..runnable import Runnable
 from .measures import TaskScore
 from .task_files import YAML, refuse_code, row_tasks, task_of_rows
 
 _SEED = 1234
 """Of the examples before a question; the one of lm-eval's own command."""
-
-INSTALL_EVAL = "pip install 'fxprune[eval]'"
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,7 @@ class AskedTasks:
                 if value is not None:
                     raise RequestError(f"{flag} without --tasks", "name the tasks: --tasks NAME,NAME")
             return
-        if importlib.util.find_spec("lm_eval") is None:
-            raise RequestError("--tasks needs lm-eval, which is not installed", INSTALL_EVAL)
+        require("--tasks", *EXTRAS["eval"])
         if self.limit is not None and self.limit < 1:
             raise RequestError(f"--limit {self.limit} leaves no item", "give 1 or more")
         if self.directory is None:

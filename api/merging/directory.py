@@ -16,6 +16,7 @@ import torch
 from ...backends.huggingface.load import load, load_without_weights
 from ...backends.huggingface.streamed_weights import obstacle, stored_tensors
 from ...ir.errors import RequestError, first_line
+from ...ir.extras import require
 from ...runtime.adapter_files import ADAPTER_FILES, ADAPTER_PICKLE, ADAPTER_WEIGHTS, AdapterFiles
 from ...runtime.model.free_class import CONFIG_ENTRY
 from ...runtime.scratch import ScratchDirectory
@@ -55,6 +56,7 @@ def merged_source(
             it does not belong to the model, or there is no room on the disk.
         FxpruneError: PEFT cannot merge it.
     """
+    require("--merge-adapter", "peft")
     check_kind(adapter)
     if not weights:
         yield source

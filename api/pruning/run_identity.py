@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...backends.digests import sha256
+from ...ir.extras import installed_version
 from ...ir.options import options_of, write_value
 from ...passes.base import Pass
 from ...tracer.input_file import is_input_file
@@ -20,6 +20,10 @@ from ..request_checks import GivenBatches, GivenFiles, GivenRows
 from ..seen_inputs import AsGiven
 
 Identity = dict[str, Any]
+
+DECIDING = ("fxprune", "torch", "transformers", "peft")
+"""Packages whose versions a result may depend on; the last one comes with an extra."""
+
 
 _SHOWN = 3
 """How many changes an error lists."""
@@ -48,7 +52,7 @@ def identity(source: ModelSource, pipeline: Sequence[Pass], texts: Mapping[str, 
         "source": {path.name: _stamp(path, source.loaded) for path in files},
         **{part: _text(spec) for part, spec in texts.items()},
         **{name: getattr(value, "__qualname__", value) for name, value in options.items()},
-        "versions": {name: version(name) for name in ("fxprune", "torch", "transformers", "peft")},
+        "versions": {name: installed_version(name) or "not installed" for name in DECIDING},
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...ir.errors import FxpruneError, RequestError, first_line
+from ...ir.extras import EXTRAS
 from ...ir.options import option
 from ..atomic_directory import check_room
 from ..exporter import ExportRequest
@@ -16,7 +17,6 @@ from ..placed_file import placed_file
 from .architectures import OTHER_FORMAT, find_architecture
 from .check import LlamaCppChecks, check_llama_cpp, has_llama_cpp, read_back
 from .contents import describe
-from .package import load_gguf
 from .vocabulary import WITHOUT, Vocabulary, read_vocabulary
 from .written_file import BYTES_PER_WEIGHT, TYPES, Entry, write_contents
 
@@ -85,6 +85,7 @@ class Gguf:
     """One file for llama.cpp, with the tokenizer; widths may differ by layer where its code allows it."""
 
     name: ClassVar[str] = "gguf"
+    packages: ClassVar[tuple[str, ...]] = EXTRAS["gguf"]
     file_begins: ClassVar[bytes] = b"GGUF"
 
     dtype: str = option(
@@ -104,7 +105,8 @@ class Gguf:
 
     def export(self, request: ExportRequest) -> GgufReport:
         """Write a GGUF file."""
-        gguf = load_gguf()
+        import gguf
+
         config = request.config.get_text_config()
         if not request.causal_lm:
             raise RequestError(

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from ...runtime.model.empty_weights import empty_weights
 from ...runtime.model.keywords import caching
 from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.threads import one_thread
@@ -158,7 +158,7 @@ def _sampled(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def meta_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """A model whose parameters are on the meta device and whose buffers, such as rotary tables, have values."""
-    with init_empty_weights(include_buffers=False), no_init_weights():
+    with empty_weights(), no_init_weights():
         model = model_class(config)
     model.tie_weights()  # a parameter registered on the meta device is a new object
     return model.eval()

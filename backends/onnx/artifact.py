@@ -26,20 +26,11 @@ from ..atomic_directory import check_room, check_target
 from ..copied_files import CopiedFiles, companions, copy_files
 from ..replaceable import CONFIG
 from ..seen import Seen
+from .choices import ONNX_DTYPES, PROVIDERS, check_opset
 from .layout import LAYOUTS, Layout
-from .quantize import ONNX_DTYPES, save_graph
+from .quantize import save_graph
 
-# The execution provider for which a graph is optimised, and on which it is checked if this machine has it.
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "none": "CPUExecutionProvider"}
-# torch.onnx never writes an opset below 18, and this onnxruntime reads none above 25.
-_OPSETS = range(18, 26)
 _PACKAGES = ("fxprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-
-
-def check_opset(opset: int | None) -> None:
-    """Refuse a version of the operator set that cannot be written or read; None is the exporter's own choice."""
-    if opset is not None and opset not in _OPSETS:
-        raise RequestError(f"opset {opset} is not supported", f"choose {_OPSETS[0]} to {_OPSETS[-1]}")
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ...ir.errors import RequestError
+from ...ir.extras import EXTRAS
 from ...ir.options import option
 from ..exporter import ExportRequest
-from .artifact import PROVIDERS, OnnxReport, OnnxRequest, check_opset
-from .decoder import export_onnx
-from .forward import ExportedForward, export_forward
+from .choices import ONNX_DTYPES, PROVIDERS, check_opset
 from .layout import LAYOUTS
-from .quantize import ONNX_DTYPES
+
+if TYPE_CHECKING:
+    from .artifact import OnnxReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Onnx:
     """An ONNX graph; of a causal language model by default one that generates, with a cache of keys and values."""
 
     name: ClassVar[str] = "onnx"
+    packages: ClassVar[tuple[str, ...]] = EXTRAS["onnx"]
 
     dtype: str = option("float32", "of the weights; int8 and int4 are weight-only", ONNX_DTYPES)
     layout: str = option("onnxruntime", "names and places of the files", tuple(LAYOUTS))
@@ -35,6 +37,10 @@ class Onnx:
 
     def export(self, request: ExportRequest) -> OnnxReport:
         """Write an ONNX directory."""
+        from .artifact import OnnxRequest
+        from .decoder import export_onnx
+        from .forward import ExportedForward, export_forward
+
         if not request.causal_lm and not self.cache:
             raise RequestError(
                 f"--no-cache has no effect: {request.name} is not a causal language model", "leave --no-cache out"

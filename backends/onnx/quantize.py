@@ -23,7 +23,6 @@ from onnx import numpy_helper
 from ...ir.errors import FxpruneError, class_and_first_line
 from ...runtime.quiet import quiet
 
-ONNX_DTYPES = ("float32", "float16", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}
 ROUNDING_BLOCK = 32
 

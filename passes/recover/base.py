@@ -34,6 +34,7 @@ class Recovery(Pass):
     """
 
     kind: ClassVar[PassKind] = PassKind.RECOVER
+    packages: ClassVar[tuple[str, ...]] = ("accelerate",)
     keeps_weights: ClassVar[bool] = False
 
     epochs: int = option(2, "epochs over the data; used when steps is 0", at_least=1)

@@ -28,6 +28,7 @@ class Lora(Recovery):
     """
 
     name: ClassVar[str] = "lora"
+    packages: ClassVar[tuple[str, ...]] = ("peft", "accelerate")
     keeps_weights: ClassVar[bool] = True
 
     r: int = option(8, "rank of the adapters", at_least=1)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ...ir.errors import RequestError, class_and_first_line
+from ...ir.extras import install
 
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for. Others, such as PostScript, would start programs."""
@@ -25,8 +26,6 @@ SOUNDS = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif"})
 
 WHOLE_NUMBERS = {1: "u1", 2: "<i2", 4: "<i4"}
 """Bytes of a whole number in a WAV file -> its type; those of one byte have no sign."""
-
-INSTALL = "pip install 'fxprune[inputs]'"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def read_image(medium: Medium, channels: int = 3) -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise RequestError("images are read with Pillow, which is not installed", INSTALL) from None
+        raise RequestError("images are read with Pillow, which is not installed", install("PIL")) from None
     try:
         with Image.open(io.BytesIO(medium.content()), formats=IMAGE_FORMATS) as image:
             return image.convert("L" if channels == 1 else "RGB")
@@ -134,7 +133,7 @@ def _with_soundfile(content: bytes, name: str) -> tuple[npt.NDArray[np.float64],
     except (ImportError, OSError):
         raise RequestError(
             f"'{name}' is no WAV file of whole numbers; other sounds are read with soundfile, which is not installed",
-            f"{INSTALL}, or convert the files",
+            f"{install('soundfile')}, or convert the files",
         ) from None
     try:
         values, rate = soundfile.read(io.BytesIO(content), dtype="float64", always_2d=True)

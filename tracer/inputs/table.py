@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.errors import RequestError, first_line
+from ...ir.extras import require
 from ..texts.data_set import check_inside, load_rows
 from ..texts.files import file_rows
 from ..texts.rows import quiet_datasets, split_spec
@@ -40,6 +41,7 @@ def read_data_set(spec: str) -> list[Record]:
         RequestError: it cannot be loaded, or has no field that is known.
     """
     name, config, split = split_spec(spec)
+    require(f"'{spec}' is no file; a data set", "datasets")
     folder = Path(name) if Path(name).is_dir() else None
     with quiet_datasets():
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.errors import RequestError, first_line
+from ...ir.extras import require
 from ...runtime.json_object import parse_json
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -102,6 +103,7 @@ def _content(path: Path) -> bytes:
     try:
         if (form := COMPRESSED.get(path.suffix.lower())) is None:
             return path.read_bytes()
+        require(f"the compressed '{path}'", "pyarrow")
         with path.open("rb"):  # for the errors of the system, which pyarrow words in its own way
             import pyarrow
 
@@ -153,6 +155,7 @@ class _Columns:
 @contextmanager
 def _columns(path: Path) -> Iterator[_Columns]:
     """Open a Parquet or Arrow file; what is wrong with it, also further inside, is an error with its name."""
+    require(f"'{path}'", "pyarrow")
     import pyarrow
 
     suffix = row_suffix(path)

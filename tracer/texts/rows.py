@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.errors import RequestError, first_line
+from ...ir.extras import require
 from .data_set import load_rows, text_columns
 from .files import COLUMN_SUFFIXES, column_names, file_rows, row_suffix
 from .formats import Records, format_of, render_rows
@@ -43,6 +44,7 @@ def read_dataset(
             its field holds no text, or it reads files outside of its directory or of the Hub.
     """
     name, config, chosen = split_spec(spec, split)
+    require(f"'{spec}' is no file; a data set", "datasets")
     with quiet_datasets():
         try:
             with load_rows(name, config, chosen) as held:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import fxprune
 from fxprune.api.evaluating.task_files import refuse_code, row_tasks, task_of_rows
-from fxprune.api.evaluating.tasks import INSTALL_EVAL, AskedTasks
+from fxprune.api.evaluating.tasks import AskedTasks
 from fxprune.ir.errors import RequestError
 
 from ..pruning.test_resume import VOCABULARY, write_source
@@ -110,9 +110,9 @@ def test_a_link_out_of_the_directory_is_refused(tmp_path: Path) -> None:
 
 def test_without_lm_eval_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(RequestError, match="--tasks needs lm-eval, which is not installed") as caught:
+    with pytest.raises(RequestError, match="--tasks needs lm_eval, which is not installed") as caught:
         AskedTasks(("blimp",)).check()
-    assert caught.value.hint == INSTALL_EVAL
+    assert caught.value.hint == "pip install 'fxprune[eval]'"
 
 
 @pytest.fixture(scope="module")

@@ -161,9 +161,9 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(RequestError, match="needs the package gguf") as caught:
+    with pytest.raises(RequestError, match="the format gguf needs gguf, which is not installed") as caught:
         fxprune.export(llama, tmp_path / "out.gguf", format="gguf")
-    assert caught.value.hint == "install it: pip install 'fxprune[gguf]'"
+    assert caught.value.hint == "pip install 'fxprune[gguf]'"
 
 
 def test_without_llama_cpp_it_says_so(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,10 @@ import transformers
 from fxprune.backends.onnx import decoder as backend
 from fxprune.backends.onnx import rounding
 from fxprune.backends.onnx.artifact import OnnxReport, OnnxRequest
+from fxprune.backends.onnx.choices import ONNX_DTYPES
 from fxprune.backends.onnx.decoder import export_onnx
 from fxprune.backends.onnx.layout import LAYOUTS
-from fxprune.backends.onnx.quantize import BITS, ONNX_DTYPES, convert_weights, save_graph
+from fxprune.backends.onnx.quantize import BITS, convert_weights, save_graph
 from fxprune.backends.onnx.rounding import GROWTH
 from fxprune.backends.onnx.runtime import OnnxDecoder
 from fxprune.cli import main
