@@ -32,7 +32,7 @@ def test_a_browser_shows_the_page(tmp_path: Path, spoiled: bool) -> None:
     page.write_text(full(evil) if spoiled else full(), encoding="utf-8")
     shown = opened(page, "--dump-dom")
     assert "CONSOLE" not in shown.stderr, "no error, and nothing that the page's own policy refuses"
-    assert shown.stdout.count("<svg") == 6
+    assert shown.stdout.count("<svg") == page.read_text(encoding="utf-8").count("<svg") >= 4
     means = {}
     for name, flags in {"light": [], "dark": ["--blink-settings=preferredColorScheme=0"]}.items():
         file = tmp_path / f"{name}.png"
