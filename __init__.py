@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .api import (
+        analyze,
         apply,
         apply_sizes,
         bench,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         list_passes,
         load,
         prune_module,
+        report,
         trace,
     )
     from .ir.errors import FxpruneError, RequestError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FxpruneError",
     "RequestError",
+    "analyze",
     "apply",
     "apply_sizes",
     "bench",
@@ -41,6 +44,7 @@ __all__ = [
     "list_passes",
     "load",
     "prune_module",
+    "report",
     "trace",
 ]
 

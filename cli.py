@@ -11,7 +11,6 @@ import difflib
 import gc
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .api.progress import Progress, silence
 from .api.terminal import screen, streams
 from .api.terminal.arguments import build_parser
+from .api.terminal.going_on import to_go_on
 from .api.terminal.progress_display import Loudness
 from .api.terminal.signals import Terminated, ended_by_signals
 from .api.terminal.texts.options import EVALUATION, texts_of
@@ -123,27 +123,29 @@ def _apply(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _analyze(arguments: argparse.Namespace) -> int:
+    from .api.terminal.options.analysis import analyzed
+
+    with _working(arguments) as progress:
+        found = analyzed(arguments, _where(arguments), progress)
+    from .api.terminal.analyses import analysis
+
+    _emit(arguments, found.to_json(), lambda: analysis(found))
+    return 0
+
+
 def _export(arguments: argparse.Namespace) -> int:
     from . import api
     from .api.terminal import tables
 
     with _working(arguments) as progress:
         exported = api.export(
-            arguments.model,
-            arguments.out,
-            format=arguments.format,
-            dtype=arguments.dtype,
-            layout=arguments.layout,
-            optimize=arguments.optimize,
-            cache=arguments.cache,
-            pad=arguments.pad,
-            example=arguments.example,
-            force=arguments.force,
-            trust_remote_code=arguments.trust_remote_code,
-            merge_adapter=arguments.merge_adapter,
-            progress=progress,
+            arguments.model, arguments.out, format=arguments.format, dtype=arguments.dtype, layout=arguments.layout,
+            optimize=arguments.optimize, cache=arguments.cache, pad=arguments.pad, example=arguments.example,
+            force=arguments.force, trust_remote_code=arguments.trust_remote_code,
+            merge_adapter=arguments.merge_adapter, progress=progress,
             **{name: value for name, value in _where(arguments).items() if name != "dtype"},
-        )
+        )  # fmt: skip
     _emit(arguments, exported.to_json(), lambda: tables.exported(exported))
     return 0
 
@@ -166,9 +168,10 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from . import api
-    from .api.terminal import draft_options, drafts, tables
+    from .api.terminal import drafts, tables
+    from .api.terminal.options import draft
 
-    drafted = draft_options.asked(arguments)
+    drafted = draft.asked(arguments)
     with _working(arguments) as progress:
         if drafted is not None:
             found = api.bench_draft(**drafted, progress=progress, **_where(arguments))
@@ -181,6 +184,17 @@ def _bench(arguments: argparse.Namespace) -> int:
             merge_adapter=arguments.merge_adapter, progress=progress, **_where(arguments),
         )  # fmt: skip
     _emit(arguments, result.to_json(), lambda: tables.benchmarked(result))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from . import api
+
+    with _working(arguments) as progress:
+        given = {name: getattr(arguments, name) for name in ("eval", "analysis", "force")}
+        asked = {"score_files": arguments.scores, "progress": progress}
+        done = api.report(arguments.outs, arguments.html, **given, **asked)
+    _emit(arguments, done.to_json(), lambda: [f"{done.path}: {done.bytes:,} bytes, one page that loads nothing"])
     return 0
 
 
@@ -303,15 +317,17 @@ def _working(arguments: argparse.Namespace) -> AbstractContextManager[Progress]:
 
 def _emit(arguments: argparse.Namespace, data: dict[str, Any], table: Callable[[], Sequence[Any]]) -> None:
     if is_first_rank():
-        screen.emit(data if arguments.json else table())
+        screen.emit(data if arguments.json is True else table())
 
 
 COMMANDS = {
     "trace": _trace,
     "apply": _apply,
+    "analyze": _analyze,
     "export": _export,
     "eval": _eval,
     "bench": _bench,
+    "report": _report,
     "passes": _passes,
     "formats": _formats,
     "recipe": _recipe,
@@ -352,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if is_first_rank():
             print(f"interrupted{f' by {error}' if isinstance(error, Terminated) else ''}", file=sys.stderr)
-            if hint := _to_go_on(arguments, sys.argv[1:] if argv is None else argv):
+            if hint := to_go_on(arguments, sys.argv[1:] if argv is None else argv):
                 print(f"hint: {hint}", file=sys.stderr)
         return error.exit_code if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:
@@ -368,17 +384,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if told:  # torchrun ends all when the first one fails, and that should be the one that says why
             time.sleep(BEFORE_SILENCE)
         return screen.explain(error, told=told)
-
-
-def _to_go_on(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
-    """How an interrupted run is continued; empty for what cannot be."""
-    from .api.pruning.stage_places import is_kept
-
-    if arguments.run is not _apply or arguments.dry_run or arguments.out is None or ":" in (arguments.model or ""):
-        return ""
-    if not is_kept(Path(arguments.out)):
-        return "nothing was saved to go on from; with --resume every finished pass is"
-    return "go on with: " + shlex.join(["fxprune", *argv, *([] if arguments.resume else ["--resume"])])
 
 
 def _require_one_process(command: str) -> None:

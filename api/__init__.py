@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .analyzing.module import analyze_target
+    from .analyzing.request import AnalysisResult, analyze
     from .benchmarking.benchmark import bench
     from .benchmarking.drafting import Drafted, bench_draft
     from .benchmarking.timings import Benchmark, BenchmarkResult
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from .nested import apply_sizes
     from .pruning.request import Applied, ApplyRequest, GroupChange, apply
     from .pushing import Pushed, push
+    from .reporting.request import Reported, report
     from .tracing import Hop, Trace, trace
 
 __all__ = [
+    "AnalysisResult",
     "Applied",
     "ApplyRequest",
     "Benchmark",
@@ -43,7 +47,10 @@ __all__ = [
     "Pruned",
     "PrunedTarget",
     "Pushed",
+    "Reported",
     "Trace",
+    "analyze",
+    "analyze_target",
     "apply",
     "apply_sizes",
     "bench",
@@ -60,12 +67,15 @@ __all__ = [
     "prune_target",
     "push",
     "refuse_options",
+    "report",
     "run_demo",
     "trace",
     "trace_target",
 ]
 
 _MODULES = {
+    "analyzing.request": ("AnalysisResult", "analyze"),
+    "analyzing.module": ("analyze_target",),
     "benchmarking.benchmark": ("bench",),
     "benchmarking.drafting": ("Drafted", "bench_draft"),
     "benchmarking.timings": ("Benchmark", "BenchmarkResult"),
@@ -81,6 +91,7 @@ _MODULES = {
     "pruning.request": ("Applied", "ApplyRequest", "GroupChange", "apply"),
     "modules.named": ("PrunedTarget", "is_named_module", "prune_target", "refuse_options", "trace_target"),
     "pushing": ("Pushed", "push"),
+    "reporting.request": ("Reported", "report"),
     "tracing": ("Hop", "Trace", "trace"),
 }
 

@@ -59,17 +59,17 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
     return Seen.of(out, source)
 
 
-def check_parent(out: Path) -> None:
-    """Refuse a place under a file, or under a directory that cannot be written to.
+def check_parent(out: Path, name: str = "--out") -> None:
+    """Refuse a place under a file, or under a directory that cannot be written to; ``name`` is what it is called.
 
     Raises:
         RequestError: with the path.
     """
     parent = next(path for path in out.parents if path.exists())
     if not parent.is_dir():
-        raise RequestError(f"{parent} is a file, not a directory", "choose another --out")
+        raise RequestError(f"{parent} is a file, not a directory", f"choose another {name}")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise RequestError(f"{parent} is not writable", "choose another --out, or change its permissions")
+        raise RequestError(f"{parent} is not writable", f"choose another {name}, or change its permissions")
 
 
 def check_name(path: Path, name: str) -> None:

@@ -21,7 +21,16 @@ from .atomic_directory import (
 from .seen import Seen
 
 
-def check_file_target(out: Path, *, force: bool, begins: bytes, source: Path | None = None, needed: int = 0) -> Seen:
+def check_file_target(
+    out: Path,
+    *,
+    force: bool,
+    begins: bytes,
+    source: Path | None = None,
+    needed: int = 0,
+    name: str = "--out",
+    example: str = "model.gguf",
+) -> Seen:
     """Check that a file can be written. To be called before any work.
 
     Args:
@@ -30,6 +39,8 @@ def check_file_target(out: Path, *, force: bool, begins: bytes, source: Path | N
         begins: the bytes that every file of the format begins with.
         source: the directory that the model is read from.
         needed: number of bytes that will be written.
+        name: what the argument is called.
+        example: the name of a file of the format.
 
     Returns:
         What is there now, for :func:`placed_file`.
@@ -38,21 +49,21 @@ def check_file_target(out: Path, *, force: bool, begins: bytes, source: Path | N
         RequestError: it cannot be written; the message gives the path and the reason.
     """
     out = out.resolve()
-    check_name(out, "--out")
+    check_name(out, name)
     if source is not None and source.resolve() in out.parents:
         raise RequestError(
-            f"{out} would be a file of the model that is read", "choose an --out outside of its directory"
+            f"{out} would be a file of the model that is read", f"choose a {name} outside of its directory"
         )
     if out.is_dir():
-        raise RequestError(f"{out} is a directory, and this format is one file", f"write --out {out / 'model.gguf'}")
+        raise RequestError(f"{out} is a directory, and this format is one file", f"write {name} {out / example}")
     if out.exists() and not force:
-        raise RequestError(f"{out} already exists", "choose another --out, or replace it with --force")
+        raise RequestError(f"{out} already exists", f"choose another {name}, or replace it with --force")
     if out.exists() and not _begins_with(out, begins):
         raise RequestError(
             f"{out} is no file of this format, and --force would remove it",
-            "move it elsewhere if you need it; or choose another --out",
+            f"move it elsewhere if you need it; or choose another {name}",
         )
-    check_parent(out)
+    check_parent(out, name)
     check_room(out, needed)
     return Seen.of(out, source)
 

@@ -11,7 +11,7 @@ from ..ir.errors import RequestError
 from ..ir.options import option
 from .base import Pass, PassKind
 from .select.runtimes import AS_NEEDED, DEFAULT_MULTIPLE, RUNTIMES
-from .select.target import BUDGET_TOLERANCE, LATENCY, UNIFORM, WAYS, Target
+from .select.target import BUDGET_TOLERANCE, LATENCY, SEARCH, UNIFORM, WAYS, Target
 
 if TYPE_CHECKING:
     from ..ir.groups import Group
@@ -79,7 +79,7 @@ class Prune(Pass):
         "global: any widths, by scores; search: any widths, by measured effects on the predictions", WAYS
     )  # fmt: skip
     moves: int = option(
-        64, "by=search: number of exchanges between groups to try", only_with=("by", "search"), at_least=0
+        64, "by=search: number of exchanges between groups to try", only_with=("by", SEARCH), at_least=0
     )
 
     def check(self) -> None:
@@ -104,8 +104,9 @@ class Prune(Pass):
 
     @property
     def loads_model(self) -> bool:
-        """Also where the model is timed."""
-        return super().loads_model or (self.target is not None and Target.parse(self.target).measure == LATENCY)
+        """Also where the model is timed, or run with fewer units."""
+        timed = self.target is not None and Target.parse(self.target).measure == LATENCY
+        return super().loads_model or self.by == SEARCH or timed
 
     def step(self, group: Group) -> int:
         """The number of units that a group keeps is a multiple of this."""

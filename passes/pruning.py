@@ -42,18 +42,14 @@ def prune(step: Prune, state: State) -> None:
     coupling = state.subject.coupling
     assert coupling is not None, "the manager runs couple first"
     share = _share(step, state)
-    scope = Scope(
-        layers=counted_from_start(step.layers, coupling.groups.values()), heads=step.heads, widths=step.ffn,
-        channels=step.channels, experts=step.experts,
-        within=step.within, ordered=step.ordered, share=share,
-    )  # fmt: skip
+    scope = scope_of(step, share, coupling)
     chosen, frozen = chosen_groups(coupling.groups.values(), scope)
     groups = aligned(chosen, step.runtime, share)
     report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
     if step.target is None and step.by == UNIFORM:
         wanted = counts_for(groups, step.ratio, step.width_multiple)
         counts, moved = _plain(step, groups, state)(wanted)
-        scores = _scored(step, groups, state)
+        scores = scored(step, groups, state)
         keep = {group.name: best_units(group, scores[group.name], counts[group.name]) for group in groups}
     else:
         keep, allocation = allocated(step, groups, state, coupling)
@@ -80,6 +76,14 @@ def prune(step: Prune, state: State) -> None:
         report["seconds"] = timed
 
 
+def scope_of(step: Prune, share: float | None, coupling: Coupling) -> Scope:
+    """Which groups a pass may cut; ``share`` is about how much of each."""
+    return Scope(
+        layers=counted_from_start(step.layers, coupling.groups.values()), heads=step.heads, widths=step.ffn,
+        channels=step.channels, experts=step.experts, within=step.within, ordered=step.ordered, share=share,
+    )  # fmt: skip
+
+
 def _nest(step: Prune, state: State, keep: Mapping[str, Indices], report: dict[str, Any]) -> None:
     """Of several sizes of one model, remember what this one keeps, for the next smaller one."""
     sizes = state.data.sizes
@@ -96,7 +100,7 @@ def _missed(step: Prune, allocation: dict[str, Any] | None, state: State) -> lis
         return []
     graph, measure = state.subject.graph, allocation["measure"]
     if measure in (MEMORY_IN_USE, ACTIVE):
-        reached = _budget(step, {}).costs(state, couple(graph), []).whole(graph)
+        reached = budget_of(step, {}).costs(state, couple(graph), []).whole(graph)
     else:
         reached = dense_cost(graph, measure)
     budget, allocation["reached"] = allocation["budget"], reached
@@ -129,11 +133,10 @@ def allocated(
     saved, sizes = state.ledger.scores, state.data.sizes
     if saved is None or saved.done:
         saved = None if sizes is None else sizes.measured
-    scores = _scored(step, groups, state)
-    own = {group.name: step.losses(group, scores[group.name]) for group in groups}
-    budget = _budget(step, _most(state))
+    scores = scored(step, groups, state)
+    budget = budget_of(step, _most(state))
     costs = budget.costs(state, coupling, groups)
-    losses = step.in_one_unit(own, groups, costs)
+    losses = step.in_one_unit({g.name: step.losses(g, scores[g.name]) for g in groups}, groups, costs)
     amount = budget.amount(state, groups, costs)
 
     def planned(amount: int) -> tuple[dict[str, Indices], dict[str, Any]]:
@@ -149,7 +152,8 @@ def allocated(
     return planned(amount)
 
 
-def _budget(step: Prune, most: Mapping[str, int]) -> Budget:
+def budget_of(step: Prune, most: Mapping[str, int]) -> Budget:
+    """The budget that the options of a pass describe; ``most`` as in :class:`Budget`."""
     return Budget(
         target=None if step.target is None else Target.parse(step.target), by=step.by, ratio=step.ratio,
         multiple_of=step.width_multiple, moves=step.moves, tolerance=step.tolerance, most=most, **_sampling(step),
@@ -162,7 +166,7 @@ def _most(state: State) -> dict[str, int]:
     return {} if sizes is None or coupling is None else sizes.most(coupling.groups)
 
 
-def _scored(step: Prune, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
+def scored(step: Prune, groups: Sequence[Group], state: State) -> Mapping[str, Scores]:
     """The scores; for the first pruning pass, the score file of ``--scores`` is used if there is one. Of several sizes,
     the largest is scored."""
     sizes = state.data.sizes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 BUDGET = frozenset({"ratio", "target", "by", "moves", "multiple_of", "runtime", "tolerance"})
 """Options that decide how much is removed and do not change the scores."""
+
+SCOPE = frozenset({"layers"})
+"""Options that only say which groups are scored: where all of them are in the file, others did not change theirs."""
 
 CURVE = "search "
 """Prefix of a group name, for what a search measured for the group: counts and distances, ``[2, probes]``."""
@@ -92,21 +96,30 @@ class ScoreCache:
             self.changed = True
         return [float(value) for value in known[1]]
 
+    def remember(self, read: Sequence[dict[str, Any]]) -> None:
+        """Also measurements were made on these windows or samples: they belong to the data from now on."""
+        held = self.record.setdefault("read", [])
+        fresh = [one for one in read if one not in held]
+        held += fresh
+        self.changed = self.changed or bool(fresh)
+
     def _require(self, record: Mapping[str, Any], text: Calibration | None, names: Sequence[str]) -> None:
         theirs = self.record
         if theirs["pass"] != record["pass"]:
             raise self._misfit(f"scores of {theirs['pass']!r}, but this run uses {record['pass']!r}", AGAIN)
+        one_budget = "ratio" in record["options"] or "ratio" in theirs["options"]
+        scope = frozenset() if one_budget else SCOPE  # which groups are missing is seen below
         changed = [
             f"{name}={theirs['options'].get(name)}, now {value}"
             for name, value in record["options"].items()
-            if theirs["options"].get(name) != value
+            if name not in scope and theirs["options"].get(name) != value
         ]
         if changed or theirs["options"].keys() != record["options"].keys():
             what = "; ".join(changed) or "the budget is of another kind"
             raise self._misfit(
                 f"scores of {record['pass']!r} with other options: {what}",
                 f"{AGAIN}; without --target and by=global, scores of {record['pass']} are valid for one ratio only"
-                if "ratio" in record["options"] or "ratio" in theirs["options"]
+                if one_budget
                 else AGAIN,
             )
         if theirs["model"] != record["model"]:
@@ -163,6 +176,15 @@ class RecordingInputs:
         found = self._inputs.rows(length, count, seed)
         self.read.append({"length": length, "count": count, "seed": seed, "sha256": _digest_of_rows(found)})
         return found
+
+
+@contextmanager
+def reading_for(cache: ScoreCache | None, data: Calibration | None) -> Iterator[Calibration | None]:
+    """The data; what is read of it inside, for measurements that a cache keeps, is noted there."""
+    recording = None if cache is None else _recording(data)
+    yield data if recording is None else recording
+    if cache is not None and recording is not None:
+        cache.remember(recording.read)
 
 
 def _recording(data: Calibration | None) -> RecordingCorpus | RecordingInputs | None:

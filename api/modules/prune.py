@@ -58,8 +58,6 @@ says anything: the widths that shortcuts carry go too."""
 LossFunction = Callable[..., torch.Tensor]
 
 
-@only_new_objects_collected()
-@without_fast_path()
 def prune_module(
     module: nn.Module,
     example_inputs: ExampleInputs,
@@ -100,11 +98,31 @@ def prune_module(
         progress: told what is going on.
     Raises: RequestError for a mistake in the request, before any work; FxpruneError where a pass failed.
     """
-    where = _checked_place(module, device)
-    losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
+    check_module(module)
     shared = dict(ratio=ratio, layers=layers, within=within, seed=seed, multiple_of=multiple_of, runtime=runtime,
         target=target, tolerance=tolerance, channels=channels)  # fmt: skip
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
+    return run_passes(
+        module, example_inputs, pipeline, loss=loss, calib=calib, data=data, device=device, progress=progress
+    )  # fmt: skip
+
+
+@only_new_objects_collected()
+@without_fast_path()
+def run_passes(
+    module: nn.Module,
+    example_inputs: ExampleInputs,
+    pipeline: Sequence[Pass],
+    *,
+    loss: LossFunction | None,
+    calib: Any,
+    data: Any,
+    device: str | torch.device | None,
+    progress: Progress,
+) -> Pruned:
+    """Run passes on a copy of a module; arguments as in :func:`prune_module`."""
+    where = _checked_place(module, device)
+    losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
     _check_passes(pipeline, losses, inputs)
     call = bind(module, _moved(example_inputs, where))
     return _ModuleRun(module, call, progress, where).run(pipeline, losses, inputs)

@@ -161,7 +161,7 @@ class ApplyRequest:
             FxpruneError: a pass failed, or the check of what was written.
         """
         texts = self._read_arguments()
-        asked = asked_passes(self.passes, self.plan, self.shared, uniform=self.form == "uniform")
+        asked = self._asked()
         pipeline = self._pipeline(asked)
         kept = open_scores(self.scores, pipeline, texts=self.loss is None)
         weights = not self.dry_run or any(step.needs_weights for step in pipeline)
@@ -197,6 +197,10 @@ class ApplyRequest:
         if stages is not None and self.ranks.first:
             stages.clear()
         return dataclasses.replace(applied, saved=saved)
+
+    def _asked(self) -> tuple[Pass, ...]:
+        """All passes of the request."""
+        return asked_passes(self.passes, self.plan, self.shared, uniform=self.form == "uniform")
 
     def _source(self, weights: bool) -> AbstractContextManager[ModelSource]:
         return open_source(

@@ -68,6 +68,15 @@ class Applied:
         parts = any(entry.get("sub_blocks") for entry in self.report.values())
         return serving_remarks(str(self.saved.checks.get("loaded_by")), heads=heads, parts=parts)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what `fxprune report` says of the result, without what was measured elsewhere."""
+        from ..pages.page import ShownRun, fragment, run_at
+
+        if self.saved is None:
+            return fragment(ShownRun(self.model, self.to_record()))
+        record = {**self.to_record(), "checks": dict(self.saved.checks), "form": self.saved.form}
+        return fragment(run_at(self.saved.path, {**record, "model_type": self.saved.model_type}))
+
     def to_json(self) -> dict[str, Any]:
         """As JSON data: what ``fxprune.json`` keeps, with the model as the user gave it, the times and what was
         written."""

@@ -14,9 +14,11 @@ from typing_extensions import TypedDict
 
 from ...backends.atomic_directory import atomic_file
 from ...ir.errors import RequestError
+from ...passes.analyze.analyze import Analyze
 from ...passes.base import Pass
 from ...passes.prune import Prune
 from ...passes.score_cache import CURVE, ScoreCache
+from ...passes.select.target import SEARCH
 from ...runtime.json_object import check_schema, parse_json
 
 SCORES_ENTRY = "fxprune.scores"
@@ -54,12 +56,12 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
     if path is None:
         return None
     file = Path(path).expanduser()
-    scoring = [step for step in pipeline if isinstance(step, Prune)]
+    scoring = [one for step in pipeline if isinstance(one := step.step if isinstance(step, Analyze) else step, Prune)]
     if not scoring:
         raise RequestError(
             f"--scores {file}: no pass of this run computes scores", "leave --scores out, or add a pass such as taylor"
         )
-    if scoring[0].streams or not scoring[0].needs_weights:
+    if (scoring[0].streams or not scoring[0].needs_weights) and scoring[0].by != SEARCH:
         raise RequestError(
             f"--scores {file}: scores of {scoring[0].name!r} need no text and are quick to compute again",
             "leave --scores out",
@@ -75,12 +77,16 @@ def open_scores(path: str | Path | None, pipeline: Sequence[Pass], *, texts: boo
                 f"--scores {file}: directory {file.parent} does not exist", "make the directory, or check the path"
             )
         return ScoreCache(file.name)
-    record, arrays = _read(file)
+    record, arrays = read_scores(file)
     return ScoreCache(file.name, arrays, record, loaded=True)
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The record and the arrays of a scores file."""
+def read_scores(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record and the arrays of a scores file.
+
+    Raises:
+        RequestError: it holds no scores.
+    """
     name, hint = f"--scores {file}", "give a scores file, or a new path to write one"
     try:
         with safe_open(file, framework="numpy") as held:

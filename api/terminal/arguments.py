@@ -11,8 +11,10 @@ from importlib.metadata import version
 from typing import Any
 
 from .completion import SHELLS
-from .draft_options import add_draft_options
 from .module_options import add_example_option, add_module_options
+from .options.analysis import add_analysis_options, add_report_options
+from .options.draft import add_draft_options
+from .options.placement import add_placement_options
 from .parser import Parser
 from .texts.options import add_evaluation_options, add_json_file, add_reading_options
 
@@ -36,8 +38,8 @@ def build_parser(commands: Mapping[str, Run]) -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('fxprune')}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        _add_trace, _add_apply, _add_export, _add_eval, _add_bench, _add_passes, _add_formats, _add_recipe_command,
-        _add_push, _add_doctor, _add_demo, _add_help, _add_completion,
+        _add_trace, _add_apply, _add_analyze, _add_export, _add_eval, _add_bench, _add_passes, _add_formats,
+        _add_report, _add_recipe_command, _add_push, _add_doctor, _add_demo, _add_help, _add_completion,
     ):  # fmt: skip
         add(subparsers)
     for name, run in commands.items():
@@ -76,37 +78,6 @@ def _add_code_option(parser: argparse.ArgumentParser) -> None:
 def _add_pickle_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-pickle", action="store_true", help="allow pickled weights (*.bin) when there are no safetensors"
-    )
-
-
-def _add_placement_options(parser: argparse.ArgumentParser, *, dtype: bool = True) -> None:
-    where = parser.add_argument_group("where the model runs; see `fxprune doctor`")
-    where.add_argument(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="cpu, or an accelerator such as cuda, cuda:1, mps, xpu; auto (default): the accelerator that torch finds, "
-        "else the CPU",
-    )
-    if dtype:
-        where.add_argument(
-            "--dtype",
-            default="auto",
-            metavar="TYPE",
-            help="of the arithmetic: float32, bfloat16, float16; auto (default): the checkpoint's on an accelerator, "
-            "float32 on the CPU",
-        )
-    where.add_argument(
-        "--offload",
-        default="auto",
-        metavar="WHERE",
-        help="where weights are that are not in use: none (all on the device), memory, disk; auto (default): the first "
-        "that fits",
-    )
-    where.add_argument(
-        "--max-memory",
-        metavar="SIZE",
-        help="choose --offload as if this were free: 4GB, 3.5GiB (default: what is free)",
     )
 
 
@@ -189,6 +160,16 @@ def _add_apply(commands: Any) -> None:
     _add_pickle_option(parser)
 
 
+def _add_analyze(commands: Any) -> None:
+    about = "Measure what cuts cost: of each group and layer alone, and of whole budgets. The model stays as it is."
+    parser = _command(commands, "analyze", about, json_file=True)
+    parser.add_argument("model", metavar="MODEL", help=ANY_MODEL_HELP)
+    add_analysis_options(parser)
+    add_placement_options(parser)
+    _add_code_option(parser)
+    _add_pickle_option(parser)
+
+
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     recipe = parser.add_argument_group("options that a file gives; see `fxprune recipe`")
     recipe.add_argument(
@@ -238,7 +219,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="PASS",
         help="print the graph on stderr after this pass; may be repeated; 'all' for every pass",
     )
-    _add_placement_options(parser)
+    add_placement_options(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser, *, required: bool, written: str = "directory to write") -> None:
@@ -288,7 +269,7 @@ def _add_export(commands: Any) -> None:
         help="write zeros in the place of what was removed, where llama.cpp takes no other widths",
     )
     add_example_option(parser, modules=False)
-    _add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
+    add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
     _add_output(parser, required=True, written="directory to write; with --format gguf the file")
     _add_code_option(parser)
 
@@ -303,7 +284,7 @@ def _add_eval(commands: Any) -> None:
         "models", nargs="+", metavar="MODEL", help=MODEL_HELP + "; or an ONNX directory written by export"
     )
     add_evaluation_options(parser)
-    _add_placement_options(parser)
+    add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
 
@@ -322,9 +303,14 @@ def _add_bench(commands: Any) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads within one operator (default: as torch)")
     add_draft_options(parser)
-    _add_placement_options(parser)
+    add_placement_options(parser)
     _add_code_option(parser)
     _add_pickle_option(parser)
+
+
+def _add_report(commands: Any) -> None:
+    about = "Write one page about results: sizes, kept units, scores, costs, training, quality, checks, the recipe."
+    add_report_options(_command(commands, "report", about))
 
 
 def _add_passes(commands: Any) -> None:

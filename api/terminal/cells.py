@@ -7,6 +7,7 @@ every row becomes a list. No number and no path is cut in two.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -27,6 +28,17 @@ CUT = "\N{HORIZONTAL ELLIPSIS}/"
 def line(text: str) -> Text:
     """A line of text; an end of line in it is escaped."""
     return Text(printable(text))
+
+
+@dataclass(frozen=True)
+class Copied:
+    """Text that is to be copied from the terminal: no line of it is wrapped, however long it is."""
+
+    text: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for one in self.text.split("\n"):
+            yield Text(printable(one), no_wrap=True, overflow="ignore")
 
 
 class _Table(Table):

@@ -90,13 +90,19 @@ def emit(result: Mapping[str, Any] | Sequence[Any]) -> None:
         return
     from rich.console import Console
 
+    from .cells import Copied
+
+    def show(console: Console) -> None:
+        for part in result:
+            console.print(part, soft_wrap=isinstance(part, Copied))
+
     if sys.stdout.isatty():
-        Console(**_AS_IT_IS).print(*result, sep="\n")
+        show(Console(**_AS_IT_IS))
         return
     # In a file or a pipe, lines are not cut to 80 characters and not padded.
     console = Console(file=io.StringIO(), width=200, **_AS_IT_IS)
     with console.capture() as capture:
-        console.print(*result, sep="\n")
+        show(console)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 

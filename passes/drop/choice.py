@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -128,16 +129,22 @@ def by_gauge(runner: BlockRunner, blocks: Blocks, layers: int, gauge: Gauge) -> 
     """Remove one layer at a time: always the one whose removal costs least; returns what the gauge read after each."""
 
     def without(gone: Sequence[int]) -> float:
-        """When some blocks return their input unchanged."""
-        handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
-        try:
+        with passed_over(blocks, gone):
             return gauge.sign * gauge.read(runner, None)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     gone, costs = one_after_the_other(len(blocks.modules), layers, without)
     return gone, [gauge.sign * cost for cost in costs]
+
+
+@contextmanager
+def passed_over(blocks: Blocks, gone: Sequence[int]) -> Iterator[None]:
+    """Inside, some blocks return their input unchanged."""
+    handles = [blocks.modules[i].register_forward_hook(_pass_on, with_kwargs=True) for i in gone]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _pass_on(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

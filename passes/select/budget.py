@@ -14,7 +14,7 @@ from ...runtime.place.memory import size_text
 from ...runtime.reporting import counted
 from ..couple.coupling import Coupling
 from ..data import Scores
-from ..score_cache import ScoreCache
+from ..score_cache import ScoreCache, reading_for
 from ..state import State
 from .active import Active
 from .allocate import Amounts, LossCurve, Losses, allocate, even, levels, tied
@@ -25,7 +25,7 @@ from .plain_budget import Plain, plain_within_budget
 from .plain_counts import Moved
 from .select import kept_count, step_of
 from .sensitivity import DivergenceGauge, MeasuredAllocation, UnitMask
-from .target import ACTIVE, LATENCY, MEMORY_IN_USE, UNIFORM, Target
+from .target import ACTIVE, LATENCY, MEMORY_IN_USE, SEARCH, UNIFORM, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +135,11 @@ class Budget:
         Raises:
             RequestError: for a budget that no plan meets, or that removes nothing; as :class:`MeasuredAllocation` does.
         """
-        curves = self._curves(groups, losses, costs)
+        curves = self.curves(groups, losses, costs)
         measure = self.target.measure if self.target is not None else "params"
         report: dict[str, object] = {"by": self.by, "budget": amount, "measure": measure}
-        if self.by == "search":
-            unit_mask = UnitMask(state.subject.runner, coupling.graph, groups)
-            divergence = DivergenceGauge.of(
-                state.subject.runner, state.data, **self._windows(), keys=state.subject.outputs
-            )
-            search = MeasuredAllocation(divergence, unit_mask, {group.name: group for group in groups}, scores, saved)
+        if self.by == SEARCH:
+            search = self.measurements(state, coupling, groups, scores, saved)
             counts, moved = self._searched(search, groups, curves, costs, amount=amount, plain=plain)
             report["distance"] = search.distance(counts)
         else:
@@ -155,7 +151,29 @@ class Budget:
             report |= {"target": str(self.target), "cache": costs.cache(counts)}
         return counts, moved, report | {"reached": costs.of(counts)}
 
-    def _curves(self, groups: Sequence[Group], losses: Mapping[str, Losses], costs: Costs) -> list[LossCurve]:
+    def measurements(
+        self,
+        state: State,
+        coupling: Coupling,
+        groups: Sequence[Group],
+        scores: Mapping[str, Scores],
+        saved: ScoreCache | None,
+        *,
+        who: str = "by=search",
+    ) -> MeasuredAllocation:
+        """What measures the model with fewer units; arguments as in :meth:`widths`, ``who`` is named in errors.
+
+        Raises:
+            RequestError: as :class:`UnitMask` and :meth:`DivergenceGauge.of` do.
+        """
+        runner = state.subject.runner
+        unit_mask = UnitMask(runner, coupling.graph, groups)
+        with reading_for(saved, state.data.calibration) as calibration:
+            data = replace(state.data, calibration=calibration)
+            gauge = DivergenceGauge.of(runner, data, **self._windows(), keys=state.subject.outputs, who=who)
+        return MeasuredAllocation(gauge, unit_mask, {group.name: group for group in groups}, scores, saved)
+
+    def curves(self, groups: Sequence[Group], losses: Mapping[str, Losses], costs: Costs) -> list[LossCurve]:
         """The possible widths of all groups; groups that are to keep equally many units share a curve."""
         curves = [self._curve(group, losses[group.name], costs) for group in groups]
         if self.by in (UNIFORM, "kinds"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,7 +18,7 @@ from ...ir.graph import Graph
 from ...ir.groups import Group, Kind
 from ...runtime.reporting import counted
 from ...runtime.streaming.block_runner import BlockRunner
-from ...runtime.streaming.turns import Feed
+from ...runtime.streaming.turns import Around, Feed
 from ...runtime.tensors import tensors_by_name
 from ..couple.consumers import taking_in
 from ..data import Inputs, Scores, is_inputs
@@ -69,20 +70,21 @@ class DivergenceGauge:
         seed: int | None,
         batch: int,
         keys: Sequence[str] = (),
+        who: str = "by=search",
     ) -> DivergenceGauge:
-        """Read the dense model, which is this one as it is now.
+        """Read the dense model, which is this one as it is now; ``who`` is named in errors.
 
         Raises:
             RequestError: without calibration data or losses, with too little of it, or without weights to run.
         """
         if not data.losses and data.calibration is None:
             raise RequestError(
-                "by=search needs calibration text",
+                f"{who} needs calibration text",
                 "give --calib FILE, write generate first, or use by=global, which needs scores only",
             )
         if runner.device.type == "meta":
             raise RequestError(
-                "by=search runs the model, but its weights are not in memory", "use by=global, which needs scores only"
+                f"{who} runs the model, but its weights are not in memory", "use by=global, which needs scores only"
             )
         if is_inputs(data.calibration) and not data.losses:
             inputs = batches_of(data.calibration, samples=samples, length=length, seed=seed, batch=batch)
@@ -92,21 +94,24 @@ class DivergenceGauge:
         feeds = [_log_probabilities(window) for window in windows]
         return cls(runner, windows, data.losses, runner.run(feeds or data.losses))
 
-    def read(self) -> float:
+    def read(self, around: Around | None = None) -> float:
         """The present distance.
+
+        Args:
+            around: a context for each forward pass, as :meth:`BlockRunner.run` takes it.
 
         Raises:
             FxpruneError: when it is not finite.
         """
         if self.losses:
-            pairs = zip(self.runner.run(self.losses), self.dense, strict=True)
+            pairs = zip(self.runner.run(self.losses, around), self.dense, strict=True)
             value = float(torch.stack([now - then for now, then in pairs]).mean())
         elif self.inputs:
-            found = self.runner.run([_answers(one, self.keys) for one in self.inputs])
+            found = self.runner.run([_answers(one, self.keys) for one in self.inputs], around)
             value = sum(float(distance(*pair)) for pair in zip(found, self.dense, strict=True)) / len(found)
         else:
             feeds = [_divergence(*pair) for pair in zip(self.windows, self.dense, strict=True)]
-            value = sum(self.runner.run(feeds)) / sum(window.numel() for window in self.windows)
+            value = sum(self.runner.run(feeds, around)) / sum(window.numel() for window in self.windows)
         if not np.isfinite(value):
             raise FxpruneError(f"the distance from the dense model is {value}", "run in float32; check the calibration")
         return value
@@ -140,8 +145,16 @@ def _divergence(window: Tensor, dense: Tensor) -> Feed:
     return feed
 
 
+def why_not_masked(group: Group) -> str | None:
+    """Why setting units of a group to zero is not the same as removing them; None where it is."""
+    if group.normalised:
+        return "a normalisation runs over its units"
+    return "a router chooses among its units" if group.kind is Kind.EXPERTS else None
+
+
 class UnitMask:
-    """Masks units of groups and restores them: the weights that read a masked unit are set to zero.
+    """Masks units of groups and restores them: the weights that read a masked unit are set to zero. Of a width that
+    several blocks share, whose readers are many, all that belongs to the unit is.
 
     This equals removal unless a normalisation runs over the units.
 
@@ -158,12 +171,14 @@ class UnitMask:
 
     def __init__(self, runner: BlockRunner, graph: Graph, groups: Sequence[Group]) -> None:
         for group in groups:
-            if group.normalised or group.kind in (Kind.CHANNELS, Kind.EXPERTS):
+            if (why := why_not_masked(group)) is not None:
                 raise RequestError(
-                    f"by=search sets units to zero, which for {group.name} is not the same as removing them",
+                    f"by=search sets units to zero, which for {group.name} is not the same as removing them: {why}",
                     "use by=global, or channels=false, experts=false",
                 )
-        self._members = {group.name: taking_in(group, graph) for group in groups}
+        self._members = {
+            group.name: group.members if group.kind is Kind.CHANNELS else taking_in(group, graph) for group in groups
+        }
         self._groups = {group.name: group for group in groups}
         self._residence = runner.residence
         self._gone: dict[str, list[tuple[int, Tensor]]] = {}
@@ -229,7 +244,7 @@ class MeasuredAllocation:
 
     def measured(self, curve: LossCurve) -> LossCurve:
         """The curve with measured losses: each group is cut alone; losses between measured counts are interpolated."""
-        probes = np.unique(np.linspace(0, len(curve.counts) - 1, PROBES).round().astype(int))
+        probes = probed(curve)
         losses = np.zeros(len(curve.counts))
         for name in curve.groups:
             found = self._alone(name, [int(curve.counts[at]) for at in probes[:-1]])
@@ -280,6 +295,11 @@ class MeasuredAllocation:
             if distance < best:
                 best, levels = distance, moved
         return counts_of(curves, levels)
+
+
+def probed(curve: LossCurve) -> npt.NDArray[np.int64]:
+    """The levels of a curve that are measured; at the last one all units are kept, which needs no measurement."""
+    return np.unique(np.linspace(0, len(curve.counts) - 1, PROBES).round().astype(np.int64))
 
 
 def _moved(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ...ir.errors import RequestError
 from ...runtime.place.memory import parse_bytes
 
-UNIFORM = "uniform"
-WAYS = (UNIFORM, "kinds", "global", "search")
+UNIFORM, SEARCH = "uniform", "search"
+WAYS = (UNIFORM, "kinds", "global", SEARCH)
 BUDGET_TOLERANCE = 0.005
 """Largest relative difference between the cost of a plan and its budget, where nothing else is said."""
 

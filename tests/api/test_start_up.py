@@ -25,6 +25,9 @@ APPLY = ("apply", "demo", "--out", "nowhere", "--pass")
     [
         (("--help",), 0, "usage: fxprune"),
         (("apply", "--help"), 0, "--pass"),
+        (("analyze", "--help"), 0, "--bound"),
+        (("analyze", "demo", "--pass", "lora"), 2, "analyze takes one pass that scores units"),
+        (("report", "--help"), 0, "--eval"),
         (("help",), 0, "completion"),
         (("help", "apply"), 0, "--pass"),
         (("help", "aply"), 2, "did you mean apply?"),

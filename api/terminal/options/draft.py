@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ...ir.errors import RequestError
+from ....ir.errors import RequestError
 
 OF_DRAFT = ("text", "prompts", "draft_tokens", "allow_overlap")
 """What has an effect beside ``--draft`` only."""

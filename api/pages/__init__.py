@@ -1,0 +1,1 @@
+"""``report``: runs and analyses as one page, and the pictures in it."""

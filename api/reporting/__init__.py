@@ -1,0 +1,1 @@
+"""``report``: files of runs, analyses and measurements, read for one page."""

@@ -1,0 +1,1 @@
+"""Of api/analyzing/, api/pages/ and api/reporting/."""
