@@ -15,6 +15,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "gguf": ("gguf",),
     "inputs": ("PIL", "soundfile"),
     "eval": ("lm_eval",),
+    "report": ("matplotlib", "jinja2"),
 }
 """Extra -> the modules that fxprune imports of what it brings. The packages are in ``pyproject.toml``."""
 

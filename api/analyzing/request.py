@@ -80,8 +80,7 @@ def analyze(
         FxpruneError: a distance that is not finite.
     """
     where = PlacementRequest.parse(device=device, dtype=dtype, offload=offload, max_memory=max_memory)
-    step = Analyze(scores=scored_by, bound=bound, measure=measure)
-    step.check()
+    (step := Analyze(scores=scored_by, bound=bound, measure=measure)).check()
     done = AnalyzeRequest(step=step, model=model, passes=(), plan=None, out=None, shared={}, tokenizer=tokenizer,
         calib=calib, data=None, readings=Readings.parse(field, split), scores=scores, example=example, loss=loss,
         force=False, resume=False, dry_run=True, form="auto", place=where, trust_remote_code=trust_remote_code,

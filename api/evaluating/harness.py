@@ -19,7 +19,7 @@ from ..runnable import Runnable
 AT_ONCE = 8
 """Texts in one forward pass."""
 
-Asked = tuple[Any, list[int], list[int]]
+TokenRequest = tuple[Any, list[int], list[int]]
 """What lm-eval asks: its own key, the tokens of a context, and those of a continuation."""
 
 
@@ -55,7 +55,7 @@ class MeasuredModel(TemplateLM):
         found: list[int] = self.tokenizer.encode(string, add_special_tokens=special, verbose=False)
         return found
 
-    def _loglikelihood_tokens(self, requests: Sequence[Asked], **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Sequence[TokenRequest], **_: Any) -> list[tuple[float, bool]]:
         """Of every continuation: its logarithmic probability, and whether each of its tokens is the most probable."""
         order = sorted(range(len(requests)), key=lambda at: -len(requests[at][1]) - len(requests[at][2]))
         parts = [order[start : start + AT_ONCE] for start in range(0, len(order), AT_ONCE)]

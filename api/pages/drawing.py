@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...backends.placed_file import placed_file
 from ...backends.seen import Seen
 from ...ir.errors import RequestError
+from ...ir.extras import require
 from .written_file import claim_text
 
 if TYPE_CHECKING:
@@ -71,10 +72,7 @@ def require_matplotlib() -> None:
     Raises:
         RequestError: matplotlib is not there.
     """
-    if not can_draw():
-        raise RequestError(
-            "matplotlib is not there, which draws pictures", "install the extra: pip install 'fxprune[report]'"
-        )
+    require("a picture", "matplotlib")
 
 
 def claim_picture(file: str | Path, *, force: bool, reads: object = None) -> Seen:

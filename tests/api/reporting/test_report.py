@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -13,7 +14,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
-from fxprune.api.pages import drawing
 from fxprune.api.terminal.analyses import analysis as table_of
 from fxprune.api.terminal.cells import Copied
 from fxprune.cli import main
@@ -207,7 +207,11 @@ def test_what_is_refused(
 def test_the_extra_is_named_where_it_is_not_there(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(drawing, "can_draw", lambda: False)
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, find=importlib.util.find_spec: None if name == "matplotlib" else find(name),
+    )
     for words in (("analyze", "demo", "--plot", "c.svg"), ("report", place / "one")):
         code, _, err = run(capsys, *words, "-q")
         assert code == 2
