@@ -40,9 +40,9 @@ LOSS_ROUNDINGS = 64
 REORDERED_ROUNDINGS = 256
 """A gradient whose rows were scaled by powers of two, which is exact: what is left is a sum that a kernel reorders."""
 
-MERGED_ROUNDINGS = 1000
-"""Logits before and after adapters were folded into the weights: a sum is rounded once per weight, which makes some
-hundred units in the last place of the largest logit, not more."""
+MERGED_ROUNDINGS = 200
+"""Outputs of a projection before and after its adapter was folded into its weight, on the same inputs: every weight is
+rounded once, and the sums are taken in another order. At most 10 were seen."""
 
 STORED_ROUNDINGS = 16
 """Logits of one model in a dtype coarser than float32, built twice."""

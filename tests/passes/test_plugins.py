@@ -18,6 +18,7 @@ from fxprune.backends.registry import EXPORTERS, exporter_table, parse_format
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plugins import PluginWarning, named_faults
 from fxprune.ir.rules import RULES, rule_table
+from fxprune.passes.named_pipelines import NAMED_PIPELINES
 from fxprune.passes.prune import Prune
 from fxprune.passes.registry import PASSES, all_passes, pass_table
 
@@ -224,7 +225,10 @@ def test_the_command_line_says_what_it_left_out_and_goes_on(forks: Forks, tmp_pa
     assert done.returncode == 0
     reason = "broken 0.1 (broken:THING): ZeroDivisionError: division by zero"
     assert done.stderr == f"warning: left out a plug-in of fxprune.passes, {reason}\n"
-    assert {row["name"] for row in json.loads(done.stdout)["passes"]} == {cls.name for cls in PASSES}
+    assert {row["name"] for row in json.loads(done.stdout)["passes"]} == {
+        *(cls.name for cls in PASSES),
+        *(pipeline.name for pipeline in NAMED_PIPELINES),
+    }
 
 
 MISTAKES = [

@@ -167,7 +167,7 @@ OTHER = "give another FILE to --scores"
     [
         (TAYLOR, f"fisher{{{SAMPLES}}}", {}, "scores of 'taylor', but this run uses 'fisher'", OTHER),
         (TAYLOR, "taylor{samples=5,length=19}", {}, "with other options: samples=6, now 5", OTHER),
-        (TAYLOR, f"taylor{{{SAMPLES},layers=0:1}}", {}, "with other options: layers=none, now 0:1", OTHER),
+        (TAYLOR, f"taylor{{{SAMPLES},heads=off}}", {}, "with other options: heads=auto, now off", OTHER),
         (
             OBS,
             f"obs{{{SAMPLES},ratio=0.25}}",
@@ -195,6 +195,20 @@ def test_scores_that_do_not_fit_are_refused(  # noqa: PLR0917
     assert caught.value.message.startswith("scores.safetensors holds")
     assert hint in caught.value.hint
     assert calibrations == []
+
+
+def test_scores_of_all_layers_serve_some_of_them(calibrations: list[int]) -> None:
+    """Those of a group do not depend on which others are cut, where no budget is part of the score."""
+    saved, part = kept(TAYLOR), f"taylor{{{SAMPLES},layers=0:1}}"
+    fresh = run(part)
+    calibrations.clear()
+    again_used = run(part, again(saved))
+    assert calibrations == []
+    assert fresh.ledger.plan is not None
+    assert again_used.ledger.plan is not None
+    assert {n: k.tolist() for n, k in fresh.ledger.plan.keep.items()} == {
+        n: k.tolist() for n, k in again_used.ledger.plan.keep.items()
+    }
 
 
 def test_scores_of_text_need_the_text_and_all_groups() -> None:

@@ -26,6 +26,7 @@ from fxprune.api.model_call import ModelCall
 from fxprune.api.placing import largest_forward, place_model
 from fxprune.api.progress import silence, silent
 from fxprune.api.pruning.model_run import ModelRun
+from fxprune.api.reading import Readings
 from fxprune.api.request_checks import CALIBRATION, RECOVERY, GivenRows
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
@@ -47,7 +48,7 @@ def run(folder: Path, pipeline: str, device: str) -> ModelRun:
     placement = place_model(request, source, config, forward=largest_forward(steps), sums=True)
     work = ModelRun(source, steps, ModelCall(config), silent, placement=placement)
     texts = {part: GivenRows(part, tuple(TEXTS[part])) for part in (CALIBRATION, RECOVERY)}
-    work.read(steps, texts, {}, loss=None, recorded=None, scores=None)
+    work.read(steps, texts, {}, loss=None, recorded=None, scores=None, readings=Readings())
     work.run(steps, lambda *_: None, None)
     model = work.state.subject.model
     found = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())}

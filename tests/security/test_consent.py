@@ -204,6 +204,8 @@ OWN = (
     "trace",
     "Request",
     "ApplyRequest",
+    "AnalyzeRequest",
+    "EvaluationRequest",
 )
 
 

@@ -298,7 +298,8 @@ ROWS: list[tuple[str, str]] = [
     (f'{{"text": {LONG}}}', "is damaged: Exceeds the limit"),
     ('{"text": "\\ud800"}', "half of a surrogate pair"),
     ('{"text": 1}', "is not a string but int"),
-    ("null", "is not an object but NoneType"),
+    ("null", "is empty"),
+    ("[1]", "is not an object but int"),
     ('{"te\\u001bxt": "a"}', r"its fields: te\\x1bxt"),
     ('{"text": "a"}\n{"text": ', "line 2 is not valid JSON"),
 ]

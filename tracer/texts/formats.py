@@ -148,7 +148,9 @@ def render_rows(
 
 
 def _all_null(found: list[Rendered], nulls: int) -> str:
-    return f": all of its {nulls} rows are null" if nulls and not found else ""
+    if not nulls or found:
+        return ""
+    return ": its only row is null" if nulls == 1 else f": all of its {nulls} rows are null"
 
 
 def _writes(template: ChatTemplate | None) -> bool:

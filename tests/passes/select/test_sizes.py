@@ -59,7 +59,7 @@ def pruned(sizes: NestedSizes, share: float, before: str, **options: Any) -> Sta
         ({"by": "uniform"}, ""),
         ({"by": "kinds"}, ""),
         ({"by": "global"}, "drop{layers=1,samples=2,length=8}"),
-        ({"by": "global", "channels": True, "multiple_of": 4, "tolerance": 0.02}, ""),
+        ({"by": "global", "channels": True, "multiple_of": 2, "tolerance": 0.02}, ""),
         ({"by": "search", "moves": 8}, ""),
     ],
 )
