@@ -89,7 +89,9 @@ def refuse_unused(reading: Reading, *texts: str | GivenRows | GivenFiles | None,
     for name, value in reading.to_json().items():
         if not any(isinstance(path, str) and name in options_of_text(path) for path in paths):
             given = f"{argument}={value}" if argument else value
-            names = ", ".join(path for path in paths if isinstance(path, str)) or "what was given"
+            names = (
+                ", ".join(path for path in paths if isinstance(path, str)) or "the text in use, built in or in memory,"
+            )
             what = "no rows with fields" if name == "field" else "no data set with splits"
             raise RequestError(f"--{name} {given}: {names} is {what}", f"leave out --{name}")
 

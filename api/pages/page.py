@@ -98,7 +98,7 @@ def _rendered(template: str, shown: Shown, *, pictures: bool) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["plain"] = lambda value: printable(str(value), lines=True)
+    environment.filters["plain"] = lambda value: printable(_word(value), lines=True)
     return environment.get_template(template).render(
         runs=[_run(run, picture) for run in shown.runs],
         sizes=_sizes(shown.runs),
@@ -216,3 +216,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _rows(value: Any) -> list[Mapping[str, Any]]:
     return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def _word(value: Any) -> str:
+    """A value of a record as text; yes and no for what is true or not."""
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)

@@ -69,8 +69,8 @@ def _recommended(result: AnalysisResult) -> list[str]:
     unit = report["unit"]
     said = [f"recommended: {result.target}, the largest cut that stays within --bound {bound}: {found['measured']:.4f}"]
     said[0] += f" {unit}"
-    if result.spared:
-        said.append(f"it leaves whole: layer{'s' if len(result.spared) > 1 else ''} {_runs(result.spared)}")
+    spared = f"layer{'s' if len(result.spared) > 1 else ''} {_runs(result.spared)}" if result.spared else "no layer"
+    said.append(f"it leaves whole: {spared}")
     for one in report["equal_widths"]:
         where = "in all layers" if one["layers"] is None else "in layers {}:{}".format(*one["layers"])
         said.append(f"the same budget with equal widths {where}: {one['measured']:.4f} {unit}")

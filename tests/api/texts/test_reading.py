@@ -38,7 +38,7 @@ def test_a_field_that_no_text_has_is_refused() -> None:
         check_reading(Readings.parse("calib=body", None), texts, language=True)
     with pytest.raises(RequestError, match=r"--split test: a.txt, b.jsonl is no data set with splits"):
         check_reading(Readings.parse(None, "test"), texts, language=True)
-    with pytest.raises(RequestError, match="--field body: what was given is no rows"):
+    with pytest.raises(RequestError, match="--field body: the text in use, built in or in memory, is no rows"):
         check_reading(Readings.parse("body", None), {CALIBRATION: GivenRows("calib", ("a",))}, language=True)
     with pytest.raises(RequestError, match="--field body"):
         check_reading(Readings.parse("body", None), texts, language=False)
