@@ -22,6 +22,9 @@ EXAMPLES = {MEMORY_IN_USE: "memory=6GB@8192x4"}
 CACHE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of an element of a key-value cache, by the names that torch has for the dtypes that one may be kept in."""
 
+FEWEST = 100
+"""An amount below this is most likely meant as something else: a share, or millions."""
+
 _SIZES = "params=0.9,0.8,0.7"
 _BETWEEN = re.compile("[:=]")
 _USE = re.compile(r"(?P<context>\d+)x(?P<batch>\d+)(?::(?P<dtype>\w+))?")
@@ -68,6 +71,11 @@ class Target:
             raise RequestError(
                 f"target {text!r} needs a share between 0 and 1, or an amount above 1",
                 f"{measure}=0.8 keeps 80 percent; {measure}=5e9 is an amount; inside a pipeline write {measure}:0.8",
+            )
+        if 1 < value < FEWEST and measure in ("params", "bytes", ACTIVE):
+            raise RequestError(
+                f"target {text!r} is an amount of {value:g}, and no model is that small",
+                f"{measure}=0.8 keeps 80 percent; a million is written 1e6",
             )
         if measure == LATENCY and value > 1:
             raise RequestError(

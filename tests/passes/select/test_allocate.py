@@ -312,6 +312,10 @@ def test_coarse_steps_meet_a_budget_with_the_tolerance_that_the_error_names(coar
         (lambda: Magnitude(target="speed:0.8").check(), "target 'speed:0.8' has no measure"),
         (lambda: Magnitude(target="params:some").check(), "target 'params:some' needs a share between 0 and 1"),
         (lambda: Magnitude(target="params:1").check(), "target 'params:1' needs a share"),
+        (
+            lambda: Magnitude(target="params:2").check(),
+            "target 'params:2' is an amount of 2, and no model is that small",
+        ),
         (lambda: Magnitude(target="params:-3").check(), "target 'params:-3' needs a share"),
         (lambda: Magnitude(target="params:1.5").check(), "target 'params:1.5' is above what the model has as a share"),
         (lambda: Magnitude(target="bytes:1000").check(), "target 'bytes:1000' is an amount"),
@@ -335,8 +339,8 @@ def test_what_is_refused(attempt: Any, message: str) -> None:
 
 
 def test_no_tolerance_is_named_that_is_not_allowed() -> None:
-    with pytest.raises(RequestError, match="no plan meets a budget of 2 within") as caught:
-        refusal(target="params:2")()
+    with pytest.raises(RequestError, match="no plan meets a budget of 200 within") as caught:
+        refusal(target="params:200")()
     assert "tolerance" not in caught.value.hint
 
 
