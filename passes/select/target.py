@@ -72,11 +72,6 @@ class Target:
                 f"target {text!r} needs a share between 0 and 1, or an amount above 1",
                 f"{measure}=0.8 keeps 80 percent; {measure}=5e9 is an amount; inside a pipeline write {measure}:0.8",
             )
-        if 1 < value < FEWEST and measure in ("params", "bytes", ACTIVE):
-            raise RequestError(
-                f"target {text!r} is an amount of {value:g}, and no model is that small",
-                f"{measure}=0.8 keeps 80 percent; a million is written 1e6",
-            )
         if measure == LATENCY and value > 1:
             raise RequestError(
                 f"target {text!r} is not a share; latency takes a share only, because times differ between machines",
@@ -97,6 +92,11 @@ class Target:
             raise RequestError(
                 f"target {text!r} is above what the model has as a share, and no whole number as an amount",
                 f"{measure}=0.8 keeps 80 percent",
+            )
+        if 1 < value < FEWEST and measure in ("params", "bytes", ACTIVE):
+            raise RequestError(
+                f"target {text!r} is an amount of {value:g}, and no model is that small",
+                f"{measure}=0.8 keeps 80 percent; a million is written 1e6",
             )
         return cls(measure, value)
 
