@@ -22,7 +22,7 @@ EXAMPLES = {MEMORY_IN_USE: "memory=6GB@8192x4"}
 CACHE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of an element of a key-value cache, by the names that torch has for the dtypes that one may be kept in."""
 
-FEWEST = 100
+LEAST_AMOUNT = 100
 """An amount below this is most likely meant as something else: a share, or millions."""
 
 _SIZES = "params=0.9,0.8,0.7"
@@ -93,11 +93,9 @@ class Target:
                 f"target {text!r} is above what the model has as a share, and no whole number as an amount",
                 f"{measure}=0.8 keeps 80 percent",
             )
-        if 1 < value < FEWEST and measure in ("params", "bytes", ACTIVE):
-            raise RequestError(
-                f"target {text!r} is an amount of {value:g}, and no model is that small",
-                f"{measure}=0.8 keeps 80 percent; a million is written 1e6",
-            )
+        if 1 < value < LEAST_AMOUNT and measure in ("params", "bytes", ACTIVE):
+            why = f"target {text!r} is an amount of {value:g}, and no model is that small"
+            raise RequestError(why, f"{measure}=0.8 keeps 80 percent; a million is written 1e6")
         return cls(measure, value)
 
     @classmethod
