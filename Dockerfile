@@ -1,5 +1,5 @@
 # docker build --build-arg TORCH=cpu -t fxprune .         TORCH: the build of torch, as download.pytorch.org names them
-# docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" fxprune apply demo --pass taylor --ratio 0.25 --out OUT
+# docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" fxprune apply demo --pass taylor --ratio 0.25 --out OUT
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
@@ -19,9 +19,9 @@ RUN SETUPTOOLS_SCM_PRETEND_VERSION_FOR_FXPRUNE="${VERSION}" \
 # A build of torch brings CUDA's libraries with it; the driver comes from the host, with `docker run --gpus all`.
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/fxprune /opt/fxprune
-ENV PATH=/opt/fxprune/bin:$PATH HF_HOME=/work/.cache/huggingface
-RUN useradd --create-home fxprune && install -d -o fxprune /work
+ENV PATH=/opt/fxprune/bin:$PATH HF_HOME=/data/.cache/huggingface
+RUN useradd --create-home fxprune && install -d -o fxprune /data
 USER fxprune
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["fxprune"]
 CMD ["--help"]
