@@ -19,6 +19,8 @@ of windows) are chosen by ``--split validation``; nothing is chosen on what is e
 WINDOW, EVALUATED, CALIBRATED = 128, 60, 128
 """Tokens in a window; windows of each evaluation text; calibration windows of a draw, from all three texts."""
 
+DENSE = "dense"
+
 KEPT = (0.8, 0.9, 0.7)
 """Shares of all parameters, embeddings included; the first is measured first."""
 DRAWS = 3
