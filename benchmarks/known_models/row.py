@@ -1,6 +1,6 @@
 """One row of benchmarks/known_models, in a process of its own, so that its peak memory is its own.
 
-python -m fxprune.benchmarks.known_models.row MODELS TEXT 'smollm2-135m|best|0.8|0'
+python -m fxprune.benchmarks.known_models.row MODELS TEXT 'smollm2-135m|best|0.8|0' [CODE]
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from fxprune.benchmarks.known_models.cut import cut
 from fxprune.benchmarks.known_models.runs import (
     ANSWER,
     CALIBRATION,
+    DENSE,
     EVALUATED,
     PROMPTS,
     TEXTS,
@@ -29,7 +31,7 @@ from fxprune.benchmarks.known_models.runs import (
 )
 
 
-def measured(run: Run, models: Path, text: Path) -> dict[str, Any]:
+def measured(run: Run, models: Path, text: Path, code: Path | None = None) -> dict[str, Any]:
     """Kept share, log-perplexity of every window, answers, CPU seconds of the passes and peak memory in GB."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,9 +41,9 @@ def measured(run: Run, models: Path, text: Path) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(models / run.model, dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(models / run.model)
     whole, started = parameter_count(model), time.process_time()
-    if run.method != "dense":
+    if run.method != DENSE:
         mixed = "\n".join(characters(text, name, CALIBRATION) for name in TEXTS)
-        _prune(run, model, from_string("three texts", mixed, tokenizer))
+        cut(run, model, from_string("three texts", mixed, tokenizer), code)
     seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     losses = {}
@@ -50,21 +52,6 @@ def measured(run: Run, models: Path, text: Path) -> dict[str, Any]:
         losses[name] = [round(perplexity(model, window[None]).nll, 6) for window in windows]
     found = {"kept": parameter_count(model) / whole, "losses": losses, "seconds": round(seconds, 1)}
     return {**found, "peak_gb": round(peak, 2), "answers": _answers(model, tokenizer), "date": date.today().isoformat()}
-
-
-def _prune(run: Run, model: Any, calibration: Any) -> None:
-    """Run the pipeline on the model, in place."""
-    from fxprune.ir.verifier import verify
-    from fxprune.passes.manager import run_pipeline
-    from fxprune.passes.pipeline import parse_pipeline
-    from fxprune.passes.registry import PASSES
-    from fxprune.passes.state import Data, State, Subject
-    from fxprune.passes.structure import ANALYSES
-    from fxprune.tracer.export import trace_causal_lm
-
-    traced = trace_causal_lm(model)
-    state = State(Subject(traced.graph, model, example=traced.example), Data(calibration=calibration))
-    run_pipeline(parse_pipeline(run.pipeline, PASSES), state, analyses=ANALYSES, verify=verify)
 
 
 def _answers(model: Any, tokenizer: Any) -> list[str]:
@@ -87,8 +74,8 @@ def _answers(model: Any, tokenizer: Any) -> list[str]:
 def main() -> None:
     logging.disable(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    models, text, key = sys.argv[1:]
-    print(json.dumps(measured(Run.of(key), Path(models), Path(text))))
+    models, text, key, *code = sys.argv[1:]
+    print(json.dumps(measured(Run.of(key), Path(models), Path(text), *map(Path, code))))
 
 
 if __name__ == "__main__":

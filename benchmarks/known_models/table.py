@@ -2,7 +2,8 @@
 
 python -m fxprune.benchmarks.known_models.table --models MODELS --text ../shared/text --write docs/quality.md
 
-MODELS holds smollm2-135m, which ../shared/models/fetch.py makes.
+MODELS holds smollm2-135m, which ../shared/models/fetch.py makes. Peers' own code runs where ``--code`` names a folder
+with checkouts of it: LLM-Pruner (github.com/horseee/LLM-Pruner) and FLAP (github.com/CASIA-IVA-Lab/FLAP).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import time
 from pathlib import Path
 
 from fxprune.benchmarks.known_models.page import section, with_section
-from fxprune.benchmarks.known_models.runs import EVALUATION, VALIDATION, Run, runs
+from fxprune.benchmarks.known_models.runs import DENSE, EVALUATION, VALIDATION, Run, runs
 
 
-def measured(run: Run, models: Path, text: Path) -> str | None:
+def measured(run: Run, models: Path, text: Path, code: Path | None) -> str | None:
     """The row as JSON text, from a fresh process; None where it failed, whose reason stands on stderr then."""
     command = [sys.executable, "-W", "ignore", "-m", "fxprune.benchmarks.known_models.row", models, text, run.key]
+    command += [] if code is None else [code]
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.splitlines()[-1] if done.returncode == 0 else None
 
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("--models", required=True, type=Path, help="folder of model directories")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt and NAME-eval.txt")
     parser.add_argument("--model", default="smollm2-135m", help="folder of the model")
+    parser.add_argument("--code", type=Path, help="folder of checkouts LLM-Pruner and FLAP, to run their own code too")
     own = Path(__file__).with_name("rows.json")
     parser.add_argument("--rows", type=Path, default=own, help="JSON file of the rows")
     parser.add_argument("--methods", nargs="*", default=[], help="measure only these")
@@ -41,12 +44,16 @@ def main() -> int:
     rows = json.loads(options.rows.read_text(encoding="utf-8")) if options.rows.exists() else {}
     end, failed = time.monotonic() + 3600 * options.hours, 0
     for run in runs(options.model, options.split):
-        left_out = run.method != "dense" and (
+        left_out = run.method != DENSE and (
             (options.methods and run.method not in options.methods) or (options.kept and run.kept not in options.kept)
         )
         if left_out or run.key in rows or time.monotonic() > end:
             continue
-        found = measured(run, options.models, options.text)
+        if run.own_code is not None and options.code is None:
+            print(run.key, f"left out: give --code, a folder with {run.own_code.checkout}", file=sys.stderr, flush=True)
+            continue
+        known = [row for key, row in rows.items() if run.same(Run.of(key))]
+        found = json.dumps(known[0]) if known else measured(run, options.models, options.text, options.code)
         failed += found is None
         if found is not None:
             rows[run.key] = json.loads(found)
