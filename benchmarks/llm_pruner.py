@@ -48,6 +48,14 @@ class LLMPruner:
         if not (self.checkout / "LLMPruner").is_dir():
             raise SystemExit(f"{self.checkout} has no LLMPruner: give a checkout of github.com/horseee/LLM-Pruner")
 
+    def modules(self) -> tuple[Any, Any]:
+        """Its Torch-Pruning, and its scores for a Llama."""
+        if str(self.checkout) not in sys.path:
+            sys.path.insert(0, str(self.checkout))
+        names = ("torch_pruning", "pruner.hf_llama_pruner")
+        pruning, scores = (importlib.import_module(f"LLMPruner.{name}") for name in names)
+        return pruning, scores
+
     def cut(self, model: Any, windows: Tensor, criterion: str, ratio: float) -> None:
         """Prune a Llama in place.
 
@@ -57,11 +65,7 @@ class LLMPruner:
             criterion: one of CRITERIA.
             ratio: the share of the heads and of the inner width to remove in each of LAYERS.
         """
-        if str(self.checkout) not in sys.path:
-            sys.path.insert(0, str(self.checkout))
-        pruning, scores = (
-            importlib.import_module(f"LLMPruner.{name}") for name in ("torch_pruning", "pruner.hf_llama_pruner")
-        )
+        pruning, scores = self.modules()
         model.set_attn_implementation("eager")
         model.config.use_cache = False  # its graph is read off the outputs, of which all must be tensors
         model.requires_grad_(True)
@@ -89,12 +93,12 @@ class LLMPruner:
         )
         model.zero_grad()
         if taylor is not None:
-            _differentiate(model, windows, squares=taylor in SQUARED)
+            differentiate(model, windows, squares=taylor in SQUARED)
         pruner.step()
         model.zero_grad()
 
 
-def _differentiate(model: Any, windows: Tensor, *, squares: bool) -> None:
+def differentiate(model: Any, windows: Tensor, *, squares: bool, at_once: int = AT_ONCE) -> None:
     """Set gradients of all parameters: of the mean loss as ``grad``, the mean of their squares as ``acc_grad``."""
     for window in windows.split(1) if squares else ():
         model(window, labels=window).loss.backward()
@@ -102,5 +106,5 @@ def _differentiate(model: Any, windows: Tensor, *, squares: bool) -> None:
             square = parameter.grad.square() / len(windows)
             parameter.acc_grad = getattr(parameter, "acc_grad", 0) + square
         model.zero_grad()
-    for piece in windows.split(AT_ONCE):
+    for piece in windows.split(at_once):
         (model(piece, labels=piece).loss * (len(piece) / len(windows))).backward()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.benchmarks.known_models.row import quality
-from fxprune.benchmarks.known_models.rows_file import read_rows, write_rows
+from fxprune.benchmarks.known_models.rows_file import is_whole, read_rows, write_rows
 from fxprune.benchmarks.known_models.runs import CALIBRATION, DENSE, EVALUATION, TEXTS, VALIDATION, Run, characters
 from fxprune.benchmarks.known_models.zero_shot import MANY
 
@@ -185,7 +185,7 @@ def steps_within(how: Recovery, model: Any, dense: Any, data: Any) -> int:
 def measured(key: str, options: argparse.Namespace) -> str | None:
     """The row as JSON text, from a fresh process; None where it failed, whose reason stands on stderr then."""
     command = [sys.executable, "-W", "ignore", "-m", "fxprune.benchmarks.known_models.recovered", "--one", key]
-    for name in ("models", "text", "tasks", "work", "rows"):
+    for name in ("models", "text", "tasks", "work", "model", "rows"):
         command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.splitlines()[-1] if done.returncode == 0 else None
@@ -198,30 +198,30 @@ def main() -> int:
     parser.add_argument("--tasks", required=True, type=Path, help="folder of NAME.jsonl task files")
     parser.add_argument("--work", required=True, type=Path, help="folder that keeps the pruned models")
     parser.add_argument("--model", default="smollm2-135m", help="folder of the model")
-    own = Path(__file__).with_name("rows.json")
-    parser.add_argument("--rows", type=Path, default=own, help="JSON file of the rows; the dense one must be there")
+    here = Path(__file__).parent
+    parser.add_argument("--rows", type=Path, default=here / "rows.json", help="JSON file with the dense model's row")
+    parser.add_argument("--recovered", type=Path, default=here / "recovered.json", help="JSON file of the rows")
     parser.add_argument("--names", nargs="*", default=[], help="measure only these")
     parser.add_argument("--split", choices=(EVALUATION, VALIDATION), default=EVALUATION, help="what is measured on")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    rows = read_rows(options.rows)
+    dense = read_rows(options.rows).get(Run(options.model, DENSE).key)
+    if not is_whole(dense, options.tasks):
+        raise SystemExit(f"{options.rows} has no dense row with tasks: run known_models.table with --tasks first")
     if options.one:
-        run = Run.of(options.one)
-        answers = rows[Run(run.model, DENSE).key]["written"]["answers"]
-        print(json.dumps(recovered(run, options, answers)))
+        print(json.dumps(recovered(Run.of(options.one), options, dense["written"]["answers"])))
         return 0
     failed = 0
     for name in options.names or (RECOVERED if options.split == EVALUATION else TRIALS):
         key = Run(options.model, name, KEPT, split=options.split).key
-        if key in rows:
+        if key in read_rows(options.recovered):
             continue
         found = measured(key, options)
         failed += found is None
         if found is not None:
-            rows = read_rows(options.rows) | {key: json.loads(found)}
-            write_rows(options.rows, rows)
+            write_rows(options.recovered, read_rows(options.recovered) | {key: json.loads(found)})
         print(key, "failed" if found is None else "measured", file=sys.stderr, flush=True)
     return int(failed > 0)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from fxprune.benchmarks.known_models.cut import cut
 from fxprune.benchmarks.known_models.rows_file import read_rows
 from fxprune.benchmarks.known_models.runs import (
     ANSWER,
@@ -35,7 +36,13 @@ from fxprune.benchmarks.known_models.zero_shot import ITEMS, MANY
 
 
 def measured(
-    run: Run, models: Path, text: Path, tasks: Path | None = None, dense: Sequence[str] | None = None
+    run: Run,
+    models: Path,
+    text: Path,
+    *,
+    code: Path | None = None,
+    tasks: Path | None = None,
+    dense: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Prune, and measure what comes out; CPU seconds and peak memory in GB are of the passes.
 
@@ -43,6 +50,7 @@ def measured(
         run: the row.
         models: folder of model directories.
         text: folder of texts.
+        code: folder of checkouts of peers.
         tasks: folder of task files; None measures no tasks and no answers to instructions.
         dense: the dense model's answers to the instructions; None writes them anew.
     """
@@ -59,7 +67,7 @@ def measured(
     whole, started = parameter_count(model), time.process_time()
     if run.method != DENSE:
         mixed = "\n".join(characters(text, name, CALIBRATION) for name in TEXTS)
-        _prune(run, model, from_string("three texts", mixed, tokenizer))
+        cut(run, model, from_string("three texts", mixed, tokenizer), code)
     seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     about = {"kept": parameter_count(model) / whole, "seconds": round(seconds, 1), "peak_gb": round(peak, 2)}
@@ -103,21 +111,6 @@ def quality(
     return {**found, "measuring": [round(after - before, 1) for before, after in itertools.pairwise(times)]}
 
 
-def _prune(run: Run, model: Any, calibration: Any) -> None:
-    """Run the pipeline on the model, in place."""
-    from fxprune.ir.verifier import verify
-    from fxprune.passes.manager import run_pipeline
-    from fxprune.passes.pipeline import parse_pipeline
-    from fxprune.passes.registry import PASSES
-    from fxprune.passes.state import Data, State, Subject
-    from fxprune.passes.structure import ANALYSES
-    from fxprune.tracer.export import trace_causal_lm
-
-    traced = trace_causal_lm(model)
-    state = State(Subject(traced.graph, model, example=traced.example), Data(calibration=calibration))
-    run_pipeline(parse_pipeline(run.pipeline, PASSES), state, analyses=ANALYSES, verify=verify)
-
-
 def _answers(model: Any, tokenizer: Any) -> list[str]:
     """What the model writes after each prompt."""
     from fxprune.passes.model.forward import decoded, inference
@@ -142,13 +135,16 @@ def main() -> None:
     parser.add_argument("models", type=Path, help="folder of model directories")
     parser.add_argument("text", type=Path, help="folder of texts")
     parser.add_argument("key", help="of the row")
+    parser.add_argument("--code", type=Path, help="folder of checkouts of peers")
     parser.add_argument("--tasks", type=Path, help="folder of task files")
     parser.add_argument("--rows", type=Path, help="JSON file of the rows, for what the dense model answers")
     options = parser.parse_args()
     run = Run.of(options.key)
     rows = read_rows(options.rows) if options.rows else {}
     dense = rows.get(Run(run.model, DENSE, split=run.split).key, {}).get("written", {}).get("answers")
-    print(json.dumps(measured(run, options.models, options.text, options.tasks, dense)))
+    folders = {"code": options.code, "tasks": options.tasks}
+    found = measured(run, options.models, options.text, **folders, dense=dense)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

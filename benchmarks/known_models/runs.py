@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 TEXTS = ("tinystories", "wikitext2", "bookcorpus")
@@ -20,14 +20,62 @@ WINDOW, EVALUATED, CALIBRATED = 128, 60, 128
 """Tokens in a window; windows of each evaluation text; calibration windows of a draw, from all three texts."""
 
 DENSE = "dense"
-
 KEPT = (0.8, 0.9, 0.7)
 """Shares of all parameters, embeddings included; the first is measured first."""
 DRAWS = 3
 
 BUDGET = "target=params:KEPT"
 READ = f"samples={CALIBRATED},seed=SEED"
-METHODS = {
+LLM_PRUNER, FLAP = "LLM-Pruner", "FLAP"
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """A peer's own code instead of a pipeline of fxprune.
+
+    Attributes:
+        checkout: the name of its folder.
+        option: what it is told: a criterion of LLM-Pruner, or whether FLAP's biases are kept.
+        corrected: LLM-Pruner: whether kv heads are scored with their own query heads.
+    """
+
+    checkout: str
+    option: str
+    corrected: bool = False
+
+
+Method = str | OwnCode
+
+SWEPT = f"wanda{{{BUDGET},{READ}}},compensate{{{READ}}}"
+"""A cheap score before the refit whose options are chosen."""
+CRITERIA = ("vector", "element1", "element2", "L2")
+COMPENSATED, PLAIN = "compensated", "not compensated"
+CHOICES: dict[str, dict[str, Method]] = {
+    "LLM-Pruner's code": {criterion: OwnCode(LLM_PRUNER, criterion) for criterion in CRITERIA},
+    "LLM-Pruner's code, kv corrected": {criterion: OwnCode(LLM_PRUNER, criterion, True) for criterion in CRITERIA},
+    "FLAP's code": {way: OwnCode(FLAP, way) for way in (COMPENSATED, PLAIN)},
+    "damping of the refit": {
+        "0.001": SWEPT.replace("compensate{", "compensate{damping=0.001,"),
+        "0.01": SWEPT,
+        "0.1": SWEPT.replace("compensate{", "compensate{damping=0.1,"),
+    },
+    "calibration windows": {
+        count: SWEPT.replace(f"samples={CALIBRATED}", f"samples={count}") for count in ("32", str(CALIBRATED))
+    },
+}
+"""What is chosen -> its options, which are measured on the VALIDATION split at 0.8, on the first draw."""
+
+CHOSEN = {
+    "LLM-Pruner's code": "element1",
+    "LLM-Pruner's code, kv corrected": "element1",
+    "FLAP's code": PLAIN,
+    "damping of the refit": "0.01",
+    "calibration windows": str(CALIBRATED),
+}
+"""What is chosen -> the option that all other rows have."""
+
+METHODS: dict[str, Method] = {
+    **{name: options[CHOSEN[name]] for name, options in CHOICES.items() if name.endswith(("code", "corrected"))},
     "paper": f"paper{{{BUDGET},seed=SEED}}",
     "taylor uniform": f"taylor{{{BUDGET},samples=10,seed=SEED}}",
     "wanda uniform": f"wanda{{{BUDGET},{READ}}}",
@@ -37,7 +85,19 @@ METHODS = {
     "best, uniform": f"obs{{{BUDGET},{READ}}},compensate{{{READ}}}",
     "best": f"best{{{BUDGET},{READ}}}",
 }
-"""Name -> pipeline, with KEPT and SEED to be filled in; nothing of it trains."""
+"""Name -> pipeline, with KEPT and SEED to be filled in, or a peer's own code; nothing of it trains."""
+
+WRITTEN = CALIBRATED - 10
+ABLATIONS: dict[str, Method] = {
+    "paper, compensate": f"paper{{{BUDGET},seed=SEED}},compensate{{{READ}}}",
+    "generate, paper, compensate": f"generate{{windows={WRITTEN},first=10,seed=SEED}},paper{{{BUDGET},seed=SEED}},"
+    f"compensate{{{READ}}}",
+    "obs uniform": f"obs{{{BUDGET},{READ}}}",
+    "obs by=kinds": f"obs{{{BUDGET},by=kinds,{READ}}}",
+    "fisher": f"fisher{{{BUDGET},by=global,{READ}}}",
+    "taylor global, compensate": f"taylor{{{BUDGET},by=global,{READ}}},compensate{{{READ}}}",
+}
+"""Parts of the best pipeline and of the paper's, measured at 0.8 on the first draw."""
 
 PROMPTS = (
     "The capital of France is",
@@ -61,7 +121,7 @@ class Run:
 
     Attributes:
         model: the folder of the model.
-        method: one of METHODS, or ``dense``.
+        method: one of METHODS or ABLATIONS, an option of CHOICES after its name and a colon, or DENSE.
         kept: share of parameters.
         seed: of the draw.
         split: what is measured on, EVALUATION or VALIDATION.
@@ -85,17 +145,51 @@ class Run:
         return cls(model, method, float(kept), int(seed), *split)
 
     @property
+    def method_text(self) -> Method:
+        """The pipeline, as METHODS, ABLATIONS or CHOICES have it; or a peer's own code."""
+        if self.method in METHODS:
+            return METHODS[self.method]
+        chosen, found, option = self.method.partition(CHOICE)
+        return CHOICES[chosen][option] if found else ABLATIONS[self.method]
+
+    def same(self, other: Run) -> bool:
+        """Whether both measure the same, under two names."""
+        if DENSE in (self.method, other.method):
+            return self == other
+        return replace(self, method=other.method) == other and self.method_text == other.method_text
+
+    @property
+    def own_code(self) -> OwnCode | None:
+        """None for a pipeline of fxprune, and for the dense model."""
+        found = None if self.method == DENSE else self.method_text
+        return found if isinstance(found, OwnCode) else None
+
+    @property
     def pipeline(self) -> str:
-        return METHODS[self.method].replace("KEPT", f"{self.kept:g}").replace("SEED", str(self.seed))
+        """With its budget and its seed."""
+        found = self.method_text
+        assert isinstance(found, str)
+        return found.replace("KEPT", f"{self.kept:g}").replace("SEED", str(self.seed))
+
+
+CHOICE = ": "
+"""Between the name of a choice and an option of it, as a method's name."""
 
 
 def runs(model: str, split: str = EVALUATION) -> Iterator[Run]:
-    """All rows of a model, in the order in which they are measured: the first draw of everything, then the next."""
-    yield Run(model, "dense", split=split)
+    """All rows of a model, in the order in which they are measured: the first draw of everything, then the next.
+
+    With VALIDATION the options of CHOICES come first, otherwise ABLATIONS follow the first draw at the first size.
+    """
+    yield Run(model, DENSE, split=split)
+    if split == VALIDATION:
+        names = [f"{chosen}{CHOICE}{option}" for chosen, options in CHOICES.items() for option in options]
+        yield from (Run(model, name, KEPT[0], split=split) for name in names)
     for seed in range(DRAWS):
         for kept in KEPT:
-            for method in METHODS:
-                yield Run(model, method, kept, seed, split)
+            yield from (Run(model, method, kept, seed, split) for method in METHODS)
+            if (seed, kept, split) == (0, KEPT[0], EVALUATION):
+                yield from (Run(model, method, kept, seed, split) for method in ABLATIONS)
 
 
 def characters(folder: Path, text: str, use: str) -> str:

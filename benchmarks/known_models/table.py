@@ -3,7 +3,8 @@
 python -m fxprune.benchmarks.known_models.table --models MODELS --text ../shared/text --tasks ../shared/tasks \\
     --write docs/quality.md
 
-MODELS holds smollm2-135m, which ../shared/models/fetch.py makes.
+MODELS holds smollm2-135m, which ../shared/models/fetch.py makes. Peers' own code runs where ``--code`` names a folder
+with checkouts of it: LLM-Pruner (github.com/horseee/LLM-Pruner) and FLAP (github.com/CASIA-IVA-Lab/FLAP).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from fxprune.benchmarks.known_models.page import section, with_section
 from fxprune.benchmarks.known_models.rows_file import is_whole, read_rows, write_rows
-from fxprune.benchmarks.known_models.runs import EVALUATION, VALIDATION, Run, runs
+from fxprune.benchmarks.known_models.runs import DENSE, EVALUATION, VALIDATION, Run, runs
 
 
 def measured(run: Run, options: argparse.Namespace) -> str | None:
@@ -25,6 +26,7 @@ def measured(run: Run, options: argparse.Namespace) -> str | None:
     row = "fxprune.benchmarks.known_models.row"
     command = [sys.executable, "-W", "ignore", "-m", row, options.models, options.text, run.key, "--rows", options.rows]
     command += ["--tasks", options.tasks] if options.tasks else []
+    command += ["--code", options.code] if options.code else []
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.splitlines()[-1] if done.returncode == 0 else None
 
@@ -35,6 +37,7 @@ def main() -> int:
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt and NAME-eval.txt")
     parser.add_argument("--tasks", type=Path, help="folder of NAME.jsonl task files; without, texts alone are measured")
     parser.add_argument("--model", default="smollm2-135m", help="folder of the model")
+    parser.add_argument("--code", type=Path, help="folder of checkouts LLM-Pruner and FLAP, to run their own code too")
     own = Path(__file__).with_name("rows.json")
     parser.add_argument("--rows", type=Path, default=own, help="JSON file of the rows")
     parser.add_argument("--methods", nargs="*", default=[], help="measure only these")
@@ -46,12 +49,17 @@ def main() -> int:
     rows = read_rows(options.rows)
     end, failed = time.monotonic() + 3600 * options.hours, 0
     for run in runs(options.model, options.split):
-        left_out = run.method != "dense" and (
+        left_out = run.method != DENSE and (
             (options.methods and run.method not in options.methods) or (options.kept and run.kept not in options.kept)
         )
         if left_out or is_whole(rows.get(run.key), options.tasks) or time.monotonic() > end:
             continue
-        found = measured(run, options)
+        if run.own_code is not None and options.code is None:
+            print(run.key, f"left out: give --code, a folder with {run.own_code.checkout}", file=sys.stderr, flush=True)
+            continue
+        whole = ((key, row) for key, row in rows.items() if is_whole(row, options.tasks))
+        known = [row for key, row in whole if run.same(Run.of(key))]
+        found = json.dumps(known[0]) if known else measured(run, options)
         failed += found is None
         if found is not None:
             rows[run.key] = json.loads(found)
