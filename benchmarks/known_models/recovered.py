@@ -33,7 +33,7 @@ KEPT = 0.8
 HELD = 24
 """Examples that are held out, of which the loss is measured nine times; the best weights stay."""
 BATCH = 8
-COMMON = f"length=160,batch={BATCH},micro_batch=4,validation=HELD"
+COMMON = f"train_on=answers,length=160,batch={BATCH},micro_batch=4,validation=HELD"
 LORA = f"lora{{{COMMON},lr=RATE,steps=STEPS}}"
 DISTILL = f"distill{{{COMMON},lr=RATE,steps=STEPS}}"
 TAUGHT = f"lora{{{COMMON},teacher=0.5,lr=RATE,steps=STEPS}}"
@@ -152,14 +152,14 @@ def trained(passes: str, model: Any, dense: Any, data: Any) -> dict[str, Any]:
         passes: the pass, as text.
         model: the pruned model.
         dense: the model before, which a teacher is.
-        data: rows to train on, answers alone.
+        data: rows to train on.
     """
     from fxprune.passes.pipeline import parse_pipeline
     from fxprune.passes.registry import PASSES
     from fxprune.passes.state import Before, Data, State, Subject
     from fxprune.tracer.export import trace_causal_lm
 
-    (step,) = parse_pipeline(passes.replace("{", "{train_on=answers,", 1), PASSES)
+    (step,) = parse_pipeline(passes, PASSES)
     step.check()
     traced = trace_causal_lm(model)
     state = State(Subject(traced.graph, model, example=traced.example), Data(recovery=data), before=Before(model=dense))
