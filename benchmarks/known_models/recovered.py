@@ -207,6 +207,7 @@ def main() -> int:
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     dense = read_rows(options.rows).get(Run(options.model, DENSE).key)
     if not is_whole(dense, options.tasks):
         raise SystemExit(f"{options.rows} has no dense row with tasks: run known_models.table with --tasks first")

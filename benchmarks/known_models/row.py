@@ -131,6 +131,7 @@ def _answers(model: Any, tokenizer: Any) -> list[str]:
 def main() -> None:
     logging.disable(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", type=Path, help="folder of model directories")
     parser.add_argument("text", type=Path, help="folder of texts")

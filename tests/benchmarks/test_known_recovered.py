@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fxprune.benchmarks.known_models import recovered
+from fxprune.benchmarks.known_models import recovered, runs
 from fxprune.benchmarks.known_models.columns import headers
 from fxprune.benchmarks.known_models.recovered import (
     BATCH,
@@ -28,6 +31,7 @@ from fxprune.benchmarks.zeroshot import TASKS
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 
+from ..api.pruning.test_resume import VOCABULARY, write_source
 from ..corpora import UnequalRows
 from ..decoders import llama
 from ..passes.recover.test_distill import damaged
@@ -76,6 +80,45 @@ def test_steps_follow_from_what_one_costs(monkeypatch: pytest.MonkeyPatch) -> No
     assert [text for text, _ in seen] == ["lora{steps=1,validation=0}", "lora{steps=4,validation=0}"]
     assert all(one is not model for _, one in seen)
     assert steps == round(200 - 3 * HELD / BATCH)
+
+
+@pytest.mark.parametrize("passes", ["lora", "distill"])
+def test_a_pruned_model_is_made_once_and_trained(passes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the model's folder to the row, but for what is measured of it."""
+    source = write_source(tmp_path / "models" / "m")
+    words = " ".join(list(VOCABULARY)[i * i % 26] for i in range(600))
+    for text in TEXTS:
+        (tmp_path / f"{text}-calib.txt").write_text(words)
+    row = {"instruction": "a b c", "input": "", "output": "d e f"}
+    (tmp_path / recovered.ALPACA).write_text(json.dumps([row] * 12))
+    text = f"{passes}{{train_on=answers,length=100,batch=2,micro_batch=2,lr=RATE,steps=STEPS,validation=HELD}}"
+    how = Recovery("small", text, "0.01", 60)
+    monkeypatch.setitem(runs.METHODS, "small", "taylor{ratio=0.25,samples=4,length=8}")
+    monkeypatch.setattr(recovered, "HELD", 2)
+    monkeypatch.setattr(Recovery, "text", lambda self, steps, held=2: _filled(self, min(steps, 3), held))
+    monkeypatch.setitem(recovered.RECOVERED, "small + it", how)
+    measured: list[Any] = []
+    monkeypatch.setattr(recovered, "quality", lambda model, *_, **given: measured.append((model, given)) or {})
+    options = argparse.Namespace(models=source.parent, text=tmp_path, tasks=tmp_path, work=tmp_path / "work")
+    found = recovered.recovered(Run("m", "small + it", 0.75), options, ["x"])
+    ((model, given),) = measured
+    assert given["dense"] == ["x"]
+    assert found["kept"] == sum(tensor.numel() for tensor in model.parameters()) / _count(source)
+    assert found["kept"] < 1
+    assert "steps=3,validation=2}" in found["training"]["pass"]
+    assert found["seconds"] >= found["training"]["seconds"] > 0
+    monkeypatch.setattr("fxprune.apply", None)
+    assert recovered.recovered(Run("m", "small + it", 0.75), options, ["x"])["kept"] == found["kept"]
+
+
+def _filled(how: Recovery, steps: int, held: int) -> str:
+    return how.passes.replace("RATE", how.rate).replace("HELD", str(held)).replace("STEPS", str(steps))
+
+
+def _count(source: Path) -> int:
+    from transformers import AutoModelForCausalLM
+
+    return sum(tensor.numel() for tensor in AutoModelForCausalLM.from_pretrained(source).parameters())
 
 
 def row(seed: int, **more: Any) -> dict[str, Any]:
