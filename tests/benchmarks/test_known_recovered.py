@@ -31,7 +31,7 @@ from fxprune.benchmarks.zeroshot import TASKS
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 
-from ..api.pruning.test_resume import VOCABULARY, write_source
+from ..api.pruning.interrupted import VOCABULARY, write_source
 from ..corpora import UnequalRows
 from ..decoders import llama
 from ..passes.recover.test_distill import damaged
