@@ -14,7 +14,7 @@ from fxprune.benchmarks.zeroshot import TASKS
 PAPER = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa", "piqa", "winogrande")
 """The seven tasks of LLM-Pruner (arXiv 2305.11627, table 1)."""
 
-ITEMS, MANY = 50, 400
+ITEMS, MANY = 24, 200
 """Items of each task in a row of the table; in the rows of the dense and of recovered models. BLiMP, whose items are
 short, has twice as many. The fewer are the first of the many, so that differences are paired."""
 

@@ -16,9 +16,9 @@ from .training import Lessons, Recipe, Training
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """What is tried, in order. The loss after a training is taken to have one valley over them (docs/quality.md)."""
 
-SHARE = 20
+SHORT_SHARE = 20
 """A short training has one part of so many of the steps, ..."""
-FEWEST = 4
+SHORT_STEPS = 4
 """... but no fewer than these."""
 
 Train = Callable[[nn.Module, Lessons, Recipe], Training]
@@ -37,7 +37,7 @@ def swept(train: Train, model: nn.Module, lessons: Lessons, recipe: Recipe) -> d
         recipe: of the whole training; its rate is one of RATES, where the sweep begins.
     """
     whole = recipe.total(len(lessons.examples) - recipe.validation)
-    steps = min(whole, max(FEWEST, whole // SHARE))
+    steps = min(whole, max(SHORT_STEPS, whole // SHORT_SHARE))
     short = dataclasses.replace(recipe, steps=steps, measured=1, sweep=False)
     before = {name: tensor.detach().clone() for name, tensor in _changed(model)}
 

@@ -68,10 +68,7 @@ def train(
         FxpruneError: when a loss or gradient is not finite, with the step.
     """
     state = None if kept is None else kept.found()
-    rates: dict[float, float] = {}
-    if recipe.sweep:
-        rates = swept(partial(train, teacher=teacher), model, lessons, recipe) if state is None else dict(state.rates)
-        recipe = dataclasses.replace(recipe, lr=chosen(rates), sweep=False)
+    recipe, rates = _with_rate(model, lessons, recipe, teacher, state)
     lessons, held = divided(lessons, recipe)
     at_once = min(recipe.micro_batch, recipe.batch)
     best = BestWeights(held, lessons, at_once, recipe.measured, state) if held else None
@@ -99,6 +96,20 @@ def train(
             if teacher is not None:
                 teacher.to(home)
     return log.training(trainer)
+
+
+def _with_rate(
+    model: torch.nn.Module,
+    lessons: Lessons,
+    recipe: Recipe,
+    teacher: Teacher | AnswerLoss | None,
+    begun: TrainingState | None,
+) -> tuple[Recipe, dict[float, float]]:
+    """The recipe with its learning rate, and the rates that were tried for it with their losses."""
+    if not recipe.sweep:
+        return recipe, {}
+    rates = swept(partial(train, teacher=teacher), model, lessons, recipe) if begun is None else dict(begun.rates)
+    return dataclasses.replace(recipe, lr=chosen(rates), sweep=False), rates
 
 
 def _folder_of(state: TrainingState, scratch: str) -> str:

@@ -18,7 +18,7 @@ from fxprune.passes.recover.base import Recovery
 from fxprune.passes.recover.distill import Distill
 from fxprune.passes.recover.finetune import Finetune
 from fxprune.passes.recover.lora import Lora
-from fxprune.passes.recover.rates import FEWEST, RATES, SHARE, chosen, climbed, swept
+from fxprune.passes.recover.rates import RATES, SHORT_SHARE, SHORT_STEPS, chosen, climbed, swept
 from fxprune.passes.recover.training import Lessons, Recipe, Training, Validation
 from fxprune.passes.registry import PASSES
 from fxprune.passes.state import NoHost
@@ -121,7 +121,7 @@ def failing_above(rate: float) -> Callable[[nn.Module, Lessons, Recipe], Trainin
     return train
 
 
-@pytest.mark.parametrize(("examples", "steps"), [(4 + 8, 4), (4 + 2 * 50 * SHARE, 50), (4 + 2, 1)])
+@pytest.mark.parametrize(("examples", "steps"), [(4 + 8, 4), (4 + 2 * 50 * SHORT_SHARE, 50), (4 + 2, 1)])
 def test_the_model_is_as_before(examples: int, steps: int) -> None:
     """After trainings that fail, too; short ones take a share of the steps, or a few."""
     model, lengths = Counted(), []
@@ -136,7 +136,7 @@ def test_the_model_is_as_before(examples: int, steps: int) -> None:
     assert model.weight.tolist() == [1, 1]
     assert model.seen == 0
     assert set(lengths) == {steps}
-    assert steps in (1, FEWEST, 50)
+    assert steps in (1, SHORT_STEPS, 50)
 
 
 def test_auto_is_written_and_read() -> None:
