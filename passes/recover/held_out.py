@@ -52,17 +52,15 @@ class BestWeights(TrainerCallback):
     Args:
         examples: what is held out.
         lessons: puts examples together, and knows whether they are text.
-        at_once: examples in one forward pass.
-        times: how often it measures during the training, besides before it.
+        recipe: says how many examples are in one forward pass, and how often the loss is measured.
         begun: the state from which the training goes on.
     """
 
-    def __init__(
-        self, examples: Sequence[Any], lessons: Lessons, at_once: int, times: int, begun: TrainingState | None
-    ) -> None:
+    def __init__(self, examples: Sequence[Any], lessons: Lessons, recipe: Recipe, begun: TrainingState | None) -> None:
         self.trainer: Trainer | None = None
         self.validation = Validation(len(examples))
-        self._examples, self._at_once, self._times = examples, at_once, times
+        self._examples, self._times = examples, recipe.measured
+        self._at_once = min(recipe.micro_batch, recipe.batch)
         self._join, self._text = lessons.join, lessons.text
         self._best: dict[str, Tensor] = {}
         if begun is not None:

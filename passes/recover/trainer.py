@@ -70,15 +70,13 @@ def train(
     state = None if kept is None else kept.found()
     recipe, rates = _with_rate(model, lessons, recipe, teacher, state)
     lessons, held = divided(lessons, recipe)
-    at_once = min(recipe.micro_batch, recipe.batch)
-    best = BestWeights(held, lessons, at_once, recipe.measured, state) if held else None
+    best = BestWeights(held, lessons, recipe, state) if held else None
     log = _Log(kept, state, best, rates)
     home = next(model.parameters()).device
     with ExitStack() as stack:
         scratch = str(stack.enter_context(ScratchDirectory("fxprune-training-")))
-        stack.enter_context(preserved_randomness())
-        stack.enter_context(_cache_setting(model))
-        stack.enter_context(_current(home))
+        for context in (preserved_randomness(), _cache_setting(model), _current(home)):
+            stack.enter_context(context)
         if recipe.checkpointing:
             stack.enter_context(_checkpointed(model))
         arguments = _arguments(recipe, len(lessons.examples), scratch, home, text=lessons.text)
