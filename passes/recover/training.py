@@ -195,7 +195,8 @@ def reported(training: Training, lessons: Lessons) -> dict[str, Any]:
     seen = {"tokens": training.tokens} if lessons.text else {"samples": len(lessons.examples)}
     held = training.validation
     said = [*lessons.remarks, *(held.remarks if held else [])]
-    more = ({"validation": held.to_json()} if held else {}) | ({"remarks": said} if said else {})
+    more: dict[str, Any] = {"validation": held.to_json()} if held else {}
+    more |= {"remarks": said} if said else {}
     if training.rates:
         # Infinity is no JSON.
         more["rates"] = [[rate, loss if math.isfinite(loss) else None] for rate, loss in training.rates.items()]
