@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -118,6 +119,7 @@ def write_value(value: Any) -> str:
     return text
 
 
+@functools.cache
 def options_of(options_class: type[Any]) -> tuple[Option, ...]:
     """The options that a dataclass declares, in the order of its fields.
 

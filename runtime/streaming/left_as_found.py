@@ -60,18 +60,19 @@ def _containers(models: Iterable[nn.Module]) -> list[Any]:
     waiting: list[Any] = list(models)
     while waiting:
         value = waiting.pop()
-        if id(value) in found or isinstance(value, _LEAVES):
+        if id(value) in found:
             continue
-        if isinstance(value, dict):
-            inner: Iterable[Any] = value.values()
-        elif isinstance(value, list | tuple | set | frozenset | deque):
-            inner = value
-        elif _leads_nowhere(_type(value)):
+        kind = _kind_of(_type(value))
+        if kind is _LEAF:
             continue
-        else:
-            inner = [getattr(value, "__dict__", None), *_slots(value).values()]
         found.add(id(value))
         alive.append(value)
+        if kind is _VALUES:
+            if not value:  # as most of what a module has is
+                continue
+            inner: Iterable[Any] = value.values()
+        else:
+            inner = value if kind is _ITEMS else [getattr(value, "__dict__", None), *_slots(value).values()]
         waiting += [part for part in inner if type(part) not in _COMMON_LEAVES]
     return alive
 
@@ -80,7 +81,21 @@ def _type(value: Any) -> Any:
     return type(value)  # as Any: mypy doubts that a type is hashable
 
 
+_LEAF, _VALUES, _ITEMS, _OBJECT = range(4)
+
+
 @functools.cache
+def _kind_of(kind: Any) -> int:
+    """Where values of a type hold references: nowhere, in their values, in their items, or in their attributes."""
+    if issubclass(kind, _LEAVES):
+        return _LEAF
+    if issubclass(kind, dict):
+        return _VALUES
+    if issubclass(kind, list | tuple | set | frozenset | deque):
+        return _ITEMS
+    return _LEAF if _leads_nowhere(kind) else _OBJECT
+
+
 def _leads_nowhere(kind: Any) -> bool:
     """Whether values of a type are functions, or belong to Python's own library."""
     routine = issubclass(kind, _ROUTINES) or (
@@ -109,12 +124,18 @@ def _listed(names: str | Iterable[str]) -> Sequence[str]:
 
 def _undo(held: Any) -> Undo | None:
     """What gives a container back the references that it holds now."""
-    for kind, (copied, restore) in _RESTORE.items():
-        if isinstance(held, kind):
-            # Most containers of a module are empty. For a model with thousands of them, few new objects matter.
-            return partial(restore, held, copied(held)) if held else partial(_empty, held)
+    found = _restores(_type(held))
+    if found is not None:
+        # Most containers of a module are empty. For a model with thousands of them, few new objects matter.
+        return partial(found[1], held, found[0](held)) if held else partial(_empty, held)
     slots = {} if isinstance(held, tuple | frozenset) else _slots(held)
     return partial(_restore_slots, held, slots) if slots else None
+
+
+@functools.cache
+def _restores(kind: Any) -> tuple[Callable[[Any], Any], Callable[[Any, Any], None]] | None:
+    """What copies the references of a container of this type, and what puts them back."""
+    return next((how for base, how in _RESTORE.items() if issubclass(kind, base)), None)
 
 
 def _empty(held: Any) -> None:
@@ -172,8 +193,10 @@ def _written_to(models: Iterable[nn.Module], held: Iterable[Any]) -> list[Tensor
     parameters = {id(parameter) for model in models for parameter in model.parameters()}
     found: dict[int, Tensor] = {}
     for container in held:
-        inner = container.values() if isinstance(container, dict) else container
-        for value in inner if isinstance(container, dict | list | tuple) else ():
+        kind = _kind_of(_type(container))
+        if kind is _OBJECT or not container:
+            continue
+        for value in container.values() if kind is _VALUES else container:
             if type(value) in _NO_TENSORS or not isinstance(value, Tensor):
                 continue
             if not value.is_meta and id(value) not in parameters:

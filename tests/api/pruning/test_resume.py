@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import inspect
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -216,6 +217,13 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10_000))
 
 
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(StoredState, "of", refused)
+
+
 def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoredState, "to_json", lambda _: {"graph": {"of": lambda: 0}})
 
@@ -225,6 +233,7 @@ def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (full_disk, "the disk is full"),
         (little_room, "not saved for --resume: needs 0.0 GB, 0.0 GB are free"),
+        (no_memory, "not saved for --resume: [Errno 12] Cannot allocate memory"),
         (not_kept, "not saved for --resume: state/graph/of is a function"),
     ],
 )
