@@ -59,8 +59,8 @@ class Option:
 
     Attributes:
         name: as written in the text.
-        type: ``int``, ``int | Literal["auto"]``, ``float``, ``bool``, ``str``, or ``tuple[int, int]`` for a range
-            ``START:END``, end exclusive.
+        type: ``int``, ``float``, either of them ``| Literal["auto"]``, ``bool``, ``str``, or ``tuple[int, int]`` for a
+            range ``START:END``, end exclusive.
         optional: whether ``none`` is a value.
         default: the value when the text is silent.
         choices: the allowed values when they can be listed.
@@ -198,6 +198,9 @@ _READERS: dict[Any, _Reader] = {
     int: _Reader(int, "integer"),
     int | typing.Literal["auto"]: _Reader(lambda text: text if text == "auto" else int(text), "integer | auto"),
     float: _Reader(_read_float, "number"),
+    float | typing.Literal["auto"]: _Reader(
+        lambda text: text if text == "auto" else _read_float(text), "number | auto"
+    ),
     bool: _Reader(_read_bool, "true | false"),
     str: _Reader(str, "text"),
     tuple[int, int]: _Reader(_read_range, "START:END, end exclusive"),

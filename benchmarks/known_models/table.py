@@ -1,6 +1,7 @@
 """Quality on a model that people know, row by row, each in a process of its own; rows that the file has stay.
 
-python -m fxprune.benchmarks.known_models.table --models MODELS --text ../shared/text --write docs/quality.md
+python -m fxprune.benchmarks.known_models.table --models MODELS --text ../shared/text --tasks ../shared/tasks \\
+    --write docs/quality.md
 
 MODELS holds smollm2-135m, which ../shared/models/fetch.py makes. Peers' own code runs where ``--code`` names a folder
 with checkouts of it: LLM-Pruner (github.com/horseee/LLM-Pruner) and FLAP (github.com/CASIA-IVA-Lab/FLAP).
@@ -16,13 +17,16 @@ import time
 from pathlib import Path
 
 from fxprune.benchmarks.known_models.page import section, with_section
+from fxprune.benchmarks.known_models.rows_file import is_whole, read_rows, write_rows
 from fxprune.benchmarks.known_models.runs import DENSE, EVALUATION, VALIDATION, Run, runs
 
 
-def measured(run: Run, models: Path, text: Path, code: Path | None) -> str | None:
+def measured(run: Run, options: argparse.Namespace) -> str | None:
     """The row as JSON text, from a fresh process; None where it failed, whose reason stands on stderr then."""
-    command = [sys.executable, "-W", "ignore", "-m", "fxprune.benchmarks.known_models.row", models, text, run.key]
-    command += [] if code is None else [code]
+    row = "fxprune.benchmarks.known_models.row"
+    command = [sys.executable, "-W", "ignore", "-m", row, options.models, options.text, run.key, "--rows", options.rows]
+    command += ["--tasks", options.tasks] if options.tasks else []
+    command += ["--code", options.code] if options.code else []
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.splitlines()[-1] if done.returncode == 0 else None
 
@@ -31,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", required=True, type=Path, help="folder of model directories")
     parser.add_argument("--text", required=True, type=Path, help="folder of NAME-calib.txt and NAME-eval.txt")
+    parser.add_argument("--tasks", type=Path, help="folder of NAME.jsonl task files; without, texts alone are measured")
     parser.add_argument("--model", default="smollm2-135m", help="folder of the model")
     parser.add_argument("--code", type=Path, help="folder of checkouts LLM-Pruner and FLAP, to run their own code too")
     own = Path(__file__).with_name("rows.json")
@@ -41,24 +46,24 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=8.0, help="begin no row after so long")
     parser.add_argument("--write", type=Path, help="page whose section on the model is replaced")
     options = parser.parse_args()
-    rows = json.loads(options.rows.read_text(encoding="utf-8")) if options.rows.exists() else {}
+    rows = read_rows(options.rows)
     end, failed = time.monotonic() + 3600 * options.hours, 0
     for run in runs(options.model, options.split):
         left_out = run.method != DENSE and (
             (options.methods and run.method not in options.methods) or (options.kept and run.kept not in options.kept)
         )
-        if left_out or run.key in rows or time.monotonic() > end:
+        if left_out or is_whole(rows.get(run.key), options.tasks) or time.monotonic() > end:
             continue
         if run.own_code is not None and options.code is None:
             print(run.key, f"left out: give --code, a folder with {run.own_code.checkout}", file=sys.stderr, flush=True)
             continue
-        known = [row for key, row in rows.items() if run.same(Run.of(key))]
-        found = json.dumps(known[0]) if known else measured(run, options.models, options.text, options.code)
+        whole = ((key, row) for key, row in rows.items() if is_whole(row, options.tasks))
+        known = [row for key, row in whole if run.same(Run.of(key))]
+        found = json.dumps(known[0]) if known else measured(run, options)
         failed += found is None
         if found is not None:
             rows[run.key] = json.loads(found)
-            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
-            options.rows.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+            write_rows(options.rows, rows)
         print(run.key, "failed" if found is None else "measured", file=sys.stderr, flush=True)
     if options.write is not None:
         page = options.write.read_text(encoding="utf-8")

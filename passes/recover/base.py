@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .training import Lessons, Recipe
 
 
+SWEEP = "auto: by short trainings from the same weights, judged on what validation holds out"
+"""What the help says of a learning rate that is not given."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recovery(Pass):
     """Trains what pruning left: of a causal language model of transformers on text, of any model on its inputs.
@@ -31,14 +35,18 @@ class Recovery(Pass):
 
     Attributes:
         keeps_weights: whether the model's own weights stay as they are while it trains.
+        first_rate: where ``lr=auto`` begins, one of :data:`.rates.RATES`.
     """
 
     kind: ClassVar[PassKind] = PassKind.RECOVER
     packages: ClassVar[tuple[str, ...]] = ("accelerate",)
     keeps_weights: ClassVar[bool] = False
+    first_rate: ClassVar[float] = 1e-4
 
     epochs: int = option(2, "epochs over the data; used when steps is 0", at_least=1)
-    lr: float = option(1e-4, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-4")
+    lr: float | Literal["auto"] = option(
+        1e-4, f"peak learning rate, falling linearly to 0; {SWEEP}", above=0, hint="usual is 1e-4, or auto"
+    )
     batch: int = option(64, "examples per optimizer step", at_least=1)
     micro_batch: int = option(
         4, "examples per forward pass and device; a batch of several uses gradient accumulation", at_least=1
@@ -89,8 +97,15 @@ class Recovery(Pass):
         return ("model",) if self.teacher else ()
 
     def check(self) -> None:
-        """Also refuse a temperature for no teacher, and a batch that is no whole number of micro-batches."""
+        """Also refuse a temperature for no teacher, a batch that is no whole number of micro-batches, and a rate that
+        would be chosen on nothing."""
         super().check()
+        if isinstance(self.lr, str) and self.lr != AUTO:
+            raise RequestError(f"{self.name}: lr={self.lr} is not supported", "give a number, or auto")
+        if self.lr == AUTO and not self.validation:
+            raise RequestError(
+                f"{self.name}: lr=auto has no held-out examples to choose by", "give validation=32, say, too"
+            )
         if self.temperature != 1 and not self.teacher:
             raise RequestError(
                 f"{self.name}: temperature={self.temperature:g} means nothing without a teacher",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...ir.errors import RequestError
 from ...ir.options import option
+from ...runtime.place.choices import AUTO
+from .base import SWEEP
 from .finetune import Finetune
 
 if TYPE_CHECKING:
@@ -28,8 +30,11 @@ class Distill(Finetune):
     """
 
     name: ClassVar[str] = "distill"
+    first_rate: ClassVar[float] = 3e-4
 
-    lr: float = option(1e-3, "peak learning rate, falling linearly to 0", above=0, hint="usual is 1e-3")
+    lr: float | Literal["auto"] = option(
+        1e-3, f"peak learning rate, falling linearly to 0; {SWEEP}", above=0, hint="usual is 1e-3, or auto"
+    )
     batch: int = option(16, "examples in an optimizer step", at_least=1)
     teacher: float = option(
         1.0, "weight of the distance to the dense model's predictions in the loss; the rest is the loss on the data",
@@ -44,6 +49,11 @@ class Distill(Finetune):
         super().check()
         if not self.teacher:
             raise RequestError("distill: teacher=0 does not use the dense model", "use finetune instead")
+        if self.blocks and self.lr == AUTO:
+            raise RequestError(
+                "distill: lr=auto is for the whole model, and blocks are trained before it",
+                "give lr, or leave blocks out",
+            )
 
     def recover(
         self,
@@ -62,6 +72,7 @@ class Distill(Finetune):
         if self.blocks:
             dense = state.before.runner("model")
             assert dense is not None, "it is the teacher"
+            assert not isinstance(self.lr, str), "check refuses auto beside blocks"
             student = BlockRunner(model, whole=state.subject.whole)  # while it trains, it holds its weights
             found["blocks"] = distil_blocks(
                 student, dense, lessons, steps=self.blocks, lr=self.lr, batch=self.batch, seed=self.seed

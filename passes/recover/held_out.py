@@ -18,9 +18,6 @@ from ...runtime.model.training_rows import IGNORED
 from .kept_training import TrainingState, trained_parameters
 from .training import Lessons, Recipe, Validation, preserved_randomness
 
-TIMES = 8
-"""How often the loss is measured during a training, besides before it."""
-
 
 def divided(lessons: Lessons, recipe: Recipe) -> tuple[Lessons, Sequence[Any]]:
     """The lessons without what is held out, and that: examples at equal distances, so that they are of all parts.
@@ -56,13 +53,16 @@ class BestWeights(TrainerCallback):
         examples: what is held out.
         lessons: puts examples together, and knows whether they are text.
         at_once: examples in one forward pass.
+        times: how often it measures during the training, besides before it.
         begun: the state from which the training goes on.
     """
 
-    def __init__(self, examples: Sequence[Any], lessons: Lessons, at_once: int, begun: TrainingState | None) -> None:
+    def __init__(
+        self, examples: Sequence[Any], lessons: Lessons, at_once: int, times: int, begun: TrainingState | None
+    ) -> None:
         self.trainer: Trainer | None = None
         self.validation = Validation(len(examples))
-        self._examples, self._at_once = examples, at_once
+        self._examples, self._at_once, self._times = examples, at_once, times
         self._join, self._text = lessons.join, lessons.text
         self._best: dict[str, Tensor] = {}
         if begun is not None:
@@ -85,7 +85,7 @@ class BestWeights(TrainerCallback):
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **event: Any
     ) -> None:
         """Measure now and then, and after the last step."""
-        every = max(1, state.max_steps // TIMES)
+        every = max(1, state.max_steps // self._times)
         if state.global_step % every == 0 or state.global_step >= state.max_steps:
             self._measure(event["model"], state.global_step)
 

@@ -33,7 +33,7 @@ STATE = "training.json"
 STATE_FILES = re.compile(re.escape(STATE) + r"(\.new)?|[0-9]{8,}\.safetensors")
 """The names of all files of a state."""
 
-TRAINING_FORMAT = 3
+TRAINING_FORMAT = 4
 
 TRAINING_ROOM = 3
 """A state is kept only where the disk has room for this many copies of it: the last one goes when the next is there."""
@@ -60,6 +60,7 @@ class TrainingState:
         schedule: the state of the learning rate's schedule.
         generators: the states of generators that are numbers, by rank.
         validation: losses on held-out examples, each after so many steps.
+        rates: of ``lr=auto``, each rate that was tried, and its loss.
         tensors: what is trained, its best values so far by that loss, the optimizer's moments, and the states of
             generators that are tensors.
     """
@@ -72,19 +73,21 @@ class TrainingState:
     schedule: dict[str, Any]
     generators: list[dict[str, Any]]
     validation: list[tuple[int, float]]
+    rates: list[tuple[float, float]]
     tensors: dict[str, Tensor] = field(repr=False)
 
     @classmethod
     def of(
         cls, model: nn.Module, optimizer: Any, schedule: Any, *, trainer: dict[str, Any], losses: list[float],
         seconds: float, ranks: Ranks = ALONE, best: Mapping[str, Tensor] | None = None,
-        validation: Sequence[tuple[int, float]] = (),
+        validation: Sequence[tuple[int, float]] = (), rates: Mapping[float, float] | None = None,
     ) -> TrainingState:  # fmt: skip
         """The state after a step, on all ranks. Tensors are those that the training goes on to change.
 
         Args:
             best: the best values of what is trained, by name.
             validation: as the attribute.
+            rates: the rates that were tried, and their losses.
         """
         moments = optimizer.state_dict()
         packed = [_packed(states, rank) for rank, states in enumerate(ranks.gather(generator_states()))]
@@ -97,6 +100,7 @@ class TrainingState:
             schedule=schedule.state_dict(),
             generators=[numbers for numbers, _ in packed],
             validation=list(validation),
+            rates=list((rates or {}).items()),
             tensors={f"{_BEST}{name}": value for name, value in (best or {}).items()}
             | {f"{_MODEL}{name}": parameter.detach() for name, parameter in trained_parameters(model)}
             | {

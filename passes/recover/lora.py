@@ -30,6 +30,7 @@ class Lora(Recovery):
     name: ClassVar[str] = "lora"
     packages: ClassVar[tuple[str, ...]] = ("peft", "accelerate")
     keeps_weights: ClassVar[bool] = True
+    first_rate: ClassVar[float] = 1e-3
 
     r: int = option(8, "rank of the adapters", at_least=1)
     alpha: int = option(16, "scale of the adapters: their output is multiplied by alpha / r", at_least=1)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ...runtime.scratch import ScratchDirectory
 from .answer_loss import AnswerLoss
 from .held_out import BestWeights, divided
 from .kept_training import KeptTraining, TrainingState
+from .rates import chosen, swept
 from .sharding import is_sharded, whole_again
 from .teacher import Teacher
 from .training import Lessons, Recipe, Training, preserved_randomness
@@ -66,9 +68,14 @@ def train(
         FxpruneError: when a loss or gradient is not finite, with the step.
     """
     state = None if kept is None else kept.found()
+    rates: dict[float, float] = {}
+    if recipe.sweep:
+        rates = swept(partial(train, teacher=teacher), model, lessons, recipe) if state is None else dict(state.rates)
+        recipe = dataclasses.replace(recipe, lr=chosen(rates), sweep=False)
     lessons, held = divided(lessons, recipe)
-    best = BestWeights(held, lessons, min(recipe.micro_batch, recipe.batch), state) if held else None
-    log = _Log(kept, state, best)
+    at_once = min(recipe.micro_batch, recipe.batch)
+    best = BestWeights(held, lessons, at_once, recipe.measured, state) if held else None
+    log = _Log(kept, state, best, rates)
     home = next(model.parameters()).device
     with ExitStack() as stack:
         scratch = str(stack.enter_context(ScratchDirectory("fxprune-training-")))
@@ -128,8 +135,7 @@ def _arguments(recipe: Recipe, examples: int, scratch: str, home: torch.device, 
             "change batch or micro_batch (examples per device)",
         )
     arguments.gradient_accumulation_steps = recipe.batch // together
-    total = recipe.steps or recipe.epochs * math.ceil(examples / recipe.batch)
-    arguments.warmup_steps = min(recipe.warmup, total // 10)
+    arguments.warmup_steps = min(recipe.warmup, recipe.total(examples) // 10)
     return arguments
 
 
@@ -257,13 +263,19 @@ class _Log(TrainerCallback):
     Args:
         kept: where that is kept.
         begun: the state from which the training goes on.
-        best: what else belongs to the state.
+        best, rates: what else belongs to the state.
     """
 
-    def __init__(self, kept: KeptTraining | None, begun: TrainingState | None, best: BestWeights | None) -> None:
+    def __init__(
+        self,
+        kept: KeptTraining | None,
+        begun: TrainingState | None,
+        best: BestWeights | None,
+        rates: dict[float, float],
+    ) -> None:
         self.losses: list[float] = [] if begun is None else list(begun.losses)
         self.advance: Advance = not_counted
-        self._kept, self._best = kept, best
+        self._kept, self._best, self._rates = kept, best, rates
         self._start = time.perf_counter() - (0.0 if begun is None else begun.seconds)
 
     @property
@@ -274,7 +286,7 @@ class _Log(TrainerCallback):
     def training(self, trainer: Trainer) -> Training:
         """What a trainer that is done with it did."""
         tokens, held = int(trainer.state.num_input_tokens_seen), self._best and self._best.validation
-        return Training(self.losses, tokens, self.seconds, held)
+        return Training(self.losses, tokens, self.seconds, held, self._rates)
 
     def on_log(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **event: Any) -> None:
         """Called when a step is complete, but for what the next one changes."""
@@ -303,5 +315,6 @@ class _Log(TrainerCallback):
                     ranks=self._kept.ranks,
                     best=weights,
                     validation=validation,
+                    rates=self._rates,
                 )
             )

@@ -47,6 +47,8 @@ class Recipe:
         checkpointing: whether activations are computed again for the backward.
         seed: random seed of dropout and of the order of the examples.
         validation: examples that are held out, to keep the weights with the smallest loss on them; 0 trains on all.
+        measured: how often the loss on them is measured during the training, besides before it.
+        sweep: whether ``lr`` is only where the search for a rate begins.
     """
 
     epochs: int
@@ -59,6 +61,12 @@ class Recipe:
     checkpointing: bool
     seed: int
     validation: int = 0
+    measured: int = 8
+    sweep: bool = False
+
+    def total(self, examples: int) -> int:
+        """Optimizer steps on so many examples."""
+        return self.steps or self.epochs * math.ceil(examples / self.batch)
 
 
 @dataclass
@@ -104,12 +112,14 @@ class Training:
         tokens: number of tokens, without padding; 0 for inputs that are no text.
         seconds: wall time.
         validation: the loss on held-out examples, where there are some.
+        rates: of ``lr=auto``: each rate that was tried, and the loss on held-out examples after it.
     """
 
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
     validation: Validation | None = None
+    rates: dict[float, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,9 @@ def reported(training: Training, lessons: Lessons) -> dict[str, Any]:
     held = training.validation
     said = [*lessons.remarks, *(held.remarks if held else [])]
     more = ({"validation": held.to_json()} if held else {}) | ({"remarks": said} if said else {})
+    if training.rates:
+        # Infinity is no JSON.
+        more["rates"] = [[rate, loss if math.isfinite(loss) else None] for rate, loss in training.rates.items()]
     return {"loss": training.losses, "steps": len(training.losses), **seen, "seconds": training.seconds, **more}
 
 

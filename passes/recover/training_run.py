@@ -157,7 +157,8 @@ class TrainingRun:
         return Recipe(
             epochs=self.step.epochs,
             steps=self.step.steps,
-            lr=self.step.lr,
+            lr=self.step.first_rate if isinstance(self.step.lr, str) else self.step.lr,
+            sweep=self.step.lr == AUTO,
             warmup=self.step.warmup,
             batch=self.step.batch,
             micro_batch=self.step.micro_batch,
