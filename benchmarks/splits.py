@@ -35,8 +35,11 @@ RECOVERED = Declared(
     tuple(TRAINING), {"training": training_characters, "validation": spare_characters, "evaluation": _evaluated}
 )
 
+KNOWN = Declared(runs.TEXTS, {use: partial(runs.characters, use=use) for use in runs.SPLITS})
+
 DECLARED = {
-    "known_models/runs.py": Declared(runs.TEXTS, {use: partial(runs.characters, use=use) for use in runs.SPLITS}),
+    "known_models/runs.py": KNOWN,
+    "known_models/recovered.py": KNOWN,
     "quality_runs.py": RECOVERED,
     "recovery.py": RECOVERED,
 }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fxprune.benchmarks.known_models.columns import NOT_MEASURED, has_tasks, task_difference
 from fxprune.benchmarks.known_models.runs import TEXTS
 
 Rows = Sequence[Mapping[str, Any]]
@@ -105,12 +106,22 @@ def comparison(compared: Compared, rows: Rows, others: Rows, dense: Rows, kept: 
     cells = [
         f"{kept:g}", compared.method, compared.other, str(len(rows)),
         *(f"{mean:+.3f} ± {error:.3f}" for mean, error in apart),
-        "; ".join(shown), " / ".join(f"{share:.2f}" for share in shares), target,
+        _accuracy(rows, others), "; ".join(shown), " / ".join(f"{share:.2f}" for share in shares), target,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
-HEADER = (
-    f"| kept | method | compared with | draws | {' | '.join(TEXTS)} | shown | share of its increase | target |",
-    f"|{'---|' * (7 + len(TEXTS))}",
+def _accuracy(rows: Rows, others: Rows) -> str:
+    """The difference of the mean accuracy in points, where tasks were measured."""
+    both = [(one, two) for one, two in zip(rows, others, strict=True) if has_tasks(one) and has_tasks(two)]
+    if not both:
+        return NOT_MEASURED
+    mean, error = task_difference([one for one, _ in both], [two for _, two in both])
+    return f"{100 * mean:+.1f} ± {100 * error:.1f}"
+
+
+_COLUMNS = (
+    *("kept", "method", "compared with", "draws", *TEXTS, "mean accuracy", "shown"),
+    *("share of its increase", "target"),
 )
+HEADER = (f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}")

@@ -9,7 +9,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fxprune.benchmarks.known_models.columns import EXPLAINED, cells, headers
 from fxprune.benchmarks.known_models.comparisons import COMPARED, ERRORS, HEADER, comparison, difference
+from fxprune.benchmarks.known_models.recovered_page import recovered_section
 from fxprune.benchmarks.known_models.runs import (
     ABLATIONS,
     CALIBRATED,
@@ -47,12 +49,19 @@ def section_of(page: str) -> str:
     return found + (rest[: after.start()] if after else rest)
 
 
-def section(rows: Mapping[str, Any], model: str) -> str:
-    """The text of the section, with what has been measured so far."""
+def section(rows: Mapping[str, Any], model: str, recovered: Mapping[str, Any] | None = None) -> str:
+    """The text of the section, with what has been measured so far.
+
+    Args:
+        rows: key of the run -> row.
+        model: the folder of the model.
+        recovered: the same for models that were trained after they were pruned.
+    """
     dense = rows[Run(model, DENSE).key]
     means = " / ".join(f"{math.exp(statistics.mean(dense['losses'][text])):.2f}" for text in TEXTS)
     dates = sorted(row["date"] for key, row in rows.items() if key.startswith(f"{model}|"))
     measured = sum(run.key in rows for run in runs(model))
+    names = [f"increase, {text}" for text in TEXTS]
     lines = [
         TITLE,
         "",
@@ -62,20 +71,23 @@ def section(rows: Mapping[str, Any], model: str) -> str:
         "that, there is `--split validation` (below). Kept is of all parameters, embeddings included. The increase of",
         "the log-perplexity is a mean over draws of the calibration windows, ± its standard error, paired over windows",
         "and over draws. CPU seconds of the passes, peak memory of the process.",
+        *EXPLAINED.splitlines(),
         f"{measured} of {len(list(runs(model)))} rows have been measured.",
         f"{platform.machine()}, two cores, Python {platform.python_version()}, {dates[0]} to {dates[-1]}.",
         "",
-        "    python -m fxprune.benchmarks.known_models.table --models MODELS --text TEXTS --code CODE "
+        "    python -m fxprune.benchmarks.known_models.table --models MODELS --text TEXTS --tasks TASKS --code CODE "
         "--write docs/quality.md",
         "",
-        f"| kept | method | draws | perplexity | {' | '.join(f'increase, {text}' for text in TEXTS)} | CPU s | GB |",
-        f"|{'---|' * (6 + len(TEXTS))}",
+        f"| kept | method | draws | perplexity | {' | '.join([*names, *headers()])} | CPU s | GB |",
+        f"|{'---|' * (6 + len(names) + len(headers()))}",
+        f"| 1 | {DENSE} | 1 | {means} | {' | '.join(['0'] * len(names) + cells([dense], dense))} | | |",
     ]
     for kept in sorted(KEPT, reverse=True):
-        lines += [_line(_draws(rows, model, method, kept), [dense], kept, method) for method in (*METHODS, *ABLATIONS)
+        lines += [_line(_draws(rows, model, method, kept), dense, kept, method) for method in (*METHODS, *ABLATIONS)
                   if _draws(rows, model, method, kept)]  # fmt: skip
-    parts = (*_peers(), *_comparisons(rows, model, dense), *_chosen(rows, model), *_answers(rows, model))
-    return "\n".join([*lines, "", *parts, ""])
+    parts = [*_peers(), *_comparisons(rows, model, dense), *_chosen(rows, model), *_answers(rows, model)]
+    trained = recovered_section(recovered or {}, rows, model)
+    return "\n".join([*lines, "", *parts, *(["", *trained] if trained else []), ""])
 
 
 def _draws(rows: Mapping[str, Any], model: str, method: str, kept: float) -> list[Mapping[str, Any]]:
@@ -158,15 +170,15 @@ def over_texts(row: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[float,
     return statistics.mean(mean for mean, _ in apart), math.hypot(*(error for _, error in apart)) / len(apart)
 
 
-def _line(found: Sequence[Mapping[str, Any]], dense: Sequence[Mapping[str, Any]], kept: float, method: str) -> str:
+def _line(found: Sequence[Mapping[str, Any]], dense: Mapping[str, Any], kept: float, method: str) -> str:
     means = [statistics.mean(statistics.mean(row["losses"][text]) for row in found) for text in TEXTS]
-    apart = [difference(found, dense, text) for text in TEXTS]
-    cells = [
+    apart = [difference(found, [dense], text) for text in TEXTS]
+    shown = [
         f"{kept:g}", method, str(len(found)), " / ".join(f"{math.exp(mean):.2f}" for mean in means),
-        *(f"{mean:.3f} ± {error:.3f}" for mean, error in apart),
+        *(f"{mean:.3f} ± {error:.3f}" for mean, error in apart), *cells(found, dense),
         f"{statistics.mean(row['seconds'] for row in found):.0f}", f"{max(row['peak_gb'] for row in found):.1f}",
     ]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(shown)} |"
 
 
 def _answers(rows: Mapping[str, Any], model: str) -> list[str]:

@@ -18,7 +18,7 @@ LENGTH, EACH = 900_000, 100
 
 
 def test_all_benchmarks_that_choose_have_declared_their_splits() -> None:
-    chooses = re.compile(r"^(CHOSEN = |def chosen\(rows)", re.MULTILINE)
+    chooses = re.compile(r"^(CHOSEN = |TRIALS = |def chosen\(rows)", re.MULTILINE)
     found = {
         str(path.relative_to(BENCHMARKS))
         for path in BENCHMARKS.rglob("*.py")
