@@ -36,6 +36,9 @@ from fxprune.benchmarks.quality_runs import (
 )
 from fxprune.benchmarks.recovery_text import EACH
 
+ERRORS = 2
+"""A difference is claimed where it is more than so many standard errors."""
+
 WORTH_RECOVERING = 0.05
 """Shares of an increase of the log-perplexity that is smaller than this are not shown."""
 
@@ -259,20 +262,47 @@ def perplexities_table(columns: dict[tuple[str, float], dict[str, list[Row]]]) -
     return lines
 
 
+def difference(rows: Sequence[Row], others: Sequence[Row]) -> tuple[float, float]:
+    """Mean difference of the increases of two columns and its standard error, paired by draws.
+
+    Args:
+        rows: of one column, at least two draws.
+        others: of the other, the same draws in the same order.
+    """
+    apart = [increase(row) - increase(other) for row, other in zip(rows, others, strict=True)]
+    return statistics.mean(apart), statistics.stdev(apart) / math.sqrt(len(apart))
+
+
+def smaller(rows: Sequence[Row], others: Sequence[Row]) -> bool:
+    """Whether the increase is smaller by more than ERRORS standard errors of the difference."""
+    mean, error = difference(rows, others)
+    return mean < -ERRORS * error
+
+
 def verdict(rows: dict[str, Row], seeds: int) -> str:
-    """A sentence that says in how many rows obs is better than wanda and flap, for any distribution of the budget."""
-    cells, worse = 0, []
-    for (model, target), found in grouped(rows, "scores", seeds).items():
-        means = {column: statistics.mean(increase(row) for row in rows_) for column, rows_ in found.items()}
-        peers = [value for column, value in means.items() if column.startswith(PEERS)]
-        if len(means) < len(SCORES):
-            continue
-        cells += 1
-        if means["obs global"] > min(peers):
-            worse.append(f"{model} at {target}")
+    """In how many rows of the table of scores obs is better than wanda and flap, for any distribution of the budget."""
+    peers = [column for column in SCORES if column.startswith(PEERS)]
+    found = _counted(rows, "scores", seeds, "obs global", peers)
+    return f"`obs global` is below each of the wanda and flap columns {found}"
+
+
+def search_verdict(rows: dict[str, Row], seeds: int) -> str:
+    """In how many rows search is better than uniform widths."""
+    found = _counted(rows, "search", seeds, "fisher search", ["fisher uniform"])
+    return f"Search is below uniform {found}"
+
+
+def _counted(rows: dict[str, Row], part: str, seeds: int, column: str, others: Sequence[str]) -> str:
+    """In how many cells a column is smaller than all others; the rest by name."""
+    cells = {
+        f"{model} at {target}": all(smaller(found[column], found[other]) for other in others)
+        for (model, target), found in grouped(rows, part, seeds).items()
+        if all(len(found.get(each, [])) > 1 for each in (column, *others))
+    }
+    rest = [name for name, found in cells.items() if not found]
     return (
-        f"`obs global` is below the best of the four wanda and flap columns in {cells - len(worse)} of {cells} rows"
-        + (f"; above it in {', '.join(worse)}" if worse else "")
+        f"by more than {ERRORS} standard errors of the difference, paired by draws,\nin {len(cells) - len(rest)} of "
+        f"{len(cells)} rows" + (f"; not shown for {', '.join(rest)}" if rest else "") + "."
     )
 
 
@@ -307,6 +337,7 @@ def page(rows: dict[str, Row], seeds: int, windows: int) -> str:
         "RATES": "\n".join(rates_table(rows, seeds)),
         "SHARES": recovered_share(rows, seeds),
         "SEARCH": "\n".join(increases_table(search)),
+        "SEARCH_VERDICT": search_verdict(rows, seeds),
     }
     text = Path(__file__).with_name("quality.md").read_text(encoding="utf-8")
     for name, value in facts.items():

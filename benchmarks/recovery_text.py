@@ -26,14 +26,24 @@ def recovery_text(folder: Path, names: Iterable[str], tokenizer: Any) -> Any:
     """
     from fxprune.tracer.texts.corpus import from_string
 
-    return from_string("recovery", "\n".join(_read(folder, name)[: EACH[name]] for name in names), tokenizer)
+    return from_string("recovery", "\n".join(training_characters(folder, name) for name in names), tokenizer)
 
 
 def spare_text(folder: Path, name: str, tokenizer: Any) -> Any:
     """The part of a text after the characters for training."""
     from fxprune.tracer.texts.corpus import from_string
 
-    return from_string(f"spare {name}", _read(folder, name)[EACH[name] :][:SPARE], tokenizer)
+    return from_string(f"spare {name}", spare_characters(folder, name), tokenizer)
+
+
+def training_characters(folder: Path, name: str) -> str:
+    """What is trained on, of a text."""
+    return _read(folder, name)[: EACH[name]]
+
+
+def spare_characters(folder: Path, name: str) -> str:
+    """What options are chosen on, of a text."""
+    return _read(folder, name)[EACH[name] :][:SPARE]
 
 
 def _read(folder: Path, name: str) -> str:

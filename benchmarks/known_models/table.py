@@ -67,7 +67,8 @@ def main() -> int:
         print(run.key, "failed" if found is None else "measured", file=sys.stderr, flush=True)
     if options.write is not None:
         page = options.write.read_text(encoding="utf-8")
-        options.write.write_text(with_section(page, section(rows, options.model)), encoding="utf-8")
+        recovered = read_rows(Path(__file__).with_name("recovered.json"))
+        options.write.write_text(with_section(page, section(rows, options.model, recovered)), encoding="utf-8")
     return int(failed > 0)
 
 

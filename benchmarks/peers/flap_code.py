@@ -89,7 +89,8 @@ class FLAP:
             for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 linear.bias = torch.nn.Parameter(torch.zeros(linear.out_features), requires_grad=False)
         prunable = sum(m.weight.numel() for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear))
-        ratio = (1 - kept) * whole / prunable
+        biases = 2 * len(layers) * model.config.hidden_size if compensated else 0
+        ratio = ((1 - kept) * whole + biases) / prunable
         model.seqlen = windows.shape[1]
         arguments = SimpleNamespace(
             metrics="WIFV", structure="AL-AM", pruning_ratio=ratio, nsamples=len(windows), seed=0, unstr=False

@@ -1,53 +1,106 @@
-"""The benchmark of known models: nothing is chosen on what is measured, and errors are paired."""
+"""The benchmark of known models: its rows, its page, and what the page claims."""
 
 from __future__ import annotations
 
-import itertools
+import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fxprune.benchmarks.known_models.page import TITLE, difference, section, section_of, with_section
+from fxprune.benchmarks.known_models import comparisons, table
+from fxprune.benchmarks.known_models.comparisons import (
+    BETTER,
+    COMPARED,
+    ERRORS,
+    NEITHER,
+    WORSE,
+    claim,
+    comparison,
+    difference,
+)
+from fxprune.benchmarks.known_models.page import TITLE, option_run, over_texts, section, section_of, with_section
+from fxprune.benchmarks.known_models.rows_file import read_rows
 from fxprune.benchmarks.known_models.runs import (
-    CALIBRATION,
+    ABLATIONS,
+    CHOICES,
+    CHOSEN,
+    DENSE,
+    DRAWS,
     EVALUATION,
     KEPT,
     METHODS,
     PROMPTS,
-    SPLITS,
     TEXTS,
     VALIDATION,
+    OwnCode,
     Run,
-    characters,
     runs,
 )
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES
 
-
-def test_no_character_serves_two_uses(tmp_path: Path) -> None:
-    """Every text has files in which each character is another, so that what two uses share would show."""
-    assert set(SPLITS) == {CALIBRATION, VALIDATION, EVALUATION}
-    for text in TEXTS:
-        for at, part in enumerate(("calib", "eval")):
-            content = "".join(chr(0x20000 + at * 500_000 + i) for i in range(401_000))
-            (tmp_path / f"{text}-{part}.txt").write_text(content, encoding="utf-8")
-        used = {use: set(characters(tmp_path, text, use)) for use in SPLITS}
-        assert all(used.values())
-        for one, other in itertools.combinations(SPLITS, 2):
-            assert not used[one] & used[other], (one, other)
+MODEL = "smollm2-135m"
+ROOT = Path(table.__file__).parents[2]
+MEASURED = read_rows(Path(table.__file__).with_name("rows.json"))
 
 
 def test_the_pipelines_can_be_run() -> None:
-    for split in (EVALUATION, VALIDATION):
+    options = sum(map(len, CHOICES.values()))
+    for split, more in ((EVALUATION, len(ABLATIONS)), (VALIDATION, options)):
         found = list(runs("m", split))
-        assert len({run.key for run in found}) == len(found) == 1 + 3 * len(KEPT) * len(METHODS)
+        assert len({run.key for run in found}) == len(found) == 1 + DRAWS * len(KEPT) * len(METHODS) + more
         for run in found:
             assert Run.of(run.key) == run
-            if run.method != "dense":
+            if run.method != DENSE and run.own_code is None:
                 assert parse_pipeline(run.pipeline, PASSES)
+
+
+def test_the_same_pipeline_is_measured_once() -> None:
+    """Under the names of two choices, on one draw of one split; not on another."""
+    one = Run("m", "damping of the refit: 0.01", 0.8, split=VALIDATION)
+    two = Run("m", "calibration windows: 128", 0.8, split=VALIDATION)
+    assert one.same(two)
+    assert not one.same(Run("m", "calibration windows: 32", 0.8, split=VALIDATION))
+    assert not one.same(Run("m", two.method, 0.8))
+    assert not one.same(Run("m", DENSE, split=VALIDATION))
+
+
+def test_all_that_is_compared_is_measured() -> None:
+    assert set(CHOSEN) == set(CHOICES)
+    assert all(CHOSEN[name] in options for name, options in CHOICES.items())
+    for compared in COMPARED:
+        assert {compared.method, compared.other} <= {*METHODS, *ABLATIONS}, compared
+    peers = {name for name, method in METHODS.items() if isinstance(method, OwnCode)}
+    assert all(METHODS[name] == CHOICES[name][CHOSEN[name]] for name in peers)
+    assert len(peers) == 3
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_options_are_chosen_on_validation_text(name: str) -> None:
+    """Peers have their best option; for ours, no other is shown to be better than the one that all rows have."""
+    rows = {option: MEASURED.get(option_run(MODEL, name, option).key) for option in CHOICES[name]}
+    chosen = rows[CHOSEN[name]]
+    for option, row in rows.items():
+        if row is not None and chosen is not None:
+            mean, error = over_texts(row, chosen)
+            assert mean >= (0 if name in METHODS else -ERRORS * error), option
+
+
+def test_a_row_of_a_peer_wants_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --code it is left out with a line; no process is begun for it."""
+    monkeypatch.setattr(table, "measured", lambda *_: json.dumps(row(1)))
+    rows = tmp_path / "rows.json"
+    given = ["table", "--models", "m", "--text", "t", "--rows", str(rows), "--methods", "FLAP's code", "paper"]
+    monkeypatch.setattr("sys.argv", [*given, "--kept", "0.8"])
+    assert table.main() == 0
+    assert {key.split("|")[1] for key in json.loads(rows.read_text())} == {DENSE, "paper"}
+    assert "left out: give --code, a folder with FLAP" in capsys.readouterr().err
 
 
 def row(seed: int, shift: float = 0.0) -> dict[str, Any]:
@@ -77,7 +130,7 @@ def test_the_section_says_what_was_measured() -> None:
     rows = {Run("m", "dense").key: row(0)}
     rows |= {Run("m", "best", 0.8, seed).key: row(seed) for seed in (0, 1)}
     text = section(rows, "m")
-    assert f"3 of {1 + 3 * len(KEPT) * len(METHODS)} rows" in text
+    assert f"3 of {len(list(runs('m')))} rows" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| 0.8 | best |")]
     assert line.split("|")[3].strip() == "2"
     assert "answer \\| 3" in text
@@ -88,3 +141,42 @@ def test_the_section_says_what_was_measured() -> None:
     assert with_section(written, text) == written
     assert section_of(page) == ""
     assert TITLE in section_of(with_section(page, text))
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "expected"),
+    [(-0.3, 0.1, BETTER), (-0.2, 0.1, NEITHER), (0.1, 0.1, NEITHER), (0.2, 0.1, NEITHER), (0.3, 0.1, WORSE)],
+)
+def test_every_claim_is_a_difference(monkeypatch: pytest.MonkeyPatch, mean: float, error: float, expected: str) -> None:
+    """With another difference the table says something else, and nothing else of the section claims anything."""
+    monkeypatch.setattr(comparisons, "difference", lambda *_: (mean, error))
+    assert claim([row(1)], [row(2)], TEXTS[0]) == expected
+    rows = {Run("m", DENSE).key: row(0)}
+    rows |= {Run("m", method, 0.8).key: row(number) for number, method in enumerate((*METHODS, *ABLATIONS), 1)}
+    text = section(rows, "m")
+    claims = [line for line in text.splitlines() if any(f"| {word} |" in line for word in (BETTER, WORSE, NEITHER))]
+    assert len(claims) == len(COMPARED)
+    assert all(f"| {expected} |" in line for line in claims)
+    rest = "\n".join(line for line in text.splitlines() if line not in claims)
+    said = re.findall(r"[^.]*\b(?:better|worse|beats|wins)\b[^.]*", rest)
+    assert all("standard errors" in sentence or "unless another" in sentence for sentence in said), said
+
+
+def test_a_comparison_names_the_texts_and_the_target() -> None:
+    dense, one = row(1), row(1, shift=0.4)
+    other = row(1, shift=0.8)
+    other["losses"][TEXTS[2]] = row(1, shift=0.2)["losses"][TEXTS[2]]
+    line = comparison(comparisons.Compared("best", "paper", 0.6), [one], [other], [dense], 0.8)
+    assert f"{BETTER}: {TEXTS[0]}, {TEXTS[1]}; {WORSE}: {TEXTS[2]}" in line
+    assert "0.50 / 0.50 / 2.00" in line
+    assert f"0.6: missed on {TEXTS[2]}" in line
+
+
+def test_the_page_shows_the_rows() -> None:
+    """All tables of the section stand in the page as they come from the measured rows."""
+    page = section_of((ROOT / "docs" / "quality.md").read_text(encoding="utf-8"))
+    fresh = section(MEASURED, MODEL, read_rows(Path(table.__file__).with_name("recovered.json")))
+    tables = [[line for line in text.splitlines() if line.startswith("|")] for text in (page, fresh)]
+    assert tables[0] == tables[1]
+    dense = MEASURED[Run(MODEL, DENSE).key]
+    assert f"dense {math.exp(np.mean(dense['losses'][TEXTS[0]])):.2f}" in page
