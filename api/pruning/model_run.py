@@ -46,13 +46,13 @@ from ...tracer.export import Traced
 from ...tracer.inputs.input_set import DataSet
 from ...tracer.model import ModelSource, build_meta, load_model
 from ...tracer.module import resolve_function
+from ..inputs.reading import Readings
+from ..inputs.seen_inputs import AsGiven, Tracked, tracked_data
+from ..inputs.seen_texts import Entries, read_so_far, record_of
 from ..model_call import ModelCall
 from ..placing import checkpoint_of, stored_dtype
 from ..progress import Progress
-from ..reading import Readings
 from ..request_checks import CALIBRATION, RECOVERY
-from ..seen_inputs import AsGiven, Tracked, tracked_data
-from ..seen_texts import Entries, read_so_far, record_of
 from .adapters import without_adapter, write_adapters
 from .group_change import GroupChange
 from .kept_tokens import KeptTokens

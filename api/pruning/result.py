@@ -12,7 +12,7 @@ from ...backends.huggingface.serving import serving_remarks
 from ...ir.groups import HEAD_KINDS
 from ...passes.manager import StepRecord
 from ...runtime.place.placement import Placement
-from ..seen_texts import TEXTS, Entries
+from ..inputs.seen_texts import TEXTS, Entries
 from .group_change import GroupChange
 
 
