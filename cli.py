@@ -383,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if told:  # torchrun ends all when the first one fails, and that should be the one that says why
             time.sleep(BEFORE_SILENCE)
-        return screen.explain(error, told=told)
+        return screen.explain(error, told=told, origins=getattr(arguments, "origins", ()))
 
 
 def _require_one_process(command: str) -> None:

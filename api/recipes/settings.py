@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 
 from ...ir.call_text import did_you_mean
@@ -36,7 +37,39 @@ PLACES = ("out", "scores")
 REPEATABLE = {"--pass": "passes", "--calib": "calib", "--data": "data", "--field": "field", "--split": "split"}
 """Options that may be repeated, of which those of the command line take the place of the recipe's -> attribute."""
 
+_PLACES = {_PASS_KEY: "passes", "for": "runtime"}
+"""Keys of a recipe whose attribute has another name."""
+
+SHORT = 2
+"""Characters of a value that a message may hold by chance."""
+
 _FUNCTION = re.compile(r"(?P<module>[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A value that a recipe gave.
+
+    Attributes:
+        key: of the recipe.
+        text: the value.
+        where: file and line.
+    """
+
+    key: str
+    text: str
+    where: str
+
+    def nearness(self, message: str) -> int:
+        """How surely a message is about it: 2 with the key, 1 by the value alone, 0 if it is not."""
+        if _stands_in(f"{self.key}={self.text}", message):
+            return 2
+        return int(len(self.text) > SHORT and _stands_in(self.text, message))
+
+
+def _stands_in(text: str, message: str) -> bool:
+    """Whether a message holds a text as a word of its own."""
+    return re.search(rf"(?<![\w.-]){re.escape(text)}(?![\w-])", message) is not None
 
 
 def arguments_of(entries: Mapping[str, Setting], parser: argparse.ArgumentParser) -> dict[str, list[str]]:
@@ -78,21 +111,27 @@ def with_recipe(arguments: argparse.Namespace, words: Sequence[str]) -> argparse
         arguments: of the command alone.
         words: that they were parsed from, behind the name of the command.
 
+    Returns:
+        The arguments, with ``origins``: what :func:`origins_of` says of them.
+
     Raises:
         RequestError: as :func:`arguments_of` and :func:`read_recipe`; or there is no model.
     """
     parser: argparse.ArgumentParser = arguments.parser
     variables = dict(_variable(text) for text in arguments.set)
+    entries: Mapping[str, Setting] = {}
     if variables and not arguments.recipe:
         raise RequestError("--set without --recipe", "name the recipe whose variables are set")
     if arguments.recipe:
-        settings = arguments_of(read_recipe(arguments.recipe, variables), parser)
+        entries = read_recipe(arguments.recipe, variables)
+        settings = arguments_of(entries, parser)
         model = settings.pop("") if "" in settings else []
         said = [option for option, name in REPEATABLE.items() if getattr(arguments, name)]
         before = [word for option, one in settings.items() if option not in said for word in one]
         arguments = parser.parse_args([*before, *words, *(model if arguments.model is None else [])])
     if arguments.model is None:
         parser.error("the following arguments are required: MODEL")
+    arguments.origins = origins_of(entries, arguments)
     return arguments
 
 
@@ -153,6 +192,46 @@ def _pass(entry: Setting) -> str:
     if isinstance(options.value, str):
         return f"{name}{options.value}" if options.value.startswith("{") else name
     return name + "{" + ",".join(f"{key}={_text(value)}" for key, value in options.value.items()) + "}"
+
+
+def origins_of(entries: Mapping[str, Setting], arguments: argparse.Namespace) -> tuple[Origin, ...]:
+    """What of the arguments a recipe said.
+
+    Args:
+        entries: of the recipe.
+        arguments: those of the recipe and those of the command line, which win.
+    """
+    found: list[Origin] = []
+    for key, entry in entries.items():
+        held = getattr(arguments, _PLACES.get(key, key), None)
+        known = held if isinstance(held, list) else [held]
+        # A pass is a text with its options, one inside the other.
+        found += [one for one in _said(key, entry) if one.text in known or (key == _PASS_KEY and _is_in(one, known))]
+    return tuple(found)
+
+
+def _said(key: str, entry: Setting) -> Iterator[Origin]:
+    """The values in an entry, by the innermost key; and the keys in it, which are passes and their options."""
+    if isinstance(entry.value, str):
+        yield Origin(key, entry.value, entry.where)
+    elif isinstance(entry.value, list):
+        for one in entry.value:
+            yield from _said(key, one)
+    else:
+        for inner, one in entry.value.items():
+            yield Origin(key, inner, one.where)
+            yield from _said(inner, one)
+
+
+def _is_in(one: Origin, pipelines: Iterable[object]) -> bool:
+    return any(one.text in str(text) for text in pipelines)
+
+
+def with_line(error: RequestError, origins: Iterable[Origin]) -> None:
+    """Put in front of a message where the value that it names stands in a recipe, if it stands in one."""
+    near = [(nearness, len(one.text), one.where) for one in origins if (nearness := one.nearness(error.message))]
+    if near:
+        error.message = f"{max(near)[-1]}: {error.message}"
 
 
 def _refuse_functions(key: str, entry: Setting) -> None:

@@ -201,7 +201,7 @@ def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
     table = new_table("model", *titles, right=titles)
     for row in rows:
         table.add_row(*_cells(row))
-    return [table, *_placements(row.placement.why if row.placement else None for row in rows)]
+    return [table, *placements((row.name, row.placement.why) for row in rows if row.placement)]
 
 
 def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
@@ -234,13 +234,25 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
             gains.add_row(row.name, row.runtime, f"{row.ideal:.2f}", *found)
         parts += [Text(""), gains]
     notes = [f"{row.name} in {row.runtime}, {note}" for row in compared for note in row.notes]
-    where = _placements(row.placement["why"] if row.placement else None for row in result.models)
+    where = placements((row.name, row.placement["why"]) for row in result.models if row.placement)
     return [*parts, *map(line, notes), *where]
 
 
-def _placements(found: Iterable[str | None]) -> list[RenderableType]:
-    """Where models ran, each place once; ONNX Runtime needs no words."""
-    return [line(why) for why in dict.fromkeys(found) if why is not None]
+def placements(found: Iterable[tuple[str, str]]) -> list[RenderableType]:
+    """Where models ran, a line for each place; ONNX Runtime needs no words.
+
+    Args:
+        found: name of a model, and its placement in words, which end in what that model needs.
+    """
+    by_place: dict[str, dict[str, list[str]]] = {}
+    for name, why in found:
+        by_place.setdefault(why.partition(": ")[0], {}).setdefault(why, []).append(name)
+    lines = []
+    for place, held in by_place.items():
+        names = [name for alike in held.values() for name in alike]
+        models = "" if len(by_place) == 1 else f"{', '.join(names)}: "
+        lines.append(line(models + (place if len(held) > 1 else next(iter(held)))))
+    return [*lines]
 
 
 def size(count: int) -> str:

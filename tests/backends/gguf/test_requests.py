@@ -51,6 +51,29 @@ def test_a_free_form_becomes_a_file_with_widths_per_layer(llama: Path, tmp_path:
     assert "are no multiple of 32" in padded.summary
 
 
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("model.onnx", "an ONNX model"),
+        ("onnx/model_q4.onnx", "an ONNX model"),
+        ("model.gguf", "a model for llama.cpp"),
+        ("model.pt2", "an exported program"),
+        ("tf_model.h5", "weights for TensorFlow"),
+    ],
+)
+@pytest.mark.parametrize("format", ["gguf", "onnx"])
+def test_what_was_exported_is_not_exported_again(
+    llama: Path, file: str, what: str, format: str, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    (made / file).parent.mkdir(parents=True)
+    (made / file).touch()
+    (made / "config.json").write_bytes((llama / "config.json").read_bytes())
+    with pytest.raises(RequestError, match=f"holds no weights in safetensors, but {what}: {file}") as caught:
+        fxprune.export(made, tmp_path / "model.gguf", format=format)
+    assert "give the model that it was made from" in caught.value.hint
+
+
 def test_without_a_tokenizer_it_takes_ids_only(llama: Path, tmp_path: Path) -> None:
     report = fxprune.export(llama, tmp_path / "model.gguf", format="gguf{tokenizer=false}")
     assert "no tokenizer: it takes the ids 0 to 103" in report.summary
