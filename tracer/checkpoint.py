@@ -129,8 +129,9 @@ def _without_weights(directory: Path) -> RequestError:
     other = next(found, None)
     if other is None:
         return RequestError(f"{directory} holds no weights", f"add {SINGLE}, or shards with {INDEX_FILE}")
+    held = f"{OTHER_FORMATS[other.suffix]}: {other.relative_to(directory)}"
     return RequestError(
-        f"{directory} holds no weights in safetensors, but {OTHER_FORMATS[other.suffix]}: {other.relative_to(directory)}",
+        f"{directory} holds no weights in safetensors, but {held}",
         "give the model that it was made from, such as the directory that `fxprune apply` wrote",
     )
 

@@ -16,7 +16,7 @@ from ...backends.huggingface.streamed_weights import stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
 from ...backends.seen import Seen
 from ...backends.verify import Reference
-from ...ir.cost import macs
+from ...ir.cost import inputs_of, macs
 from ...ir.graph import Graph
 from ...ir.groups import Group
 from ...ir.plan import Plan
@@ -232,7 +232,7 @@ class ModelRun:
         parameters, multiplications = zip(self.before, after, strict=True)
         return Applied(
             self.source.name, *texts, "", parameters, multiplications, self._changes(), tuple(steps), report,
-            self._read(), None, resumed, brought(pipeline), self.placement, self._whole(),
+            self._read(), None, resumed, brought(pipeline), self.placement, self._whole(), inputs_of(self.traced.graph),
         )  # fmt: skip
 
     def _whole(self) -> dict[str, str]:

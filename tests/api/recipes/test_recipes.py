@@ -95,7 +95,7 @@ def test_what_is_wrong_has_its_line(text: str, line: int, message: str, hint: st
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("ratio: 0.2\nmodel: gone/model\npass: taylor\n", 2, "gone/model"),
+        ("ratio: 0.2\nmodel: ./gone\npass: taylor\n", 2, "./gone"),
         ("model: demo\nratio: 1.5\npass: taylor\n", 2, "ratio=1.5 is outside [0, 1)"),
         ("model: demo\nratio: 2\npass: taylor\n", 2, "ratio=2 is outside [0, 1)"),
         ("model: demo\nratio: nan\npass: taylor\n", 2, "cannot be 'nan'"),
@@ -118,8 +118,8 @@ def test_what_only_the_run_finds_wrong_has_its_line_too(
 
 
 def test_the_command_line_has_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = _written(tmp_path, "model: gone/model\nratio: 0.2\npass: taylor\n")
-    assert cli.main(["apply", "gone/other", "--recipe", recipe, "--ratio", "1.5", "--out", str(tmp_path), "-q"]) == 2
+    recipe = _written(tmp_path, "model: ./gone\nratio: 0.2\npass: taylor\n")
+    assert cli.main(["apply", "./other", "--recipe", recipe, "--ratio", "1.5", "--out", str(tmp_path), "-q"]) == 2
     assert capsys.readouterr().err.startswith("error: taylor: ratio=1.5")
 
 

@@ -17,6 +17,7 @@ from fxprune.backends.exporter import ExportRequest
 from fxprune.backends.gguf.exporter import Gguf
 from fxprune.ir.errors import RequestError
 from fxprune.runtime.consent import Consent
+from fxprune.runtime.reporting import listening
 
 from .changed import layers, narrowed, without
 from .models import decoder, described, gguf, saved
@@ -72,6 +73,17 @@ def test_what_was_exported_is_not_exported_again(
     with pytest.raises(RequestError, match=f"holds no weights in safetensors, but {what}: {file}") as caught:
         fxprune.export(made, tmp_path / "model.gguf", format=format)
     assert "give the model that it was made from" in caught.value.hint
+
+
+def test_every_stage_is_told_with_its_number(llama: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    tensors: list[tuple[int, int | None]] = []
+    with listening(lambda count: tensors.append((count.done, count.total))):
+        fxprune.export(llama, tmp_path / "model.gguf", format="gguf{tokenizer=false}", progress=said.append)
+    numbered = [text.rpartition(" (")[2] for text in said if text.endswith(")")]
+    assert numbered == ["1 of 3)", "2 of 3)", "3 of 3)"]
+    assert tensors[-1][0] == tensors[-1][1]
+    assert len(tensors) > 10
 
 
 def test_without_a_tokenizer_it_takes_ids_only(llama: Path, tmp_path: Path) -> None:
