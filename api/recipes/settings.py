@@ -24,7 +24,8 @@ NOT_HERE = {
     "trust_remote_code": "it allows code to run", "allow_pickle": "it allows code to run",
     "merge_adapter": "it changes the model", "force": "it allows files to be replaced",
     "resume": "it belongs to one run", "dry_run": "it belongs to one run", "json": "it belongs to one run",
-    "debug": "it belongs to one run", "recipe": "use `extends`", "set": "use `variables`", "help": "it is no setting",
+    "full": "it belongs to one run", "debug": "it belongs to one run",
+    "recipe": "use `extends`", "set": "use `variables`", "help": "it is no setting",
 }  # fmt: skip
 """Options of the command line that no recipe can give -> why."""
 

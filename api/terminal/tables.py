@@ -37,14 +37,15 @@ REASONS_PRINTED = 3
 MEASURED = ("parameters", "size", "MACs per window", "perplexity", "prefill tok/s", "decode tok/s")
 
 
-def trace(traced: Trace) -> list[RenderableType]:
-    """A line about the graph, and a table of its groups. Equal groups of several layers share a row."""
+def trace(traced: Trace, *, full: bool = False) -> list[RenderableType]:
+    """A line about the graph, and a table of its groups. Equal groups of several layers share a row unless the table is
+    to be ``full``."""
     graph, operators = traced.graph, traced.operators
     common = ", ".join(f"{name} {count}" for name, count in list(operators.items())[:6])
     more = ", ..." if len(operators) > 6 else ""
     head = f"{graph.name}: {traced.parameters:,} parameters, {len(graph.ops)} operators ({common}{more})"
     table = new_table("group", "kind", "units", "tensors", "state", right=("units",))
-    for groups in _alike(traced.groups):
+    for groups in _alike(traced.groups, full=full):
         first = groups[0]
         table.add_row(_name(groups), first.kind.value, _units(first), _members(first), _state(first))
     unknown = sorted({op.target for op in traced.coupling.unknown})
@@ -64,8 +65,8 @@ def why(paths: Mapping[str, Sequence[Hop]], first: str, second: str) -> list[Ren
     return shown
 
 
-def applied(result: Applied) -> list[RenderableType]:
-    """The result of ``apply``: what was removed, and what was written."""
+def applied(result: Applied, *, full: bool = False) -> list[RenderableType]:
+    """The result of ``apply``: what was removed, and what was written; ``full``: a row for each group."""
     before, after = result.parameters
     head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept"
     head += f"; {result.macs[1] / result.macs[0]:.2%} of the MACs)" if result.macs[0] else ")"
@@ -96,13 +97,13 @@ def applied(result: Applied) -> list[RenderableType]:
         *left_out(result.texts),
         *_not_prunable(report),
     ]
-    changes = [_changes(result.groups)] if result.groups else []
+    changes = [_changes(result.groups, full=full)] if result.groups else []
     return [line(head), *changes, *map(line, left), line(_times(result.steps)), *map(line, notes)]
 
 
-def sizes(results: Sequence[Applied]) -> list[RenderableType]:
+def sizes(results: Sequence[Applied], *, full: bool = False) -> list[RenderableType]:
     """The results of several sizes, one after the other."""
-    return [part for result in results for part in applied(result)]
+    return [part for result in results for part in applied(result, full=full)]
 
 
 def _checked(checks: Mapping[str, Any]) -> str:
@@ -155,13 +156,13 @@ def _not_prunable(report: Mapping[str, Any]) -> list[str]:
     return lines + ([f"not prunable: {more} more groups, see --json"] if more else [])
 
 
-def pruned(result: PrunedTarget) -> list[RenderableType]:
+def pruned(result: PrunedTarget, *, full: bool = False) -> list[RenderableType]:
     """The result of ``apply`` on a named module: what was removed, the kind of the result, and what was written."""
     made = result.pruned
     (before, after), (dense, lean) = made.parameters, made.macs
     head = (
         f"{result.pipeline}: {before:,} parameters to {after:,} ({after / before:.2%} kept), "
-        f"MACs {_count(dense)} to {_count(lean)}"
+        f"MACs of one call with the example {_count(dense)} to {_count(lean)}"
     )
     notes = ["module of the original class" if made.in_place else f"rewritten as a graph: {made.rebuilt_because}"]
     notes += [f"accepts only the number of samples in the example: {made.fixed_batch}"] if made.fixed_batch else []
@@ -172,7 +173,7 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
         notes.append(_checked(result.saved.checks))
     left = [*shares(made.report), *budgets(made.report), *remarks(made.report), *_not_prunable(made.report)]
-    return [line(head), _changes(made.groups), *map(line, left), line(_times(made.steps)), *map(line, notes)]
+    return [line(head), _changes(made.groups, full=full), *map(line, left), line(_times(made.steps)), *map(line, notes)]
 
 
 def demo(shown: Demo) -> list[RenderableType]:
@@ -211,7 +212,7 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
         f"prompt {asked.prompt}, then {asked.new} tokens; {asked.threads} threads; median (lowest to highest) of "
         f"{asked.rounds} alternating rounds"
     )
-    right = ("parameters", "size", "MACs", "memory")
+    right = ("parameters", "size", "MACs per prompt", "memory")
     speeds = [f"{figure}, batch {batch}" for batch in asked.batches for figure in ("first token ms", "tokens/s")]
     table = new_table("model", "runtime", *right, *speeds, right=(*right, *speeds))
     for row in result.models:
@@ -287,9 +288,9 @@ def _cells(row: Measurement) -> list[str]:
     ]
 
 
-def _changes(groups: Sequence[GroupChange]) -> Table:
+def _changes(groups: Sequence[GroupChange], *, full: bool = False) -> Table:
     table = new_table("group", "units", "", "kept", right=("units", "kept"))
-    for changes in _alike_changes(groups):
+    for changes in [[group] for group in groups] if full else _alike_changes(groups):
         first = changes[0]
         name = _spread(first.name, [change.layer for change in changes])
         table.add_row(name, str(first.before), "to", str(first.after))
@@ -300,8 +301,10 @@ def _times(steps: Sequence[StepRecord]) -> str:
     return ", ".join(f"{step.name} {step.seconds:.1f} s" for step in steps)
 
 
-def _alike(groups: Sequence[Group]) -> list[list[Group]]:
-    """Lists of groups that differ only by their layer."""
+def _alike(groups: Sequence[Group], *, full: bool) -> list[list[Group]]:
+    """Lists of groups that differ only by their layer; of one each in the ``full`` table."""
+    if full:
+        return [[group] for group in groups]
     found: dict[tuple[object, ...], list[Group]] = {}
     for group in groups:
         place = _layerless(group.name, group.layer)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fxprune import api
 from fxprune.api.pruning.group_change import GroupChange
 from fxprune.api.terminal.loading import loading
-from fxprune.api.terminal.tables import _changes, _spread
+from fxprune.api.terminal.tables import _changes, _spread, trace
 from fxprune.backends.huggingface.save import SavedModel
 
 
@@ -40,6 +41,26 @@ def test_layers_that_lost_as_much_share_a_row_and_others_do_not() -> None:
         ("m.layers.{2,4..5}.mlp:width", "424"),
         ("m.layers.3.mlp:width", "418"),
     ]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_full_table_has_a_row_for_each_layer(full: bool) -> None:
+    changes = [GroupChange(f"m.layers.{n}.mlp:width", "width", n, 704, 424) for n in range(12)]
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(_changes(changes, full=full))
+    names = [line.split()[0] for line in captured.get().splitlines() if "mlp" in line]
+    assert names == ([f"m.layers.{n}.mlp:width" for n in range(12)] if full else ["m.layers.{0..11}.mlp:width"])
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_full_trace_has_a_row_for_each_layer(full: bool) -> None:
+    console = Console(width=200)
+    with console.capture() as captured:
+        for part in trace(api.trace("demo"), full=full):
+            console.print(part)
+    names = [line.split()[0] for line in captured.get().splitlines() if ".mlp:width" in line]
+    assert names == ([f"model.layers.{n}.mlp:width" for n in range(5)] if full else ["model.layers.{0..4}.mlp:width"])
 
 
 def test_two_lines_of_python_load_what_was_written() -> None:
