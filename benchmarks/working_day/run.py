@@ -1,0 +1,185 @@
+"""A working day with fxprune, as docs/working-day.md shows it: commands, and what they print.
+
+    python -m fxprune.benchmarks.working_day --folder DAY --write docs/working-day.md
+
+Runs every command of ``working_day_steps.STEPS`` in the directory DAY, on the built-in model, and writes the page. What
+was printed is kept in DAY, so that a run that broke off goes on; ``--again 9`` runs the commands of line 9 again.
+Commands that need torch are forked from a process that has imported it: what they print is the same. Those of which
+the start is what is shown are programs of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pty
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from . import working_day_measures as measures
+from .working_day_steps import STEPS, TITLES, Step
+
+COLUMNS = "80"
+HEAD = """# A working day
+
+What a user meets in a day, on the built-in model `demo`: each command, and what it prints. Written by
+`python -m fxprune.benchmarks.working_day --write docs/working-day.md`, which runs all of it in an empty directory
+(two x86-64 cores, busy with other work, torch CPU, {date}). Seconds are left out, and long outputs are cut at `[...]`.
+"""
+LEFT_OUT = (
+    (re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]"), ""),
+    (re.compile(r"\b\d+(\.\d+)? s\b"), "N s"),
+    (re.compile(r"of \d+(\.\d+)? GB free"), "of N GB free"),
+)
+
+
+def forked(words: list[str]) -> tuple[int, str, str, float]:
+    """Exit code, stdout, stderr and CPU seconds of a command in a forked process; its stdout is a terminal."""
+    shown, terminal = pty.openpty()
+    told, error = os.pipe()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.dup2(terminal, 1)
+            os.dup2(error, 2)
+            os.environ.update(COLUMNS=COLUMNS, NO_COLOR="1", TERM="dumb")
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+            from fxprune import cli
+
+            sys.argv = ["fxprune", *words]
+            try:
+                code = cli.main(words)
+            except SystemExit as end:
+                code = int(end.code or 0)
+            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(terminal)
+    os.close(error)
+    texts = [bytearray(), bytearray()]
+    readers = [threading.Thread(target=_drain, args=pair) for pair in zip((shown, told), texts, strict=True)]
+    for reader in readers:
+        reader.start()
+    _, status = os.waitpid(child, 0)
+    for reader in readers:
+        reader.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    out, err = (bytes(text).decode("utf-8", "replace").replace("\r\n", "\n") for text in texts)
+    return os.waitstatus_to_exitcode(status), out, err, used
+
+
+def _drain(file: int, into: bytearray) -> None:
+    while True:
+        try:
+            found = os.read(file, 65536)
+        except OSError:  # a terminal whose other end is closed
+            found = b""
+        if not found:
+            os.close(file)
+            return
+        into += found
+
+
+def started(words: list[str]) -> tuple[int, str, str, float]:
+    """The same of a program of its own."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "fxprune", *words]
+    environment = {**os.environ, "COLUMNS": COLUMNS, "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (
+        done.returncode,
+        done.stdout,
+        done.stderr,
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+    )
+
+
+def run(step: Step) -> dict[str, Any]:
+    """What a step printed, its exit code and CPU seconds.
+
+    Raises:
+        SystemExit: it ended with another exit code than it is to.
+    """
+    if step.measure:
+        return {"shown": getattr(measures, step.measure)(), "code": 0, "cpu": 0.0}
+    if step.prepare:
+        getattr(measures, step.prepare)()
+    code, out, err, used = (started if step.own_process else forked)(shlex.split(step.command)[1:])
+    if code != step.code:
+        sys.exit(f"$ {step.command}\n{out}{err}error: exit code {code}, and {step.code} was expected")
+    kept = [line for line in err.splitlines() if line != "starting"]
+    return {"shown": "\n".join([*out.rstrip().splitlines(), *(kept if step.errors else [])]), "code": code, "cpu": used}
+
+
+def cut(text: str, lines: int) -> Iterator[str]:
+    """A text without what differs between runs; of a long one, the beginning and the end."""
+    for pattern, instead in LEFT_OUT:
+        text = pattern.sub(instead, text)
+    found = [line.rstrip() for line in text.rstrip().splitlines()]
+    if len(found) <= lines:
+        yield from found
+        return
+    last = lines // 3
+    yield from [*found[: lines - last], "[...]", *found[len(found) - last :]]
+
+
+def page(held: dict[str, dict[str, Any]]) -> str:
+    """The page of what has run."""
+    parts = [HEAD.format(date=date.today().isoformat())]
+    for number, (title, said) in TITLES.items():
+        parts.append(f"## {number}. {title}\n\n{said}\n")
+        steps = [step for step in STEPS if step.line == number and step.name in held]
+        for step in steps:
+            found = held[step.name]
+            note = f"# {found['cpu']:.1f} CPU s" if step.own_process else ""
+            block = [f"$ {step.command}  {note}".rstrip(), *cut(found["shown"], step.lines)]
+            parts.append("\n".join(["```text", *block, "```\n"]))
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Run what has not run, and write the page."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--folder", type=Path, help="where to run (default: a temporary directory)")
+    asked.add_argument("--write", type=Path, help="the page")
+    asked.add_argument("--only", type=int, nargs="*", help="lines to run (default: all)")
+    asked.add_argument("--again", type=int, nargs="*", default=[], help="lines of which nothing is kept")
+    given = asked.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fxprune-day-") as temporary:
+        folder = (given.folder or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "printed.json"
+        held = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        held = {name: one for name, one in held.items() if int(name.split(".")[0]) not in given.again}
+        measures.import_everything()
+        page_at, back = given.write and given.write.absolute(), Path.cwd()
+        os.chdir(folder)
+        for step in STEPS:
+            if step.name not in held and (given.only is None or step.line in given.only):
+                print(f"{step.name}: {step.command}", flush=True)
+                held[step.name] = run(step)
+                kept.write_text(json.dumps(held, indent=1), encoding="utf-8")
+            if page_at:
+                page_at.write_text(page(held), encoding="utf-8")
+        os.chdir(back)
+
+
+if __name__ == "__main__":
+    main()
