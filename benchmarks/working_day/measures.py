@@ -34,11 +34,11 @@ def export_alone() -> str:
     """CPU seconds of the ``torch.export`` of the demo, in a process of its own, behind its imports."""
     code = (
         "import time, torch, transformers\n"
-        "from fxprune.demo import MODEL\n"
+        "from fxprune.demo import MODEL_DIR\n"
         "from transformers import AutoConfig, AutoModelForCausalLM\n"
         "from fxprune.tracer.export import token_example\n"
         "with torch.device('meta'):\n"
-        "    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL))\n"
+        "    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL_DIR))\n"
         "example, _ = token_example(model)\n"
         "begin = time.process_time()\n"
         "torch.export.export(model, (), {**example, 'use_cache': False}, strict=False)\n"
@@ -80,9 +80,8 @@ def same_after_resume() -> str:
 
 
 def _compared(one: str, other: str) -> str:
-    names = {
-        str(path.relative_to(folder)) for folder in (one, other) for path in Path(folder).rglob("*") if path.is_file()
-    }
+    paths = [(folder, path) for folder in (one, other) for path in Path(folder).rglob("*") if path.is_file()]
+    names = {str(path.relative_to(folder)) for folder, path in paths}
     differing = [name for name in sorted(names) if not _same(Path(one, name), Path(other, name))]
     return f"{len(names)} files; different: {', '.join(differing) or 'none'}"
 
@@ -166,7 +165,7 @@ def without_extra() -> str:
 
 def pages() -> str:
     """How many pages there are, and how many links and commands in them."""
-    docs = Path(__file__).parents[1] / "docs"
+    docs = Path(__file__).parents[2] / "docs"
     texts = [page.read_text(encoding="utf-8") for page in docs.rglob("*.md")]
     links = sum(len(re.findall(r"\]\([^)\s]+\)", text)) for text in texts)
     commands = sum(len(re.findall(r"^ {4}fxprune ", text, re.MULTILINE)) for text in texts)

@@ -1,8 +1,8 @@
 """A working day with fxprune, as docs/working-day.md shows it: commands, and what they print.
 
-    python -m fxprune.benchmarks.working_day --folder DAY --write docs/working-day.md
+    python -m fxprune.benchmarks.working_day.run --folder DAY --write docs/working-day.md
 
-Runs every command of ``working_day_steps.STEPS`` in the directory DAY, on the built-in model, and writes the page. What
+Runs every command of ``steps.STEPS`` in the directory DAY, on the built-in model, and writes the page. What
 was printed is kept in DAY, so that a run that broke off goes on; ``--again 9`` runs the commands of line 9 again.
 Commands that need torch are forked from a process that has imported it: what they print is the same. Those of which
 the start is what is shown are programs of their own.
@@ -27,14 +27,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from . import working_day_measures as measures
-from .working_day_steps import STEPS, TITLES, Step
+from . import measures
+from .steps import STEPS, TITLES, Step
 
 COLUMNS = "80"
 HEAD = """# A working day
 
 What a user meets in a day, on the built-in model `demo`: each command, and what it prints. Written by
-`python -m fxprune.benchmarks.working_day --write docs/working-day.md`, which runs all of it in an empty directory
+`python -m fxprune.benchmarks.working_day.run --write docs/working-day.md`, which runs all of it in an empty directory
 (two x86-64 cores, busy with other work, torch CPU, {date}). Seconds are left out, and long outputs are cut at `[...]`.
 """
 LEFT_OUT = (
@@ -48,7 +48,7 @@ def forked(words: list[str]) -> tuple[int, str, str, float]:
     """Exit code, stdout, stderr and CPU seconds of a command in a forked process; its stdout is a terminal."""
     shown, terminal = pty.openpty()
     told, error = os.pipe()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = _cpu_of_children()
     child = os.fork()
     if not child:
         code = 1
@@ -56,7 +56,7 @@ def forked(words: list[str]) -> tuple[int, str, str, float]:
             os.dup2(terminal, 1)
             os.dup2(error, 2)
             os.environ.update(COLUMNS=COLUMNS, NO_COLOR="1", TERM="dumb")
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
             from fxprune import cli
 
             sys.argv = ["fxprune", *words]
@@ -78,8 +78,7 @@ def forked(words: list[str]) -> tuple[int, str, str, float]:
     _, status = os.waitpid(child, 0)
     for reader in readers:
         reader.join()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    used = _cpu_of_children() - before
     out, err = (bytes(text).decode("utf-8", "replace").replace("\r\n", "\n") for text in texts)
     return os.waitstatus_to_exitcode(status), out, err, used
 
@@ -96,19 +95,18 @@ def _drain(file: int, into: bytearray) -> None:
         into += found
 
 
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def started(words: list[str]) -> tuple[int, str, str, float]:
     """The same of a program of its own."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = _cpu_of_children()
     command = [sys.executable, "-m", "fxprune", *words]
     environment = {**os.environ, "COLUMNS": COLUMNS, "NO_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return (
-        done.returncode,
-        done.stdout,
-        done.stderr,
-        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-    )
+    return done.returncode, done.stdout, done.stderr, _cpu_of_children() - before
 
 
 def run(step: Step) -> dict[str, Any]:
@@ -149,7 +147,8 @@ def page(held: dict[str, dict[str, Any]]) -> str:
         for step in steps:
             found = held[step.name]
             note = f"# {found['cpu']:.1f} CPU s" if step.own_process else ""
-            block = [f"$ {step.command}  {note}".rstrip(), *cut(found["shown"], step.lines)]
+            prompt = "$ " if step.command.startswith(("fxprune ", "cat ")) else ""
+            block = [f"{prompt}{step.command}  {note}".rstrip(), *cut(found["shown"], step.lines)]
             parts.append("\n".join(["```text", *block, "```\n"]))
     return "\n".join(parts)
 

@@ -16,11 +16,11 @@ TITLES = {
     6: ("Two lines of Python load the result", "The free form needs `trust_remote_code=True`, and is told so."),
     7: (
         "An interrupted run goes on, to the same bytes",
-        "The first command is ended by SIGTERM once a pass is done; the last line compares with a run that nothing ended.",
+        "The first is ended by SIGTERM once a pass is done; the last line compares with a run that nothing ended.",
     ),
     8: (
         "Progress",
-        "On a terminal a bar, elsewhere a line every 30 seconds; with `-v` every step, with `--log-file` also in a file.",
+        "On a terminal a bar, elsewhere a line every 30 seconds; `-v` tells every step, `--log-file` keeps them.",
     ),
     9: ("Commands without a model answer at once", "CPU seconds of whole programs, measured here."),
     10: ("Recipes", "What a command says can stand in a file; `fxprune recipe OUT` prints the one that made OUT."),
@@ -50,7 +50,7 @@ class Step:
         lines: the most lines of its output on the page.
         errors: whether what it tells on stderr is shown.
         own_process: whether it is a program of its own, of which CPU seconds are told.
-        prepare: the function of ``working_day_measures`` that runs before.
+        prepare: the function of ``measures`` that runs before.
         measure: the one that runs in its place, and returns what is shown.
     """
 
