@@ -55,14 +55,18 @@ class Origin:
         key: of the recipe.
         text: the value.
         where: file and line.
+        names: whether it names a pass or an option of one, which messages about their values name too.
     """
 
     key: str
     text: str
     where: str
+    names: bool = False
 
     def nearness(self, message: str) -> int:
         """How surely a message is about it: 2 with the key, 1 by the value alone, 0 if it is not."""
+        if self.names:
+            return int(f"'{self.text}'" in message)
         if _stands_in(f"{self.key}={self.text}", message):
             return 2
         return int(len(self.text) > SHORT and _stands_in(self.text, message))
@@ -214,13 +218,13 @@ def origins_of(entries: Mapping[str, Setting], arguments: argparse.Namespace) ->
 def _said(key: str, entry: Setting) -> Iterator[Origin]:
     """The values in an entry, by the innermost key; and the keys in it, which are passes and their options."""
     if isinstance(entry.value, str):
-        yield Origin(key, entry.value, entry.where)
+        yield Origin(key, entry.value, entry.where, names=key == _PASS_KEY and "{" not in entry.value)
     elif isinstance(entry.value, list):
         for one in entry.value:
             yield from _said(key, one)
     else:
         for inner, one in entry.value.items():
-            yield Origin(key, inner, one.where)
+            yield Origin(key, inner, one.where, names=True)
             yield from _said(inner, one)
 
 
