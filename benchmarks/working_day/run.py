@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from typing import Any
 from . import measures
 from .steps import STEPS, TITLES, Step
 
-COLUMNS = "80"
+AS_A_USER = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
+"""What a terminal of 80 columns says in the environment."""
+
 HEAD = """# A working day
 
 What a user meets in a day, on the built-in model `demo`: each command, and what it prints. Written by
@@ -44,18 +46,42 @@ LEFT_OUT = (
 )
 
 
-def forked(words: list[str]) -> tuple[int, str, str, float]:
-    """Exit code, stdout, stderr and CPU seconds of a command in a forked process; its stdout is a terminal."""
+def watched(start: Callable[[int, int], int]) -> tuple[int, str, str, float]:
+    """Exit code, stdout, stderr and CPU seconds of a process; its stdout is a terminal.
+
+    Args:
+        start: starts it with these two files for its output and its errors; returns its id.
+    """
     shown, terminal = pty.openpty()
     told, error = os.pipe()
     before = _cpu_of_children()
-    child = os.fork()
-    if not child:
+    child = start(terminal, error)
+    os.close(terminal)
+    os.close(error)
+    texts = [bytearray(), bytearray()]
+    readers = [threading.Thread(target=_drain, args=pair) for pair in zip((shown, told), texts, strict=True)]
+    for reader in readers:
+        reader.start()
+    _, status = os.waitpid(child, 0)
+    for reader in readers:
+        reader.join()
+    used = _cpu_of_children() - before
+    out, err = (bytes(text).decode("utf-8", "replace").replace("\r\n", "\n") for text in texts)
+    return os.waitstatus_to_exitcode(status), out, err, used
+
+
+def forked(words: list[str]) -> tuple[int, str, str, float]:
+    """What :func:`watched` returns of a command in a forked process."""
+
+    def start(terminal: int, error: int) -> int:
+        child = os.fork()
+        if child:
+            return child
         code = 1
         try:
             os.dup2(terminal, 1)
             os.dup2(error, 2)
-            os.environ.update(COLUMNS=COLUMNS, NO_COLOR="1", TERM="dumb")
+            os.environ.update(AS_A_USER)
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
             from fxprune import cli
 
@@ -69,18 +95,8 @@ def forked(words: list[str]) -> tuple[int, str, str, float]:
             traceback.print_exc()
         finally:
             os._exit(code)
-    os.close(terminal)
-    os.close(error)
-    texts = [bytearray(), bytearray()]
-    readers = [threading.Thread(target=_drain, args=pair) for pair in zip((shown, told), texts, strict=True)]
-    for reader in readers:
-        reader.start()
-    _, status = os.waitpid(child, 0)
-    for reader in readers:
-        reader.join()
-    used = _cpu_of_children() - before
-    out, err = (bytes(text).decode("utf-8", "replace").replace("\r\n", "\n") for text in texts)
-    return os.waitstatus_to_exitcode(status), out, err, used
+
+    return watched(start)
 
 
 def _drain(file: int, into: bytearray) -> None:
@@ -102,11 +118,12 @@ def _cpu_of_children() -> float:
 
 def started(words: list[str]) -> tuple[int, str, str, float]:
     """The same of a program of its own."""
-    before = _cpu_of_children()
     command = [sys.executable, "-m", "fxprune", *words]
-    environment = {**os.environ, "COLUMNS": COLUMNS, "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    return done.returncode, done.stdout, done.stderr, _cpu_of_children() - before
+
+    def start(terminal: int, error: int) -> int:
+        return subprocess.Popen(command, stdout=terminal, stderr=error, env={**os.environ, **AS_A_USER}).pid
+
+    return watched(start)
 
 
 def run(step: Step) -> dict[str, Any]:

@@ -179,8 +179,10 @@ def test_the_recipe_of_a_result_makes_it_again(tmp_path: Path, monkeypatch: pyte
 
 def test_the_command_prints_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipe"]) == 0
-    listed = capsys.readouterr().out
-    assert [line.partition(": ")[0] for line in listed.splitlines()] == list(own_recipes())
+    listed = capsys.readouterr().out.splitlines()
+    assert all(any(line.startswith(f"{name}: ") for line in listed) for name in own_recipes())
+    assert cli.main(["recipe", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["recipes"]) == list(own_recipes())
     assert cli.main(["recipe", "paper"]) == 0
     assert capsys.readouterr().out == own_recipes()["paper"].read_text(encoding="utf-8")
     assert cli.main(["recipe", str(tmp_path)]) == 2
