@@ -120,8 +120,11 @@ def started(words: list[str]) -> tuple[int, str, str, float]:
     """The same of a program of its own."""
     command = [sys.executable, "-m", "fxprune", *words]
 
+    kept: list[subprocess.Popen[bytes]] = []  # one that nobody holds is waited for elsewhere
+
     def start(terminal: int, error: int) -> int:
-        return subprocess.Popen(command, stdout=terminal, stderr=error, env={**os.environ, **AS_A_USER}).pid
+        kept.append(subprocess.Popen(command, stdout=terminal, stderr=error, env={**os.environ, **AS_A_USER}))
+        return kept[-1].pid
 
     return watched(start)
 
