@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from .budgets import budgets
-from .cells import line, new_table
+from .cells import Copied, line, new_table
 from .dropped import dropped
 from .loading import loading
 from .shares import shares
@@ -70,7 +70,7 @@ def applied(result: Applied, *, full: bool = False) -> list[RenderableType]:
     before, after = result.parameters
     head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept"
     head += f"; {result.macs[1] / result.macs[0]:.2%} of the MACs)" if result.macs[0] else ")"
-    notes = (
+    notes: list[str | Copied] = (
         []
         if result.saved
         else ["dry run: nothing was written" + (f"; skipped: {result.skipped}" if result.skipped else "")]
@@ -82,7 +82,7 @@ def applied(result: Applied, *, full: bool = False) -> list[RenderableType]:
         notes += [f"not in uniform form: {saved.why_free}"] if saved.why_free else []
         notes += saved.copied.said()
         notes.append(_checked(saved.checks))
-        notes += loading(saved)
+        notes += [Copied("\n".join(loading(saved)))] if loading(saved) else []
         notes += result.serving
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     notes += [result.placement.why] if result.placement else []
@@ -98,7 +98,8 @@ def applied(result: Applied, *, full: bool = False) -> list[RenderableType]:
         *_not_prunable(report),
     ]
     changes = [_changes(result.groups, full=full)] if result.groups else []
-    return [line(head), *changes, *map(line, left), line(_times(result.steps)), *map(line, notes)]
+    said = [note if isinstance(note, Copied) else line(note) for note in notes]
+    return [line(head), *changes, *map(line, left), line(_times(result.steps)), *said]
 
 
 def sizes(results: Sequence[Applied], *, full: bool = False) -> list[RenderableType]:

@@ -9,8 +9,10 @@ from rich.console import Console
 
 from fxprune import api
 from fxprune.api.pruning.group_change import GroupChange
+from fxprune.api.pruning.result import Applied
+from fxprune.api.terminal.cells import Copied
 from fxprune.api.terminal.loading import loading
-from fxprune.api.terminal.tables import _changes, _spread, trace
+from fxprune.api.terminal.tables import _changes, _spread, applied, trace
 from fxprune.backends.huggingface.save import SavedModel
 
 
@@ -61,6 +63,14 @@ def test_a_full_trace_has_a_row_for_each_layer(full: bool) -> None:
             console.print(part)
     names = [line.split()[0] for line in captured.get().splitlines() if ".mlp:width" in line]
     assert names == ([f"model.layers.{n}.mlp:width" for n in range(5)] if full else ["model.layers.{0..4}.mlp:width"])
+
+
+def test_what_is_to_be_copied_is_on_one_line_however_narrow_the_terminal() -> None:
+    checks = {"loaded_by": "transformers.AutoModelForCausalLM"}
+    saved = SavedModel(Path("a" * 60), "free", "llama", checks=checks, code={"modeling_fxprune.py": "0"})
+    result = Applied("m", "", "", "", (2, 1), (2, 1), (), (), {}, saved=saved)
+    (copied,) = (part for part in applied(result) if isinstance(part, Copied))
+    assert copied.text.splitlines() == loading(saved)
 
 
 def test_two_lines_of_python_load_what_was_written() -> None:
