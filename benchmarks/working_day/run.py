@@ -129,19 +129,16 @@ def started(words: list[str]) -> tuple[int, str, str, float]:
     return watched(start)
 
 
-def run(step: Step) -> dict[str, Any]:
-    """What a step printed, its exit code and CPU seconds.
-
-    Raises:
-        SystemExit: it ended with another exit code than it is to.
-    """
+def run(step: Step) -> dict[str, Any] | None:
+    """What a step printed, its exit code and CPU seconds; None where it ended with another exit code than it is to."""
     if step.measure:
         return {"shown": getattr(measures, step.measure)(), "code": 0, "cpu": 0.0}
     if step.prepare:
         getattr(measures, step.prepare)()
     code, out, err, used = (started if step.own_process else forked)(shlex.split(step.command)[1:])
     if code != step.code:
-        sys.exit(f"$ {step.command}\n{out}{err}error: exit code {code}, and {step.code} was expected")
+        print(f"{out}{err}error: exit code {code}, and {step.code} was expected", flush=True)
+        return None
     kept = [line for line in err.splitlines() if line != "starting"]
     return {"shown": "\n".join([*out.rstrip().splitlines(), *(kept if step.errors else [])]), "code": code, "cpu": used}
 
@@ -188,16 +185,21 @@ def main() -> None:
         held = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
         held = {name: one for name, one in held.items() if int(name.split(".")[0]) not in given.again}
         measures.import_everything()
+        failed: list[str] = []
         page_at, back = given.write and given.write.absolute(), Path.cwd()
         os.chdir(folder)
         for step in STEPS:
             if step.name not in held and (given.only is None or step.line in given.only):
                 print(f"{step.name}: {step.command}", flush=True)
-                held[step.name] = run(step)
+                found = run(step)
+                failed += [step.name] if found is None else []
+                held |= {} if found is None else {step.name: found}
                 kept.write_text(json.dumps(held, indent=1), encoding="utf-8")
             if page_at:
                 page_at.write_text(page(held), encoding="utf-8")
         os.chdir(back)
+    if failed:
+        sys.exit(f"error: these ended otherwise than they are to: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
