@@ -41,14 +41,14 @@ REPEATABLE = {"--pass": "passes", "--calib": "calib", "--data": "data", "--field
 _PLACES = {_PASS_KEY: "passes", "for": "runtime"}
 """Keys of a recipe whose attribute has another name."""
 
-SHORT = 2
+BY_CHANCE = 2
 """Characters of a value that a message may hold by chance."""
 
 _FUNCTION = re.compile(r"(?P<module>[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True)
-class Origin:
+class RecipeValue:
     """A value that a recipe gave.
 
     Attributes:
@@ -69,7 +69,7 @@ class Origin:
             return int(f"'{self.text}'" in message)
         if _stands_in(f"{self.key}={self.text}", message):
             return 2
-        return int(len(self.text) > SHORT and _stands_in(self.text, message))
+        return int(len(self.text) > BY_CHANCE and _stands_in(self.text, message))
 
 
 def _stands_in(text: str, message: str) -> bool:
@@ -199,14 +199,14 @@ def _pass(entry: Setting) -> str:
     return name + "{" + ",".join(f"{key}={_text(value)}" for key, value in options.value.items()) + "}"
 
 
-def origins_of(entries: Mapping[str, Setting], arguments: argparse.Namespace) -> tuple[Origin, ...]:
+def origins_of(entries: Mapping[str, Setting], arguments: argparse.Namespace) -> tuple[RecipeValue, ...]:
     """What of the arguments a recipe said.
 
     Args:
         entries: of the recipe.
         arguments: those of the recipe and those of the command line, which win.
     """
-    found: list[Origin] = []
+    found: list[RecipeValue] = []
     for key, entry in entries.items():
         held = getattr(arguments, _PLACES.get(key, key), None)
         known = held if isinstance(held, list) else [held]
@@ -215,24 +215,24 @@ def origins_of(entries: Mapping[str, Setting], arguments: argparse.Namespace) ->
     return tuple(found)
 
 
-def _said(key: str, entry: Setting) -> Iterator[Origin]:
+def _said(key: str, entry: Setting) -> Iterator[RecipeValue]:
     """The values in an entry, by the innermost key; and the keys in it, which are passes and their options."""
     if isinstance(entry.value, str):
-        yield Origin(key, entry.value, entry.where, names=key == _PASS_KEY and "{" not in entry.value)
+        yield RecipeValue(key, entry.value, entry.where, names=key == _PASS_KEY and "{" not in entry.value)
     elif isinstance(entry.value, list):
         for one in entry.value:
             yield from _said(key, one)
     else:
         for inner, one in entry.value.items():
-            yield Origin(key, inner, one.where, names=True)
+            yield RecipeValue(key, inner, one.where, names=True)
             yield from _said(inner, one)
 
 
-def _is_in(one: Origin, pipelines: Iterable[object]) -> bool:
+def _is_in(one: RecipeValue, pipelines: Iterable[object]) -> bool:
     return any(one.text in str(text) for text in pipelines)
 
 
-def with_line(error: RequestError, origins: Iterable[Origin]) -> None:
+def with_line(error: RequestError, origins: Iterable[RecipeValue]) -> None:
     """Put in front of a message where the value that it names stands in a recipe, if it stands in one."""
     near = [(nearness, len(one.text), one.where) for one in origins if (nearness := one.nearness(error.message))]
     if near:

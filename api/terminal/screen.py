@@ -19,7 +19,7 @@ from .progress_display import Loudness, shown
 from .streams import out_of_memory
 
 if TYPE_CHECKING:
-    from ..recipes.settings import Origin
+    from ..recipes.settings import RecipeValue
 
 _AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 """How rich prints: names in the results are no markup."""
@@ -118,7 +118,7 @@ def complain(message: str, hint: str) -> None:
             print("\n".join([f"{title}: {first}", *indented]), file=sys.stderr)
 
 
-def explain(error: BaseException, *, told: bool = False, origins: Sequence[Origin] = ()) -> int:
+def explain(error: BaseException, *, told: bool = False, origins: Sequence[RecipeValue] = ()) -> int:
     """Print what went wrong, unless the user has been ``told``; returns the exit code.
 
     Args:
