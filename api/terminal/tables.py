@@ -310,7 +310,7 @@ def _alike(groups: Sequence[Group], *, full: bool) -> list[list[Group]]:
     for group in groups:
         place = _layerless(group.name, group.layer)
         members = tuple((_layerless(m.tensor, group.layer), m.dim) for m in group.members)
-        found.setdefault((place, group.size, group.frozen, members), []).append(group)
+        found.setdefault((place, _units(group), _state(group), members), []).append(group)
     return list(found.values())
 
 

@@ -155,8 +155,8 @@ def cut(text: str, lines: int) -> Iterator[str]:
     yield from [*found[: lines - last], "[...]", *found[len(found) - last :]]
 
 
-def page(held: dict[str, dict[str, Any]]) -> str:
-    """The page of what has run."""
+def page(held: dict[str, dict[str, Any]], folder: str = "") -> str:
+    """The page of what has run in a folder."""
     parts = [HEAD.format(date=date.today().isoformat())]
     for number, (title, said) in TITLES.items():
         parts.append(f"## {number}. {title}\n\n{said}\n")
@@ -165,7 +165,8 @@ def page(held: dict[str, dict[str, Any]]) -> str:
             found = held[step.name]
             note = f"# {found['cpu']:.1f} CPU s" if step.own_process else ""
             prompt = "$ " if step.command.startswith(("fxprune ", "cat ")) else ""
-            block = [f"{prompt}{step.command}  {note}".rstrip(), *cut(found["shown"], step.lines)]
+            printed = found["shown"].replace(f"{folder}/", "")
+            block = [f"{prompt}{step.command}  {note}".rstrip(), *cut(printed, step.lines)]
             parts.append("\n".join(["```text", *block, "```\n"]))
     return "\n".join(parts)
 
@@ -196,7 +197,7 @@ def main() -> None:
                 held |= {} if found is None else {step.name: found}
                 kept.write_text(json.dumps(held, indent=1), encoding="utf-8")
             if page_at:
-                page_at.write_text(page(held), encoding="utf-8")
+                page_at.write_text(page(held, str(folder)), encoding="utf-8")
         os.chdir(back)
     if failed:
         sys.exit(f"error: these ended otherwise than they are to: {', '.join(failed)}")
