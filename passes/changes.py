@@ -47,14 +47,15 @@ def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def changed_values(runner: BlockRunner, changed: frozenset[str]) -> dict[str, torch.Tensor]:
-    """The tensors of a model whose values are not those of the source, sliced.
+    """The tensors of a model whose values are not those of the source, sliced. They must not be changed.
 
     Args:
         runner: of the model.
         changed: as in :attr:`~fxprune.passes.state.Ledger.changed`.
     """
     if runner.residence is not None:
-        return {name: read() for name, read in runner.residence.store.written.items()}
+        # All at once: what is mapped without being writable is no memory of this process.
+        return {name: read(writable=False) for name, read in runner.residence.store.written.items()}
     return {name: t.detach() for name, t in stored_tensors(runner.model).items() if name in changed and not t.is_meta}
 
 

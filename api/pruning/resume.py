@@ -157,8 +157,8 @@ class Stages:
             return
         try:
             self._keep(done, finished, parts)
-        except (FxpruneError, UnsavableError) as error:
-            self._progress(f"not saved for --resume: {error}")
+        except (FxpruneError, UnsavableError, OSError, MemoryError) as error:
+            self._progress(f"not saved for --resume: {error or type(error).__name__}")
 
     def _keep(self, done: int, finished: Sequence[Finished], parts: Callable[[], Parts]) -> None:
         for one in finished:

@@ -6,6 +6,7 @@ import errno
 import json
 import mmap
 import os
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import torch
 
 from ...ir.errors import FxpruneError
 from ...ir.plan import Indices
+from ..place.memory import size_text
 
 PIECE = 1 << 20
 """Bytes of a tensor that are sliced, checked, hashed and written together, while they are in the processor's cache."""
@@ -76,19 +78,31 @@ class StoredTensor:
         """Size in bytes."""
         return prod(self.shape) * STORED_DTYPES[self.dtype].itemsize
 
-    def mapped(self) -> Bits:
+    def mapped(self, *, writable: bool = False) -> Bits:
         """The values as integers of the same element size, mapped into memory: the system reads only the parts that are
-        used, and keeps them until the array is freed. The file is never changed."""
+        used, and keeps them until the array is freed. The file is never changed.
+
+        Args:
+            writable: what is written stays in the array. All of it counts as memory of this process then, for limits
+                of the system (``RLIMIT_DATA``, strict overcommit), whether it is written or not.
+        """
         if not self.size:
             return np.empty(self.shape, self._bits)
         before = self.start % mmap.ALLOCATIONGRANULARITY
         try:
             held = self.held or HeldFile(self.file)
-            # A private mapping, since torch needs writable memory.
-            memory = mmap.mmap(held.descriptor, before + self.size, access=mmap.ACCESS_COPY, offset=self.start - before)
+            access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
+            memory = mmap.mmap(held.descriptor, before + self.size, access=access, offset=self.start - before)
         except ValueError:  # it would end after the end of the file
             raise FxpruneError(
                 f"{self.file} is incomplete: it ends within '{self.name}'", "copy or download the model again"
+            ) from None
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise FxpruneError(
+                f"the system refuses to map '{self.name}' ({size_text(self.size)}) of {self.file}: {error.strerror}",
+                "raise the limit of this process's memory (ulimit -d, ulimit -v), or allow more memory to be promised",
             ) from None
         values = np.frombuffer(memory, self._bits, prod(self.shape), before).reshape(self.shape)
         return values if values.flags.aligned else values.copy()
@@ -139,12 +153,21 @@ class Checkpoint:
         return {stored.dtype for stored in self.tensors.values()}
 
 
-def require_whole(stored: StoredTensor, slices: Mapping[int, Indices]) -> torch.Tensor:
-    """The kept part of a tensor, in its own dtype; mapped into memory if all of it is kept."""
-    values = stored.mapped()
+def require_whole(stored: StoredTensor, slices: Mapping[int, Indices], *, writable: bool = True) -> torch.Tensor:
+    """The kept part of a tensor, in its own dtype; mapped into memory if all of it is kept.
+
+    Args:
+        stored: the tensor.
+        slices: dimension -> indices that are kept.
+        writable: see :meth:`StoredTensor.mapped`. To write into a tensor that is not would end the process.
+    """
+    values = stored.mapped(writable=writable and not slices)
     for dim, kept in sorted(slices.items()):
         values = np.take(values, kept, axis=dim)
-    return torch.from_numpy(values).view(STORED_DTYPES[stored.dtype])
+    with warnings.catch_warnings():
+        if not writable:
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(values).view(STORED_DTYPES[stored.dtype])
 
 
 class RowCutter:

@@ -21,11 +21,15 @@ from .mapped_files import Checkpoint, StoredTensor, require_whole
 
 Cuts = dict[int, Indices]
 
-Kept = Callable[[], torch.Tensor]
-"""Reads a value that a pass wrote."""
-
 Scratch = Callable[[], Path]
 """Gives a directory to write into."""
+
+
+class Kept(Protocol):
+    """Reads a value that a pass wrote."""
+
+    def __call__(self, *, writable: bool = True) -> torch.Tensor:
+        """The value on the CPU; ``writable`` as in :func:`~.mapped_files.require_whole`."""
 
 
 class Shelf(Protocol):
@@ -42,7 +46,12 @@ class InMemory:
         """A copy on the CPU."""
         del name
         copy = value.detach().to("cpu", copy=True)
-        return lambda: copy
+
+        def read(*, writable: bool = True) -> torch.Tensor:
+            del writable
+            return copy
+
+        return read
 
 
 class OnDisk:
@@ -64,8 +73,8 @@ class OnDisk:
         path = write_tensor(self._scratch() / f"{next(self._number):06}.safetensors", name, value)
         stored = Checkpoint([path], keep_open=False).tensors[name]
 
-        def read() -> torch.Tensor:
-            return require_whole(stored, {})
+        def read(*, writable: bool = True) -> torch.Tensor:
+            return require_whole(stored, {}, writable=writable)
 
         weakref.finalize(read, path.unlink, missing_ok=True)
         return read

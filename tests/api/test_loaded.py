@@ -30,7 +30,7 @@ from fxprune.ir.errors import RequestError
 from fxprune.passes.score.taylor import Taylor
 
 from ..checkpoints import LLAMA, contents
-from .pruning.test_resume import LORA, TAYLOR, VOCABULARY, broken, write_source
+from .pruning.interrupted import LORA, TAYLOR, VOCABULARY, broken, write_source
 
 ROWS = [" ".join(list(VOCABULARY)[i * i * k % 26] for i in range(40)) for k in range(1, 9)]
 

@@ -17,7 +17,7 @@ from fxprune import api, cli
 from fxprune.api.evaluating.comparison import SCHEMA
 from fxprune.ir.errors import RequestError
 
-from ..pruning.test_resume import VOCABULARY, write_source
+from ..pruning.interrupted import VOCABULARY, write_source
 
 ROWS = [" ".join(list(VOCABULARY)[i * i * k % 26] for i in range(40)) for k in range(1, 9)]
 

@@ -16,7 +16,7 @@ from fxprune.api.evaluating.task_files import refuse_code, row_tasks, task_of_ro
 from fxprune.api.evaluating.tasks import AskedTasks
 from fxprune.ir.errors import RequestError
 
-from ..pruning.test_resume import VOCABULARY, write_source
+from ..pruning.interrupted import VOCABULARY, write_source
 
 METRICS = ("acc", "acc_norm")
 LETTERS = list(VOCABULARY)[:26]

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig
 
 from fxprune import api
 from fxprune.api.pruning import model_run, resume, stage_file
@@ -36,42 +35,17 @@ from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.state import ON_RESUME, OnResume, State
 
-from ...checkpoints import TIED, WIDTHS, contents, write_checkpoint
-from ...corpora import word_tokenizer
-
-VOCABULARY = {word: number for number, word in enumerate("abcdefghijklmnopqrstuvwxyz")}
-GPT2 = GPT2Config(n_embd=32, n_head=4, n_layer=2, vocab_size=26, n_positions=64, bos_token_id=0, eos_token_id=0)
-TAYLOR, COMPENSATE = "taylor{samples=4,length=8}", "compensate{samples=8,length=8}"
-LORA = "lora{steps=2,batch=2,length=8}"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text(" ".join(list(VOCABULARY)[i * i % 26] for i in range(400)))
-    return file
-
-
-def write_source(folder: Path, config: Any = None, *, words: Any = None, **options: Any) -> Path:
-    source = write_checkpoint(folder, config or LlamaConfig(**WIDTHS | {"num_hidden_layers": 3}), **options)
-    (words or word_tokenizer(VOCABULARY)).save_pretrained(source)
-    return source
-
-
-class Broken(Exception):
-    """What breaks a run off."""
-
-
-def broken(owner: type, method: str, run: Callable[[], object]) -> None:
-    """Run with a method of a class that raises."""
-
-    def raises(*_: Any, **__: Any) -> None:
-        raise Broken
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, method, raises)
-        with pytest.raises(Broken):
-            run()
+from ...checkpoints import TIED, contents
+from .interrupted import (
+    COMPENSATE,
+    GPT2,
+    LORA,
+    TAYLOR,
+    again,
+    broken,
+    kept_after,
+    write_source,
+)
 
 
 @pytest.fixture
@@ -170,207 +144,6 @@ def test_killed_between_passes(at: int, tmp_path: Path, text: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "whole"]
 
 
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a source and the stage of a run that broke off while it wrote."""
-    folder = tmp_path_factory.mktemp("begun")
-    source = write_source(folder / "source")
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_run, "save", full)
-        with pytest.raises(OSError, match="No space"):
-            api.apply(source, "random", ratio=0.5, out=folder / "out", resume=True)
-    return folder
-
-
-def again(folder: Path, passes: str = "random", **options: Any) -> api.Applied:
-    return api.apply(folder / "source", passes, **{"ratio": 0.5, "out": folder / "out", "resume": True} | options)
-
-
-@pytest.fixture
-def copied(begun: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(begun, tmp_path / "copied"))  # keeps the times of files, which tell a source
-
-
-def change_source(folder: Path) -> None:
-    os.utime(folder / "source" / "model.safetensors", (1, 1))
-
-
-def cut_off_tensors(folder: Path) -> None:
-    stage = folder / ".out.stages" / stage_file.TENSORS
-    stage.write_bytes(stage.read_bytes()[:1000])
-
-
-def change_tensors(folder: Path) -> None:
-    stage = folder / ".out.stages" / stage_file.TENSORS
-    stage.write_bytes(stage.read_bytes()[:-1] + b"!")
-
-
-def remove_tensors(folder: Path) -> None:
-    (folder / ".out.stages" / stage_file.TENSORS).unlink()
-
-
-def cut_off_record(folder: Path) -> None:
-    (folder / ".out.stages" / RECORD).write_text("{")
-
-
-def nest_record(folder: Path) -> None:
-    (folder / ".out.stages" / RECORD).write_text('{"stage": ' + "[" * 100_000)
-
-
-def change_record(folder: Path) -> None:
-    record = folder / ".out.stages" / RECORD
-    record.write_text(record.read_text().replace("random", "raNdom", 1))
-
-
-def rewritten(change: Callable[[dict[str, Any]], None], folder: Path) -> None:
-    """Change what a stage holds, as somebody can who knows how it is sealed."""
-    path = folder / ".out.stages" / RECORD
-    stage = json.loads(path.read_text())["stage"]
-    change(stage)
-    path.write_text(json.dumps({"sha256": stage_file._digest(stage), "stage": stage}))
-
-
-def older(folder: Path) -> None:
-    rewritten(lambda stage: stage.update(format=1), folder)
-
-
-def pickled(folder: Path) -> None:
-    """As it was when a stage was a pickle."""
-    shutil.rmtree(folder / ".out.stages")
-    (folder / ".out.stages").mkdir()
-    (folder / ".out.stages" / RECORD).write_text('{"done": 1, "run": {}}')
-    (folder / ".out.stages" / "stage.pt").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
-
-
-def other_version(folder: Path) -> None:
-    rewritten(lambda stage: stage["data"]["run"]["versions"].update(fxprune="0.0.1"), folder)
-
-
-def all_passes(folder: Path) -> None:
-    rewritten(lambda stage: stage["data"].update(done=7), folder)
-
-
-def cut_more(folder: Path) -> None:
-    def change(stage: dict[str, Any]) -> None:
-        keep = stage["data"]["state"]["finished"][0]["decisions"][0]["keep"]
-        keep["of nothing"] = keep[min(keep)]
-
-    rewritten(change, folder)
-
-
-def cut_others(folder: Path) -> None:
-    def change(stage: dict[str, Any]) -> None:
-        keep = stage["data"]["state"]["finished"][0]["decisions"][0]["keep"]
-        first, second, *_ = (name for name in keep if name.endswith(":width"))
-        keep[first], keep[second] = keep[second], keep[first]
-
-    rewritten(change, folder)
-
-
-def decide_otherwise(folder: Path) -> None:
-    rewritten(lambda stage: stage["data"]["state"]["finished"][0]["decisions"][0].update(name="run"), folder)
-
-
-def fewer_finished(folder: Path) -> None:
-    rewritten(lambda stage: stage["data"]["state"]["finished"].clear(), folder)
-
-
-def no_generators(folder: Path) -> None:
-    rewritten(lambda stage: stage["data"]["generators"].update(python=[3, [1, 2], None]), folder)
-
-
-def dangling(folder: Path) -> None:
-    shutil.rmtree(folder / ".out.stages")
-    (folder / ".out.stages").symlink_to(folder / "nowhere")
-
-
-def no_state(folder: Path) -> None:
-    rewritten(lambda stage: stage["data"].update(state=[1]), folder)
-
-
-def link_folder(folder: Path) -> None:
-    (folder / ".out.stages").rename(folder / "elsewhere")
-    (folder / ".out.stages").symlink_to(folder / "elsewhere")
-
-
-def link_record(folder: Path) -> None:
-    path = folder / ".out.stages" / RECORD
-    path.rename(folder / "elsewhere")
-    path.symlink_to(folder / "elsewhere")
-
-
-def link_tensors(folder: Path) -> None:
-    path = folder / ".out.stages" / stage_file.TENSORS
-    path.rename(folder / "elsewhere")
-    path.symlink_to(folder / "elsewhere")
-
-
-def pipe_record(folder: Path) -> None:
-    path = folder / ".out.stages" / RECORD
-    path.unlink()
-    os.mkfifo(path)
-
-
-def leave(_: Path) -> None:
-    pass
-
-
-ERRORS = [
-    (leave, {"ratio": 0.25}, r"cannot resume .*/out: random\.ratio was 0\.5 and is 0\.25 now$"),
-    (leave, {"passes": "random,random"}, "the passes were random and are random,random now$"),
-    (leave, {"data": __file__}, "--data was not given before$"),
-    (change_source, {}, r"model\.safetensors of the model has changed$"),
-    (cut_off_tensors, {}, r"stage\.safetensors is damaged, or was changed$"),
-    (change_tensors, {}, r"stage\.safetensors is damaged, or was changed$"),
-    (remove_tensors, {}, r"stage\.safetensors is damaged, or was changed$"),
-    (cut_off_record, {}, r"fxprune\.json is damaged"),
-    (nest_record, {}, r"fxprune\.json is damaged"),
-    (change_record, {}, r"fxprune\.json is damaged, or was changed$"),
-    (older, {}, r"\.out\.stages was written by another version of fxprune$"),
-    (pickled, {}, r"\.out\.stages was written by another version of fxprune$"),
-    (other_version, {}, r"the version of fxprune was 0\.0\.1 and is .* now$"),
-    (all_passes, {}, r"\.out\.stages is damaged: it covers 7 passes$"),
-    (cut_more, {}, "cannot resume .*: the plan names a group 'of nothing'"),
-    (cut_others, {}, "cannot resume .*: what the finished passes did gives another model now$"),
-    (decide_otherwise, {}, r"\.out\.stages is damaged: KeyError\('run'\)$"),
-    (fewer_finished, {}, "cannot resume .*: the passes that ran are none$"),
-    (no_generators, {}, r"\.out\.stages is damaged: ValueError"),
-    (dangling, {}, r"\.out\.stages is a link, and no run made it$"),
-    (no_state, {}, r"\.out\.stages is damaged: TypeError"),
-    (link_folder, {}, r"\.out\.stages is a link, and no run made it$"),
-    (link_record, {}, r"fxprune\.json is a link or no file, and no run made it$"),
-    (link_tensors, {}, r"stage\.safetensors is a link or no file, and no run made it$"),
-    (pipe_record, {}, r"fxprune\.json is a link or no file, and no run made it$"),
-    (leave, {"dry_run": True}, "--resume has no effect with --dry-run"),
-]
-
-
-@pytest.mark.parametrize(("change", "options", "message"), ERRORS)
-def test_what_cannot_be_resumed(
-    change: Callable[[Path], None], options: dict[str, Any], message: str, copied: Path
-) -> None:
-    change(copied)
-    before = sorted(path.name for path in copied.iterdir())
-    with pytest.raises(RequestError, match=message) as caught:
-        again(copied, **options)
-    assert "or leave out --resume" in caught.value.hint or "leave out one" in caught.value.hint
-    assert sorted(path.name for path in copied.iterdir()) == before
-
-
-def test_no_stage_is_saved_through_a_link(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    link_folder(copied)
-    before = contents(copied / "elsewhere")
-    monkeypatch.setattr(resume, "WORTH", 0)
-    said: list[str] = []
-    assert kept_after(copied, resume=False, progress=said.append)
-    assert f"not saved for --resume: {copied / '.out.stages'} is a link" in said
-    assert contents(copied / "elsewhere") == before
-
-
 def test_what_is_packed_is_there_again(tmp_path: Path) -> None:
     weight = torch.arange(6.0).view(2, 3).to(torch.bfloat16)
     data: dict[str, Any] = {
@@ -425,15 +198,6 @@ def test_what_it_says(
     assert "resumed after random{ratio=0.5}" in capsys.readouterr().out
 
 
-def kept_after(folder: Path, **options: Any) -> bool:
-    """Whether a run that broke off while it wrote left a stage."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_run.ModelRun, "save", lambda *_, **__: (_ for _ in ()).throw(Broken))
-        with pytest.raises(Broken):
-            again(folder, **options)
-    return any(folder.glob(".out.stages*"))
-
-
 def test_work_of_more_than_a_minute_is_kept_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_source(tmp_path / "source")
     monkeypatch.setattr(resume, "WORTH", 3600)
@@ -453,6 +217,13 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10_000))
 
 
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(StoredState, "of", refused)
+
+
 def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoredState, "to_json", lambda _: {"graph": {"of": lambda: 0}})
 
@@ -462,6 +233,7 @@ def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (full_disk, "the disk is full"),
         (little_room, "not saved for --resume: needs 0.0 GB, 0.0 GB are free"),
+        (no_memory, "not saved for --resume: [Errno 12] Cannot allocate memory"),
         (not_kept, "not saved for --resume: state/graph/of is a function"),
     ],
 )
@@ -515,37 +287,3 @@ def test_scores_of_a_pass_that_does_not_run_again_are_written(
     run(scores=tmp_path / "scores.safetensors")
     assert (tmp_path / "scores.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def test_what_a_user_has_in_the_places_of_a_stage_stays(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
-    monkeypatch.setattr(resume, "WORTH", 0)
-    stages, halfway = copied / ".out.stages", copied / ".out.halfway"
-    shutil.rmtree(stages)
-    for folder in (stages, halfway, copied / ".out.partial-download", copied / ".out.replaced-original"):
-        folder.mkdir()
-        (folder / "config.json").write_text('{"model_type": "llama"}')
-        (folder / "00000001.safetensors").write_text("mine")
-    before = {path: contents(path) for path in copied.iterdir() if path.is_dir()}
-    said: list[str] = []
-    again(copied, resume=False, progress=said.append)
-    assert {path: contents(path) for path in before} == before
-    assert (copied / "out").is_dir()
-    assert f"not saved for --resume: {stages} was made by something else" in said
-
-
-def test_what_a_user_added_to_a_stage_stays(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
-    (copied / ".out.stages" / "notes.txt").touch()
-    again(copied)
-    assert contents(copied / ".out.stages").keys() == {"notes.txt"}
-
-
-def test_a_pipe_in_the_places_of_a_stage(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})
-    shutil.rmtree(copied / ".out.stages")
-    os.mkfifo(copied / ".out.stages")
-    os.mkfifo(copied / ".out.halfway")
-    again(copied, resume=False)
-    assert (copied / ".out.stages").is_fifo()
-    assert (copied / ".out.halfway").is_fifo()

@@ -27,9 +27,7 @@ from fxprune.passes.state import State
 
 from ...checkpoints import TIED, contents
 from ...word_models import byte_level, for_transformers
-from .test_resume import GPT2, text, write_source
-
-__all__ = ["text"]
+from .interrupted import GPT2, write_source
 
 SHORT, RECOVERY = "samples=4,length=8", "steps=2,batch=2,length=8"
 

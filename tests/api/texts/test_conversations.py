@@ -14,7 +14,7 @@ from fxprune.backends.artifact import read_record
 from fxprune.ir.errors import RequestError
 
 from ...checkpoints import contents
-from ..pruning.test_resume import write_source
+from ..pruning.interrupted import write_source
 
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}"
 LORA = "lora{steps=1,batch=2,micro_batch=2,length=12,warmup=0}"
