@@ -116,9 +116,8 @@ def write_rows() -> None:
     Path("rows.json").write_text(json.dumps({"data": [{"text": row} for row in [*rows, None]]}))
     with gzip.open("rows.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": row}) + "\n" for row in rows)
-    turns = [("user", "What does it do?"), ("assistant", "It returns a list of names.")]
-    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
-    Path("chats.jsonl").write_text((json.dumps(chat) + "\n") * 8)
+    pair = {"prompt": "What does the function do?", "completion": "It returns a list of the names in the module."}
+    Path("pairs.jsonl").write_text((json.dumps(pair) + "\n") * 8)
 
 
 def progress_cost() -> str:

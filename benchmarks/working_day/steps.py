@@ -117,7 +117,7 @@ STEPS = [
         {"command": "fxprune eval demo --text rows.csv --window 16 --no-speed", "prepare": "write_rows", **_WRONG},
         {"command": "fxprune eval demo --text rows.csv --field body --window 16 --windows 4 --no-speed"},
         {"command": "fxprune eval demo --text rows.json --text rows.jsonl.gz --window 16 --windows 4 --no-speed"},
-        {"command": "fxprune apply demo --pass 'lora{steps=2,batch=2,length=64}' --data chats.jsonl --out CHAT"},
+        {"command": "fxprune apply demo --pass 'lora{steps=2,batch=2,length=64}' --data pairs.jsonl --out PAIRS"},
     ),
     *_steps(15,
         {"command": "fxprune eval FREE demo --windows 20 --no-speed --generate 'The function returns' --new 8 "
