@@ -120,8 +120,8 @@ STEPS = [
         {"command": "fxprune apply demo --pass 'lora{steps=2,batch=2,length=64}' --data pairs.jsonl --out PAIRS"},
     ),
     *_steps(15,
-        {"command": "fxprune eval FREE demo --windows 20 --no-speed --generate 'The function returns' --new 8 "
-                    "--json eval.json", "lines": 24},
+        {"command": "fxprune eval FREE demo --text rows.jsonl.gz --window 32 --no-speed --generate 'The function "
+                    "returns' --new 8 --json eval.json", "lines": 24},
     ),
     *_steps(11,
         {"command": f"fxprune analyze demo --pass '{SMALL}' --scores s.safetensors --json analysis.json", "lines": 40},

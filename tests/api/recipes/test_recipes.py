@@ -165,9 +165,13 @@ def test_recipes_of_fxprune_are_pipelines(name: str) -> None:
     assert description(own_recipes()[name]).endswith((".", "module that it returns."))
 
 
-def test_the_recipe_of_a_result_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "said", ["ratio: 0.25", "ratio: 0.25\nform: free", "target: params=0.8"], ids=["uniform", "free", "free by widths"]
+)
+def test_the_recipe_of_a_result_makes_it_again(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = _written(tmp_path, "model: demo\nratio: 0.25\npass:\n  - taylor: {samples: 2, length: 16}\n")
+    by = "" if "ratio" in said else ", by: global"
+    recipe = _written(tmp_path, f"model: demo\n{said}\npass:\n  - taylor: {{samples: 2, length: 16{by}}}\n")
     assert cli.main(["apply", "--recipe", recipe, "--out", "one"]) == 0
     again = recipe_of(read_record(Path("one")))
     said = yaml.safe_load(again)
