@@ -121,16 +121,16 @@ def write_rows() -> None:
 
 
 def progress_cost() -> str:
-    """CPU seconds of a pass that nobody listens to, and of one whose progress is shown; one after the other."""
+    """CPU seconds of a pass over text that nobody listens to, and of one whose progress is shown, in turn."""
     import fxprune
     from fxprune.api.terminal.progress_display import Loudness, shown
 
     def quiet() -> None:
-        fxprune.apply("demo", "wanda{samples=32,length=64}", ratio=0.2, dry_run=False, out="P", force=True)
+        fxprune.evaluate("demo", window=32, windows=160, speed=False)
 
     def loud() -> None:
         with shown(Loudness.USUAL, "progress.log") as progress:
-            fxprune.apply("demo", "wanda{samples=32,length=64}", ratio=0.2, out="P", force=True, progress=progress)
+            fxprune.evaluate("demo", window=32, windows=160, speed=False, progress=progress)
 
     quiet()  # what is imported and traced for the first time
     times: dict[str, list[float]] = {"off": [], "on": []}
