@@ -161,6 +161,8 @@ def page(held: dict[str, dict[str, Any]], folder: str = "") -> str:
     for number, (title, said) in TITLES.items():
         parts.append(f"## {number}. {title}\n\n{said}\n")
         steps = [step for step in STEPS if step.line == number and step.name in held]
+        if not steps:
+            parts.append("Not run yet.\n")
         for step in steps:
             found = held[step.name]
             note = f"# {found['cpu']:.1f} CPU s" if step.own_process else ""
