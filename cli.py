@@ -66,7 +66,7 @@ def _trace(arguments: argparse.Namespace) -> int:
         data = {group: [hop.to_json() for hop in hops] for group, hops in why.items()}
         _emit(arguments, {"why": data}, lambda: tables.why(why, *arguments.why))
     else:
-        _emit(arguments, traced.to_json(with_text=arguments.ir), lambda: tables.trace(traced))
+        _emit(arguments, traced.to_json(with_text=arguments.ir), lambda: tables.trace(traced, full=arguments.full))
     return 0
 
 
@@ -108,17 +108,17 @@ def _apply(arguments: argparse.Namespace) -> int:
             pruned = api.prune_target(
                 arguments.model, arguments.example, arguments.passes, progress=progress, **given, **called
             )
-            data, table = pruned.to_json(), partial(tables.pruned, pruned)
+            data, table = pruned.to_json(), partial(tables.pruned, pruned, full=arguments.full)
         else:
             called = {"example": arguments.example, "loss": arguments.loss}
             asked = {**given, **others, **called, **where}
             if one:
                 sizes = api.apply_sizes(arguments.model, arguments.passes, progress=progress, **asked)
                 data = {"sizes": [one.to_json() for one in sizes]}
-                table = partial(tables.sizes, sizes)
+                table = partial(tables.sizes, sizes, full=arguments.full)
             else:
                 applied = api.apply(arguments.model, arguments.passes, progress=progress, **asked)
-                data, table = applied.to_json(), partial(tables.applied, applied)
+                data, table = applied.to_json(), partial(tables.applied, applied, full=arguments.full)
     _emit(arguments, data, table)
     return 0
 
@@ -383,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if told:  # torchrun ends all when the first one fails, and that should be the one that says why
             time.sleep(BEFORE_SILENCE)
-        return screen.explain(error, told=told)
+        return screen.explain(error, told=told, origins=getattr(arguments, "origins", ()))
 
 
 def _require_one_process(command: str) -> None:

@@ -16,10 +16,10 @@ from ..runtime.scratch import ScratchDirectory
 from ..tracer.fitting import check_fit
 from ..tracer.loaded import write_loaded
 from ..tracer.model import ModelSource, resolve
+from .inputs.seen_texts import TEXTS
 from .merging.layers import has_adapters, merged_copy
 from .progress import Progress, silent
 from .request_checks import Model, check_model
-from .seen_texts import TEXTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,12 @@ import torch
 
 from ..runtime.consent import Consent
 from .seen import Seen
+
+
+def numbered(say: Callable[[str], None], total: int) -> Callable[[str], None]:
+    """As ``say``, with the number of every stage behind it: ``writing the file (2 of 3)``."""
+    numbers = itertools.count(1)
+    return lambda text: say(f"{text} ({next(numbers)} of {total})")
 
 
 def _say_nothing(message: str) -> None:

@@ -9,6 +9,9 @@ import yaml
 
 from ..demo import name_of_text
 
+ASKED_FOR = "asked for"
+"""Why a result has the free form where the user wanted that."""
+
 ENVIRONMENT = "environment"
 """The key of a recipe that tells where it ran. It has no effect."""
 
@@ -34,7 +37,8 @@ def recipe_of(record: Mapping[str, Any]) -> str:
             recipe[key] = _names(entry)
             for option, said in _reading(key, entry.get("read_from") or {}):
                 recipe.setdefault(option, []).append(said)
-    if record.get("form") in ("uniform", "free"):
+    # What found by itself that no plain configuration describes it finds that again, and says so in the same words.
+    if record.get("form") == "uniform" or (record.get("form"), record.get("why_free")) == ("free", ASKED_FOR):
         recipe["form"] = record["form"]
     told = {name: dict(record.get(name) or {}) for name in ("versions", "source", "parameters")}
     return _HEAD + yaml.safe_dump({**recipe, ENVIRONMENT: told}, sort_keys=False, allow_unicode=True, width=1 << 20)

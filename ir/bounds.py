@@ -57,10 +57,13 @@ class Bounds:
         else:
             assert high is not None, "bounds without a bound"
             wrong = f"is {'above' if self.below is None else 'not below'} {written(high)}"
-        return wrong, self.hint or self._advice
+        return wrong, self.advice
 
     @property
-    def _advice(self) -> str:
+    def advice(self) -> str:
+        """What to give: the hint, or else what the bounds say."""
+        if self.hint:
+            return self.hint
         match (self.at_least, self.above, self.at_most, self.below):
             case (low, None, None, None):
                 return f"give {written(low)} or more"

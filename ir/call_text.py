@@ -196,7 +196,8 @@ def bind(
         with named_faults(found, f"the check of {kind.one} {call.name.value!r}"):
             bound.check()
     except RequestError as error:
-        places = {key.value: word.span for key, word in call.settings}
+        beside = {name: _beside(name, value).span for name, value in shared.items() if name in options}
+        places = beside | {key.value: word.span for key, word in call.settings}
         at = places.get(error.option, call.span) if isinstance(error, OptionError) else call.span
         raise at.error(error.message, error.hint) from None
     return bound
@@ -253,13 +254,14 @@ def having(name: str, by_name: Mapping[str, type[C]]) -> list[str]:
 
 def _shared_values(shared: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
     """The shared options that are among ``options``, typed."""
-    values = {}
-    for name, value in shared.items():
-        if name in options:
-            text = value if isinstance(value, str) else write_value(value)
-            source = f"{name}={text}"
-            values[name] = _read(options[name], CallWord(text, Span(source, len(name) + 1, len(source))))
-    return values
+    return {name: _read(options[name], _beside(name, value)) for name, value in shared.items() if name in options}
+
+
+def _beside(name: str, value: Any) -> CallWord:
+    """A shared value, as it is shown where it is wrong: ``ratio=1.5``."""
+    text = value if isinstance(value, str) else write_value(value)
+    source = f"{name}={text}"
+    return CallWord(text, Span(source, len(name) + 1, len(source)))
 
 
 def _read(option: Option, word: CallWord) -> Any:
@@ -268,7 +270,7 @@ def _read(option: Option, word: CallWord) -> Any:
     except ValueError:
         near = did_you_mean(word.value, map(write_value, option.choices)) if option.choices else ""
         raise word.span.error(
-            f"option {option.name!r} cannot be {word.value!r}", f"{near}allowed for {option.name}: {option.wants}"
+            f"option {option.name!r} cannot be {word.value!r}", f"{near}allowed for {option.name}: {option.allowed}"
         ) from None
 
 

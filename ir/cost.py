@@ -15,6 +15,11 @@ def macs(graph: Graph) -> int:
     return sum(macs_of(op) for op in graph.ops)
 
 
+def inputs_of(graph: Graph) -> str:
+    """The inputs that :func:`macs` counts a run of, with their shapes: ``input_ids[5,7]``."""
+    return ", ".join(f"{value.name}[{','.join(map(str, value.shape))}]" for value in graph.inputs)
+
+
 def macs_of(op: Op) -> int:
     """Multiply-accumulates of one operator: 0 for one that contracts nothing, and for a call that its rule does not
     support."""

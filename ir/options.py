@@ -67,6 +67,7 @@ class Option:
         choices: the allowed values when they can be listed.
         help: one line.
         replaces, only_with: as in :func:`option`.
+        bounds: the numbers that are allowed, of those of the type.
     """
 
     name: str
@@ -77,6 +78,12 @@ class Option:
     help: str
     replaces: str | None = None
     only_with: tuple[str, Any] | None = None
+    bounds: Bounds | None = None
+
+    @property
+    def allowed(self) -> str:
+        """As :attr:`wants`, with the bounds, as text for an error."""
+        return self.wants if self.bounds is None or self.choices else f"{self.wants}; {self.bounds.advice}"
 
     @property
     def wants(self) -> str:
@@ -153,7 +160,7 @@ def _option(options_class: type[Any], part: dataclasses.Field[Any], hint: Any) -
     if type_ not in _READERS:
         raise TypeError(f"{options_class.__name__}.{part.name}: pipeline text has no form for {hint}")
     choices = part.metadata.get("choices") or choices
-    given = {name: part.metadata.get(name) for name in ("replaces", "only_with")}
+    given = {name: part.metadata.get(name) for name in ("replaces", "only_with", "bounds")}
     return Option(part.name, type_, optional, part.default, choices, part.metadata.get("help", ""), **given)
 
 

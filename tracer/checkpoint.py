@@ -16,6 +16,18 @@ SHARDS = "model-*-of-*.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
+OTHER_FORMATS = {
+    ".onnx": "an ONNX model",
+    ".gguf": "a model for llama.cpp",
+    ".pt2": "an exported program",
+    ".h5": "weights for TensorFlow",
+    ".msgpack": "weights for Flax",
+    ".pt": "a checkpoint of torch",
+    ".pth": "a checkpoint of torch",
+    ".ckpt": "a checkpoint of torch",
+}
+"""Endings of files that hold a model, but none that is read -> what they are."""
+
 SUFFIXES = (".safetensors", ".bin")
 LONGEST = 255
 """Bytes in the name of a file, on every common file system."""
@@ -111,10 +123,23 @@ def _check_index(index: Path, files: Mapping[str, str], held: Mapping[str, froze
             )
 
 
+def _without_weights(directory: Path) -> RequestError:
+    """Say that there are none, and what is there instead."""
+    found = (path for ending in OTHER_FORMATS for depth in ("", "*/") for path in directory.glob(f"{depth}*{ending}"))
+    other = next(found, None)
+    if other is None:
+        return RequestError(f"{directory} holds no weights", f"add {SINGLE}, or shards with {INDEX_FILE}")
+    held = f"{OTHER_FORMATS[other.suffix]}: {other.relative_to(directory)}"
+    return RequestError(
+        f"{directory} holds no weights in safetensors, but {held}",
+        "give the model that it was made from, such as the directory that `fxprune apply` wrote",
+    )
+
+
 def _pickle(directory: Path, allow_pickle: bool) -> tuple[Path, ...]:
     found = next((directory / name for name in PICKLES if (directory / name).is_file()), None)
     if found is None:
-        raise RequestError(f"{directory} holds no weights", f"add {SINGLE}, or shards with {INDEX_FILE}")
+        raise _without_weights(directory)
     if not allow_pickle:
         raise RequestError(
             f"{found} is a pickle, which can run any code when it is loaded",

@@ -14,9 +14,9 @@ from ...passes.base import Pass
 from ...runtime.place.choices import AUTO
 from ...runtime.place.placement import PlacementRequest
 from ...runtime.ranks import ALONE
+from ..inputs.reading import GivenReading, Readings
 from ..progress import Progress, silent
 from ..pruning.request import ApplyRequest
-from ..reading import GivenReading, Readings
 from ..request_checks import GivenData, Model, is_path
 from .next_command import Asked
 from .result import AnalysisResult

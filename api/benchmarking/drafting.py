@@ -18,10 +18,10 @@ from ...runtime.place.placement import PlacementRequest
 from ...runtime.quiet import quiet
 from ...runtime.streaming.block_runner import BlockRunner
 from ...tracer.model import DEMO, ModelSource, load_config, load_tokenizer
+from ..inputs.seen_texts import refuse_overlap, text_of
 from ..progress import Progress, silent
 from ..request_checks import GivenText, Model, check_counts, list_models, read_text
 from ..runnable import is_onnx, open_torch
-from ..seen_texts import refuse_overlap, text_of
 from ..sources import open_source
 from .timings import RoundSpread, spread_of
 

@@ -34,8 +34,9 @@ from ...runtime.ranks import ALONE, Ranks
 from ...runtime.scratch import ScratchDirectory
 from ...tracer.model import DEMO, ModelSource, load_config, load_tokenizer, predicts_next_token, reads_images
 from ..agreement import agree_on_files, on_every_rank
+from ..inputs.reading import GivenReading, Reading, Readings
+from ..inputs.seen_texts import refuse_overlap, refuse_unused, text_of
 from ..progress import Progress, silent
-from ..reading import GivenReading, Reading, Readings
 from ..request_checks import (
     GivenFiles,
     GivenRows,
@@ -48,7 +49,6 @@ from ..request_checks import (
     read_text,
 )
 from ..runnable import Runnable, is_onnx, open_onnx, open_torch
-from ..seen_texts import refuse_overlap, refuse_unused, text_of
 from ..sources import open_source
 from .generations import generations
 from .measures import Continuation, Measurement, TaskScore, TextScore

@@ -41,10 +41,10 @@ from ...runtime.tensors import own_copy, tensors_by_every_name
 from ...tracer.export import Traced
 from ...tracer.inputs.input_set import DataSet
 from ...tracer.module import ExampleInputs, ForwardCall, bind, output_of, run, run_on, tensors_in, trace_module
+from ..inputs.seen_inputs import check_call, check_training, named_inputs
 from ..progress import Progress, silent
 from ..pruning.group_change import GroupChange
 from ..request_checks import CALIBRATION, RECOVERY, check_loss, check_module, is_path, list_batches
-from ..seen_inputs import check_call, check_training, named_inputs
 from .arguments_and_outputs import apart, arrangement, placeholders, same, vector
 from .collector import only_new_objects_collected
 from .result import Pruned

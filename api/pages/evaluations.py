@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FIRST = ("perplexity.value", "parameters", "bytes", "macs")
-"""Figures that stand first, in this order."""
+from .figure_names import SPREAD, title_of
 
-LEFT_OUT = frozenset({"placement", "generations", "samples_text", "speedups", "timings"})
+FIRST = ("perplexity", "log-perplexity", "parameters", "weights, bytes", "multiply-accumulates")
+"""Figures whose names begin so stand first, in this order."""
+
+LEFT_OUT = frozenset({"placement", "generations", "samples_text"})
 """Parts of a row that are no figures of the model."""
 
 NESTED = 5
@@ -18,8 +21,33 @@ FIGURES = 60
 
 _PROMPTS = ("prompt", "input", "question")
 _TEXT_NAMES = ("text", "output", "generated", "generation", "completion", "continuation", "response", "answer")
+_WITH_ERRORS = ("value", "log_perplexity")
+"""Figures beside which their standard error stands."""
+
+_LISTS = ("timings",)
+"""Lists whose entries are figures, of one batch size each."""
+
 _SAMPLES = 12
 _SHOWN_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """What a model has more than the baseline, as text.
+
+    Attributes:
+        what: the text or task, and the metric.
+        model: the model.
+        pairs: how many windows or items.
+        value: the difference, with its standard error.
+        errors: the difference as a multiple of its standard error; "" where there is none.
+    """
+
+    what: str
+    model: str
+    pairs: str
+    value: str
+    errors: str
 
 
 @dataclass(frozen=True)
@@ -31,12 +59,16 @@ class Evaluation:
         models: their names.
         rows: name of a figure -> its value for every model, as text; "" where one has none.
         samples: prompt -> what every model wrote.
+        baseline: the model that the others are compared with; "" where none is.
+        differences: of the others from it.
     """
 
     name: str
     models: tuple[str, ...]
     rows: Mapping[str, tuple[str, ...]]
     samples: Mapping[str, tuple[str, ...]]
+    baseline: str = ""
+    differences: tuple[PairedDifference, ...] = ()
 
 
 def read_evaluation(name: str, data: Mapping[str, Any]) -> Evaluation | None:
@@ -51,7 +83,9 @@ def read_evaluation(name: str, data: Mapping[str, Any]) -> Evaluation | None:
     if not rows:
         return None
     models = tuple(_last(str(row.get("name", f"model {number}"))) for number, row in enumerate(rows, start=1))
-    figures = [dict(_figures(row)) for row in rows]
+    # Perplexity on the first text stands in the rows of the models too.
+    twice = {"perplexity"} if data.get("texts") else set()
+    figures = [dict(_titled({key: row[key] for key in row if key not in twice}, data)) for row in rows]
     written = [dict(_written(row)) for row in rows]
     for title, place, one in _listed(data, [str(row.get("name")) for row in rows]):
         if isinstance(prompt := title.get("prompt"), str):
@@ -59,13 +93,44 @@ def read_evaluation(name: str, data: Mapping[str, Any]) -> Evaluation | None:
             written[place] |= {} if text is None else {prompt[:_SHOWN_CHARACTERS]: text[:_SHOWN_CHARACTERS]}
         else:
             path = [str(title[key]) for key in ("name", "metric") if title.get(key) is not None]
-            figures[place] |= {" ".join([*path, name]): value for name, value in _figures(one)}
+            figures[place] |= {
+                f"{what}: {_last(path[0])}" if path else what: value for what, value in _of(one, path, data)
+            }
     names = dict.fromkeys(name for found in figures for name in found)
-    ordered = [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
-    table = {key: tuple(number(found[key]) if key in found else "" for found in figures) for key in ordered[:FIGURES]}
+    ordered = sorted(names, key=_place)
+    table = {key: tuple(found.get(key, "") for found in figures) for key in ordered[:FIGURES]}
     prompts = list(dict.fromkeys(prompt for found in written for prompt in found))[:_SAMPLES]
     samples = {prompt: tuple(found.get(prompt, "") for found in written) for prompt in prompts}
-    return Evaluation(name, models, table, samples)
+    return Evaluation(name, models, table, samples, _last(str(data.get("baseline") or "")), tuple(_differences(data)))
+
+
+def _place(title: str) -> int:
+    """Where a figure stands."""
+    return next((at for at, begins in enumerate(FIRST) if title.startswith(begins)), len(FIRST))
+
+
+def _of(one: Mapping[str, Any], path: Sequence[str], data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The figures of a model in a text or a task; the value of a task is called as its metric."""
+    for title, value in _titled(one, data):
+        yield (path[1] if title == "value" and len(path) > 1 else title), value
+
+
+def _differences(data: Mapping[str, Any]) -> Iterator[PairedDifference]:
+    """The paired differences that eval measured."""
+    held = data.get("differences")
+    for one in held if isinstance(held, list) else ():
+        if not isinstance(one, Mapping) or not _is_number(one.get("difference")):
+            continue
+        value, error = float(one["difference"]), one.get("standard_error")
+        title = title_of([str(one.get("metric", ""))], data)
+        sure = _is_number(error)
+        yield PairedDifference(
+            f"{_last(str(one.get('name', '')))}, {title}",
+            _last(str(one.get("model", ""))),
+            number(one["pairs"]) if _is_number(one.get("pairs")) else "",
+            f"{value:+.4f}" + (f" ± {float(error):.4f}" if sure else ""),
+            f"{abs(value) / float(error):.1f}" if sure and error else "",
+        )
 
 
 def _listed(
@@ -93,14 +158,37 @@ def _last(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2] or name
 
 
-def _figures(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
-    """Every finite number in a row, by its path."""
-    if isinstance(value, Mapping) and len(path) < NESTED:
+def _titled(row: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every figure of a row by what it is called, as text."""
+    for path, value in _figures(row):
+        yield title_of(path, data), value
+
+
+def _figures(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every finite number in a row, by its path; with its range or its standard error where it has one."""
+    if isinstance(value, Mapping) and value and set(value) <= set(SPREAD) and all(map(_is_number, value.values())):
+        low, high = value.get("low"), value.get("high")
+        spread = "" if low is None or high is None else f" ({number(low)} to {number(high)})"
+        yield path, number(value.get("median", low or high or 0)) + spread
+    elif isinstance(value, Mapping) and len(path) < NESTED:
+        batch = (f"batch {value['batch']}",) if "batch" in value else ()
+        error = value.get("standard_error")
         for key, inner in value.items():
-            if key not in LEFT_OUT:
-                yield from _figures(inner, (*path, str(key)))
-    elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
-        yield ".".join(path), value
+            if key in LEFT_OUT or (key == "batch" and batch):
+                continue
+            if key in _WITH_ERRORS and _is_number(inner) and _is_number(error):
+                yield (*path, str(key)), f"{inner:.4f} ± {error:.4f}"
+            elif key != "standard_error":
+                yield from (((*inside, *batch), text) for inside, text in _figures(inner, (*path, str(key))))
+    elif isinstance(value, list) and path and path[-1] in _LISTS:
+        for inner in value:
+            yield from _figures(inner, path)
+    elif _is_number(value):
+        yield path, number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _written(value: Any, depth: int = 0) -> Iterator[tuple[str, str]]:

@@ -132,7 +132,9 @@ def _run(run: ShownRun, picture: Any) -> dict[str, Any]:
 def _sizes(runs: Sequence[ShownRun]) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """Measure -> for every run what there was, what there is, and the share; a measure that no run has is left out."""
     rows: list[tuple[str, list[tuple[str, str, str]]]] = []
-    for key, title in (("parameters", "parameters"), ("macs", "multiply-accumulates of one call")):
+    calls = [str(of) for run in runs if (of := _mapping(run.record.get("macs")).get("of"))]
+    call = " / ".join(dict.fromkeys(calls)) or "with the example inputs"
+    for key, title in (("parameters", "parameters"), ("macs", f"multiply-accumulates of one call, {call}")):
         rows.append((title, [_change(_mapping(run.record.get(key))) for run in runs]))
     stored = [_change({"before": _dense_bytes(run), "after": run.bytes}, " B") for run in runs]
     rows.append(("bytes of weights; before: in the same data type", stored))

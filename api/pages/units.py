@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 64
 """The most rows of one picture: a model has no more layers, or only the first of them are shown."""
+
+ROW_CELLS = 1024
+"""The most cells in which the units of a row are drawn; of more units, several share one."""
 
 Matrix = npt.NDArray[np.float64]
 
@@ -84,9 +86,11 @@ def draw_kept(rows: Sequence[UnitRow]) -> Draw:
     """Draws which units stayed, a row for each group, a picture for each kind."""
 
     def draw() -> Figure:
-        from matplotlib.colors import ListedColormap
+        from matplotlib.colors import LinearSegmentedColormap
 
-        return _grid(rows, {"cmap": ListedColormap(["#88888833", COLOURS[0]]), "vmin": 0, "vmax": 1}, "")
+        shades = LinearSegmentedColormap.from_list("kept", ["#88888833", COLOURS[0]])
+        counts = {row.name: f"{row.values.sum():,.0f} of {len(row.values):,}" for row in rows}
+        return _grid(rows, {"cmap": shades, "vmin": 0, "vmax": 1}, counts, "")
 
     return draw
 
@@ -97,12 +101,27 @@ def draw_scores(rows: Sequence[UnitRow]) -> Draw:
 
     def draw() -> Figure:
         lowest = min(float(np.nanmin(row.values)) for row in logs)
-        return _grid(logs, {"cmap": "viridis", "vmin": lowest, "vmax": 0}, "score / largest of its row, log10")
+        style = {"cmap": "viridis", "vmin": lowest, "vmax": 0}
+        counts = {row.name: f"{len(row.values):,}" for row in rows}
+        return _grid(logs, style, counts, "score / largest of its row, log10")
 
     return draw
 
 
-def _grid(rows: Sequence[UnitRow], style: Mapping[str, Any], scale: str) -> Figure:
+def cells_of(rows: Sequence[UnitRow]) -> Matrix:
+    """The rows of a picture, all of one length, whatever the numbers of their units: float64 ``[rows, cells]``. Where a
+    row has more units than there are cells, a cell is their mean."""
+    cells = min(max(len(row.values) for row in rows), ROW_CELLS)
+    image = np.empty((len(rows), cells))
+    for place, row in enumerate(rows):
+        starts = np.arange(cells) * len(row.values) // cells
+        sizes = np.maximum(np.diff(starts, append=len(row.values)), 1)
+        image[place] = np.add.reduceat(row.values, starts) / sizes
+    return image
+
+
+def _grid(rows: Sequence[UnitRow], style: Mapping[str, Any], counts: Mapping[str, str], scale: str) -> Figure:
+    """One picture for each kind; beside every row stands what ``counts`` says of it."""
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(row.kind for row in rows))
@@ -112,19 +131,25 @@ def _grid(rows: Sequence[UnitRow], style: Mapping[str, Any], scale: str) -> Figu
     axes = figure.subplots(len(kinds), 1, squeeze=False, height_ratios=heights)[:, 0]
     for plot, kind in zip(axes, kinds, strict=True):
         mine = held[kind]
-        image = np.full((len(mine), max(len(row.values) for row in mine)), math.nan)
-        for place, row in enumerate(mine):
-            image[place, : len(row.values)] = row.values
-        shown = plot.imshow(image, aspect="auto", interpolation="nearest", **style)
+        # One layer with far more units than the others must not squeeze theirs: each row is as long as all its units.
+        widths = {len(row.values) for row in mine}
+        across = (0.0, 100.0) if len(widths) > 1 or max(widths) > ROW_CELLS else (-0.5, max(widths) - 0.5)
+        shown = plot.imshow(
+            cells_of(mine), aspect="auto", interpolation="nearest", extent=(*across, len(mine) - 0.5, -0.5), **style
+        )
         step = max(1, len(mine) // 16)
         plot.set_yticks(range(0, len(mine), step), [_short(row.name) for row in mine[::step]], fontsize=7)
-        plot.set(title=kind.replace("_", " "), xlabel="unit")
+        for place, row in list(enumerate(mine))[::step]:
+            beside = {"transform": plot.get_yaxis_transform(), "fontsize": 7, "va": "center", "color": GREY}
+            plot.text(1.01, place, counts[row.name], **beside)
+        label = "unit" if across[0] < 0 else "% of the units of a group, in their order"
+        plot.set(title=kind.replace("_", " "), xlabel=label)
         plot.xaxis.get_major_locator().set_params(integer=True)
         plot.grid(visible=False)
         for spine in plot.spines.values():
             spine.set_color(GREY)
         if scale:
-            figure.colorbar(shown, ax=plot, label=scale if len(kinds) == 1 else "log10", pad=0.01)
+            figure.colorbar(shown, ax=plot, label=scale if len(kinds) == 1 else "log10", pad=0.08)
     return figure
 
 

@@ -19,8 +19,8 @@ from ...runtime.scratch import ScratchDirectory
 from ...runtime.vocabulary.kept import Renumbering
 from ...tracer.model import ModelSource, load_tokenizer
 from ...tracer.texts.fingerprints import TrackedText
+from ..inputs.seen_inputs import Tracked
 from ..request_checks import CALIBRATION, RECOVERY
-from ..seen_inputs import Tracked
 
 
 class KeptTokens:

@@ -16,7 +16,7 @@ from ...backends.huggingface.streamed_weights import stored_tensors
 from ...backends.huggingface.synthetic_weights import SyntheticWeights, sampled_products
 from ...backends.seen import Seen
 from ...backends.verify import Reference
-from ...ir.cost import macs
+from ...ir.cost import inputs_of, macs
 from ...ir.graph import Graph
 from ...ir.groups import Group
 from ...ir.plan import Plan
@@ -46,13 +46,13 @@ from ...tracer.export import Traced
 from ...tracer.inputs.input_set import DataSet
 from ...tracer.model import ModelSource, build_meta, load_model
 from ...tracer.module import resolve_function
+from ..inputs.reading import Readings
+from ..inputs.seen_inputs import AsGiven, Tracked, tracked_data
+from ..inputs.seen_texts import Entries, read_so_far, record_of
 from ..model_call import ModelCall
 from ..placing import checkpoint_of, stored_dtype
 from ..progress import Progress
-from ..reading import Readings
 from ..request_checks import CALIBRATION, RECOVERY
-from ..seen_inputs import AsGiven, Tracked, tracked_data
-from ..seen_texts import Entries, read_so_far, record_of
 from .adapters import without_adapter, write_adapters
 from .group_change import GroupChange
 from .kept_tokens import KeptTokens
@@ -232,7 +232,7 @@ class ModelRun:
         parameters, multiplications = zip(self.before, after, strict=True)
         return Applied(
             self.source.name, *texts, "", parameters, multiplications, self._changes(), tuple(steps), report,
-            self._read(), None, resumed, brought(pipeline), self.placement, self._whole(),
+            self._read(), None, resumed, brought(pipeline), self.placement, self._whole(), inputs_of(self.traced.graph),
         )  # fmt: skip
 
     def _whole(self) -> dict[str, str]:

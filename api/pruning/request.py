@@ -36,11 +36,12 @@ from ...runtime.ranks import ALONE, Ranks
 from ...tracer.inputs.input_set import DataSet
 from ...tracer.model import ModelSource, build_meta, load_config
 from ..agreement import agree_on_files, on_every_rank
+from ..inputs.reading import GivenReading, Readings
+from ..inputs.seen_inputs import AsGiven, check_reading, check_training, is_text, opened_inputs
 from ..model_call import ModelCall
 from ..places import check_apart, claim
 from ..placing import largest_forward, place_model
 from ..progress import Progress, silent
-from ..reading import GivenReading, Readings
 from ..request_checks import (
     CALIBRATION,
     RECOVERY,
@@ -53,7 +54,6 @@ from ..request_checks import (
     paths_of,
     read_data,
 )  # fmt: skip
-from ..seen_inputs import AsGiven, check_reading, check_training, is_text, opened_inputs
 from ..sources import open_source
 from .asked_passes import asked_passes
 from .group_change import GroupChange

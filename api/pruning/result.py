@@ -12,7 +12,7 @@ from ...backends.huggingface.serving import serving_remarks
 from ...ir.groups import HEAD_KINDS
 from ...passes.manager import StepRecord
 from ...runtime.place.placement import Placement
-from ..seen_texts import TEXTS, Entries
+from ..inputs.seen_texts import TEXTS, Entries
 from .group_change import GroupChange
 
 
@@ -35,6 +35,7 @@ class Applied:
         resumed: the last pass that had been done by a run which broke off; "" when there was none.
         plugins: the passes that installed packages bring -> package and version.
         placement: where it ran.
+        call: the inputs that ``macs`` are of, with their shapes; "" where they are not known.
         whole: what could not run block by block: path of a list of blocks, or "" for the model -> why.
     """
 
@@ -53,6 +54,7 @@ class Applied:
     plugins: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     whole: Mapping[str, str] = field(default_factory=dict)
+    call: str = ""
 
     @property
     def kept(self) -> float:
@@ -100,7 +102,7 @@ class Applied:
             "model": Path(self.model).name if Path(self.model).is_dir() else self.model,
             "pipeline": self.options,
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
-            "macs": {"before": self.macs[0], "after": self.macs[1]},
+            "macs": {"before": self.macs[0], "after": self.macs[1], **({"of": self.call} if self.call else {})},
             "groups": [change.to_json() for change in self.groups],
             "passes": {
                 name: {key: value for key, value in entry.items() if key != "seconds"}

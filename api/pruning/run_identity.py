@@ -16,8 +16,8 @@ from ...ir.options import options_of, write_value
 from ...passes.base import Pass
 from ...tracer.input_file import is_input_file
 from ...tracer.model import ModelSource
+from ..inputs.seen_inputs import AsGiven
 from ..request_checks import GivenBatches, GivenFiles, GivenRows
-from ..seen_inputs import AsGiven
 
 Identity = dict[str, Any]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 
 from ...ir.call_text import did_you_mean
@@ -23,7 +24,8 @@ NOT_HERE = {
     "trust_remote_code": "it allows code to run", "allow_pickle": "it allows code to run",
     "merge_adapter": "it changes the model", "force": "it allows files to be replaced",
     "resume": "it belongs to one run", "dry_run": "it belongs to one run", "json": "it belongs to one run",
-    "debug": "it belongs to one run", "recipe": "use `extends`", "set": "use `variables`", "help": "it is no setting",
+    "full": "it belongs to one run", "debug": "it belongs to one run",
+    "recipe": "use `extends`", "set": "use `variables`", "help": "it is no setting",
 }  # fmt: skip
 """Options of the command line that no recipe can give -> why."""
 
@@ -36,7 +38,43 @@ PLACES = ("out", "scores")
 REPEATABLE = {"--pass": "passes", "--calib": "calib", "--data": "data", "--field": "field", "--split": "split"}
 """Options that may be repeated, of which those of the command line take the place of the recipe's -> attribute."""
 
+_PLACES = {_PASS_KEY: "passes", "for": "runtime"}
+"""Keys of a recipe whose attribute has another name."""
+
+BY_CHANCE = 2
+"""Characters of a value that a message may hold by chance."""
+
 _FUNCTION = re.compile(r"(?P<module>[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class RecipeValue:
+    """A value that a recipe gave.
+
+    Attributes:
+        key: of the recipe.
+        text: the value.
+        where: file and line.
+        names: whether it names a pass or an option of one, which messages about their values name too.
+    """
+
+    key: str
+    text: str
+    where: str
+    names: bool = False
+
+    def nearness(self, message: str) -> int:
+        """How surely a message is about it: 2 with the key, 1 by the value alone, 0 if it is not."""
+        if self.names:
+            return int(f"'{self.text}'" in message)
+        if _stands_in(f"{self.key}={self.text}", message):
+            return 2
+        return int(len(self.text) > BY_CHANCE and _stands_in(self.text, message))
+
+
+def _stands_in(text: str, message: str) -> bool:
+    """Whether a message holds a text as a word of its own."""
+    return re.search(rf"(?<![\w.-]){re.escape(text)}(?![\w-])", message) is not None
 
 
 def arguments_of(entries: Mapping[str, Setting], parser: argparse.ArgumentParser) -> dict[str, list[str]]:
@@ -78,21 +116,27 @@ def with_recipe(arguments: argparse.Namespace, words: Sequence[str]) -> argparse
         arguments: of the command alone.
         words: that they were parsed from, behind the name of the command.
 
+    Returns:
+        The arguments, with ``origins``: what :func:`origins_of` says of them.
+
     Raises:
         RequestError: as :func:`arguments_of` and :func:`read_recipe`; or there is no model.
     """
     parser: argparse.ArgumentParser = arguments.parser
     variables = dict(_variable(text) for text in arguments.set)
+    entries: Mapping[str, Setting] = {}
     if variables and not arguments.recipe:
         raise RequestError("--set without --recipe", "name the recipe whose variables are set")
     if arguments.recipe:
-        settings = arguments_of(read_recipe(arguments.recipe, variables), parser)
+        entries = read_recipe(arguments.recipe, variables)
+        settings = arguments_of(entries, parser)
         model = settings.pop("") if "" in settings else []
         said = [option for option, name in REPEATABLE.items() if getattr(arguments, name)]
         before = [word for option, one in settings.items() if option not in said for word in one]
         arguments = parser.parse_args([*before, *words, *(model if arguments.model is None else [])])
     if arguments.model is None:
         parser.error("the following arguments are required: MODEL")
+    arguments.origins = origins_of(entries, arguments)
     return arguments
 
 
@@ -153,6 +197,46 @@ def _pass(entry: Setting) -> str:
     if isinstance(options.value, str):
         return f"{name}{options.value}" if options.value.startswith("{") else name
     return name + "{" + ",".join(f"{key}={_text(value)}" for key, value in options.value.items()) + "}"
+
+
+def origins_of(entries: Mapping[str, Setting], arguments: argparse.Namespace) -> tuple[RecipeValue, ...]:
+    """What of the arguments a recipe said.
+
+    Args:
+        entries: of the recipe.
+        arguments: those of the recipe and those of the command line, which win.
+    """
+    found: list[RecipeValue] = []
+    for key, entry in entries.items():
+        held = getattr(arguments, _PLACES.get(key, key), None)
+        known = held if isinstance(held, list) else [held]
+        # A pass is a text with its options, one inside the other.
+        found += [one for one in _said(key, entry) if one.text in known or (key == _PASS_KEY and _is_in(one, known))]
+    return tuple(found)
+
+
+def _said(key: str, entry: Setting) -> Iterator[RecipeValue]:
+    """The values in an entry, by the innermost key; and the keys in it, which are passes and their options."""
+    if isinstance(entry.value, str):
+        yield RecipeValue(key, entry.value, entry.where, names=key == _PASS_KEY and "{" not in entry.value)
+    elif isinstance(entry.value, list):
+        for one in entry.value:
+            yield from _said(key, one)
+    else:
+        for inner, one in entry.value.items():
+            yield RecipeValue(key, inner, one.where, names=True)
+            yield from _said(inner, one)
+
+
+def _is_in(one: RecipeValue, pipelines: Iterable[object]) -> bool:
+    return any(one.text in str(text) for text in pipelines)
+
+
+def with_line(error: RequestError, origins: Iterable[RecipeValue]) -> None:
+    """Put in front of a message where the value that it names stands in a recipe, if it stands in one."""
+    near = [(nearness, len(one.text), one.where) for one in origins if (nearness := one.nearness(error.message))]
+    if near:
+        error.message = f"{max(near)[-1]}: {error.message}"
 
 
 def _refuse_functions(key: str, entry: Setting) -> None:

@@ -90,9 +90,14 @@ def _add_trace(commands: Any) -> None:
     what.add_argument(
         "--why", nargs=2, metavar=("A", "B"), help="show why weights A and B shrink together, operator by operator"
     )
+    _add_full(parser)
     parser.add_argument("--dot", metavar="FILE", help="write the coupling graph as a Graphviz file")
     add_example_option(parser)
     _add_code_option(parser)
+
+
+def _add_full(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--full", action="store_true", help="a row for each layer, those that are alike too")
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
@@ -204,6 +209,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="continue an interrupted run of this command after its last finished pass"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the result without training or writing")
+    _add_full(parser)
     parser.add_argument(
         "--form",
         choices=("auto", "uniform", "free"),

@@ -91,9 +91,13 @@ class _Table(Table):
         """Every row as a list: its first cell, and below it the others with their titles."""
         wide = max(map(len, self._titles))
         for first, *rest in self._cells:
-            yield Text.assemble((str(first), "bold"), no_wrap=True, overflow="ignore")
+            yield Text(str(first), "bold", overflow="fold")
+            grid = Table.grid(padding=(0, 2, 0, 0))
+            grid.add_column(width=wide + 2, no_wrap=True)
+            grid.add_column(overflow="fold")
             for title, cell in zip(self._titles[1:], rest, strict=True):
-                yield Text.assemble((f"  {title:{wide}}  ", "bold"), cell, no_wrap=True, overflow="ignore")
+                grid.add_row(Text(f"  {title}", "bold"), cell)
+            yield grid
 
 
 def _longest_word(text: str) -> int:

@@ -7,19 +7,35 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+LONG = ("apply", "analyze", "export", "eval", "bench", "demo")
+"""Commands that may work for hours."""
+
 
 def to_go_on(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
-    """How an interrupted run is continued; empty for what cannot be.
+    """What to do after an interruption: the command that goes on, or begins again; empty for commands of a moment.
 
     Args:
         arguments: as they were parsed.
         argv: as they were given, without the name of the program.
     """
+    if arguments.command not in LONG:
+        return ""
+    again = shlex.join(["fxprune", *argv])
+    if not _can_resume(arguments):
+        return f"nothing was written to go on from; begin again with: {again}"
     from ..pruning.stage_places import is_kept
 
-    model = arguments.model if arguments.command == "apply" else None
-    if arguments.command != "apply" or arguments.dry_run or arguments.out is None or ":" in (model or ""):
-        return ""
-    if not is_kept(Path(arguments.out)):
-        return "nothing was saved to go on from; with --resume every finished pass is"
-    return "go on with: " + shlex.join(["fxprune", *argv, *([] if arguments.resume else ["--resume"])])
+    resumed = again if arguments.resume else f"{again} --resume"
+    if is_kept(Path(arguments.out)):
+        return f"go on with: {resumed}"
+    if arguments.resume:
+        return f"no pass was finished; begin again with: {resumed}"
+    return f"nothing was kept to go on from; begin again with --resume, which keeps every finished pass: {resumed}"
+
+
+def _can_resume(arguments: argparse.Namespace) -> bool:
+    """Whether it is a run that ``--resume`` goes on with: of one size of a Hugging Face model, that is written."""
+    if arguments.command != "apply" or arguments.dry_run or arguments.out is None:
+        return False
+    several = "{" in str(arguments.out)
+    return not several and ":" not in (arguments.model or "")

@@ -10,13 +10,16 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...ir.errors import FxpruneError, printable
+from ...ir.errors import FxpruneError, RequestError, printable
 from ...ir.plugins import PluginWarning
 from ..progress import Progress
 from .progress_display import Loudness, shown
 from .streams import out_of_memory
+
+if TYPE_CHECKING:
+    from ..recipes.settings import RecipeValue
 
 _AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 """How rich prints: names in the results are no markup."""
@@ -115,11 +118,21 @@ def complain(message: str, hint: str) -> None:
             print("\n".join([f"{title}: {first}", *indented]), file=sys.stderr)
 
 
-def explain(error: BaseException, *, told: bool = False) -> int:
-    """Print what went wrong, unless the user has been ``told``; returns the exit code."""
+def explain(error: BaseException, *, told: bool = False, origins: Sequence[RecipeValue] = ()) -> int:
+    """Print what went wrong, unless the user has been ``told``; returns the exit code.
+
+    Args:
+        error: what went wrong.
+        told: whether another process says it.
+        origins: what a recipe gave.
+    """
     if told:
         return error.exit_code if isinstance(error, FxpruneError) else FxpruneError.exit_code
     if isinstance(error, FxpruneError):
+        if origins and isinstance(error, RequestError):
+            from ..recipes.settings import with_line
+
+            with_line(error, origins)
         complain(error.message, error.hint)
         return error.exit_code
     if (short := out_of_memory(error)) is not None:

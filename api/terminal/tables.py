@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from .budgets import budgets
-from .cells import line, new_table
+from .cells import Copied, line, new_table
 from .dropped import dropped
 from .loading import loading
 from .shares import shares
@@ -37,14 +37,15 @@ REASONS_PRINTED = 3
 MEASURED = ("parameters", "size", "MACs per window", "perplexity", "prefill tok/s", "decode tok/s")
 
 
-def trace(traced: Trace) -> list[RenderableType]:
-    """A line about the graph, and a table of its groups. Equal groups of several layers share a row."""
+def trace(traced: Trace, *, full: bool = False) -> list[RenderableType]:
+    """A line about the graph, and a table of its groups. Equal groups of several layers share a row unless the table is
+    to be ``full``."""
     graph, operators = traced.graph, traced.operators
     common = ", ".join(f"{name} {count}" for name, count in list(operators.items())[:6])
     more = ", ..." if len(operators) > 6 else ""
     head = f"{graph.name}: {traced.parameters:,} parameters, {len(graph.ops)} operators ({common}{more})"
     table = new_table("group", "kind", "units", "tensors", "state", right=("units",))
-    for groups in _alike(traced.groups):
+    for groups in _alike(traced.groups, full=full):
         first = groups[0]
         table.add_row(_name(groups), first.kind.value, _units(first), _members(first), _state(first))
     unknown = sorted({op.target for op in traced.coupling.unknown})
@@ -64,12 +65,12 @@ def why(paths: Mapping[str, Sequence[Hop]], first: str, second: str) -> list[Ren
     return shown
 
 
-def applied(result: Applied) -> list[RenderableType]:
-    """The result of ``apply``: what was removed, and what was written."""
+def applied(result: Applied, *, full: bool = False) -> list[RenderableType]:
+    """The result of ``apply``: what was removed, and what was written; ``full``: a row for each group."""
     before, after = result.parameters
     head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept"
     head += f"; {result.macs[1] / result.macs[0]:.2%} of the MACs)" if result.macs[0] else ")"
-    notes = (
+    notes: list[str | Copied] = (
         []
         if result.saved
         else ["dry run: nothing was written" + (f"; skipped: {result.skipped}" if result.skipped else "")]
@@ -81,7 +82,7 @@ def applied(result: Applied) -> list[RenderableType]:
         notes += [f"not in uniform form: {saved.why_free}"] if saved.why_free else []
         notes += saved.copied.said()
         notes.append(_checked(saved.checks))
-        notes += loading(saved)
+        notes += [Copied("\n".join(loading(saved)))] if loading(saved) else []
         notes += result.serving
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     notes += [result.placement.why] if result.placement else []
@@ -96,13 +97,14 @@ def applied(result: Applied) -> list[RenderableType]:
         *left_out(result.texts),
         *_not_prunable(report),
     ]
-    changes = [_changes(result.groups)] if result.groups else []
-    return [line(head), *changes, *map(line, left), line(_times(result.steps)), *map(line, notes)]
+    changes = [_changes(result.groups, full=full)] if result.groups else []
+    said = [note if isinstance(note, Copied) else line(note) for note in notes]
+    return [line(head), *changes, *map(line, left), line(_times(result.steps)), *said]
 
 
-def sizes(results: Sequence[Applied]) -> list[RenderableType]:
+def sizes(results: Sequence[Applied], *, full: bool = False) -> list[RenderableType]:
     """The results of several sizes, one after the other."""
-    return [part for result in results for part in applied(result)]
+    return [part for result in results for part in applied(result, full=full)]
 
 
 def _checked(checks: Mapping[str, Any]) -> str:
@@ -155,13 +157,13 @@ def _not_prunable(report: Mapping[str, Any]) -> list[str]:
     return lines + ([f"not prunable: {more} more groups, see --json"] if more else [])
 
 
-def pruned(result: PrunedTarget) -> list[RenderableType]:
+def pruned(result: PrunedTarget, *, full: bool = False) -> list[RenderableType]:
     """The result of ``apply`` on a named module: what was removed, the kind of the result, and what was written."""
     made = result.pruned
     (before, after), (dense, lean) = made.parameters, made.macs
     head = (
         f"{result.pipeline}: {before:,} parameters to {after:,} ({after / before:.2%} kept), "
-        f"MACs {_count(dense)} to {_count(lean)}"
+        f"MACs of one call with the example {_count(dense)} to {_count(lean)}"
     )
     notes = ["module of the original class" if made.in_place else f"rewritten as a graph: {made.rebuilt_because}"]
     notes += [f"accepts only the number of samples in the example: {made.fixed_batch}"] if made.fixed_batch else []
@@ -172,7 +174,7 @@ def pruned(result: PrunedTarget) -> list[RenderableType]:
         notes.append(f"{result.saved.path}: safetensors, and an exported program for {batch}")
         notes.append(_checked(result.saved.checks))
     left = [*shares(made.report), *budgets(made.report), *remarks(made.report), *_not_prunable(made.report)]
-    return [line(head), _changes(made.groups), *map(line, left), line(_times(made.steps)), *map(line, notes)]
+    return [line(head), _changes(made.groups, full=full), *map(line, left), line(_times(made.steps)), *map(line, notes)]
 
 
 def demo(shown: Demo) -> list[RenderableType]:
@@ -201,7 +203,7 @@ def measured(rows: Sequence[Measurement]) -> list[RenderableType]:
     table = new_table("model", *titles, right=titles)
     for row in rows:
         table.add_row(*_cells(row))
-    return [table, *_placements(row.placement.why if row.placement else None for row in rows)]
+    return [table, *placements((row.name, row.placement.why) for row in rows if row.placement)]
 
 
 def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
@@ -211,7 +213,7 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
         f"prompt {asked.prompt}, then {asked.new} tokens; {asked.threads} threads; median (lowest to highest) of "
         f"{asked.rounds} alternating rounds"
     )
-    right = ("parameters", "size", "MACs", "memory")
+    right = ("parameters", "size", "MACs per prompt", "memory")
     speeds = [f"{figure}, batch {batch}" for batch in asked.batches for figure in ("first token ms", "tokens/s")]
     table = new_table("model", "runtime", *right, *speeds, right=(*right, *speeds))
     for row in result.models:
@@ -234,13 +236,25 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
             gains.add_row(row.name, row.runtime, f"{row.ideal:.2f}", *found)
         parts += [Text(""), gains]
     notes = [f"{row.name} in {row.runtime}, {note}" for row in compared for note in row.notes]
-    where = _placements(row.placement["why"] if row.placement else None for row in result.models)
+    where = placements((row.name, row.placement["why"]) for row in result.models if row.placement)
     return [*parts, *map(line, notes), *where]
 
 
-def _placements(found: Iterable[str | None]) -> list[RenderableType]:
-    """Where models ran, each place once; ONNX Runtime needs no words."""
-    return [line(why) for why in dict.fromkeys(found) if why is not None]
+def placements(found: Iterable[tuple[str, str]]) -> list[RenderableType]:
+    """Where models ran, a line for each place; ONNX Runtime needs no words.
+
+    Args:
+        found: name of a model, and its placement in words, which end in what that model needs.
+    """
+    by_place: dict[str, dict[str, list[str]]] = {}
+    for name, why in found:
+        by_place.setdefault(why.partition(": ")[0], {}).setdefault(why, []).append(name)
+    lines = []
+    for place, held in by_place.items():
+        names = [name for alike in held.values() for name in alike]
+        models = "" if len(by_place) == 1 else f"{', '.join(names)}: "
+        lines.append(line(models + (place if len(held) > 1 else next(iter(held)))))
+    return [*lines]
 
 
 def size(count: int) -> str:
@@ -275,9 +289,9 @@ def _cells(row: Measurement) -> list[str]:
     ]
 
 
-def _changes(groups: Sequence[GroupChange]) -> Table:
+def _changes(groups: Sequence[GroupChange], *, full: bool = False) -> Table:
     table = new_table("group", "units", "", "kept", right=("units", "kept"))
-    for changes in _alike_changes(groups):
+    for changes in [[group] for group in groups] if full else _alike_changes(groups):
         first = changes[0]
         name = _spread(first.name, [change.layer for change in changes])
         table.add_row(name, str(first.before), "to", str(first.after))
@@ -288,13 +302,15 @@ def _times(steps: Sequence[StepRecord]) -> str:
     return ", ".join(f"{step.name} {step.seconds:.1f} s" for step in steps)
 
 
-def _alike(groups: Sequence[Group]) -> list[list[Group]]:
-    """Lists of groups that differ only by their layer."""
+def _alike(groups: Sequence[Group], *, full: bool) -> list[list[Group]]:
+    """Lists of groups that differ only by their layer; of one each in the ``full`` table."""
+    if full:
+        return [[group] for group in groups]
     found: dict[tuple[object, ...], list[Group]] = {}
     for group in groups:
         place = _layerless(group.name, group.layer)
         members = tuple((_layerless(m.tensor, group.layer), m.dim) for m in group.members)
-        found.setdefault((place, group.size, group.frozen, members), []).append(group)
+        found.setdefault((place, _units(group), _state(group), members), []).append(group)
     return list(found.values())
 
 

@@ -12,7 +12,7 @@ from ...ir.errors import FxpruneError, RequestError, first_line
 from ...ir.extras import EXTRAS
 from ...ir.options import option
 from ..atomic_directory import check_room
-from ..exporter import ExportRequest
+from ..exporter import ExportRequest, numbered
 from ..placed_file import placed_file
 from .architectures import OTHER_FORMAT, find_architecture
 from .check import LlamaCppChecks, check_llama_cpp, has_llama_cpp, read_back
@@ -120,19 +120,21 @@ class Gguf:
         model: Any = request.load()
         rows = int(model.get_input_embeddings().weight.shape[0])
         vocabulary = read_vocabulary(tokenizer, rows) if tokenizer is not None else Vocabulary.none(rows)
-        request.progress("giving the tensors the names and the order of llama.cpp")
+        runs = has_llama_cpp() and tokenizer is not None
+        say = numbered(request.progress, 4 if runs else 3)
+        say("giving the tensors the names and the order of llama.cpp")
         described = describe(model, row, vocabulary.metadata, gguf, padded=self.pad, name=request.name)
         check_room(request.out, math.ceil(described.contents.weights * BYTES_PER_WEIGHT[self.dtype]))
         if request.seen is None:
             raise AssertionError("an exporter of one file is given what was at its place")
         with placed_file(request.out, request.seen) as path:
-            request.progress("writing the file")
+            say("writing the file")
             entries = write_contents(path, described.contents, self.dtype, gguf)
-            request.progress("reading it in a fresh process")
+            say("reading it in a fresh process")
             read_back(path, described.contents, entries)
             checks = None
-            if has_llama_cpp() and tokenizer is not None:
-                request.progress("decoding in llama.cpp")
+            if runs:
+                say("decoding in llama.cpp")
                 exact = self.dtype == "float32"
                 checks = check_llama_cpp(path, model, tokenizer, described.context, exact=exact)
             size = path.stat().st_size

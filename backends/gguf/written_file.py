@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ...ir.errors import FxpruneError
+from ...runtime.reporting import counted
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 """``dtype`` -> the type's name in the package gguf."""
@@ -90,7 +91,7 @@ def write_contents(path: Path, contents: Contents, dtype: str, gguf: ModuleType)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, tensor in contents.tensors.items():
+        for name, tensor in counted(contents.tensors.items(), "tensors"):
             data = _converted(name, tensor, types[name], gguf)
             writer.write_tensor_data(data)
             entries[name] = Entry(tuple(tensor.shape), types[name].name, hashlib.sha256(data.data).hexdigest())

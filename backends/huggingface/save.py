@@ -19,6 +19,7 @@ from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
 from ..copied_files import CopiedFiles, companions, copy_files
 from ..digests import digests, source_digests
+from ..recipe import ASKED_FOR
 from ..seen import Seen
 from ..verify import FreshProcess, Job, Reference, VerificationError
 from .config_search import ConfigMatch, find_config, model_shapes
@@ -198,7 +199,7 @@ class _Written:
 def _design(request: SaveRequest, values: WeightSource, *, form: Form) -> _Design:
     model = request.model
     base = base_class(model)
-    why = "asked for"
+    why = ASKED_FOR
     if form != "free":
         match, why = _uniform(request, values)
         if match is not None:

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from ...ir.errors import FxpruneError
 from ...runtime.model.embeddings import vocabulary
 from ...runtime.model.keywords import caching
+from ...runtime.reporting import counted
 from ...runtime.tolerances import ONNX_LOGITS_TOLERANCE
 from .runtime import Floats, OnnxDecoder, TokenArray, token_positions
 
@@ -159,7 +160,7 @@ def greedy_shortfalls(decoder: OnnxDecoder, reference: TorchReference) -> Iterat
     """
     prompt = reference.tokens(1, _PROMPT_LENGTH)
     cache, tokens = decoder.empty_cache(1), prompt
-    for chosen in reference.generate(prompt, reference.room(_PROMPT_LENGTH)):
+    for chosen in counted(reference.generate(prompt, reference.room(_PROMPT_LENGTH)), "tokens"):
         logits, cache = decoder.step(tokens, cache)
         last = logits[0, -1]
         yield float(last.max() - last[chosen])

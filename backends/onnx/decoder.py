@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from ...runtime.tolerances import ONNX_LOGITS_TOLERANCE
 from ..atomic_directory import atomic_directory
+from ..exporter import numbered
 from .artifact import OnnxChecks, OnnxReport, OnnxRequest, write_program, write_report
 from .check import check_onnx
 from .genai import write_genai_config
@@ -18,6 +19,9 @@ from .quantize import convert_weights
 from .rounding import GROWTH, check_rounded
 from .runtime import OnnxDecoder
 from .trace import load_causal_lm, trace_onnx
+
+STAGES, ROUNDED_STAGES = 7, 5
+"""How often it is said what is going on; and how often more where weights are converted."""
 
 
 def export_onnx(request: OnnxRequest, *, progress: Callable[[str], None] | None = None) -> OnnxReport:
@@ -35,7 +39,8 @@ def export_onnx(request: OnnxRequest, *, progress: Callable[[str], None] | None 
         RequestError: an option or a directory is not valid. This is checked before any work.
         FxpruneError: the model cannot be exported, differs in ONNX Runtime, or cannot be written.
     """
-    say = progress or (lambda _message: None)
+    rounded = request.dtype != "float32"
+    say = numbered(progress or (lambda _message: None), STAGES + (ROUNDED_STAGES if rounded else 0))
     request.check()
     say(f"loading {request.source}")
     model, source_dtype = load_causal_lm(request.original)
@@ -47,7 +52,7 @@ def export_onnx(request: OnnxRequest, *, progress: Callable[[str], None] | None 
         decoder = OnnxDecoder(staging, file_name=request.file, provider=request.provider)
         agreement = check_onnx(decoder, model, request.optimize, say)
         checks = OnnxChecks(**dataclasses.asdict(agreement), tolerance=ONNX_LOGITS_TOLERANCE)
-        if request.dtype != "float32":
+        if rounded:
             say(f"converting the weights to {request.dtype}")
             convert_weights(staging / request.file, request.dtype, request.data)
             decoder = OnnxDecoder(staging, file_name=request.file, provider=request.provider)

@@ -20,6 +20,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ...ir.errors import FxpruneError
+from ...runtime.reporting import counted
 from ...runtime.tolerances import ONNX_OUTPUT_TOLERANCE, relative_difference
 from ..atomic_directory import atomic_directory
 from ..copied_files import CopiedFiles
@@ -200,7 +201,7 @@ def _check(
     session = open_session(staging / request.file, request.provider)
     found: dict[str, float] = {}
     refused: dict[str, str] = {}
-    for name, inputs in _varied(forward, program):
+    for name, inputs in counted(_varied(forward, program), "calls"):
         try:
             expected = forward.outputs(inputs)
         except Exception as error:  # a model's own code may reject other extents with any exception

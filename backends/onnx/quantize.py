@@ -22,6 +22,7 @@ from onnx import numpy_helper
 
 from ...ir.errors import FxpruneError, class_and_first_line
 from ...runtime.quiet import quiet
+from ...runtime.reporting import counting
 
 BITS = {"int8": 8, "int4": 4}
 ROUNDING_BLOCK = 32
@@ -67,7 +68,8 @@ def save_graph(program: ir.Model, path: Path, data: str) -> None:
 
     Protobuf limits ``path`` to 2 GB, so all but very small tensors are always written to ``data``.
     """
-    ir.save(program, path, external_data=data)
+    with counting("tensors") as advance:
+        ir.save(program, path, external_data=data, callback=lambda _tensor, info: advance(total=info.total))
 
 
 def _to_float16(model: onnx.ModelProto, keep: Sequence[str]) -> onnx.ModelProto:

@@ -69,6 +69,7 @@ def check_rounded(
                 f"is lost (at most {LOST[dtype]:.0%})",
                 "use --dtype float32, or the next larger type",
             )
+    progress(f"checking greedy decoding of the {dtype} graph in ONNX Runtime")
     shortfalls = list(greedy_shortfalls(decoder, reference))
     return RoundingLoss(growth, len(shortfalls), sum(gap == 0.0 for gap in shortfalls))
 

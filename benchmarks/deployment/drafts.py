@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fxprune.api.benchmarking.drafting import Race
-from fxprune.api.seen_texts import text_of
+from fxprune.api.inputs.seen_texts import text_of
 from fxprune.api.sources import open_source
 from fxprune.passes.drop.acceptance import Acceptance
 from fxprune.passes.drop.drop import block_influence, by_gauge

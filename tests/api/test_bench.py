@@ -190,7 +190,7 @@ def test_table() -> None:
     lines = [" ".join(line.split()) for line in capture.get().splitlines()]
     assert lines == [
         "prompt 8, then 4 tokens; 2 threads; median (lowest to highest) of 3 alternating rounds",
-        "model runtime parameters size MACs memory first token ms, batch 1 tokens/s, batch 1",
+        "model runtime parameters size MACs per prompt memory first token ms, batch 1 tokens/s, batch 1",
         "a torch 2,000 8.00 kB 4.00 k 1.00 MB 250 (125 to 500) 1,200 (900 to 1,500)",
         "b torch 1,000 4.00 kB 2.00 k unknown 250 (125 to 500) 1,200 (900 to 1,500)",
         "",

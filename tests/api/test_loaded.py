@@ -20,7 +20,7 @@ import fxprune
 from fxprune import api
 from fxprune.api.benchmarking import benchmark
 from fxprune.api.benchmarking.timings import Conditions
-from fxprune.api.seen_texts import record_of
+from fxprune.api.inputs.seen_texts import record_of
 from fxprune.api.sources import open_source
 from fxprune.backends.artifact import RECORD
 from fxprune.backends.exporter import ExportRequest

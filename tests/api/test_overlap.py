@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
-from fxprune.api.seen_texts import read_so_far
+from fxprune.api.inputs.seen_texts import read_so_far
 from fxprune.cli import main
 from fxprune.ir.errors import RequestError
 from fxprune.tracer.texts.corpus import Text, from_string, load_text

@@ -203,7 +203,17 @@ SHARED_MISTAKES = [
         "two values for one option: ratio=0.3 in the pipeline, ratio=0.25",
         "one of the two",
     ),
-    ("plain,score", {"ratio": 2}, "score: ratio=2 is outside [0, 1)\n  plain,score\n        ^^^^^", "such as 0.25"),
+    ("plain,score", {"ratio": 2}, "score: ratio=2 is outside [0, 1)\n  ratio=2\n        ^", "such as 0.25"),
+    ("score", {"ratio": -0.1}, "score: ratio=-0.1 is outside [0, 1)\n  ratio=-0.1\n        ^^^^", "such as 0.25"),
+    *(
+        (
+            "score",
+            {"ratio": word},
+            f"option 'ratio' cannot be '{word}'\n  ratio={word}\n",
+            "number; give a ratio such as",
+        )
+        for word in ("nan", "-nan", "inf", "1e400", "")
+    ),
     ("score", {"ratio": "x"}, "option 'ratio' cannot be 'x'\n  ratio=x\n        ^", "allowed for ratio: number"),
 ]
 

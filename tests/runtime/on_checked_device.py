@@ -22,11 +22,11 @@ import torch
 from checked_device import NAME, add_checked_device
 
 import fxprune
+from fxprune.api.inputs.reading import Readings
 from fxprune.api.model_call import ModelCall
 from fxprune.api.placing import largest_forward, place_model
 from fxprune.api.progress import silence, silent
 from fxprune.api.pruning.model_run import ModelRun
-from fxprune.api.reading import Readings
 from fxprune.api.request_checks import CALIBRATION, RECOVERY, GivenRows
 from fxprune.passes.pipeline import parse_pipeline
 from fxprune.passes.registry import PASSES

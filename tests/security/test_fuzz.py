@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import fxprune
+from fxprune.api.inputs.seen_texts import record_of
 from fxprune.api.pruning.recorded_plan import read_recorded
 from fxprune.api.pruning.score_file import SCORES_ENTRY, open_scores
-from fxprune.api.seen_texts import record_of
 from fxprune.backends.artifact import PLAN, RECORD, read_plan
 from fxprune.ir.errors import FxpruneError
 from fxprune.passes.pipeline import parse_pipeline

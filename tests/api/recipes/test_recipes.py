@@ -40,7 +40,7 @@ def test_a_recipe_says_what_the_command_says(tmp_path: Path) -> None:
     words = ["demo", "--ratio=0.25", "--form=free", "--channels=true", "--seed=3", "--print-ir-after=taylor"]
     words += ["--pass=taylor{samples=4,variant=second}", "--pass=lora"]
     found, wanted = vars(_said(["--recipe", recipe])), vars(_said(words))
-    differing = {key for key in wanted if key != "parser" and found[key] != wanted[key]}
+    differing = {key for key in wanted if key not in ("parser", "origins") and found[key] != wanted[key]}
     assert differing == {"recipe"}
 
 
@@ -92,6 +92,37 @@ def test_what_is_wrong_has_its_line(text: str, line: int, message: str, hint: st
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("ratio: 0.2\nmodel: ./gone\npass: taylor\n", 2, "./gone"),
+        ("model: demo\nratio: 1.5\npass: taylor\n", 2, "ratio=1.5 is outside [0, 1)"),
+        ("model: demo\nratio: 2\npass: taylor\n", 2, "ratio=2 is outside [0, 1)"),
+        ("model: demo\nratio: nan\npass: taylor\n", 2, "cannot be 'nan'"),
+        ("model: demo\ntarget: params=nan\npass: taylor\n", 2, "target 'params=nan'"),
+        ("model: demo\npass:\n  - taylro\n", 3, "unknown pass 'taylro'"),
+        ("model: demo\npass:\n  - taylor:\n      samples: -4\n", 4, "samples=-4 is below 1"),
+        ("model: demo\nratio: 0.2\npass: taylor\ncalib: [gone.txt]\n", 4, "gone.txt"),
+        ("model: demo\nplan: gone\n", 2, "gone"),
+        ("model: demo\nratio: 0.2\npass: taylor\ndevice: tpu9\n", 4, "tpu9"),
+    ],
+)
+def test_what_only_the_run_finds_wrong_has_its_line_too(
+    text: str, line: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = _written(tmp_path, text)
+    assert cli.main(["apply", "--recipe", recipe, "--out", str(tmp_path / "OUT"), "-q"]) == 2
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"error: {recipe}, line {line}: ")
+    assert message in first
+
+
+def test_the_command_line_has_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = _written(tmp_path, "model: ./gone\nratio: 0.2\npass: taylor\n")
+    assert cli.main(["apply", "./other", "--recipe", recipe, "--ratio", "1.5", "--out", str(tmp_path), "-q"]) == 2
+    assert capsys.readouterr().err.startswith("error: taylor: ratio=1.5")
+
+
 def test_recipes_of_strangers_allow_nothing(tmp_path: Path) -> None:
     for key in NOT_HERE:
         with pytest.raises(RequestError, match="no recipe can say"):
@@ -134,9 +165,13 @@ def test_recipes_of_fxprune_are_pipelines(name: str) -> None:
     assert description(own_recipes()[name]).endswith((".", "module that it returns."))
 
 
-def test_the_recipe_of_a_result_makes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "said", ["ratio: 0.25", "ratio: 0.25\nform: free", "target: params=0.8"], ids=["uniform", "free", "free by widths"]
+)
+def test_the_recipe_of_a_result_makes_it_again(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = _written(tmp_path, "model: demo\nratio: 0.25\npass:\n  - taylor: {samples: 2, length: 16}\n")
+    by = "" if "ratio" in said else ", by: global"
+    recipe = _written(tmp_path, f"model: demo\n{said}\npass:\n  - taylor: {{samples: 2, length: 16{by}}}\n")
     assert cli.main(["apply", "--recipe", recipe, "--out", "one"]) == 0
     again = recipe_of(read_record(Path("one")))
     said = yaml.safe_load(again)
@@ -148,7 +183,10 @@ def test_the_recipe_of_a_result_makes_it_again(tmp_path: Path, monkeypatch: pyte
 
 def test_the_command_prints_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipe"]) == 0
-    assert all(f"{name}: " in capsys.readouterr().out or name for name in own_recipes())
+    listed = capsys.readouterr().out.splitlines()
+    assert all(any(line.startswith(f"{name}: ") for line in listed) for name in own_recipes())
+    assert cli.main(["recipe", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["recipes"]) == list(own_recipes())
     assert cli.main(["recipe", "paper"]) == 0
     assert capsys.readouterr().out == own_recipes()["paper"].read_text(encoding="utf-8")
     assert cli.main(["recipe", str(tmp_path)]) == 2
@@ -164,7 +202,7 @@ def test_a_recipe_says_how_texts_are_read(tmp_path: Path) -> None:
     words = ["demo", "--pass=lora", "--calib=a.txt", "--data=b.csv", "--data=c.jsonl", "--field=calib=x"]
     words += ["--field=data=q,a", "--split=test", "--train-on=answers"]
     told, plain = vars(_said(["--recipe", recipe])), vars(_said(words))
-    assert {**told, "recipe": None, "parser": None} == {**plain, "parser": None}
+    assert {**told, "recipe": None, "parser": None, "origins": ()} == {**plain, "parser": None}
     instead = vars(_said(["--recipe", recipe, "--data", "d.jsonl", "--field", "data=body"]))
     assert (instead["calib"], instead["data"], instead["field"]) == (["a.txt"], ["d.jsonl"], ["data=body"])
 

@@ -16,7 +16,7 @@ from fxprune.api.pages import page as pages
 from fxprune.api.pages.evaluations import number, read_evaluation
 from fxprune.api.pages.page import PAGE_BEGINS, Shown, ShownRun, fragment, page
 from fxprune.api.pages.training import losses_of
-from fxprune.api.pages.units import kept_rows, score_rows
+from fxprune.api.pages.units import ROW_CELLS, UnitRow, cells_of, draw_kept, kept_rows, score_rows
 
 EVIL = "</text><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>$x_1$"
 
@@ -24,7 +24,7 @@ RECORD: Mapping[str, Any] = {
     "model": "dense",
     "pipeline": "taylor{ratio=0.5},lora",
     "parameters": {"before": 2000, "after": 1500},
-    "macs": {"before": 40, "after": 30},
+    "macs": {"before": 40, "after": 30, "of": "input_ids[5,7]"},
     "form": "uniform",
     "model_type": "llama",
     "groups": [
@@ -117,7 +117,8 @@ def test_the_page_shows_what_the_files_hold() -> None:
     read = re.sub(r"\s+", " ", " ".join(Seen(text).read))
     for said in (
         "1,500 of 2,000, 75.0%", "40, 75.0%", "of 4,000 B, 75.0%", "taylor{ratio=0.5},lora", "params=0.8", "layer 2",
-        "It leaves whole: layers 0.", "12.5", "tasks.arc.accuracy", "there was", "upon a time", "perplexity.value",
+        "It leaves whole: layers 0.", "12.5", "tasks, arc, accuracy", "there was", "upon a time", "perplexity",
+        "multiply-accumulates of one call, input_ids[5,7]", "40, 75.0%",
         "logits worst difference", "3 steps, loss 3.5 at first, 3 at last", "pass: taylor{ratio=0.5},lora",
         "fxprune apply dense --target params=0.8", "kv heads"[3:],
     ):  # fmt: skip
@@ -160,6 +161,25 @@ def test_kept_units_are_those_of_the_plan() -> None:
     assert kept_rows(RECORD["groups"], torn) == []
 
 
+def test_a_row_is_as_long_as_any_other_however_many_units_it_has() -> None:
+    wide, narrow = np.zeros(3 * ROW_CELLS), np.array([1.0, 0.0, 1.0])
+    wide[::3] = 1
+    image = cells_of([UnitRow("a:w", "w", wide), UnitRow("b:w", "w", narrow)])
+    assert image.shape == (2, ROW_CELLS)
+    assert image[0] == pytest.approx(1 / 3), "the share of three units that is kept"
+    assert image[1].tolist() == [float(not ROW_CELLS <= 3 * at < 2 * ROW_CELLS) for at in range(ROW_CELLS)]
+    assert cells_of([UnitRow("b:w", "w", narrow)]).tolist() == [[1, 0, 1]]
+
+
+def test_a_layer_that_is_far_wider_does_not_squeeze_the_others() -> None:
+    rows = [UnitRow("m.0:c", "channels", np.ones(8)), UnitRow("m.1:c", "channels", np.ones(4000))]
+    (plot,) = (one for one in draw_kept(rows)().axes if one.images)
+    assert plot.get_xlim() == (0, 100)
+    assert [text.get_text() for text in plot.texts] == ["8 of 8", "4,000 of 4,000"]
+    (same,) = (one for one in draw_kept(rows[:1])().axes if one.images)
+    assert same.get_xlim() == (-0.5, 7.5)
+
+
 def test_scores_are_set_in_relation_within_a_group() -> None:
     (row,) = score_rows({"m.0:width": [1.0, -4.0], "search m": [[1.0], [2.0]], "empty": [], "nan": [float("nan")]})
     assert (row.kind, row.values.tolist()) == ("width", [0.25, 1.0])
@@ -183,7 +203,7 @@ def test_measurements_are_read_leniently() -> None:
     assert read_evaluation("x", {"models": [1, "a"]}) is None
     found = read_evaluation("x", {"models": [{"odd": [1], "deep": {"a": {"b": {"c": 1}}}, "flag": True, "n": None}]})
     assert found is not None
-    assert (found.models, found.rows, found.samples) == (("model 1",), {"deep.a.b.c": ("1",)}, {})
+    assert (found.models, found.rows, found.samples) == (("model 1",), {"deep, a, b, c": ("1",)}, {})
 
 
 def test_what_lists_beside_the_models_hold_is_theirs() -> None:
@@ -194,8 +214,72 @@ def test_what_lists_beside_the_models_hold_is_theirs() -> None:
         "generations": [{"prompt": "P", "models": both}],
     })  # fmt: skip
     assert found is not None
-    assert found.rows == {"parameters": ("3", ""), "arc accuracy value": ("0.5", "0.25")}
+    assert found.rows == {"parameters": ("3", ""), "accuracy: arc": ("0.5", "0.25")}
+    assert found.differences == (), "it says no number"
     assert found.samples == {"P": ("x", "y")}
+
+
+EVALUATED: Mapping[str, Any] = {
+    "schema": "fxprune.eval/1", "window": 128, "baseline": "in/dense",
+    "models": [
+        {"name": name, "parameters": 2000, "bytes": 4000, "macs": 77, "perplexity": {"value": 25.0, "nll": 3.2},
+         "speed": {"prefill": {"median": 900.0, "low": 800.0, "high": 1000.5}, "prompt": 96}}
+        for name in ("OUT", "in/dense")
+    ],
+    "texts": [{"name": "held/one.txt", "models": [
+        {"name": name, "log_perplexity": nll, "standard_error": 0.07, "perplexity": 23.5, "windows": 20, "tokens": 2540}
+        for name, nll in (("OUT", 3.159), ("in/dense", 3.0923))
+    ]}],
+    "tasks": [{"name": "arc", "metric": "acc", "items": 20, "models": [
+        {"name": name, "value": 0.65, "standard_error": error} for name, error in (("OUT", 0.109), ("in/dense", None))
+    ]}],
+    "differences": [
+        {"of": "text", "name": "held/one.txt", "metric": "log_perplexity", "model": "OUT", "baseline": "in/dense",
+         "difference": 0.0666, "standard_error": 0.0085, "pairs": 20},
+        {"of": "task", "name": "arc", "metric": "acc", "model": "OUT", "baseline": "in/dense",
+         "difference": -0.05, "standard_error": None, "pairs": 20},
+    ],
+}  # fmt: skip
+
+
+def test_what_eval_measured_has_names_units_and_errors() -> None:
+    found = read_evaluation("eval.json", EVALUATED)
+    assert found is not None
+    assert dict(found.rows) == {
+        "perplexity: one.txt": ("23.5", "23.5"),
+        "log-perplexity, nats per token: one.txt": ("3.1590 ± 0.0700", "3.0923 ± 0.0700"),
+        "parameters": ("2,000", "2,000"),
+        "weights, bytes": ("4,000", "4,000"),
+        "multiply-accumulates of one window of 128 tokens": ("77", "77"),
+        "tokens read per second": ("900 (800 to 1,000.5)",) * 2,
+        "tokens read when it was timed": ("96", "96"),
+        "windows of text: one.txt": ("20", "20"),
+        "tokens that are predicted: one.txt": ("2,540", "2,540"),
+        "acc: arc": ("0.6500 ± 0.1090", "0.65"),
+    }
+    shown = " ".join(Seen(page(Shown(evaluations=[found]))).read)
+    read = re.sub(r"\s+", " ", shown)
+    assert "Paired differences from dense" in read
+    assert "one.txt, log-perplexity, nats per token OUT 20 +0.0666 ± 0.0085 7.8" in read
+    assert "arc, acc OUT 20 -0.0500" in read
+    assert not re.search(r"[a-z]+[._][a-z_]+\.(value|nll|median)", read), "no raw keys"
+
+
+def test_what_bench_measured_has_names_and_units() -> None:
+    spread = {"median": 0.5, "low": 0.25, "high": 1.0}
+    timing = {"batch": 4, "first_token": spread, "tokens_per_second": {**spread, "median": 80.0}}
+    row = {"name": "OUT", "macs": 77, "peak_memory": 10, "timings": [timing], "ideal": 1.25,
+           "speedups": {"decode, batch 4": spread}}  # fmt: skip
+    found = read_evaluation("bench.json", {"conditions": {"prompt": 96}, "models": [row]})
+    assert found is not None
+    assert dict(found.rows) == {
+        "multiply-accumulates of one prompt of 96 tokens": ("77",),
+        "peak memory, bytes": ("10",),
+        "seconds to the first token, batch 4": ("0.5 (0.25 to 1)",),
+        "tokens written per second, batch 4": ("80 (0.25 to 1)",),
+        "MACs of the baseline, divided by its own": ("1.25",),
+        "times as fast as the baseline, decode, batch 4": ("0.5 (0.25 to 1)",),
+    }
 
 
 def test_a_notebook_shows_a_run_without_pictures_where_nothing_draws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from pathlib import Path
 
@@ -84,22 +85,58 @@ def test_on_a_terminal_there_is_a_bar_for_long_work(
     assert re.search(r"1 of 4 layers.* obs \(1 of 2\)", told)
 
 
+def interrupted(_: object) -> int:
+    raise KeyboardInterrupt
+
+
+def said_after(call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line of a command that is interrupted; no other word of it."""
+    monkeypatch.setattr(cli, f"_{call[0]}", interrupted)
+    monkeypatch.setitem(cli.COMMANDS, call[0], interrupted)
+    assert cli.main(call) == cli.INTERRUPTED
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first == "interrupted"
+    assert len(rest) <= 1
+    return rest[0] if rest else ""
+
+
 def test_an_interrupted_run_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(_: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "_apply", interrupted)
-    monkeypatch.setitem(cli.COMMANDS, "apply", interrupted)
     call = ["apply", "demo", "--pass", "taylor{ratio=0.2},lora", "--out", str(tmp_path / "my out")]
-    assert cli.main(call) == cli.INTERRUPTED
-    assert capsys.readouterr().err == (
-        "interrupted\nhint: nothing was saved to go on from; with --resume every finished pass is\n"
+    again = f"fxprune apply demo --pass 'taylor{{ratio=0.2}},lora' --out '{tmp_path}/my out' --resume"
+    assert said_after(call, monkeypatch, capsys) == (
+        "hint: nothing was kept to go on from; begin again with --resume, which keeps every finished pass: " + again
     )
+    resumed = [*call, "--resume"]
+    assert said_after(resumed, monkeypatch, capsys) == f"hint: no pass was finished; begin again with: {again}"
     (tmp_path / ".my out.stages").mkdir()
-    assert cli.main(call) == cli.INTERRUPTED
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == (
-        f"hint: go on with: fxprune apply demo --pass 'taylor{{ratio=0.2}},lora' --out '{tmp_path}/my out' --resume"
+    for asked in (call, resumed):
+        assert said_after(asked, monkeypatch, capsys) == f"hint: go on with: {again}"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["apply", "demo", "--pass", "taylor", "--target", "params=0.9,0.8", "--out", "sizes/{params}"],
+        ["apply", "package.module:build", "--pass", "taylor{ratio=0.2}", "--out", "OUT"],
+        ["apply", "demo", "--pass", "taylor{ratio=0.2}", "--dry-run"],
+        ["analyze", "demo"],
+        ["export", "demo", "--out", "my onnx"],
+        ["eval", "demo"],
+        ["bench", "demo"],
+        ["demo", "--out", "OUT"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_continued_says_how_to_begin_again(
+    call: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = shlex.join(["fxprune", *call])
+    assert said_after(call, monkeypatch, capsys) == (
+        f"hint: nothing was written to go on from; begin again with: {again}"
     )
+
+
+def test_a_command_of_a_moment_only_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said_after(["passes"], monkeypatch, capsys) == ""

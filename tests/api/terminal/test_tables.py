@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fxprune.api.terminal.dropped import dropped
-from fxprune.api.terminal.tables import remarks, trained
+from fxprune.api.terminal.tables import placements, remarks, trained
 
 
 def test_a_training_is_a_line_with_its_loss_at_both_ends() -> None:
@@ -70,3 +70,23 @@ PART = {"module": "model.layers.0.mlp", "kind": "mlp", "with": []}
 )
 def test_layers_and_parts_that_went_are_named_with_their_scores(entry: dict[str, Any], lines: list[str]) -> None:
     assert dropped({"wanda": {"removed": {}}, "drop": entry}) == lines
+
+
+FITS = "cpu, float32; all weights in memory"
+
+
+@pytest.mark.parametrize(
+    ("found", "lines"),
+    [
+        ([], []),
+        ([("a", f"{FITS}: 3 MB of 2 GB free")], [f"{FITS}: 3 MB of 2 GB free"]),
+        ([("a", f"{FITS}: 3 MB of 2 GB free"), ("b", f"{FITS}: 4 MB of 2 GB free")], [FITS]),
+        ([("a", "cuda:0, bfloat16, as asked"), ("b", "cuda:0, bfloat16, as asked")], ["cuda:0, bfloat16, as asked"]),
+        (
+            [("a", f"{FITS}: 3 MB"), ("b", "cpu, float32; disk: 9 GB"), ("c", f"{FITS}: 4 MB")],
+            [f"a, c: {FITS}", "b: cpu, float32; disk: 9 GB"],
+        ),
+    ],
+)
+def test_a_place_is_named_once(found: list[tuple[str, str]], lines: list[str]) -> None:
+    assert [str(text) for text in placements(found)] == lines

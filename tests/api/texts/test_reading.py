@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.api.reading import Reading, Readings
+from fxprune.api.inputs.reading import Reading, Readings
+from fxprune.api.inputs.seen_inputs import check_reading
 from fxprune.api.request_checks import CALIBRATION, RECOVERY, GivenFiles, GivenRows, paths_of, read_text
-from fxprune.api.seen_inputs import check_reading
 from fxprune.ir.errors import RequestError
 
 

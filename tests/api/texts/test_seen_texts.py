@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.api.seen_texts import text_of
+from fxprune.api.inputs.seen_texts import text_of
 from fxprune.ir.errors import RequestError
 from fxprune.tracer.model import resolve
 

@@ -17,6 +17,7 @@ from fxprune.backends.exporter import ExportRequest
 from fxprune.backends.gguf.exporter import Gguf
 from fxprune.ir.errors import RequestError
 from fxprune.runtime.consent import Consent
+from fxprune.runtime.reporting import listening
 
 from .changed import layers, narrowed, without
 from .models import decoder, described, gguf, saved
@@ -49,6 +50,40 @@ def test_a_free_form_becomes_a_file_with_widths_per_layer(llama: Path, tmp_path:
     assert padded.zeros > 0
     assert padded.tensors.keys() == {"F16", "F32", "Q8_0"}
     assert "are no multiple of 32" in padded.summary
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("model.onnx", "an ONNX model"),
+        ("onnx/model_q4.onnx", "an ONNX model"),
+        ("model.gguf", "a model for llama.cpp"),
+        ("model.pt2", "an exported program"),
+        ("tf_model.h5", "weights for TensorFlow"),
+    ],
+)
+@pytest.mark.parametrize("format", ["gguf", "onnx"])
+def test_what_was_exported_is_not_exported_again(
+    llama: Path, file: str, what: str, format: str, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    (made / file).parent.mkdir(parents=True)
+    (made / file).touch()
+    (made / "config.json").write_bytes((llama / "config.json").read_bytes())
+    with pytest.raises(RequestError, match=f"holds no weights in safetensors, but {what}: {file}") as caught:
+        fxprune.export(made, tmp_path / "model.gguf", format=format)
+    assert "give the model that it was made from" in caught.value.hint
+
+
+def test_every_stage_is_told_with_its_number(llama: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    tensors: list[tuple[int, int | None]] = []
+    with listening(lambda count: tensors.append((count.done, count.total))):
+        fxprune.export(llama, tmp_path / "model.gguf", format="gguf{tokenizer=false}", progress=said.append)
+    numbered = [text.rpartition(" (")[2] for text in said if text.endswith(")")]
+    assert numbered == ["1 of 3)", "2 of 3)", "3 of 3)"]
+    assert tensors[-1][0] == tensors[-1][1]
+    assert len(tensors) > 10
 
 
 def test_without_a_tokenizer_it_takes_ids_only(llama: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from fxprune.api.seen_inputs import opened_inputs
+from fxprune.api.inputs.seen_inputs import opened_inputs
 from fxprune.ir.errors import RequestError
 from fxprune.runtime.consent import Consent
 from fxprune.tracer.inputs.folder import read_folder

@@ -10,26 +10,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..ir.errors import RequestError, class_and_first_line
-from ..passes.base import Pass
-from ..passes.model.answers import OWN_LOSS
-from ..passes.model.inputs import called_with
-from ..passes.recover.base import Recovery
-from ..runtime.place.memory import is_out_of_memory
-from ..runtime.streaming.block_runner import BlockRunner
-from ..tracer.inputs.arguments import Arguments
-from ..tracer.inputs.batches import inputs_of_batches
-from ..tracer.inputs.input_set import DataSet, Rows, Sample
-from ..tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors, refuse_doubt
-from ..tracer.inputs.processed import Processors
-from ..tracer.inputs.renumbered import renumbered
-from ..tracer.texts.fingerprints import Fingerprint, TrackedText
+from ...ir.errors import RequestError, class_and_first_line
+from ...passes.base import Pass
+from ...passes.model.answers import OWN_LOSS
+from ...passes.model.inputs import called_with
+from ...passes.recover.base import Recovery
+from ...runtime.place.memory import is_out_of_memory
+from ...runtime.streaming.block_runner import BlockRunner
+from ...tracer.inputs.arguments import Arguments
+from ...tracer.inputs.batches import inputs_of_batches
+from ...tracer.inputs.input_set import DataSet, Rows, Sample
+from ...tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors, refuse_doubt
+from ...tracer.inputs.processed import Processors
+from ...tracer.inputs.renumbered import renumbered
+from ...tracer.texts.fingerprints import Fingerprint, TrackedText
+from ..request_checks import RECOVERY, GivenBatches, GivenFiles, GivenRows
 from .reading import ARGUMENTS, Readings
-from .request_checks import RECOVERY, GivenBatches, GivenFiles, GivenRows
 
 if TYPE_CHECKING:
-    from ..runtime.vocabulary.kept import Renumbering
-    from ..tracer.model import ModelSource
+    from ...runtime.vocabulary.kept import Renumbering
+    from ...tracer.model import ModelSource
 
 AsGiven = str | GivenRows | GivenFiles | GivenBatches | None
 

@@ -8,15 +8,15 @@ from typing import Any, Protocol
 
 import torch
 
-from ..backends.artifact import RECORD, read_record
-from ..ir.errors import RequestError
-from ..tracer.export import rows_per_sample
-from ..tracer.model import DEMO, ModelSource, load_config, load_tokenizer
-from ..tracer.texts.corpus import Text, from_rows, from_string, load_text, options_of_text
-from ..tracer.texts.fingerprints import Fingerprint, TrackedText, overlap
-from ..tracer.texts.several import joined
+from ...backends.artifact import RECORD, read_record
+from ...ir.errors import RequestError
+from ...tracer.export import rows_per_sample
+from ...tracer.model import DEMO, ModelSource, load_config, load_tokenizer
+from ...tracer.texts.corpus import Text, from_rows, from_string, load_text, options_of_text
+from ...tracer.texts.fingerprints import Fingerprint, TrackedText, overlap
+from ...tracer.texts.several import joined
+from ..request_checks import GivenFiles, GivenRows
 from .reading import AS_NAMED, Reading
-from .request_checks import GivenFiles, GivenRows
 
 TEXTS = "texts"
 """The entry of ``fxprune.json`` that lists the texts that were read."""
@@ -68,8 +68,8 @@ def text_of(
         uses = [{name: given[name] for name in options_of_text(path) & given.keys()} for path in paths]
         texts = [load_text(path, tokenizer, **used) for path, used in zip(paths, uses, strict=True)]
         return joined(spec if isinstance(spec, str) else spec.name, texts).on(tokenizer, vocabulary)
-    from ..demo import name_of_text
-    from ..demo import text as built_in
+    from ...demo import name_of_text
+    from ...demo import text as built_in
 
     return from_string(name_of_text(part), built_in(part), tokenizer).on(tokenizer, vocabulary)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ..ir.errors import RequestError
-from .request_checks import CALIBRATION, RECOVERY
+from ...ir.errors import RequestError
+from ..request_checks import CALIBRATION, RECOVERY
 
 GivenReading: TypeAlias = "str | Iterable[str] | None"
 """A name for all texts, ``calib=NAME`` or ``data=NAME`` for those of one argument, or several of these."""
