@@ -126,13 +126,17 @@ def write_value(value: Any) -> str:
     return text
 
 
-@functools.cache
 def options_of(options_class: type[Any]) -> tuple[Option, ...]:
     """The options that a dataclass declares, in the order of its fields.
 
     Raises:
         TypeError: when a field has a type that text cannot express; a mistake of the class, not of a user.
     """
+    return _declared(options_class)
+
+
+@functools.cache
+def _declared(options_class: Any) -> tuple[Option, ...]:  # as Any: mypy doubts that a type is hashable
     hints = typing.get_type_hints(options_class)
     return tuple(
         _option(options_class, part, hints[part.name]) for part in dataclasses.fields(options_class) if part.init

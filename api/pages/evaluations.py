@@ -123,13 +123,13 @@ def _differences(data: Mapping[str, Any]) -> Iterator[PairedDifference]:
             continue
         value, error = float(one["difference"]), one.get("standard_error")
         title = title_of([str(one.get("metric", ""))], data)
-        sure = _is_number(error)
+        said = float(error) if _is_number(error) and error is not None else None
         yield PairedDifference(
             f"{_last(str(one.get('name', '')))}, {title}",
             _last(str(one.get("model", ""))),
             number(one["pairs"]) if _is_number(one.get("pairs")) else "",
-            f"{value:+.4f}" + (f" ± {float(error):.4f}" if sure else ""),
-            f"{abs(value) / float(error):.1f}" if sure and error else "",
+            f"{value:+.4f}" + (f" ± {said:.4f}" if said is not None else ""),
+            f"{abs(value) / said:.1f}" if said else "",
         )
 
 

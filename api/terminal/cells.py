@@ -87,7 +87,7 @@ class _Table(Table):
             table.add_row(*row)
         return table
 
-    def _listed(self) -> Iterator[Text]:
+    def _listed(self) -> Iterator[Text | Table]:
         """Every row as a list: its first cell, and below it the others with their titles."""
         wide = max(map(len, self._titles))
         for first, *rest in self._cells:

@@ -119,12 +119,7 @@ as many parameters with one kv head as a head of 128 alone. Means stay in float3
 
 def _comparisons(rows: Mapping[str, Any], model: str, dense: Mapping[str, Any]) -> list[str]:
     """Differences of two methods on the draws that both have."""
-    lines = [
-        "**Compared.** Differences of the log-perplexity, paired; one is called better or worse where the difference",
-        f"is more than {ERRORS} standard errors. The share is of the two increases over the dense model.",
-        "",
-        *HEADER,
-    ]
+    lines = []
     for kept in sorted(KEPT, reverse=True):
         for compared in COMPARED:
             pairs = zip(_seeds(model, compared.method, kept), _seeds(model, compared.other, kept), strict=True)
@@ -132,12 +127,21 @@ def _comparisons(rows: Mapping[str, Any], model: str, dense: Mapping[str, Any]) 
             if both:
                 mine, others = map(list, zip(*both, strict=True))
                 lines.append(comparison(compared, mine, others, [dense], kept))
-    return [*lines, ""]
+    if not lines:
+        return []
+    return [
+        "**Compared.** Differences of the log-perplexity, paired; one is called better or worse where the difference",
+        f"is more than {ERRORS} standard errors. The share is of the two increases over the dense model.",
+        "",
+        *HEADER,
+        *lines,
+        "",
+    ]
 
 
 def _chosen(rows: Mapping[str, Any], model: str) -> list[str]:
     """What was chosen on the validation split, and by what."""
-    lines = [
+    where = [
         "**Chosen on validation text**: characters 300,000 to 400,000 of the `-calib` texts, which neither calibration",
         f"nor evaluation reads. At {KEPT[0]:g}, first draw; increase of the log-perplexity there, mean of the three",
         "texts, and the difference from what was chosen. The peers' options are the best by this measure; ours stay as",
@@ -146,6 +150,7 @@ def _chosen(rows: Mapping[str, Any], model: str) -> list[str]:
         "| option of | option | increase | against the chosen | |",
         "|---|---|---|---|---|",
     ]
+    lines = []
     dense = rows.get(Run(model, DENSE, split=VALIDATION).key)
     for name, options in CHOICES.items():
         found = {option: rows.get(option_run(model, name, option).key) for option in options}
@@ -156,7 +161,9 @@ def _chosen(rows: Mapping[str, Any], model: str) -> list[str]:
                 against = "" if row is by else f"{apart[0]:+.3f} ± {apart[1]:.3f}"
                 mark = "chosen" if option == CHOSEN[name] else ""
                 lines.append(f"| {name} | {option} | {rise[0]:.3f} ± {rise[1]:.3f} | {against} | {mark} |")
-    return [*lines, ""]
+    if not lines:
+        return ["The options of the peers' code, damping and windows have not been chosen on validation text yet.", ""]
+    return [*where, *lines, ""]
 
 
 def option_run(model: str, name: str, option: str) -> Run:

@@ -25,11 +25,8 @@ Scratch = Callable[[], Path]
 """Gives a directory to write into."""
 
 
-class Kept(Protocol):
-    """Reads a value that a pass wrote."""
-
-    def __call__(self, *, writable: bool = True) -> torch.Tensor:
-        """The value on the CPU; ``writable`` as in :func:`~.mapped_files.require_whole`."""
+Kept = Callable[..., torch.Tensor]
+"""Reads a value that a pass wrote, on the CPU; ``writable=False`` as in :func:`~.mapped_files.require_whole`."""
 
 
 class Shelf(Protocol):

@@ -193,6 +193,7 @@ def test_choices_are_scored_as_each_alone(requests: list[tuple[str, list[int], l
 
     model = llama()
     found = ScoredModel(model, None)._loglikelihood_tokens(requests)
+    assert len(found) == len(requests)
     for (score, whole), (_, context, wanted) in zip(found, requests, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([[*context, *wanted]]), use_cache=False).logits[0]

@@ -84,6 +84,8 @@ def test_options_are_chosen_on_validation_text(name: str) -> None:
     """Peers have their best option; for ours, no other is shown to be better than the one that all rows have."""
     rows = {option: MEASURED.get(option_run(MODEL, name, option).key) for option in CHOICES[name]}
     chosen = rows[CHOSEN[name]]
+    text = section(MEASURED, MODEL)
+    assert (chosen is None) == (f"| {name} | {CHOSEN[name]} |" not in text)
     for option, row in rows.items():
         if row is not None and chosen is not None:
             mean, error = over_texts(row, chosen)
