@@ -132,11 +132,12 @@ def options_of(options_class: type[Any]) -> tuple[Option, ...]:
     Raises:
         TypeError: when a field has a type that text cannot express; a mistake of the class, not of a user.
     """
-    return _declared(options_class)
+    kind: Any = options_class  # mypy doubts that a type is hashable
+    return _declared(kind)
 
 
 @functools.cache
-def _declared(options_class: Any) -> tuple[Option, ...]:  # as Any: mypy doubts that a type is hashable
+def _declared(options_class: Any) -> tuple[Option, ...]:
     hints = typing.get_type_hints(options_class)
     return tuple(
         _option(options_class, part, hints[part.name]) for part in dataclasses.fields(options_class) if part.init
