@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import fxprune
 from fxprune import api
+from fxprune.api.terminal import progress_display
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
 
@@ -56,6 +57,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line every 30 seconds would stand on stderr where these tests take longer."""
+    monkeypatch.setattr(progress_display, "LINE_EVERY", 1e6)
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """Run the program in this process: exit code, stdout, stderr."""
     try:
@@ -75,8 +82,14 @@ def result(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, 
 
 
 def test_a_process_prints_json_alone_and_nothing_on_stderr(model_dir: Path) -> None:
-    command = [sys.executable, "-m", "fxprune", "trace", str(model_dir), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    code = (
+        "import runpy, sys\n"
+        "from fxprune.api.terminal import progress_display\n"
+        "progress_display.LINE_EVERY = 1e6\n"  # as above
+        f"sys.argv = {['fxprune', 'trace', str(model_dir), '--json']}\n"
+        "runpy.run_module('fxprune', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["parameters"] == sum(
         p.numel() for p in LlamaForCausalLM.from_pretrained(model_dir).parameters()
