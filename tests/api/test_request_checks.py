@@ -42,7 +42,7 @@ OF_ITS_OWN = {("prune_module", "device"), ("export", "dtype")}
 OF_A_DRAFT = {"draft", "text", "prompts", "draft_tokens", "allow_overlap"}
 """What `bench --draft` takes, which in Python is a call of its own."""
 ON_THE_COMMAND_LINE_ONLY = {
-    "json", "debug", "run", "help", "ir", "why", "dot", "recipe", "set", "verbose", "quiet", "log_file",
+    "json", "debug", "run", "help", "ir", "why", "dot", "recipe", "set", "verbose", "quiet", "log_file", "full",
 }  # fmt: skip
 """What is shown or told, and files of options: in Python ``progress`` is a function, and options are in the code."""
 
