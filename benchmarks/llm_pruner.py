@@ -65,18 +65,38 @@ class LLMPruner:
             criterion: one of CRITERIA.
             ratio: the share of the heads and of the inner width to remove in each of LAYERS.
         """
-        pruning, scores = self.modules()
         model.set_attn_implementation("eager")
         model.config.use_cache = False  # its graph is read off the outputs, of which all must be tensors
         model.requires_grad_(True)
-        taylor = CRITERIA[criterion]
-        importance = (
-            scores.MagnitudeImportance(p=2)
-            if taylor is None
-            else scores.TaylorImportance(group_reduction="sum", taylor=taylor)
+        self.step(
+            model, windows, criterion, ratio, importance=self.importance(criterion), layers=LAYERS, projection="q_proj"
         )
-        layers = list(model.model.layers)
-        cut = layers[slice(*LAYERS)]
+        model.zero_grad()
+
+    def importance(self, criterion: str) -> Any:
+        """Its scores by one of CRITERIA."""
+        scores, taylor = self.modules()[1], CRITERIA[criterion]
+        if taylor is None:
+            return scores.MagnitudeImportance(p=2)
+        return scores.TaylorImportance(group_reduction="sum", taylor=taylor)
+
+    def step(
+        self, model: Any, windows: Tensor, criterion: str, ratio: float, *,
+        importance: Any, layers: tuple[int, int], projection: str, at_once: int = AT_ONCE,
+    ) -> None:  # fmt: skip
+        """One step of its pruner.
+
+        Args:
+            model, windows, criterion, ratio: as in :meth:`cut`.
+            importance: its scores, or what stands for them.
+            layers: the first layer that is pruned, and the one after the last.
+            projection: the linear map by whose rows heads are found.
+            at_once: number of windows whose activations are in memory at a time.
+        """
+        pruning, scores = self.modules()
+        blocks, taylor = list(model.model.layers), CRITERIA[criterion]
+        between = slice(*layers)
+        heads = [getattr(block.self_attn, projection) for block in blocks]
         pruner = pruning.pruner.MetaPruner(
             model,
             windows[:2, :8],
@@ -86,16 +106,15 @@ class LLMPruner:
             ch_sparsity=ratio,
             ignored_layers=[],
             channel_groups={},
-            consecutive_groups={layer.self_attn.q_proj: layer.self_attn.head_dim for layer in layers},
+            consecutive_groups={head: block.self_attn.head_dim for head, block in zip(heads, blocks, strict=True)},
             customized_pruners={type(model.model.norm): scores.hf_rmsnorm_pruner},
             root_module_types=None,
-            root_instances=[layer.self_attn.q_proj for layer in cut] + [layer.mlp.gate_proj for layer in cut],
+            root_instances=[*heads[between], *(block.mlp.gate_proj for block in blocks[between])],
         )
         model.zero_grad()
         if taylor is not None:
-            differentiate(model, windows, squares=taylor in SQUARED)
+            differentiate(model, windows, squares=taylor in SQUARED, at_once=at_once)
         pruner.step()
-        model.zero_grad()
 
 
 def differentiate(model: Any, windows: Tensor, *, squares: bool, at_once: int = AT_ONCE) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fxprune.benchmarks.llm_pruner import CRITERIA, SQUARED, LLMPruner, differentiate
+from fxprune.benchmarks.llm_pruner import LLMPruner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,36 +91,14 @@ class GroupedLLMPruner(LLMPruner):
             corrected: whether kv heads are scored with their own query heads.
         """
         ratio = self.ratio(model, kept)
-        pruning, scores = self.modules()
-        layers = list(model.model.layers)
-        cut = layers[slice(*self.layers)]
-        taylor = CRITERIA[criterion]
-        importance: Any = (
-            scores.MagnitudeImportance(p=2)
-            if taylor is None
-            else scores.TaylorImportance(group_reduction="sum", taylor=taylor)
-        )
+        importance = self.importance(criterion)
         if corrected:
-            importance = Aligned(importance, [layer.self_attn for layer in cut])
+            importance = Aligned(importance, [layer.self_attn for layer in model.model.layers[slice(*self.layers)]])
         with _as_its_code_expects(model):
-            pruner = pruning.pruner.MetaPruner(
-                model,
-                windows[:2, :8],
-                importance=importance,
-                global_pruning=False,
-                iterative_steps=1,
-                ch_sparsity=ratio,
-                ignored_layers=[],
-                channel_groups={},
-                consecutive_groups={layer.self_attn.k_proj: layer.self_attn.head_dim for layer in layers},
-                customized_pruners={type(model.model.norm): scores.hf_rmsnorm_pruner},
-                root_module_types=None,
-                root_instances=[layer.self_attn.k_proj for layer in cut] + [layer.mlp.gate_proj for layer in cut],
-            )
-            model.zero_grad()
-            if taylor is not None:
-                differentiate(model, windows, squares=taylor in SQUARED, at_once=AT_ONCE)
-            pruner.step()
+            self.step(
+                model, windows, criterion, ratio,
+                importance=importance, layers=self.layers, projection="k_proj", at_once=AT_ONCE,
+            )  # fmt: skip
         return ratio
 
     def ratio(self, model: Any, kept: float) -> float:

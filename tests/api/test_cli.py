@@ -34,16 +34,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=26,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=26, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(directory)
     word_tokenizer(VOCABULARY).save_pretrained(directory)
     return directory
