@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -180,6 +181,16 @@ def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any], inputs: Mappi
     check_training(pipeline, inputs)
 
 
+@dataclass
+class _Compared:
+    """The outputs on the example of a rewritten graph, and of the module that was last compared with it."""
+
+    graph: Graph
+    module: nn.Module
+    expected: list[torch.Tensor]
+    found: list[torch.Tensor]
+
+
 class _ModuleRun(NoHost):
     """A module on its way through a pipeline; it is the host of the passes, which may cut widths and no more."""
 
@@ -202,7 +213,7 @@ class _ModuleRun(NoHost):
         self.traced = self._trace()  # not of a module that holds what its forward stored in these runs
         self.rebuilt_because = ""
         self.worst = 0.0
-        self._expected: tuple[Graph, list[torch.Tensor]] | None = None
+        self._compared: _Compared | None = None
 
     def _check_repeatable(self) -> None:
         with observing(self.model) as observed:
@@ -229,10 +240,10 @@ class _ModuleRun(NoHost):
         else:
             try:
                 traced = trace_module(self.model, self.call, batch=True)
-                if self._holds(traced, self.call, self.dense):
-                    more = self.call.resized(batch + 1)
-                    if self._holds(traced, more, run(self.model, more)):
-                        return traced
+                # What holds for another number of samples than that of the trace holds for that of the trace.
+                more = self.call.resized(batch + 1)
+                if self._holds(traced, more, run(self.model, more)):
+                    return traced
                 self.fixed_batch = "the module computes something else for other numbers of samples"
             except FxpruneError as error:
                 self.fixed_batch = f"the module does not run with other numbers of samples: {error.message}"
@@ -307,7 +318,7 @@ class _ModuleRun(NoHost):
         steps = run_pipeline(pipeline, state, analyses=analyses, verify=verify, between=between, announce=announce)
         plan = state.ledger.plan or Plan()
         if not all(step.keeps_values for step in pipeline):
-            self._expected = None  # of other weights
+            self._compared = None  # of other weights
         worst = self._check(state)
         changes = [groups[name] for name in plan.keep]
         result = moved(state.subject.model.train(self.original.training), self.home)
@@ -343,11 +354,10 @@ class _ModuleRun(NoHost):
     def _check(self, state: State) -> float:
         """Compare the result with the rewritten graph: on the example, and with one more sample unless it is fixed."""
         worst = 0.0
-        model = state.subject.model
+        graph, model = state.subject.graph, state.subject.model
         for call in [self.call] if self.fixed_batch else [self.call, self.call.resized((self.call.batch or 1) + 1)]:
-            with left_as_found(model, values=True):
-                expected = self._run_graph(state.subject.graph, model, call)
-                worst = max(worst, apart(run_on(model, call), expected))
+            expected, found = self._outputs(graph, model, call)
+            worst = max(worst, apart(found, expected))
             if not worst <= same(expected):
                 raise FxpruneError(
                     f"the outputs of the pruned module and of its graph differ by {worst:.3g}",
@@ -355,23 +365,25 @@ class _ModuleRun(NoHost):
                 )
         return worst
 
+    def _outputs(
+        self, graph: Graph, model: nn.Module, call: ForwardCall
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """All outputs of a rewritten graph and of its module; on the example, as the last cut compared them."""
+        kept = self._compared
+        if call is self.call and kept is not None and kept.graph is graph and kept.module is model:
+            return kept.expected, kept.found
+        return self._computed(graph, model, call, self.traced), run(model, call)
+
     def _macs(self, graph: Graph) -> int:
         traced = self.traced.graph.extents.get("b")
         return macs(graph) * (self.call.batch or 1) // traced if traced else macs(graph)
 
     def execute(self, graph: Graph, module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         """All outputs of a graph and all outputs of a module on the example, as two vectors."""
-        expected = self._run_graph(graph, module, self.call)
-        return vector(expected), vector(run(module, self.call))
-
-    def _run_graph(self, graph: Graph, module: nn.Module, call: ForwardCall) -> list[torch.Tensor]:
-        """All outputs of a rewritten graph with the tensors of a module; on the example, they are kept."""
-        if call is self.call and self._expected is not None and self._expected[0] is graph:
-            return self._expected[1]
-        found = self._computed(graph, module, call, self.traced)
-        if call is self.call:
-            self._expected = graph, found
-        return found
+        if self._compared is None or self._compared.graph is not graph:
+            self._compared = _Compared(graph, module, self._computed(graph, module, self.call, self.traced), [])
+        self._compared.module, self._compared.found = module, run(module, self.call)
+        return vector(self._compared.expected), vector(self._compared.found)
 
     def rebuild(self, graph: Graph, tensors: Mapping[str, torch.Tensor], reason: str) -> nn.Module:
         """A graph module, where the module itself does not run at the smaller widths."""
