@@ -31,7 +31,9 @@ def require(what: str, *modules: str) -> None:
         RequestError: at least one is not installed. The hint is the command that brings it.
     """
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
-        raise RequestError(f"{what} needs {' and '.join(missing)}, which is not installed", install(*missing))
+        names = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+        is_not = "is not" if len(missing) == 1 else "are not"
+        raise RequestError(f"{what} needs {names}, which {is_not} installed", install(*missing))
 
 
 def install(*modules: str) -> str:

@@ -88,7 +88,7 @@ STEPS = [
         {"command": "fxprune passes", **_QUICK, "lines": 6},
         {"command": "fxprune apply demo --pass tayler --out OUT", **_QUICK, "code": 2},
         {"command": "fxprune trace demo", **_QUICK, "lines": 4},
-        {"command": "the same model exported by a script that has torch and transformers alone:", "measure": "export_alone"},
+        {"command": "the same export by torch and transformers alone:", "measure": "export_alone"},
     ),
     *_steps(5,
         {"command": f"fxprune apply demo --pass '{SMALL}' --ratio 0.2 --target params=0.8 --out X", **_WRONG},

@@ -32,11 +32,11 @@ REFUSED = (
      "datasets", "data"),
     ("apply demo --pass taylor --ratio 0.25 --calib rows.parquet --out OUT", "'rows.parquet' needs pyarrow", "data"),
     ("eval demo --text text.txt.gz", "the compressed 'text.txt.gz' needs pyarrow", "data"),
-    ("export demo --out OUT", "the format onnx needs onnx and onnxruntime and onnxscript", "onnx"),
+    ("export demo --out OUT", "the format onnx needs onnx, onnxruntime and onnxscript", "onnx"),
     ("export demo --format gguf --out OUT.gguf", "the format gguf needs gguf", "gguf"),
-    ("bench demo --onnx", "--onnx needs onnx and onnxruntime and onnxscript", "onnx"),
-    ("eval onnx --text text.txt", "an ONNX directory needs onnx and onnxruntime and onnxscript", "onnx"),
-    ("bench onnx", "an ONNX directory needs onnx and onnxruntime and onnxscript", "onnx"),
+    ("bench demo --onnx", "--onnx needs onnx, onnxruntime and onnxscript", "onnx"),
+    ("eval onnx --text text.txt", "an ONNX directory needs onnx, onnxruntime and onnxscript", "onnx"),
+    ("bench onnx", "an ONNX directory needs onnx, onnxruntime and onnxscript", "onnx"),
     ("apply adapted --pass magnitude --ratio 0.25 --merge-adapter --out OUT", "--merge-adapter needs peft", "lora"),
 )  # fmt: skip
 """Command line, message, extra."""
@@ -88,7 +88,7 @@ def test_what_needs_an_extra_names_it_before_any_work(
     code, out, err, written = outcomes[line]
     assert (code, out, written) == (RequestError.exit_code, "", [])
     error, hint = err.splitlines()[-2:]
-    assert error == f"error: {message}, which is not installed"
+    assert error == f"error: {message}, which {'are' if ' and ' in message else 'is'} not installed"
     assert hint == f"hint: pip install 'fxprune[{extra}]'"
     assert "Traceback" not in err
 
