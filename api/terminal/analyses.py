@@ -74,6 +74,11 @@ def _recommended(result: AnalysisResult) -> list[str]:
     for one in report["equal_widths"]:
         where = "in all layers" if one["layers"] is None else "in layers {}:{}".format(*one["layers"])
         said.append(f"the same budget with equal widths {where}: {one['measured']:.4f} {unit}")
+    if all(one["measured"] <= report["bound"] for one in report["budgets"]):
+        said.append(
+            "note: not even the smallest budget that was tried costs more than --bound; so it is of a model that is not"
+            " trained, or with data that says nothing about it: then no recommendation means anything"
+        )
     if result.asked.scores is None:
         said.append("with --scores FILE, what was measured is kept, and the next command does not measure it again")
     return said
