@@ -44,6 +44,7 @@ from ...tracer.inputs.input_set import DataSet
 from ...tracer.module import ExampleInputs, ForwardCall, bind, output_of, run, run_on, tensors_in, trace_module
 from ..inputs.seen_inputs import check_call, check_training, named_inputs
 from ..progress import Progress, silent
+from ..pruning.asked_passes import check_data_trains
 from ..pruning.group_change import GroupChange
 from ..request_checks import CALIBRATION, RECOVERY, check_loss, check_module, is_path, list_batches
 from .arguments_and_outputs import apart, arrangement, placeholders, same, vector
@@ -123,6 +124,7 @@ def run_passes(
 ) -> Pruned:
     """Run passes on a copy of a module; arguments as in :func:`prune_module`."""
     where = _checked_place(module, device)
+    check_data_trains(pipeline, data)
     losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
     _check_passes(pipeline, losses, inputs)
     call = bind(module, _moved(example_inputs, where))
