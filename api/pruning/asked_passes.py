@@ -58,6 +58,17 @@ def check_data_trains(pipeline: Sequence[Pass], data: object) -> None:
         )
 
 
+def check_reads_no_text(pipeline: Sequence[Pass]) -> None:
+    """Refuse, for a module, a pass that can only read text.
+
+    Raises:
+        RequestError: naming it.
+    """
+    for step in pipeline:
+        if step.reads_text:
+            raise RequestError(f"pass {step.name!r} needs a causal language model", "leave it out for other modules")
+
+
 def _none_of(shared: Mapping[str, Any]) -> tuple[Pass, ...]:
     """No passes; refuses options that only a pass could use."""
     for name, value in shared.items():
