@@ -150,7 +150,7 @@ def leave(_: Path) -> None:
 ERRORS = [
     (leave, {"ratio": 0.25}, r"cannot resume .*/out: random\.ratio was 0\.5 and is 0\.25 now$"),
     (leave, {"passes": "random,random"}, "the passes were random and are random,random now$"),
-    (leave, {"data": __file__}, "--data was not given before$"),
+    (leave, {"calib": __file__}, "--calib was not given before$"),
     (change_source, {}, r"model\.safetensors of the model has changed$"),
     (cut_off_tensors, {}, r"stage\.safetensors is damaged, or was changed$"),
     (change_tensors, {}, r"stage\.safetensors is damaged, or was changed$"),
