@@ -11,7 +11,7 @@ from torch import nn
 
 from ..ir.cache import POSITIONS, CacheGraph
 from ..ir.errors import FxpruneError
-from ..runtime.model.keywords import caching
+from ..runtime.model.keywords import caching, returned_cache
 from .export import token_example, trace_model
 
 _INSIDE = "model_with_cache"
@@ -28,10 +28,7 @@ class _ReturningCache(nn.Module):
 
     def forward(self, **inputs: Any) -> tuple[torch.Tensor, ...]:
         """The tensors of the cache, in the order of :func:`_held`."""
-        from transformers.generation.utils import ALL_CACHE_NAMES
-
-        found = getattr(self, _INSIDE)(**inputs)
-        cache = next((held for name in ALL_CACHE_NAMES if (held := getattr(found, name, None)) is not None), None)
+        _, cache = returned_cache(getattr(self, _INSIDE)(**inputs)) or ("", None)
         self._tell(cache)
         return tuple(tensor for _, _, tensor in _held(cache))
 

@@ -91,12 +91,12 @@ def trace_call(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> Tr
 @contextmanager
 def _cacheless(model: torch.nn.Module) -> Iterator[None]:
     """Inside, a model gives no cache back: some fill one whatever they are told."""
-    name = calls()["cache"]
+    names = calls()["cache"]
 
     def leave_out(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
-        if not isinstance(output, Mapping) or output.get(name) is None:
+        if not isinstance(output, Mapping) or not any(key in names for key in output):
             return output
-        return type(output)(**{key: value for key, value in output.items() if key != name})
+        return type(output)(**{key: value for key, value in output.items() if key not in names})
 
     handle = model.register_forward_hook(leave_out)
     try:

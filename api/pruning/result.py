@@ -65,7 +65,7 @@ class Applied:
 
     @property
     def serving(self) -> list[str]:
-        """What servers need for a model in the free form, of which this run cut heads or took parts of layers out."""
+        """What servers need for a model in the free form, by what this run removed of it."""
         if self.saved is None or self.saved.form != "free":
             return []
         heads = any(change.kind in {kind.value for kind in HEAD_KINDS} for change in self.groups)

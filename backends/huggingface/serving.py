@@ -7,7 +7,8 @@ from importlib.resources import files
 
 
 def serving_remarks(loaded_by: str, *, heads: bool, parts: bool) -> list[str]:
-    """At most one remark for each server that serving.json knows; what it refuses comes before what it needs.
+    """One remark of the free form for each server of such models that serving.json knows; what it refuses comes before
+    what it needs.
 
     Args:
         loaded_by: the Auto class that loads the artifact; a server is for the models of one.
@@ -15,6 +16,5 @@ def serving_remarks(loaded_by: str, *, heads: bool, parts: bool) -> list[str]:
         parts: whether parts of layers were taken out.
     """
     facts = json.loads(files(__package__).joinpath("serving.json").read_text(encoding="utf-8"))
-    found = [name for name, there in (("parts taken out", parts), ("heads per layer", heads)) if there]
-    served = {server: row for server, row in facts.items() if row["loaded_by"] == loaded_by}
-    return [f"{server} {row[found[0]]}" for server, row in served.items() if found]
+    kind = "parts taken out" if parts else "heads per layer" if heads else "widths per layer"
+    return [f"{server} {row[kind]}" for server, row in facts.items() if row["loaded_by"] == loaded_by]

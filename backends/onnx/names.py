@@ -2,7 +2,8 @@
 
 optimum, onnxruntime-genai and transformers.js use the same names: inputs ``input_ids``, ``attention_mask``,
 ``position_ids``, ``past_key_values.N.key|value``, and outputs ``logits``, ``present.N.key|value``. The exporter of
-transformers names a cache tensor by its path in the Python object, so it is renamed.
+transformers names a tensor by its path: the argument or the output that holds it, then the attributes of the cache. So
+the tensors of a cache are renamed; what the argument and the output are called is asked of the model.
 """
 
 from __future__ import annotations
@@ -26,19 +27,28 @@ _LAYOUT: dict[str, tuple[str | None, ...]] = {
     "logits": (BATCH_SYMBOL, SEQUENCE, None),
     "present": (BATCH_SYMBOL, None, TOTAL, None),
 }
-_CACHE = re.compile(r"(?:input\.|output\.)?past_key_values\.layers\.(\d+)\.(key|value)s")
+_IN_CACHE = r"\.layers\.(\d+)\.(key|value)s"
+"""The path of a tensor in a ``DynamicCache``."""
 
 
-def rename_interface(model: ir.Model) -> None:
+def rename_interface(model: ir.Model, *, argument: str, returned: str) -> None:
     """Give the inputs, outputs and dimensions of a graph the names that runtimes expect, in place.
+
+    Args:
+        model: the graph.
+        argument: by which the traced call was given the cache.
+        returned: the name of the cache among the outputs of the model.
 
     Raises:
         FxpruneError: an input or output has no such name, or a dimension is fixed that must be dynamic, or the reverse.
     """
     graph = model.graph
-    for values, prefix in ((graph.inputs, "past_key_values"), (graph.outputs, "present")):
+    sides = ((graph.inputs, "input", argument, "past_key_values"), (graph.outputs, "output", returned, "present"))
+    for values, side, holder, prefix in sides:
+        # The exporter puts the side before a name that an input and an output share.
+        path = re.compile(rf"(?:{side}\.)?{re.escape(holder)}{_IN_CACHE}")
         for value in values:
-            if found := _CACHE.fullmatch(value.name or ""):
+            if found := path.fullmatch(value.name or ""):
                 value.name = f"{prefix}.{found[1]}.{found[2]}"
     _rename_dimensions(graph)
     for value in (*graph.inputs, *graph.outputs):
@@ -69,7 +79,7 @@ def _rename_dimensions(graph: ir.Graph) -> None:
         raise FxpruneError(
             f"the exported graph has inputs {', '.join(map(str, shapes))}; it needs input_ids, attention_mask and "
             "past_key_values",
-            _UNSUPPORTED,
+            _OTHER_NAMES,
         )
     batch, sequence, before = str(tokens[0]), str(tokens[1]), str(past[2])
     symbols = {batch: BATCH_SYMBOL, sequence: SEQUENCE, before: PAST}
@@ -104,7 +114,7 @@ def _check_layout(value: ir.Value) -> None:
     name = value.name or ""
     layout = _LAYOUT.get(name.split(".")[0])
     if layout is None:
-        raise FxpruneError(f"the exported graph has an unexpected input or output {name!r}", _UNSUPPORTED)
+        raise FxpruneError(f"the exported graph has an unexpected input or output {name!r}", _OTHER_NAMES)
     shape = list(value.shape) if value.shape is not None else []
     fits = len(shape) == len(layout) and all(
         isinstance(dim, int) if wanted is None else not isinstance(dim, int) and dim.value == wanted
@@ -113,7 +123,11 @@ def _check_layout(value: ir.Value) -> None:
     if not fits:
         got = ", ".join(str(dim) for dim in shape)
         want = ", ".join(wanted or "a fixed size" for wanted in layout)
-        raise FxpruneError(f"the exported graph has {name} of shape [{got}] instead of [{want}]", _UNSUPPORTED)
+        raise FxpruneError(f"the exported graph has {name} of shape [{got}] instead of [{want}]", _OTHER_SHAPES)
 
 
-_UNSUPPORTED = "transformers cannot export this model with dynamic batch size, sequence length and past length"
+_OTHER_NAMES = "what runs a decoder with a cache knows no other; a graph without a cache may have any: use --no-cache"
+_OTHER_SHAPES = (
+    "what runs a decoder with a cache needs all lengths and the number of sequences open, and widths fixed: "
+    "use --no-cache"
+)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...ir.errors import FxpruneError
 from ...runtime.model.embeddings import vocabulary
+from ...runtime.model.keywords import cache_argument, returned_cache
 from .check import TorchReference, decode_pairs, greedy_shortfalls, padded_pairs
 from .runtime import Floats, OnnxDecoder, TokenArray
 
@@ -99,12 +101,13 @@ def _written(model: torch.nn.Module) -> TokenArray:
     context = getattr(model.config, "max_position_embeddings", None) or _TEXT_LENGTH
     tokens = torch.from_numpy(np.random.default_rng(_TEXT_SEED).integers(0, vocabulary(model), (_SEQUENCES, 1)))
     generator = torch.Generator().manual_seed(_TEXT_SEED)
-    cache = None
+    cache: dict[str, Any] = {}
     with torch.no_grad():
         while tokens.shape[1] < min(_TEXT_LENGTH, int(context)):
-            fed = tokens if cache is None else tokens[:, -1:]
-            output = model(input_ids=fed, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            fed = tokens[:, -1:] if cache else tokens
+            output = model(input_ids=fed, **cache, use_cache=True)
+            returned = returned_cache(output)
+            cache = {cache_argument(model, returned[0]): returned[1]} if returned else {}
             probabilities = output.logits[:, -1].double().softmax(-1)
             tokens = torch.cat([tokens, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
     written: TokenArray = tokens.numpy()

@@ -18,7 +18,8 @@ from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 from ...ir.errors import FxpruneError, RequestError, class_and_first_line
 from ...runtime.consent import Consent
 from ...runtime.json_object import read_json_object
-from ...runtime.model.keywords import caching
+from ...runtime.model.free_class import free_class, known_base
+from ...runtime.model.keywords import cache_argument, caching, returned_cache
 from ...runtime.model_directory.pickles import pickles_read
 from ...runtime.quiet import quiet
 from ...runtime.streaming.left_as_found import left_as_found
@@ -35,14 +36,15 @@ def load_causal_lm(consent: Consent) -> tuple[torch.nn.Module, str]:
     """The model of a directory, in float32 and evaluation mode, and the dtype in its config.
 
     Raises:
-        RequestError: it is not a model directory, has no safetensors, is not a decoder, or needs its own code
-            and ``consent`` does not cover it.
+        RequestError: it is not a model directory, has no safetensors, is not a decoder, or brings code
+            that ``consent`` does not cover and that is not fxprune's own for a class of transformers.
         FxpruneError: the files cannot be read, or weights are missing.
     """
     source = consent.directory
     config = _read_config(source)
+    ours = None if consent.code else known_base(config)
     # Without this check, transformers uses the built-in class of the same model type and reads the weights wrongly.
-    if config.get("auto_map") and not consent.code:
+    if config.get("auto_map") and not consent.code and ours is None:
         raise RequestError(
             f"{source} has its own modelling code: {', '.join(sorted(map(str, config['auto_map'].values())))}",
             "read that code, then add --trust-remote-code",
@@ -52,9 +54,9 @@ def load_causal_lm(consent: Consent) -> tuple[torch.nn.Module, str]:
     if not any(source.glob("*.safetensors")):
         raise RequestError(f"{source} has no safetensors weights", "save the model with save_pretrained first")
     # The Auto class does not load some classes, such as the text part of a multimodal model; but only it loads code
-    # that comes with the weights.
+    # that comes with the weights. The free form needs none: its configuration has the widths.
     named = "" if config.get("auto_map") else (config.get("architectures") or [""])[0]
-    loader = getattr(transformers, named, AutoModelForCausalLM)
+    loader = free_class(ours) if ours else getattr(transformers, named, AutoModelForCausalLM)
     try:
         with quiet(), pickles_read(consent.pickle):
             model, loaded = loader.from_pretrained(
@@ -95,23 +97,24 @@ def trace_onnx(model: torch.nn.Module, *, optimize: str, opset: int | None) -> i
     Raises:
         FxpruneError: the model caches something else than keys and values, or the exporter fails.
     """
-    cache = _example_cache(model)
+    cache, returned = _example_cache(model)
+    argument = cache_argument(model, returned)
     open_dims = {name: torch.export.Dim(name) for name in (BATCH_SYMBOL, SEQUENCE, PAST)}
     try:
-        program = convert(model, *_call(model, cache, open_dims), optimize=optimize, opset=opset)
+        program = convert(model, *_call(model, argument, cache, open_dims), optimize=optimize, opset=opset)
     except FxpruneError as error:
         # A table of positions in the model limits the lengths: they are dynamic up to this limit.
         bounds = dict(_BOUND.findall(str(_innermost(error))))
         if not bounds or not bounds.keys() <= open_dims.keys():
             raise
         open_dims |= {name: torch.export.Dim(name, max=int(most)) for name, most in bounds.items()}
-        program = convert(model, *_call(model, cache, open_dims), optimize=optimize, opset=opset)
-    rename_interface(program)
+        program = convert(model, *_call(model, argument, cache, open_dims), optimize=optimize, opset=opset)
+    rename_interface(program, argument=argument, returned=returned)
     return program
 
 
 def _call(
-    model: torch.nn.Module, cache: DynamicCache, open_dims: Mapping[str, torch.export.Dim]
+    model: torch.nn.Module, argument: str, cache: DynamicCache, open_dims: Mapping[str, torch.export.Dim]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The inputs of the traced call, and their dynamic dimensions."""
     tokens = {0: open_dims[BATCH_SYMBOL], 1: open_dims[SEQUENCE]}
@@ -127,8 +130,8 @@ def _call(
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_TRACE_BATCH, 1)
         shapes["position_ids"] = tokens
-    inputs["past_key_values"] = cache
-    shapes["past_key_values"] = [{0: open_dims[BATCH_SYMBOL], 2: open_dims[PAST]}] * (2 * len(cache.layers))
+    inputs[argument] = cache
+    shapes[argument] = [{0: open_dims[BATCH_SYMBOL], 2: open_dims[PAST]}] * (2 * len(cache.layers))
     return inputs, shapes
 
 
@@ -166,8 +169,9 @@ def convert(
     return program
 
 
-def _example_cache(model: torch.nn.Module) -> DynamicCache:
-    """A cache of ``_PAST`` tokens with the shapes that the model itself makes; heads may differ by layer.
+def _example_cache(model: torch.nn.Module) -> tuple[DynamicCache, str]:
+    """A cache of ``_PAST`` tokens with the shapes that the model itself makes, and what the model calls it among its
+    outputs. Heads may differ by layer.
 
     A layer with a sliding window may keep fewer tokens. Here it keeps all, and its mask hides those outside the window.
     """
@@ -179,7 +183,7 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
             f"{type(model).__name__} does not run on token ids [{_TRACE_BATCH}, {_PAST}]: {innermost_line(error)}",
             "a cache needs a model that takes token ids and returns keys and values; otherwise use --no-cache",
         ) from error
-    filled = getattr(output, "past_key_values", None)
+    returned, filled = returned_cache(output) or ("", None)
     cache = DynamicCache()
     for index, layer in enumerate(getattr(filled, "layers", [])):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
@@ -195,7 +199,7 @@ def _example_cache(model: torch.nn.Module) -> DynamicCache:
             f"{type(model).__name__} returns no key-value cache",
             "set use_cache in its config, or use --no-cache; the graph then reads whole sequences",
         )
-    return cache
+    return cache, returned
 
 
 def _read_config(source: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...runtime.model.keywords import caching
+from ...runtime.model.keywords import cache_argument, caching, returned_cache
 from ...runtime.streaming.turns import Feed
 
 
@@ -43,7 +43,7 @@ def logits_of(model: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
 
 
 Decoding = tuple[dict[str, Any], torch.Tensor | None]
-"""What a model needs to go on: the cache, by the name that its class gives it, or all tokens where it keeps none."""
+"""What a model needs to go on: the cache, by the keyword that takes it, or all tokens where it keeps none."""
 
 
 def decoded(
@@ -56,13 +56,12 @@ def decoded(
         ids: the tokens that have not been read.
         state: after those before; None at the beginning.
     """
-    from transformers.generation.utils import ALL_CACHE_NAMES
-
     cache, before = state or ({}, None)
     ids = ids.to(device_of(model))
     read = ids if before is None else torch.cat([before, ids], 1)
     out = model(input_ids=read, **caching(model, True), **cache)
-    found = {name: given for name in ALL_CACHE_NAMES if (given := getattr(out, name, None)) is not None}
+    returned = returned_cache(out)
+    found = {} if returned is None else {cache_argument(model, returned[0]): returned[1]}
     return out.logits[:, -ids.shape[1] :], (found, None if found else read)
 
 

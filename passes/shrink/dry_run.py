@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...ir.errors import FxpruneError, class_and_first_line
 from ...runtime.experts import BATCHED, configs_of, set_experts
+from ...runtime.model.keywords import cache_argument, returned_cache
 from ...runtime.model.kinds import is_config
 from ...runtime.tensors import Places
 
@@ -169,9 +170,10 @@ class DryRun:
         with following(self.model, calls, stack), torch.no_grad(), _ShapesOnly():
             try:
                 output = self.model(**{**self.example, **caching})
-                cache = getattr(output, "past_key_values", None)
-                if self.mode.decode and cache is not None and "input_ids" in self.example:
-                    self.model(input_ids=self.example["input_ids"][:, -1:], past_key_values=cache)
+                returned = returned_cache(output)
+                if self.mode.decode and returned is not None and "input_ids" in self.example:
+                    last = self.example["input_ids"][:, -1:]
+                    self.model(input_ids=last, **{cache_argument(self.model, returned[0]): returned[1]})
             except Exception as error:
                 return DryRunFailure(stack[-1], class_and_first_line(error))
         return DryRunResult(_shapes(output, self.outputs), tuple(calls))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from ...ir.errors import RequestError
@@ -118,6 +119,20 @@ MOST_OUTPUTS = 16
 """Values that a part of a layer returns: models of today return up to four."""
 
 _ENTRY = "this is not what fxprune wrote: get the model again, or write it again"
+
+
+def known_base(config: dict[str, Any]) -> type[PreTrainedModel] | None:
+    """The class of transformers that a model in the free form is made from; None where it is made from code that the
+    model brings, or is in no free form.
+
+    Args:
+        config: the contents of config.json.
+    """
+    entry, named = config.get(CONFIG_ENTRY), config.get("architectures")
+    if not isinstance(entry, dict) or entry.get("own_class") or not isinstance(named, list):
+        return None
+    found = getattr(transformers, str(next(iter(named), "")), None)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
 
 
 def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:

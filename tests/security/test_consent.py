@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 import fxprune
+from fxprune.backends.onnx.runtime import OnnxDecoder
 from fxprune.backends.verify import FreshProcess, Job, VerificationError, verify
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
@@ -81,6 +82,35 @@ def test_nothing_asks_whether_code_may_run(
     write_code(source / "custom_generate" / "generate.py", ran)
     with contextlib.suppress(FxpruneError):
         open_it(source)
+    assert not ran.exists()
+
+
+def test_the_free_form_of_a_decoder_is_exported_without_its_file(tmp_path: Path, ran: Path) -> None:
+    """The widths are in its configuration; the file beside it may be anybody's."""
+    source, free = plant(tmp_path / "source", ran, auto_map={}), tmp_path / "free"
+    fxprune.apply(source, "random{ratio=0.5,seed=0}", out=free, form="free")
+    written = AutoModelForCausalLM.from_pretrained(free, trust_remote_code=True, dtype=torch.float32).eval()
+    write_code(free / "modeling_fxprune.py", ran)
+    report = fxprune.export(free, tmp_path / "onnx")
+    assert not ran.exists()
+    assert report.to_json()["code"] == {}
+    assert "auto_map" not in json.loads((tmp_path / "onnx" / "config.json").read_text())
+    ids = torch.arange(20).reshape(2, 10)
+    with torch.no_grad():
+        expected = written(input_ids=ids).logits
+    found = torch.from_numpy(OnnxDecoder(tmp_path / "onnx").logits(ids.numpy()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"fxprune": {"shapes": {}, "attributes": {}, "own_class": "evil.GPT2LMHeadModel"}}, {}],
+    ids=["in the free form", "plain"],
+)
+def test_own_code_of_a_decoder_is_exported_by_consent_only(entries: dict[str, Any], tmp_path: Path, ran: Path) -> None:
+    source = plant(tmp_path / "source", ran, **entries)
+    with pytest.raises(RequestError, match="has its own modelling code"):
+        fxprune.export(source, tmp_path / "onnx")
     assert not ran.exists()
 
 

@@ -99,8 +99,34 @@ TOKENS, MASK, PAST = ["b", "s"], ["b", "t"], ["b", 2, "p", 8]
     ],
 )
 def test_unexpected_interface_is_refused(shapes: dict[str, list[Any]], message: str) -> None:
-    with pytest.raises(FxpruneError, match=message):
-        rename_interface(interface(**shapes))
+    with pytest.raises(FxpruneError, match=message) as caught:
+        rename_interface(interface(**shapes), argument="past_key_values", returned="past_key_values")
+    assert "use --no-cache" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("argument", "returned", "names"),
+    [
+        ("past_key_values", "past_key_values", ("input.past_key_values", "output.past_key_values")),
+        ("cache", "cache", ("input.cache", "output.cache")),
+        ("past_key_values", "cache", ("past_key_values", "cache")),
+        ("state", "memory", ("state", "memory")),
+    ],
+    ids=["both old", "both new", "own code with outputs of transformers", "any"],
+)
+def test_a_cache_is_renamed_whatever_the_model_calls_it(argument: str, returned: str, names: tuple[str, str]) -> None:
+    tokens = ir.Value(name="input_ids", shape=ir.Shape(TOKENS))
+    mask = ir.Value(name="attention_mask", shape=ir.Shape(MASK))
+    parts = [f"layers.{layer}.{part}" for layer in (0, 11) for part in ("keys", "values")]
+    held, given = ([ir.Value(name=f"{name}.{part}", shape=ir.Shape(PAST)) for part in parts] for name in names)
+    for value in given:
+        value.shape = ir.Shape(["batch_size", 2, "total_sequence_length", 8])
+    logits = ir.Value(name="logits", shape=ir.Shape(["batch_size", "sequence_length", 97]))
+    graph = ir.Graph([tokens, mask, *held], [logits, *given], nodes=[], opset_imports={"": 20})
+    rename_interface(ir.Model(graph, ir_version=10), argument=argument, returned=returned)
+    ends = [f"{layer}.{part}" for layer in (0, 11) for part in ("key", "value")]
+    assert [value.name for value in graph.inputs[2:]] == [f"past_key_values.{end}" for end in ends]
+    assert [value.name for value in graph.outputs[1:]] == [f"present.{end}" for end in ends]
 
 
 def test_decoder_refuses_what_it_cannot_run(tmp_path: Path) -> None:
