@@ -25,7 +25,6 @@ class Applied:
         pipeline: the passes that ran, as text.
         options: the same with every option, those at their defaults too.
         skipped: passes that a dry run left out, as text.
-        unread: arguments with data that no pass read, such as ``calib``.
         parameters: elements of all parameters, before and after.
         macs: multiply-accumulates of one call with the example inputs of the trace, before and after.
         groups: those that lost units.
@@ -38,6 +37,7 @@ class Applied:
         placement: where it ran.
         call: the inputs that ``macs`` are of, with their shapes; "" where they are not known.
         whole: what could not run block by block: path of a list of blocks, or "" for the model -> why.
+        unread: arguments with data that no pass read, such as ``calib``.
     """
 
     model: str
@@ -55,8 +55,8 @@ class Applied:
     plugins: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     whole: Mapping[str, str] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
     call: str = ""
+    unread: tuple[str, ...] = ()
 
     @property
     def kept(self) -> float:
