@@ -197,13 +197,13 @@ PASSES = "taylor{samples=2,length=64,ratio=0.2},lora{steps=1,batch=2,micro_batch
 def test_chats_that_a_model_was_trained_on_are_refused(model: Path, tmp_path: Path) -> None:
     given, other = chats(tmp_path / "a.jsonl", 1, 40, 28), chats(tmp_path / "b.jsonl", 1000, 40, 28)
     fxprune.apply(model, PASSES, calib=given, data=given, out=tmp_path / "out")
-    (measured_,) = fxprune.evaluate(tmp_path / "out", other, window=128)
-    assert measured_.texts[0].unchecked == ()
     with pytest.raises(RequestError, match=r"overlaps the calibration text 'a.jsonl' of .* share 2 of its 2 passages"):
         fxprune.evaluate(tmp_path / "out", given, window=128)
     fxprune.apply(model, PASSES, calib=other, data=given, out=tmp_path / "trained")
     with pytest.raises(RequestError, match=r"overlaps the recovery text 'a.jsonl' of"):
         fxprune.evaluate(tmp_path / "trained", given, window=128)
+    (found,) = fxprune.evaluate(tmp_path / "out", other, window=128)
+    assert found.texts[0].unchecked == ()
 
 
 def test_chats_too_short_to_be_known_again_are_told_of(
