@@ -10,9 +10,9 @@ OUT    ?= out/demo
 DEPLOYMENT ?= out/deployment
 # Processes that run tests, with one thread each: on small models torch's threads mostly wait for one another.
 WORKERS ?= 2
-test nightly fuzz deployment: export OMP_NUM_THREADS = 1
+test wide nightly fuzz deployment: export OMP_NUM_THREADS = 1
 
-.PHONY: demo test nightly fuzz deployment lint audit docs dist format clean
+.PHONY: demo test wide nightly fuzz deployment lint audit docs dist format clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/fxprune demo --out $(OUT) --force
@@ -21,6 +21,10 @@ demo: $(VENV)/run.stamp
 # The tests of a file run in one process, because they share what is made once; in order, as the long files come first.
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Further rows of tables whose first rows `make test` runs: more models, more passes, more ways to interrupt one.
+wide: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m wide $(ARGS)
 
 # The property tests alone, on new draws every time; what fails is kept in .hypothesis and tried first the next time.
 nightly: $(VENV)/dev.stamp

@@ -98,6 +98,6 @@ def _refuse_module(directory: Path) -> None:
     if (directory / PROGRAM).is_file() and not (directory / "config.json").exists():
         raise RequestError(
             f"{directory} holds a pruned module ({PROGRAM}), not a model of transformers",
-            "load it with fxprune.load or torch.export.load; to prune it again, name a package.module:callable that "
-            "gives it",
+            "load it with fxprune.load or torch.export.load, and export it with torch.onnx.export (docs/modules.md); "
+            "to prune it again, name a package.module:callable that gives it",
         )

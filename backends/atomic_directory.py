@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,10 @@ def check_parent(out: Path, name: str = "--out") -> None:
         raise RequestError(f"{parent} is a file, not a directory", f"choose another {name}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RequestError(f"{parent} is not writable", f"choose another {name}, or change its permissions")
+    try:  # whoever may do everything may still not write there: to /proc, say
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent).cleanup()
+    except OSError as error:
+        raise RequestError(f"nothing can be written to {parent}: {error.strerror}", f"choose another {name}") from error
 
 
 def check_name(path: Path, name: str) -> None:

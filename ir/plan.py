@@ -36,3 +36,7 @@ class Plan:
         for (name, dim), kept in sorted(self.slices.items()):
             found.setdefault(name, {})[dim] = kept
         return found
+
+    def renamed(self, names: Mapping[str, str]) -> Plan:
+        """The same plan, with other names for the tensors that ``names`` has."""
+        return Plan(self.keep, {(names.get(name, name), dim): kept for (name, dim), kept in self.slices.items()})

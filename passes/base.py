@@ -47,6 +47,7 @@ class Pass:
             gives.
         reads_text: whether it can only read text, of a causal language model.
         reads_tokens: whether it reads calibration data, if there is any, also when it needs no weights.
+        writes_text: whether passes behind it read another calibration text than was given, or other tokens of it.
         packages: modules that it imports and an extra brings (``ir/extras.py``).
         keeps_values: whether it slices, drops or reads weights and never changes a value that stays. Of a pass that
             does, ``--resume`` keeps the values.
@@ -61,6 +62,7 @@ class Pass:
     takes_loss: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     reads_tokens: ClassVar[bool] = False
+    writes_text: ClassVar[bool] = False
     packages: ClassVar[tuple[str, ...]] = ()
     keeps_values: ClassVar[bool] = False
 

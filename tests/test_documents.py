@@ -118,9 +118,19 @@ def without_times(printed: str) -> str:
 
 @pytest.mark.usefixtures("folder", "one_thread")
 def test_the_module_of_the_page_is_pruned_in_python_as_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
-    _, block = of("docs/modules.md", "python")
+    _, block, _ = of("docs/modules.md", "python")
     execute(block, {})
     assert capsys.readouterr().out == of("docs/modules.md", "text")[-1].text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter
+@pytest.mark.usefixtures("folder", "one_thread")
+def test_the_module_of_the_page_is_exported_as_onnx_as_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for block in of("docs/modules.md", "python")[1:]:
+        execute(block, names)
+    assert capsys.readouterr().out.splitlines()[-1] == "True"
 
 
 @pytest.mark.usefixtures("folder", "one_thread")

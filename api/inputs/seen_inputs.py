@@ -23,6 +23,7 @@ from ...tracer.inputs.input_set import DataSet, Rows, Sample
 from ...tracer.inputs.opened import names_inputs, open_inputs, open_rows, open_tensors, refuse_doubt
 from ...tracer.inputs.processed import Processors
 from ...tracer.inputs.renumbered import renumbered
+from ...tracer.texts.corpus import check_there
 from ...tracer.texts.fingerprints import Fingerprint, TrackedText
 from ...tracer.texts.passages import Passages
 from ..request_checks import RECOVERY, GivenBatches, GivenFiles, GivenRows
@@ -99,11 +100,16 @@ def is_text(given: AsGiven, *, language: bool) -> bool:
 
 
 def check_reading(readings: Readings, texts: Mapping[str, AsGiven], *, language: bool) -> None:
-    """Refuse a field or a split for what is no text, or has none.
+    """Refuse a text that is named like a file and is not there, and a field or a split for what is no text, or has
+    none.
 
     Raises:
         RequestError: naming what was given.
     """
+    for given in texts.values() if language else ():
+        for path in given.paths if isinstance(given, GivenFiles) else (given,):
+            if isinstance(path, str) and not names_inputs(path):
+                check_there(path)
     if not readings.to_json():
         return
     from .seen_texts import refuse_unused  # which imports transformers, as a text needs a tokenizer

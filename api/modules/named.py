@@ -22,6 +22,7 @@ from ...tracer import module as modules
 from ...tracer.export import Traced
 from ..places import claim
 from ..progress import Progress, silent
+from ..pruning.asked_passes import check_data_trains, check_reads_no_text
 from ..tracing import Trace
 from .prune import DEFAULTS, Pruned, prune_module
 
@@ -181,6 +182,8 @@ def _check_passes(
     if not passes:
         raise RequestError("missing --pass PIPELINE", "give one, such as --pass magnitude")
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
+    check_reads_no_text(pipeline)
+    check_data_trains(pipeline, data)
     if loss is not None and calib is not None:
         raise RequestError("--calib has no effect with --loss, which brings its own data", "leave out one of the two")
     blind = [step.name for step in pipeline if step.kind == PassKind.SCORE and step.name not in WITHOUT_LOSS]

@@ -44,6 +44,7 @@ from ...tracer.inputs.input_set import DataSet
 from ...tracer.module import ExampleInputs, ForwardCall, bind, output_of, run, run_on, tensors_in, trace_module
 from ..inputs.seen_inputs import check_call, check_training, named_inputs
 from ..progress import Progress, silent
+from ..pruning.asked_passes import check_data_trains, check_reads_no_text
 from ..pruning.group_change import GroupChange
 from ..request_checks import CALIBRATION, RECOVERY, check_loss, check_module, is_path, list_batches
 from .arguments_and_outputs import apart, arrangement, placeholders, same, vector
@@ -123,6 +124,7 @@ def run_passes(
 ) -> Pruned:
     """Run passes on a copy of a module; arguments as in :func:`prune_module`."""
     where = _checked_place(module, device)
+    check_data_trains(pipeline, data)
     losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
     _check_passes(pipeline, losses, inputs)
     call = bind(module, _moved(example_inputs, where))
@@ -167,9 +169,8 @@ def _moved(value: Any, where: torch.device | None) -> Any:
 
 
 def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any], inputs: Mapping[str, DataSet]) -> None:
+    check_reads_no_text(pipeline)
     for step in pipeline:
-        if step.reads_text:
-            raise RequestError(f"pass {step.name!r} needs a causal language model", "leave it out for other modules")
         if isinstance(step, Recovery):
             if RECOVERY not in inputs:
                 raise RequestError(f"{step.name} has no data to train on", "give data=, batches of inputs")
@@ -205,7 +206,7 @@ class _ModuleRun(NoHost):
         self.fixed_batch = ""
         self.observed: Observed | None = None
         with left_as_found(self.model, values=True):
-            output = output_of(self.model, call)
+            output = self._first_output()
             self.dense = tensors_in(output)
             self.arrange = arrangement(output)
             self._check_repeatable()
@@ -214,6 +215,12 @@ class _ModuleRun(NoHost):
         self.rebuilt_because = ""
         self.worst = 0.0
         self._compared: _Compared | None = None
+
+    def _first_output(self) -> Any:
+        try:
+            return output_of(self.model, self.call)
+        except FxpruneError as error:  # nothing was changed yet: the module and its inputs are what the user gave
+            raise RequestError(error.message, error.hint) from error
 
     def _check_repeatable(self) -> None:
         with observing(self.model) as observed:

@@ -49,6 +49,7 @@ from ...tracer.module import resolve_function
 from ..inputs.reading import Readings
 from ..inputs.seen_inputs import AsGiven, Tracked, tracked_data
 from ..inputs.seen_texts import Entries, read_so_far, record_of
+from ..inputs.usable_texts import check_texts
 from ..model_call import ModelCall
 from ..placing import checkpoint_of, stored_dtype
 from ..progress import Progress
@@ -180,6 +181,7 @@ class ModelRun:
         if any(step.needs_weights or step.reads_tokens for step in pipeline):
             self.progress("reading data")
             self.read_texts(texts, inputs, readings)
+            check_texts(pipeline if self.model_call.language else (), self.state.data)
 
     def read_texts(self, texts: Mapping[str, AsGiven], inputs: Mapping[str, DataSet], readings: Readings) -> None:
         """Tokenize texts and try other inputs on the model."""
@@ -247,8 +249,8 @@ class ModelRun:
     def _parts(self, steps: Sequence[StepRecord], rest: Sequence[Pass]) -> Parts:
         """What a stage holds; ``rest``: the passes that have not run."""
         texts = {part: text.pieces_read for part, text in self.texts.items() if text is not None}
-        done = [step.to_json() for step in steps]
-        return {"state": StoredState.of(self.state, rest).to_json(), "steps": done, "texts": texts}
+        state = StoredState.of(self.state, rest).to_json()
+        return {"state": state, "steps": [step.to_json() for step in steps], "texts": texts}
 
     def _resume(self, stages: Stages, pipeline: Sequence[Pass], analyses: Sequence[Analysis]) -> Sequence[StepRecord]:
         """Restore a stage; returns the steps that ran before it."""
@@ -287,7 +289,7 @@ class ModelRun:
     def save(self, out: Path, applied: Applied, *, form: Form, force: bool, seen: Seen | None = None) -> SavedModel:
         """Write a Hugging Face model directory, in the dtype of the source."""
         subject, ledger = self.state.subject, self.state.ledger
-        plan = _on_source(ledger.plan or Plan(), ledger.renamed)
+        plan = (ledger.plan or Plan()).renamed(ledger.renamed)  # with the names of the source
         if self.streamed is None:
             reference = self._in_stored_precision(plan)
             values = None
@@ -393,8 +395,3 @@ class ModelRun:
         if self._folder is not None:
             self._folder.remove()
             self._folder = None
-
-
-def _on_source(plan: Plan, renamed: Mapping[str, str]) -> Plan:
-    """The plan with the tensor names of the source."""
-    return Plan(plan.keep, {(renamed.get(name, name), dim): kept for (name, dim), kept in plan.slices.items()})

@@ -38,6 +38,7 @@ from ...tracer.model import ModelSource, build_meta, load_config
 from ..agreement import agree_on_files, on_every_rank
 from ..inputs.reading import GivenReading, Readings
 from ..inputs.seen_inputs import AsGiven, check_reading, check_training, is_text, opened_inputs
+from ..inputs.usable_texts import unread
 from ..model_call import ModelCall
 from ..places import check_apart, claim
 from ..placing import largest_forward, place_model
@@ -186,7 +187,7 @@ class ApplyRequest:
             )
             self.ranks.by_first(lambda: write_scores(self.scores, work.state.ledger.scores))
             left = print_pipeline(step for step in asked if step not in pipeline)
-            applied = dataclasses.replace(applied, skipped=left)
+            applied = dataclasses.replace(applied, skipped=left, unread=unread(texts, work.texts))
             if self.out is None or self.dry_run:
                 return applied
             if recorded is not None and not asked:
@@ -200,7 +201,7 @@ class ApplyRequest:
 
     def _asked(self) -> tuple[Pass, ...]:
         """All passes of the request."""
-        return asked_passes(self.passes, self.plan, self.shared, uniform=self.form == "uniform")
+        return asked_passes(self.passes, self.plan, self.shared, data=self.data, uniform=self.form == "uniform")
 
     def _source(self, weights: bool) -> AbstractContextManager[ModelSource]:
         return open_source(

@@ -25,6 +25,7 @@ class Applied:
         pipeline: the passes that ran, as text.
         options: the same with every option, those at their defaults too.
         skipped: passes that a dry run left out, as text.
+        unread: arguments with data that no pass read, such as ``calib``.
         parameters: elements of all parameters, before and after.
         macs: multiply-accumulates of one call with the example inputs of the trace, before and after.
         groups: those that lost units.
@@ -54,6 +55,7 @@ class Applied:
     plugins: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     whole: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
     call: str = ""
 
     @property
@@ -87,6 +89,7 @@ class Applied:
             "model": self.model,
             "passes": dict(self.report),
             "skipped": self.skipped,
+            "unread": list(self.unread),
             "resumed": self.resumed,
             "placement": self.placement.to_json() if self.placement else None,
             "whole": dict(self.whole),

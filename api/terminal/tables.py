@@ -84,6 +84,7 @@ def applied(result: Applied, *, full: bool = False) -> list[RenderableType]:
         notes.append(_checked(saved.checks))
         notes += [Copied("\n".join(loading(saved)))] if loading(saved) else []
         notes += result.serving
+    notes += [f"no pass read --{name}: it had no effect" for name in result.unread]
     notes += [f"resumed after {result.resumed}"] if result.resumed else []
     notes += [result.placement.why] if result.placement else []
     notes += [f"{path or 'the model'} did not run block by block: {why}" for path, why in result.whole.items()]

@@ -25,6 +25,7 @@ class Generate(Pass):
     name: ClassVar[str] = "generate"
     kind: ClassVar[PassKind] = PassKind.ANALYSIS
     reads_text: ClassVar[bool] = True
+    writes_text: ClassVar[bool] = True
     keeps_values: ClassVar[bool] = True
 
     windows: int = option(256, "number of windows that the model writes", at_least=1)

@@ -32,6 +32,7 @@ class FewerTokens(Pass):
     streams: ClassVar[bool] = True
     keeps_values: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = True
+    writes_text: ClassVar[bool] = True
 
     keep: str = option(
         OF_THE_TEXT, "text: the tokens that the calibration text uses; tokens:N: the N most frequent ones on it"

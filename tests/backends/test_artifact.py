@@ -166,6 +166,12 @@ def test_an_unwritable_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         check_target(tmp_path / "out", force=False)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a place where nobody can write")
+def test_a_place_where_nobody_can_write_is_refused_before_any_work() -> None:
+    with pytest.raises(RequestError, match="nothing can be written to /proc"):
+        check_target(Path("/proc/out"), force=False)
+
+
 def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 10**9))
     check_target(tmp_path / "out", force=False, needed=10**9)

@@ -13,7 +13,7 @@ import torch
 from ...ir.errors import RequestError, class_and_first_line, ends_program
 from ...runtime.model.training_rows import ANSWERS_ALONE, IGNORED, Example, ExampleRows
 from ...runtime.place.choices import AUTO
-from .files import decode_file, row_suffix
+from .files import decode_file, missing_file, row_suffix
 from .formats import ALPACA, CHATS, PROMPTED, Records
 from .rows import read_dataset, read_file
 from .templates import ChatTemplate, TextSpan
@@ -109,16 +109,24 @@ class Text:
         Raises:
             RequestError: when there is no example, or no answers to count.
         """
+        self.check_answers(train_on)
+        if self.whole:
+            return ExampleRows(_example(window) for window in self.windows(length).tolist())
+        alone = train_on == ANSWERS_ALONE or (train_on == AUTO and self.read_from.get("format") in TRAINED_ON_ANSWERS)
+        return self._row_examples(length, alone=alone)
+
+    def check_answers(self, train_on: str) -> None:
+        """Refuse to count answers alone, where there are none; ``train_on`` as in :meth:`examples`.
+
+        Raises:
+            RequestError: saying what the text is.
+        """
         if train_on == ANSWERS_ALONE and self.answers is None:
             what = "a running text" if self.whole else f"rows of `{self.read_from.get('field', 'text')}`"
             raise RequestError(
                 f"'{self.name}' is {what}, which has no answers to train on alone",
                 "give conversations or prompts with completions, or --train-on all",
             )
-        if self.whole:
-            return ExampleRows(_example(window) for window in self.windows(length).tolist())
-        alone = train_on == ANSWERS_ALONE or (train_on == AUTO and self.read_from.get("format") in TRAINED_ON_ANSWERS)
-        return self._row_examples(length, alone=alone)
 
     def _row_examples(self, length: int, *, alone: bool) -> ExampleRows:
         found = ExampleRows()
@@ -261,6 +269,17 @@ def options_of_text(spec: str) -> frozenset[str]:
     if row_suffix(path):
         return frozenset({"field"})
     return frozenset() if path.is_file() or _looks_like_file(path) else frozenset({"field", "split"})
+
+
+def check_there(spec: str) -> None:
+    """Refuse a name that only a file can have, where no file is.
+
+    Raises:
+        RequestError: as :func:`load_text`, which reads it.
+    """
+    path = Path(spec).expanduser()
+    if (row_suffix(path) or _looks_like_file(path)) and not path.exists():
+        raise missing_file(path)
 
 
 def _of_records(

@@ -98,6 +98,11 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     return _parse_lines(path, text)
 
 
+def missing_file(path: Path) -> RequestError:
+    """What to raise where no text is."""
+    return RequestError(f"there is no text file '{path}'", "check the path")
+
+
 def _content(path: Path) -> bytes:
     """The bytes of a file, decompressed where its name ends so."""
     try:
@@ -110,7 +115,7 @@ def _content(path: Path) -> bytes:
         with pyarrow.input_stream(str(path), compression=form) as stream:
             return bytes(stream.read())
     except FileNotFoundError:
-        raise RequestError(f"there is no text file '{path}'", "check the path") from None
+        raise missing_file(path) from None
     except OSError as error:
         if error.strerror:
             raise RequestError(f"'{path}' cannot be read: {error.strerror}", "give a readable file") from None

@@ -36,7 +36,7 @@ def test_more_tokens_than_the_model_has_positions(passes: str, tmp_path: Path) -
     text = tmp_path / "text.txt"
     job = {"model": written(tmp_path / "source", GPT2, text), "passes": passes, "ratio": 0.5, "calib": str(text)}
     with pytest.raises(RequestError, match=r"length=32 is longer than the context of the model, 16 tokens") as caught:
-        api.apply(**job, data=str(text), out=str(tmp_path / "out"))
+        api.apply(**job, data=str(text) if "distill" in passes else None, out=str(tmp_path / "out"))
     assert "{length=16} or less" in caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "text.txt"]
 
