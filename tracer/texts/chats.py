@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ir.errors import RequestError
-from .files import SHOWN, kind_of, listing
+from .files import VALUE_SHOWN, kind_of, listing
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 
@@ -112,7 +112,7 @@ def _absent(given: Mapping[str, Any], name: str, where: str) -> RequestError:
 
 def _name(value: Any) -> str:
     """A role for messages: by itself where it is short, as names are."""
-    return repr(value) if isinstance(value, str) and len(value) <= SHOWN else kind_of(value)
+    return repr(value) if isinstance(value, str) and len(value) <= VALUE_SHOWN else kind_of(value)
 
 
 def _content(value: Any, name: str, where: str) -> str:

@@ -262,7 +262,7 @@ def _parse(text: str, where: str) -> Any:
         raise RequestError(f"{place} is not valid JSON: {fault.msg} at column {fault.colno}", _JSON_HINT) from None
 
 
-SHOWN = 40
+VALUE_SHOWN = 40
 """Characters of a value in a message."""
 
 
@@ -274,7 +274,7 @@ def kind_of(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False, default=repr)
     except (TypeError, ValueError, RecursionError):
         return type(value).__name__
-    return f"{type(value).__name__}: {text if len(text) <= SHOWN else text[: SHOWN - 3] + '...'}"
+    return f"{type(value).__name__}: {text if len(text) <= VALUE_SHOWN else text[: VALUE_SHOWN - 3] + '...'}"
 
 
 def listing(row: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ class Passages:
         Args:
             pieces: from :func:`plain`.
         """
-        whole, short = [_NONE], [_NONE]
+        whole, short = [_NO_HASHES], [_NO_HASHES]
         for piece in pieces:
             if len(piece) < SHORTEST:
                 continue
@@ -95,8 +95,8 @@ class Passages:
         for length, hashes in self.by_length():
             _, which = places(sliding.hashes(length), hashes)
             once[length] = hashes[np.bincount(which, minlength=len(hashes)) < 2]
-        whole = once.pop(PASSAGE, _NONE)
-        return Passages(whole, np.sort(np.concatenate([_NONE, *once.values()])))
+        whole = once.pop(PASSAGE, _NO_HASHES)
+        return Passages(whole, np.sort(np.concatenate([_NO_HASHES, *once.values()])))
 
 
 def plain(text: str) -> str:
@@ -117,13 +117,13 @@ class Sliding:
         mixed ^= mixed >> np.uint64(29)
         # A difference of two sums, times a power, is the polynomial of what is between them: products wrap around, and
         # an odd base has an inverse.
-        self._sums = np.concatenate([_NONE, [np.uint64(0)], np.cumsum(mixed * _powers(_INVERSE, len(codes)))])
+        self._sums = np.concatenate([_NO_HASHES, [np.uint64(0)], np.cumsum(mixed * _powers(_INVERSE, len(codes)))])
         self._powers = _powers(_BASE, len(codes))
 
     def hashes(self, length: int) -> Hashes:
         """Those of the passages of a length, in the form in which :class:`Passages` has them."""
         if len(self._powers) < length:
-            return _NONE
+            return _NO_HASHES
         found: Hashes = (self._sums[length:] - self._sums[:-length]) * self._powers[length - 1 :]
         return found if length == PASSAGE else found & ~_LENGTH | np.uint64(length)
 
@@ -147,7 +147,7 @@ def _repeats(hashes: Hashes) -> bool:
 
 
 def _evenly(hashes: Hashes, count: int) -> Hashes:
-    return hashes[np.linspace(0, len(hashes) - 1, count).round().astype(int)] if count else _NONE
+    return hashes[np.linspace(0, len(hashes) - 1, count).round().astype(int)] if count else _NO_HASHES
 
 
 def _powers(base: np.uint64, count: int) -> Hashes:
@@ -158,7 +158,7 @@ def _powers(base: np.uint64, count: int) -> Hashes:
     return powers
 
 
-_NONE: Hashes = np.empty(0, dtype=np.uint64)
+_NO_HASHES: Hashes = np.empty(0, dtype=np.uint64)
 _ODD, _BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 """Constants of SplitMix64; products wrap around."""
 _INVERSE = np.uint64(pow(int(_BASE), -1, 1 << 64))
