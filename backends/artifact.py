@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import safetensors
@@ -55,6 +55,8 @@ class ReadText(TypedDict):
     name: str
     pieces: int
     passages: str
+    short: NotRequired[str]
+    total: NotRequired[int]
 
 
 class AbsentPart(TypedDict):

@@ -91,14 +91,16 @@ class Bench:
                 self.once(key, lambda read=read: self._refuse_overlap(run, read))
 
     def _refuse_overlap(self, run: Run, read: Any) -> None:
-        from fxprune.tracer.texts.fingerprints import TrackedText, overlap
+        from fxprune.tracer.texts.fingerprints import TrackedText
+        from fxprune.tracer.texts.overlap import MeasuredText, overlap
 
         tracked_text = TrackedText(read)
         tracked_text.windows(128)
         known = tracked_text.fingerprint("read", read.name)
         for name in run.texts:
             text = self.corpus(run.model, name, "eval")
-            found = overlap(known.passages, text.windows(128, self.count(run)), text) if known else None
+            windows = text.windows(128, self.count(run))
+            found = overlap(known, MeasuredText.of(windows, text)) if known else None
             if found is not None:
                 raise SystemExit(f"{read.name} and {text.name} share {found.passages} passages: {found.example!r}")
 

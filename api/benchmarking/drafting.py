@@ -43,6 +43,8 @@ class Drafted:
         speedup: time of the model alone divided by that with the draft, in the same round.
         larger_batches: why more than one sequence at once was not timed.
         threads: within one operator.
+        unchecked: a sentence for each text that the draft read, where an overlap with that of the prompts would not be
+            found.
     """
 
     dense: str
@@ -61,6 +63,7 @@ class Drafted:
     speedup: RoundSpread
     larger_batches: str
     threads: int
+    unchecked: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -148,19 +151,17 @@ def _opened(
 
 def _prompts(
     text: GivenText | None, dense: ModelSource, draft: ModelSource, counts: _Counts, allow_overlap: bool
-) -> tuple[str, torch.Tensor]:
-    """The name of the text, and the first windows of it."""
+) -> tuple[str, torch.Tensor, tuple[str, ...]]:
+    """The name of the text, the first windows of it, and what :func:`refuse_overlap` says of it."""
     asked = text_of(read_text(text, "text"), "evaluation", dense)
     windows = asked.windows(counts.prompt, counts.prompts)
-    if not allow_overlap:
-        refuse_overlap(draft, windows, asked)
-    return asked.name, windows
+    return asked.name, windows, () if allow_overlap else refuse_overlap(draft, windows, asked)
 
 
 def _drafted(
     dense: ModelSource,
     draft: ModelSource,
-    prompts: tuple[str, torch.Tensor],
+    prompts: tuple[str, torch.Tensor, tuple[str, ...]],
     *,
     counts: _Counts,
     where: PlacementRequest,
@@ -172,12 +173,13 @@ def _drafted(
         opened = open_torch(source, where, (1, counts.prompt + counts.new), progress, window=counts.prompt).logits
         assert isinstance(opened, BlockRunner), "without offload, a module"
         models.append(opened.model)
-    name, windows = prompts
+    name, windows, unchecked = prompts
     race = Race(models[0], models[1], windows, counts.new, counts.draft_tokens)
     found = race.run(counts.rounds, progress)
     return Drafted(
         dense.name, draft.name, (parameter_count(models[0]), parameter_count(models[1])), name, counts.prompts,
         counts.prompt, counts.new, counts.draft_tokens, *found, race.larger_batches(), torch.get_num_threads(),
+        unchecked,
     )  # fmt: skip
 
 

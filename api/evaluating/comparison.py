@@ -112,6 +112,7 @@ class Comparison:
                 "perplexity": found.value,
                 "windows": found.windows,
                 "tokens": found.tokens,
+                "unchecked": list(model.texts[at].unchecked),
             }
             for model in self.models
         ]

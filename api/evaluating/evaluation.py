@@ -226,14 +226,26 @@ def _open(
     return open_source(model, own, weights=not onnx, progress=progress, **allowed)
 
 
-def _read(source: ModelSource, given: str | GivenRows | None, asked: EvaluationRequest) -> tuple[str, torch.Tensor]:
-    """A text's name, and its windows as the model's own tokenizer splits it."""
+@dataclass(frozen=True)
+class _ReadText:
+    """A text as the model's own tokenizer splits it.
+
+    Attributes:
+        name: of the text.
+        ids: its windows.
+        unchecked: from :func:`~..inputs.seen_texts.refuse_overlap`.
+    """
+
+    name: str
+    ids: torch.Tensor
+    unchecked: tuple[str, ...]
+
+
+def _read(source: ModelSource, given: str | GivenRows | None, asked: EvaluationRequest) -> _ReadText:
     asked.progress(f"{source.name}: reading the text")
     text = text_of(given, "evaluation", source, asked.reading)
     ids = text.windows(asked.window, asked.windows)
-    if not asked.allow_overlap:
-        refuse_overlap(source, ids, text)
-    return text.name, ids
+    return _ReadText(text.name, ids, () if asked.allow_overlap else refuse_overlap(source, ids, text))
 
 
 def _require_language(source: ModelSource) -> None:
@@ -273,7 +285,7 @@ class _Measuring:
     asked: EvaluationRequest
     known: dict[str, Any]
 
-    def of(self, source: ModelSource, texts: Sequence[tuple[str, torch.Tensor]], context: int) -> Measurement:
+    def of(self, source: ModelSource, texts: Sequence[_ReadText], context: int) -> Measurement:
         """One model; where memory runs out, again with its weights kept more frugally."""
 
         def attempt(frugal: Placement | None) -> Measurement:
@@ -285,18 +297,18 @@ class _Measuring:
         return more_frugally(attempt, self.asked.place, self.asked.progress)
 
     def _measure(
-        self, source: ModelSource, texts: Sequence[tuple[str, torch.Tensor]], context: int, place: PlacementRequest
+        self, source: ModelSource, texts: Sequence[_ReadText], context: int, place: PlacementRequest
     ) -> Measurement:
         asked, told, window = self.asked, self.asked.progress, min(self.asked.window, context)
         told(f"{source.name}: loading")
-        forward = (min(WINDOWS_AT_ONCE, max((len(ids) for _, ids in texts), default=1)), window)
+        forward = (min(WINDOWS_AT_ONCE, max((len(text.ids) for text in texts), default=1)), window)
         with ScratchDirectory("fxprune-weights-") as scratch:
             if is_onnx(source.directory):
                 runnable = open_onnx(source)
             else:
                 runnable = open_torch(source, place, forward, told, window=window, scratch=lambda: scratch)
             with told_when_out_of_memory(runnable.placement or WHOLE):
-                found = [self._text_score(source, runnable, *each) for each in texts]
+                found = [self._text_score(source, runnable, text) for text in texts]
                 speed = self._speed(source, runnable, context) if asked.speed else None
                 tasks, written = self.asked.ranks.by_first(lambda: self._answers(source, runnable, context))
             return Measurement(
@@ -313,10 +325,11 @@ class _Measuring:
                 generations=written,
             )
 
-    def _text_score(self, source: ModelSource, runnable: Runnable, name: str, ids: torch.Tensor) -> TextScore:
+    def _text_score(self, source: ModelSource, runnable: Runnable, text: _ReadText) -> TextScore:
+        ids = text.ids
         self.asked.progress(f"{source.name}: perplexity over {len(ids)} windows of {ids.shape[1]}")
         found = perplexity(runnable.logits, ids, ranks=self.asked.ranks)
-        return TextScore(name, found, hashlib.sha256(ids.numpy().tobytes()).hexdigest())
+        return TextScore(text.name, found, hashlib.sha256(ids.numpy().tobytes()).hexdigest(), text.unchecked)
 
     def _speed(self, source: ModelSource, runnable: Runnable, context: int) -> Speed:
         self.asked.progress(f"{source.name}: speed")

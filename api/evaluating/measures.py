@@ -18,11 +18,13 @@ class TextScore:
         name: of the text, as the user gave it.
         perplexity: over its windows.
         windows: a hash of the token ids of all windows; models with another one do not compare.
+        unchecked: a sentence for each text that the model read, where an overlap with this one would not be found.
     """
 
     name: str
     perplexity: Perplexity
     windows: str
+    unchecked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ...tracer.inputs.processed import Processors
 from ...tracer.inputs.renumbered import renumbered
 from ...tracer.texts.corpus import check_there
 from ...tracer.texts.fingerprints import Fingerprint, TrackedText
+from ...tracer.texts.passages import Passages
 from ..request_checks import RECOVERY, GivenBatches, GivenFiles, GivenRows
 from .reading import ARGUMENTS, Readings
 
@@ -83,7 +84,7 @@ class TrackedInputs:
 
     def fingerprint(self, read_as: str, name: str) -> Fingerprint | None:
         """What was read, without passages: nothing in it can be met again in a text. None when nothing was read."""
-        return Fingerprint(read_as, name, len(self._read), np.empty(0, dtype=np.uint64)) if self._read else None
+        return Fingerprint(read_as, name, len(self._read), Passages.of(()), 0) if self._read else None
 
 
 def is_text(given: AsGiven, *, language: bool) -> bool:

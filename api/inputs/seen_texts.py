@@ -13,7 +13,8 @@ from ...ir.errors import RequestError
 from ...tracer.export import rows_per_sample
 from ...tracer.model import DEMO, ModelSource, load_config, load_tokenizer
 from ...tracer.texts.corpus import Text, from_rows, from_string, load_text, options_of_text
-from ...tracer.texts.fingerprints import Fingerprint, TrackedText, overlap
+from ...tracer.texts.fingerprints import Fingerprint, TrackedText
+from ...tracer.texts.overlap import MeasuredText, overlap, unchecked
 from ...tracer.texts.several import joined
 from ..request_checks import GivenFiles, GivenRows
 from .reading import AS_NAMED, Reading
@@ -123,7 +124,7 @@ def record_of(folder: Path) -> Mapping[str, Any]:
     return read_record(folder) if (folder / RECORD).is_file() else {}
 
 
-def refuse_overlap(source: ModelSource, windows: torch.Tensor, text: Text) -> None:
+def refuse_overlap(source: ModelSource, windows: torch.Tensor, text: Text) -> tuple[str, ...]:
     """Refuse to measure a model on text that it was calibrated or trained on.
 
     Args:
@@ -131,16 +132,25 @@ def refuse_overlap(source: ModelSource, windows: torch.Tensor, text: Text) -> No
         windows: the windows to measure on, ``[N, L]`` int64.
         text: the text that the windows are from.
 
+    Returns:
+        A sentence for each text that the model read, where an overlap with this one would not be found.
+
     Raises:
         RequestError: some windows overlap such a text; it says how many, with an example.
     """
     entries: Sequence[Mapping[str, Any]] = record_of(source.directory).get(TEXTS) or ()
+    if not entries:
+        return ()
+    measured, notes = MeasuredText.of(windows, text), []
     for read in map(Fingerprint.from_json, entries):
-        found = overlap(read.passages, windows, text)
+        other = f"the {read.read_as} text '{read.name}' of {source.name}"
+        found = overlap(read, measured)
         if found is not None:
             raise RequestError(
-                f"'{text.name}' overlaps the {read.read_as} text '{read.name}' of {source.name}: {found.windows} of "
-                f"{len(windows)} windows share {found.passages} of its {len(read.passages):,} passages, "
-                f"such as {found.example!r}",
+                f"'{text.name}' overlaps {other}: {found.windows} of {len(windows)} windows share {found.passages} of "
+                f"its {len(read.passages):,} passages, such as {found.example!r}",
                 "give a text that the model was not calibrated or trained on, or --allow-overlap",
             )
+        if why := unchecked(read, measured):
+            notes.append(f"not checked whether '{text.name}' overlaps {other}: {why}")
+    return tuple(notes)

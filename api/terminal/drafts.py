@@ -34,6 +34,7 @@ def drafted(found: Drafted) -> list[RenderableType]:
     notes = [steps, f"larger batches: {found.larger_batches}"]
     if found.speedup.high <= 1:
         notes.append("slower than without the draft: a smaller draft, or one with more accepted tokens, is needed")
+    notes += found.unchecked
     return [line(head), table, *map(line, notes)]
 
 

@@ -20,7 +20,9 @@ from fxprune.api.inputs.seen_texts import read_so_far
 from fxprune.cli import main
 from fxprune.ir.errors import RequestError
 from fxprune.tracer.texts.corpus import Text, from_string, load_text
-from fxprune.tracer.texts.fingerprints import KEPT, PASSAGE, Fingerprint, TrackedText, overlap
+from fxprune.tracer.texts.fingerprints import Fingerprint, TrackedText
+from fxprune.tracer.texts.overlap import MeasuredText, overlap
+from fxprune.tracer.texts.passages import KEPT, PASSAGE
 
 from ..corpora import word_tokenizer
 
@@ -46,7 +48,7 @@ def fingerprint(content: str, length: int = 64, count: int | None = None, seed: 
 
 def shared(read: Fingerprint, content: str, length: int = 64) -> Any:
     other = text(content, "eval.txt")
-    return overlap(read.passages, other.windows(length), other)
+    return overlap(read, MeasuredText.of(other.windows(length), other))
 
 
 def test_a_window_holds_its_passages_side_by_side() -> None:
@@ -62,7 +64,7 @@ def test_windows_read_twice_count_once() -> None:
     found = tracked_text.fingerprint("calibration", "calib.txt")
     assert found is not None
     assert found.pieces == 3
-    assert found.passages.tolist() == fingerprint(words(0, 400), count=3).passages.tolist()
+    assert found.to_json() == fingerprint(words(0, 400), count=3).to_json()
 
 
 @pytest.mark.parametrize("shift", [0, 1, 7, 19, 20, 63])
@@ -98,7 +100,7 @@ def test_text_that_was_not_read_is_not_remembered() -> None:
     read = fingerprint(content, count=2)
     assert shared(read, " ".join(content.split()[128:])) is None
     drawn = fingerprint(content, count=2, seed=1)
-    assert drawn.passages.tolist() != read.passages.tolist()
+    assert drawn.to_json() != read.to_json()
 
 
 def test_rows_of_recovery_data_are_remembered(tmp_path: Path) -> None:
@@ -108,8 +110,8 @@ def test_rows_of_recovery_data_are_remembered(tmp_path: Path) -> None:
     assert len(tracked_text.examples(128)) == 4
     found = tracked_text.fingerprint("recovery", "rows.jsonl")
     assert found is not None
-    assert (found.pieces, len(found.passages)) == (4, 4 * 2)
-    assert shared(found, f"{words(9, 64)} {rows[2]} {words(8, 64)}").passages == 2
+    assert (found.pieces, len(found.passages.whole), len(found.passages.short)) == (4, 4 * 2, 4)
+    assert shared(found, f"{words(9, 64)} {rows[2]} {words(8, 64)}").passages == 3
 
 
 def test_of_long_texts_a_part_is_remembered() -> None:
@@ -135,8 +137,8 @@ def test_a_fingerprint_survives_json() -> None:
     read = fingerprint(words(0, 128))
     again = Fingerprint.from_json(json.loads(json.dumps(read.to_json())))
     assert (again.read_as, again.name, again.pieces) == ("calibration", "calib.txt", 2)
-    assert again.passages.dtype == np.uint64
-    assert again.passages.tolist() == read.passages.tolist()
+    assert again.passages.whole.dtype == np.uint64
+    assert again.to_json() == read.to_json()
 
 
 @pytest.mark.parametrize("damage", [{"passages": "?"}, {"passages": "AAAA"}, {"pieces": "many"}, {"name": ...}])

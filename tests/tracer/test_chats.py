@@ -256,17 +256,79 @@ def test_files_of_several_formats_are_one_text(tmp_path: Path) -> None:
         both.examples(100, "answers")
 
 
+NOTHING_SAID: list[dict[str, Any]] = [
+    said(),
+    {"messages": ""},
+    {"messages": "[]"},
+    said(tools=[{"type": "function"}]),
+    said(user(""), assistant(" ")),
+    said({"role": "user", "content": None}),
+    said({"role": "user", "content": []}, {"role": "assistant", "content": [{"type": "text", "text": ""}]}),
+]
+
+
+@pytest.mark.parametrize("row", NOTHING_SAID)
+def test_a_conversation_in_which_nothing_is_said_is_left_out_and_counted(tmp_path: Path, row: dict[str, Any]) -> None:
+    for rows_ in ((row, TWO), (TWO, row)):
+        text = loaded(tmp_path, *rows_)
+        assert text.rows == loaded(tmp_path, TWO).rows
+        assert text.read_from == {"format": "messages", "nulls": 1}
+        assert answers(text) == [["hello<|end|>", "é 漢!<|end|>"]]
+
+
+def test_other_forms_in_which_nothing_is_said_too(tmp_path: Path) -> None:
+    share = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}], "system": None}
+    empty = {"from": "human", "value": ""}
+    text = loaded(tmp_path, {"conversations": []}, share, {"conversations": [empty], "system": "be"})
+    assert (len(text.rows), text.read_from["nulls"]) == (1, 2)
+    pair = {"prompt": "hi", "completion": "yo"}
+    for nothing in ({"prompt": "", "completion": " "}, {"prompt": [], "completion": []}):
+        text = loaded(tmp_path, nothing, pair)
+        assert (len(text.rows), text.read_from["nulls"]) == (1, 1)
+
+
+def test_a_call_without_a_word_says_something(tmp_path: Path) -> None:
+    call = {"function": {"name": "weather", "arguments": "{}"}}
+    assert len(loaded(tmp_path, said({"role": "assistant", "content": None, "tool_calls": [call]})).rows) == 1
+
+
+def test_conversations_in_which_nothing_is_said_alone_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is empty: all of its 2 rows are null or empty"):
+        loaded(tmp_path, said(), {"messages": None})
+    with pytest.raises(RequestError, match="is empty: its only row is null or empty"):
+        loaded(tmp_path, said())
+
+
 ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (said(user("hi"), {"role": "narrator", "content": "so"}), TURNS, "1, message 2: the role 'narrator' is none of"),
     ({"conversations": [{"from": "alien", "value": "x"}]}, TURNS, "message 1 is from 'alien', who is none of human"),
     (said({"content": "x"}), TURNS, "message 1 has no role; its fields: content"),
-    (said({"role": "user", "content": 3}), TURNS, "message 1: its content is not a string but int"),
-    (said({"role": "user"}), TURNS, "message 1: its content is not a string but null"),
+    (said({"role": "user", "content": 3}), TURNS, "message 1: its content is not a string but int: 3"),
+    (said({"role": "user"}), TURNS, "message 1 has no content; its fields: role"),
+    (said({"role": "user", "value": "x"}), TURNS, "message 1 has no content; its fields: role, value"),
+    (said(user("x"), {"role": "user", "content": None}), TURNS, "message 2: its content is null"),
+    (said({"role": "user", "content": ["x"]}), TURNS, 'message 1: its content is not a string but list: ["x"]'),
+    (said({"role": 3, "content": "x"}), TURNS, "message 1: the role int: 3 is none of system"),
+    (said({"role": ["user"], "content": "x"}), TURNS, 'message 1: the role list: ["user"] is none of system'),
+    (said({"role": None, "content": "x"}), TURNS, "message 1: its role is null"),
+    (said({}), TURNS, "message 1 has no role; its fields: none"),
+    (said({"role": "narrator", "content": ""}), TURNS, "message 1: the role 'narrator' is none of"),
+    ({"conversations": [{"from": "human"}]}, TURNS, "message 1 has no value; its fields: from"),
+    ({"conversations": [{"from": "human", "content": "x"}]}, TURNS, "1 has no value; its fields: from, content"),
+    ({"conversations": [{"from": "human", "value": 3}]}, TURNS, "message 1: its value is not a string but int: 3"),
+    ({"conversations": [{"from": ["gpt"], "value": "x"}]}, TURNS, 'message 1 is from list: ["gpt"], who is none of'),
+    ({"conversations": [{"from": None, "value": "x"}]}, TURNS, "message 1: its from is null"),
     (said({"role": "user", "content": [{"type": "image"}]}), TURNS, "message 1 holds 'image', and only text is read"),
-    (said("hi"), TURNS, "message 1 is not an object but str"),
-    (said(), TURNS, "line 1 holds a conversation without messages"),
-    ({"messages": "hi"}, TURNS, "line 1 holds no conversation but str"),
-    (said(user("hi"), tools={"a": 1}), TURNS, "tools is no list but dict"),
+    (said("hi"), TURNS, 'message 1 is not an object but str: "hi"'),
+    (said(None), TURNS, "message 1 is not an object but null"),
+    ({"messages": "hello"}, TURNS, 'line 1 holds no conversation but str: "hello"'),
+    ({"messages": "hello " * 20}, TURNS, 'but str: "hello hello hello hello hello hello ...'),
+    ({"messages": {"a": 1}}, TURNS, 'line 1 holds no conversation but dict: {"a": 1}'),
+    ({"messages": 0}, TURNS, "line 1 holds no conversation but int: 0"),
+    ({"prompt": 3, "completion": "x"}, TURNS, "field 'prompt' is not a string but int: 3"),
+    ({"prompt": [user("x")], "completion": "y"}, TURNS, "field 'prompt' is a list, and 'completion' is str: \"y\""),
+    ({"prompt": "x", "completion": []}, TURNS, "field 'completion' is a list, and 'prompt' is str: \"x\""),
+    (said(user("hi"), tools={"a": 1}), TURNS, "tools is no list but dict: {"),
     (said({"role": "system", "content": "x"}), BARE, "the conversation: TemplateError: only user and assistant"),
     (TWO, COUNTING, "the chat template writes what stands before message 2 in another way when it follows"),
     (TWO, "{{ messages", "line 1: the chat template of the model refuses the conversation: TemplateSyntaxError"),

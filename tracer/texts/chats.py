@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ir.errors import RequestError
+from .files import VALUE_SHOWN, kind_of, listing
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 
@@ -40,8 +41,8 @@ class Chat:
     tools: tuple[Any, ...] = ()
 
 
-def read_chat(value: Any, where: str, *, tools: Any = None, system: Any = None) -> Chat:
-    """A conversation of a row, in either form.
+def read_chat(value: Any, where: str, *, tools: Any = None, system: Any = None) -> Chat | None:
+    """A conversation of a row, in either form; None where nothing is said in it.
 
     Args:
         value: a list of messages, or such a list as JSON text.
@@ -54,14 +55,19 @@ def read_chat(value: Any, where: str, *, tools: Any = None, system: Any = None) 
     """
     value, tools = _parsed(value), _parsed(tools)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise RequestError(f"{where} holds no conversation but {_kind(value)}", _CHAT_HINT)
-    messages = [_message(one, f"{where}, message {number}") for number, one in enumerate(value, 1)]
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        raise RequestError(f"{where} holds no conversation but {kind_of(value)}", _CHAT_HINT)
+    silent = not any(one.get("content") or one.get("value") for one in value if isinstance(one, Mapping))
+    messages = [_message(one, f"{where}, message {at}", nulls=silent) for at, one in enumerate(value, 1)]
+    if tools and not isinstance(tools, list):
+        raise RequestError(
+            f"{where}: tools is no list but {kind_of(tools)}", "give a list of JSON schemas of functions"
+        )
+    if not any(one["content"].strip() or one.get("tool_calls") for one in messages):
+        return None
     if isinstance(system, str) and system.strip() and not any(one["role"] == SYSTEM for one in messages):
         messages.insert(0, {"role": SYSTEM, "content": system})
-    if not messages:
-        raise RequestError(f"{where} holds a conversation without messages", _CHAT_HINT)
-    if tools and not isinstance(tools, list):
-        raise RequestError(f"{where}: tools is no list but {_kind(tools)}", "give a list of JSON schemas of functions")
     return Chat(tuple(messages), tuple(tools or ()))
 
 
@@ -70,28 +76,48 @@ def asked_and_answered(question: str, answer: str) -> Chat:
     return Chat(({"role": USER, "content": question}, {"role": ASSISTANT, "content": answer}))
 
 
-def _message(given: Any, where: str) -> ChatMessage:
+def _message(given: Any, where: str, *, nulls: bool) -> ChatMessage:
+    """A message, with a role and a content.
+
+    Args:
+        given: in either form.
+        where: its place, for messages.
+        nulls: whether its content may be null.
+    """
     if not isinstance(given, Mapping):
-        raise RequestError(f"{where} is not an object but {_kind(given)}", _CHAT_HINT)
+        raise RequestError(f"{where} is not an object but {kind_of(given)}", _CHAT_HINT)
     # Tables give every message the fields that any of them has.
     found = {name: value for name, value in given.items() if value is not None}
+    said = "content"
     if "role" not in found and "from" in found:
-        speaker = found.pop("from")
-        if speaker not in SPEAKERS:
-            raise RequestError(f"{where} is from {speaker!r}, who is none of {', '.join(SPEAKERS)}", _CHAT_HINT)
+        said, speaker = "value", found.pop("from")
+        if not isinstance(speaker, str) or speaker not in SPEAKERS:
+            raise RequestError(f"{where} is from {_name(speaker)}, who is none of {', '.join(SPEAKERS)}", _CHAT_HINT)
         found = {**found, "role": SPEAKERS[speaker], "content": found.pop("value", None)}
     if "role" not in found:
-        raise RequestError(f"{where} has no role; its fields: {', '.join(map(str, given)) or 'none'}", _CHAT_HINT)
-    if found["role"] not in ROLES:
-        raise RequestError(f"{where}: the role {found['role']!r} is none of {', '.join(ROLES)}", _CHAT_HINT)
+        raise _absent(given, next((name for name in ("role", "from") if name in given), "role"), where)
+    if not isinstance(found["role"], str) or found["role"] not in ROLES:
+        raise RequestError(f"{where}: the role {_name(found['role'])} is none of {', '.join(ROLES)}", _CHAT_HINT)
     calls = found.get("tool_calls")
-    found["content"] = _content(found.get("content"), where, required=not calls)
+    if found.get("content") is None and not calls and not (nulls and said in given):
+        raise _absent(given, said, where)
+    found["content"] = _content(found.get("content"), said, where)
     return {**found, "tool_calls": [_call(one) for one in calls]} if calls else found
 
 
-def _content(value: Any, where: str, *, required: bool) -> str:
+def _absent(given: Mapping[str, Any], name: str, where: str) -> RequestError:
+    fault = f": its {name} is null" if name in given else f" has no {name}; its fields: {listing(given)}"
+    return RequestError(f"{where}{fault}", _CHAT_HINT)
+
+
+def _name(value: Any) -> str:
+    """A role for messages: by itself where it is short, as names are."""
+    return repr(value) if isinstance(value, str) and len(value) <= VALUE_SHOWN else kind_of(value)
+
+
+def _content(value: Any, name: str, where: str) -> str:
     """The text of a message, which may be given in parts."""
-    if value is None and not required:
+    if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
         kinds = [str(part.get("type")) for part in value if not isinstance(part.get("text"), str)]
@@ -99,7 +125,7 @@ def _content(value: Any, where: str, *, required: bool) -> str:
             raise RequestError(f"{where} holds {kinds[0]!r}, and only text is read", "leave out what is no text")
         return "".join(part["text"] for part in value)
     if not isinstance(value, str):
-        raise RequestError(f"{where}: its content is not a string but {_kind(value)}", _CHAT_HINT)
+        raise RequestError(f"{where}: its {name} is not a string but {kind_of(value)}", _CHAT_HINT)
     return value
 
 
@@ -119,7 +145,3 @@ def _parsed(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__

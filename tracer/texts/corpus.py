@@ -183,6 +183,13 @@ class Text:
         """The text of token ids, without special tokens."""
         return str(self._guarded(lambda: self.tokenizer.decode(list(ids), skip_special_tokens=True)))
 
+    def sample(self, characters: int) -> str:
+        """About so many characters of the text, in rows that are all different and from all over it, as :meth:`decode`
+        writes them."""
+        rows = tuple(dict.fromkeys(self.rows))
+        step = -(-sum(map(len, rows)) // characters) or 1
+        return "\n\n".join(self.decode(self._encode(row[:characters], special=False)) for row in rows[::step])
+
     def _encode_row(self, row: str, length: int) -> list[int]:
         return self._ended(self._encode(row, special=not self.written))[:length]
 

@@ -262,6 +262,21 @@ def _parse(text: str, where: str) -> Any:
         raise RequestError(f"{place} is not valid JSON: {fault.msg} at column {fault.colno}", _JSON_HINT) from None
 
 
+VALUE_SHOWN = 40
+"""Characters of a value in a message."""
+
+
+def kind_of(value: Any) -> str:
+    """What a value is and, shortened, what it says, for messages: ``null``, ``int: 3``, ``str: "hello"``."""
+    if value is None:
+        return "null"
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr)
+    except (TypeError, ValueError, RecursionError):
+        return type(value).__name__
+    return f"{type(value).__name__}: {text if len(text) <= VALUE_SHOWN else text[: VALUE_SHOWN - 3] + '...'}"
+
+
 def listing(row: Mapping[str, Any]) -> str:
     """The fields of a row, for messages."""
     return ", ".join(map(str, row)) or "none"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -15,21 +17,13 @@ from ...ir.errors import RequestError
 from ...runtime.model.training_rows import ExampleRows
 from ...runtime.place.choices import AUTO
 from .corpus import Text
-
-Hashes = npt.NDArray[np.uint64]
-
-PASSAGE = 100
-"""Characters in a passage, without white space. A window holds several passages, and two texts rarely share one by
-chance (test and training parts of WikiText-2: one in 32,000; of TinyStories: none)."""
-
-SHARED = 2
-"""Number of shared passages that counts as overlap."""
+from .passages import PASSAGE, Hashes, Passages, plain
 
 READ_AT_ONCE = 128
 """Tokens in the pieces of a text that is read as a whole."""
 
-KEPT = 4096
-"""Largest number of stored passages of one text; of a longer text, every n-th passage is stored."""
+LOOKED_THROUGH = 1 << 19
+"""Characters of a text that are looked through for what its rows share."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +34,52 @@ class Fingerprint:
         read_as: ``calibration`` or ``recovery``.
         name: name of the text, without its directory.
         pieces: number of windows or rows that were read.
-        passages: hashes of passages, ascending.
-        read_from: what else is to be known of where the text came from: format, field, split, rows left out as null.
+        passages: hashes of what was read; those that the text does not repeat.
+        total: how many there were before they were thinned out.
+        read_from: what else is to be known of where the text came from: format, field, split, rows left out as empty.
     """
 
     read_as: str
     name: str
     pieces: int
-    passages: Hashes
+    passages: Passages
+    total: int
     read_from: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The fingerprint as JSON data; the hashes are base64 of little-endian 64-bit integers."""
-        packed = base64.b64encode(self.passages.astype("<u8").tobytes()).decode("ascii")
-        told = {"read_as": self.read_as, "name": self.name, "pieces": self.pieces, "passages": packed}
+        told = {"read_as": self.read_as, "name": self.name, "pieces": self.pieces}
+        told["passages"] = _packed(self.passages.whole)
+        if len(self.passages.short):
+            told["short"] = _packed(self.passages.short)
+        if self.total != len(self.passages):
+            told["total"] = self.total
         return {**told, "read_from": dict(self.read_from)} if self.read_from else told
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fingerprint:
-        """The inverse of :meth:`to_json`.
+        """The inverse of :meth:`to_json`; records of earlier versions have no short passages.
 
         Raises:
             RequestError: for damaged data.
         """
         try:
-            passages = np.frombuffer(base64.b64decode(data["passages"], validate=True), dtype="<u8").astype(np.uint64)
-            return cls(str(data["read_as"]), str(data["name"]), int(data["pieces"]), passages)
+            passages = Passages(_unpacked(data["passages"]), _unpacked(data.get("short", "")))
+            if not all(0 < length <= PASSAGE for length, _ in passages.by_length()):
+                raise ValueError("a short passage that is longer than a whole one")
+            total = max(len(passages), int(data.get("total", 0)))
+            return cls(str(data["read_as"]), str(data["name"]), int(data["pieces"]), passages, total)
         except (KeyError, TypeError, ValueError) as error:
             message = f"the record of a text that was read is damaged: {error!r}"
             raise RequestError(message, "write the artifact again") from error
+
+
+def _packed(hashes: Hashes) -> str:
+    return base64.b64encode(hashes.astype("<u8").tobytes()).decode("ascii")
+
+
+def _unpacked(text: str) -> Hashes:
+    return np.unique(np.frombuffer(base64.b64decode(text, validate=True), dtype="<u8").astype(np.uint64))
 
 
 Pieces = dict[bytes, None]
@@ -148,10 +159,9 @@ class TrackedText:
         read = [part for part in (self._before, (self.text, self._pieces)) if part is not None and part[1]]
         if not read:
             return None
-        hashes = np.unique(np.concatenate([found for text, pieces in read for found in _passages(text, pieces)]))
-        if len(hashes) > KEPT:
-            hashes = hashes[np.linspace(0, len(hashes) - 1, KEPT).round().astype(int)]
-        return Fingerprint(read_as, name, sum(len(pieces) for _, pieces in read), hashes, self.text.read_from)
+        found = reduce(or_, (_passages(text, pieces) for text, pieces in read))
+        count = sum(len(pieces) for _, pieces in read)
+        return Fingerprint(read_as, name, count, found.thinned(), len(found), self.text.read_from)
 
 
 def _stored(pieces: Pieces) -> dict[str, npt.NDArray[np.int64]]:
@@ -174,69 +184,8 @@ def _restored(stored: Mapping[str, npt.NDArray[np.int64]]) -> Pieces:
     return {np.asarray(piece, dtype="<i4").tobytes(): None for piece in found}
 
 
-def _passages(text: Text, pieces: Pieces) -> Iterator[Hashes]:
-    found = (np.frombuffer(piece, dtype="<i4").tolist() for piece in pieces)
-    return (_apart(piece) for piece in _plain(found, text))
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """The overlap of two texts.
-
-    Attributes:
-        passages: number of stored passages that the other text shares.
-        windows: number of windows of the other text that hold a shared passage, or the end of one.
-        example: one shared passage, without white space.
-    """
-
-    passages: int
-    windows: int
-    example: str
-
-
-def overlap(known: Hashes, windows: torch.Tensor, text: Text) -> Overlap | None:
-    """The overlap of a text with one that was read before; None if they share no more than chance explains.
-
-    Args:
-        known: passage hashes of the text that was read.
-        windows: windows to read of the other text, int64 ``[N, L]``.
-        text: the other text.
-    """
-    pieces = list(_plain(windows.tolist(), text))
-    hashes = _sliding("".join(pieces))
-    found = np.flatnonzero(np.isin(hashes, known))
-    passages = len(np.unique(hashes[found]))
-    if passages < SHARED:
-        return None
-    ends = np.cumsum([len(piece) for piece in pieces])
-    holding = np.unique(np.searchsorted(ends, found + PASSAGE - 1, side="right"))
-    first = int(found[0])
-    return Overlap(passages, len(holding), "".join(pieces)[first : first + PASSAGE])
-
-
-def _plain(pieces: Iterable[Sequence[int]], text: Text) -> Iterator[str]:
-    """Token ids decoded to text, in lower case and without white space, which differ between tokenizers."""
-    for piece in pieces:
-        yield "".join(text.decode(piece).split()).casefold()
-
-
-def _apart(piece: str) -> Hashes:
-    """Hashes of the adjacent passages of a piece, from its start."""
-    return _sliding(piece)[::PASSAGE]
-
-
-def _sliding(piece: str) -> Hashes:
-    """Hashes of all passages of a piece, one for every start position: a polynomial in 64 bits."""
-    codes = np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
-    if len(codes) < PASSAGE:
-        return np.empty(0, dtype=np.uint64)
-    mixed = (codes + _ODD) * _ODD
-    mixed ^= mixed >> np.uint64(29)
-    found = np.zeros(len(codes) - PASSAGE + 1, dtype=np.uint64)
-    for place in range(PASSAGE):
-        found = found * _BASE + mixed[place : place + len(found)]
-    return found
-
-
-_ODD, _BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
-"""Constants of SplitMix64; products wrap around."""
+def _passages(text: Text, pieces: Pieces) -> Passages:
+    decoded = (plain(text.decode(np.frombuffer(piece, dtype="<i4").tolist())) for piece in pieces)
+    # A piece may begin or end inside a character, which is another one where a text is divided otherwise.
+    found = Passages.of(piece.strip("\N{REPLACEMENT CHARACTER}") for piece in decoded)
+    return found.without_repeated(plain(text.sample(LOOKED_THROUGH)))

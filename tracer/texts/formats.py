@@ -8,7 +8,7 @@ from typing import Any
 
 from ...ir.errors import RequestError
 from .chats import Chat, asked_and_answered, read_chat
-from .files import listing
+from .files import kind_of, listing
 from .templates import ChatTemplate, Rendered
 
 FIELDS_HINT = (
@@ -70,7 +70,7 @@ class Records:
         answers: of each row the spans that are answers; None where the rows have none.
         written: whether the texts come from a chat template, with all special tokens in them.
         format: the format of the rows.
-        nulls: rows without a value, which were left out.
+        nulls: rows without a value, or with a conversation in which nothing is said, which were left out.
     """
 
     rows: tuple[str, ...]
@@ -129,7 +129,7 @@ def render_rows(
             nulls += 1
             continue
         if not isinstance(row, Mapping):
-            raise RequestError(f"{where} is not an object but {type(row).__name__}", FIELDS_HINT)
+            raise RequestError(f"{where} is not an object but {kind_of(row)}", FIELDS_HINT)
         form = form or format_of(row, where, field)
         values = [_value(row, name, where) for name in form.fields]
         if None in values:
@@ -138,7 +138,10 @@ def render_rows(
         if form.name == TEXT and isinstance(values[0], list):
             form = RowFormat(MESSAGES, form.fields, form.also)
         also = {name: row.get(name) for name in form.also}
-        found.append(_rendered(form, values, also, where, template))
+        if (rendered := _rendered(form, values, also, where, template)) is None:
+            nulls += 1
+        else:
+            found.append(rendered)
     if form is None or not any(row.text.strip() for row in found):
         raise RequestError(f"'{source}' is empty" + _all_null(found, nulls), "give rows with text")
     written = form.name in CHATS or (form.name in (PROMPTED, ALPACA) and _writes(template))
@@ -150,7 +153,7 @@ def render_rows(
 def _all_null(found: list[Rendered], nulls: int) -> str:
     if not nulls or found:
         return ""
-    return ": its only row is null" if nulls == 1 else f": all of its {nulls} rows are null"
+    return ": its only row is null or empty" if nulls == 1 else f": all of its {nulls} rows are null or empty"
 
 
 def _writes(template: ChatTemplate | None) -> bool:
@@ -167,7 +170,11 @@ def _value(row: Mapping[str, Any], name: str, where: str) -> Any:
             return None
         if not isinstance(value, Mapping) or part not in value:
             inside = f"'{'.'.join(parts[:at])}' of {where}" if at else where
-            fields = f"; its fields: {listing(value)}" if isinstance(value, Mapping) else f", but {_kind(value)}"
+            fields = (
+                f"; its fields: {listing(value)}"
+                if isinstance(value, Mapping)
+                else f", but it is no object but {kind_of(value)}"
+            )
             raise RequestError(f"{inside} has no field '{part}'{fields}", FIELDS_HINT)
         value = value[part]
     return value
@@ -175,18 +182,27 @@ def _value(row: Mapping[str, Any], name: str, where: str) -> Any:
 
 def _rendered(
     form: RowFormat, values: list[Any], also: Mapping[str, Any], where: str, template: ChatTemplate | None
-) -> Rendered:
+) -> Rendered | None:
+    """A row as text; None for a conversation in which nothing is said."""
     if form.name in CHATS:
         chat = read_chat(values[0], where, tools=also.get("tools"), system=also.get("system"))
         return _written(chat, where, template)
-    if form.name == PROMPTED and all(isinstance(value, list) for value in values):  # both in messages
+    lists = [name for name, value in zip(form.fields, values, strict=True) if isinstance(value, list)]
+    if form.name == PROMPTED and lists == list(form.fields):  # both in messages
         return _written(read_chat([*values[0], *values[1]], where), where, template)
+    if form.name == PROMPTED and lists:
+        odd, value = next((name, one) for name, one in zip(form.fields, values, strict=True) if name not in lists)
+        raise RequestError(
+            f"{where}: field '{lists[0]}' is a list, and '{odd}' is {kind_of(value)}", "give texts or messages in both"
+        )
     texts = [_string(value, name, where) for name, value in zip(form.fields, values, strict=True)]
     if form.name == TEXT:
         return Rendered(texts[0])
     question, answer = texts
     context = _string(also["input"], "input", where) if also.get("input") else ""
     if template is not None and template.there:
+        if not any(text.strip() for text in (question, context, answer)):
+            return None
         asked = f"{question}\n\n{context}" if context else question
         return template.render(asked_and_answered(asked, answer), where)
     if form.name == ALPACA:
@@ -195,7 +211,9 @@ def _rendered(
     return Rendered(question + answer, ((len(question), len(question) + len(answer)),))
 
 
-def _written(chat: Chat, where: str, template: ChatTemplate | None) -> Rendered:
+def _written(chat: Chat | None, where: str, template: ChatTemplate | None) -> Rendered | None:
+    if chat is None:
+        return None
     if template is None:
         raise RequestError(f"{where} is a conversation, where texts are read", FIELDS_HINT)
     return template.render(chat, where)
@@ -203,9 +221,5 @@ def _written(chat: Chat, where: str, template: ChatTemplate | None) -> Rendered:
 
 def _string(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
-        raise RequestError(f"{where}: field '{name}' is not a string but {type(value).__name__}", FIELDS_HINT)
+        raise RequestError(f"{where}: field '{name}' is not a string but {kind_of(value)}", FIELDS_HINT)
     return value
-
-
-def _kind(value: Any) -> str:
-    return f"it is no object but {type(value).__name__}"

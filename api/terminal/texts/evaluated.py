@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 def compared(found: Comparison) -> list[RenderableType]:
     """Sizes and speeds; then texts, tasks, differences and generated texts, where there are some."""
-    return [*measured(found.models), *_texts(found), *_tasks(found), *_differences(found), *_generations(found)]
+    notes = (note for model in found.models for text in model.texts for note in text.unchecked)
+    return [
+        *measured(found.models), *map(line, notes), *_texts(found), *_tasks(found), *_differences(found),
+        *_generations(found),
+    ]  # fmt: skip
 
 
 def result_file(asked: str | bool) -> tuple[Path, Seen] | None:
