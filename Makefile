@@ -24,7 +24,7 @@ test: $(VENV)/dev.stamp
 
 # Further rows of tables whose first rows `make test` runs: more models, more passes, more ways to interrupt one.
 wide: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m wide $(ARGS)
+	$(BIN)/python -m pytest --rootdir=tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'wide and not slow' $(ARGS)
 
 # The property tests alone, on new draws every time; what fails is kept in .hypothesis and tried first the next time.
 nightly: $(VENV)/dev.stamp

@@ -42,6 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model(folder / "wide", 128), model(folder / "narrow", 64)
 
 
+@pytest.mark.wide
 def test_two_models_in_torch_and_onnxruntime(models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         *map(str, models),

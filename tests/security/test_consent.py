@@ -49,6 +49,7 @@ def test_a_check_that_does_not_decode_does_not_run_the_source(tmp_path: Path, ra
     assert set(record["code"]) == {"modeling_fxprune.py"}
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "changes",
     [

@@ -152,6 +152,7 @@ def test_integers_that_transformers_ignores_are_no_weights(tmp_path: Path) -> No
     assert fxprune.apply(tmp_path / "gpt2", "magnitude", ratio=0.5, dry_run=True).groups
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("passes", ["magnitude", "taylor"], ids=["from the files", "in memory"])
 @pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
 def test_a_tensor_of_more_digits_keeps_them(model: Path, tmp_path: Path, passes: str, wide: torch.dtype) -> None:

@@ -176,6 +176,7 @@ def fuzz(kind: Kind, count: int, *, anew: bool) -> None:
     kind.read()
 
 
+@pytest.mark.wide
 @pytest.mark.usefixtures("bounded")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_read_or_refused(kinds: dict[str, Kind], name: str) -> None:

@@ -155,6 +155,7 @@ def at_random(runs: Runs, count: int, *, checked_every: int) -> None:
     assert contents(runs.out) == runs.whole[1]
 
 
+@pytest.mark.wide
 def test_killed_at_random_moments(runs: Runs) -> None:
     at_random(runs, 8, checked_every=1000)
 
@@ -165,6 +166,7 @@ def test_killed_at_200_random_moments(runs: Runs) -> None:
     at_random(runs, 200, checked_every=20)
 
 
+@pytest.mark.wide
 def test_killed_while_directories_change_places(runs: Runs) -> None:
     last = runs.last["events"]
     for number, back in enumerate(range(1, 30, 6)):

@@ -57,6 +57,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("worth", [0.0, 1000.0], ids=["earlier passes saved", "nothing saved before"])
 def test_a_training_goes_on_after_its_earlier_passes_ran_again(
     job: dict[str, Any], kept: list[int], worth: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -44,6 +44,7 @@ def divergence(ours: Any, theirs: Any) -> float:
     return float((p * (p / q).log()).sum(-1).mean())
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("dtype", ROUNDED)
 @pytest.mark.parametrize("name", ["tied", pytest.param("free", marks=pytest.mark.slow)])
 def test_a_rounded_graph_predicts_what_the_model_does(decoders: Decoders, name: str, dtype: str) -> None:

@@ -56,6 +56,7 @@ def test_a_class_that_no_auto_class_knows_is_loaded_by_its_name(tmp_path: Path) 
     assert type(model).__name__ == "Emu3ForCausalLM"
 
 
+@pytest.mark.wide
 def test_lengths_that_a_table_in_the_models_code_bounds_stay_open_up_to_there(tmp_path: Path) -> None:
     model = causal_lm.tiny_model("gpt_neo").eval()
     model.save_pretrained(tmp_path / "source")

@@ -15,6 +15,7 @@ from fxprune.runtime.reporting import Count, listening
 from .onnx_models import build
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_every_stage_is_told_with_its_number(dtype: str, tmp_path: Path) -> None:
     source = build(tmp_path / "model", "llama")

@@ -51,6 +51,7 @@ def words(option: str, value: str, model: Path, tmp_path: Path) -> Iterator[str]
     yield from (f"{option}={value}", *(["b"] if option == "--why" else []))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("option", OPTIONS)
 def test_no_value_of_an_option_is_a_bug(
     option: str, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
