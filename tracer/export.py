@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,7 +163,7 @@ def _program(model: torch.nn.Module, example: Mapping[str, Any]) -> tuple[Export
     operators. The module stays as it is."""
     with (
         left_as_found(model), experts_as(BATCHED, model), steady_frequencies(model),
-        quiet(warn=False), torch.no_grad(), _ListsAsSlices(),
+        quiet(warn=False), redirect_stderr(io.StringIO()), torch.no_grad(), _ListsAsSlices(),
     ):  # fmt: skip
         program = torch.export.export(model, (), dict(example), strict=False)
         written = _written_weight(program)

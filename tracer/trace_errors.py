@@ -20,7 +20,8 @@ def explained(error: BaseException, model: nn.Module) -> str:
     found = ""
     for frame, line in _frames(error):
         file = frame.f_code.co_filename
-        module = frame.f_locals.get("self")
+        first = frame.f_code.co_varnames[:1] if frame.f_code.co_argcount else ()  # whatever it calls itself
+        module = frame.f_locals.get(*first) if first else None
         if file.startswith((_TORCH, _OWN)) or id(module) not in paths:
             continue
         found = f"{paths[id(module)]} ({'/'.join(Path(file).parts[-2:])}:{line})"

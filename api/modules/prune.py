@@ -48,6 +48,7 @@ from ..pruning.asked_passes import check_data_trains, check_reads_no_text
 from ..pruning.group_change import GroupChange
 from ..request_checks import CALIBRATION, RECOVERY, check_loss, check_module, is_path, list_batches
 from .arguments_and_outputs import apart, arrangement, placeholders, same, vector
+from .cannot_be_compared import check_weights, not_a_number, not_repeatable
 from .collector import only_new_objects_collected
 from .result import Pruned
 
@@ -143,6 +144,7 @@ def _inputs(module: nn.Module, calib: Any, data: Any) -> dict[str, DataSet]:
 
 def _checked_place(module: nn.Module, device: str | torch.device | None) -> torch.device | None:
     check_module(module)
+    check_weights(module)
     return None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
 
 
@@ -231,11 +233,10 @@ class _ModuleRun(NoHost):
             raise FxpruneError(
                 f"{type(self.original).__name__} returns no tensor", "give a module whose forward returns tensors"
             )
-        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(self.dense, again, strict=True)):
-            raise FxpruneError(
-                f"{type(self.original).__name__} returns different outputs for the same inputs",
-                "switch off randomness in forward; in evaluation mode equal inputs must give equal outputs",
-            )
+        if any(tensor.isnan().any() for tensor in self.dense):
+            raise not_a_number(self.original, self.call.tensors)
+        if not all(map(torch.equal, self.dense, again)):
+            raise not_repeatable(self.original, self.model)
 
     def _trace(self) -> Traced:
         """Trace for any number of samples where the module allows it, otherwise for that of the example."""

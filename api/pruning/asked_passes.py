@@ -10,7 +10,7 @@ from ...ir.errors import RequestError
 from ...passes.base import Pass
 from ...passes.pipeline import parse_pipeline
 from ...passes.recover.base import Recovery
-from ...passes.registry import all_passes
+from ...passes.registry import PASSES, all_passes
 
 
 def asked_passes(
@@ -46,12 +46,13 @@ def asked_passes(
 
 
 def check_data_trains(pipeline: Sequence[Pass], data: object) -> None:
-    """Refuse data to train on where no pass trains: whoever gives it believes that one does.
+    """Refuse data to train on where no pass trains: whoever gives it believes that one does. What passes of others read
+    is not known here.
 
     Raises:
         RequestError: naming the passes that train.
     """
-    if data is not None and not any(isinstance(step, Recovery) for step in pipeline):
+    if data is not None and not any(isinstance(step, Recovery) or type(step) not in PASSES for step in pipeline):
         trains = ", ".join(one.name for one in all_passes() if issubclass(one, Recovery))
         raise RequestError(
             "--data has no effect: no pass trains on it", f"add one that does ({trains}), or leave --data out"

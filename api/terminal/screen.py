@@ -16,7 +16,7 @@ from ...ir.errors import FxpruneError, RequestError, printable
 from ...ir.plugins import PluginWarning
 from ..progress import Progress
 from .progress_display import Loudness, shown
-from .streams import out_of_memory
+from .streams import missing_package, out_of_memory
 
 if TYPE_CHECKING:
     from ..recipes.settings import RecipeValue
@@ -140,6 +140,8 @@ def explain(error: BaseException, *, told: bool = False, origins: Sequence[Recip
     elif isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         complain(f"{error.strerror}{where}", "check the disk and the permissions")
+    elif (missing := missing_package(error)) is not None:
+        complain(missing.message, missing.hint)
     else:
         complain(
             f"unexpected {type(error).__name__}: {error}",

@@ -64,11 +64,23 @@ def require_directories() -> None:
         ) from None
 
 
+def missing_package(error: BaseException) -> FxpruneError | None:
+    """An error with advice, where a library lacks a package that it imports; None for other errors."""
+    if not isinstance(error, ImportError):
+        return None
+    missing = [one for one in _causes(error) if isinstance(one, ModuleNotFoundError) and one.name]
+    if not missing or str(missing[-1].name).partition(".")[0] == "fxprune":
+        return None
+    name = str(missing[-1].name).partition(".")[0]
+    return FxpruneError(
+        f"the package {name!r} is not installed, and one that fxprune uses imports it",
+        f"pip install {name}; an installation without its dependencies (--no-deps) leaves such gaps",
+    )
+
+
 def out_of_memory(error: BaseException) -> FxpruneError | None:
     """An error with advice, where memory was short; None for other errors."""
-    chain, found = error, [error]
-    while (chain := chain.__cause__ or chain.__context__) is not None and chain not in found:  # type: ignore[assignment]
-        found.append(chain)
+    found = _causes(error)
     says = any(isinstance(one, MemoryError) or any(text in str(one).lower() for text in NO_MEMORY) for one in found)
     limit = _limit()
     if not says and not limit:
@@ -77,6 +89,14 @@ def out_of_memory(error: BaseException) -> FxpruneError | None:
         f"out of memory{limit}",
         "give more memory (ulimit -v, the job's limit), fewer or shorter samples, or --offload disk",
     )
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what led to it, the first cause last."""
+    chain, found = error, [error]
+    while (chain := chain.__cause__ or chain.__context__) is not None and chain not in found:  # type: ignore[assignment]
+        found.append(chain)
+    return found
 
 
 def _limit() -> str:

@@ -63,7 +63,7 @@ def _require(step: Compensate, at: LinearMap, tokens: int, notes: list[str] | No
     short = at.unknowns - tokens
     if short <= 0:
         return
-    what = f"{at}: {tokens} calibration tokens for {at.unknowns} unknowns of an output, {short} too few"
+    what = f"{at}: {tokens} calibration inputs for {at.unknowns} unknowns of an output, {short} too few"
     if step.damping == 0:
         raise RequestError(
             f"compensate: {what}",

@@ -52,6 +52,11 @@ def wanted_parameters(model: Module, wanted: Wanted, *, stored: bool = False) ->
             )
         if parameter.is_meta and not stored:
             raise RequestError(f"{name!r} has no values to score", "load the weights: a config alone is not enough")
+        if parameter.is_complex():
+            raise RequestError(
+                f"{name!r} holds {parameter.dtype}, and scores are of real numbers",
+                "call requires_grad_(False) on it, so that its units stay; or split it into real and imaginary part",
+            )
         if not parameter.is_floating_point():
             raise RequestError(f"{name!r} holds {parameter.dtype}", "give a model that is not quantised")
         if dims:

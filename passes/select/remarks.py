@@ -22,7 +22,9 @@ def remarks_on(scope: Scope, everything: Iterable[Group], groups: Sequence[Group
     if scope.layers is not None:
         first, end = scope.layers
         last = max((group.layer for group in everything if group.layer is not None), default=end - 1)
-        if end > last + 1:
+        if first > last:
+            found.append(f"layers={first}:{end} holds no layer: the last one is {last}")
+        elif end > last + 1:
             found.append(f"layers={first}:{end} ends behind the last layer: {first}:{last + 1} was pruned")
         if any(group.kind is Kind.CHANNELS for group in groups):
             found.append("layers does not limit channels, which no layer has for its own; channels=false spares them")

@@ -59,7 +59,7 @@ def inputs_of_batches(name: str, batches: Iterable[Any], arguments: Arguments) -
         where = f"batch {number} of '{name}'"
         batch = {at: _tensor(value) for at, value in _named(given, arguments, where).items()}
         if not any(isinstance(value, Tensor) for value in batch.values()):
-            raise RequestError(f"{where} holds no tensor", BATCH_HINT)
+            raise _without_tensor(batch, where)
         if found and batch.keys() != found[0].keys():
             raise RequestError(
                 f"{where} holds {', '.join(batch) or 'nothing'}, and the batch before it {', '.join(found[0])}",
@@ -105,6 +105,16 @@ def inputs_of_function(spec: str, arguments: Arguments) -> DataSet:
     if batches is None:
         raise RequestError(f"{spec}() gives a {type(given).__name__}, not batches", BATCH_HINT)
     return inputs_of_batches(spec, batches, arguments)
+
+
+def _without_tensor(batch: Sample, where: str) -> RequestError:
+    nested = [name for name, value in batch.items() if isinstance(value, Mapping | list | tuple) and value]
+    if not nested:
+        return RequestError(f"{where} holds no tensor", BATCH_HINT)
+    return RequestError(
+        f"{where}: {nested[0]!r} is a {type(batch[nested[0]]).__name__}, and the arguments in a data set are tensors",
+        "give a module whose forward takes tensors, such as one that puts these together",
+    )
 
 
 def _named(given: Any, arguments: Arguments, where: str) -> Mapping[str, Any]:

@@ -114,7 +114,8 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, Path]:
 def applies(row: Case, source: Path, text: Path) -> Callable[..., api.Applied]:
     """A function that applies the pipeline of a row."""
     reads = row.passes.split("{")[0].split(",")[0] != "random" or "lora" in row.passes
-    texts = {"calib": text, "data": text} if reads else {}
+    trains = any(name in row.passes for name in ("lora", "distill", "finetune"))
+    texts = ({"calib": text} if reads else {}) | ({"data": text} if trains else {})
     options: dict[str, Any] = {"ratio": 0.5, "resume": True, "force": True, **texts, **row.options}
     if options.pop("scores", False):
         options["scores"] = source.parent / "scores.safetensors"

@@ -31,8 +31,13 @@ def test_names_that_cannot_be(given: list[str], message: str) -> None:
     assert message in caught.value.message
 
 
-def test_a_field_that_no_text_has_is_refused() -> None:
+def test_a_field_that_no_text_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     texts = {CALIBRATION: "a.txt", RECOVERY: "b.jsonl"}
+    with pytest.raises(RequestError, match=r"there is no text file 'a.txt'"):
+        check_reading(Readings.parse(None, None), texts, language=True)
+    for name in texts.values():
+        Path(name).touch()
     check_reading(Readings.parse("body", None), texts, language=True)
     with pytest.raises(RequestError, match=r"--field calib=body: a.txt is no rows with fields"):
         check_reading(Readings.parse("calib=body", None), texts, language=True)

@@ -306,7 +306,7 @@ def test_experts_without_tokens_stay_and_are_said() -> None:
     state = run_passes(decoder_state(mixture()), Random(ratio=0.5, heads="off"), Compensate(samples=1, length=1))
     notes = [note for note in state.ledger.report["compensate"]["notes"] if "layers.1.mlp" in note]
     assert sum(bool(re.search(r"no token reached experts \[\d, \d\]; they stay as they are", n)) for n in notes) == 1
-    assert sum("1 calibration tokens for 8 unknowns of an output, 7 too few" in note for note in notes) == 2
+    assert sum("1 calibration inputs for 8 unknowns of an output, 7 too few" in note for note in notes) == 2
 
 
 def with_original(kind: str = "llama") -> tuple[State, Any]:

@@ -36,7 +36,8 @@ def write_source(folder: Path, config: Any = LLAMA, dtype: torch.dtype = torch.f
 
 def applied(source: Path, passes: str, out: str, **options: Any) -> dict[str, str]:
     text = source.parent / "text.txt"
-    api.apply(source, passes, ratio=0.5, out=source.parent / out, calib=text, data=text, device="cpu", **options)
+    data = text if any(name in passes for name in ("lora", "finetune", "distill")) else None
+    api.apply(source, passes, ratio=0.5, out=source.parent / out, calib=text, data=data, device="cpu", **options)
     return contents(source.parent / out)
 
 

@@ -1,0 +1,1 @@
+"""Of modules that are no models of transformers."""
