@@ -38,6 +38,10 @@ _PLACED = frozenset({"slice", "select"})
 """Views of a part: the rest of the operand stays."""
 
 
+AFTERWARDS = "fxprune_afterwards"
+"""The key in ``meta`` of a placeholder that is written to, of the node for what it holds when the program ends."""
+
+
 class _NotExpressibleError(Exception):
     """A write that this walk cannot express."""
 
@@ -49,6 +53,7 @@ def functional(graph: fx.Graph) -> fx.Graph | None:
         graph: of an exported program, with ``val`` of every node; it stays as it is.
 
     Returns:
+        A graph whose placeholders say in ``meta`` what they hold afterwards, if they are written to.
         None when some write cannot be expressed here: to a view whose inverse is not known, inside a submodule, or one
         that changes the dtype of its result.
     """
@@ -95,6 +100,10 @@ class _Walk:
             else:
                 self._note(node)
                 self._keep(node, self.new.node_copy(node, self._current))
+        places = (graph.find_nodes(op="placeholder") for graph in (self.old, self.new))
+        for node, copied in zip(*places, strict=True):
+            if self.versions.get(self.memory.get(node, -1), 0):
+                copied.meta[AFTERWARDS] = self._current(node)
         return self.new
 
     def _note(self, node: fx.Node) -> None:

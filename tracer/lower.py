@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..ir.graph import Arg, DType, Graph, Op, Parameter, Source, Value
 from ..runtime.dtypes import SHORT_NAMES
+from .functional import AFTERWARDS
 from .named_objects import directories
 from .randomness import DRAWS
 
@@ -29,6 +30,8 @@ _IDENTITIES = frozenset({
 _DROPOUTS = frozenset(f"aten.{kind}dropout" for kind in ("", "feature_", "alpha_", "feature_alpha_"))
 """Identities in eval mode, unless the forward always sets ``train=True``."""
 _CASTS = frozenset({"aten.to", "aten._to_copy", "aten.type_as", "aten.float", "aten.double", "aten.half", "aten.bool"})
+_WRITES = frozenset({"BUFFER_MUTATION", "PARAMETER_MUTATION"})
+"""Outputs of a program that it writes to a tensor of the module; not every torch has both."""
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
 
 
@@ -44,7 +47,8 @@ def lower(
     """Lower an exported program.
 
     Moves between dtypes or devices, asserts and other identities are removed. Subgraphs with gradient or autocast
-    switches are inlined. Operators that depend on no input and no parameter are folded.
+    switches are inlined. Operators that depend on no input and no parameter are folded. What the forward writes to a
+    tensor of the module is copied to it at the end, in the graph too, so that both have the same widths.
 
     Args:
         program: functional, with static shapes.
@@ -69,20 +73,23 @@ class _Lowering:
         self.values: dict[str, Value] = {}
         self.constant: set[Value] = set()
         self.sources: dict[tuple[str, str], Source] = {}
+        self.written: dict[fx.Node, fx.Node] = {}
 
     def run(self, keys: Collection[str], nodes: fx.Graph) -> Graph:
         module = self.program.graph_module
         environment: dict[fx.Node, Any] = {}
+        self.written = _written(self.program, nodes)
         specs = iter(self.program.graph_signature.input_specs)
         for node in nodes.nodes:
             if node.op == "placeholder":
                 environment[node] = self._leaf(node, next(specs))
         outputs = self._emit(module, nodes, environment)
+        kept = [self._write(environment[place], environment.get(after)) for place, after in self.written.items()]
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         made = tuple(out for out, kind in zip(outputs, kinds, strict=True) if kind == OutputKind.USER_OUTPUT)
         returned = self._named(made, keys)  # a buffer or parameter that is written to is not an output
         self.graph.outputs = [value for value in _flat(returned) if isinstance(value, Value)]
-        _drop_dead(self.graph)
+        _drop_dead(self.graph, [value for value in kept if value is not None])
         _separate_uses(self.graph)
         return self.graph
 
@@ -107,7 +114,7 @@ class _Lowering:
             value = self.values[name] = self._value(name, node.meta["val"])
             is_buffer = spec.kind == InputKind.BUFFER
             self.graph.parameters.append(Parameter(value, name, self.aliases.get(name, ()), is_buffer))
-            if is_buffer:
+            if is_buffer and node not in self.written:
                 self.constant.add(value)
         else:
             value = self._value(spec.target or node.name, node.meta["val"])
@@ -175,6 +182,14 @@ class _Lowering:
             self.constant.update(op.made)
         return results if tuple_result else results[0]
 
+    def _write(self, tensor: Value, after: Any) -> Value | None:
+        """Copy what a tensor of the module holds afterwards to it; returns the copy."""
+        if not isinstance(after, Value) or after is tensor:
+            return None
+        copy = Value(f"{tensor.name}.afterwards", tensor.dtype, tensor.shape)
+        self.graph.ops.append(Op("aten.copy", (tensor, after), {}, (copy,)))
+        return copy
+
     def _lookup(self, arg: Any, environment: dict[fx.Node, Any]) -> Any:
         if isinstance(arg, fx.Node):
             return environment.get(arg)
@@ -191,6 +206,18 @@ class _Lowering:
         if key not in self.sources:
             self.sources[key] = _innermost(module, key[1])
         return self.sources[key]
+
+
+def _written(program: ExportedProgram, nodes: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Placeholders of the tensors of the module that the program writes to -> what they hold afterwards."""
+    signature = program.graph_signature
+    returned: Any = next(iter(nodes.find_nodes(op="output"))).args[0]
+    pairs = zip(returned, signature.output_specs, strict=True)
+    after = {spec.target: node for node, spec in pairs if spec.kind.name in _WRITES}
+    places = zip(nodes.find_nodes(op="placeholder"), signature.input_specs, strict=False)
+    own = ((place, spec) for place, spec in places if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER))
+    found = {place: place.meta.get(AFTERWARDS) or after.get(spec.target) for place, spec in own}
+    return {place: node for place, node in found.items() if node is not None}
 
 
 def _innermost(module: str, trace: str) -> Source:
@@ -229,13 +256,13 @@ def _flat(outputs: Any) -> Iterable[Any]:
             yield item
 
 
-def _drop_dead(graph: Graph) -> None:
-    """Remove unused operators, constants and buffers.
+def _drop_dead(graph: Graph, written: Iterable[Value] = ()) -> None:
+    """Remove unused operators, constants and buffers; what is written to tensors of the module is used.
 
     Unused operators that combine a weight with data are kept: the module's own forward runs them too, so the weight
     must shrink together with its input.
     """
-    live: set[Value] = set(graph.outputs)
+    live: set[Value] = {*graph.outputs, *written}
     weights = _weights(graph)
     for ops in (graph.ops, graph.folded):
         kept = []

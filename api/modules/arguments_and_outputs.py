@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from ...backends.pt2.plain_output import plain_output
 from ...runtime.tolerances import relative_difference, same_function
 from ...tracer.module import ForwardCall
 
@@ -32,22 +33,24 @@ def placeholders(call: ForwardCall, graph: fx.Graph) -> list[fx.Node]:
 
 
 def arrangement(output: Any) -> Callable[[list[fx.Node]], Any]:
-    """A function that arranges the outputs of the graph as the module returns them, in dicts and tuples."""
-    leaves, spec = pytree.tree_flatten(_plain(output))
+    """A function that arranges the outputs of the graph as the module returns them, in Python's own classes."""
+    leaves, spec = pytree.tree_flatten(plain_output(output))
 
     def arrange(nodes: list[fx.Node]) -> Any:
         rest = iter(nodes)
-        return pytree.tree_unflatten([next(rest) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
+        arranged = pytree.tree_unflatten([next(rest) if isinstance(x, torch.Tensor) else x for x in leaves], spec)
+        return _made(nodes[0].graph, arranged)
 
     return arrange
 
 
-def _plain(output: Any) -> Any:
-    if isinstance(output, Mapping):
-        return {key: _plain(value) for key, value in output.items()}
-    if isinstance(output, tuple | list):
-        return tuple(_plain(value) for value in output)
-    return output
+def _made(graph: fx.Graph, arranged: Any) -> Any:
+    """The same arrangement, made when the graph runs: one that stands in a graph is of torch's immutable classes."""
+    if isinstance(arranged, dict):
+        return graph.call_function(type(arranged), ([(key, _made(graph, part)) for key, part in arranged.items()],))
+    if isinstance(arranged, list):
+        return graph.call_function(list, ([_made(graph, part) for part in arranged],))
+    return tuple(_made(graph, part) for part in arranged) if isinstance(arranged, tuple) else arranged
 
 
 def apart(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:

@@ -32,6 +32,7 @@ from ..digests import digests
 from ..own_names import by_attributes, rename_tensors
 from ..seen import Seen
 from ..verify import VerificationError
+from .plain_output import plain_output
 from .read_program import read_program
 
 MODULE_WEIGHTS = "model.safetensors"
@@ -152,8 +153,7 @@ def _exported(product: SavableModule, *, free: bool) -> ExportedProgram:
         named = pytree.tree_map(dynamic, args), pytree.tree_map(dynamic, kwargs)
         shapes = {**_by_name(product.module, named[0]), **named[1]}
     module = by_attributes(product.module)
-    # The class of an output, such as ModelOutput, needs its library to load; so the program returns a dict.
-    hook = module.register_forward_hook(lambda _module, _args, output: _plain(output))
+    hook = module.register_forward_hook(lambda _module, _args, output: plain_output(output))
     try:
         with quiet(), torch.no_grad(), left_as_found(module):
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -169,12 +169,6 @@ def _exported(product: SavableModule, *, free: bool) -> ExportedProgram:
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
-
-
-def _plain(output: Any) -> Any:
-    if isinstance(output, Mapping):
-        return {key: _plain(value) for key, value in output.items()}
-    return output
 
 
 def _by_name(module: nn.Module, values: tuple[Any, ...]) -> dict[str, Any]:
@@ -197,7 +191,7 @@ program = torch.export.load(request["program"])
 with torch.no_grad():
     made = program.module()(*real(request["args"]), **{k: real(v) for k, v in request["kwargs"].items()})
 leaves = [x for x in torch.utils._pytree.tree_leaves(made) if isinstance(x, torch.Tensor)]
-save_file({str(i): x.contiguous() for i, x in enumerate(leaves)}, request["outputs"])
+save_file({str(i): x.clone().contiguous() for i, x in enumerate(leaves)}, request["outputs"])
 """
 
 

@@ -15,7 +15,7 @@ lgamma lift_fresh lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp log
 logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply nan_to_num ne neg negative
 not_equal ones_like polar positive pow rad2deg rand_like randn_like reciprocal relu relu6 remainder round rrelu
 rsqrt rsub selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink special_expit special_expm1
-special_log1p sqrt square sub subtract tan tanh threshold to true_divide trunc type_as where xlogy zeros_like
+special_log1p sqrt square sub subtract tan tanh threshold to true_divide trunc type_as where xlogy zero zeros_like
 __and__ __or__ __xor__ __rshift__ __lshift__ conj real imag _to_copy
 """
 

@@ -30,7 +30,7 @@ from .rule_rows_recurrent import RECURRENT
 WITHOUT_TAG = """
 alias bernoulli complex contiguous detach detach_ divide dropout empty_like fill floor_divide full_like greater
 greater_equal hardswish less less_equal lift_fresh lift_fresh_copy log_sigmoid multiply negative not_equal ones_like
-polar rand_like randn_like special_expit special_expm1 special_log1p subtract to type_as zeros_like __and__ __or__
+polar rand_like randn_like special_expit special_expm1 special_log1p subtract to type_as zero zeros_like __and__ __or__
 conj real imag _to_copy
 """
 """Pointwise by their documentation; torch tags only what its compiler generates code for. They are replayed too."""
