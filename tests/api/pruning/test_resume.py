@@ -88,7 +88,8 @@ def test_a_run_that_goes_on_gives_the_same_bytes(
 ) -> None:
     config, passes, owner, method, rest = case
     source = write_source(tmp_path / "source", config)
-    texts = {} if "magnitude" in passes else {"calib": text, "data": text}
+    texts = {} if "magnitude" in passes else {"calib": text}
+    texts |= {"data": text} if "lora" in passes and texts else {}
 
     def apply(out: str, **options: Any) -> api.Applied:
         return api.apply(source, passes, ratio=0.5, out=tmp_path / out, **texts, **options)
