@@ -342,7 +342,7 @@ def otherwise() -> State:
         ),
         (
             lambda: run_passes(decoder_state(make()), Random(), Compensate(damping=0, samples=1, length=4)),
-            "4 calibration tokens",
+            "4 calibration inputs",
         ),
         (lambda: Compensate(samples=2, length=8).run(broken()), "are not finite"),
         (lambda: Compensate(method="bias", samples=2, length=8).run(broken("gpt2")), "the mean outputs are not finite"),
