@@ -55,7 +55,7 @@ def wanted_parameters(model: Module, wanted: Wanted, *, stored: bool = False) ->
         if parameter.is_complex():
             raise RequestError(
                 f"{name!r} holds {parameter.dtype}, and scores are of real numbers",
-                "call requires_grad_(False) on it, so that its units stay; or split it into real and imaginary part",
+                "keep it as two real weights, its real and its imaginary part",
             )
         if not parameter.is_floating_point():
             raise RequestError(f"{name!r} holds {parameter.dtype}", "give a model that is not quantised")
