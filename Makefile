@@ -8,9 +8,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 OUT    ?= out/demo
 DEPLOYMENT ?= out/deployment
-# Processes that run tests, with one thread each: on small models torch's threads mostly wait for one another.
+# Tests and the example, with one thread in each process: on small models torch's threads mostly wait for one another.
 WORKERS ?= 2
-test wide nightly fuzz deployment: export OMP_NUM_THREADS = 1
+demo test wide nightly fuzz deployment: export OMP_NUM_THREADS = 1
 
 .PHONY: demo test wide nightly fuzz deployment lint audit docs dist format clean
 
