@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ import safetensors
 
 from ..ir.errors import FxpruneError, RequestError
 from ..runtime.place.memory import size_text
-from ..runtime.scratch import ScratchDirectory, clear_scratch, clear_temporary, holding, leftovers, named
+from ..runtime.scratch import ScratchDirectory, clear_scratch, clear_temporary, holding, leftovers, named, try_to_write
 from .change_places import REPLACED, Changed, change_places, keep_beside, parent_locked
 from .replaceable import check_replaceable, list_files
 from .seen import Seen
@@ -72,8 +71,10 @@ def check_parent(out: Path, name: str = "--out") -> None:
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RequestError(f"{parent} is not writable", f"choose another {name}, or change its permissions")
     try:  # whoever may do everything may still not write there: to /proc, say
-        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent).cleanup()
+        try_to_write(parent, SCRATCH)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise write_error(error, out) from error
         raise RequestError(f"nothing can be written to {parent}: {error.strerror}", f"choose another {name}") from error
 
 

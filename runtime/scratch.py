@@ -131,6 +131,17 @@ def new_directory(parent: Path, name: str, ending: str) -> Path:
             return path
 
 
+def try_to_write(parent: Path, name: str) -> None:
+    """Make an empty directory and remove it. Neither opens a file, of which few may be left.
+
+    Raises:
+        OSError: nothing can be made in ``parent``.
+    """
+    made = new_directory(parent, name, _RUN)
+    with contextlib.suppress(FileNotFoundError):  # another run has taken it for a leftover
+        made.rmdir()
+
+
 def named(name: str, ending: str = _RUN) -> re.Pattern[str]:
     """The names that scratch directories of one kind have."""
     return re.compile(re.escape(name) + _RANDOM + re.escape(ending))

@@ -190,7 +190,7 @@ def test_a_result_shows_itself_in_a_notebook(place: Path, tmp_path: Path) -> Non
         (("analyze", "model", "--pass", "lora"), "analyze takes one pass that scores units"),
         (("analyze", "model", "--pass", "taylor{target=params:0.8}"), "target in"),
         (("analyze", "model", "--bound", "0"), "bound=0 is not above 0"),
-        (("analyze", "model"), "taylor needs calibration text"),
+        (("analyze", "model"), "analyze needs calibration text"),
     ],
 )
 def test_what_is_refused(
