@@ -17,8 +17,8 @@ from .places import claim
 from .progress import Progress, silent
 from .pruning.request import Applied, apply
 
-PRUNE = "taylor{ratio=0.25}"
-RECOVER = "lora{steps=60,batch=16,micro_batch=16,length=128,lr=0.001}"
+PRUNE = "best{samples=64,ratio=0.25}"
+RECOVER = "distill{steps=30,batch=16,micro_batch=16,length=128,lr=0.001}"
 WINDOWS = 100
 
 Checks = Mapping[str, float]
@@ -66,8 +66,8 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
         raise RequestError(f"{root} already exists", "choose another --out, or replace it with --force")
     for name in ("pruned", "recovered", "onnx"):
         claim(root / name, force=force)
-    pruned = apply(DEMO, PRUNE, out=root / "pruned", force=force, progress=progress)
-    recovered = apply(DEMO, [PRUNE, RECOVER], out=root / "recovered", force=force, progress=progress)
+    pruned = apply(DEMO, PRUNE, out=root / "pruned", form="uniform", force=force, progress=progress)
+    recovered = apply(DEMO, [PRUNE, RECOVER], out=root / "recovered", form="uniform", force=force, progress=progress)
     report = export(root / "recovered", root / "onnx", force=force, progress=progress)
     checks: dict[str, Checks] = {
         "dense": {},

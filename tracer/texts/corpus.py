@@ -83,7 +83,7 @@ class Text:
             raise RequestError(
                 f"'{self.name}' is too short: it holds {whole} windows of {length} tokens ({len(self.ids)} tokens), "
                 f"{max(wanted, 1)} are needed",
-                "give a longer text, or use fewer or shorter windows",
+                f"give a longer text, or use {f'{whole} windows at most' if whole else 'shorter windows'}",
             )
         windows = self.ids[: whole * length].view(whole, length)
         if seed is None:
