@@ -71,7 +71,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             out = Path(folder) / "out"
-            data = seen if any(name in passes for name in ("lora", "finetune", "distill")) else None
+            data = None if passes == options.prune else seen
             applied = fxprune.apply(options.model, passes, target=options.target, calib=seen, data=data, out=out)
             seconds = time.perf_counter() - started
             cosines = torch.cosine_similarity(expected, embeddings(fxprune.load(out).eval(), tokenizer, held))

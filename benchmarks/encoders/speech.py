@@ -105,7 +105,7 @@ def main() -> None:
         print(f"| none | 1 | {word_error(dense, options.model, options.segments):.3f} | |", flush=True)
         for passes in (options.prune, f"{options.prune},{options.repair}"):
             started, out = time.perf_counter(), Path(scratch) / "out"
-            data = speech if any(name in passes for name in ("lora", "finetune", "distill")) else None
+            data = None if passes == options.prune else speech
             applied = fxprune.apply(options.model, passes, target=target, calib=speech, data=data, out=out, force=True)
             seconds = time.perf_counter() - started
             error = word_error(fxprune.load(out).eval().float(), options.model, options.segments)
