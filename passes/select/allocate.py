@@ -176,16 +176,19 @@ def _one_up(curves: Sequence[LossCurve], chosen: Sequence[int]) -> list[list[int
 
 
 def even(sizes: Mapping[str, int], curves: Sequence[LossCurve]) -> list[LossCurve]:
-    """Curves whose best choice is the same ratio for all groups: the loss is the squared ratio times the cost.
+    """Curves whose best choice is the same ratio for all groups; one whose steps are coarse loses no more than that.
 
-    With ``c_g`` the cost of all units of a curve and ``r_g`` the ratio removed, ``sum of c_g r_g**2`` for a fixed
-    ``sum of c_g r_g`` is smallest where all ``r_g`` are equal.
+    A step is charged twice the ratio that is removed after it, for each unit of its cost. With ``c_g`` the cost of all
+    units of a curve of fine steps and ``r_g`` the ratio removed, that is ``c_g r_g**2``, whose sum for a fixed
+    ``sum of c_g r_g`` is smallest where all ``r_g`` are equal. A step as coarse as one of three heads is worth its
+    charge only where the others lose as much: counts are rounded up, as for a ratio.
     """
     found = []
     for curve in curves:
         ratios = 1 - curve.counts / sizes[curve.groups[0]]
-        whole = curve.costs[-1] / ratios[0] if ratios[0] else 0.0
-        found.append(LossCurve(curve.groups, curve.counts, whole * ratios**2, curve.costs))
+        steps = np.diff(curve.costs) * 2 * ratios[:-1]
+        losses = np.append(np.cumsum(steps[::-1])[::-1], 0.0)
+        found.append(LossCurve(curve.groups, curve.counts, losses, curve.costs))
     return found
 
 

@@ -200,7 +200,19 @@ def test_equal_groups_are_tied_and_even_curves_want_equal_ratios() -> None:
     both = tied([curve, replace(curve, groups=("b",)), replace(curve, groups=("c",))], ["x", "y", "x"])
     assert [c.groups for c in both] == [("a", "c"), ("b",)]
     assert (both[0].losses.tolist(), both[0].costs.tolist()) == ([6.0, 2.0, 0.0], [0, 20, 60])
-    assert even({"b": 4}, both[1:])[0].losses.tolist() == [40 * 0.75**2, 40 * 0.5**2, 0.0]
+    assert even({"b": 4}, both[1:])[0].losses.tolist() == [10 * 2 * 0.75 + 20 * 2 * 0.5, 20 * 2 * 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("removed", "kept"), [(20, (3, 80)), (32, (3, 68)), (34, (3, 66)), (50, (2, 65)), (60, (2, 55)), (95, (1, 35))]
+)
+def test_a_coarse_group_loses_no_more_than_the_fine_one(removed: int, kept: tuple[int, int]) -> None:
+    """Three heads of 15 beside a hundred columns of 1: a head goes where the columns would lose more than its share."""
+    heads = LossCurve(("heads",), np.array([1, 2, 3]), np.zeros(3), np.array([0, 15, 30]))
+    width = LossCurve(("width",), np.arange(1, 101), np.zeros(100), np.arange(100))
+    curves = even({"heads": 3, "width": 100}, [heads, width])
+    levels = Knapsack(curves, 129).at(129 - removed)
+    assert tuple(int(curve.counts[level]) for curve, level in zip(curves, levels, strict=True)) == kept
 
 
 def test_a_loss_that_the_scores_see_is_avoided() -> None:
