@@ -294,6 +294,12 @@ def test_windows_that_cannot_be_cut(
     assert caught.value.hint
 
 
+def test_too_short_a_text_says_how_many_windows_it_holds(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(RequestError) as caught:
+        from_string("t", "abcdefghij", tokenizer).windows(3, 4)
+    assert "samples=3 of a pass, --windows 3 of eval" in str(caught.value.hint)
+
+
 def test_rows_with_nothing_to_predict_are_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(RequestError, match="'t' has no row with at least two tokens at length 9"):
         Text("t", ("a", "b"), tokenizer, whole=False).examples(9)

@@ -80,10 +80,11 @@ class Text:
         whole = len(self.ids) // length
         wanted = whole if count is None else count
         if whole < max(wanted, 1):
+            fewer = f"fewer windows: samples={whole} of a pass, --windows {whole} of eval" if whole else "shorter ones"
             raise RequestError(
                 f"'{self.name}' is too short: it holds {whole} windows of {length} tokens ({len(self.ids)} tokens), "
                 f"{max(wanted, 1)} are needed",
-                f"give a longer text, or use {f'{whole} windows at most' if whole else 'shorter windows'}",
+                f"give a longer text, or read {fewer}",
             )
         windows = self.ids[: whole * length].view(whole, length)
         if seed is None:
