@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from .exporting import export
 from .places import claim
 from .progress import Progress, silent
 from .pruning.request import Applied, apply
+from .pruning.score_file import read_scores
 
-PRUNE = "best{samples=64,ratio=0.25}"
-RECOVER = "distill{steps=30,batch=16,micro_batch=16,length=128,lr=0.001}"
+PRUNE = "best{samples=32,ratio=0.25}"
+RECOVER = "distill{steps=24,batch=16,micro_batch=16,length=128,lr=0.001}"
 WINDOWS = 100
+ARTIFACTS = ("pruned", "recovered", "onnx")
+SCORES = "scores.safetensors"
+"""What the first run computes and the second one reads, as two runs with --scores do."""
 
 Checks = Mapping[str, float]
 
@@ -52,7 +57,7 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
     """Run a complete example on the built-in model.
 
     Args:
-        out: directory for the artifacts ``pruned``, ``recovered`` and ``onnx``.
+        out: directory for the artifacts ``pruned``, ``recovered`` and ``onnx``, and for ``scores.safetensors``.
         force: whether to replace the artifacts of an earlier run.
         progress: called with a message when a new step begins.
 
@@ -64,10 +69,13 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
     root = Path(out)
     if root.exists() and not force:
         raise RequestError(f"{root} already exists", "choose another --out, or replace it with --force")
-    for name in ("pruned", "recovered", "onnx"):
+    for name in ARTIFACTS:
         claim(root / name, force=force)
-    pruned = apply(DEMO, PRUNE, out=root / "pruned", form="uniform", force=force, progress=progress)
-    recovered = apply(DEMO, [PRUNE, RECOVER], out=root / "recovered", form="uniform", force=force, progress=progress)
+    scores = _no_scores(root)
+    shared: Any = {"form": "uniform", "scores": scores, "force": force, "progress": progress}
+    with _no_empty_directory(root):
+        pruned = apply(DEMO, PRUNE, out=root / "pruned", **shared)
+    recovered = apply(DEMO, [PRUNE, RECOVER], out=root / "recovered", **shared)
     report = export(root / "recovered", root / "onnx", force=force, progress=progress)
     checks: dict[str, Checks] = {
         "dense": {},
@@ -75,10 +83,33 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
         "recovered": _checks(recovered),
         "ONNX": {name.replace("_", " "): value for name, value in report.to_json()["differences"].items()},
     }
-    models: list[str | Path] = [DEMO, *(root / name for name in ("pruned", "recovered", "onnx"))]
+    models: list[str | Path] = [DEMO, *(root / name for name in ARTIFACTS)]
     measured = evaluate(models, windows=WINDOWS, progress=progress)
     rows = tuple(replace(row, name=name) for row, name in zip(measured, checks, strict=True))
     return Demo(root, rows, checks, time.perf_counter() - started)
+
+
+def _no_scores(root: Path) -> Path:
+    """Where the scores will be, without those of an earlier demo. A file that is none of fxprune's is refused."""
+    file = root / SCORES
+    if file.exists():
+        read_scores(file)
+        file.unlink()
+    return file
+
+
+@contextmanager
+def _no_empty_directory(root: Path) -> Iterator[None]:
+    """The directory is there, and goes again where nothing came of what made it."""
+    made = not root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            with suppress(OSError):  # something is in it
+                root.rmdir()
+        raise
 
 
 def _checks(applied: Applied) -> Checks:

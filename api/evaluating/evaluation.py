@@ -57,7 +57,7 @@ from .tasks import AskedTasks, task_scores
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DECODED, REPEATS = 32, 5
+DECODED, REPEATS = 32, 3
 """Tokens that are written, and how often, to time a model; once each where every token reads all weights again."""
 
 

@@ -244,3 +244,21 @@ def test_the_demo_looks_at_all_its_places_first(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"graph\.svg belongs to no model"):
         api.run_demo(out, force=True)
     assert [path.name for path in out.iterdir()] == ["onnx"]
+
+
+def test_the_demo_replaces_no_scores_but_its_own(tmp_path: Path) -> None:
+    (out := tmp_path / "out").mkdir()
+    (out / "scores.safetensors").write_bytes(b"mine")
+    with pytest.raises(RequestError, match="not a scores file of fxprune"):
+        api.run_demo(out, force=True)
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("scores.safetensors", b"mine")]
+
+
+def test_a_demo_that_ends_at_once_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fxprune.api.demo.apply", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        api.run_demo(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
