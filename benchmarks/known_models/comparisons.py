@@ -46,6 +46,7 @@ COMPARED = (
     Compared("best", "best, uniform"),
     Compared("best", "fisher, compensate"),
     Compared("best", "obs"),
+    Compared("generate, best", "best"),
     Compared("best", "taylor global, compensate"),
     Compared("obs", "obs by=kinds"),
     Compared("obs by=kinds", "obs uniform"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fxprune.benchmarks.known_models.columns import by_task, cells, headers
@@ -69,8 +69,14 @@ def _explained(held: Rows) -> list[str]:
     return [
         f"{KEPT} of all parameters kept, then trained on the answers of {ALPACA}. The weights with the smallest loss",
         "on held-out examples are what is measured. CPU seconds are of the training alone, with its measurements on",
-        f"what is held out. One draw. {dates[0]} to {dates[-1]}.",
+        "what is held out; they are dearer where other jobs share the machine. Aimed at: 94.97% of the dense accuracy,",
+        f"which LLM-Pruner's abstract gives for a fifth of the parameters. One draw. {_span(dates)}.",
     ]
+
+
+def _span(dates: Sequence[str]) -> str:
+    """From the first day to the last; one day where they are the same."""
+    return " to ".join(dict.fromkeys([dates[0], dates[-1]]))
 
 
 def _line(name: str, row: Any, dense: Any) -> str:

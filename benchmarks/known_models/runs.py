@@ -88,10 +88,13 @@ METHODS: dict[str, Method] = {
 """Name -> pipeline, with KEPT and SEED to be filled in, or a peer's own code; nothing of it trains."""
 
 WRITTEN = CALIBRATED - 10
+MORE = f"samples={3 * CALIBRATED},seed=SEED"
 ABLATIONS: dict[str, Method] = {
     "paper, compensate": f"paper{{{BUDGET},seed=SEED}},compensate{{{READ}}}",
     "generate, paper, compensate": f"generate{{windows={WRITTEN},first=10,seed=SEED}},paper{{{BUDGET},seed=SEED}},"
     f"compensate{{{READ}}}",
+    "generate, best": f"generate{{windows={2 * CALIBRATED},first={CALIBRATED},seed=SEED}},"
+    f"obs{{{BUDGET},by=global,{READ}}},compensate{{{MORE}}}",
     "obs uniform": f"obs{{{BUDGET},{READ}}}",
     "obs by=kinds": f"obs{{{BUDGET},by=kinds,{READ}}}",
     "fisher": f"fisher{{{BUDGET},by=global,{READ}}}",
