@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .api.progress import Progress, silence
 from .api.terminal import screen, streams
@@ -29,9 +29,6 @@ from .api.terminal.texts.options import EVALUATION, texts_of
 from .backends.digests import begin_source_digests
 from .ir.errors import FxpruneError, RequestError, ends_program, printable
 from .runtime.ranks import ELSEWHERE, is_first_rank, number_of_ranks
-
-if TYPE_CHECKING:
-    from .api.listing import PassInfo
 
 INTERRUPTED = 130
 
@@ -89,6 +86,10 @@ def _apply(arguments: argparse.Namespace) -> int:
     shared = {name: getattr(arguments, name) for name in (*FOR_ALL_PASSES, "train_on")}
     one = {"target": parse_sizes(arguments.target)[0]} if holds_sizes(arguments.target) else {}
     asked_passes(arguments.passes, arguments.plan, {**shared, **one}, uniform=arguments.form == "uniform")
+    if number_of_ranks() == 1 and not (arguments.dry_run or one):
+        from .api.places import check_early
+
+        check_early(arguments.out, force=arguments.force, source=Path(arguments.model))
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
@@ -200,23 +201,15 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _passes(arguments: argparse.Namespace) -> int:
     from . import api
+    from .api.listing import pass_named
     from .api.terminal import option_tables
 
     with _working(arguments):
         listed = api.list_passes()
-        chosen = [_named(name, listed) for name in arguments.names]
+        chosen = [pass_named(name, listed) for name in arguments.names]
     table = (lambda: option_tables.pass_by_pass(chosen)) if chosen else lambda: option_tables.passes(listed)
     _emit(arguments, {"passes": [row.to_json() for row in chosen or listed]}, table)
     return 0
-
-
-def _named(name: str, listed: Sequence[PassInfo]) -> PassInfo:
-    for row in listed:
-        if row.name == name:
-            return row
-    near = difflib.get_close_matches(name, [row.name for row in listed])
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise RequestError(f"unknown pass {name!r}", f"{hint}passes: {', '.join(row.name for row in listed)}")
 
 
 def _help(arguments: argparse.Namespace) -> int:
@@ -295,6 +288,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from .api.places import check_early
+
+    check_early(arguments.out, force=arguments.force)
     from . import api
     from .api.terminal import tables
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..ir.errors import RequestError
 from ..ir.options import Option, options_of, write_value
 from ..ir.plugins import Origin
 from ..passes.base import Pass
@@ -76,6 +79,20 @@ def list_passes() -> tuple[PassInfo, ...]:
         *(_info(cls, table.origins.get(name)) for name, cls in table.items()),
         *(PassInfo(one.name, "pipeline", f"{one.text}: {one.help}", True, ()) for one in named),
     )
+
+
+def pass_named(name: str, listed: Sequence[PassInfo]) -> PassInfo:
+    """The pass of this name.
+
+    Raises:
+        RequestError: there is none; with what it may have meant.
+    """
+    for row in listed:
+        if row.name == name:
+            return row
+    near = difflib.get_close_matches(name, [row.name for row in listed])
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise RequestError(f"unknown pass {name!r}", f"{hint}passes: {', '.join(row.name for row in listed)}")
 
 
 def _info(pass_class: type[Pass], origin: Origin | None) -> PassInfo:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..backends.atomic_directory import check_name, check_target, clear_leftovers
 from ..backends.placed_file import check_file_target
+from ..backends.replaceable import CONFIG
 from ..backends.seen import Seen
 from ..ir.errors import RequestError
 from ..runtime.model_files import is_read
@@ -43,6 +44,24 @@ def claim(
     seen = check_target(out, force=force, source=source)
     check_apart(reads={"MODEL": source, **(reads or {})}, files=files or {}, out=out)
     return seen
+
+
+def check_early(out: str | Path | None, *, force: bool, source: Path | None = None) -> None:
+    """Refuse a directory that is there already, or that cannot be made, before torch is imported, which takes seconds.
+    :func:`claim` looks again, and at what is read and replaced too.
+
+    Args:
+        out: the directory to write, if any.
+        force: whether what is there may be replaced; then nothing is looked at.
+        source: the model that is read, where it is a directory.
+
+    Raises:
+        RequestError: as :func:`~fxprune.backends.atomic_directory.check_target`.
+    """
+    if out and not force:
+        check_paths(**{"--out": out})
+        model = source if source is not None and (source / CONFIG).is_file() else None  # not a name like demo
+        check_target(Path(out), force=False, source=model)
 
 
 def claim_file(out: Path, *, force: bool, begins: bytes, source: Path) -> Seen:

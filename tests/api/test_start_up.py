@@ -58,3 +58,18 @@ def test_torch_is_not_imported_for(arguments: tuple[str, ...], code: int, said: 
     *told, last = ran.stderr.splitlines()
     assert said in ran.stdout + "\n".join(told)
     assert last == f"False False {code}", "torch, NumPy, exit code"
+
+
+@pytest.mark.parametrize("command", [("apply", "demo", "--pass", "taylor", "--calib", "demo"), ("demo",)])
+@pytest.mark.parametrize(
+    ("out", "said"), [(".", "already exists"), ("/dev/null/x", "/dev/null is a file, not a directory")]
+)
+def test_torch_is_not_imported_for_a_place_that_cannot_be_written(
+    command: tuple[str, ...], out: str, said: str
+) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN, *command, "--out", out], capture_output=True, text=True, check=True
+    )
+    *told, last = ran.stderr.splitlines()
+    assert said in "\n".join(told)
+    assert last == "False True 2", "torch, NumPy, exit code"
