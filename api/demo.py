@@ -93,7 +93,10 @@ def _no_scores(root: Path) -> Path:
     """Where the scores will be, without those of an earlier demo. A file that is none of fxprune's is refused."""
     file = root / SCORES
     if file.exists():
-        read_scores(file)
+        try:
+            read_scores(file)
+        except RequestError as error:
+            raise RequestError(f"{file}: not a scores file of this fxprune", "choose another --out") from error
         file.unlink()
     return file
 

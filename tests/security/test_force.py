@@ -249,7 +249,7 @@ def test_the_demo_looks_at_all_its_places_first(tmp_path: Path) -> None:
 def test_the_demo_replaces_no_scores_but_its_own(tmp_path: Path) -> None:
     (out := tmp_path / "out").mkdir()
     (out / "scores.safetensors").write_bytes(b"mine")
-    with pytest.raises(RequestError, match="not a scores file of fxprune"):
+    with pytest.raises(RequestError, match="not a scores file of this fxprune"):
         api.run_demo(out, force=True)
     assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("scores.safetensors", b"mine")]
 
