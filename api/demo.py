@@ -17,14 +17,14 @@ from .exporting import export
 from .places import claim
 from .progress import Progress, silent
 from .pruning.request import Applied, apply
-from .pruning.score_file import read_scores
 
 PRUNE = "best{samples=32,ratio=0.25}"
 RECOVER = "distill{steps=24,batch=16,micro_batch=16,length=128,lr=0.001}"
 WINDOWS = 100
 ARTIFACTS = ("pruned", "recovered", "onnx")
 SCORES = "scores.safetensors"
-"""What the first run computes and the second one reads, as two runs with --scores do."""
+"""What the first run computes and the second one reads, as two runs with --scores do; scores of something else that
+are there are refused as they are there."""
 
 Checks = Mapping[str, float]
 
@@ -71,8 +71,7 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
         raise RequestError(f"{root} already exists", "choose another --out, or replace it with --force")
     for name in ARTIFACTS:
         claim(root / name, force=force)
-    scores = _no_scores(root)
-    shared: Any = {"form": "uniform", "scores": scores, "force": force, "progress": progress}
+    shared: Any = {"form": "uniform", "scores": root / SCORES, "force": force, "progress": progress}
     with _no_empty_directory(root):
         pruned = apply(DEMO, PRUNE, out=root / "pruned", **shared)
     recovered = apply(DEMO, [PRUNE, RECOVER], out=root / "recovered", **shared)
@@ -87,18 +86,6 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
     measured = evaluate(models, windows=WINDOWS, progress=progress)
     rows = tuple(replace(row, name=name) for row, name in zip(measured, checks, strict=True))
     return Demo(root, rows, checks, time.perf_counter() - started)
-
-
-def _no_scores(root: Path) -> Path:
-    """Where the scores will be, without those of an earlier demo. A file that is none of fxprune's is refused."""
-    file = root / SCORES
-    if file.exists():
-        try:
-            read_scores(file)
-        except RequestError as error:
-            raise RequestError(f"{file}: not a scores file of this fxprune", "choose another --out") from error
-        file.unlink()
-    return file
 
 
 @contextmanager

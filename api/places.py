@@ -58,8 +58,8 @@ def check_early(out: str | Path | None, *, force: bool, source: Path | None = No
     Raises:
         RequestError: as :func:`~fxprune.backends.atomic_directory.check_target`.
     """
-    if out and not force:
-        check_paths(**{"--out": out})
+    check_paths(**{"--out": out})
+    if out is not None and not force:
         model = source if source is not None and (source / CONFIG).is_file() else None  # not a name like demo
         check_target(Path(out), force=False, source=model)
 

@@ -98,6 +98,8 @@ def is_path(value: object) -> TypeGuard[str | os.PathLike[str]]:
 
 def path_fault(path: str | os.PathLike[str]) -> str:
     """Why nothing can be at a path, as the end of a sentence; "" where something may be."""
+    if not os.fspath(path):
+        return "is empty, which no path is"
     if "\0" in os.fspath(path):
         return "holds a NUL character, which no path can"
     try:

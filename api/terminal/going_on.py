@@ -21,6 +21,8 @@ def to_go_on(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
     if arguments.command not in LONG:
         return ""
     again = shlex.join(["fxprune", *argv])
+    if arguments.command == "demo" and not arguments.force and Path(arguments.out).exists():
+        return f"what {arguments.out} holds is not all; begin again with: {again} --force"
     if not _can_resume(arguments):
         return f"nothing was written to go on from; begin again with: {again}"
     from ..pruning.stage_places import is_kept

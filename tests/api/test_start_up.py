@@ -62,7 +62,12 @@ def test_torch_is_not_imported_for(arguments: tuple[str, ...], code: int, said: 
 
 @pytest.mark.parametrize("command", [("apply", "demo", "--pass", "taylor", "--calib", "demo"), ("demo",)])
 @pytest.mark.parametrize(
-    ("out", "said"), [(".", "already exists"), ("/dev/null/x", "/dev/null is a file, not a directory")]
+    ("out", "said"),
+    [
+        (".", "already exists"),
+        ("/dev/null/x", "/dev/null is a file, not a directory"),
+        ("", "--out: '' is empty, which no path is"),
+    ],
 )
 def test_torch_is_not_imported_for_a_place_that_cannot_be_written(
     command: tuple[str, ...], out: str, said: str

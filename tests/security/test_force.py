@@ -249,9 +249,19 @@ def test_the_demo_looks_at_all_its_places_first(tmp_path: Path) -> None:
 def test_the_demo_replaces_no_scores_but_its_own(tmp_path: Path) -> None:
     (out := tmp_path / "out").mkdir()
     (out / "scores.safetensors").write_bytes(b"mine")
-    with pytest.raises(RequestError, match="not a scores file of this fxprune"):
+    with pytest.raises(RequestError, match="not a scores file of fxprune"):
         api.run_demo(out, force=True)
     assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("scores.safetensors", b"mine")]
+
+
+def test_the_demo_keeps_scores_of_something_else(tmp_path: Path) -> None:
+    (out := tmp_path / "out").mkdir()
+    mine = out / "scores.safetensors"
+    api.apply("demo", "wanda{ratio=0.25,samples=2,length=16}", scores=mine, dry_run=True)
+    before = mine.read_bytes()
+    with pytest.raises(RequestError, match="scores of 'wanda'"):
+        api.run_demo(out, force=True)
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("scores.safetensors", before)]
 
 
 def test_a_demo_that_ends_at_once_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,15 @@ def test_an_interrupted_run_says_how_to_go_on(
         assert said_after(asked, monkeypatch, capsys) == f"hint: go on with: {again}"
 
 
+def test_an_interrupted_demo_says_that_a_part_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["demo", "--out", str(tmp_path)]
+    begin = f"begin again with: fxprune demo --out {tmp_path} --force"
+    assert said_after(call, monkeypatch, capsys) == f"hint: what {tmp_path} holds is not all; {begin}"
+    assert said_after([*call, "--force"], monkeypatch, capsys) == f"hint: nothing was written to go on from; {begin}"
+
+
 @pytest.mark.parametrize(
     "call",
     [
