@@ -89,7 +89,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     if number_of_ranks() == 1 and not (arguments.dry_run or one):
         from .api.places import check_early
 
-        check_early(arguments.out, force=arguments.force, source=Path(arguments.model))
+        check_early(arguments.out, force=arguments.force, model=arguments.model)
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
@@ -247,6 +247,7 @@ def _formats(arguments: argparse.Namespace) -> int:
 
 def _recipe(arguments: argparse.Namespace) -> int:
     from .api.recipes.read import description, own_recipes
+    from .api.request_checks import check_paths
     from .backends.artifact import read_record
     from .backends.recipe import recipe_of
 
@@ -256,6 +257,7 @@ def _recipe(arguments: argparse.Namespace) -> int:
         _emit(arguments, {"recipes": listed}, lambda: [f"{name}: {said}" for name, said in listed.items()])
         return 0
     with _working(arguments):
+        check_paths(DIR=arguments.what)
         is_own = arguments.what in own and not Path(arguments.what).exists()
         text = (
             own[arguments.what].read_text(encoding="utf-8") if is_own else recipe_of(read_record(Path(arguments.what)))

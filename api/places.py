@@ -12,7 +12,7 @@ from ..backends.replaceable import CONFIG
 from ..backends.seen import Seen
 from ..ir.errors import RequestError
 from ..runtime.model_files import is_read
-from .request_checks import check_paths, is_path
+from .request_checks import check_model, check_paths, is_path
 
 Named = Mapping[str, object]
 """What an argument is called -> its path. What is no path of something that exists is not read: an id of the Hub, rows,
@@ -46,22 +46,25 @@ def claim(
     return seen
 
 
-def check_early(out: str | Path | None, *, force: bool, source: Path | None = None) -> None:
-    """Refuse a directory that is there already, or that cannot be made, before torch is imported, which takes seconds.
-    :func:`claim` looks again, and at what is read and replaced too.
+def check_early(out: str | Path | None, *, force: bool, model: str | None = None) -> None:
+    """Refuse a directory that is there already, or that cannot be made, and a path where no model can be, before torch
+    is imported, which takes seconds. :func:`claim` looks again, and at what is read and replaced too.
 
     Args:
         out: the directory to write, if any.
-        force: whether what is there may be replaced; then nothing is looked at.
-        source: the model that is read, where it is a directory.
+        force: whether what is there may be replaced; then it is not looked at.
+        model: a directory, or a name like demo.
 
     Raises:
-        RequestError: as :func:`~fxprune.backends.atomic_directory.check_target`.
+        RequestError: as :func:`~fxprune.backends.atomic_directory.check_target`, and
+            :func:`~fxprune.api.request_checks.check_model`.
     """
     check_paths(**{"--out": out})
+    if model is not None:
+        check_model(model)
     if out is not None and not force:
-        model = source if source is not None and (source / CONFIG).is_file() else None  # not a name like demo
-        check_target(Path(out), force=False, source=model)
+        source = Path(model) if model is not None and os.path.isfile(Path(model) / CONFIG) else None  # not for "demo"
+        check_target(Path(out), force=False, source=source)
 
 
 def claim_file(out: Path, *, force: bool, begins: bytes, source: Path) -> Seen:

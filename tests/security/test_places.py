@@ -49,6 +49,7 @@ def test_a_place_where_nothing_can_be(folder: Path, path: str, capsys: pytest.Ca
         ["export", "model", "--out", path],
         ["trace", "model", "--dot", path],
         ["trace", path],
+        ["recipe", path],
     ]
     for words in calls:
         assert main(words) == 2, words
