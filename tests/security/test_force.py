@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fxprune import api
 from fxprune.backends import replaceable
@@ -266,9 +267,17 @@ def test_the_demo_keeps_scores_of_something_else(tmp_path: Path) -> None:
 
 def test_a_demo_that_ends_at_once_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: object, **__: object) -> None:
+        threads.append(torch.get_num_threads())
         raise KeyboardInterrupt
 
+    threads: list[int] = []
     monkeypatch.setattr("fxprune.api.demo.apply", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        api.run_demo(tmp_path / "out")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            api.run_demo(tmp_path / "out")
+        assert (threads, torch.get_num_threads()) == ([1], 3)  # threads of a small model wait for busy cores
+    finally:
+        torch.set_num_threads(before)
     assert list(tmp_path.iterdir()) == []
