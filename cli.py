@@ -89,7 +89,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     if number_of_ranks() == 1 and not (arguments.dry_run or one):
         from .api.places import check_early
 
-        check_early(arguments.out, force=arguments.force, model=arguments.model)
+        check_early(arguments.out, force=arguments.force, resume=arguments.resume, model=arguments.model)
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api

@@ -80,7 +80,7 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
     return Demo(root, rows, checks, time.perf_counter() - started)
 
 
-def _made(root: Path, force: bool, progress: Progress) -> tuple[dict[str, Checks], tuple[Measurement, ...]]:
+def _made(root: Path, force: bool, progress: Progress) -> tuple[dict[str, Checks], list[Measurement]]:
     """Write the artifacts; the checks of each row, and what the rows measure."""
     shared: Any = {"form": "uniform", "scores": root / SCORES, "force": force, "progress": progress}
     with _no_empty_directory(root):

@@ -13,6 +13,7 @@ from ..backends.seen import Seen
 from ..ir.errors import RequestError
 from ..runtime.model_files import is_read
 from .request_checks import check_model, check_paths, is_path
+from .stage_places import is_kept
 
 Named = Mapping[str, object]
 """What an argument is called -> its path. What is no path of something that exists is not read: an id of the Hub, rows,
@@ -22,13 +23,20 @@ _OTHER = "give another path"
 
 
 def claim(
-    out: Path, *, force: bool, source: Path | None = None, reads: Named | None = None, files: Named | None = None
+    out: Path,
+    *,
+    force: bool,
+    resume: bool = False,
+    source: Path | None = None,
+    reads: Named | None = None,
+    files: Named | None = None,
 ) -> Seen:
     """Check that a directory can be written, and that nothing that is read is in it. To be called before any work.
 
     Args:
         out: the directory to write.
         force: whether an existing artifact may be replaced.
+        resume: whether an interrupted run is to go on.
         source: the model directory that is read.
         reads: what else is read.
         files: files that are written.
@@ -41,18 +49,20 @@ def claim(
     """
     check_paths(**{"--out": out})
     clear_leftovers(out)
+    _check_unfinished(out, force=force, resume=resume)
     seen = check_target(out, force=force, source=source)
     check_apart(reads={"MODEL": source, **(reads or {})}, files=files or {}, out=out)
     return seen
 
 
-def check_early(out: str | Path | None, *, force: bool, model: str | None = None) -> None:
-    """Refuse a directory that is there already, or that cannot be made, and a path where no model can be, before torch
-    is imported, which takes seconds. :func:`claim` looks again, and at what is read and replaced too.
+def check_early(out: str | Path | None, *, force: bool, resume: bool = False, model: str | None = None) -> None:
+    """Refuse a directory that cannot be made or replaced, and a path where no model can be, before torch is imported,
+    which takes seconds. :func:`claim` looks again, and at what is read too.
 
     Args:
         out: the directory to write, if any.
-        force: whether what is there may be replaced; then it is not looked at.
+        force: whether what is there may be replaced.
+        resume: whether an interrupted run is to go on.
         model: a directory, or a name like demo.
 
     Raises:
@@ -62,9 +72,19 @@ def check_early(out: str | Path | None, *, force: bool, model: str | None = None
     check_paths(**{"--out": out})
     if model is not None:
         check_model(model)
-    if out is not None and not force:
+    if out is not None:
         source = Path(model) if model is not None and os.path.isfile(Path(model) / CONFIG) else None  # not for "demo"
-        check_target(Path(out), force=False, source=source)
+        _check_unfinished(Path(out), force=force, resume=resume)
+        check_target(Path(out), force=force, source=source)
+
+
+def _check_unfinished(out: Path, *, force: bool, resume: bool) -> None:
+    """Refuse to go on with a run of which nothing is kept, but perhaps its result."""
+    if resume and not force and out.exists() and not is_kept(out):
+        raise RequestError(
+            f"{out} already exists, and there is nothing to go on from",
+            "if this run wrote it, it is finished; otherwise choose another --out, or replace it with --force",
+        )
 
 
 def claim_file(out: Path, *, force: bool, begins: bytes, source: Path) -> Seen:

@@ -278,7 +278,8 @@ class ApplyRequest:
         reads = {"--plan": self.plan, **paths_of("--calib", self.calib), **paths_of("--data", self.data)}
         seen, files = None, {"--scores": self.scores}
         if self.out is not None:
-            seen = claim(Path(self.out), force=self.force, source=source.origin, reads=reads, files=files)
+            again = {"force": self.force, "resume": self.resume}
+            seen = claim(Path(self.out), **again, source=source.origin, reads=reads, files=files)
         else:
             check_apart(reads={"MODEL": source.origin, **reads}, files=files)
         if self.scores is not None:

@@ -31,9 +31,9 @@ from ...passes.recover.kept_training import STATE, STATE_FILES
 from ...passes.state import Finished
 from ...runtime.generators import generator_states, set_generator_states
 from ..progress import Progress
+from ..stage_places import HALFWAY_SUFFIX, SUFFIX, beside
 from .run_identity import changes
 from .stage_file import TENSORS, Packed, StageFile, UnsavableError, read_stage, write_stage
-from .stage_places import HALFWAY_SUFFIX, SUFFIX, beside
 
 WORTH = 60.0
 """A stage is saved without ``--resume`` once this many seconds of work would be lost."""

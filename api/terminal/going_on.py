@@ -25,7 +25,7 @@ def to_go_on(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
         return f"what {arguments.out} holds is not all; begin again with: {again} --force"
     if not _can_resume(arguments):
         return f"nothing was written to go on from; begin again with: {again}"
-    from ..pruning.stage_places import is_kept
+    from ..stage_places import is_kept
 
     resumed = again if arguments.resume else f"{again} --resume"
     if is_kept(Path(arguments.out)):

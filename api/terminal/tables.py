@@ -69,7 +69,8 @@ def applied(result: Applied, *, full: bool = False) -> list[RenderableType]:
     """The result of ``apply``: what was removed, and what was written; ``full``: a row for each group."""
     before, after = result.parameters
     head = f"{result.pipeline}: {before:,} parameters to {after:,} ({result.kept:.2%} kept"
-    head += f"; {result.macs[1] / result.macs[0]:.2%} of the MACs)" if result.macs[0] else ")"
+    of = f" of a call with {result.call}" if result.call else ""
+    head += f"; {result.macs[1] / result.macs[0]:.2%} of the MACs{of})" if result.macs[0] else ")"
     notes: list[str | Copied] = (
         []
         if result.saved

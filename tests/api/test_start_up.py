@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from fxprune.api.places import check_early
+from fxprune.ir.errors import RequestError
 
 RUN = """
 import sys
@@ -78,3 +82,33 @@ def test_torch_is_not_imported_for_a_place_that_cannot_be_written(
     *told, last = ran.stderr.splitlines()
     assert said in "\n".join(told)
     assert last == "False True 2", "torch, NumPy, exit code"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--force",), "y belongs to no model, and --force would remove it"),
+        (("--resume",), "mine already exists, and there is nothing to go on from"),
+    ],
+)
+def test_torch_is_not_imported_for_a_place_that_stays(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "y").write_text("mine")
+    command = ("apply", "demo", "--pass", "magnitude", "--ratio", "0.3", "--out", "mine", *options)
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN, *command], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    *told, last = ran.stderr.splitlines()
+    assert said in " ".join(told)
+    assert last == "False True 2", "torch, NumPy, exit code"
+    assert (tmp_path / "mine" / "y").read_text() == "mine"
+
+
+def test_an_interrupted_run_of_a_directory_that_is_there_wants_force(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / ".out.stages").mkdir()
+    with pytest.raises(RequestError, match=r"out already exists$"):
+        check_early(tmp_path / "out", force=False, resume=True)
+    (tmp_path / ".out.stages").rmdir()
+    with pytest.raises(RequestError, match="there is nothing to go on from"):
+        check_early(tmp_path / "out", force=False, resume=True)
