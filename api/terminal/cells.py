@@ -119,3 +119,8 @@ def new_table(*columns: str, right: Sequence[str] = ()) -> Table:
         right: titles of the columns that are aligned to the right.
     """
     return _Table(columns, right)
+
+
+def amount(count: int, unit: str) -> str:
+    """A number with what it counts: ``1 thread``, ``2 threads``."""
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
-from .cells import line, new_table
+from .cells import amount, line, new_table
 
 if TYPE_CHECKING:
     from ..benchmarking.drafting import Drafted
@@ -17,7 +17,7 @@ def drafted(found: Drafted) -> list[RenderableType]:
     """The result of ``bench --draft``: speeds, and how much of what the draft wrote was accepted."""
     head = (
         f"{found.prompts} prompts of {found.prompt} tokens of {found.text}, then {found.new} greedy tokens each, equal "
-        f"to those of {found.dense} alone; {found.threads} threads; median (lowest to highest)"
+        f"to those of {found.dense} alone; {amount(found.threads, 'thread')}; median (lowest to highest)"
     )
     table = new_table("model", "parameters", "tokens/s", "speed-up", right=("parameters", "tokens/s", "speed-up"))
     table.add_row(found.dense, f"{found.parameters[0]:,}", _spread(found.alone, 1), "")

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from .budgets import budgets
-from .cells import Copied, line, new_table
+from .cells import Copied, amount, line, new_table
 from .dropped import dropped
 from .loading import loading
 from .shares import shares
@@ -212,8 +212,8 @@ def benchmarked(result: BenchmarkResult) -> list[RenderableType]:
     """The result of ``bench``: size and speed of each model, and the speed-up compared with the baseline."""
     asked = result.conditions
     head = (
-        f"prompt {asked.prompt}, then {asked.new} tokens; {asked.threads} threads; median (lowest to highest) of "
-        f"{asked.rounds} alternating rounds"
+        f"prompt {asked.prompt}, then {asked.new} tokens; {amount(asked.threads, 'thread')}; "
+        f"median (lowest to highest) of {amount(asked.rounds, 'alternating round')}"
     )
     right = ("parameters", "size", "MACs per prompt", "memory")
     speeds = [f"{figure}, batch {batch}" for batch in asked.batches for figure in ("first token ms", "tokens/s")]
