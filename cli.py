@@ -292,7 +292,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from .api.places import check_early
 
-    check_early(arguments.out, force=arguments.force)
+    if not arguments.force:  # then the places of its artifacts are looked at, not the directory that holds them
+        check_early(arguments.out, force=False)
     from . import api
     from .api.terminal import tables
 

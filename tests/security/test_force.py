@@ -16,6 +16,7 @@ from fxprune.backends import replaceable
 from fxprune.backends.artifact import write_json
 from fxprune.backends.atomic_directory import atomic_directory, check_target
 from fxprune.backends.huggingface import weight_source
+from fxprune.cli import main
 from fxprune.ir.errors import RequestError
 
 from ..checkpoints import contents, write_checkpoint
@@ -281,3 +282,18 @@ def test_a_demo_that_ends_at_once_leaves_nothing(tmp_path: Path, monkeypatch: py
     finally:
         torch.set_num_threads(before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_begins_again_in_its_own_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fxprune.api.demo.apply", stopped)
+    out = tmp_path / "out"
+    directory(out / "pruned", {"config.json": CONFIG})
+    assert main(["demo", "--out", str(out)]) == 2
+    assert "replace it with --force" in capsys.readouterr().err
+    assert main(["demo", "--out", str(out), "--force"]) == 130
+    assert "belongs to no model" not in capsys.readouterr().err
