@@ -48,6 +48,9 @@ class Prune(Pass):
         "in layers with so few kv heads that none would go",
         HEAD_CHOICES,
     )
+    values: bool = option(
+        False, "where turn ran: prune channels of the values of heads, alike in all heads of a layer, instead of heads"
+    )  # fmt: skip
     ffn: bool = option(True, "prune inner widths, such as those of feed-forward layers")
     channels: bool = option(
         False, "prune the residual width (the paper's channel-wise mode); true for package.module:callable"

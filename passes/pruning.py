@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import FxpruneError, Indices
+from ..ir import FxpruneError, Indices, RequestError
 from ..ir.groups import HEAD_KINDS, Group
 from ..ir.options import options_of, write_value
+from ..runtime.model.held_values import held_values
 from .couple.coupling import Coupling, couple
 from .data import Calibration, Scores
 from .prune import Prune
@@ -33,6 +34,9 @@ from .state import State
 BUDGET_OPTIONS = frozenset({"ratio", "target", "by", "moves", "multiple_of", "runtime", "tolerance"})
 """Options that decide how much is removed and do not change the scores."""
 
+TURN = "turn"
+"""The pass that turns the values of heads."""
+
 NEAREST = "nearest"
 """In the report of a pass: where the nearest counts were picked that a plain configuration can say."""
 
@@ -42,7 +46,7 @@ def prune(step: Prune, state: State) -> None:
     coupling = state.subject.coupling
     assert coupling is not None, "the manager runs couple first"
     share = _share(step, state)
-    scope = scope_of(step, share, coupling)
+    scope = scope_of(step, share, coupling, state)
     chosen, frozen = chosen_groups(coupling.groups.values(), scope)
     groups = aligned(chosen, step.runtime, share)
     report: dict[str, Any] = {"groups": len(groups), "frozen": {g.name: g.frozen for g in frozen}}
@@ -76,12 +80,30 @@ def prune(step: Prune, state: State) -> None:
         report["seconds"] = timed
 
 
-def scope_of(step: Prune, share: float | None, coupling: Coupling) -> Scope:
+def scope_of(step: Prune, share: float | None, coupling: Coupling, state: State) -> Scope:
     """Which groups a pass may cut; ``share`` is about how much of each."""
     return Scope(
         layers=counted_from_start(step.layers, coupling.groups.values()), heads=step.heads, widths=step.ffn,
         channels=step.channels, experts=step.experts, within=step.within, ordered=step.ordered, share=share,
+        values=_turned(step, state),
     )  # fmt: skip
+
+
+def _turned(step: Prune, state: State) -> frozenset[str]:
+    """The tensors of values that a pass may make narrower.
+
+    Raises:
+        RequestError: it may, and nothing turned them.
+    """
+    if not step.values:
+        return frozenset()
+    if not any(record.name == TURN for record in state.ledger.decisions) and TURN not in state.ledger.report:
+        raise RequestError(
+            f"{step.name}: values=true has no effect: the values of no head were turned", "put turn before this pass"
+        )
+    model = state.subject.model
+    held = [(path, model.get_submodule(path)) for path in held_values(model)]
+    return frozenset(f"{path}.{name}" for path, module in held for name, _ in module.named_parameters(recurse=False))
 
 
 def _nest(step: Prune, state: State, keep: Mapping[str, Indices], report: dict[str, Any]) -> None:

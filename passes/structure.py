@@ -7,11 +7,12 @@ from .drop.taken_out import LayersKept, PartsAbsent
 from .manager import Analysis
 from .shrink.cut import Cut
 from .shrink.tokens_kept import TokensKept
+from .turn.values_held import ValuesHeld
 
 ANALYSES: tuple[Analysis, ...] = (Analysis("couple", "coupling", couple),)
 """What passes may need to know."""
 
-DECISIONS: tuple[type[Cut] | type[LayersKept] | type[PartsAbsent] | type[TokensKept], ...] = (
-    Cut, LayersKept, PartsAbsent, TokensKept,
+DECISIONS: tuple[type[Cut] | type[LayersKept] | type[PartsAbsent] | type[TokensKept] | type[ValuesHeld], ...] = (
+    Cut, LayersKept, PartsAbsent, TokensKept, ValuesHeld,
 )  # fmt: skip
 """What they can do."""

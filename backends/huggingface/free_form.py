@@ -23,6 +23,7 @@ from ...ir.plan import Plan
 from ...ir.repairs import ConfigView, Repairs, repair
 from ...runtime.absence import Absence, absences
 from ...runtime.model.free_class import CONFIG_ENTRY, Absent, replay, take_out, within
+from ...runtime.model.held_values import hold_values, narrow_values, with_zeros, without_zeros
 from ...runtime.model.own_code import module_in
 from .config_search import built_shapes, model_shapes
 from .model_class import MODULE, base_class, own_reference
@@ -52,7 +53,7 @@ class {name}({original}):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        replay(self, {entry})
+{values}        replay(self, {entry})
 {absent}
     # transformers looks at the module that defines a class for both; here the original's answers hold.
 
@@ -70,6 +71,7 @@ ORIGINAL_NAME = "Original"
 
 ABSENT = ' The modules under "absent" go.'
 TAKE_OUT = "        take_out(self, {entry})\n"
+HOLD = '        hold_values(self, {entry}.get("values", {{}}))\n'
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,13 @@ def free_config(model: PreTrainedModel, plan: Plan, repairs: Repairs, auto_map: 
             f"units were removed from '{name}', which checkpoints do not store", "do not prune its group"
         )
     earlier = Repairs.from_json(getattr(model.config, CONFIG_ENTRY, {}).get("attributes", {}))
-    entry = {
+    repaired = earlier.then(repairs).to_json()
+    entry: dict[str, Any] = {
         "shapes": {name: list(after[name]) for name in sorted(after) if after[name] != before[name]},
-        "attributes": earlier.then(repairs).to_json(),
+        "attributes": {path: made for path, made in repaired.items() if not f"{path}.".startswith(gone)},
     }
+    if values := narrow_values(model):
+        entry["values"] = values
     if absent:
         entry["absent"] = absent
     if reference := own_reference(base):
@@ -161,9 +166,10 @@ def write_code(
     Returns:
         The name of the file -> the sha256 of what it holds.
     """
-    base, absent = base_class(model), bool(absences(model))
+    base, absent, values = base_class(model), bool(absences(model)), bool(narrow_values(model))
     needed = (
-        ConfigView, repair, replay, *((Absence, Absent, take_out) if absent else ()), *((within,) if inner else ())
+        ConfigView, repair, replay, *((Absence, Absent, take_out) if absent else ()), *((within,) if inner else ()),
+        *((with_zeros, without_zeros, hold_values) if values else ()),
     )  # fmt: skip
     parts = "\n\n".join(inspect.getsource(part) for part in needed)
     name, reference = base.__name__, own_reference(base)
@@ -176,10 +182,11 @@ def write_code(
     if inner is not None:
         known = inner.model_class.__name__
         classes.append((known, f"transformers.{known}", f'within(config.fxprune, "{inner.name}")'))
-    footers = [
-        FOOTER.format(name=name, original=original, entry=entry, absent=TAKE_OUT.format(entry=entry) if absent else "")
-        for name, original, entry in classes
-    ]
+    footers = []
+    for name, original, entry in classes:
+        held = HOLD.format(entry=entry) if values else ""
+        gone = TAKE_OUT.format(entry=entry) if absent else ""
+        footers.append(FOOTER.format(name=name, original=original, entry=entry, absent=gone, values=held))
     text = "".join((header, "\n", parts, *footers)).encode()
     (folder / f"{MODULE}.py").write_bytes(text)
     return {f"{MODULE}.py": hashlib.sha256(text).hexdigest()}

@@ -36,8 +36,8 @@ def analyze(step: Analyze, state: State) -> None:
     """Run the pass on a state: only its report changes."""
     coupling = state.subject.coupling
     assert coupling is not None, "the manager runs couple first"
-    prune = settled(step.step, coupling)
-    chosen, frozen = chosen_groups(coupling.groups.values(), scope_of(prune, prune.ratio, coupling))
+    prune = settled(step.step, coupling, state)
+    chosen, frozen = chosen_groups(coupling.groups.values(), scope_of(prune, prune.ratio, coupling, state))
     groups, left = measurable(aligned(chosen, prune.runtime, prune.ratio))
     saved = None if state.ledger.scores is None or state.ledger.scores.done else state.ledger.scores
     scores = scored(prune, groups, state)
@@ -73,18 +73,18 @@ def unit_of(state: State) -> str:
     return DISTANCE if inputs and LOGITS not in state.subject.outputs else "nats per row" if inputs else NATS
 
 
-def settled(step: Prune, coupling: Coupling) -> Prune:
+def settled(step: Prune, coupling: Coupling, state: State) -> Prune:
     """The pass with the heads that it cuts named, where one name says it: a budget found later cuts the same ones."""
     if step.heads != AS_FEW_ALLOW:
         return step
-    mine = _names(step, coupling)
+    mine = _names(step, coupling, state)
     others = (replace(step, heads=heads) for heads in ("kv", "query"))
-    return next((other for other in others if _names(other, coupling) == mine), step)
+    return next((other for other in others if _names(other, coupling, state) == mine), step)
 
 
-def _names(step: Prune, coupling: Coupling) -> list[str]:
+def _names(step: Prune, coupling: Coupling, state: State) -> list[str]:
     try:
-        chosen, _ = chosen_groups(coupling.groups.values(), scope_of(step, step.ratio, coupling))
+        chosen, _ = chosen_groups(coupling.groups.values(), scope_of(step, step.ratio, coupling, state))
         return [group.name for group in chosen]
     except RequestError:  # of a model that has none of these
         return []

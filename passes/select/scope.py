@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ...ir import RequestError
-from ...ir.groups import Group, Kind
+from ...ir.groups import HEAD_KINDS, Group, Kind
 from .products import one_factor
 from .select import kept_count, step_of
 
@@ -28,6 +28,7 @@ class Scope:
         experts: whether to cut whole experts.
         ordered: whether to cut units that carry a value by their index.
         share: about how much of every group is to be removed; None when that is not known.
+        values: names of the tensors of values that were turned: their channels are cut, and their heads are not.
         within: a path of modules, or the end or the middle of one; groups with a tensor elsewhere stay whole. The whole
             model when None.
     """
@@ -39,6 +40,7 @@ class Scope:
     experts: bool = False
     ordered: bool = False
     share: float | None = None
+    values: frozenset[str] = frozenset()
     within: str | None = None
 
     @property
@@ -52,11 +54,16 @@ class Scope:
             | ({Kind.WIDTH} if self.widths else set())
             | ({Kind.CHANNELS} if self.channels else set())
             | ({Kind.EXPERTS} if self.experts else set())
+            | ({Kind.HEAD_DIM} if self.values else set())
         )
 
     def holds(self, group: Group) -> bool:
         """Whether this group is in the scope, frozen or not."""
         if group.kind not in self.kinds or group.units < 2 or not self.contains(group):
+            return False
+        if group.kind is Kind.HEAD_DIM and not group.tensors <= self.values:
+            return False
+        if group.kind in HEAD_KINDS and group.tensors & self.values:
             return False
         if group.kind is Kind.CHANNELS or self.layers is None:
             return True

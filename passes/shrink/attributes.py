@@ -89,6 +89,7 @@ def find_repairs(
     known: Known | None = None,
     *,
     resized: Mapping[int, int] | None = None,
+    given: Mapping[tuple[str, str], Number] | None = None,
 ) -> Iterator[Repairs]:
     """Every set of attribute changes with which the smaller model runs as the dense model did, most likely first.
 
@@ -96,12 +97,12 @@ def find_repairs(
         model: the dense model, not yet shrunk.
         dry_run: a dry run of the dense model; it is resized here.
         shapes: the new shapes of the tensors that change.
-        extents, known, resized: as for ``shrink_module``.
+        extents, known, resized, given: as for ``shrink_module``; ``known`` has what is given.
 
     Raises:
         FxpruneError: when the model runs with none of them.
     """
-    survey = AttributeSurvey(model, known or Known(dry_run.reads), shapes, extents)
+    survey = AttributeSurvey(model, known or Known(dry_run.reads, given or {}), shapes, extents)
     settled = survey.settled()
     choices = survey.choices(settled)
     dry_run.resize(shapes)

@@ -10,7 +10,9 @@ import numpy as np
 
 from ...ir import FxpruneError, Indices, Plan
 from ...ir.graph import Graph
-from ...ir.repairs import Repairs
+from ...ir.groups import Kind
+from ...ir.repairs import Number, Repairs
+from ...runtime.model.held_values import VALUE_WIDTH, held_values
 from ...runtime.tensors import sliced, tensors_by_name
 from ...runtime.tolerances import FUNCTION_TOLERANCE, relative_difference
 from ..couple.consumers import taking_in
@@ -75,9 +77,9 @@ def carry_out(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> 
     """As :func:`cut`, for a decision of another kind; returns the plan of this cut alone."""
     plan = make_plan(coupling, keep)
     subject, ledger = state.subject, state.ledger
-    before, after = subject.graph, rewrite(coupling, plan)
+    after = rewrite(coupling, plan)
     if not plan.removes_nothing:
-        _shrink(state, plan, before, after)
+        _shrink(state, coupling, plan, after)
         if subject.residence is not None:
             subject.residence.store.cut(plan)
     ledger.consumers += consumers_of(coupling, plan)
@@ -86,16 +88,17 @@ def carry_out(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> 
     return plan
 
 
-def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
+def _shrink(state: State, coupling: Coupling, plan: Plan, after: Graph) -> None:
     """Shrink the module in place; if its own forward does not work at the new widths, rebuild it when possible."""
     subject, ledger, rebuild = state.subject, state.ledger, state.host.rebuild
+    before = subject.graph
     whole = tensors_by_name(subject.model) if rebuild is not None else {}
     try:
         repairs = shrink_module(
             subject.model, plan, extents_by_module(before, after), subject.example,
             outputs=subject.outputs, accept=_acceptance(state, after),
             known=None if subject.observed is None else known_by(subject.observed, before, after),
-            resized=_resized(before, after),
+            resized=_resized(before, after), given=_value_widths(state, coupling, plan),
         )  # fmt: skip
     except FxpruneError as stuck:
         if rebuild is None:
@@ -104,6 +107,16 @@ def _shrink(state: State, plan: Plan, before: Graph, after: Graph) -> None:
         ledger.repairs = Repairs()
     else:
         ledger.repairs = ledger.repairs.then(repairs)
+
+
+def _value_widths(state: State, coupling: Coupling, plan: Plan) -> dict[tuple[str, str], Number]:
+    """What maps that hold the values of heads are told of the channels that stay."""
+    held, found = held_values(state.subject.model), dict[tuple[str, str], Number]()
+    for name, units in plan.keep.items():
+        paths = {tensor.rpartition(".")[0] for tensor in coupling.groups[name].tensors} & held.keys()
+        if coupling.groups[name].kind is Kind.HEAD_DIM:
+            found |= {(path, VALUE_WIDTH): len(units) for path in paths}
+    return found
 
 
 def _resized(before: Graph, after: Graph) -> dict[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from ...ir.errors import FxpruneError, class_and_first_line
 from ...ir.graph import Graph
 from ...ir.plan import Plan
-from ...ir.repairs import Repairs
+from ...ir.repairs import Number, Repairs
 from ...runtime.place.memory import device_memory, host_memory, is_out_of_memory
 from ...runtime.tensors import Places, slice_tensors, tensors_by_name
 from ..data import Observed
@@ -37,6 +38,7 @@ def shrink_module(
     accept: Callable[[], bool] | None = None,
     known: Known | None = None,
     resized: Mapping[int, int] | None = None,
+    given: Mapping[tuple[str, str], Number] | None = None,
 ) -> Repairs:
     """Replace every tensor that ``plan`` slices and repair the integer attributes that the forward reads.
 
@@ -57,6 +59,7 @@ def shrink_module(
             used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
         known: what a run of ``model`` showed. With it and ``accept``, the likeliest repair is tried before any dry run.
         resized: last extents of outputs that change on purpose, old -> new.
+        given: (path, attribute) -> the value that it gets, of attributes that no forward of the model's own code reads.
 
     Returns:
         The repairs, which a backend can apply again.
@@ -66,11 +69,12 @@ def shrink_module(
             message has the module and its error; the model is not changed); when ``accept`` refused every choice (the
             tensors are as before where there was memory for them beside their slices, otherwise sliced).
     """
-    shapes = smaller_shapes(model, plan)
+    shapes, told = smaller_shapes(model, plan), given or {}
+    known = None if known is None else replace(known, values={**known.values, **told})
     likely = None if accept is None or known is None else likely_repairs(model, known, shapes, extents)
     if likely is not None and accept is not None and _accepted_at_once(model, plan, likely, accept):
         return likely
-    found = find_repairs(model, DryRun(model, example, outputs), shapes, extents, known, resized=resized)
+    found = find_repairs(model, DryRun(model, example, outputs), shapes, extents, known, resized=resized, given=told)
     if accept is None:
         first = next(found)
         slice_tensors(model, plan)

@@ -17,6 +17,7 @@ from ...ir.errors import RequestError
 from ...ir.repairs import repair, repairs_integers
 from ..absence import Absence
 from ..tensors import tensors_by_every_name
+from .held_values import MAKES, READS, hold_values
 
 CONFIG_ENTRY = "fxprune"
 """The entry of config.json that lists shapes, attributes and what is absent."""
@@ -54,7 +55,7 @@ def take_out(model: torch.nn.Module, entry: dict[str, Any]) -> None:
 
 def within(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
     """What ``entry`` says of one module of the model, by names within it."""
-    parts = ("shapes", "attributes", "absent")
+    parts = ("shapes", "attributes", "absent", "values")
     named = {part: {f"{name}.": value for name, value in entry.get(part, {}).items()} for part in parts}
     start = f"{prefix}."
     return {
@@ -68,6 +69,7 @@ def check_entry(model: torch.nn.Module, entry: dict[str, Any]) -> None:
 
     Raises:
         RequestError: it is anything but smaller shapes, new integers for old ones, and modules of the model that go.
+            What it says of values is checked by :func:`check_values`.
     """
     tensors, modules = tensors_by_every_name(model), dict(model.named_modules())
     for name, shape in entry["shapes"].items():
@@ -88,6 +90,22 @@ def check_entry(model: torch.nn.Module, entry: dict[str, Any]) -> None:
         cache = absence["cache"]
         if cache is not None and (type(cache) is not int or not 0 <= cache < _layers(model, modules)):
             raise RequestError(f"config.json says that {path!r} fills layer {absence['cache']!r} of the cache", _ENTRY)
+
+
+def check_values(model: torch.nn.Module, entry: dict[str, Any]) -> None:
+    """Compare what an entry says of the values of heads, which anybody may have written, with a freshly built model.
+
+    Raises:
+        RequestError: it names anything but linear layers whose one side is whole heads.
+    """
+    modules = dict(model.named_modules())
+    for path, held in entry.get("values", {}).items():
+        module, plain = modules.get(path), isinstance(held, list) and len(held) == 2
+        does, width = held if plain else (None, None)
+        sides = {MAKES: "out_features", READS: "in_features"}
+        linear = isinstance(module, torch.nn.Linear) and isinstance(does, str) and does in sides
+        if not linear or type(width) is not int or not width > 0 or getattr(module, sides[does]) % width:
+            raise RequestError(f"config.json says that {path!r} holds the values of heads: {held}", _ENTRY)
 
 
 def _narrows(model: torch.nn.Module, module: torch.nn.Module, attribute: str, new: Any) -> bool:
@@ -141,6 +159,8 @@ def free_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         try:
+            check_values(self, getattr(config, CONFIG_ENTRY))
+            hold_values(self, getattr(config, CONFIG_ENTRY).get("values", {}))
             check_entry(self, getattr(config, CONFIG_ENTRY))
         except (KeyError, TypeError, AttributeError) as error:
             raise RequestError("the 'fxprune' entry of config.json is damaged", _ENTRY) from error

@@ -1,0 +1,1 @@
+"""Weights turned into another basis, in which fewer directions matter."""
