@@ -100,11 +100,11 @@ def check_values(model: torch.nn.Module, entry: dict[str, Any]) -> None:
     """
     modules = dict(model.named_modules())
     for path, held in entry.get("values", {}).items():
-        module, plain = modules.get(path), isinstance(held, list) and len(held) == 2
-        does, width = held if plain else (None, None)
-        sides = {MAKES: "out_features", READS: "in_features"}
-        linear = isinstance(module, torch.nn.Linear) and isinstance(does, str) and does in sides
-        if not linear or type(width) is not int or not width > 0 or getattr(module, sides[does]) % width:
+        module, size = modules.get(path), 0
+        plain = isinstance(held, list) and len(held) == 2 and held[0] in (MAKES, READS)
+        if isinstance(module, torch.nn.Linear) and plain and type(held[1]) is int and held[1] > 0:
+            size = module.out_features if held[0] == MAKES else module.in_features
+        if not size or size % held[1]:
             raise RequestError(f"config.json says that {path!r} holds the values of heads: {held}", _ENTRY)
 
 
