@@ -14,6 +14,7 @@ from torch import nn
 from ..ir.errors import FxpruneError
 from ..ir.plan import Indices, Plan
 from ..ir.text import print_graph
+from ..runtime.model.held_values import held_values
 from ..runtime.streaming.block_runner import BlockRunner
 from ..runtime.tensors import tensors_by_every_name, tensors_by_name
 from .base import Pass
@@ -106,6 +107,7 @@ def structure_digest(state: State) -> str:
             "graph": hashlib.sha256(print_graph(subject.graph).encode()).hexdigest(),
             "modules": [[path, type(module).__qualname__] for path, module in subject.model.named_modules()],
             "configs": _configs(subject.model),
+            "values": held_values(subject.model),
             "tensors": tensors,
             "plan": None if ledger.plan is None else [_indices(plan.keep), _indices(slices)],
             "repairs": ledger.repairs.to_json(),

@@ -9,9 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from ...ir import Indices, RequestError
-from ...ir.groups import Group
+from ...ir.groups import Group, Kind
 from ...ir.options import option
 from ...runtime.model.embeddings import input_embeddings
+from ...runtime.model.held_values import held_values
 from ...runtime.tensors import first_names
 from ..base import Pass, PassKind
 from ..couple.coupling import Coupling
@@ -51,11 +52,26 @@ class Replay(Pass):
         assert state.data.recorded is not None, "whoever puts replay into a pipeline gives it a plan"
         tokens, others = _apart(state, state.data.recorded)
         keep = kept_units(coupling, others)
+        _check_turned(state, coupling, keep)
         state.ledger.report[self.name] = {"groups": len(keep) + bool(tokens)}
         cut(state, coupling, keep)
         if tokens:
             found, group = couple_tokens(state.subject.graph, state.subject.model)
             keep_tokens(state, found, group, kept_units(found, tokens)[group.name])
+
+
+def _check_turned(state: State, coupling: Coupling, keep: Mapping[str, Indices]) -> None:
+    """Refuse channels of values: which they are depends on how a text turned them, and a plan does not say that.
+
+    Raises:
+        RequestError: naming a group.
+    """
+    turned = [name for name in keep if coupling.groups[name].kind is Kind.HEAD_DIM]
+    if turned and not held_values(state.subject.model):
+        raise RequestError(
+            f"the plan removes channels of turned values ({turned[0]}), and does not hold the turn",
+            "repeat the passes instead: `fxprune recipe OUT` prints them",
+        )
 
 
 def _apart(state: State, slices: Slices) -> tuple[Slices, Slices]:

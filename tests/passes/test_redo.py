@@ -23,6 +23,7 @@ from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.shrink.cut import Cut
 from fxprune.passes.state import Finished, State
 from fxprune.passes.structure import ANALYSES, DECISIONS
+from fxprune.passes.turn.values_held import ValuesHeld
 from fxprune.runtime.streaming.block_runner import BlockRunner
 
 from ..states import decoder_state
@@ -75,6 +76,17 @@ def test_decisions_give_the_same_structure(text: str, monkeypatch: pytest.Monkey
     assert structure_digest(again) == structure_digest(state)
     assert again.ledger.finished == state.ledger.finished
     assert not state.ledger.changed
+    assert kept_digest(again.subject.model, frozenset()) == kept_digest(state.subject.model, frozenset())
+
+
+def test_turned_values_are_held_again() -> None:
+    text = f"turn{{{SHORT}}},magnitude{{values=true,ratio=0.5}},compensate{{{SHORT}}}"
+    model = make("llama")
+    state = resumable(text, copy.deepcopy(model))
+    again = redone(text, model, state.ledger.finished)
+    assert structure_digest(again) == structure_digest(state)
+    assert any(".v_proj" in name for name in state.ledger.changed)
+    put_values(again.subject.runner, changed_values(state.subject.runner, state.ledger.changed))
     assert kept_digest(again.subject.model, frozenset()) == kept_digest(state.subject.model, frozenset())
 
 
@@ -144,6 +156,10 @@ MALFORMED = [
     (PartsAbsent, {"absences": {"a": {"outputs": 0, "cache": 1.5}}}),
     (PartsAbsent, {"absences": {"a": {"outputs": 0}}}),
     (PartsAbsent, {"absences": {"a": {"outputs": 0, "cache": None, "more": 1}}}),
+    (ValuesHeld, {"values": {"a": ["takes", 8]}}),
+    (ValuesHeld, {"values": {"a": ["makes", 0]}}),
+    (ValuesHeld, {"values": {"a": ["makes"]}}),
+    (ValuesHeld, {}),
 ]
 
 

@@ -167,6 +167,12 @@ SENSELESS: list[dict[str, Any]] = [
     {"attributes": {ATTENTION: {"config.num_attention_heads": [4, 0]}}},
     {"attributes": {"model": {"config.vocab_size": [64, 10**12]}}},
     {"attributes": {"model": {"training": [0, 1]}}},
+    *(
+        {"values": {f"{ATTENTION}.v_proj": held}}
+        for held in (["makes", 0], ["makes", 7], ["makes", True], ["takes", 8])
+    ),
+    *({"values": {path: ["reads", 8]}} for path in (ATTENTION, "nowhere", "model.embed_tokens")),
+    *({"values": {f"{ATTENTION}.v_proj": held}} for held in (None, [], ["makes"], [["makes"], 8], "makes")),
     {"attributes": {"model.embed_tokens": {"num_embeddings": [64, 0]}}},
 ]
 

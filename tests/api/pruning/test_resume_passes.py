@@ -70,6 +70,8 @@ CASES = [
         f"finetune{{{RECOVERY}}},taylor{{{SHORT}}},distill{{{RECOVERY}}}", source={"dtype": torch.float32},
     ),
     case(f"drop{{layers=1,{SHORT}}},wanda{{{SHORT}}},lora{{{RECOVERY},keep_adapter=true}},random", scores=True),
+    case(f"turn{{{SHORT}}},obs{{{SHORT},values=true}},compensate{{{SHORT}}}"),
+    case(f"turn{{{SHORT}}},fisher{{{SHORT},values=true}},distill{{{RECOVERY}}}", slow=True, offload="disk"),
     case(f"vocabulary,taylor{{{SHORT}}},distill{{{RECOVERY}}}", MANY_TOKENS, source={"words": PAIRS}, slow=True),
     case(f"reap{{{SHORT}}},expert_channels{{{SHORT}}},compensate{{{SHORT}}}", MIXTURE, slow=True),
     case(f"frequency{{{SHORT}}},activation_norm{{{SHORT}}},random", MIXTURE, slow=True),
