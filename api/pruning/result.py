@@ -9,7 +9,7 @@ from typing import Any
 
 from ...backends.huggingface.save import SavedModel
 from ...backends.huggingface.serving import serving_remarks
-from ...ir.groups import HEAD_KINDS
+from ...ir.groups import HEAD_KINDS, Kind
 from ...passes.manager import StepRecord
 from ...runtime.place.placement import Placement
 from ..inputs.seen_texts import TEXTS, Entries
@@ -70,7 +70,8 @@ class Applied:
             return []
         heads = any(change.kind in {kind.value for kind in HEAD_KINDS} for change in self.groups)
         parts = any(entry.get("sub_blocks") for entry in self.report.values())
-        return serving_remarks(str(self.saved.checks.get("loaded_by")), heads=heads, parts=parts)
+        values = any(change.kind == Kind.HEAD_DIM.value for change in self.groups)
+        return serving_remarks(str(self.saved.checks.get("loaded_by")), heads=heads, parts=parts, values=values)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: what `fxprune report` says of the result, without what was measured elsewhere."""

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ...ir.plan import Plan
 from ...runtime.absence import absences
+from ...runtime.model.held_values import held_values
 from ...runtime.quiet import quiet
 from ...runtime.tensors import first_names
 from .config_search import ConfigMatch, find_config, model_shapes
@@ -37,6 +38,8 @@ def why_not_plain(
     """
     if absent := next(iter(absences(model)), ""):
         return f"{absent} is absent"
+    if narrow := next((path for path in held_values(model) if (f"{path}.weight", 0) in plan.slices), ""):
+        return f"{narrow} makes values that are narrower than the heads"
 
     def accept(match: ConfigMatch) -> bool:
         with quiet():

@@ -15,6 +15,7 @@ from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.absence import absences
 from ...runtime.consent import Consent
+from ...runtime.model.held_values import narrow_values
 from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
 from ..copied_files import CopiedFiles, companions, copy_files
@@ -231,6 +232,8 @@ def _uniform(request: SaveRequest, values: WeightSource) -> tuple[ConfigMatch | 
     model = request.model
     if absent := next(iter(absences(model)), ""):
         return None, f"{absent} is absent"
+    if narrow := next(iter(narrow_values(model)), ""):
+        return None, f"{narrow} makes or reads values that are narrower than the heads"
     source, accept = plain_config(model.config), values.same_function(model)
     return find_config(source, base_class(model), model_shapes(model), request.quantities, accept=accept)
 

@@ -78,6 +78,7 @@ def decode(model: Path, job: Mapping[str, Any], modules: Path) -> dict[str, Any]
             browser.kill()
             browser.wait()
             server.shutdown()
+            server.server_close()
     if not answered:
         raise NoBrowserError(f"{program} has not answered in {LIMIT} s")
     return answered[0]

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ...ir.errors import FxpruneError
 from ...runtime.model.embeddings import input_embeddings
+from ...runtime.model.held_values import Released, hold_again, release_values
 from ...runtime.model.keywords import takes
 from ...runtime.model.kinds import is_conv1d, is_pretrained
 from ...runtime.tolerances import MERGED_ROUNDINGS, roundings
@@ -61,15 +62,18 @@ def train_adapters(
 
     targets = projection_modules(model)
     set_seed(step.seed)
-    adapted = _adapt(model, _config(step, model, targets, text=lessons.text))
+    config, values = _config(step, model, targets, text=lessons.text), release_values(model)
+    adapted = _adapt(model, config)
+    hold_again(model, values)  # around the adapters, whose matrices are as narrow as the weights
     try:
         training = train(adapted, lessons, recipe, teacher, kept)
         require_finite(adapted, "nothing was merged")
     except BaseException:
         adapted.unload()
+        hold_again(model, values)
         raise
     adapter = _adapter(adapted) if step.keep_adapter else None
-    difference = _merge(adapted, lessons)
+    difference = _merge(adapted, lessons, values)
     report = reported(training, lessons) | {"projections": targets, "merge_difference": difference}
     return report | ({"adapter": adapter} if adapter else {})
 
@@ -156,7 +160,7 @@ def _adapter(adapted: PeftModel) -> Adapter:
     return Adapter(config, {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()})
 
 
-def _merge(adapted: PeftModel, lessons: Lessons) -> float:
+def _merge(adapted: PeftModel, lessons: Lessons, values: Released) -> float:
     """Merge the adapters into the weights; returns the largest change of the outputs for the first example.
 
     Every projection is compared on the inputs that it had there. The outputs of the whole model would not do: some
@@ -181,6 +185,7 @@ def _merge(adapted: PeftModel, lessons: Lessons) -> float:
         adapted.merge_and_unload()
         for name, (given, wanted) in calls.items():
             _require_equal(name, plain.get_submodule(name)(given), wanted)
+        hold_again(plain, values)
         return float((before - outputs()).abs().max())
 
 
@@ -197,7 +202,7 @@ def _calls_of_adapters(plain: nn.Module) -> Iterator[dict[str, tuple[torch.Tenso
             def record(_: nn.Module, given: Any, found: torch.Tensor, name: str = name) -> None:
                 calls.setdefault(name, (given[0], found))
 
-            hooks.append(module.register_forward_hook(record))
+            hooks.append(module.register_forward_hook(record, prepend=True))
     try:
         yield calls
     finally:

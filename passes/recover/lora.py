@@ -41,9 +41,15 @@ class Lora(Recovery):
 
     def require(self, state: State, model: nn.Module) -> None:
         """Check that the model has projections to adapt."""
+        from ...runtime.model.held_values import narrow_values
         from .adapters import projection_modules
 
         del state
+        if self.keep_adapter and narrow_values(model):
+            raise RequestError(
+                "lora: keep_adapter has no use here: PEFT adds adapters within the layers that fill up narrower values",
+                "leave keep_adapter out: the merged model holds what was trained",
+            )
         if not projection_modules(model):
             raise RequestError(
                 f"{type(model).__name__} has no projection that lora could adapt",

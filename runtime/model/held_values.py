@@ -61,3 +61,28 @@ def narrow_values(model: torch.nn.Module) -> dict[str, list[Any]]:
     """As :func:`held_values`, where channels of values went."""
     held = held_values(model)
     return held if any(model.get_submodule(path).value_width != width for path, (_, width) in held.items()) else {}
+
+
+Released = dict[str, tuple[list[Any], int]]
+"""Path -> what :func:`hold_values` was told, and how wide the values are now."""
+
+
+def release_values(model: torch.nn.Module) -> Released:
+    """Take back what :func:`hold_values` did, for :func:`hold_again`: on other modules in the same places, say, that
+    call these."""
+    released: Released = {}
+    for path, held in held_values(model).items():
+        module: Any = model.get_submodule(path)
+        released[path] = held, module.value_width
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for number in [number for number, hook in hooks.items() if hook in (with_zeros, without_zeros)]:
+                del hooks[number]
+        del module.held_values, module.value_width
+    return released
+
+
+def hold_again(model: torch.nn.Module, released: Released) -> None:
+    """Do again what :func:`release_values` took back."""
+    hold_values(model, {path: held for path, (held, _) in released.items()})
+    for path, (_, width) in released.items():
+        setattr(model.get_submodule(path), VALUE_WIDTH, width)

@@ -15,6 +15,7 @@ from fxprune.cli import main
 
 DECODER = "transformers.AutoModelForCausalLM"
 HEADS, WIDTH = GroupChange("m.0:kv_heads", "kv_heads", 0, 4, 3), GroupChange("m.0:width", "width", 0, 64, 48)
+VALUES = GroupChange("m.0:head_dim.1", "head_dim", 0, 64, 48)
 NEEDS = "vLLM needs --model-impl transformers --trust-remote-code"
 PARTS = {"drop": {"sub_blocks": [{"module": "m.0.attention"}]}}
 
@@ -30,6 +31,7 @@ def said(form: Any, groups: tuple[GroupChange, ...], report: dict[str, Any], loa
         ((HEADS, WIDTH), {}, f"{NEEDS}, and --hf-overrides"),
         ((WIDTH,), {}, f"{NEEDS} (docs/deploy.md)"),
         ((), {"drop": {"dropped": [1]}}, f"{NEEDS} (docs/deploy.md)"),
+        ((VALUES, WIDTH), {}, "vLLM refuses models whose values are narrower"),
         ((WIDTH,), PARTS, "vLLM refuses models with parts taken out"),
         ((HEADS, WIDTH), PARTS, "vLLM refuses models with parts taken out"),
     ],

@@ -15,13 +15,16 @@ import transformers
 from fxprune import api
 from fxprune.api.pruning import model_run
 from fxprune.backends.huggingface.load import load
-from fxprune.ir.errors import FxpruneError
+from fxprune.ir.errors import FxpruneError, RequestError
+from fxprune.passes.recover.lora import Lora
 from fxprune.runtime.model.held_values import narrow_values
 from fxprune.runtime.tolerances import LOGITS_TOLERANCE, relative_difference
 from fxprune.tracer.export import trace_causal_lm
 
 from ...checkpoints import contents
+from ...corpora import RepeatedTokens
 from ...decoders import special_tokens
+from ...states import state_of
 from ..drop.test_drop_artifacts import read_windows
 
 CONFIG = transformers.LlamaConfig(
@@ -131,3 +134,16 @@ def test_a_turn_alone_is_written_as_a_plain_model(made: Made, tmp_path: Path) ->
     turned = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not dense.model.layers[0].self_attn.v_proj.weight.equal(turned.model.layers[0].self_attn.v_proj.weight)
     assert relative_difference(logits(turned), logits(dense)) <= LOGITS_TOLERANCE
+
+
+def test_adapters_are_as_narrow_as_the_values(made: Made) -> None:
+    pytest.importorskip("peft")
+    model, before = load(made.out), load(made.out)
+    with pytest.raises(RequestError, match="keep_adapter has no use here"):
+        Lora(steps=2, keep_adapter=True).run(state_of(None, model, recovery=RepeatedTokens()))
+    Lora(steps=2, batch=2, length=8, lr=0.01).run(state_of(None, model, recovery=RepeatedTokens()))
+    assert narrow_values(before) == narrow_values(model)
+    shapes = {name: tensor.shape for name, tensor in before.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+    names = [f"model.layers.{layer}.self_attn.v_proj.weight" for layer in range(3)]
+    assert not any(before.get_parameter(name).equal(model.get_parameter(name)) for name in names)
