@@ -85,6 +85,7 @@ SCORES = {
         for score in ("wanda", "flap", "fisher", "obs")
         for way in ("uniform", "global")
     },
+    "obs global, values": f"turn{{samples=32,seed=SEED}},obs{{{BUDGET},by=global,values=true}}{REFIT}",
 }
 PEERS = ("wanda", "flap")
 RECOVERED = {"uniform": "obs uniform", "free": "obs global"}
