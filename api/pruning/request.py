@@ -191,7 +191,7 @@ class ApplyRequest:
             if self.out is None or self.dry_run:
                 return applied
             if recorded is not None and not asked:
-                recorded.check_result(applied.parameters)
+                recorded.check_result(applied.parameters[1])
             self.progress(f"writing {self.out}")
             write = partial(work.save, Path(self.out), applied, form=self.form, force=self.force, seen=seen)
             saved = self.ranks.by_first(write)
