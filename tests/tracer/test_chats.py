@@ -331,7 +331,8 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (said(user("hi"), tools={"a": 1}), TURNS, "tools is no list but dict: {"),
     (said({"role": "system", "content": "x"}), BARE, "the conversation: TemplateError: only user and assistant"),
     (TWO, COUNTING, "the chat template writes what stands before message 2 in another way when it follows"),
-    (TWO, "{{ messages", "line 1: the chat template of the model refuses the conversation: TemplateSyntaxError"),
+    (TWO, "\n{{ messages", "the chat template in the tokenizer of the model is broken: TemplateSyntaxError: "),
+    (TWO, "{{ messages | nofilter }}", "is broken: TemplateAssertionError: No filter named 'nofilter'."),
 ]  # fmt: skip
 
 
@@ -343,6 +344,20 @@ def test_a_conversation_that_cannot_be_written_is_an_error(
         loaded(tmp_path, row, template=template)
     assert message in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_broken_template_is_not_blamed_on_the_row(tmp_path: Path, file: str) -> None:
+    chat_tokenizer("{% for m in messages %}\n{{ m.content }").save_pretrained(
+        tmp_path / "model", save_jinja_files=file.endswith("jinja")
+    )
+    (tmp_path / "rows.jsonl").write_text(json.dumps(TWO))
+    with pytest.raises(RequestError) as caught:
+        load_text(str(tmp_path / "rows.jsonl"), PreTrainedTokenizerFast.from_pretrained(tmp_path / "model"))
+    assert f"the chat template in {tmp_path / 'model' / file} is broken: TemplateSyntaxError" in caught.value.message
+    assert caught.value.message.endswith("(line 2 of the template)")
+    assert "row" not in caught.value.message
+    assert caught.value.hint == "correct it, or copy it again; rows with `text` need none"
 
 
 @pytest.mark.parametrize(
