@@ -205,6 +205,25 @@ def test_a_row_whose_answer_lies_behind_the_length_is_left_out_and_counted(tmp_p
     assert "larger length" in caught.value.hint
 
 
+def test_rows_are_asked_for_an_answer_before_they_are_needed(tmp_path: Path) -> None:
+    asked = said(user("alone"))
+    text = loaded(tmp_path, asked, asked)
+    text.check_examples(30, "all")
+    for refused in (text.check_examples, text.examples):
+        with pytest.raises(RequestError, match="has no row with an answer, and answers alone are trained on") as caught:
+            refused(30)  # type: ignore[operator]
+        assert "--train-on all" in caught.value.hint
+        assert "length" not in caught.value.hint
+    with pytest.raises(RequestError, match="has no row with an answer within 4 tokens"):
+        loaded(tmp_path, asked, TWO).check_examples(4)
+    some = loaded(tmp_path, asked, TWO)
+    some.check_examples(30)
+    both = joined("both", [some, some])
+    both.check_examples(30, "answers")
+    with pytest.raises(RequestError, match="has no row with an answer"):
+        joined("both", [some, text]).check_examples(30)
+
+
 def test_a_chat_that_ends_with_a_question_counts_its_earlier_answers(tmp_path: Path) -> None:
     assert answers(loaded(tmp_path, said(user("hi"), assistant("yo"), user("and?")))) == [["yo<|end|>"]]
 
