@@ -249,22 +249,17 @@ def _formats(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
+    from .api.recipes.printed import recipe_text
     from .api.recipes.read import description, own_recipes
     from .api.request_checks import check_paths
-    from .backends.artifact import read_record
-    from .backends.recipe import recipe_of
 
-    own = own_recipes()
     if arguments.what is None:
-        listed = {name: description(path) for name, path in own.items()}
+        listed = {name: description(path) for name, path in own_recipes().items()}
         _emit(arguments, {"recipes": listed}, lambda: [f"{name}: {said}" for name, said in listed.items()])
         return 0
     with _working(arguments):
         check_paths(DIR=arguments.what)
-        is_own = arguments.what in own and not Path(arguments.what).exists()
-        text = (
-            own[arguments.what].read_text(encoding="utf-8") if is_own else recipe_of(read_record(Path(arguments.what)))
-        )
+        text = recipe_text(arguments.what)
     print(json.dumps({"recipe": text}) if arguments.json else printable(text, lines=True), end="")
     return 0
 
