@@ -80,16 +80,20 @@ _APPLY_MODEL = (
 
 def _apply(arguments: argparse.Namespace) -> int:
     from .api.pruning.asked_passes import asked_passes
+    from .api.stage_places import check_resume
     from .passes.select.target import holds_sizes, parse_sizes
 
     # Once more below, with the model: but a mistake in a pass is told at once, and torch takes seconds to import.
     shared = {name: getattr(arguments, name) for name in (*FOR_ALL_PASSES, "train_on")}
-    one = {"target": parse_sizes(arguments.target)[0]} if holds_sizes(arguments.target) else {}
+    sizes = parse_sizes(arguments.target) if holds_sizes(arguments.target) else ()
+    one = {"target": sizes[0]} if sizes else {}
     asked_passes(arguments.passes, arguments.plan, {**shared, **one}, uniform=arguments.form == "uniform")
-    if number_of_ranks() == 1 and not (arguments.dry_run or one):
-        from .api.places import check_early
+    check_resume(arguments.resume, dry_run=arguments.dry_run, several=bool(sizes))
+    if number_of_ranks() == 1 and not arguments.dry_run:
+        from .api.places import check_early, places_of_sizes
 
-        check_early(arguments.out, force=arguments.force, resume=arguments.resume, model=arguments.model)
+        for place in places_of_sizes(arguments.out, sizes) if sizes else [arguments.out]:
+            check_early(place, force=arguments.force, resume=arguments.resume, model=arguments.model)
     if not arguments.dry_run and is_first_rank():
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
@@ -114,9 +118,8 @@ def _apply(arguments: argparse.Namespace) -> int:
             called = {"example": arguments.example, "loss": arguments.loss}
             asked = {**given, **others, **called, **where}
             if one:
-                sizes = api.apply_sizes(arguments.model, arguments.passes, progress=progress, **asked)
-                data = {"sizes": [one.to_json() for one in sizes]}
-                table = partial(tables.sizes, sizes, full=arguments.full)
+                made = api.apply_sizes(arguments.model, arguments.passes, progress=progress, **asked)
+                data, table = {"sizes": [x.to_json() for x in made]}, partial(tables.sizes, made, full=arguments.full)
             else:
                 applied = api.apply(arguments.model, arguments.passes, progress=progress, **asked)
                 data, table = applied.to_json(), partial(tables.applied, applied, full=arguments.full)
@@ -246,22 +249,17 @@ def _formats(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace) -> int:
+    from .api.recipes.printed import recipe_text
     from .api.recipes.read import description, own_recipes
     from .api.request_checks import check_paths
-    from .backends.artifact import read_record
-    from .backends.recipe import recipe_of
 
-    own = own_recipes()
     if arguments.what is None:
-        listed = {name: description(path) for name, path in own.items()}
+        listed = {name: description(path) for name, path in own_recipes().items()}
         _emit(arguments, {"recipes": listed}, lambda: [f"{name}: {said}" for name, said in listed.items()])
         return 0
     with _working(arguments):
         check_paths(DIR=arguments.what)
-        is_own = arguments.what in own and not Path(arguments.what).exists()
-        text = (
-            own[arguments.what].read_text(encoding="utf-8") if is_own else recipe_of(read_record(Path(arguments.what)))
-        )
+        text = recipe_text(arguments.what)
     print(json.dumps({"recipe": text}) if arguments.json else printable(text, lines=True), end="")
     return 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,13 @@ from ..ir.errors import RequestError
 from ..passes.prune import Prune
 from ..passes.select.target import parse_sizes
 from ..passes.sizes import NestedSizes
+from .places import places_of_sizes
 from .progress import Progress, silent
 from .pruning.asked_passes import asked_passes
 from .pruning.request import apply
 from .pruning.result import Applied
-from .request_checks import Model, check_paths
+from .request_checks import Model
+from .stage_places import check_resume
 
 
 def apply_sizes(
@@ -48,11 +49,8 @@ def apply_sizes(
         FxpruneError: a pass failed, or what was written did not pass its check; the larger sizes have been written.
     """
     targets = parse_sizes(target)
-    places = _places(out, targets)
-    if options.get("resume"):
-        raise RequestError(
-            "--resume has no effect on several sizes", "leave it out; --scores FILE keeps the scores of a run"
-        )
+    places = places_of_sizes(out, targets)
+    check_resume(bool(options.get("resume")), dry_run=bool(options.get("dry_run")), several=True)
     shared = {name: options.get(name) for name in _SHARED}
     asked = asked_passes(
         passes, options.get("plan"), {**shared, "target": targets[0]}, uniform=options.get("form") == "uniform"
@@ -91,18 +89,3 @@ def _each(
 
 
 _SHARED = ("ratio", "layers", "within", "seed", "multiple_of", "runtime", "tolerance", "channels", "train_on")
-
-
-def _places(out: str | Path | None, targets: Sequence[str]) -> list[str | None]:
-    """The directory of every size."""
-    if out is None:
-        return [None for _ in targets]
-    check_paths(out=out)
-    measure = targets[0].partition("=")[0]
-    mark, text = f"{{{measure}}}", os.fspath(out)
-    if mark not in text:
-        raise RequestError(
-            f"--out {text} is one directory, and --target has {len(targets)} sizes",
-            f"say where the size goes: --out '{text.rstrip('/')}/{mark}'",
-        )
-    return [text.replace(mark, one.partition("=")[2]) for one in targets]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..backends.atomic_directory import check_name, check_target, clear_leftovers
@@ -85,6 +85,29 @@ def _check_unfinished(out: Path, *, force: bool, resume: bool) -> None:
             f"{out} already exists, and there is nothing to go on from",
             "if this run wrote it, it is finished; otherwise choose another --out, or replace it with --force",
         )
+
+
+def places_of_sizes(out: str | Path | None, targets: Sequence[str]) -> list[str | None]:
+    """The directory of every size.
+
+    Args:
+        out: with the measure in braces where its value goes; None in a dry run.
+        targets: one for each size, of one measure.
+
+    Raises:
+        RequestError: nothing says where the size goes.
+    """
+    if out is None:
+        return [None for _ in targets]
+    check_paths(out=out)
+    measure = targets[0].partition("=")[0]
+    mark, text = f"{{{measure}}}", os.fspath(out)
+    if mark not in text:
+        raise RequestError(
+            f"--out {text} is one directory, and --target has {len(targets)} sizes",
+            f"say where the size goes: --out '{text.rstrip('/')}/{mark}'",
+        )
+    return [text.replace(mark, one.partition("=")[2]) for one in targets]
 
 
 def claim_file(out: Path, *, force: bool, begins: bytes, source: Path) -> Seen:

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from ..ir.errors import RequestError
 from ..ir.plan import Indices, Plan
-from ..runtime.json_object import check_schema, read_json_object
+from ..runtime.json_object import check_schema, parse_json, read_json_object
 
 PLAN = "fxprune.plan"
 """A safetensors file, but not by its name: vLLM and others read every ``*.safetensors`` of a directory as weights."""
@@ -26,6 +26,9 @@ FORMER_PLAN = "plan.safetensors"
 RECORD = "fxprune.json"
 
 _PLAN_HINT = "a plan has keys '<tensor name>:<dimension>' and ascending int64 indices"
+
+_SIZES_KEY = "sizes"
+"""Where the metadata of a plan says how many indices each dimension had."""
 
 _DIMENSION = re.compile("0|[1-9][0-9]?", re.ASCII)
 """One way to write each: two entries of a plan are never of the same dimension."""
@@ -93,10 +96,12 @@ class RecordFile(TypedDict, total=False):
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write ``fxprune.plan``, a safetensors file: key ``<tensor name>:<dim>``, int64 kept indices. Equal plans give
-    equal bytes."""
+    """Write ``fxprune.plan``, a safetensors file: key ``<tensor name>:<dim>``, int64 kept indices; and in its metadata
+    how many indices each dimension had. Equal plans give equal bytes."""
     tensors = {f"{name}:{dim}": np.ascontiguousarray(kept, dtype=np.int64) for (name, dim), kept in plan.slices.items()}
-    save_file(dict(sorted(tensors.items())), folder / PLAN)
+    sizes = {f"{name}:{dim}": int(size) for (name, dim), size in plan.sizes.items()}
+    metadata = {_SIZES_KEY: json.dumps(sizes, sort_keys=True)} if sizes else None
+    save_file(dict(sorted(tensors.items())), folder / PLAN, metadata)
 
 
 def plan_file(path: Path) -> Path:
@@ -135,6 +140,29 @@ def read_plan(path: Path) -> dict[tuple[str, int], Indices]:
             )
         slices[name, int(dim)] = kept
     return slices
+
+
+def read_sizes(path: Path) -> dict[tuple[str, int], int]:
+    """How many indices each sliced dimension had in the model that a plan was made for; empty for plans of earlier
+    versions, which do not say it.
+
+    Args:
+        path: a plan file that :func:`read_plan` has read.
+
+    Raises:
+        RequestError: they are no sizes of what the plan slices.
+    """
+    with safetensors.safe_open(path, framework="numpy") as file:
+        text = (file.metadata() or {}).get(_SIZES_KEY)
+        keys = set(file.keys())
+    if text is None:
+        return {}
+    sizes = parse_json(text, f"the metadata of {path}", "write the artifact again")
+    if not isinstance(sizes, dict) or not all(type(size) is int for size in sizes.values()) or not keys >= set(sizes):
+        raise RequestError(
+            f"{path} is damaged: the sizes in its metadata are not those of its entries", "write the artifact again"
+        )
+    return {(key.rpartition(":")[0], int(key.rpartition(":")[2])): size for key, size in sizes.items()}
 
 
 def _shortened(key: str) -> str:

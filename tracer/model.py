@@ -197,6 +197,8 @@ def _check_architecture(source: ModelSource, raw: dict[str, Any]) -> None:
                 f"{source.name!r} needs its own code: {own_code.get(own) or next(iter(own_code.values()))}",
                 f"read that file in {source.origin}, and pass --trust-remote-code if you trust it",
             )
+        if model_type is None:
+            raise RequestError(f"the config.json of {source.name!r} names no model_type", DOWNLOAD_AGAIN)
         raise RequestError(
             f"transformers {transformers.__version__} does not support the model type {model_type!r}",
             "give a model that transformers supports",

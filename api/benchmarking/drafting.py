@@ -45,6 +45,7 @@ class Drafted:
         threads: within one operator.
         unchecked: a sentence for each text that the draft read, where an overlap with that of the prompts would not be
             found.
+        rounds: how often both were timed.
     """
 
     dense: str
@@ -64,6 +65,7 @@ class Drafted:
     larger_batches: str
     threads: int
     unchecked: tuple[str, ...] = ()
+    rounds: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -179,7 +181,7 @@ def _drafted(
     return Drafted(
         dense.name, draft.name, (parameter_count(models[0]), parameter_count(models[1])), name, counts.prompts,
         counts.prompt, counts.new, counts.draft_tokens, *found, race.larger_batches(), torch.get_num_threads(),
-        unchecked,
+        unchecked, counts.rounds,
     )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+ONE_ROUND = "one round has no spread, and cannot say whether a difference is more than chance; --rounds 2 or more can"
+
 
 @dataclass(frozen=True)
 class RoundSpread:
@@ -49,7 +51,8 @@ class Benchmark:
         ideal: multiply-accumulates of the baseline in the same runtime, divided by this model's.
         speedups: time of the baseline divided by this model's, by measured value and batch size; over the ratios
             of the same round.
-        notes: batch sizes at which the model is slower, or the difference is within the spread.
+        notes: batch sizes at which the model is slower, or the difference is within the spread; or that one round has
+            none.
         placement: where it ran; None for ONNX Runtime, which runs on the CPU.
     """
 
@@ -152,7 +155,7 @@ def compared(
             timings=tuple(_timing(batch, times[number], conditions.new) for batch in conditions.batches),
             ideal=figures[first]["macs"] / own["macs"],
             speedups=speedups,
-            notes=tuple(note for what, ratio in speedups.items() for note in _notes(what, ratio)),
+            notes=_remarks(speedups, conditions.rounds),
             placement=own["placement"],
         )
 
@@ -174,10 +177,16 @@ def _speedups(
     return found
 
 
+def _remarks(speedups: Mapping[str, RoundSpread], rounds: int) -> tuple[str, ...]:
+    if speedups and rounds == 1:
+        return (ONE_ROUND,)
+    return tuple(note for what, ratio in speedups.items() for note in _notes(what, ratio))
+
+
 def _notes(name: str, ratio: RoundSpread) -> Iterator[str]:
-    if ratio.high <= 1:
+    if round(ratio.high, 2) < 1:
         yield f"{name}: slower, {ratio.median:.2f} times the speed"
-    elif ratio.low <= 1:
+    elif round(ratio.low, 2) <= 1:
         yield f"{name}: no clear difference, {ratio.low:.2f} to {ratio.high:.2f} times the speed"
 
 

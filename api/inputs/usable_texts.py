@@ -33,7 +33,7 @@ def check_texts(pipeline: Sequence[Pass], data: Data) -> None:
             if data.recovery is None:
                 raise RequestError(f"{step.name} has no text to train on", "give --data FILE")
             if (text := _text(data.recovery)) is not None:
-                _check_training(step, text)
+                text.check_examples(step.length, step.train_on)
         elif (samples := getattr(step, "samples", 0)) and step.needs_weights and not step.streams:
             data.text(f"{step.name} needs")
             if (text := _text(data.calibration)) is not None:
@@ -51,12 +51,6 @@ def unread(given: Mapping[str, object], found: Mapping[str, Remembering | None])
     """
     read = {part for part, data in found.items() if data is not None and data.fingerprint(part, "") is not None}
     return tuple(ARGUMENTS[part] for part, data in given.items() if data is not None and part not in read)
-
-
-def _check_training(step: Recovery, text: Text) -> None:
-    text.check_answers(step.train_on)
-    if text.whole:
-        text.windows(step.length, 1)
 
 
 def _text(data: Calibration | None) -> Text | None:

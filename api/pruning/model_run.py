@@ -116,6 +116,7 @@ class ModelRun:
         with self._comparable(module):
             self.traced: Traced = model_call.trace(module)
         self.before = (parameter_count(module), macs(self.traced.graph))
+        self.shapes = {parameter.name: parameter.value.shape for parameter in self.traced.graph.parameters}
         if self.streamed is not None:
             self.traced.refuse_written()
         residence = None if self.streamed is None else self.streamed.residence
@@ -178,6 +179,8 @@ class ModelRun:
         self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
         self.state.ledger.scores = scores
         self.recorded = recorded
+        if recorded is not None:
+            recorded.check_source(self.shapes, self.before[0])
         if any(step.needs_weights or step.reads_tokens for step in pipeline):
             self.progress("reading data")
             self.read_texts(texts, inputs, readings)
@@ -289,7 +292,7 @@ class ModelRun:
     def save(self, out: Path, applied: Applied, *, form: Form, force: bool, seen: Seen | None = None) -> SavedModel:
         """Write a Hugging Face model directory, in the dtype of the source."""
         subject, ledger = self.state.subject, self.state.ledger
-        plan = (ledger.plan or Plan()).renamed(ledger.renamed)  # with the names of the source
+        plan = (ledger.plan or Plan()).renamed(ledger.renamed).measured(self.shapes)  # with the names of the source
         if self.streamed is None:
             reference = self._in_stored_precision(plan)
             values = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...backends.artifact import RECORD, plan_file, read_plan, read_record
+from ...backends.artifact import RECORD, plan_file, read_plan, read_record, read_sizes
 from ...backends.digests import sha256, source_digests
 from ...ir.errors import FxpruneError, RequestError
 from ...ir.plan import Indices
@@ -22,6 +22,7 @@ class Recorded:
         path: the plan file.
         sha256: the hash of that file.
         slices: (tensor name, dimension) -> indices that are kept.
+        sizes: (tensor name, dimension) -> how many indices there were; empty where the plan does not say it.
         record: the ``fxprune.json`` beside it; empty when there is none.
         origin: the sha256 of each weight file of the model, if they had to be computed here.
     """
@@ -29,22 +30,49 @@ class Recorded:
     path: Path
     sha256: str
     slices: Mapping[tuple[str, int], Indices]
+    sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, str] | None = None
 
-    def check_result(self, parameters: tuple[int, int]) -> None:
+    def check_source(self, shapes: Mapping[str, Sequence[int]], parameters: int) -> None:
+        """Check that the model has the sizes of the one that the plan was made for: the indices of a narrower one fit
+        a wider one, but keep what they were never meant to.
+
+        Args:
+            shapes: of its parameters, by name.
+            parameters: their number.
+
+        Raises:
+            RequestError: it is of another size.
+        """
+        for (name, dim), size in sorted(self.sizes.items()):
+            if dim < len(shapes.get(name, ())) and shapes[name][dim] != size:
+                raise RequestError(
+                    f"{self.path} was made for another model: dimension {dim} of '{name}' has {shapes[name][dim]:,} "
+                    f"indices here, and had {size:,} there",
+                    "give a plan of the same architecture and sizes",
+                )
+        theirs = (self.record.get("parameters") or {}).get("before")
+        if theirs not in (None, parameters):
+            raise RequestError(
+                f"{self.path} was made for another model: of {theirs:,} parameters, where this one has {parameters:,}",
+                "give a plan of the same architecture and sizes; or, if they differ only where the plan cuts nothing, "
+                f"copy it away from its {RECORD}",
+            )
+
+    def check_result(self, parameters: int) -> None:
         """Check that the model has shrunk to the same size as in the run that made the plan.
 
         Args:
-            parameters: number of parameters before and after.
+            parameters: how many there are now.
 
         Raises:
-            FxpruneError: both runs began at the same size and ended at different sizes.
+            FxpruneError: the run that made the plan ended at another size.
         """
         theirs = self.record.get("parameters") or {}
-        if theirs.get("before") == parameters[0] and theirs.get("after") not in (None, parameters[1]):
+        if theirs.get("after") not in (None, parameters):
             raise FxpruneError(
-                f"{self.path} leaves {parameters[1]:,} parameters, but the run that made it left {theirs['after']:,}",
+                f"{self.path} leaves {parameters:,} parameters, but the run that made it left {theirs['after']:,}",
                 f"a plan holds no dropped layers; run the whole pipeline instead: {self.record.get('pipeline')}",
             )
 
@@ -88,7 +116,7 @@ def read_recorded(plan: str | Path, source: ModelSource) -> Recorded:
                 f"{source.origin} has changed since {path} was made: {', '.join(changed[:3])}",
                 f"restore these files; or, to apply the plan to other weights, copy it away from its {RECORD}",
             )
-    return Recorded(path, sha256(path), slices, record, found)
+    return Recorded(path, sha256(path), slices, read_sizes(path), record, found)
 
 
 def origin_of(source: ModelSource, recorded: Recorded | None) -> Mapping[str, str] | None:

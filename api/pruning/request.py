@@ -56,6 +56,7 @@ from ..request_checks import (
     read_data,
 )  # fmt: skip
 from ..sources import open_source
+from ..stage_places import check_resume
 from .asked_passes import asked_passes
 from .group_change import GroupChange
 from .model_run import ModelRun
@@ -191,7 +192,7 @@ class ApplyRequest:
             if self.out is None or self.dry_run:
                 return applied
             if recorded is not None and not asked:
-                recorded.check_result(applied.parameters)
+                recorded.check_result(applied.parameters[1])
             self.progress(f"writing {self.out}")
             write = partial(work.save, Path(self.out), applied, form=self.form, force=self.force, seen=seen)
             saved = self.ranks.by_first(write)
@@ -259,8 +260,7 @@ class ApplyRequest:
         check_printing(self._printed, pipeline)
         if self.out is None and not self.dry_run:
             raise RequestError("missing --out DIR", "give one, or --dry-run to write nothing")
-        if self.resume and self.dry_run:
-            raise RequestError("--resume has no effect with --dry-run", "leave out one of the two")
+        check_resume(self.resume, dry_run=self.dry_run)
         if asked and not pipeline and self.plan is None:
             raise RequestError(
                 f"a dry run leaves {print_pipeline(asked)} out, and there is no other pass",

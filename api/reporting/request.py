@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from ...backends.artifact import read_record
 from ...ir.errors import RequestError
-from ...runtime.json_object import check_schema, read_json_object
+from ...runtime.json_object import check_schema, parse_json, read_json_object
 from ..analyzing.result import ANALYSIS_MARK
 from ..pages.drawing import require_matplotlib
 from ..pages.evaluations import Evaluation, read_evaluation
@@ -67,6 +67,8 @@ class AnalysisFile(TypedDict):
     budgets: list[BudgetCost]
     recommended: BudgetCost | None
 
+
+_LONGEST_ROW = 1 << 20
 
 ANALYSIS_NAME = "analysis.json"
 """An analysis of this name beside a result is shown without being asked for."""
@@ -169,8 +171,24 @@ def _analysis(path: Path) -> Mapping[str, Any]:
     return found
 
 
+def _holds_rows(path: Path) -> bool:
+    """Whether a file that holds no JSON object is a list of rows, or has one in every line, as texts do."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = file.readline(_LONGEST_ROW).strip()
+        return first.startswith("[") or isinstance(parse_json(first, str(path), EVAL_HINT), dict)
+    except (RequestError, OSError, ValueError):
+        return False
+
+
 def _evaluation(path: Path) -> Evaluation:
-    found = read_evaluation(path.name, read_json_object(path, EVAL_HINT))
+    try:
+        data = read_json_object(path, EVAL_HINT)
+    except RequestError:
+        if _holds_rows(path):
+            raise RequestError(f"{path} is no result of eval or bench: it holds rows", EVAL_HINT) from None
+        raise
+    found = read_evaluation(path.name, data)
     if found is None:
         raise RequestError(f"{path} holds no models", EVAL_HINT)
     return found

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 
+from ..benchmarking.timings import ONE_ROUND
 from .cells import amount, line, new_table
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def drafted(found: Drafted) -> list[RenderableType]:
         f"{found.prompts * found.new} tokens; {found.drafted} tokens drafted"
     )
     notes = [steps, f"larger batches: {found.larger_batches}"]
-    if found.speedup.high <= 1:
+    if found.rounds == 1:
+        notes.append(ONE_ROUND)
+    elif round(found.speedup.high, 2) < 1:
         notes.append("slower than without the draft: a smaller draft, or one with more accepted tokens, is needed")
     notes += found.unchecked
     return [line(head), table, *map(line, notes)]

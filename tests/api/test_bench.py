@@ -13,7 +13,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
 from fxprune.api.benchmarking import benchmark, process
-from fxprune.api.benchmarking.timings import Benchmark, BenchmarkResult, Conditions, RoundSpread, Timing, baselines_of
+from fxprune.api.benchmarking.timings import (
+    ONE_ROUND,
+    Benchmark,
+    BenchmarkResult,
+    Conditions,
+    RoundSpread,
+    Timing,
+    baselines_of,
+)
 from fxprune.api.terminal.tables import benchmarked
 from fxprune.cli import main
 from fxprune.ir.errors import FxpruneError, RequestError
@@ -141,6 +149,27 @@ def test_models_alternate_and_rounds_are_compared(tmp_path: Path, monkeypatch: p
     assert slower.ideal == 0.5
     assert slower.notes[0] == "first token, batch 1: slower, 0.50 times the speed"
     assert unsure.notes[-1] == "decode, batch 8: no clear difference, 0.50 to 2.00 times the speed"
+
+
+def test_one_round_compares_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        Path(name).mkdir()
+    workers = {"a": Worker("a", [9.0, 1.0], 30), "b": Worker("b", [7.0, 1.001], 30)}
+    monkeypatch.setattr(benchmark, "_worker", lambda job, _conditions, _progress: workers[job.name])
+    _, other = fxprune.bench(list(workers), prompt=3, new=16, rounds=1).models
+    assert other.speedups
+    assert other.notes == (ONE_ROUND,)
+
+
+def test_a_difference_that_no_digit_shows_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        Path(name).mkdir()
+    workers = {"a": Worker("a", [9.0, 1.0, 1.0], 30), "b": Worker("b", [7.0, 1.001, 1.002], 30)}
+    monkeypatch.setattr(benchmark, "_worker", lambda job, _conditions, _progress: workers[job.name])
+    _, other = fxprune.bench(list(workers), prompt=3, new=16, rounds=2).models
+    assert other.notes[0] == "first token, batch 1: no clear difference, 1.00 to 1.00 times the speed"
 
 
 @pytest.mark.parametrize(

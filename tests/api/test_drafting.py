@@ -38,6 +38,8 @@ def test_a_model_that_drafts_for_itself_is_accepted_whole() -> None:
         console.print(part)
     shown = console.export_text()
     assert "2.33 of up to 3 drafted tokens accepted per step; 6 steps for 20 tokens" in shown
+    assert "one round has no spread" in shown
+    assert "slower" not in shown
     assert json.loads(json.dumps(found.to_json()))["accepted"] == found.accepted
 
 

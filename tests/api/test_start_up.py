@@ -104,6 +104,28 @@ def test_torch_is_not_imported_for_a_place_that_stays(options: tuple[str, ...], 
     assert (tmp_path / "mine" / "y").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--ratio", "0.3", "--resume", "--dry-run"), "--resume has no effect with --dry-run"),
+        (("--target", "params=0.9,0.8", "--out", "{params}", "--resume"), "--resume has no effect on several sizes"),
+        (("--target", "params=0.9,0.8", "--out", "mine"), "mine is one directory, and --target has 2 sizes"),
+        (("--target", "params=0.9,0.8", "--out", "{params}"), "0.8 already exists"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_torch_is_not_imported_for_options_without_effect(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "0.8").mkdir()
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN, "apply", "demo", "--pass", "magnitude", *options],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    *told, last = ran.stderr.splitlines()
+    assert said in " ".join(told)
+    assert last.startswith("False ")
+    assert last.endswith(" 2"), "torch, NumPy, exit code"
+
+
 def test_an_interrupted_run_of_a_directory_that_is_there_wants_force(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / ".out.stages").mkdir()

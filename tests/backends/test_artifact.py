@@ -15,7 +15,7 @@ import pytest
 import safetensors
 from safetensors.numpy import save_file
 
-from fxprune.backends.artifact import read_plan, read_record, write_json, write_plan
+from fxprune.backends.artifact import read_plan, read_record, read_sizes, write_json, write_plan
 from fxprune.backends.atomic_directory import atomic_directory, check_target
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.ir.plan import Plan
@@ -238,6 +238,22 @@ def test_the_former_name_of_a_plan_is_read_where_there_is_no_other(tmp_path: Pat
     assert read_plan(tmp_path).keys() == read_plan(tmp_path / "plan.safetensors").keys() == PLAN.slices.keys()
     write_plan(tmp_path, Plan(slices={("other", 0): np.array([0])}))
     assert list(read_plan(tmp_path)) == [("other", 0)]
+
+
+def test_a_plan_says_how_large_each_dimension_was(tmp_path: Path) -> None:
+    measured = PLAN.measured({"layers.0.weight": (3, 8), "a:b": (5,), "other": (9,)})
+    write_plan(tmp_path, measured)
+    assert read_sizes(tmp_path / "fxprune.plan") == measured.sizes
+    assert read_plan(tmp_path).keys() == PLAN.slices.keys()
+    write_plan(tmp_path, PLAN)  # as in earlier versions
+    assert read_sizes(tmp_path / "fxprune.plan") == {}
+
+
+@pytest.mark.parametrize("sizes", ["[", "[]", '{"b:0": 3}', '{"a:0": "3"}', '{"a:0": true}', '{"a": 3}'])
+def test_sizes_that_are_none_are_refused(tmp_path: Path, sizes: str) -> None:
+    save_file({"a:0": np.array([0, 1])}, tmp_path / "fxprune.plan", {"sizes": sizes})
+    with pytest.raises(RequestError, match="damaged"):
+        read_sizes(tmp_path / "fxprune.plan")
 
 
 def test_a_truncated_plan_is_refused(tmp_path: Path) -> None:

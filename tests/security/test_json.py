@@ -81,7 +81,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"fxprune": []}, "'fxprune': input should be a valid dictionary"),
     # Neighbours.
     ({"model_type": ["llama"]}, "'model_type': input should be a valid string"),
-    ({"model_type": None}, "does not support the model type None"),
+    ({"model_type": None}, "names no model_type"),
     ({"auto_map": "own.Own"}, "'auto_map': input should be a valid dictionary"),
     ({"auto_map": {"AutoModel": 1}}, "'auto_map.AutoModel.str': input should be a valid string"),
     ({"fxprune": {}}, "'fxprune.shapes': field required"),

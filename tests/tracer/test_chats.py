@@ -205,6 +205,25 @@ def test_a_row_whose_answer_lies_behind_the_length_is_left_out_and_counted(tmp_p
     assert "larger length" in caught.value.hint
 
 
+def test_rows_are_asked_for_an_answer_before_they_are_needed(tmp_path: Path) -> None:
+    asked = said(user("alone"))
+    text = loaded(tmp_path, asked, asked)
+    text.check_examples(30, "all")
+    for refused in (text.check_examples, text.examples):
+        with pytest.raises(RequestError, match="has no row with an answer, and answers alone are trained on") as caught:
+            refused(30)  # type: ignore[operator]
+        assert "--train-on all" in caught.value.hint
+        assert "length" not in caught.value.hint
+    with pytest.raises(RequestError, match="has no row with an answer within 4 tokens"):
+        loaded(tmp_path, asked, TWO).check_examples(4)
+    some = loaded(tmp_path, asked, TWO)
+    some.check_examples(30)
+    both = joined("both", [some, some])
+    both.check_examples(30, "answers")
+    with pytest.raises(RequestError, match="has no row with an answer"):
+        joined("both", [some, text]).check_examples(30)
+
+
 def test_a_chat_that_ends_with_a_question_counts_its_earlier_answers(tmp_path: Path) -> None:
     assert answers(loaded(tmp_path, said(user("hi"), assistant("yo"), user("and?")))) == [["yo<|end|>"]]
 
@@ -331,7 +350,8 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
     (said(user("hi"), tools={"a": 1}), TURNS, "tools is no list but dict: {"),
     (said({"role": "system", "content": "x"}), BARE, "the conversation: TemplateError: only user and assistant"),
     (TWO, COUNTING, "the chat template writes what stands before message 2 in another way when it follows"),
-    (TWO, "{{ messages", "line 1: the chat template of the model refuses the conversation: TemplateSyntaxError"),
+    (TWO, "\n{{ messages", "the chat template in the tokenizer of the model is broken: TemplateSyntaxError: "),
+    (TWO, "{{ messages | nofilter }}", "is broken: TemplateAssertionError: No filter named 'nofilter'."),
 ]  # fmt: skip
 
 
@@ -343,6 +363,20 @@ def test_a_conversation_that_cannot_be_written_is_an_error(
         loaded(tmp_path, row, template=template)
     assert message in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_broken_template_is_not_blamed_on_the_row(tmp_path: Path, file: str) -> None:
+    chat_tokenizer("{% for m in messages %}\n{{ m.content }").save_pretrained(
+        tmp_path / "model", save_jinja_files=file.endswith("jinja")
+    )
+    (tmp_path / "rows.jsonl").write_text(json.dumps(TWO))
+    with pytest.raises(RequestError) as caught:
+        load_text(str(tmp_path / "rows.jsonl"), PreTrainedTokenizerFast.from_pretrained(tmp_path / "model"))
+    assert f"the chat template in {tmp_path / 'model' / file} is broken: TemplateSyntaxError" in caught.value.message
+    assert caught.value.message.endswith("(line 2 of the template)")
+    assert "row" not in caught.value.message
+    assert caught.value.hint == "correct it, or copy it again; rows with `text` need none"
 
 
 @pytest.mark.parametrize(

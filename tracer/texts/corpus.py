@@ -113,8 +113,22 @@ class Text:
         self.check_answers(train_on)
         if self.whole:
             return ExampleRows(_example(window) for window in self.windows(length).tolist())
-        alone = train_on == ANSWERS_ALONE or (train_on == AUTO and self.read_from.get("format") in TRAINED_ON_ANSWERS)
-        return self._row_examples(length, alone=alone)
+        return self._row_examples(length, train_on)
+
+    def check_examples(self, length: int, train_on: str = AUTO) -> None:
+        """Refuse what :meth:`examples` would: rows are read up to the first that gives an example.
+
+        Args:
+            length, train_on: as there.
+
+        Raises:
+            RequestError: as there.
+        """
+        self.check_answers(train_on)
+        if self.whole:
+            self.windows(length, 1)
+        else:
+            self._row_examples(length, train_on, enough=1)
 
     def check_answers(self, train_on: str) -> None:
         """Refuse to count answers alone, where there are none; ``train_on`` as in :meth:`examples`.
@@ -129,9 +143,13 @@ class Text:
                 "give conversations or prompts with completions, or --train-on all",
             )
 
-    def _row_examples(self, length: int, *, alone: bool) -> ExampleRows:
+    def _row_examples(self, length: int, train_on: str, *, enough: int | None = None) -> ExampleRows:
+        """The examples of rows; no more than are ``enough``."""
+        alone = train_on == ANSWERS_ALONE or (train_on == AUTO and self.read_from.get("format") in TRAINED_ON_ANSWERS)
         found = ExampleRows()
         for at, row in enumerate(self.rows):
+            if len(found) == enough:
+                break
             if not row.strip():
                 continue
             example = self._answered(row, at, length) if alone else _example(self._encode_row(row, length))
@@ -145,10 +163,15 @@ class Text:
                 found.unanswered += 1
         if found:
             return found
-        if found.cut_off or found.unanswered:
+        if found.cut_off:
             raise RequestError(
                 f"'{self.name}' has no row with an answer within {length} tokens: {'; '.join(found.left_out(length))}",
                 "give a larger length, or --train-on all",
+            )
+        if found.unanswered:
+            raise RequestError(
+                f"'{self.name}' has no row with an answer, and answers alone are trained on",
+                "give rows with answers, or --train-on all to train on every token",
             )
         raise RequestError(
             f"'{self.name}' has no row with at least two tokens at length {length}",

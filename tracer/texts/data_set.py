@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...ir.errors import RequestError
 from ...runtime.scratch import ScratchDirectory
+from .files import JSON_SUFFIXES, decode_file, json_rows, row_suffix
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -21,6 +24,9 @@ _TABLE_FORMATS = ("arrow", "cache", "csv", "json", "parquet", "text")
 """Formats whose files hold the rows themselves. Others lead to further files, or are decoded to find the rows."""
 
 _HUB = "hf://datasets/"
+
+_NULL_ROW = re.compile(r"(?:^|[\n\[,])[ \t]*null[ \t]*(?:$|[\n\],])")
+"""What a file of JSON has where one of its rows is null, and perhaps where none is."""
 
 
 @contextmanager
@@ -71,8 +77,47 @@ def _builder(name: str, config: str | None, folder: Path | None, cache: str | No
                 f"the data set {name} reads {source}, which is not on the Hub",
                 "a data set of the Hub could have any file of yours read so; download it, and give the directory",
             )
+    if cache is not None and kind[2] == "json":
+        _replace_null_rows(builder, Path(cache))
     builder.download_and_prepare()
     return builder
+
+
+def _replace_null_rows(builder: DatasetBuilder, scratch: Path) -> None:
+    """Have copies read of JSON files in which a row is null: pyarrow ends the process where the first one is so. In a
+    copy, such a row is an object whose fields are all null. Files of such rows alone come last: `datasets` takes the
+    types of the fields from the first file.
+
+    Raises:
+        RequestError: a file with such a row is damaged.
+    """
+    lists = list((builder.config.data_files or {}).values())
+    places = [(files, at) for files in lists for at in range(len(files)) if _has_null_row(Path(files[at]))]
+    if not places or getattr(builder.config, "field", None) is not None:  # rows are further inside
+        return
+    files_of_rows = [Path(file) for file in _data_files(builder) if row_suffix(Path(file)) in JSON_SUFFIXES]
+    objects = (row for file in files_of_rows for _, row in json_rows(file) if isinstance(row, dict))
+    fields = dict.fromkeys(next(objects, {"text": None}))
+    hollow = set()
+    for number, (files, at) in enumerate(places):
+        copy = scratch / f"rows-{number}.jsonl"
+        rows = [row for _, row in json_rows(Path(files[at]))]
+        copy.write_text("".join(json.dumps(fields if row is None else row) + "\n" for row in rows), encoding="utf-8")
+        files[at] = str(copy)
+        if all(row is None for row in rows):
+            hollow.add(files[at])
+    for files in lists:
+        files.sort(key=hollow.__contains__)
+
+
+def _has_null_row(file: Path) -> bool:
+    if row_suffix(file) not in JSON_SUFFIXES:
+        return False
+    try:
+        text = decode_file(file)
+    except RequestError:  # `datasets` leaves an empty file out
+        return False
+    return bool(_NULL_ROW.search(text)) and any(row is None for _, row in json_rows(file))
 
 
 def text_columns(rows: Any, names: tuple[str, ...], spec: str) -> Any:

@@ -43,6 +43,11 @@ class SeveralTexts(Text):
             found.cut_off += more.cut_off
         return found
 
+    def check_examples(self, length: int, train_on: str = AUTO) -> None:
+        """Refuse a text that gives none, as :meth:`.corpus.Text.check_examples`."""
+        for part in self.parts:
+            part.check_examples(length, train_on)
+
     def on(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> SeveralTexts:
         """The same texts under another tokenizer."""
         parts = tuple(part.on(tokenizer, vocabulary) for part in self.parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...ir.errors import RequestError, class_and_first_line, ends_program
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 TextSpan = tuple[int, int]
 """Characters of a text: the first, and the one behind the last."""
+
+_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+"""Where transformers looks for a template, in this order."""
+
+_SYNTAX_ERROR = "TemplateSyntaxError"
+"""The class of what Jinja raises for a template that it cannot read."""
 
 _GENERATION = "generation %}"
 """How a template marks what the model writes."""
@@ -157,6 +164,16 @@ class ChatTemplate:
             "mark the answers in the template with {% generation %} and {% endgeneration %}",
         )
 
+    def _broken(self, error: BaseException) -> RequestError:
+        """What to raise where the template itself is none, whatever the conversation."""
+        folder = Path(str(getattr(self._tokenizer, "name_or_path", "")))
+        file = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+        place, line = file or "the tokenizer of the model", getattr(error, "lineno", 1)
+        return RequestError(
+            f"the chat template in {place} is broken: {class_and_first_line(error)} (line {line} of the template)",
+            "correct it, or copy it again; rows with `text` need none",
+        )
+
     def _guarded(self, work: Any, where: str) -> Any:
         """Run the template; what it raises itself, such as that roles have to alternate, comes as errors of Jinja."""
         try:
@@ -166,6 +183,8 @@ class ChatTemplate:
         except BaseException as error:
             if ends_program(error):
                 raise
+            if any(kind.__name__ == _SYNTAX_ERROR for kind in type(error).__mro__):
+                raise self._broken(error) from error
             raise RequestError(
                 f"{where}: the chat template of the model refuses the conversation: {class_and_first_line(error)}",
                 "correct the row: some templates take no system message, or ask that user and assistant alternate",

@@ -58,8 +58,6 @@ def write_result(found: Comparison, place: tuple[Path, Seen]) -> None:
 
 def _texts(found: Comparison) -> list[RenderableType]:
     first = found.models[0]
-    if len(first.texts) < 2 and len(found.models) < 2:
-        return []
     titles = ("windows", "perplexity", "log-perplexity")
     table = new_table("text", "model", *titles, right=titles)
     for at, text in enumerate(first.texts):

@@ -14,8 +14,9 @@ def add_reading_options(parser: argparse._ActionsContainer, *, several: bool) ->
         "--field",
         action="append",
         metavar="NAME",
-        help="the field of the rows to read, such as body or meta.text, or PROMPT,ANSWER (default: text, messages, "
-        f"conversations, prompt and completion, or instruction and output){both}",
+        help="the field of the rows to read, such as body or meta.text, or PROMPT,ANSWER (default: the first of these "
+        "that the first row has: messages; conversations; text; prompt and completion; prompt and response; "
+        f"instruction and output){both}",
     )
     parser.add_argument(
         "--split",

@@ -120,6 +120,9 @@ def test_json_goes_to_a_file_that_is_new(
     for shown in ("log-perplexity", "paired difference from", "after 'a b'", "one.txt", " ± "):
         assert shown in out
     assert "tok/s" not in out
+    alone = ["eval", models[0], "--text", str(texts[0]), "--window", "16", "--windows", "3", "--no-speed"]
+    assert cli.main(alone) == 0
+    assert " ± " in capsys.readouterr().out
     before = file.read_bytes()
     assert cli.main([*words, "--json", str(file)]) == 2
     assert f"{file} already exists" in capsys.readouterr().err

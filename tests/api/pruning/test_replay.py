@@ -153,18 +153,31 @@ def test_a_bad_plan_is_refused(change: Callable[[Plan], Plan], message: str, mad
 def test_a_plan_for_another_architecture_or_another_shape_is_refused(made: Path, tmp_path: Path) -> None:
     gpt2 = GPT2Config(n_embd=32, n_head=4, n_layer=1, vocab_size=26, n_positions=32)
     smaller = LlamaConfig(**WIDTHS | {"intermediate_size": 24})
+    old = tmp_path / "old.plan"  # as earlier versions wrote it: without sizes
+    save_file(load_file(made / "out" / PLAN), old)
     for config, message in ((gpt2, "which the model does not have"), (smaller, "do not ascend within 0 to 23")):
         source = write_checkpoint(tmp_path / "other", config)
         with pytest.raises(RequestError) as caught:
-            api.apply(source, plan=made / "out", out=tmp_path / "out")
+            api.apply(source, plan=old, out=tmp_path / "out")
         assert message in caught.value.message
         assert "another model" in caught.value.hint
+        with pytest.raises(RequestError, match="was made for another model"):
+            api.apply(source, plan=made / "out", out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
 def test_a_plan_for_a_wider_model_is_refused_although_its_indices_fit(made: Path, tmp_path: Path) -> None:
-    wider = write_checkpoint(tmp_path / "wider", LlamaConfig(**WIDTHS | {"num_hidden_layers": 3}))
-    api.apply(wider, plan=made / "out", out=tmp_path / "deeper")  # says nothing of the third layer, which stays
+    wider = write_checkpoint(tmp_path / "wider", LlamaConfig(**WIDTHS | {"intermediate_size": 96}))
+    alone = shutil.copy(made / "out" / PLAN, tmp_path / "alone.plan")
+    for plan in (made / "out", alone):
+        with pytest.raises(RequestError, match=r"has 96 indices here, and had 48 there") as caught:
+            api.apply(wider, plan=plan, out=tmp_path / "out")
+        assert "same architecture and sizes" in caught.value.hint
+    deeper = write_checkpoint(tmp_path / "deeper", LlamaConfig(**WIDTHS | {"num_hidden_layers": 3}))
+    with pytest.raises(RequestError, match=r"of [\d,]+ parameters, where this one has [\d,]+$") as caught:
+        api.apply(deeper, plan=made / "out", out=tmp_path / "out")
+    assert f"copy it away from its {RECORD}" in caught.value.hint
+    api.apply(deeper, plan=alone, out=tmp_path / "third layer whole")  # the plan says nothing of it
     frozen = write_checkpoint(tmp_path / "frozen", LlamaConfig(**WIDTHS | {"num_key_value_heads": 1}))
     with pytest.raises(RequestError):
         api.apply(frozen, plan=made / "out", out=tmp_path / "out")

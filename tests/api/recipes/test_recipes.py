@@ -191,6 +191,11 @@ def test_the_command_prints_and_lists(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == own_recipes()["paper"].read_text(encoding="utf-8")
     assert cli.main(["recipe", str(tmp_path)]) == 2
     assert "fxprune.json does not exist" in capsys.readouterr().err
+    assert cli.main(["recipe", "papre"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no directory 'papre', and fxprune has no recipe of that name" in said
+    assert "did you mean 'paper'? its recipes: " in said
+    assert ", ".join(own_recipes()) in said
 
 
 def test_a_recipe_says_how_texts_are_read(tmp_path: Path) -> None:

@@ -181,6 +181,8 @@ def test_a_result_shows_itself_in_a_notebook(place: Path, tmp_path: Path) -> Non
         (("report", "nowhere"), "fxprune.json does not exist"),
         (("report", "one", "--eval", "nowhere.json"), "nowhere.json is no file"),
         (("report", "one", "--eval", "text.txt"), "text.txt is damaged"),
+        (("report", "one", "--eval", "rows.jsonl"), "rows.jsonl is no result of eval or bench: it holds rows"),
+        (("report", "one", "--eval", "rows.json"), "rows.json is no result of eval or bench: it holds rows"),
         (("report", "one", "--eval", "one/fxprune.json"), "holds no models"),
         (("report", "one", "--analysis", "one/fxprune.json"), "is no analysis"),
         (("report", "one", "--scores", "text.txt"), "not a scores file of fxprune"),
@@ -197,6 +199,9 @@ def test_what_is_refused(
     words: tuple[str, ...], message: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(place)
+    row = '{"text": "a"}\n'
+    Path("rows.jsonl").write_text(row + row)
+    Path("rows.json").write_text(f"[{row}]")
     code, out, err = run(capsys, *words, "-q")
     assert (code, out) == (2, "")
     assert message in err

@@ -147,5 +147,22 @@ def test_what_cannot_be_continued_says_how_to_begin_again(
     )
 
 
+def test_interrupted_sizes_say_which_are_complete_and_a_command_that_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["apply", "demo", "--pass", "taylor", "--target", "params=0.9,0.8", "--out", f"{tmp_path}/{{params}}"]
+    (tmp_path / "0.9").mkdir()
+    (tmp_path / "0.8").mkdir()
+    (tmp_path / "0.9" / "fxprune.json").write_text("{}")
+    forced = [*call, "--force"]
+    for asked in (call, forced):
+        assert said_after(asked, monkeypatch, capsys) == (
+            f"hint: complete: {tmp_path}/0.9; to make the other sizes, make all again with: "
+            f"{shlex.join(['fxprune', *forced])}"
+        )
+    odd = [*call[:5], "params=0.9,0.9", *call[6:]]
+    assert "nothing was written to go on from" in said_after(odd, monkeypatch, capsys)
+
+
 def test_a_command_of_a_moment_only_ends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert said_after(["passes"], monkeypatch, capsys) == ""

@@ -69,3 +69,17 @@ def test_files_of_several_formats_train_together(source: Path, tmp_path: Path) -
         {"name": "pairs.csv", "format": "prompt", "field": "q,a"},
         {"name": "more.jsonl", "format": "prompt", "field": "q,a"},
     ]
+
+
+def test_rows_without_an_answer_are_refused_before_any_pass(source: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "asked.jsonl"
+    rows.write_text(json.dumps(said("a b c")) + "\n" + json.dumps(said("d e")) + "\n")
+    told: list[str] = []
+    passes = f"magnitude{{ratio=0.25}},{LORA}"
+    with pytest.raises(RequestError, match="has no row with an answer") as caught:
+        fxprune.apply(source, passes, data=rows, out=tmp_path / "out", progress=told.append)
+    assert "--train-on all" in caught.value.hint
+    assert told
+    assert not [text for text in told if text.startswith("magnitude")]
+    pairs = [tmp_path / "chats.jsonl", tmp_path / "chats.jsonl"]
+    fxprune.apply(source, passes, data=pairs, train_on="answers", out=tmp_path / "out")  # each has its own answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from fxprune.api.inputs.reading import Reading, Readings
 from fxprune.api.inputs.seen_inputs import check_reading
 from fxprune.api.request_checks import CALIBRATION, RECOVERY, GivenFiles, GivenRows, paths_of, read_text
+from fxprune.api.terminal.texts.options import add_reading_options
 from fxprune.ir.errors import RequestError
+from fxprune.tracer.texts.formats import ROW_FORMATS
 
 
 def test_a_name_is_for_all_texts_or_for_one() -> None:
@@ -60,3 +63,11 @@ def test_paths_in_a_list_are_files_and_strings_are_rows(tmp_path: Path) -> None:
     assert paths_of("--calib", two) == {"--calib 1": two[0], "--calib 2": two[1]}
     assert paths_of("--calib", "a.txt") == {"--calib": "a.txt"}
     assert paths_of("--calib", ["a", "b"]) == {}
+
+
+def test_help_names_the_forms_of_rows_in_the_order_in_which_they_are_looked_for() -> None:
+    parser = argparse.ArgumentParser()
+    add_reading_options(parser, several=False)
+    said = next(action.help for action in parser._actions if action.dest == "field") or ""
+    forms = said.partition("has: ")[2].removesuffix(")")
+    assert forms == "; ".join(" and ".join(form.fields) for form in ROW_FORMATS)

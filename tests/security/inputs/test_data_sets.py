@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,3 +100,30 @@ def test_a_data_set_of_the_hub_reads_the_hub(monkeypatch: pytest.MonkeyPatch, fi
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: found)
     with pytest.raises(RequestError, match=f"owner/name reads {file}, which is not on the Hub"):
         read_dataset("owner/name")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.jsonl": 'null\n{"text": "one", "n": 1}\nnull\n'},
+        {"a.json": '[null, {"text": "one"}, null]'},
+        {"a.jsonl": "null\nnull\n", "b.jsonl": '{"text": "one"}\n', "c.jsonl": ""},
+    ],
+    ids=["lines", "a list", "a file of them alone"],
+)
+def test_null_rows_of_json_files_are_counted(tmp_path: Path, files: dict[str, str]) -> None:
+    """At a first row that is null, the reader of `datasets` ends the process without a word."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    records = read_dataset(str(tmp_path))
+    assert (records.rows, records.nulls) == (("one",), 2)
+
+
+def test_a_compressed_split_with_null_rows_and_a_damaged_file_beside_one(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "other"}\n')
+    (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(b'null\n{"text": "one"}\n'))
+    records = read_dataset(f"{tmp_path}:test")
+    assert (records.rows, records.nulls) == (("one",), 1)
+    (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(b'null\n{"text": "one"\n'))
+    with pytest.raises(RequestError, match=r"test\.jsonl\.gz' line 2 is not valid JSON"):
+        read_dataset(f"{tmp_path}:test")
