@@ -126,10 +126,11 @@ class Bench:
 
     def remember_scores(self, run: Run, pipeline: Sequence[Any]) -> None:
         """Scores do not depend on the budget or its distribution, so they are computed once."""
-        first = pipeline[0]
         if run.part in ("scores", "recovery", "rate"):
+            at = next(at for at, step in enumerate(pipeline) if hasattr(step, "scores"))
+            first, before = pipeline[at], pipeline[:at]
             compute = first.scores
-            key = ("scores", run.model, repr(replace(first, target=None, by="uniform")))
+            key = ("scores", run.model, repr(before), repr(replace(first, target=None, by="uniform")))
             object.__setattr__(first, "scores", lambda groups, state: self.once(key, lambda: compute(groups, state)))
 
     def run(self, run: Run) -> Row:
