@@ -35,6 +35,13 @@ NAMED_PIPELINES = (
         "What measured best without training: remove what the rest can replace, then refit the rest (docs/quality.md).",
     ),
     NamedPipeline(
+        "best_values",
+        "turn{samples=128},obs{by=global,values=true,samples=128},compensate{samples=128}",
+        "obs{samples=128},compensate{samples=128}",
+        "As best, with channels of values in place of whole heads: better where each head has values of its own, for "
+        "transformers and ONNX Runtime alone (docs/quality.md).",
+    ),
+    NamedPipeline(
         "paper",
         "taylor{variant=element1,samples=10,layers=1:-1}",
         "taylor{variant=element1,samples=10}",

@@ -28,12 +28,12 @@ from .score.obs import Obs
 from .score.random import Random
 from .score.taylor import Taylor
 from .score.wanda import Wanda
-from .turn.turn import Turn
+from .turn.turn import TurnValues
 from .vocabulary.vocabulary import FewerTokens
 
 PASSES: tuple[type[Pass], ...] = (
-    FewerTokens, Generate, Turn, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Reap, ActivationNorm,
-    Frequency, ExpertChannels, Drop, Compensate, Lora, Finetune, Distill,
+    FewerTokens, Generate, TurnValues, Random, Magnitude, Taylor, Fisher, Wanda, Flap, Activation, Obs, Reap,
+    ActivationNorm, Frequency, ExpertChannels, Drop, Compensate, Lora, Finetune, Distill,
 )  # fmt: skip
 """fxprune's own passes."""
 

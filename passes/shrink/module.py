@@ -42,11 +42,11 @@ def shrink_module(
 ) -> Repairs:
     """Replace every tensor that ``plan`` slices and repair the integer attributes that the forward reads.
 
-    Attributes are found by value, never by name: an attribute that equals a changed extent gets the new extent. If the
-    same number also equals an extent that did not change, the choice is decided by a dry run of the repair, on a copy
-    with synthetic weights: the same modules must run and return the same shapes. The model is changed only if one
-    choice passes. Configuration objects are never changed; a module whose forward reads a changed width from one gets
-    its own view of it. Constants such as the attention scale keep the value for the dense head size.
+    Attributes are found by value, never by name: one that equals a changed extent gets the new extent. If the same
+    number also equals an extent that did not change, a dry run of the repair decides, on a copy with synthetic weights:
+    the same modules must run and return the same shapes. The model is changed only if one choice passes. Configuration
+    objects never are; a module whose forward reads a changed width from one gets its own view of it. Constants such as
+    the attention scale keep the value for the dense head size.
 
     Args:
         model: on any device, also the meta device; shrunk in place.
@@ -55,32 +55,36 @@ def shrink_module(
             of the module and its children; also unchanged pairs.
         example: keyword arguments of the forward, with at least one sample and several positions.
         outputs: keys of the outputs whose shapes count; all when empty.
-        accept: called after each repair that runs, with ``model`` shrunk and repaired; the first accepted repair is
-            used. It compares logits, for repairs with equal shapes. Without it the first repair is used.
-        known: what a run of ``model`` showed. With it and ``accept``, the likeliest repair is tried before any dry run.
+        accept: called after each repair that runs, with ``model`` shrunk and repaired: it compares logits. The first
+            accepted repair is used; without it the first.
+        known: what a run of ``model`` showed: with ``accept``, the likeliest repair is tried before any dry run.
         resized: last extents of outputs that change on purpose, old -> new.
-        given: (path, attribute) -> the value that it gets, of attributes that no forward of the model's own code reads.
+        given: (path, attribute) -> its new value, where the caller knows it.
 
     Returns:
         The repairs, which a backend can apply again.
 
     Raises:
-        FxpruneError: when the plan does not fit the model; when the model runs with no choice of attributes (the
-            message has the module and its error; the model is not changed); when ``accept`` refused every choice (the
-            tensors are as before where there was memory for them beside their slices, otherwise sliced).
+        FxpruneError: when the plan does not fit the model; when the model runs with no choice of attributes (with the
+            module and its error; the model is not changed); when ``accept`` refused every choice (tensors are as before
+            where there was memory for them beside their slices, otherwise sliced).
     """
-    shapes, told = smaller_shapes(model, plan), given or {}
-    known = None if known is None else replace(known, values={**known.values, **told})
+    shapes = smaller_shapes(model, plan)
+    known = None if known is None else replace(known, values={**known.values, **(given or {})})
     likely = None if accept is None or known is None else likely_repairs(model, known, shapes, extents)
     if likely is not None and accept is not None and _accepted_at_once(model, plan, likely, accept):
         return likely
-    found = find_repairs(model, DryRun(model, example, outputs), shapes, extents, known, resized=resized, given=told)
+    found = find_repairs(model, DryRun(model, example, outputs), shapes, extents, known, resized=resized, given=given)
     if accept is None:
-        first = next(found)
-        slice_tensors(model, plan)
-        put(model, first)
-        return first
+        return _sliced(model, plan, next(found))
     return _sliced_and_accepted(model, plan, _besides(likely, found), accept)
+
+
+def _sliced(model: nn.Module, plan: Plan, repairs: Repairs) -> Repairs:
+    """Slice the tensors and apply repairs."""
+    slice_tensors(model, plan)
+    put(model, repairs)
+    return repairs
 
 
 def _besides(likely: Repairs | None, found: Iterable[Repairs]) -> Iterable[Repairs]:

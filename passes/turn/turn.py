@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn(Pass):
+class TurnValues(Pass):
     """Turn the values of every attention head so that its outputs need as few of their channels as possible.
 
     Attention mixes values over positions and leaves their channels alone. So a turn of the rows that make the values of

@@ -16,26 +16,26 @@ from ..changes import put_values
 from ..model.answers import answer_of
 from ..score.consumer_scores import ConsumerMember, readers_of, visit
 from ..state import State
-from .turn import Turn
+from .turn import TurnValues
 from .values import HeadValues, head_values
 from .values_held import ValuesHeld
 
-NONE = (
+NOTHING_TURNS = (
     "no attention has values that can be turned: they want a linear layer of their own, and one that reads what "
     "attention gives; heads stay whole or go"
 )
 
-SMALLEST = 1e-4
+SMALLEST_MOMENT = 1e-4
 """Added to the second moments of a head, relative to their mean: text may not use all directions."""
 
 
-def turn_values(step: Turn, state: State) -> None:
+def turn_values(step: TurnValues, state: State) -> None:
     """Run the pass on a state, in place."""
     coupling, subject = state.subject.coupling, state.subject
     assert coupling is not None, "the manager runs couple first"
     found = head_values(coupling, subject.model)
     if not found:
-        state.ledger.report[step.name] = {"attentions": 0, "remarks": [NONE]}
+        state.ledger.report[step.name] = {"attentions": 0, "remarks": [NOTHING_TURNS]}
         return
     feeds = calibration_feeds(
         state.data, "turn needs", samples=step.samples, length=step.length, seed=step.seed, batch=step.batch,
@@ -124,7 +124,7 @@ def basis(moments: Tensor, metric: Tensor) -> Tensor:
     if not mean > 0:
         return torch.eye(width, dtype=moments.dtype, device=moments.device)
     values, vectors = torch.linalg.eigh(moments / mean)
-    roots = values.clamp_min(0).add(SMALLEST).sqrt()
+    roots = values.clamp_min(0).add(SMALLEST_MOMENT).sqrt()
     sizes, directions = torch.linalg.eigh(metric)
     half = directions * sizes.clamp_min(0).sqrt() @ directions.T
     _, _, right = torch.linalg.svd(half @ (vectors * roots @ vectors.T))

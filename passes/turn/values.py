@@ -14,7 +14,7 @@ from ...ir.plan import Indices
 from ...runtime.model.held_values import MAKES, READS
 from ..couple.coupling import Coupling
 
-ATTENTION = "aten.scaled_dot_product_attention"
+FUSED_ATTENTION = "aten.scaled_dot_product_attention"
 
 MOVES = frozenset(
     f"aten.{name}"
@@ -26,7 +26,7 @@ MOVES = frozenset(
 )  # fmt: skip
 """Operators that move numbers and change none of them; which of them they move does not depend on the numbers."""
 
-MAPS = frozenset({"aten.linear", ATTENTION})
+MAPS = frozenset({"aten.linear", FUSED_ATTENTION})
 """Operators that are linear in the values."""
 
 SCALES = frozenset({"aten.mul", "aten.div"})
@@ -67,7 +67,7 @@ def head_values(coupling: Coupling, model: nn.Module) -> list[HeadValues]:
     """All that can be turned, in the order of the graph."""
     found: dict[int, HeadValues] = {}
     for op in coupling.graph.ops:
-        if op.packet != ATTENTION:
+        if op.packet != FUSED_ATTENTION:
             continue
         query, key, value = (coupling.axes[operand][-1] for operand in list(op.operands)[:3])
         atoms = list(atoms_of(value))

@@ -16,7 +16,9 @@ from fxprune.passes.select.scope import counted_from_start
 from ..decoders import random_decoder, special_tokens
 from ..states import decoder_state
 
-BEST, PAPER = (pipeline.text for pipeline in NAMED_PIPELINES)
+BEST = next(pipeline.text for pipeline in NAMED_PIPELINES if pipeline.name == "best")
+
+VALUES = "by=global,values=true,samples=16"
 
 
 @pytest.mark.parametrize("pipeline", NAMED_PIPELINES, ids=lambda pipeline: pipeline.name)
@@ -30,6 +32,7 @@ def test_a_name_is_its_text(pipeline: Any) -> None:
     [
         ("best{samples=16}", "obs{by=global,samples=16},compensate{samples=16}"),
         ("best{by=search,method=lstsq}", "obs{by=search,samples=128},compensate{samples=128,method=lstsq}"),
+        ("best_values{samples=16}", f"turn{{samples=16}},obs{{{VALUES}}},compensate{{samples=16}}"),
         ("generate,best,lora", f"generate,{BEST},lora"),
         ("paper{layers=4:30},lora", "taylor{variant=element1,samples=10,layers=4:30},lora"),
     ],
@@ -48,7 +51,7 @@ def test_what_all_passes_share_reaches_them() -> None:
     [
         ("best{sample=3}", "has no option 'sample'\n  best{sample=3}\n       ^^^^^^", "samples"),
         ("best{samples=0}", "samples=0 is below 1\n  best{samples=0}\n       ^", "samples"),
-        ("bests", "unknown pass 'bests'", "did you mean 'best'?"),
+        ("bests", "unknown pass 'bests'", "did you mean 'best' or 'best_values'?"),
     ],
 )
 def test_what_is_wrong_is_shown_where_it_is_written(text: str, message: str, hint: str) -> None:
