@@ -38,8 +38,8 @@ NAMED_PIPELINES = (
         "best_values",
         "turn{samples=128},obs{by=global,values=true,samples=128},compensate{samples=128}",
         "obs{samples=128},compensate{samples=128}",
-        "As best, with channels of values in place of whole heads: better where each head has values of its own, for "
-        "transformers and ONNX Runtime alone (docs/quality.md).",
+        "As best, with channels of values in place of whole heads: far better on one model of five, level or worse on "
+        "the others; for transformers and ONNX Runtime alone (docs/quality.md).",
     ),
     NamedPipeline(
         "paper",
