@@ -49,7 +49,8 @@ class Prune(Pass):
         HEAD_CHOICES,
     )
     values: bool = option(
-        False, "where turn ran: prune channels of the values of heads, alike in all heads of a layer, instead of heads"
+        False, "where turn ran: prune channels of the values of heads, alike in all heads of a layer; with by=uniform "
+        "instead of heads, otherwise beside them"
     )  # fmt: skip
     ffn: bool = option(True, "prune inner widths, such as those of feed-forward layers")
     channels: bool = option(

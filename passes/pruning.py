@@ -85,7 +85,7 @@ def scope_of(step: Prune, share: float | None, coupling: Coupling, state: State)
     return Scope(
         layers=counted_from_start(step.layers, coupling.groups.values()), heads=step.heads, widths=step.ffn,
         channels=step.channels, experts=step.experts, within=step.within, ordered=step.ordered, share=share,
-        values=_turned(step, state),
+        values=_turned(step, state), both=step.by != UNIFORM,  # one ratio of both would be a square of it
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from ..calibrate.linear_maps import LinearMap
 from ..calibrate.map_moments import moments_of
 from ..calibrate.observed_calls import Visit
 from ..calibrate.shared_moments import shared_moments
+from ..couple.consumers import Consumer
 from ..data import Scores
 from ..select.select import kept_count
 from ..state import State
@@ -45,13 +47,15 @@ class ObsRounds:
         """The scores, as :meth:`~.obs.Obs.scores` returns them."""
         metric_of = output_metrics(self.obs, state, groups) if self.obs.metric == "loss" else _all_count_equally
         graph, dense = state.subject.graph, state.subject.runner
-        places = {(r.consumer.tensor, r.consumer.dim): r for r in readers_of(groups, graph)}
+        places: dict[tuple[str, int], list[ConsumerMember]] = {}
+        for reader in readers_of(groups, graph):
+            places.setdefault((reader.consumer.tensor, reader.consumer.dim), []).append(reader)
         runners = dense, dense.twin() if self._refits else dense
         pairs = DenseAndPruned.between(graph, runners, self.obs.feeds(state.data, state.ranks), list(places))
-        sets = self._sets(pairs, [places[consumer.tensor, consumer.dim] for consumer in pairs.consumers])
+        sets = self._sets(pairs, [reader for one in pairs.consumers for reader in places[one.tensor, one.dim]])
         scores = {group.name: np.zeros(group.units) for group in groups}
         seen: set[str] = set()
-        with closing(pairs.visits([[reader.consumer for reader in one.readers] for one in sets])) as visits:
+        with closing(pairs.visits([one.consumers for one in sets])) as visits:
             for visit in counted(visits, "sets of weights", len(sets)):
                 for name, found in self._of_set(sets[visit.number], _moments(visit, state.ranks), metric_of):
                     scores[name] += found
@@ -77,9 +81,19 @@ class ObsRounds:
         self, one: _Set, moments: dict[LinearMap, Moments], metric_of: MetricOf
     ) -> Iterator[tuple[str, Scores]]:
         """Names and scores of groups; the solvers of one, and the moments of the next, are in memory."""
+        left, metrics = Counter(reader.consumer.tensor for reader in one.readers), dict[LinearMap, Tensor | None]()
+
+        def metric(at: LinearMap) -> Tensor | None:
+            found = metrics.pop(at) if at in metrics else metric_of(at)
+            if left[at.tensor]:  # another group has units in the same inputs, such as heads and channels of values
+                metrics[at] = found
+            return found
+
         for name, found in groupby(one.readers, key=lambda reader: reader.group.name):
             readers = list(found)
-            yield name, self._of_group(readers, moments, metric_of, rounds=name in one.rounds)
+            left.subtract(reader.consumer.tensor for reader in readers)
+            mine = _taken(moments, {reader.consumer.tensor for reader in readers}, left)
+            yield name, self._of_group(readers, mine, metric, rounds=name in one.rounds)
 
     def _of_group(
         self,
@@ -162,6 +176,11 @@ class _Set:
     rounds: set[str]
     places: set[str | None]
 
+    @property
+    def consumers(self) -> list[Consumer]:
+        """The linear maps, each once."""
+        return list({reader.consumer.order: reader.consumer for reader in self.readers}.values())
+
 
 def _joined(sets: Sequence[_Set]) -> list[_Set]:
     """Sets with neighbours that have their turn at the same place put together."""
@@ -172,6 +191,12 @@ def _joined(sets: Sequence[_Set]) -> list[_Set]:
         else:
             joined.append(one)
     return joined
+
+
+def _taken(moments: dict[LinearMap, Moments], tensors: set[str], left: Mapping[str, int]) -> dict[LinearMap, Moments]:
+    """The moments of some weights; those that others still want (``left``) are copied, which a solver changes."""
+    mine = [at for at in moments if at.tensor in tensors]
+    return {at: copy.deepcopy(moments[at]) if left[at.tensor] else moments.pop(at) for at in mine}
 
 
 def _moments(visit: Visit, ranks: Ranks) -> dict[LinearMap, Moments]:

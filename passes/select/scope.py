@@ -28,7 +28,8 @@ class Scope:
         experts: whether to cut whole experts.
         ordered: whether to cut units that carry a value by their index.
         share: about how much of every group is to be removed; None when that is not known.
-        values: names of the tensors of values that were turned: their channels are cut, and their heads are not.
+        values: names of the tensors of values that were turned: their channels are cut.
+        both: whether their heads are cut too.
         within: a path of modules, or the end or the middle of one; groups with a tensor elsewhere stay whole. The whole
             model when None.
     """
@@ -41,6 +42,7 @@ class Scope:
     ordered: bool = False
     share: float | None = None
     values: frozenset[str] = frozenset()
+    both: bool = False
     within: str | None = None
 
     @property
@@ -63,7 +65,7 @@ class Scope:
             return False
         if group.kind is Kind.HEAD_DIM and not group.tensors <= self.values:
             return False
-        if group.kind in HEAD_KINDS and group.tensors & self.values:
+        if group.kind in HEAD_KINDS and not self.both and group.tensors & self.values:
             return False
         if group.kind is Kind.CHANNELS or self.layers is None:
             return True
