@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as t
@@ -11,6 +12,11 @@ from torch import nn
 
 from fxprune.backends.graph_module import raise_graph
 from fxprune.ir.errors import FxpruneError, RequestError
+from fxprune.ir.groups import Kind
+from fxprune.passes.pruning import scope_of
+from fxprune.passes.score.obs import Obs
+from fxprune.passes.select.scope import chosen_groups
+from fxprune.passes.shrink.cut import cut
 from fxprune.passes.turn import turned_values
 from fxprune.passes.turn.turned_values import basis
 from fxprune.passes.turn.values import head_values
@@ -20,7 +26,7 @@ from fxprune.runtime.tensors import own_copy, tensors_by_name
 from fxprune.runtime.tolerances import relative_difference
 
 from ...decoders import gpt2, random_decoder, special_tokens
-from ...equivalence import TOLERANCE, masked, tensors_of, zeroed
+from ...equivalence import TOLERANCE, masked, random_units, tensors_of, zeroed
 from ...states import decoder_state, module_state, run_passes
 
 SHAPE: dict[str, Any] = {
@@ -89,6 +95,45 @@ def test_scores_with_refits_choose_channels_of_values() -> None:
     assert state.ledger.plan is not None
     assert any("head_dim" in group for group in state.ledger.plan.keep)
     assert relative_difference(logits(model), dense) < 1
+
+
+@pytest.mark.parametrize("name", ["one head for each", "groups of heads", "biases on both sides"])
+def test_heads_and_channels_of_their_values_go_together(name: str) -> None:
+    model = random_decoder(CONFIGS[name], 0.3)
+    state = run_passes(decoder_state(model), TURN)
+    coupling, dense = state.subject.coupling, own_copy(model)
+    assert coupling is not None
+    held, generator = held_values(model), np.random.default_rng(0)
+    chosen = [
+        group for group in coupling.groups.values()
+        if group.kind in (Kind.HEADS, Kind.KV_HEADS)
+        or (group.kind is Kind.HEAD_DIM and {tensor.rpartition(".")[0] for tensor in group.tensors} <= held.keys())
+    ]  # fmt: skip
+    assert len(chosen) == 4
+    cut(state, coupling, {group.name: random_units(group, generator) for group in chosen})
+    assert state.ledger.plan is not None
+    assert relative_difference(logits(model), logits(masked(dense, state.ledger.plan))) < TOLERANCE
+
+
+def test_a_score_of_heads_leaves_that_of_their_values_alone() -> None:
+    state = run_passes(decoder_state(random_decoder(CONFIGS["one head for each"], 0.3)), TURN)
+    assert state.subject.coupling is not None
+    step = Obs(by="global", target="params:0.8", values=True, samples=4, length=12, seed=0)
+    chosen, _ = chosen_groups(
+        state.subject.coupling.groups.values(), scope_of(step, 0.2, state.subject.coupling, state)
+    )
+    kinds = {kind: [group for group in chosen if group.kind is kind] for kind in (Kind.HEADS, Kind.HEAD_DIM)}
+    together = step.scores(chosen, state)
+    for groups in kinds.values():
+        assert len(groups) == 2
+        alone = step.scores(groups, state)
+        for group in groups:
+            np.testing.assert_allclose(together[group.name], alone[group.name], rtol=1e-9)
+    uniform = Obs(values=True, samples=4, length=12)
+    only, _ = chosen_groups(
+        state.subject.coupling.groups.values(), scope_of(uniform, 0.2, state.subject.coupling, state)
+    )
+    assert {group.kind for group in only} == {Kind.HEAD_DIM, Kind.WIDTH}
 
 
 @pytest.mark.parametrize("seed", range(3))
