@@ -38,7 +38,7 @@ NAMED_PIPELINES = (
         "best_values",
         "turn{samples=128},obs{by=global,values=true,samples=128},compensate{samples=128}",
         "obs{samples=128},compensate{samples=128}",
-        "As best, with channels of values in place of whole heads: far better on one model of five, level or worse on "
+        "As best, and channels of values within heads go too: half of the loss on one model of four, as much or less on "
         "the others; for transformers and ONNX Runtime alone (docs/quality.md).",
     ),
     NamedPipeline(
