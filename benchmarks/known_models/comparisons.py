@@ -47,6 +47,7 @@ COMPARED = (
     Compared("best", "fisher, compensate"),
     Compared("best", "obs"),
     Compared("generate, best", "best"),
+    Compared("best_values", "best"),
     Compared("best", "taylor global, compensate"),
     Compared("obs", "obs by=kinds"),
     Compared("obs by=kinds", "obs uniform"),

@@ -95,6 +95,7 @@ ABLATIONS: dict[str, Method] = {
     f"compensate{{{READ}}}",
     "generate, best": f"generate{{windows={2 * CALIBRATED},first={CALIBRATED},seed=SEED}},"
     f"obs{{{BUDGET},by=global,{READ}}},compensate{{{MORE}}}",
+    "best_values": f"best_values{{{BUDGET},{READ}}}",
     "obs uniform": f"obs{{{BUDGET},{READ}}}",
     "obs by=kinds": f"obs{{{BUDGET},by=kinds,{READ}}}",
     "fisher": f"fisher{{{BUDGET},by=global,{READ}}}",
