@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...ir.errors import FxpruneError
-from ...runtime.model.held_values import MAKES, READS, hold_values
+from ...runtime.model.held_values import MAKES, READS, held_values, hold_values
 from ..state import State
 
 
@@ -51,4 +51,5 @@ class ValuesHeld:
         paths = {path for path, _ in state.subject.model.named_modules() if path}
         if missing := sorted(self.values.keys() - paths):
             raise FxpruneError(f"the model has no module {missing[0]}")
-        hold_values(state.subject.model, dict(self.values))
+        held = held_values(state.subject.model)  # by an earlier turn
+        hold_values(state.subject.model, {path: how for path, how in self.values.items() if path not in held})

@@ -59,8 +59,7 @@ def held_values(model: torch.nn.Module) -> dict[str, list[Any]]:
 
 def narrow_values(model: torch.nn.Module) -> dict[str, list[Any]]:
     """As :func:`held_values`, where channels of values went."""
-    held = held_values(model)
-    return held if any(model.get_submodule(path).value_width != width for path, (_, width) in held.items()) else {}
+    return {path: held for path, held in held_values(model).items() if model.get_submodule(path).value_width != held[1]}
 
 
 Released = dict[str, tuple[list[Any], int]]

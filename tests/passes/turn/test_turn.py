@@ -160,6 +160,19 @@ def test_a_head_that_gives_nothing_stays() -> None:
     assert basis(nothing, torch.eye(4, dtype=torch.float64)).equal(torch.eye(4, dtype=torch.float64))
 
 
+def test_values_may_be_turned_twice() -> None:
+    model = random_decoder(CONFIGS["groups of heads"], 0.3)
+    before = logits(model)
+    state = run_passes(decoder_state(model), f"{TURN},{TURN.replace('seed=0', 'seed=1')}")
+    assert relative_difference(logits(model), before) < TOLERANCE
+    run_passes(state, "magnitude{ratio=0.3,values=true,ffn=false,layers=0:1}")
+    assert {path.split(".")[2] for path in narrow_values(model)} == {"0"}
+    narrow = logits(model)
+    run_passes(state, f"{TURN},magnitude{{ratio=0.3,values=true,ffn=false,layers=1:2}}")
+    assert len(narrow_values(model)) == 4
+    assert not torch.allclose(logits(model), narrow)
+
+
 def test_values_in_one_weight_with_queries_stay_and_heads_go() -> None:
     model = gpt2()
     state = run_passes(decoder_state(model), TURN)
