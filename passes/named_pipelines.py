@@ -38,8 +38,7 @@ NAMED_PIPELINES = (
         "best_values",
         "turn{samples=128},obs{by=global,values=true,samples=128},compensate{samples=128}",
         "obs{samples=128},compensate{samples=128}",
-        "As best, and channels of values within heads go too: half of the loss on one model of four, as much or less "
-        "on the others; for transformers and ONNX Runtime alone (docs/quality.md).",
+        "As best, with values narrower than heads too: not for llama.cpp and vLLM (docs/quality.md).",
     ),
     NamedPipeline(
         "paper",
