@@ -28,7 +28,7 @@ def script(shell: str) -> str:
         (["apply", "demo", "--mult"], {"--multiple-of"}),
         (["apply", "demo", "--pass", "mag"], {"magnitude"}),
         (["apply", "demo", "--form", ""], {"auto", "uniform", "free"}),
-        (["passes", "t"], {"taylor"}),
+        (["passes", "t"], {"taylor", "turn"}),
         (["completion", ""], set(SHELLS)),
         (["doctor", "--de"], {"--debug"}),
     ],
