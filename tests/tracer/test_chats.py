@@ -217,9 +217,7 @@ def test_rows_are_asked_for_an_answer_before_they_are_needed(tmp_path: Path) -> 
     with pytest.raises(RequestError, match="has no row with an answer within 4 tokens"):
         loaded(tmp_path, asked, TWO).check_examples(4)
     some = loaded(tmp_path, asked, TWO)
-    some.check_examples(30)
-    both = joined("both", [some, some])
-    both.check_examples(30, "answers")
+    joined("both", [some, some]).check_examples(30, "answers")
     with pytest.raises(RequestError, match="has no row with an answer"):
         joined("both", [some, text]).check_examples(30)
 
