@@ -24,6 +24,7 @@ from . import (
     writing,
 )
 from .contraction import Contraction
+from .linear import FUSED_ATTENTION, LINEAR
 from .picking import compared, compared_with, follow_positions, picked_from
 from .rule import AS_IT_IS, Equations, Resized, Rule, pattern
 from .shape import source_dims
@@ -96,6 +97,8 @@ def contraction_of(op: Op) -> Contraction | None:
 __all__ = [
     "AS_IT_IS",
     "FAMILIES",
+    "FUSED_ATTENTION",
+    "LINEAR",
     "RULES",
     "Contraction",
     "Equations",

@@ -184,8 +184,14 @@ _EINSUM = Rule(
     ),
 )
 
+LINEAR = "aten.linear"
+"""What a linear layer calls."""
+
+FUSED_ATTENTION = "aten.scaled_dot_product_attention"
+"""Attention in one call: the scores, their softmax, and the values that it weighs."""
+
 LINEAR_RULES = {
-    "aten.linear": contracting(pattern("... k, n k, n? -> ... n"), "input weight bias", weight="weight"),
+    LINEAR: contracting(pattern("... k, n k, n? -> ... n"), "input weight bias", weight="weight"),
     "aten.addmm": contracting(_ADD_MATMUL, "input mat1 mat2", weight="mat2", plain={"alpha": 1, "beta": 1}),
     "aten.mm": contracting(pattern("m k, k n -> m n"), "input mat2", weight="mat2"),
     "aten.bmm": contracting(pattern("... m k, ... k n -> ... m n"), "input mat2", weight="mat2"),
@@ -215,5 +221,5 @@ LINEAR_RULES = {
     "aten.matmul": contracting(_MATMUL, "input other", weight="other"),
     "aten.linalg_matmul": contracting(_MATMUL, "input other", weight="other", unrecorded="layers call it matmul"),
     "aten.einsum": _EINSUM,
-    "aten.scaled_dot_product_attention": _ATTENTION,
+    FUSED_ATTENTION: _ATTENTION,
 }

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...ir import RequestError
 from ...ir.graph import Graph, Op, Value
+from ...ir.rules import FUSED_ATTENTION
 from ...runtime.absence import Absence
 from ...runtime.model.keywords import caching
 from ...runtime.streaming.block_runner import BlockRunner
@@ -21,7 +22,6 @@ from ..model.forward import reading
 from .drop import ATTENTION, MLP
 
 ADD = ("aten.add", "aten.add_")
-FUSED = "aten.scaled_dot_product_attention"
 
 
 class AbsentModule(Absence, nn.Module):
@@ -193,7 +193,7 @@ class _Layer:
 
     def attends(self, members: Sequence[str]) -> bool:
         """Whether one of the children runs a fused attention operator."""
-        return any(child in members and op.packet == FUSED for op, child in self.child.items())
+        return any(child in members and op.packet == FUSED_ATTENTION for op, child in self.child.items())
 
     def sums(self, add: Op) -> int:
         """Number of consecutive additions of the layer from ``add`` on, without other readers in between."""

@@ -11,10 +11,9 @@ from ...ir.axes import atoms_of
 from ...ir.graph import Value
 from ...ir.groups import Group, Kind, Occurrence, Role, positions
 from ...ir.plan import Indices
+from ...ir.rules import FUSED_ATTENTION, LINEAR
 from ...runtime.model.held_values import MAKES, READS
 from ..couple.coupling import Coupling
-
-FUSED_ATTENTION = "aten.scaled_dot_product_attention"
 
 MOVES = frozenset(
     f"aten.{name}"
@@ -26,7 +25,7 @@ MOVES = frozenset(
 )  # fmt: skip
 """Operators that move numbers and change none of them; which of them they move does not depend on the numbers."""
 
-MAPS = frozenset({"aten.linear", FUSED_ATTENTION})
+MAPS = frozenset({LINEAR, FUSED_ATTENTION})
 """Operators that are linear in the values."""
 
 SCALES = frozenset({"aten.mul", "aten.div"})

@@ -97,10 +97,6 @@ def test_a_contraction_lacks_no_part(name: str) -> None:
     assert bool(contraction.unrecorded) != (contraction in RECORDED.values())
 
 
-NAMED_ELSEWHERE = {"passes/drop/sub_blocks.py": {"aten.scaled_dot_product_attention"}}
-"""By which a part of a layer is told to attend; that is no fact about its product."""
-
-
 def test_no_other_file_knows_contractions_by_name() -> None:
     found = {}
     for path in python_files():
@@ -108,7 +104,7 @@ def test_no_other_file_knows_contractions_by_name() -> None:
         named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} & set(CONTRACTIONS)
         if named and path.parts[:2] != ("ir", "rules"):
             found[path.as_posix()] = named
-    assert found == NAMED_ELSEWHERE
+    assert found == {}
 
 
 def test_what_calibration_records_has_a_weight_and_an_input() -> None:
