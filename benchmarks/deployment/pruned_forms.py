@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import fxprune
-from fxprune.demo import MODEL_DIR
+from fxprune.demo import MODEL_DIR, text
 
 COUNT = 32
 """Tokens that are decoded."""
@@ -60,6 +61,7 @@ class Pruned:
 
 def prune(model: str, form: str, folder: Path, calib: Path | None = None) -> Pruned:
     """A form of a model in ``folder``; that of an earlier run, if its passes and source are the same."""
+    folder.mkdir(parents=True, exist_ok=True)
     made = folder / form.replace(" ", "-")
     config = MODEL_DIR if model == "demo" else Path(model)
     layers = json.loads((config / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
@@ -71,6 +73,26 @@ def prune(model: str, form: str, folder: Path, calib: Path | None = None) -> Pru
     pruned = reference(made, own_code=saved.form == "free")
     kept.write_text(json.dumps({"made_by": wanted, "pruned": asdict(pruned)}), encoding="utf-8")
     return pruned
+
+
+def suited(row: Mapping[str, Any], folder: Path) -> tuple[str, Path | None]:
+    """The model that a runtime is tried with, and its calibration text where that is not the model's own: the demo, or,
+    for a runtime whose kernels have other head sizes, the demo's architecture with such heads and untrained weights.
+
+    Args:
+        row: the runtime's of ``runtimes.json``.
+        folder: where such a model is, or will be made.
+    """
+    if (size := row.get("head_size")) is None:
+        return "demo", None
+    made, calib = folder / f"heads-of-{size}", folder / "calibration.txt"
+    if not calib.is_file():
+        torch.manual_seed(0)
+        config = AutoConfig.from_pretrained(MODEL_DIR, head_dim=size, tie_word_embeddings=False, dtype="float32")
+        AutoModelForCausalLM.from_config(config).save_pretrained(made)
+        AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(made)
+        calib.write_text(text("calibration"), encoding="utf-8")
+    return str(made), calib
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -33,6 +34,9 @@ BOUNDS: dict[str, float] = FACTS["bounds"]
 
 LIMIT = 900
 """Seconds that one model may take in one runtime."""
+
+_ERROR = re.compile(r"^(\S+ )*\w*(Error|Exception|Failure)\b")
+"""A line that names an exception; loggers and launchers write words before it."""
 
 PRECISIONS = {"float32": "f32", "float16": "f32", "int8": "f32"}
 """In which OpenVINO computes with a graph of a type; its own default on some processors is bfloat16."""
@@ -135,7 +139,7 @@ def _apart(row: dict[str, Any], pruned: Pruned, kind: str, environments: Path) -
         )  # fmt: skip
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception", "Failure"))]
+        errors = [line for line in lines if _ERROR.search(line)]
         return {"message": (errors or lines or [f"it ended with {done.returncode}"])[-1]}
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 

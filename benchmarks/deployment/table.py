@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .pruned_forms import PIPELINES, prune
+from .pruned_forms import PIPELINES, prune, suited
 from .run import RUNTIMES, run
 
 JSON = Path(__file__).with_name("table.json")
@@ -31,12 +31,12 @@ def measure(
     model: str, names: Sequence[str], forms: Sequence[str], environments: Path, calib: Path | None
 ) -> Iterator[dict[str, Any]]:
     """The forms and types in the runtimes named, one after the other; those without rounding come first."""
-    folder = environments / "models" / Path(model).name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = environments / "models"
     asked = [(form, name, kind) for form in forms for name in names for kind in RUNTIMES[name]["types"]]
     for form, name, kind in sorted(asked, key=lambda one: one[2] != "float32"):
         if kind == "float32" or form in ROUNDED:
-            yield run(name, form, kind, prune(model, form, folder, calib), environments).to_json()
+            source, text = suited(RUNTIMES[name], folder) if model == "demo" else (model, calib)
+            yield run(name, form, kind, prune(source, form, folder / Path(source).name, text), environments).to_json()
 
 
 def table(data: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 from fxprune.benchmarks.deployment.environment import Environment, NotInstalledError
-from fxprune.benchmarks.deployment.pruned_forms import PIPELINES, Pruned, prune
+from fxprune.benchmarks.deployment.pruned_forms import PIPELINES, prune, suited
 from fxprune.benchmarks.deployment.run import RUNTIMES, run
 from fxprune.benchmarks.deployment.table import BEGIN, END, PAGE, ROUNDED, read_data, table
 
@@ -25,9 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(os.environ.get("FXPRUNE_DEPLOYMENT") or tmp_path_factory.mktemp("deployment")).resolve()
 
 
-@pytest.fixture(scope="module", params=list(PIPELINES))
-def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Pruned]:
-    return request.param, prune("demo", request.param, tmp_path_factory.mktemp("models"))
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
 
 
 def as_expected(row: dict[str, Any]) -> bool:
@@ -39,9 +39,12 @@ def as_expected(row: dict[str, Any]) -> bool:
 
 
 @pytest.mark.deployment
+@pytest.mark.parametrize("form", PIPELINES)
 @pytest.mark.parametrize("runtime", EACH)
-def test_a_pruned_model_decodes_what_torch_decodes(runtime: str, pruned: tuple[str, Pruned], folder: Path) -> None:
-    (form, model), row = pruned, RUNTIMES[runtime]
+def test_a_pruned_model_decodes_what_torch_decodes(runtime: str, form: str, models: Path, folder: Path) -> None:
+    row = RUNTIMES[runtime]
+    source, calib = suited(row, models)
+    model = prune(source, form, models / Path(source).name, calib)
     kinds = row["types"] if form in ROUNDED else ["float32"]
     found = [run(runtime, form, kind, model, folder).to_json() for kind in kinds]
     assert [one for one in found if not as_expected(one)] == []
