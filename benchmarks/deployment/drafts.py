@@ -19,7 +19,7 @@ from fxprune.api.benchmarking.drafting import Race
 from fxprune.api.inputs.seen_texts import text_of
 from fxprune.api.sources import open_source
 from fxprune.passes.drop.acceptance import Acceptance
-from fxprune.passes.drop.drop import block_influence, by_gauge
+from fxprune.passes.drop.choice import block_influence, by_gauge
 from fxprune.passes.drop.greedy import gauge_of
 from fxprune.passes.model.blocks import find_blocks, keep_blocks
 from fxprune.passes.model.measure import parameter_count
