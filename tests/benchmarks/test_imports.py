@@ -1,4 +1,4 @@
-"""What benchmarks import of fxprune is there: no test runs most of them, and they would fail only when somebody does."""
+"""What benchmarks import of fxprune is there: no test runs most of them, and they would fail when somebody does."""
 
 from __future__ import annotations
 
