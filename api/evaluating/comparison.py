@@ -125,7 +125,12 @@ class Comparison:
 
     def _written(self, at: int) -> list[dict[str, Any]]:
         return [
-            {"name": model.name, "text": (one := model.generations[at]).text, "tokens": list(one.tokens)}
+            {
+                "name": model.name,
+                "text": (one := model.generations[at]).text,
+                "tokens": list(one.tokens),
+                "full": one.full,
+            }
             for model in self.models
         ]
 

@@ -39,8 +39,11 @@ def generations(
                 f"--generate {prompt[:40]!r} has {len(ids)} tokens, and the context of the model {context}",
                 "give a prompt of at least one token that leaves room in the context",
             )
-        tokens = _written(runnable.step, ids, min(new, context - len(ids)), tokenizer.eos_token_id)
-        found.append(Continuation(prompt, tuple(tokens), str(tokenizer.decode(tokens, skip_special_tokens=True))))
+        room = context - len(ids)
+        tokens = _written(runnable.step, ids, min(new, room), tokenizer.eos_token_id)
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        full = len(tokens) == room < new and tokens[-1] != tokenizer.eos_token_id
+        found.append(Continuation(prompt, tuple(tokens), text, full))
     return tuple(found)
 
 

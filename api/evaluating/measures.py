@@ -60,11 +60,13 @@ class Continuation:
         prompt: the prompt.
         tokens: the ids.
         text: the same as text.
+        full: whether it ends because the context of the model is full.
     """
 
     prompt: str
     tokens: tuple[int, ...]
     text: str
+    full: bool = False
 
 
 @dataclass(frozen=True)

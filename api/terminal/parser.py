@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from ...ir.errors import RequestError
+from ...ir.options import options_of
 from ...runtime.ranks import is_first_rank
 from . import screen
 
@@ -46,13 +47,21 @@ class Parser(argparse.ArgumentParser):
                 return
             name = word.partition("=")[0]
             if len(word) > 1 and word[0] == "-" and word[1] not in _NUMBERS and not self._means(name):
-                self._refuse(f"{self.prog} has no flag {name}", name, self._option_string_actions)
+                self._refuse_flag(name)
 
     def _means(self, name: str) -> bool:
         """Whether a flag is called so, or begins so; several short ones may be written together."""
         if any(known.startswith(name) for known in self._option_string_actions):
             return True
         return not name.startswith("--") and all(f"-{letter}" in self._option_string_actions for letter in name[1:])
+
+    def _refuse_flag(self, name: str) -> NoReturn:
+        message, option = f"{self.prog} has no flag {name}", name.lstrip("-").replace("-", "_")
+        if "--pass" in self._option_string_actions and _is_of_passes(option):
+            self._complain(
+                message, f"{option} is an option of passes: --pass 'NAME{{{option}=...}}'; see `{self._help}`"
+            )
+        self._refuse(message, name, self._option_string_actions)
 
     def _refuse(self, message: str, word: str, known: Iterable[str]) -> NoReturn:
         near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
@@ -72,3 +81,10 @@ class Parser(argparse.ArgumentParser):
         if is_first_rank():  # all processes of torchrun have the same arguments
             screen.complain(message, hint)
         raise SystemExit(BAD_REQUEST)
+
+
+def _is_of_passes(option: str) -> bool:
+    """Whether a pass has an option of this name."""
+    from ...passes.registry import PASSES
+
+    return any(option == known.name for one in PASSES for known in options_of(one))

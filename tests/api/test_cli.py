@@ -292,6 +292,7 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     ("", "the following arguments are required: COMMAND", "fxprune help"),
     ("prune x", "there is no command 'prune'", "fxprune help"),
     ("apply MODEL", "missing --pass PIPELINE", "--plan FILE"),
+    ("apply MODEL --pass obs --samples 3", "has no flag --samples", "--pass 'NAME{samples=...}'"),
     ("apply MODEL --pass loar --out OUT", "unknown pass 'loar'\n  loar\n  ^^^^", "did you mean 'lora'"),
     ("apply MODEL --pass lora", "missing --out DIR", "--dry-run"),
     ("apply MODEL --pass lora --ratio 0.5 --out OUT", "no pass of 'lora' has an option 'ratio'", ""),

@@ -113,7 +113,8 @@ def _generations(found: Comparison) -> list[RenderableType]:
         for model in found.models:
             mine = model.generations[at]
             same = _equal(mine.tokens, written.tokens)
-            table.add_row(model.name, str(len(mine.tokens)), "" if model is base else str(same), printable(mine.text))
+            tokens = f"{len(mine.tokens)}{', context full' if mine.full else ''}"
+            table.add_row(model.name, tokens, "" if model is base else str(same), printable(mine.text))
         parts += [Text(""), table]
     return parts
 

@@ -101,6 +101,15 @@ def test_generated_text_is_that_of_transformers(models: list[str]) -> None:
     data = found.to_json()["generations"]
     assert [one["prompt"] for one in data] == ["a b c", "z"]
     assert data[0]["models"][1]["tokens"] == list(found.models[1].generations[0].tokens)
+    assert not data[0]["models"][1]["full"]
+
+
+def test_text_that_ends_with_the_context_says_so(models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", models[0], "--generate", "a b c", "--new", "500", "--no-speed"]) == 0
+    written = api.compare(models[:1], generate=["a b c"], new=500, speed=False).models[0].generations[0]
+    assert written.full
+    assert len(written.tokens) == 64 - 3
+    assert "61, context full" in capsys.readouterr().out
 
 
 def test_json_goes_to_a_file_that_is_new(
