@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...backends.huggingface.save import SavedModel
-from ...backends.huggingface.serving import serving_remarks
-from ...ir.groups import HEAD_KINDS, Kind
+from ...backends.huggingface.serving import HEADS, serving_remarks
+from ...ir.groups import HEAD_KINDS
 from ...passes.manager import StepRecord
 from ...runtime.place.placement import Placement
 from ..inputs.seen_texts import TEXTS, Entries
@@ -65,13 +65,12 @@ class Applied:
 
     @property
     def serving(self) -> list[str]:
-        """What servers need for a model in the free form, by what this run removed of it."""
+        """What servers need for a model in the free form, by what it lacks."""
         if self.saved is None or self.saved.form != "free":
             return []
         heads = any(change.kind in {kind.value for kind in HEAD_KINDS} for change in self.groups)
-        parts = any(entry.get("sub_blocks") for entry in self.report.values())
-        values = any(change.kind == Kind.HEAD_DIM.value for change in self.groups)
-        return serving_remarks(str(self.saved.checks.get("loaded_by")), heads=heads, parts=parts, values=values)
+        kinds = {*self.saved.unlike, *([HEADS] if heads else [])}
+        return serving_remarks(str(self.saved.checks.get("loaded_by")), kinds)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: what `fxprune report` says of the result, without what was measured elsewhere."""

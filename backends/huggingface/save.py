@@ -15,6 +15,7 @@ from ...ir.plan import Plan
 from ...ir.repairs import Repairs
 from ...runtime.absence import absences
 from ...runtime.consent import Consent
+from ...runtime.model.free_class import CONFIG_ENTRY
 from ...runtime.model.held_values import narrow_values
 from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
@@ -28,6 +29,7 @@ from .free_form import Headless, free_config, headless, plain_config, without_en
 from .model_card import write_card
 from .model_class import AUTO_CLASSES, MODULE, OwnCode, auto_class_of, base_class, copy_code, own_code, own_reference
 from .sentence_modules import copy_sentence_modules
+from .serving import unlike_config
 from .weight_source import InMemoryWeights, WeightSource
 
 Form = Literal["auto", "uniform", "free"]
@@ -108,6 +110,8 @@ class SavedModel:
         code: name -> sha256 of every file in it that runs: the modelling file, and code of the source, which is there
             only if the user allowed it to run.
         copied: what was copied of the source that runs, and what was not copied.
+        unlike: what servers cannot read in its configuration: of :data:`.serving.KINDS`. Heads are among them where the
+            source was in the free form, because it may have lost some.
     """
 
     path: Path
@@ -119,6 +123,7 @@ class SavedModel:
     checks: Mapping[str, Any] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)
     copied: CopiedFiles = field(default_factory=CopiedFiles)
+    unlike: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -162,7 +167,10 @@ def save(request: SaveRequest) -> SavedModel:
 
 @dataclass(frozen=True)
 class _Design:
-    """The configuration and the classes with which a model will be written."""
+    """The configuration and the classes with which a model will be written.
+
+    ``again``: whether its source was in the free form.
+    """
 
     form: Literal["uniform", "free"]
     config: PreTrainedConfig
@@ -173,12 +181,14 @@ class _Design:
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     own: OwnCode = field(default_factory=OwnCode)
     inner: Headless | None = None
+    again: bool = False
 
     def saved(self, out: Path, checks: Mapping[str, Any], written: _Written) -> SavedModel:
         """The result, when the model has been written to ``out``."""
         return SavedModel(
             out.resolve(), self.form, self.config.model_type, self.retargeted, self.why_free, self.changes, checks,
             code={**written.code, **written.copied.code}, copied=written.copied,
+            unlike=unlike_config(getattr(self.config, CONFIG_ENTRY, {}), again=self.again),
         )  # fmt: skip
 
 
@@ -224,7 +234,8 @@ def _design(request: SaveRequest, values: WeightSource, *, form: Form) -> _Desig
     if inner is not None:
         auto_map["AutoModel"] = f"{MODULE}.{inner.model_class.__name__}"
     config = free_config(model, request.plan, request.repairs, auto_map)
-    return _Design("free", config, base, auto, "", why, own=own, inner=inner)
+    again = hasattr(model.config, CONFIG_ENTRY)
+    return _Design("free", config, base, auto, "", why, own=own, inner=inner, again=again)
 
 
 def _uniform(request: SaveRequest, values: WeightSource) -> tuple[ConfigMatch | None, str]:

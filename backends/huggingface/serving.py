@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
+from typing import Any
+
+PARTS, VALUES, HEADS, WIDTHS = "parts taken out", "values per layer", "heads per layer", "widths per layer"
+KINDS = (PARTS, VALUES, HEADS, WIDTHS)
+"""What the free form may have, in the order in which servers are hindered by it."""
 
 
-def serving_remarks(loaded_by: str, *, heads: bool, parts: bool, values: bool = False) -> list[str]:
+def unlike_config(entry: Mapping[str, Any], *, again: bool) -> tuple[str, ...]:
+    """What a model in the free form has that its configuration does not say, as far as its entry there tells it.
+
+    Args:
+        entry: of the free form, in config.json; empty for the uniform form.
+        again: whether the source was in the free form: of its widths, some may be heads.
+    """
+    has = {PARTS: bool(entry.get("absent")), VALUES: bool(entry.get("values")), HEADS: again, WIDTHS: bool(entry)}
+    return tuple(kind for kind in KINDS if has[kind])
+
+
+def serving_remarks(loaded_by: str, kinds: Iterable[str]) -> list[str]:
     """One remark of the free form for each server of such models that serving.json knows; what it refuses comes before
     what it needs.
 
     Args:
         loaded_by: the Auto class that loads the artifact; a server is for the models of one.
-        heads: whether layers lost attention heads, which the configuration counts as they were.
-        parts: whether parts of layers were taken out.
-        values: whether values of heads lost channels.
+        kinds: what it has, of :data:`KINDS`.
     """
     facts = json.loads(files(__package__).joinpath("serving.json").read_text(encoding="utf-8"))
-    kinds = {"parts taken out": parts, "values per layer": values, "heads per layer": heads, "widths per layer": True}
-    kind = next(name for name, has in kinds.items() if has)
+    kind = next(kind for kind in KINDS if kind in {*kinds, WIDTHS})
     return [f"{server} {row[kind]}" for server, row in facts.items() if row["loaded_by"] == loaded_by]

@@ -9,6 +9,7 @@ from ...ir import FxpruneError, RequestError
 from ...ir.axes import Atom, Axis, ConcatAxis, ProductAxis, atoms_of
 from ...ir.cache import POSITIONS, CacheGraph
 from ...ir.graph import Graph, Parameter, Value
+from ...ir.groups import Kind
 from ..couple.coupling import Coupling, couple
 from ..state import State
 from .costs import Costs, Counts, Term, itemsize
@@ -16,6 +17,9 @@ from .target import CACHE_DTYPES, Target
 
 if TYPE_CHECKING:
     from ..data import Storage
+
+_FILLED = -(10**9)
+"""From here down, ids of atoms that no group has, for channels that the cache keeps."""
 
 
 class MemoryCosts(Costs):
@@ -46,9 +50,12 @@ class MemoryCosts(Costs):
             bytes_each = CACHE_DTYPES[target.dtype] if target.dtype else storage.cache_itemsize
             cut = {coupling.groups[name].atom: name for name in names}
             now = storage.cache(target.context, state.subject.model)
+            # Channels of values that go are filled up with zeros before the cache (runtime/model/held_values.py).
+            values = [coupling.groups[name] for name in names if coupling.groups[name].kind is Kind.HEAD_DIM]
+            filled = {group.atom: Atom(_FILLED - group.atom, group.size) for group in values}
             for value, axes in _translated(coupling, now, target, cut):
                 self._cached.append(Term(value, bytes_each))
-                self._cache_axes[value] = axes
+                self._cache_axes[value] = tuple(replaced(axis, filled) for axis in axes)
             before = now if state.before.graph is coupling.graph else storage.cache(target.context, None)
             self._dense_cache = bytes_each * sum(_elements(before, target))
         super().__init__(coupling, names, "bytes")

@@ -11,39 +11,46 @@ import fxprune
 from fxprune.api.pruning.group_change import GroupChange
 from fxprune.api.pruning.result import Applied
 from fxprune.backends.huggingface.save import SavedModel
+from fxprune.backends.huggingface.serving import unlike_config
 from fxprune.cli import main
 
 DECODER = "transformers.AutoModelForCausalLM"
 HEADS, WIDTH = GroupChange("m.0:kv_heads", "kv_heads", 0, 4, 3), GroupChange("m.0:width", "width", 0, 64, 48)
-VALUES = GroupChange("m.0:head_dim.1", "head_dim", 0, 64, 48)
 NEEDS = "vLLM needs --model-impl transformers --trust-remote-code"
-PARTS = {"drop": {"sub_blocks": [{"module": "m.0.attention"}]}}
+ENTRY = {"shapes": {}, "attributes": {}}
+PARTS, VALUES = {**ENTRY, "absent": {"m.0.attention": {}}}, {**ENTRY, "values": {"m.0.v_proj": ["makes", 16]}}
 
 
-def said(form: Any, groups: tuple[GroupChange, ...], report: dict[str, Any], loaded_by: str = DECODER) -> list[str]:
-    saved = SavedModel(Path("out"), form, "any", checks={"loaded_by": loaded_by})
-    return Applied("m", "", "", "", (2, 1), (2, 1), groups, (), report, saved=saved).serving
+def said(
+    groups: tuple[GroupChange, ...], entry: Any, again: bool = False, form: Any = "free", loaded_by: str = DECODER
+) -> list[str]:
+    saved = SavedModel(
+        Path("out"), form, "any", checks={"loaded_by": loaded_by}, unlike=unlike_config(entry, again=again)
+    )
+    return Applied("m", "", "", "", (2, 1), (2, 1), groups, (), {}, saved=saved).serving
 
 
 @pytest.mark.parametrize(
-    ("groups", "report", "start"),
+    ("groups", "entry", "again", "start"),
     [
-        ((HEADS, WIDTH), {}, f"{NEEDS}, and --hf-overrides"),
-        ((WIDTH,), {}, f"{NEEDS} (docs/deploy.md)"),
-        ((), {"drop": {"dropped": [1]}}, f"{NEEDS} (docs/deploy.md)"),
-        ((VALUES, WIDTH), {}, "vLLM refuses models whose values are narrower"),
-        ((WIDTH,), PARTS, "vLLM refuses models with parts taken out"),
-        ((HEADS, WIDTH), PARTS, "vLLM refuses models with parts taken out"),
+        ((HEADS, WIDTH), ENTRY, False, f"{NEEDS}, and --hf-overrides"),
+        ((WIDTH,), ENTRY, False, f"{NEEDS} (docs/deploy.md)"),
+        ((WIDTH,), ENTRY, True, f"{NEEDS}, and --hf-overrides"),
+        ((), ENTRY, False, f"{NEEDS} (docs/deploy.md)"),
+        ((WIDTH,), VALUES, False, "vLLM refuses models whose values are narrower"),
+        ((HEADS,), VALUES, True, "vLLM refuses models whose values are narrower"),
+        ((WIDTH,), PARTS, True, "vLLM refuses models with parts taken out"),
+        ((HEADS, WIDTH), {**PARTS, **VALUES}, False, "vLLM refuses models with parts taken out"),
     ],
 )
-def test_one_remark_says_what_is_needed_or_refused(groups: Any, report: dict[str, Any], start: str) -> None:
-    (remark,) = said("free", groups, report)
+def test_one_remark_says_what_is_needed_or_refused(groups: Any, entry: Any, again: bool, start: str) -> None:
+    (remark,) = said(groups, entry, again)
     assert remark.startswith(start)
 
 
 def test_there_is_no_remark_of_a_plain_configuration_or_of_what_no_known_server_is_for() -> None:
-    assert said("uniform", (HEADS,), {}) == []
-    assert said("free", (HEADS,), PARTS, "transformers.AutoModelForImageClassification") == []
+    assert said((HEADS,), {}, form="uniform") == []
+    assert said((HEADS,), PARTS, loaded_by="transformers.AutoModelForImageClassification") == []
 
 
 def test_apply_says_it(tmp_path: Path) -> None:
@@ -59,3 +66,17 @@ def test_apply_says_it_of_inner_widths_alone(tmp_path: Path, capsys: pytest.Capt
     only = "random{ratio=0.25,layers=1:3,heads=off}"
     assert main(["apply", "demo", "--pass", only, "--out", str(tmp_path / "out")]) == 0
     assert f"{NEEDS} (docs/deploy.md)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("first", "refused"),
+    [
+        ("drop{sub_blocks=1,samples=2,length=16}", "refuses models with parts taken out"),
+        ("turn{samples=2},magnitude{ratio=0.25,values=true}", "refuses models whose values are narrower"),
+        ("random{ratio=0.25,layers=1:3}", "--hf-overrides"),
+    ],
+)
+def test_a_model_that_is_pruned_again_is_refused_as_before(first: str, refused: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert refused in fxprune.apply("demo", first, out=one).serving[0]
+    assert refused in fxprune.apply(one, "random{ratio=0.1,heads=off}", out=two).serving[0]

@@ -18,6 +18,7 @@ from fxprune.passes.score.wanda import Wanda
 from fxprune.passes.select.costs import itemsize
 from fxprune.passes.select.target import CACHE_DTYPES, Target
 from fxprune.passes.state import State
+from fxprune.runtime.model.held_values import narrow_values
 from fxprune.runtime.tensors import twin
 from fxprune.tracer.cache import trace_cache
 
@@ -102,6 +103,21 @@ def test_the_budget_is_what_the_pruned_model_holds(kind: str, by: str) -> None:
     assert 0 <= buffers <= 64  # tables of rotary frequencies
     assert abs(found["budget"] - 0.7 * (sum(before) + buffers)) <= 1
     assert abs(found["reached"] / found["budget"] - 1) <= 0.02
+
+
+@pytest.mark.parametrize("heads", ["auto", "off"])
+def test_channels_of_values_leave_the_cache_as_it_is(heads: str) -> None:
+    state = state_of("llama")
+    run_passes(
+        state,
+        "turn{samples=4,length=12,seed=0}",
+        Magnitude(target=f"memory:0.8@{CONTEXT}x{BATCH}", by="global", values=True, heads=heads, tolerance=0.02),
+    )
+    assert narrow_values(state.subject.model)
+    weights, cache = held(state.subject.model)
+    found = state.ledger.report["magnitude"]["allocation"]
+    assert found["cache"] == cache
+    assert 0 <= found["reached"] - cache - weights <= 64
 
 
 def test_after_layers_went_the_share_is_of_the_model_before_and_the_cache_of_the_one_after() -> None:
