@@ -85,7 +85,7 @@ def _apply(arguments: argparse.Namespace) -> int:
 
     # Once more below, with the model: but a mistake in a pass is told at once, and torch takes seconds to import.
     shared = {name: getattr(arguments, name) for name in (*FOR_ALL_PASSES, "train_on")}
-    sizes = parse_sizes(arguments.target) if holds_sizes(arguments.target) else ()
+    sizes = parse_sizes(arguments.target) if holds_sizes(arguments.target, arguments.out) else ()
     one = {"target": sizes[0]} if sizes else {}
     asked_passes(arguments.passes, arguments.plan, {**shared, **one}, uniform=arguments.form == "uniform")
     check_resume(arguments.resume, dry_run=arguments.dry_run, several=bool(sizes))

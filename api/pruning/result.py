@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...backends.huggingface.save import SavedModel
-from ...backends.huggingface.serving import HEADS, serving_remarks
+from ...backends.huggingface.serving import FEWER_HEADS, serving_remarks
 from ...ir.groups import HEAD_KINDS
 from ...passes.manager import StepRecord
 from ...runtime.place.placement import Placement
@@ -69,7 +69,7 @@ class Applied:
         if self.saved is None or self.saved.form != "free":
             return []
         heads = any(change.kind in {kind.value for kind in HEAD_KINDS} for change in self.groups)
-        kinds = {*self.saved.unlike, *([HEADS] if heads else [])}
+        kinds = {*self.saved.unlike, *([FEWER_HEADS] if heads else [])}
         return serving_remarks(str(self.saved.checks.get("loaded_by")), kinds)
 
     def _repr_html_(self) -> str:

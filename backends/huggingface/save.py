@@ -110,8 +110,8 @@ class SavedModel:
         code: name -> sha256 of every file in it that runs: the modelling file, and code of the source, which is there
             only if the user allowed it to run.
         copied: what was copied of the source that runs, and what was not copied.
-        unlike: what servers cannot read in its configuration: of :data:`.serving.KINDS`. Heads are among them where the
-            source was in the free form, because it may have lost some.
+        unlike: what servers cannot read in its configuration, of :data:`.serving.UNLIKE`. Heads are among them where
+            the source was in the free form, because it may have lost some.
     """
 
     path: Path

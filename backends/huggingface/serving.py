@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
-PARTS, VALUES, HEADS, WIDTHS = "parts taken out", "values per layer", "heads per layer", "widths per layer"
-KINDS = (PARTS, VALUES, HEADS, WIDTHS)
+FEWER_HEADS, OTHER_WIDTHS = "heads per layer", "widths per layer"
+UNLIKE = ("parts taken out", "values per layer", FEWER_HEADS, OTHER_WIDTHS)
 """What the free form may have, in the order in which servers are hindered by it."""
 
 
@@ -19,8 +19,8 @@ def unlike_config(entry: Mapping[str, Any], *, again: bool) -> tuple[str, ...]:
         entry: of the free form, in config.json; empty for the uniform form.
         again: whether the source was in the free form: of its widths, some may be heads.
     """
-    has = {PARTS: bool(entry.get("absent")), VALUES: bool(entry.get("values")), HEADS: again, WIDTHS: bool(entry)}
-    return tuple(kind for kind in KINDS if has[kind])
+    has = (entry.get("absent"), entry.get("values"), again, entry)
+    return tuple(kind for kind, there in zip(UNLIKE, has, strict=True) if there)
 
 
 def serving_remarks(loaded_by: str, kinds: Iterable[str]) -> list[str]:
@@ -29,8 +29,8 @@ def serving_remarks(loaded_by: str, kinds: Iterable[str]) -> list[str]:
 
     Args:
         loaded_by: the Auto class that loads the artifact; a server is for the models of one.
-        kinds: what it has, of :data:`KINDS`.
+        kinds: what it has, of :data:`UNLIKE`.
     """
     facts = json.loads(files(__package__).joinpath("serving.json").read_text(encoding="utf-8"))
-    kind = next(kind for kind in KINDS if kind in {*kinds, WIDTHS})
+    kind = next(kind for kind in UNLIKE if kind in {*kinds, OTHER_WIDTHS})
     return [f"{server} {row[kind]}" for server, row in facts.items() if row["loaded_by"] == loaded_by]

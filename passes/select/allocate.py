@@ -114,8 +114,8 @@ def allocate(
     nearest = min([*found, *above], key=lambda reached: abs(reached - budget))
     dense, enough = costs.of({}), _above(abs(nearest - budget) / budget)
     raise RequestError(
-        f"no plan meets a budget of {budget:,} within {tolerance:.1%}: the nearest costs {nearest:,}, "
-        f"{nearest / dense:.4f} of the model",
+        f"no plan meets a budget of {costs.shown(budget)} within {tolerance:.1%}: the nearest costs "
+        f"{costs.shown(nearest)}, {nearest / dense:.4f} of the model",
         f"use that as the target{f', or tolerance={enough:g}' if enough < 1 else ''}; or allow more to be cut: "
         "more layers, channels=true, a smaller multiple_of",
     )

@@ -80,7 +80,8 @@ class Budget:
         amount = self.target.amount(costs.whole(state.before.graph))
         if amount >= now:
             raise RequestError(
-                f"target {self.target} is {amount:,}, and the model already has {now:,}: nothing would be removed",
+                f"target {self.target} is {costs.shown(amount)}, and the model already has {costs.shown(now)}: nothing "
+                "would be removed",
                 "give a smaller target",
             )
         if isinstance(costs, MemoryCosts):

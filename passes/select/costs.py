@@ -60,6 +60,10 @@ class Costs:
         self._touched = {name: touched[atom] for name, atom in self._atoms.items()}
         self._fixed = self.whole(self._graph) - sum(self._of(term, {}) for term in self._terms)
 
+    def shown(self, cost: int) -> str:
+        """A cost for a reader."""
+        return f"{cost:,}"
+
     def _other_axes(self) -> Mapping[Value, Sequence[Axis]]:
         """Axes of values that the graph does not have, or that count otherwise than by their own."""
         return {}

@@ -67,6 +67,10 @@ class Latency(Costs):
             return self._rest + self._contractions(self._coupling)
         return round(self._rest * len(graph.ops) / self._operators) + self._contractions(couple(graph))
 
+    def shown(self, cost: int) -> str:
+        """In milliseconds."""
+        return f"{cost / 1e6:,.3g} ms"
+
     def _contractions(self, coupling: Coupling) -> int:
         shapes = _shapes(coupling)
         found = 0

@@ -10,6 +10,7 @@ from ...ir.axes import Atom, Axis, ConcatAxis, ProductAxis, atoms_of
 from ...ir.cache import POSITIONS, CacheGraph
 from ...ir.graph import Graph, Parameter, Value
 from ...ir.groups import Kind
+from ...runtime.place.memory import size_text
 from ..couple.coupling import Coupling, couple
 from ..state import State
 from .costs import Costs, Counts, Term, itemsize
@@ -18,7 +19,7 @@ from .target import CACHE_DTYPES, Target
 if TYPE_CHECKING:
     from ..data import Storage
 
-_FILLED = -(10**9)
+_WHOLE_IN_CACHE = -(10**9)
 """From here down, ids of atoms that no group has, for channels that the cache keeps."""
 
 
@@ -52,7 +53,7 @@ class MemoryCosts(Costs):
             now = storage.cache(target.context, state.subject.model)
             # Channels of values that go are filled up with zeros before the cache (runtime/model/held_values.py).
             values = [coupling.groups[name] for name in names if coupling.groups[name].kind is Kind.HEAD_DIM]
-            filled = {group.atom: Atom(_FILLED - group.atom, group.size) for group in values}
+            filled = {group.atom: Atom(_WHOLE_IN_CACHE - group.atom, group.size) for group in values}
             for value, axes in _translated(coupling, now, target, cut):
                 self._cached.append(Term(value, bytes_each))
                 self._cache_axes[value] = tuple(replaced(axis, filled) for axis in axes)
@@ -66,6 +67,10 @@ class MemoryCosts(Costs):
         if graph is self._graph:
             return sum(self._of(term, {}) for term in self._listed())
         return sum(self._of_parameter(held, {}) * _numel(held.value) for held in graph.parameters) + self._dense_cache
+
+    def shown(self, cost: int) -> str:
+        """In the unit of bytes that fits."""
+        return size_text(cost)
 
     def cache(self, counts: Counts) -> int:
         """The bytes of the cache alone when these groups keep ``counts`` units."""

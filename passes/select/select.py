@@ -70,13 +70,27 @@ def counts_for(groups: Sequence[Group], ratio: float, multiple_of: int = 1) -> d
     """
     counts = {g.name: kept_count(g.size, ratio, step_of(g, multiple_of), g.minimum) for g in groups}
     if ratio > 0 and all(counts[group.name] == group.size for group in groups):
-        sizes = ", ".join(sorted({f"{group.kind.value} {group.size}" for group in groups}))
-        raise RequestError(
-            f"nothing to remove: ratio {ratio} is less than one unit in groups of {sizes}"
-            + (f" in multiples of {multiple_of}" if multiple_of > 1 else ""),
-            "give a larger ratio" + (" or a smaller --multiple-of" if multiple_of > 1 else ""),
-        )
+        raise _nothing_to_remove(groups, ratio, multiple_of)
     return counts
+
+
+def _nothing_to_remove(groups: Sequence[Group], ratio: float, multiple_of: int) -> RequestError:
+    """The error for a ratio that rounds to nothing: the steps in which each kind can lose units, and the least ratio
+    that removes something."""
+    steps = {group.name: step_of(group, multiple_of) for group in groups}
+    sizes = {
+        f"{group.kind.value} {group.size}" + (f" in multiples of {steps[group.name]}" if steps[group.name] > 1 else "")
+        for group in groups
+    }
+    below = {group.name: (group.size - 1) // steps[group.name] * steps[group.name] for group in groups}
+    shares = [Fraction(g.size - below[g.name], g.size) for g in groups if below[g.name] >= max(g.minimum, 1)]
+    advice = [f"give a ratio of {math.ceil(min(shares) * 1000) / 1000:g} or more"] if shares else []
+    if any(step > 1 for step in steps.values()):
+        advice.append("ask for smaller multiples (--multiple-of, --for)")
+    return RequestError(
+        f"nothing to remove: ratio {ratio} is less than one step in groups of {', '.join(sorted(sizes))}",
+        " or ".join(advice) or "let other groups be cut: all layers, heads, channels=true",
+    )
 
 
 def removed_shares(groups: Sequence[Group], keep: Mapping[str, Indices]) -> dict[str, dict[str, object]]:

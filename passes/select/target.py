@@ -17,6 +17,8 @@ BUDGET_TOLERANCE = 0.005
 
 LATENCY, MEMORY_IN_USE, ACTIVE = "latency", "memory", "active"
 MEASURES = ("params", "bytes", "macs", LATENCY, MEMORY_IN_USE, ACTIVE)
+SHARES_ONLY = (LATENCY, "macs", "bytes")
+"""Measures that take no amounts."""
 EXAMPLES = {MEMORY_IN_USE: "memory=6GB@8192x4"}
 
 CACHE_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -68,10 +70,7 @@ class Target:
             return cls._of_memory(text, number)
         value = _number(number)
         if not 0 < value < math.inf or value == 1:
-            raise RequestError(
-                f"target {text!r} needs a share between 0 and 1, or an amount above 1",
-                f"{measure}=0.8 keeps 80 percent; {measure}=5e9 is an amount; inside a pipeline write {measure}:0.8",
-            )
+            raise _no_number(text, measure)
         if measure == LATENCY and value > 1:
             raise RequestError(
                 f"target {text!r} is not a share; latency takes a share only, because times differ between machines",
@@ -136,9 +135,20 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def holds_sizes(target: object) -> bool:
-    """Whether a target names several sizes."""
-    return isinstance(target, str) and "," in target
+def _no_number(text: str, measure: str) -> RequestError:
+    amounts = measure not in SHARES_ONLY
+    return RequestError(
+        f"target {text!r} needs a share between 0 and 1{', or an amount above 1' if amounts else ''}",
+        f"{measure}=0.8 keeps 80 percent; {f'{measure}=5e9 is an amount; ' if amounts else ''}"
+        f"inside a pipeline write {measure}:0.8",
+    )
+
+
+def holds_sizes(target: object, out: object = None) -> bool:
+    """Whether a target names several sizes, or one whose value is asked for in the name of the directory ``out``."""
+    if not isinstance(target, str):
+        return False
+    return "," in target or f"{{{_BETWEEN.split(target, maxsplit=1)[0]}}}" in str(out)
 
 
 def parse_sizes(text: str) -> list[str]:

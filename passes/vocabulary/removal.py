@@ -19,6 +19,8 @@ from .vocabulary import FewerTokens
 
 def remove_tokens(step: FewerTokens, state: State) -> None:
     """Remove what the options of the pass say, as :meth:`~.vocabulary.FewerTokens.run` says."""
+    if step.name in state.ledger.report:
+        raise RequestError("vocabulary: tokens were removed already", "give the pass once")
     if state.ledger.decisions or state.ledger.plan is not None or state.ledger.written:
         raise RequestError(
             "vocabulary: the passes before it have read or removed something by the ids that the tokens have now",
@@ -64,17 +66,18 @@ def _chosen(step: FewerTokens, choice: Choice, counts: TokenCounts | None) -> In
         assert counts is not None, "text was read"
         wanted = step.wanted()
         kept = choice.seen(counts) if wanted is None else choice.most_frequent(counts, wanted)
-    kept = choice.rounded(kept, step.multiple_of, counts)
-    if len(kept) == choice.rows:
-        raise RequestError(f"vocabulary: nothing to remove: all {choice.rows:,} tokens stay", _advice(step, choice))
-    return kept
+    rounded = choice.rounded(kept, step.multiple_of, counts)
+    if len(rounded) == choice.rows:
+        advice = "give a smaller multiple_of" if len(kept) < choice.rows else _advice(step, choice)
+        raise RequestError(f"vocabulary: nothing to remove: all {choice.rows:,} tokens stay", advice)
+    return rounded
 
 
 def _advice(step: FewerTokens, choice: Choice) -> str:
     if len(choice.always) == choice.rows:
         return "leave the pass out: every token is a special one, a byte, or the only one for its character"
-    if step.multiple_of > 1:
-        return "give a smaller multiple_of"
+    if step.languages is not None:
+        return f"leave the pass out: every token is of {step.languages}, or of no script; or give fewer scripts"
     return "give keep=tokens:N with a smaller N"
 
 

@@ -111,6 +111,7 @@ def test_torch_is_not_imported_for_a_place_that_stays(options: tuple[str, ...], 
         (("--target", "params=0.9,0.8", "--out", "{params}", "--resume"), "--resume has no effect on several sizes"),
         (("--target", "params=0.9,0.8", "--out", "mine"), "mine is one directory, and --target has 2 sizes"),
         (("--target", "params=0.9,0.8", "--out", "{params}"), "0.8 already exists"),
+        (("--target", "params=0.8", "--out", "{params}"), "0.8 already exists"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

@@ -323,6 +323,7 @@ def test_coarse_steps_meet_a_budget_with_the_tolerance_that_the_error_names(coar
         (lambda: Magnitude(target="params:0.8", tolerance=-0.1).check(), "tolerance=-0.1 is outside"),
         (lambda: Magnitude(target="speed:0.8").check(), "target 'speed:0.8' has no measure"),
         (lambda: Magnitude(target="params:some").check(), "target 'params:some' needs a share between 0 and 1"),
+        (lambda: Magnitude(target="latency:10ms").check(), "target 'latency:10ms' needs a share between 0 and 1$"),
         (lambda: Magnitude(target="params:1").check(), "target 'params:1' needs a share"),
         (
             lambda: Magnitude(target="params:2").check(),

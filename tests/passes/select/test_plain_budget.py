@@ -32,6 +32,9 @@ class Linear:
     def of(self, counts: Mapping[str, int]) -> int:
         return sum(price * counts.get(name, self.sizes[name]) for name, price in self.prices.items())
 
+    def shown(self, cost: int) -> str:
+        return f"{cost:,}"
+
 
 HEADS, WIDTH = Group("heads", 0, 8, Kind.HEADS, ()), Group("width", 1, 100, Kind.WIDTH, ())
 BOTH = [HEADS, WIDTH]

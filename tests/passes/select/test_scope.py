@@ -59,5 +59,5 @@ def test_the_share_of_every_kind_is_said() -> None:
 
 
 def test_a_ratio_that_removes_nothing_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"ratio 0\.25 is less than one unit in groups of kv_heads 3"):
+    with pytest.raises(RequestError, match=r"ratio 0\.25 is less than one step in groups of kv_heads 3"):
         pruned(3, 3, ratio=0.25, ffn=False)

@@ -19,7 +19,7 @@ from fxprune.passes.score.random import Random
 from fxprune.passes.score.taylor import Taylor
 from fxprune.passes.score.units import unit_scores
 from fxprune.passes.select.scope import Scope, chosen_groups
-from fxprune.passes.select.select import best_units, kept_count, select
+from fxprune.passes.select.select import best_units, counts_for, kept_count, select
 from fxprune.passes.shrink.cut import join_plans
 from fxprune.passes.shrink.graph import make_plan, rewrite
 from fxprune.tracer.export import trace_causal_lm
@@ -157,11 +157,37 @@ def group(size: int, **changes: Any) -> Group:
 
 
 @pytest.mark.parametrize(
+    ("size", "changes", "multiple_of", "steps", "least"),
+    [
+        (10, {}, 1, "width 10", 0.1),
+        (10, {"multiple": 3}, 1, "width 10 in multiples of 3", 0.1),
+        (300, {}, 128, "width 300 in multiples of 128", 0.147),
+        (8, {"multiple": 4, "kind": Kind.EXPERTS}, 128, "experts 8 in multiples of 4", 0.5),
+        (8, {"multiple": 8}, 1, "width 8 in multiples of 8", None),
+        (3, {"minimum": 3, "kind": Kind.EXPERTS}, 1, "experts 3", None),
+    ],
+)
+def test_a_ratio_that_rounds_to_nothing_is_told_the_least_that_does_not(
+    size: int, changes: dict[str, Any], multiple_of: int, steps: str, least: float | None
+) -> None:
+    one = group(size, **changes)
+    with pytest.raises(RequestError, match=f"ratio 0.01 is less than one step in groups of {steps}$") as caught:
+        counts_for([one], 0.01, multiple_of)
+    if least is None:
+        assert "a ratio of" not in str(caught.value.hint)
+        return
+    assert f"give a ratio of {least:g} or more" in str(caught.value.hint)
+    assert counts_for([one], least, multiple_of)[one.name] < size
+    with pytest.raises(RequestError):
+        counts_for([one], round(least - 0.002, 6), multiple_of)
+
+
+@pytest.mark.parametrize(
     ("attempt", "message"),
     [
         (lambda: chosen_groups([group(4)], Scope((1, 2))), "no heads or .*query_heads or width group in layers 1:2"),
         (lambda: chosen_groups([group(4, frozen="because")], Scope()), "all 1 chosen groups are frozen; .*: becau"),
-        (lambda: select([group(3)], {group(3).name: np.ones(3)}, 0.25), "ratio 0.25 is less than one unit in groups"),
+        (lambda: select([group(3)], {group(3).name: np.ones(3)}, 0.25), "ratio 0.25 is less than one step in groups"),
         (lambda: select([group(8)], {group(8).name: np.ones(8)}, 0.25, 8), "in multiples of 8"),
         (lambda: Random(ratio=1.0).check(), r"random: ratio=1 is outside \[0, 1\)"),
         (lambda: Random(ratio=-0.1).check(), r"random: ratio=-0.1 is outside"),
