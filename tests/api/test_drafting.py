@@ -43,6 +43,14 @@ def test_a_model_that_drafts_for_itself_is_accepted_whole() -> None:
     assert json.loads(json.dumps(found.to_json()))["accepted"] == found.accepted
 
 
+def test_the_command_prints_what_it_found(capfd: pytest.CaptureFixture[str]) -> None:
+    words = "bench demo --draft demo --prompts 1 --prompt 8 --new 4 --rounds 1 --threads 1".split()
+    assert main(words) == 0
+    assert "tokens accepted per step" in capfd.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["prompts"] == 1
+
+
 def greedy(model: Any, ids: torch.Tensor, new: int) -> torch.Tensor:
     with torch.no_grad():
         for _ in range(new):
