@@ -178,16 +178,17 @@ def _bench(arguments: argparse.Namespace) -> int:
     drafted = draft.asked(arguments)
     with _working(arguments) as progress:
         if drafted is not None:
-            found = api.bench_draft(**drafted, progress=progress, **_where(arguments))
-            _emit(arguments, found.to_json(), lambda: drafts.drafted(found))
-            return 0
-        result = api.bench(
-            arguments.models, onnx=arguments.onnx, baseline=arguments.baseline, prompt=arguments.prompt,
-            new=arguments.new, rounds=arguments.rounds, threads=arguments.threads,
-            trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle,
-            merge_adapter=arguments.merge_adapter, progress=progress, **_where(arguments),
-        )  # fmt: skip
-    _emit(arguments, result.to_json(), lambda: tables.benchmarked(result))
+            raced = api.bench_draft(**drafted, progress=progress, **_where(arguments))
+            data, table = raced.to_json(), partial(drafts.drafted, raced)
+        else:
+            timed = api.bench(
+                arguments.models, onnx=arguments.onnx, baseline=arguments.baseline, prompt=arguments.prompt,
+                new=arguments.new, rounds=arguments.rounds, threads=arguments.threads,
+                trust_remote_code=arguments.trust_remote_code, allow_pickle=arguments.allow_pickle,
+                merge_adapter=arguments.merge_adapter, progress=progress, **_where(arguments),
+            )  # fmt: skip
+            data, table = timed.to_json(), partial(tables.benchmarked, timed)
+    _emit(arguments, data, table)
     return 0
 
 

@@ -22,7 +22,8 @@ from .pruning.request import Applied, apply
 PRUNE = "best{samples=32,ratio=0.25}"
 RECOVER = "distill{steps=24,batch=16,micro_batch=16,length=128,lr=0.001}"
 WINDOWS = 100
-ARTIFACTS = ("pruned", "recovered", "onnx")
+ARTIFACTS = {"pruned": None, "recovered": None, "onnx": "onnx"}
+"""Name -> format, of an export."""
 SCORES = "scores.safetensors"
 """What the first run computes and the second one reads, as two runs with --scores do; scores of something else that
 are there are refused as they are there."""
@@ -70,8 +71,8 @@ def run_demo(out: str | Path, *, force: bool = False, progress: Progress = silen
     root = Path(out)
     if root.exists() and not force:
         raise RequestError(f"{root} already exists", "choose another --out, or replace it with --force")
-    for name in ARTIFACTS:
-        claim(root / name, force=force)
+    for name, export_format in ARTIFACTS.items():
+        claim(root / name, force=force, export=export_format)
     # On free cores two threads are no faster on this model (76 s, 78 s with one); on busy ones they wait for each
     # other (149 s, 101 s with one).
     with one_thread():

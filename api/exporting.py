@@ -61,7 +61,8 @@ def export(
         layout, optimize: ``onnxruntime`` or ``transformers.js``; fuse for ``cpu`` or ``cuda``, or ``none``: standard.
         cache: whether a causal language model takes and returns keys and values; without, whole sequences go in.
         pad: of ``gguf``: zeros in the place of what was removed, where llama.cpp takes no other widths.
-        tokenizer, example, force, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`.
+        force: whether an earlier export of the same format at ``out`` may be replaced.
+        tokenizer, example, trust_remote_code, merge_adapter, progress: as in :func:`fxprune.apply`.
         device, offload, max_memory: likewise, but only the CPU and all of the model.
 
     Raises:
@@ -78,8 +79,7 @@ def export(
     with open_source(model, tokenizer, progress=progress, **allowed) as source:
         placement = place_model(place, source, load_config(source), forward=SMALLEST)
         progress(whole(placement, "an export reads all of it").why)
-        asked = _request(exporter, source, Path(out), example, force=force, progress=progress)
-        return _run(exporter, asked)
+        return _run(exporter, _request(exporter, source, Path(out), example, force=force, progress=progress))
 
 
 def _request(
@@ -91,12 +91,12 @@ def _request(
     def claimed(directory: Path) -> Seen:
         if begins:
             return claim_file(out, force=force, begins=begins, source=directory)
-        return claim(out, force=force, source=directory)
+        return claim(out, force=force, source=directory, export=exporter.name)
 
-    seen = claimed(source.directory)
-    config = load_config(source)
     if source.unmerged is not None:
         claimed(source.unmerged)
+    seen = claimed(source.directory)
+    config = load_config(source)
 
     def load() -> torch.nn.Module:
         progress(f"loading {source.name}")

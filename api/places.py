@@ -28,6 +28,7 @@ def claim(
     force: bool,
     resume: bool = False,
     source: Path | None = None,
+    export: str | None = None,
     reads: Named | None = None,
     files: Named | None = None,
 ) -> Seen:
@@ -38,6 +39,7 @@ def claim(
         force: whether an existing artifact may be replaced.
         resume: whether an interrupted run is to go on.
         source: the model directory that is read.
+        export: the format of an export, which replaces only its like.
         reads: what else is read.
         files: files that are written.
 
@@ -50,7 +52,7 @@ def claim(
     check_paths(**{"--out": out})
     clear_leftovers(out)
     _check_unfinished(out, force=force, resume=resume)
-    seen = check_target(out, force=force, source=source)
+    seen = check_target(out, force=force, source=source, export=export)
     check_apart(reads={"MODEL": source, **(reads or {})}, files=files or {}, out=out)
     return seen
 

@@ -275,6 +275,24 @@ def check_counts(**counts: object) -> None:
             raise RequestError(f"{name} is {count!r}, not a whole number", "give a number such as 8")
 
 
+def check_at_least_one(**counts: int | None) -> None:
+    """Refuse counts with which there is nothing to time; None stands for "not given".
+
+    Args:
+        counts: by argument, as its flag is called with ``_`` for ``-``.
+
+    Raises:
+        RequestError: with the flags and the numbers that are too small.
+    """
+    wrong = {"--" + name.replace("_", "-"): count for name, count in counts.items() if count is not None and count < 1}
+    if wrong:
+        flags = ", ".join(f"{flag} 1" for flag in wrong)
+        raise RequestError(
+            f"nothing to time with {', '.join(f'{flag} {count}' for flag, count in wrong.items())}",
+            f"give {flags} or more",
+        )
+
+
 def check_example(example: object) -> None:
     """Refuse inputs that are no text.
 

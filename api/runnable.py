@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..ir.cost import macs
-from ..ir.errors import FxpruneError, class_and_first_line
+from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..ir.graph import Graph
 from ..passes.model.blocks import read_elsewhere
 from ..passes.model.measure import Step
@@ -23,7 +23,7 @@ from ..runtime.streaming.store import Scratch
 from ..runtime.tensors import twin
 from ..tracer.checkpoint import weight_files
 from ..tracer.export import Traced, trace_model
-from ..tracer.model import ModelSource, build_meta, load_config, load_model
+from ..tracer.model import ModelSource, build_meta, load_config, load_model, predicts_next_token, reads_images
 from .offloading import Files, find_files, residence_of
 from .placing import Forward, checkpoint_of, place_model, stored_dtype
 from .progress import Progress
@@ -66,6 +66,34 @@ class Runnable:
 def is_onnx(directory: str | os.PathLike[str]) -> bool:
     """Whether a directory holds an ONNX model."""
     return (Path(directory) / ONNX_MODEL).is_file()
+
+
+def require_language(source: ModelSource, lacks: str, hint: str) -> None:
+    """Check that a model writes text, token by token.
+
+    Args:
+        source: the model.
+        lacks: what a model that does not lacks, as the end of a sentence.
+        hint: what to do with such a model.
+
+    Raises:
+        RequestError: it does not; the message gives its class.
+    """
+    config = load_config(source)
+    if predicts_next_token(config) or reads_images(config):
+        return
+    name = (config.architectures or [config.model_type])[0]
+    raise RequestError(f"{source.name!r} is a {name}, which is no causal language model: {lacks}", hint)
+
+
+def require_tokens(source: ModelSource) -> None:
+    """The same, where the time that tokens take is measured."""
+    require_language(
+        source,
+        "it writes no tokens to time",
+        "`apply` says how many multiply-accumulates are left; time a call of the model, or of its ONNX graph, in a "
+        "program of your own",
+    )
 
 
 def open_torch(

@@ -28,7 +28,9 @@ SCRATCH = ".fxprune-weights-"
 """Of the directory beside the result for weights that do not fit into memory."""
 
 
-def check_target(out: Path, *, force: bool, source: Path | None = None, needed: int = 0) -> Seen:
+def check_target(
+    out: Path, *, force: bool, source: Path | None = None, needed: int = 0, export: str | None = None
+) -> Seen:
     """Check that an output directory can be written. To be called before any work.
 
     Args:
@@ -36,6 +38,7 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
         force: whether an existing artifact may be replaced.
         source: the directory that the model is read from; ``out`` must not replace it.
         needed: number of bytes that will be written.
+        export: the format of an export, as for :func:`~.replaceable.check_replaceable`.
 
     Returns:
         What is there now, which :func:`atomic_directory` compares at the end.
@@ -53,7 +56,7 @@ def check_target(out: Path, *, force: bool, source: Path | None = None, needed: 
         raise RequestError(f"{out} is a file, not a directory", "choose another --out")
     if out.exists():
         _check_own_place(out)
-        check_replaceable(out)
+        check_replaceable(out, export=export)
     check_parent(out)
     check_room(out, needed)
     return Seen.of(out, source)

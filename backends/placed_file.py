@@ -48,14 +48,16 @@ def check_file_target(
     Raises:
         RequestError: it cannot be written; the message gives the path and the reason.
     """
-    out = out.resolve()
+    out, model = out.resolve(), None if source is None else source.resolve()
     check_name(out, name)
-    if source is not None and source.resolve() in out.parents:
+    if model in out.parents:
         raise RequestError(
             f"{out} would be a file of the model that is read", f"choose a {name} outside of its directory"
         )
     if out.is_dir():
-        raise RequestError(f"{out} is a directory, and this format is one file", f"write {name} {out / example}")
+        # The directory of the model takes no other files: then it is a file beside it.
+        place = out.with_name(f"{out.name}{Path(example).suffix}") if out == model else out / example
+        raise RequestError(f"{out} is a directory, and this format is one file", f"write {name} {place}")
     if out.exists() and not force:
         raise RequestError(f"{out} already exists", f"choose another {name}, or replace it with --force")
     if out.exists() and not _begins_with(out, begins):

@@ -38,11 +38,16 @@ LISTED = "files"
 the list of the names for some formats, which is no reason to remove what models do not have."""
 
 
-def check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path, *, export: str | None = None) -> None:
     """Refuse to replace a directory that holds anything but a model. An empty directory may be replaced.
 
+    Args:
+        out: the directory.
+        export: the format of an export, which replaces only an export of the same format: any other model may be the
+            one that the export was made from, and the only one.
+
     Raises:
-        RequestError: naming the first file that belongs to no model.
+        RequestError: naming the first file that belongs to no model, or the format.
     """
     try:
         names = sorted(os.listdir(out))
@@ -59,6 +64,11 @@ def check_replaceable(out: Path) -> None:
         )
     if record is None and not _is_config(out / CONFIG):
         raise RequestError(f"{out} contains files, but no model", "--force replaces only models; choose another --out")
+    if export is not None and (record or {}).get("format") != export:
+        raise RequestError(
+            f"{out} holds a model that is no {export} export of fxprune, and --force would remove it",
+            f"--force of an export replaces only an earlier {export} export; choose another --out",
+        )
 
 
 def list_files(folder: Path) -> None:

@@ -247,3 +247,13 @@ def test_public_names_can_be_imported() -> None:
         assert callable(getattr(fxprune, name)), name
     with pytest.raises(AttributeError, match="no attribute 'prune'"):
         fxprune.prune  # noqa: B018
+
+
+def test_no_command_prints_while_stdout_is_dropped() -> None:
+    tree = ast.parse((ROOT / "cli.py").read_text(encoding="utf-8"))
+    dropped = [
+        node for node in ast.walk(tree) if isinstance(node, ast.With) and "_working(" in ast.unparse(node.items[0])
+    ]
+    called = [call for block in dropped for call in ast.walk(block) if isinstance(call, ast.Call)]
+    assert len(dropped) >= 10
+    assert [ast.unparse(call) for call in called if ast.unparse(call.func) in ("_emit", "print")] == []

@@ -13,7 +13,7 @@ import huggingface_hub
 import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
@@ -32,7 +32,7 @@ from ..runtime.model.free_class import CONFIG_ENTRY, free_class
 from ..runtime.model.own_code import own_auto_class, own_class
 from ..runtime.model_directory.config_file import check_built, read_config
 from ..runtime.model_directory.pickles import pickles_read
-from ..runtime.model_directory.tokenizer import check_tokenizer
+from ..runtime.model_directory.tokenizer import check_tokenizer, read_tokenizer
 from ..runtime.model_files import check_model_files
 from ..runtime.size_limits import SizeLimit, limited
 from .calls import calls
@@ -371,12 +371,8 @@ def load_tokenizer(source: ModelSource) -> Any:
     """
     if source.loaded and not (source.directory / "tokenizer_config.json").is_file():
         raise RequestError(f"{source.name} came without a tokenizer, and text is to be read", "give it as tokenizer=")
-    return _guarded(
-        lambda: AutoTokenizer.from_pretrained(source.directory, **source.consent.keywords(source.directory)),
-        RequestError,
-        f"{source.directory} has no readable tokenizer",
-        "copy tokenizer.json and tokenizer_config.json to the directory of config.json",
-    )
+    hint = "copy tokenizer.json and tokenizer_config.json to the directory of config.json"
+    return read_tokenizer(source.directory, hint, **source.consent.keywords(source.directory))
 
 
 def _some(names: Iterable[str], limit: int = 3) -> str:

@@ -26,7 +26,7 @@ from ...runtime.place.choices import AUTO
 from ...runtime.place.placement import PlacementRequest
 from ...runtime.scratch import ScratchDirectory
 from ..progress import Progress, silent
-from ..request_checks import Model, check_counts, is_path, list_models
+from ..request_checks import Model, check_at_least_one, check_counts, is_path, list_models
 from ..runnable import is_onnx
 from .process import TimingJob
 from .timings import BenchmarkResult, Conditions, baselines_of, compared
@@ -112,15 +112,12 @@ def _check_kinds(*, batches: object, **counts: object) -> None:
     check_counts(**{f"batches[{at}]": size for at, size in enumerate(batches)})
 
 
-def _require_work(
-    models: Sequence[Any], batches: Sequence[int], *, prompt: int, new: int, rounds: int, threads: int | None
-) -> None:
-    if not models or min(prompt, new, rounds, *batches, 1 if threads is None else threads) < 1:
-        raise RequestError(
-            f"nothing to time with {len(models)} models, --prompt {prompt}, --new {new}, --rounds {rounds}, "
-            f"batches {', '.join(map(str, batches))}, --threads {threads}",
-            "give at least one model, and numbers of at least 1",
-        )
+def _require_work(models: Sequence[Any], batches: Sequence[int], **counts: int | None) -> None:
+    if not models:
+        raise RequestError("nothing to time: there are no models", "give at least one model")
+    check_at_least_one(**counts)
+    if min(batches) < 1:
+        raise RequestError(f"nothing to time with batches {', '.join(map(str, batches))}", "give sizes of at least 1")
 
 
 def _timed(
@@ -170,9 +167,13 @@ def _place(model: Any, stack: ExitStack, allowed: Mapping[str, bool], progress: 
 
 
 def _exported(torch_jobs: Sequence[TimingJob], folder: Path, progress: Progress) -> list[TimingJob]:
+    from ...tracer.model import found_source
     from ..exporting import export
+    from ..runnable import require_tokens
 
     jobs = []
+    for job in torch_jobs:
+        require_tokens(found_source(job.name, job.consent, weights=False))
     for index, job in enumerate(torch_jobs):
         if not (job.consent.directory / "model.onnx").is_file():
             out = folder / str(index)

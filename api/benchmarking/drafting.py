@@ -20,8 +20,8 @@ from ...runtime.streaming.block_runner import BlockRunner
 from ...tracer.model import DEMO, ModelSource, load_config, load_tokenizer
 from ..inputs.seen_texts import refuse_overlap, text_of
 from ..progress import Progress, silent
-from ..request_checks import GivenText, Model, check_counts, list_models, read_text
-from ..runnable import is_onnx, open_torch
+from ..request_checks import GivenText, Model, check_at_least_one, check_counts, list_models, read_text
+from ..runnable import is_onnx, open_torch, require_tokens
 from ..sources import open_source
 from .timings import RoundSpread, spread_of
 
@@ -131,9 +131,7 @@ class _Counts:
         """Itself, if there is something to time."""
         counts = dataclasses.asdict(self)
         check_counts(**counts)
-        if min(1 if value is None else value for value in counts.values()) < 1:
-            shown = ", ".join(f"{name} {value}" for name, value in counts.items())
-            raise RequestError(f"nothing to time with {shown}", "give numbers of at least 1")
+        check_at_least_one(**counts)
         return self
 
 
@@ -208,6 +206,7 @@ def _check_same_tokens(dense: ModelSource, draft: ModelSource) -> None:
                 f"{source.name} is an ONNX directory, and assisted generation is transformers'",
                 "give the directory that it was exported from",
             )
+        require_tokens(source)
     sizes = [int(load_config(source).get_text_config().vocab_size) for source in (dense, draft)]
     hint = "a draft writes tokens of the model: prune the model itself, or one with the same tokenizer"
     if sizes[0] != sizes[1]:

@@ -67,12 +67,13 @@ class _Timed:
 
         from ...tracer.fitting import check_fit
         from ...tracer.model import found_source, load_config
-        from ..runnable import is_onnx
+        from ..runnable import is_onnx, require_tokens
 
         torch.set_num_threads(conditions["threads"])
         self.conditions = conditions
         onnx = is_onnx(job.consent.directory)
         source = found_source(job.name, job.consent, weights=not onnx)
+        require_tokens(source)
         if not onnx:
             check_fit(source)
         config = load_config(source).get_text_config()

@@ -32,7 +32,7 @@ from ...runtime.place.placement import (
 )
 from ...runtime.ranks import ALONE, Ranks
 from ...runtime.scratch import ScratchDirectory
-from ...tracer.model import DEMO, ModelSource, load_config, load_tokenizer, predicts_next_token, reads_images
+from ...tracer.model import DEMO, ModelSource, load_config, load_tokenizer
 from ..agreement import agree_on_files, on_every_rank
 from ..inputs.reading import GivenReading, Reading, Readings
 from ..inputs.seen_texts import refuse_overlap, refuse_unused, text_of
@@ -48,7 +48,7 @@ from ..request_checks import (
     list_models,
     read_text,
 )
-from ..runnable import Runnable, is_onnx, open_onnx, open_torch
+from ..runnable import Runnable, is_onnx, open_onnx, open_torch, require_language
 from ..sources import open_source
 from .generations import generations
 from .measures import Continuation, Measurement, TaskScore, TextScore
@@ -249,13 +249,10 @@ def _read(source: ModelSource, given: str | GivenRows | None, asked: EvaluationR
 
 
 def _require_language(source: ModelSource) -> None:
-    """Check that a model writes text, token by token: perplexity is of such models."""
-    config = load_config(source)
-    if predicts_next_token(config) or reads_images(config):
-        return
-    name = (config.architectures or [config.model_type])[0]
-    raise RequestError(
-        f"{source.name!r} is a {name}, which is no causal language model: it has no perplexity",
+    """Check that a model writes text: perplexity is of such models."""
+    require_language(
+        source,
+        "it has no perplexity",
         "compare its outputs with those of the dense model: docs/inputs/other-models.md measures an encoder and a "
         "speech model",
     )

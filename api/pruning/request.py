@@ -278,7 +278,7 @@ class ApplyRequest:
         reads = {"--plan": self.plan, **paths_of("--calib", self.calib), **paths_of("--data", self.data)}
         seen, files = None, {"--scores": self.scores}
         if self.out is not None:
-            again = {"force": self.force, "resume": self.resume}
+            again: dict[str, Any] = {"force": self.force, "resume": self.resume}
             seen = claim(Path(self.out), **again, source=source.origin, reads=reads, files=files)
         else:
             check_apart(reads={"MODEL": source.origin, **reads}, files=files)

@@ -228,9 +228,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add_placement_options(parser)
 
 
-def _add_output(parser: argparse.ArgumentParser, *, required: bool, written: str = "directory to write") -> None:
+def _add_output(
+    parser: argparse.ArgumentParser,
+    *,
+    required: bool,
+    written: str = "directory to write",
+    replaced: str = "replace it if it exists",
+) -> None:
     parser.add_argument("--out", required=required, metavar="DIR", help=written)
-    parser.add_argument("--force", action="store_true", help="replace it if it exists")
+    parser.add_argument("--force", action="store_true", help=replaced)
 
 
 def _add_export(commands: Any) -> None:
@@ -276,7 +282,12 @@ def _add_export(commands: Any) -> None:
     )
     add_example_option(parser, modules=False)
     add_placement_options(parser, dtype=False)  # --dtype is that of the weights in the file
-    _add_output(parser, required=True, written="directory to write; with --format gguf the file")
+    _add_output(
+        parser,
+        required=True,
+        written="directory to write; with --format gguf the file",
+        replaced="replace an earlier export of the same format",
+    )
     _add_code_option(parser)
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...ir.errors import FxpruneError, RequestError, first_line
+from ...ir.errors import RequestError
 from ...ir.extras import EXTRAS
 from ...ir.options import option
+from ...runtime.model_directory.tokenizer import read_tokenizer
 from ..atomic_directory import check_room
 from ..exporter import ExportRequest, numbered
 from ..placed_file import placed_file
@@ -155,14 +156,7 @@ class Gguf:
     def _tokenizer(self, request: ExportRequest) -> Any:
         if not self.tokenizer:
             return None
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(request.source, **request.consent.keywords(request.source))
-        except FxpruneError:
-            raise
-        except Exception as error:  # whatever the files of a tokenizer lead to
-            raise RequestError(f"{request.source} has no readable tokenizer: {first_line(error)}", WITHOUT) from error
+        return read_tokenizer(request.source, WITHOUT, **request.consent.keywords(request.source))
 
     def _rounded(self, entries: dict[str, Entry]) -> list[str]:
         """What is not of the type that was asked for, though it is a matrix."""

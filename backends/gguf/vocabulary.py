@@ -17,7 +17,7 @@ from typing import Any
 
 from ...ir.errors import RequestError
 
-WITHOUT = "export with tokenizer=false; the file then takes token ids only"
+WITHOUT = "export with --format 'gguf{tokenizer=false}'; the file then takes token ids only"
 
 SPACE = "▁"
 """What SentencePiece writes for a space."""

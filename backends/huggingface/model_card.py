@@ -14,6 +14,7 @@ from ...ir.errors import RequestError
 from ...runtime.model_directory.regular_file import open_regular
 from ..recipe import recipe_of
 from ..replaceable import CARD
+from .sentence_modules import MODULE_LIST
 
 _LARGEST_HEAD = 1 << 16
 """Bytes in which the metadata of a card end."""
@@ -63,9 +64,21 @@ def loading_code(checks: Mapping[str, Any], path: str, *, code: bool) -> list[st
     name = str(checks.get("loaded_by") or checks.get("described_by") or "").rpartition(".")[2]
     if not name:
         return []
-    trust = ", trust_remote_code=True" if code else ""
+    return [f"from transformers import {name}", f"model = {name}.from_pretrained({_arguments(path, code=code)})"]
+
+
+def _sentence_code(path: str, *, code: bool) -> list[str]:
+    """The same with sentence-transformers, for an artifact with its files."""
+    return [
+        "# or with what follows the model, which makes one vector of a text:",
+        "from sentence_transformers import SentenceTransformer",
+        f"model = SentenceTransformer({_arguments(path, code=code)})",
+    ]
+
+
+def _arguments(path: str, *, code: bool) -> str:
     text = json.dumps(path, ensure_ascii=False)  # a string of Python too
-    return [f"from transformers import {name}", f"model = {name}.from_pretrained({text}{trust})"]
+    return f"{text}, trust_remote_code=True" if code else text
 
 
 def write_card(folder: Path, record: Mapping[str, Any], source: Path | None) -> None:
@@ -76,13 +89,16 @@ def write_card(folder: Path, record: Mapping[str, Any], source: Path | None) -> 
         record: what ``fxprune.json`` will hold.
         source: the directory of the model that it was made from.
     """
-    (folder / CARD).write_text(_card(record, metadata_of(source)), encoding="utf-8")
+    path, code = "DIRECTORY", bool(record.get("code"))
+    loading = loading_code(record.get("checks") or {}, path, code=code)
+    if (folder / MODULE_LIST).is_file():
+        loading += ["", *_sentence_code(path, code=code)]
+    (folder / CARD).write_text(_card(record, metadata_of(source), loading), encoding="utf-8")
 
 
-def _card(record: Mapping[str, Any], taken: Mapping[str, Any]) -> str:
+def _card(record: Mapping[str, Any], taken: Mapping[str, Any], loading: Sequence[str]) -> str:
     from huggingface_hub import ModelCardData
 
-    loading = loading_code(record.get("checks") or {}, "DIRECTORY", code=bool(record.get("code")))
     name = str(record.get("model") or "model")
     data = ModelCardData(
         base_model=name, library_name="transformers", tags=["fxprune", "pruned", "structured-pruning"], **taken

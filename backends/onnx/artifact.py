@@ -77,7 +77,7 @@ class OnnxRequest:
         check_opset(self.opset)
         needed = sum(path.stat().st_size for path in self.source.glob("*.safetensors"))
         if self.seen is None:
-            check_target(self.out, force=self.force, source=self.source, needed=needed)
+            check_target(self.out, force=self.force, source=self.source, needed=needed, export="onnx")
         else:
             check_room(self.out, needed)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from ...ir.errors import RequestError
+from ...ir.errors import FxpruneError, RequestError, ends_program, first_line
 from ..json_object import check_schema, read_json_object
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -171,6 +171,36 @@ def check_tokenizer(folder: Path, *, own_code: bool) -> None:
             _check_special_tokens(read_json_object(file, TOKENIZER_AGAIN), file)
         if (file := place / TOKENIZER_JSON).is_file():
             check_schema(read_json_object(file, TOKENIZER_AGAIN), _TokenizerJson, file, TOKENIZER_AGAIN)
+
+
+def read_tokenizer(folder: Path, hint: str, **allowed: Any) -> Any:
+    """The tokenizer of a directory that has been checked.
+
+    Args:
+        folder: the model directory.
+        hint: what to do where it has none.
+        allowed: what transformers is told of its code.
+
+    Raises:
+        RequestError: it has none, or none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, **allowed)
+    except FxpruneError:
+        raise
+    except BaseException as error:
+        if ends_program(error):
+            raise
+        raise RequestError(f"{folder} has no readable tokenizer: {_why(folder, error)}", hint) from error
+
+
+def _why(folder: Path, error: BaseException) -> str:
+    """The reason of transformers; ours where its first line begins a list of what there might have been."""
+    line = first_line(error)
+    listed = line.endswith(",") and not (folder / TOKENIZER_JSON).is_file()
+    return f"there is no {TOKENIZER_JSON} in it, and no other file that makes one" if listed else line
 
 
 def without_paths(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import fxprune
 from fxprune.api.benchmarking import benchmark, process
@@ -230,13 +231,37 @@ def test_table() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "options", [{"rounds": 0}, {"prompt": 0}, {"new": -1}, {"batches": (1, 0)}, {"threads": 0}, {"models": []}]
-)
-def test_nothing_to_time(options: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="nothing to time") as error:
+NOTHING: list[tuple[dict[str, Any], str, str]] = [
+    ({"rounds": 0}, "nothing to time with --rounds 0", "give --rounds 1 or more"),
+    ({"prompt": 0, "new": 3}, "nothing to time with --prompt 0", "give --prompt 1 or more"),
+    ({"new": -1}, "nothing to time with --new -1", "give --new 1 or more"),
+    ({"threads": 0, "new": 0}, "nothing to time with --new 0, --threads 0", "give --new 1, --threads 1 or more"),
+    ({"batches": (1, 0)}, "nothing to time with batches 1, 0", "give sizes of at least 1"),
+    ({"models": []}, "nothing to time: there are no models", "give at least one model"),
+]
+
+
+@pytest.mark.parametrize(("options", "message", "hint"), NOTHING, ids=[row[1] for row in NOTHING])
+def test_nothing_to_time(options: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(RequestError) as error:
         fxprune.bench(**{"models": ["demo"], **options})
-    assert error.value.hint == "give at least one model, and numbers of at least 1"
+    assert (error.value.message, error.value.hint) == (message, hint)
+
+
+BENCHES: list[Callable[[Path], object]] = [
+    lambda model: fxprune.bench(model, threads=1),
+    lambda model: fxprune.bench(model, onnx=True, threads=1),
+    lambda model: fxprune.bench_draft("demo", model),
+]
+
+
+def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    for bench in BENCHES:
+        with pytest.raises(RequestError, match="is a BertModel, which is no causal language model: it writes") as error:
+            bench(tmp_path / "bert")
+        assert "time a call of the model" in error.value.hint
 
 
 def test_what_a_process_refuses_arrives(models: tuple[Path, Path]) -> None:

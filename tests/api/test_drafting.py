@@ -43,6 +43,14 @@ def test_a_model_that_drafts_for_itself_is_accepted_whole() -> None:
     assert json.loads(json.dumps(found.to_json()))["accepted"] == found.accepted
 
 
+def test_the_command_prints_what_it_found(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "demo", "--draft", "demo", "--prompts", "1", "--prompt", "8", "--new", "4", "--rounds", "1"]
+    assert main(words) == 0
+    assert "tokens accepted per step" in capfd.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["prompts"] == 1
+
+
 def greedy(model: Any, ids: torch.Tensor, new: int) -> torch.Tensor:
     with torch.no_grad():
         for _ in range(new):
@@ -110,7 +118,8 @@ def test_a_draft_has_the_tokens_of_the_model(name: str, message: str, others: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--draft", "demo", "--prompts", "0"], "nothing to time with prompts 0"),
+        (["demo", "--draft", "demo", "--prompts", "0"], "nothing to time with --prompts 0\n"),
+        (["demo", "--draft", "demo", "--draft-tokens", "0"], "nothing to time with --draft-tokens 0\n"),
         (["demo", "demo", "--draft", "demo"], "--draft is for one model, all of it in memory, and there are 2 models"),
         (["demo", "--draft", "demo", "--onnx"], "--onnx has no effect beside --draft"),
         (["demo", "--draft", "demo", "--offload", "disk"], "--offload disk"),

@@ -103,3 +103,14 @@ def test_refused(name: str, force: bool, message: str, tmp_path: Path) -> None:
         check_file_target(tmp_path / name, force=force, begins=MAGIC, source=tmp_path / "model")
     assert caught.value.hint
     assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize(("name", "place"), [("folder", "folder/model.gguf"), ("model", "model.gguf")])
+def test_the_place_of_the_hint_is_free(name: str, place: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    source = tmp_path / "model"
+    source.mkdir()
+    with pytest.raises(RequestError, match="is a directory") as caught:
+        check_file_target(tmp_path / name, force=False, begins=MAGIC, source=source)
+    assert caught.value.hint == f"write --out {tmp_path / place}"
+    check_file_target(tmp_path / place, force=False, begins=MAGIC, source=source)

@@ -133,6 +133,26 @@ def test_models_are_replaced(tmp_path: Path, case: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("case", sorted(MODELS))
+def test_an_export_replaces_only_its_like(tmp_path: Path, case: str) -> None:
+    out = directory(tmp_path / "out", MODELS[case])
+    if case == "nothing" or "ONNX" in case:
+        assert check_target(out, force=True, export="onnx").place
+        return
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RequestError, match=r"out holds a model that is no onnx export of fxprune") as caught:
+        api.export("demo", out, force=True)
+    assert caught.value.hint == "--force of an export replaces only an earlier onnx export; choose another --out"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_export_of_another_format_stays(tmp_path: Path) -> None:
+    out = directory(tmp_path / "out", MODELS["an ONNX graph of before"])
+    check_target(out, force=True)
+    with pytest.raises(RequestError, match="is no npz export of fxprune"):
+        check_target(out, force=True, export="npz")
+
+
 def test_the_files_of_any_exporter_are_known_again(tmp_path: Path) -> None:
     for _ in range(2):
         with atomic_directory(tmp_path / "out", force=True) as folder:
@@ -246,6 +266,13 @@ def test_the_demo_looks_at_all_its_places_first(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"graph\.svg belongs to no model"):
         api.run_demo(out, force=True)
     assert [path.name for path in out.iterdir()] == ["onnx"]
+
+
+def test_the_demo_has_an_export_where_it_exports(tmp_path: Path) -> None:
+    directory(tmp_path / "out" / "onnx", MODELS["an artifact"])
+    with pytest.raises(RequestError, match="onnx holds a model that is no onnx export of fxprune"):
+        api.run_demo(tmp_path / "out", force=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["onnx"]
 
 
 def test_the_demo_replaces_no_scores_but_its_own(tmp_path: Path) -> None:

@@ -225,7 +225,12 @@ REFUSED: list[tuple[Callable[[Path], None], type[FxpruneError], str, str]] = [
         "6 of another shape",
         "then pass --trust-remote-code",
     ),
-    (remove("tokenizer.json"), RequestError, "has no readable tokenizer", "copy tokenizer.json"),
+    (
+        remove("tokenizer.json"),
+        RequestError,
+        "has no readable tokenizer: there is no tokenizer.json in it",
+        "copy tokenizer.json",
+    ),
 ]
 
 

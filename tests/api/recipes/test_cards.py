@@ -61,6 +61,7 @@ def test_a_card_says_what_the_hub_reads(out: Path) -> None:
     record = json.loads((out / RECORD).read_text())
     assert f"| parameters | {record['parameters']['before']:,} | {record['parameters']['after']:,} |" in card.text
     assert "AutoModelForCausalLM.from_pretrained" in card.text
+    assert "SentenceTransformer" not in card.text
     assert f"pass: {record['pipeline']}" in card.text
     assert CARD in record["files"]
 

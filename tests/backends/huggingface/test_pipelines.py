@@ -141,6 +141,9 @@ def test_modules_that_follow_a_model_follow_what_was_made_of_it(tmp_path: Path) 
     assert json.loads((out / "sentence_bert_config.json").read_text()) == {"max_seq_length": 9}
     assert saved.copied.left_out == ("model_args of sentence_bert_config.json",)
     assert (out / "config_sentence_transformers.json").is_file()
+    shown = (out / "README.md").read_text()
+    assert 'model = AutoModel.from_pretrained("DIRECTORY", trust_remote_code=True)' in shown
+    assert 'model = SentenceTransformer("DIRECTORY", trust_remote_code=True)' in shown
 
 
 def test_a_mean_over_tokens_gets_the_new_width(tmp_path: Path) -> None:

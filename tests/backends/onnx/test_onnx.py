@@ -299,6 +299,7 @@ def test_force_replaces(llama: Exported, traced: Callable[..., None], tmp_path: 
     out, said = tmp_path / "out", []
     out.mkdir()
     (out / "config.json").write_text('{"model_type": "llama"}')
+    (out / "fxprune.json").write_text('{"format": "onnx", "versions": {"fxprune": "0.1.0"}}')
     (out / "model_stale.onnx").touch()
     with pytest.raises(RequestError, match="already exists"):
         export_onnx(OnnxRequest(llama.source, out))
