@@ -283,6 +283,7 @@ def test_failure_leaves_what_was_there(
     if force:
         out.mkdir()
         (out / "config.json").write_text('{"model_type": "llama"}')
+        (out / "fxprune.json").write_text('{"format": "onnx", "versions": {"fxprune": "0.1.0"}}')
     before = sorted(tmp_path.rglob("*"))
 
     def fail(*_arguments: object) -> None:
