@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -43,6 +44,19 @@ draws.register()
 def pytest_make_parametrize_id(config: pytest.Config, val: Any, argname: str) -> str | None:  # noqa: ARG001
     """Functions by their names: pytest would give their addresses, and worker processes must agree on every name."""
     return getattr(val, "__qualname__", None) if callable(val) else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before rows are left out by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked ``first_rows(n)``, the rows after the first ``n`` are ``wide``."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("first_rows")
+        if mark is not None:
+            test = item.nodeid.partition("[")[0]
+            seen[test] += 1
+            if seen[test] > mark.args[0]:
+                item.add_marker("wide")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

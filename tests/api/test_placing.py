@@ -104,6 +104,7 @@ def test_a_coarse_arithmetic_rounds_nothing_that_stays(decoder: Path, tmp_path: 
     assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("steps", ["", ",compensate{samples=8,length=16}", ",lora{steps=2,batch=4,length=16}"])
 def test_bfloat16_is_not_refused_for_its_rounding(decoder: Path, tmp_path: Path, steps: str) -> None:
     given: dict[str, Any] = {"calib": TEXT, "device": "cpu", "dtype": "bfloat16"}

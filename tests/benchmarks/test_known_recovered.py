@@ -82,6 +82,7 @@ def test_steps_follow_from_what_one_costs(monkeypatch: pytest.MonkeyPatch) -> No
     assert steps == round(200 - 3 * HELD / BATCH)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("passes", ["lora", "distill"])
 def test_a_pruned_model_is_made_once_and_trained(passes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the model's folder to the row, but for what is measured of it."""

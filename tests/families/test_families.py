@@ -38,6 +38,7 @@ def cuts(groups: list[Group]) -> list[Group]:
     return list(chosen.values())
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("name", ROWS)
 def test_a_family_couples_and_removing_equals_zeroing(name: str) -> None:
     model = tiny_model(name)

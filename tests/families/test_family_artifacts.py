@@ -25,6 +25,7 @@ PARTS = [
 ]
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("families", PARTS)
 def test_pruned_saved_and_reloaded(families: list[str], tmp_path: Path, jobs: list[Job]) -> None:
     for name in families:

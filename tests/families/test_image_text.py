@@ -25,6 +25,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("name", ROWS)
 def test_a_family_couples_and_removing_equals_zeroing(name: str) -> None:
     model = tiny_model(name)

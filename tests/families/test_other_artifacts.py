@@ -47,6 +47,7 @@ def saved(name: str, folder: Path) -> Applied:
     )
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("families", PARTS)
 def test_pruned_saved_and_reloaded(families: list[str], tmp_path: Path, jobs: list[Job]) -> None:
     for name in families:

@@ -88,6 +88,7 @@ def check(source: Path, out: Path, rule: str) -> None:
     assert alike is (rule not in GROWING)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("offload", ["none", "disk"])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_llama_of_every_rule(rule: str, offload: str, tmp_path: Path, jobs: list[Job]) -> None:
@@ -95,6 +96,7 @@ def test_a_llama_of_every_rule(rule: str, offload: str, tmp_path: Path, jobs: li
     assert jobs
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("offload", ["none", "disk"])
 @pytest.mark.parametrize("passes", ["magnitude", "taylor{samples=2,length=8}"])
 def test_fused_weights_and_long_context(passes: str, offload: str, tmp_path: Path, jobs: list[Job]) -> None:

@@ -85,6 +85,7 @@ def without_a_licence(source: Path, _other: Path) -> None:
     (source / "LICENSE").unlink()
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -179,6 +179,7 @@ LOCALES: dict[str, dict[str, str | None]] = {
 }
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("env", LOCALES.values(), ids=LOCALES)
 def test_a_path_that_is_not_ascii(model: Path, tmp_path: Path, run: Command, env: dict[str, str | None]) -> None:
     folder = tmp_path / "模型 größe"

@@ -72,6 +72,7 @@ def prune(folder: Path, seed: int, **how: Any) -> None:
     api.apply(folder / "source", "random", ratio=0.5, seed=seed, out=folder / "place" / "out", force=True, **how)
 
 
+@pytest.mark.wide
 def test_wherever_the_disk_fills_the_old_artifact_stays(
     folder: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -238,6 +238,7 @@ class LlamaForCausalLM(transformers.LlamaForCausalLM):
 '''
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("passes", ["magnitude{ratio=0.25,heads=off}", "magnitude{ratio=0.25}"])
 def test_a_class_with_the_name_of_one_of_transformers(passes: str, tmp_path: Path) -> None:
     """It is never exchanged for that one, nor for one that computes the same as that one: a Llama with 6 heads would

@@ -86,6 +86,7 @@ def test_a_plan_gives_the_same_bytes_again(root: Path, form: str, tmp_path: Path
     assert not (tmp_path / "without").exists()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("name", "form"),
     [

@@ -133,6 +133,7 @@ def check_all(found: list[Artifact]) -> None:
         assert checks["cached_generate_equals_uncached"] is (True if made.model.causal else None)
 
 
+@pytest.mark.wide
 def test_another_process_loads_them(artifacts: Artifacts) -> None:
     check_all([artifacts[row] for row in QUICK])
 

@@ -35,6 +35,7 @@ def read_windows(run: Any, *_: Any) -> None:
     run.state.data.calibration = RandomTokens(run.config.vocab_size)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("passes", PIPELINES)
 def test_where_weights_are_makes_no_difference(
     passes: str, tmp_path: Path, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
@@ -59,6 +60,7 @@ def compare(source: Path, passes: str, folder: Path, monkeypatch: pytest.MonkeyP
     return said
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     ("passes", "pickled"),
     [(f"drop{{layers=1,{SMALL}}},taylor{{{SMALL},experts=true}}", False), (f"wanda{{{SMALL}}}", True)],

@@ -144,6 +144,7 @@ def test_every_score_reads_inputs(name: str, step: str) -> None:
 TRAINING: dict[str, Any] = {"lr": 3e-3, "batch": 4, "micro_batch": 2, "length": 16, "steps": 12, "teacher": 1.0}
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     "step", [Distill(**TRAINING), Lora(**TRAINING, r=4), Finetune(**TRAINING)], ids=lambda s: s.name
 )

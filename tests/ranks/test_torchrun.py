@@ -228,6 +228,7 @@ PIPELINES = [
 ]
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("passes", PIPELINES)
 def test_every_score_and_refit_is_that_of_one_process(
     passes: str, two: Two, given: dict[str, str], tmp_path: Path
@@ -241,6 +242,7 @@ EXPERTS = MixtralConfig(**WIDTHS, num_local_experts=6, num_experts_per_tok=1)
 ROUTED = [f"taylor{{samples=3,length=4}},compensate{{{FEW}}}", f"wanda{{{FEW}}},fisher{{{FEW}}}"]
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("passes", ROUTED)
 def test_experts_that_no_token_of_a_rank_reaches(passes: str, two: Two, given: dict[str, str], tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", EXPERTS, dtype=torch.float32)
@@ -249,6 +251,7 @@ def test_experts_that_no_token_of_a_rank_reaches(passes: str, two: Two, given: d
     same_as_one(two, job, tmp_path, but={"source"})
 
 
+@pytest.mark.wide
 def test_recovery_shares_its_examples(two: Two, given: dict[str, str], tmp_path: Path) -> None:
     """By the Trainer itself: the same steps on the same examples, each rank with half of a batch."""
     job = pruned(given, tmp_path / "one", "random,lora{steps=2,batch=4,micro_batch=2,length=8,dropout=0.0}")
@@ -318,15 +321,12 @@ def told_by_rank_0(found: list[dict[str, Any] | None], failing: int, message: st
     assert [said and said["told"] for said in found] == [False, True]
 
 
-def test_a_full_disk_where_scores_are_computed_ends_both(two: Two, given: dict[str, str], tmp_path: Path) -> None:
-    found = two(**pruned(given, tmp_path / "out"), trouble="no room")
-    told_by_rank_0(found, 1, "rank 1 failed: OSError: [Errno 28] No space left on device")
-    assert not left_behind(tmp_path)
+FULL = {"no room": (1, "rank 1 failed: OSError: [Errno 28] No space left on device"), "full": (0, "rank 0 failed: ")}
 
 
-def test_a_full_disk_where_the_result_is_written_ends_both(two: Two, given: dict[str, str], tmp_path: Path) -> None:
-    found = two(**pruned(given, tmp_path / "out"), trouble="full")
-    told_by_rank_0(found, 0, "rank 0 failed: ")
+@pytest.mark.parametrize("trouble", FULL)
+def test_a_full_disk_ends_both(trouble: str, two: Two, given: dict[str, str], tmp_path: Path) -> None:
+    told_by_rank_0(two(**pruned(given, tmp_path / "out"), trouble=trouble), *FULL[trouble])
     assert not left_behind(tmp_path)
 
 

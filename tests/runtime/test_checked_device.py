@@ -21,6 +21,9 @@ from fxprune.runtime.tolerances import half_the_digits
 from ..checkpoints import write_checkpoint
 from ..corpora import word_tokenizer
 
+pytestmark = pytest.mark.wide
+"""Its process takes a minute for all cases together."""
+
 SCRIPT = Path(__file__).with_name("on_checked_device.py")
 WORDS = "one two three four five six seven eight nine ten calibration recovery evaluation"
 

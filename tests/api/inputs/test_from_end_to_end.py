@@ -65,6 +65,7 @@ def sentences(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.wide
 def test_an_encoder_is_refitted_and_distilled_on_sentences(bert: Path, tmp_path: Path) -> None:
     text, out = str(sentences(tmp_path)), tmp_path / "out"
     passes = f"obs{{{SMALL},rounds=2}},compensate{{{SMALL}}},distill{{{TRAINING}}}"

@@ -72,6 +72,7 @@ def test_what_a_later_pass_reads_of_a_text_that_is_yet_to_be_written_is_not_aske
     assert found.groups
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(("passes", "unread"), [("magnitude", ("calib",)), (SHORT, ())])
 def test_a_text_that_no_pass_read_is_told_of(place: Path, passes: str, unread: tuple[str, ...]) -> None:
     found = fxprune.apply("demo", passes, ratio=0.25, calib=place / "text.txt", dry_run=True)

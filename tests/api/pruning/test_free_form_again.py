@@ -36,6 +36,7 @@ def test_its_own_widths_are_traced(free: Path) -> None:
     assert {name: shapes[name] for name in found} == found
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("offload", ["none", "disk"])
 def test_it_is_pruned_again(free: Path, offload: str, tmp_path: Path) -> None:
     before = api.trace(str(free)).parameters

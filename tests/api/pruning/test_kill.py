@@ -207,6 +207,7 @@ def test_an_artifact_that_was_moved_aside_comes_back_unless_there_is_another(tmp
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no second file system")
 def test_an_out_on_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})

@@ -82,6 +82,7 @@ CASES = [
 ]
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_goes_on_gives_the_same_bytes(
     case: tuple[Any, str, type, str, list[str]], tmp_path: Path, text: Path, ran: list[str]
@@ -229,6 +230,7 @@ def not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoredState, "to_json", lambda _: {"graph": {"of": lambda: 0}})
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
@@ -271,6 +273,7 @@ def test_a_failed_pass_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads((tmp_path / ".out.stages" / RECORD).read_text())["stage"]["data"]["done"] == 1
 
 
+@pytest.mark.wide
 def test_scores_of_a_pass_that_does_not_run_again_are_written(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def applies(row: Case, source: Path, text: Path) -> Callable[..., api.Applied]:
     return apply
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("row", CASES)

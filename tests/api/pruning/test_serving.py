@@ -68,6 +68,7 @@ def test_apply_says_it_of_inner_widths_alone(tmp_path: Path, capsys: pytest.Capt
     assert f"{NEEDS} (docs/deploy.md)" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     ("first", "refused"),
     [

@@ -165,6 +165,7 @@ def test_recipes_of_fxprune_are_pipelines(name: str) -> None:
     assert description(own_recipes()[name]).endswith((".", "module that it returns."))
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     "said", ["ratio: 0.25", "ratio: 0.25\nform: free", "target: params=0.8"], ids=["uniform", "free", "free by widths"]
 )

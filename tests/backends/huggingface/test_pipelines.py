@@ -92,6 +92,7 @@ def scores(task: str, model: Any, folder: Path, **options: Any) -> dict[str, flo
     return {found["label"]: found["score"] for found in pipe(KINDS[task][3](), top_k=3)}
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("task", KINDS)
 def test_a_pipeline_says_what_it_says_of_the_original_with_zeros(task: str, form: str, tmp_path: Path) -> None:

@@ -220,6 +220,7 @@ def test_what_is_finite_is_told_from_its_bits(dtype: torch.dtype) -> None:
             streamed_weights._check_finite("w", values.numpy(), dtype)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_value_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source")

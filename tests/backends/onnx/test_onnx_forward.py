@@ -51,6 +51,7 @@ def test_an_encoder_runs_on_any_batch_length_and_padding(tmp_path: Path) -> None
     assert record["open"] == ["batch_size", "sequence_length"]
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("name", ["bert", "mamba"])
 def test_a_causal_language_model_whose_state_is_no_keys_and_values(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

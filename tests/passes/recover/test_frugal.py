@@ -42,6 +42,7 @@ def forwards_of_a_block(step: Recovery, model: Any) -> int:
     return count
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("build", [llama, gpt2])
 @pytest.mark.parametrize("kind", [Lora, Finetune])
 def test_activations_that_are_computed_again_change_nothing(kind: type[Recovery], build: Any) -> None:

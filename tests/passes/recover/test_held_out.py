@@ -61,6 +61,7 @@ def loss_on(model: Any, places: list[int]) -> float:
     return float(functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("step", [Finetune(**OPTIONS), Lora(**OPTIONS), Distill(**OPTIONS | {"lr": 0.001}, top_k=4)])
 def test_what_is_held_out_is_not_trained_on(step: Recovery) -> None:
     """Where the last weights are the best, a training on the other windows alone ends with the same bits."""
@@ -85,6 +86,7 @@ def test_the_losses_are_those_of_the_held_out_windows() -> None:
     assert losses[8] == pytest.approx(loss_on(model, HELD), rel=1e-5)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("step", [Finetune, Lora, Distill])
 def test_a_training_that_only_harms_changes_nothing(step: type[Recovery]) -> None:
     """With a learning rate that destroys the model; the loss before is the smallest."""
@@ -115,6 +117,7 @@ def test_the_best_weights_on_the_way_are_kept() -> None:
     assert "lower lr" not in report["remarks"][0]
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("after", [1, 3, 6])
 @pytest.mark.parametrize("lr", [0.01, 0.3])
 def test_a_training_that_goes_on_remembers_the_best(after: int, lr: float, tmp_path: Path) -> None:

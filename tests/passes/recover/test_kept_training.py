@@ -79,6 +79,7 @@ def broken_after(steps: int, step: Recovery, host: NoHost, model: Any = None) ->
             trained(step, host, model)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("after", [1, 2, 5])
 @pytest.mark.parametrize(
     "step",
@@ -130,6 +131,7 @@ def test_what_is_kept_is_data_and_is_not_kept_too_often(tmp_path: Path, monkeypa
     assert not kept.due, "keeping that takes a second is done every twenty"
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -182,6 +184,7 @@ def test_a_full_disk_does_not_stop_a_training(tmp_path: Path, monkeypatch: pytes
     assert host.told[0].startswith("step 1 is not saved for --resume: it needs 0.0 GB")
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("offload", ["none", "disk"])
 def test_a_run_that_breaks_off_inside_a_training_goes_on_inside_it(
     offload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -41,6 +41,7 @@ def applied(source: Path, passes: str, out: str, **options: Any) -> dict[str, st
     return contents(source.parent / out)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     ("passes", "config", "dtype"),
     [

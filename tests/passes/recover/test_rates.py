@@ -52,6 +52,7 @@ def test_of_rates_that_are_alike_the_smallest() -> None:
     assert chosen({1e-3: 1.0, 1e-4: 1.0, 1e-2: 2.0}) == 1e-4
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("kind", [Finetune, Lora, Distill])
 def test_what_the_sweep_did_is_not_seen_in_the_weights(kind: type[Recovery]) -> None:
     """The same bits as with the chosen rate given; dropout and the order of the examples too."""
@@ -68,6 +69,7 @@ def test_what_the_sweep_did_is_not_seen_in_the_weights(kind: type[Recovery]) -> 
     assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(model).items())
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_training_that_goes_on_does_not_search_again(
     after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -133,6 +133,7 @@ def test_bfloat16_arithmetic_reaches_the_recording_too(tmp_path: Path) -> None:
 STEPS = "steps=2,batch=4,micro_batch=2,length=8,lr=0.01"
 
 
+@pytest.mark.wide
 def test_a_teacher_whose_weights_wait_elsewhere_teaches_the_same(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source")
     passes = f"magnitude,lora{{{STEPS},teacher=0.5,top_k=8}},distill{{{STEPS},top_k=8,blocks=1}}"

@@ -42,6 +42,7 @@ PLAIN = LlamaConfig(**WIDTHS | {"num_hidden_layers": 3})
 BIASED = LlamaConfig(**WIDTHS, attention_bias=True, mlp_bias=True)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     ("config", "passes"),
     [

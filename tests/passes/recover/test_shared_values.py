@@ -31,6 +31,7 @@ def pipeline_on(text: str) -> State:
     return run_passes(decoder_state(llama(), traced(), recovery=RepeatedTokens()), text)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(
     "last",
     [

@@ -134,6 +134,7 @@ def test_an_expert_that_no_token_reaches_goes_first() -> None:
     assert Frequency(**SMALL).scores(groups, state)[groups[0].name].sum() == 2 * 5 * 8, "every token has two experts"
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("passes", ["reap", "activation_norm", "frequency", "fisher{heads=off}", "taylor{heads=off}"])
 def test_where_weights_are_makes_no_difference(passes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In memory, and from disk block by block: the same files."""

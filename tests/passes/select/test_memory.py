@@ -90,6 +90,7 @@ def held(model: Any) -> tuple[int, int]:
     return sum(p.nbytes for p in model.parameters()), sum(t.numel() * t.element_size() for t in tensors)
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize(("kind", "by"), [*((kind, "global") for kind in CONFIGS), ("llama", "uniform")])
 def test_the_budget_is_what_the_pruned_model_holds(kind: str, by: str) -> None:
     state = state_of(kind)

@@ -85,6 +85,7 @@ def test_a_size_that_is_no_part_of_the_larger_one_is_a_failure() -> None:
         sizes.choose("params=0.8", {"a": np.array([1])})
 
 
+@pytest.mark.wide
 def test_they_are_written_and_each_is_what_its_plan_gives(tmp_path: Path) -> None:
     text, out = "wanda{samples=4,length=16}", tmp_path / "{params}"
     results = api.apply_sizes("demo", text, target="params=0.9,0.7", out=out, form="uniform")
