@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
+from typing import TypeVar
+
+FromLibrary = TypeVar("FromLibrary")
 
 _ESCAPED = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Categories of Unicode that a terminal obeys, or does not show: controls, formats (which turn the direction of text),
@@ -102,3 +106,29 @@ def last_line(text: str) -> str:
     """The last line that says something: of what Python writes about an error, the error itself. Empty when none."""
     lines = text.strip().splitlines()
     return lines[-1].strip() if lines else ""
+
+
+def guarded(
+    work: Callable[[], FromLibrary],
+    error_class: type[FxpruneError],
+    message: str,
+    hint: str,
+    why: Callable[[BaseException], str] = first_line,
+) -> FromLibrary:
+    """Call a library whose errors on bad input have no common class, and convert any of them.
+
+    Args:
+        work: the call.
+        error_class: of the error that is raised instead; the traceback is kept for ``--debug``.
+        message: what does not work; the reason follows it.
+        hint: what to do.
+        why: the reason that an error gives.
+    """
+    try:
+        return work()
+    except FxpruneError:
+        raise
+    except BaseException as error:
+        if ends_program(error):
+            raise
+        raise error_class(f"{message}: {why(error)}", hint) from error

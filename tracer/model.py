@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import is_accelerate_available
 
-from ..ir.errors import FxpruneError, RequestError, ends_program, first_line, is_utf8
+from ..ir.errors import FxpruneError, RequestError, first_line, guarded, is_utf8
 from ..runtime.adapter_files import ADAPTER_PICKLE, find_adapter, refuse_adapter, refuse_lone_adapter
 from ..runtime.consent import Consent
 from ..runtime.model.empty_weights import empty_weights
@@ -47,8 +47,6 @@ _WEIGHTS = ["*.safetensors"]
 _PICKLES = ["pytorch_model*.bin", ADAPTER_PICKLE]
 
 MERGE_FIRST = "merge it first, or pass --merge-adapter"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +167,7 @@ def load_config(source: ModelSource) -> Any:
     file = source.directory / "config.json"
     raw = read_config(file, DOWNLOAD_AGAIN)
     _check_architecture(source, raw)
-    config = _guarded(
+    config = guarded(
         lambda: AutoConfig.from_pretrained(source.directory, **source.consent.keywords(source.directory)),
         RequestError,
         f"{file} is not a valid model configuration",
@@ -295,7 +293,7 @@ def build_meta(
             model.tie_weights()  # a parameter registered on the meta device is a new object
         return model
 
-    return _guarded(build, RequestError, "transformers cannot build this model", "correct the config").eval()
+    return guarded(build, RequestError, "transformers cannot build this model", "correct the config").eval()
 
 
 @contextlib.contextmanager
@@ -328,7 +326,7 @@ def load_model(source: ModelSource, *, dtype: torch.dtype = torch.float32, devic
     beyond = device is not None and device.type != "cpu"
     elsewhere = {"device_map": {"": device}} if beyond and is_accelerate_available() else {}
     with pickles_read(source.consent.pickle):
-        model, info = _guarded(
+        model, info = guarded(
             lambda: _loader(config, source.directory, allowed).from_pretrained(
                 source.directory,
                 config=config,
@@ -378,17 +376,3 @@ def load_tokenizer(source: ModelSource) -> Any:
 def _some(names: Iterable[str], limit: int = 3) -> str:
     names = list(names)
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-def _guarded(work: Callable[[], T], error_class: type[FxpruneError], message: str, hint: str) -> T:
-    """Call transformers, and convert any error to ``error_class`` with its reason.
-
-    Its errors on bad input have no common class. The traceback is kept for ``--debug``."""
-    try:
-        return work()
-    except FxpruneError:
-        raise
-    except BaseException as error:
-        if ends_program(error):
-            raise
-        raise error_class(f"{message}: {first_line(error)}", hint) from error

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from ...ir.errors import FxpruneError, RequestError, ends_program, first_line
+from ...ir.errors import RequestError, first_line, guarded
 from ..json_object import check_schema, read_json_object
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -186,14 +187,10 @@ def read_tokenizer(folder: Path, hint: str, **allowed: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, **allowed)
-    except FxpruneError:
-        raise
-    except BaseException as error:
-        if ends_program(error):
-            raise
-        raise RequestError(f"{folder} has no readable tokenizer: {_why(folder, error)}", hint) from error
+    return guarded(
+        lambda: AutoTokenizer.from_pretrained(folder, **allowed),
+        RequestError, f"{folder} has no readable tokenizer", hint, partial(_why, folder),
+    )  # fmt: skip
 
 
 def _why(folder: Path, error: BaseException) -> str:
