@@ -27,7 +27,7 @@ def recipe_of(record: Mapping[str, Any]) -> str:
     Args:
         record: the content of its ``fxprune.json``.
     """
-    recipe: dict[str, Any] = {"model": record.get("model", "")}
+    recipe: dict[str, Any] = {"model": record["model"]} if record.get("model") else {}  # a module in memory has no name
     if record.get("pipeline"):  # a run that repeats a plan may have none
         recipe["pass"] = record["pipeline"]
     for entry in record.get("texts") or ():

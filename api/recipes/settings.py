@@ -128,7 +128,9 @@ def with_recipe(arguments: argparse.Namespace, words: Sequence[str]) -> argparse
     if variables and not arguments.recipe:
         raise RequestError("--set without --recipe", "name the recipe whose variables are set")
     if arguments.recipe:
-        entries = read_recipe(arguments.recipe, variables)
+        read = read_recipe(arguments.recipe, variables)
+        # What the command says itself, a recipe may name a function for: nothing of it runs.
+        entries = {key: one for key, one in read.items() if key not in FUNCTIONS or not getattr(arguments, key, None)}
         settings = arguments_of(entries, parser)
         model = settings.pop("") if "" in settings else []
         said = [option for option, name in REPEATABLE.items() if getattr(arguments, name)]

@@ -199,6 +199,18 @@ def test_the_command_prints_and_lists(tmp_path: Path, capsys: pytest.CaptureFixt
     assert ", ".join(own_recipes()) in said
 
 
+def test_a_function_that_a_recipe_names_may_be_said_by_the_command(tmp_path: Path) -> None:
+    recipe = _written(tmp_path, "model: os:abort\nloss: mine:loss\npass: random\n")
+    told = _said(["mine:net", "--recipe", recipe, "--loss", "mine:other"])
+    assert (told.model, told.loss, told.passes) == ("mine:net", "mine:other", ["random"])
+    with pytest.raises(RequestError, match="line 2: 'mine:loss' names a function"):
+        _said(["mine:net", "--recipe", recipe])
+
+
+def test_a_recipe_of_a_module_in_memory_names_no_model() -> None:
+    assert "model" not in yaml.safe_load(recipe_of({"model": "", "pipeline": "random"}))
+
+
 def test_a_recipe_says_how_texts_are_read(tmp_path: Path) -> None:
     recipe = _written(
         tmp_path,
