@@ -98,6 +98,7 @@ def _apply(arguments: argparse.Namespace) -> int:
         begin_source_digests(Path(arguments.model))  # in the background: the imports below take seconds
     from . import api
     from .api.terminal import tables
+    from .api.terminal.options.repeated import tell_of_weights
 
     with _working(arguments) as progress:
         given = {name: getattr(arguments, name) for name in _APPLY}
@@ -123,6 +124,7 @@ def _apply(arguments: argparse.Namespace) -> int:
             else:
                 applied = api.apply(arguments.model, arguments.passes, progress=progress, **asked)
                 data, table = applied.to_json(), partial(tables.applied, applied, full=arguments.full)
+    tell_of_weights(arguments)
     _emit(arguments, data, table)
     return 0
 
@@ -194,12 +196,13 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from . import api
+    from .api.terminal import tables
 
     with _working(arguments) as progress:
         given = {name: getattr(arguments, name) for name in ("eval", "analysis", "force")}
         asked = {"score_files": arguments.scores, "progress": progress}
         done = api.report(arguments.outs, arguments.html, **given, **asked)
-    _emit(arguments, done.to_json(), lambda: [f"{done.path}: {done.bytes:,} bytes, one page that loads nothing"])
+    _emit(arguments, done.to_json(), lambda: tables.reported(done))
     return 0
 
 
@@ -357,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.run not in (_apply, _eval):
                 _require_one_process(f"fxprune {arguments.command}")
             if arguments.run is _apply:
-                from .api.recipes.settings import with_recipe
+                from .api.terminal.options.repeated import with_recipe
 
                 arguments = with_recipe(arguments, (sys.argv[1:] if argv is None else argv)[1:])
             code = int(arguments.run(arguments))

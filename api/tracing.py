@@ -21,6 +21,7 @@ from .model_call import ModelCall
 from .places import check_apart
 from .progress import Progress, silent
 from .request_checks import Model, check_example, check_paths
+from .shown import InOneLine
 from .sources import open_source
 
 
@@ -46,8 +47,8 @@ class Hop:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True)
-class Trace:
+@dataclass(frozen=True, repr=False)
+class Trace(InOneLine):
     """A traced model and its dependency analysis.
 
     Attributes:
@@ -63,6 +64,11 @@ class Trace:
     coupling: Coupling
     parameters: int
     origin: Path | None = None
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return f"{self.name}, {self.parameters:,} parameters in {len(self.coupling.groups)} coupled groups"
 
     @property
     def graph(self) -> Graph:

@@ -25,6 +25,9 @@ FORMER_PLAN = "plan.safetensors"
 
 RECORD = "fxprune.json"
 
+MODULE_KIND = "module"
+"""What the record of a pruned module says that it is of."""
+
 _PLAN_HINT = "a plan has keys '<tensor name>:<dimension>' and ascending int64 indices"
 
 _SIZES_KEY = "sizes"

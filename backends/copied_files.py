@@ -49,6 +49,10 @@ _VERSION = re.compile(r"\.v\d+")
 """Some tokenizers have a version at the end of their name: ``tokenizer.model.v3``."""
 
 
+NOT_NEEDED = "; the source was read without it, and so is this directory"
+"""Why code that was not allowed to run is not missing."""
+
+
 @dataclass(frozen=True)
 class CopiedFiles:
     """What was copied that runs, and what was not copied.
@@ -112,7 +116,7 @@ def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedF
                 continue
             if named and needed is None:
                 _take_code_out(folder / path.name)
-                left_out.append(f"the code that {path.name} names: {', '.join(named)}")
+                left_out.append(f"the code that {path.name} names: {', '.join(named)}{NOT_NEEDED}")
             if gone := _take_paths_out(folder / path.name):
                 left_out.append(f"the paths in {path.name}: {', '.join(gone)}")
             code |= needed or {}

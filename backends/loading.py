@@ -9,8 +9,8 @@ from torch import nn
 
 from ..ir.errors import RequestError
 from ..runtime.model_files import check_model_files
-from .artifact import read_record
-from .pt2.save import KIND, PROGRAM, load_into, load_program
+from .artifact import MODULE_KIND, read_record
+from .pt2.save import PROGRAM, load_into, load_program
 
 
 def load(
@@ -34,6 +34,9 @@ def load(
     """
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"path is of type {type(path).__name__}", "give a directory that fxprune wrote")
+    if into is not None and not isinstance(into, nn.Module):
+        given = f"the class {into.__name__}" if isinstance(into, type) else f"of type {type(into).__name__}"
+        raise RequestError(f"into is {given}", "give a new module of the original class, such as into=Net()")
     folder = Path(path)
     if not os.path.isdir(folder):  # unlike Path.is_dir it has no error for a name that is too long
         raise RequestError(f"{folder} does not exist", "give a directory that fxprune wrote")
@@ -46,6 +49,6 @@ def load(
         found: nn.Module = load_huggingface(folder, own_code=trust_remote_code)
         return found
     record = read_record(folder)
-    if record.get("artifact") != KIND:
+    if record.get("artifact") != MODULE_KIND:
         raise RequestError(f"{folder} is not the artifact of a pruned module", "give a directory that fxprune wrote")
     return load_program(folder, allow_pickle=allow_pickle) if into is None else load_into(folder, record, into)

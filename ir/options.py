@@ -126,6 +126,11 @@ def write_value(value: Any) -> str:
     return text
 
 
+def word(text: str) -> str:
+    """A value as the text of a call has it: in quotes where it needs them."""
+    return text if BARE.fullmatch(text) else json.dumps(text)
+
+
 def options_of(options_class: type[Any]) -> tuple[Option, ...]:
     """The options that a dataclass declares, in the order of its fields.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...ir.errors import RequestError
 from ...passes.analyze.analyze import BOUND, Analyze, scoring_pass
 from ...passes.pipeline import print_pass
 from ...tracer import module as modules
+from ..modules.named import LOSS_HINT, refuse_both
 from ..modules.prune import DEFAULTS, run_passes
 from ..progress import Progress, silent
 from .next_command import Asked
@@ -37,6 +39,9 @@ def analyze_target(
     """
     step = Analyze(scores=print_pass(scoring_pass(passes, DEFAULTS)), bound=bound, measure=measure)
     step.check()
+    refuse_both(loss, calib)
+    if loss is None and calib is None:
+        raise RequestError("analyze measures by calibration data or a loss", LOSS_HINT)
     inputs = modules.parse_example(example)
     progress(f"building {model}")
     module = modules.resolve_module(model)

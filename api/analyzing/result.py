@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ...backends.seen import Seen
-from ...passes.analyze.reading import spared_layers
+from ...passes.analyze.reading import HALF_THE_UNITS, costly_layers, layer_losses, spared_layers
 from ...runtime.place.placement import Placement
 from ..pages.written_file import claim_text, write_text
+from ..shown import InOneLine
 from .next_command import Asked, next_commands
 
 ANALYSIS_MARK = "analysis"
 """The value of ``fxprune`` in its JSON, by which ``fxprune report`` knows it."""
 
 
-@dataclass(frozen=True)
-class AnalysisResult:
+@dataclass(frozen=True, repr=False)
+class AnalysisResult(InOneLine):
     """What the cuts of a model cost.
 
     Attributes:
@@ -39,6 +40,11 @@ class AnalysisResult:
     placement: Placement | None = None
 
     @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return f"{self.model}, {self.parameters:,} parameters; recommended: {self.target or 'no cut'}"
+
+    @property
     def target(self) -> str | None:
         """The recommended budget, such as ``params=0.83``; None where even the smallest cut exceeds the bound."""
         found = self.report["recommended"]
@@ -48,6 +54,12 @@ class AnalysisResult:
     def spared(self) -> list[int]:
         """Layers that the recommended budget leaves whole."""
         return spared_layers(self.report["groups"]) if self.target is not None else []
+
+    @property
+    def costly(self) -> dict[int, float]:
+        """The layers to spare, the costliest first, with what it costs to cut half of the units of all their groups."""
+        losses = layer_losses(self.report["groups"], HALF_THE_UNITS)
+        return {layer: losses[layer] for layer in costly_layers(losses)}
 
     @property
     def commands(self) -> list[str]:
@@ -64,6 +76,7 @@ class AnalysisResult:
             **self.report,
             "target": self.target,
             "spared": self.spared,
+            "costly": [{"layer": layer, "loss": round(loss, 9)} for layer, loss in self.costly.items()],
             "next": [{"for": why, "command": command} for why, command in next_commands(self.asked, self.report)],
             "placement": self.placement.to_json() if self.placement else None,
         }

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...ir.errors import RequestError
 from ...passes.model.measure import standard_error
+from ..shown import InOneLine
 from .evaluation import evaluate
 from .measures import Measurement
 
@@ -53,8 +54,8 @@ class Difference:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(InOneLine):
     """Measured models.
 
     Attributes:
@@ -66,6 +67,11 @@ class Comparison:
     models: tuple[Measurement, ...]
     baseline: int
     window: int
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return ", ".join(model.summary for model in self.models)
 
     def differences(self) -> list[Difference]:
         """Of every other model from the baseline; models that split a text otherwise have none on it."""

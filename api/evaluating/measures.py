@@ -8,6 +8,7 @@ from typing import Any
 
 from ...passes.model.measure import Perplexity, Speed, standard_error
 from ...runtime.place.placement import Placement
+from ..shown import InOneLine
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Continuation:
     full: bool = False
 
 
-@dataclass(frozen=True)
-class Measurement:
+@dataclass(frozen=True, repr=False)
+class Measurement(InOneLine):
     """The measured values of one model.
 
     Attributes:
@@ -99,6 +100,13 @@ class Measurement:
     texts: tuple[TextScore, ...] = ()
     tasks: tuple[TaskScore, ...] = ()
     generations: tuple[Continuation, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        figures = [f"{one.name} {one.perplexity.value:.2f}" for one in self.texts]
+        figures += [f"{one.name} {one.metric} {one.value:.3f}" for one in self.tasks]
+        return f"{self.name} ({'; '.join(figures) or 'nothing measured'})"
 
     def to_json(self) -> dict[str, Any]:
         """Without texts, tasks and generations, which :class:`~.comparison.Comparison` lists by what they are of."""

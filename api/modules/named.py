@@ -23,6 +23,7 @@ from ...tracer.export import Traced
 from ..places import claim
 from ..progress import Progress, silent
 from ..pruning.asked_passes import check_data_trains, check_reads_no_text
+from ..shown import InOneLine, sizes
 from ..tracing import Trace
 from .prune import DEFAULTS, Pruned, prune_module
 
@@ -35,8 +36,8 @@ LOSS_HINT = (
 TRAINING_DATA = "give --data FILE.npz with inputs by name, or --data package.module:function that yields batches"
 
 
-@dataclass(frozen=True)
-class PrunedTarget:
+@dataclass(frozen=True, repr=False)
+class PrunedTarget(InOneLine):
     """The result of pruning a named module.
 
     Attributes:
@@ -48,6 +49,12 @@ class PrunedTarget:
     model: str
     pruned: Pruned
     saved: SavedModule | None
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        where = "" if self.saved is None else f", in {self.saved.path}"
+        return f"{self.model}, {sizes(self.pruned.parameters)} by {self.pipeline}{where}"
 
     @property
     def pipeline(self) -> str:
@@ -171,8 +178,14 @@ def prune_target(
         return PrunedTarget(model, pruned, None)
     progress(f"writing {out}")
     assert pruned.product is not None
-    report = {"model": model, **pruned.to_record()}
+    report = {"model": model, **pruned.to_record(), "source": {**pruned.source, "name": model}}
     return PrunedTarget(model, pruned, save_module(pruned.product, Path(out), report=report, force=force, seen=seen))
+
+
+def refuse_both(loss: str | None, calib: str | None) -> None:
+    """Refuse calibration data beside a loss."""
+    if loss is not None and calib is not None:
+        raise RequestError("--calib has no effect with --loss, which brings its own data", "leave out one of the two")
 
 
 def _check_passes(
@@ -184,8 +197,7 @@ def _check_passes(
     pipeline = parse_pipeline(passes, all_passes(), shared, defaults=DEFAULTS)
     check_reads_no_text(pipeline)
     check_data_trains(pipeline, data)
-    if loss is not None and calib is not None:
-        raise RequestError("--calib has no effect with --loss, which brings its own data", "leave out one of the two")
+    refuse_both(loss, calib)
     blind = [step.name for step in pipeline if step.kind == PassKind.SCORE and step.name not in WITHOUT_LOSS]
     if loss is None and calib is None and blind:
         raise RequestError(f"{blind[0]} scores need a loss or calibration data", LOSS_HINT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,12 +48,12 @@ from ..pruning.asked_passes import check_data_trains, check_reads_no_text
 from ..pruning.group_change import GroupChange
 from ..request_checks import CALIBRATION, RECOVERY, check_loss, check_module, is_path, list_batches
 from .arguments_and_outputs import apart, arrangement, placeholders, same, vector
+from .asked import told_of
 from .cannot_be_compared import check_weights, not_a_number, not_repeatable
 from .collector import only_new_objects_collected
 from .result import Pruned
 
 __all__ = ["Pruned", "load", "prune_module"]
-
 DEFAULTS: Mapping[str, Any] = {"channels": True}
 """Options that are another thing for a module than for a language model, where neither the pipeline text nor the call
 says anything: the widths that shortcuts carry go too."""
@@ -129,7 +129,8 @@ def run_passes(
     losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
     _check_passes(pipeline, losses, inputs)
     call = bind(module, _moved(example_inputs, where))
-    return _ModuleRun(module, call, progress, where).run(pipeline, losses, inputs)
+    made = _ModuleRun(module, call, progress, where).run(pipeline, losses, inputs)
+    return replace(made, **told_of(module, call, loss, {"calib": calib, "data": data}))
 
 
 def _inputs(module: nn.Module, calib: Any, data: Any) -> dict[str, DataSet]:

@@ -14,10 +14,11 @@ from ...ir.plan import Plan
 from ...passes.manager import StepRecord
 from ..pruning.group_change import GroupChange
 from ..request_checks import check_paths
+from ..shown import InOneLine, sizes
 
 
-@dataclass(frozen=True)
-class Pruned:
+@dataclass(frozen=True, repr=False)
+class Pruned(InOneLine):
     """A smaller module.
 
     Attributes:
@@ -34,6 +35,8 @@ class Pruned:
         worst_difference: of the module's outputs from those of the rewritten graph, relative to their scale.
         steps: passes and analyses with their times.
         report: what the passes recorded, by pass name.
+        asked: what the module was pruned with, as :func:`~.asked.asked_for` says it.
+        source: the name of the module that was given and the sha256 of its tensors.
         product: what :meth:`save` writes.
     """
 
@@ -50,7 +53,14 @@ class Pruned:
     worst_difference: float
     steps: tuple[StepRecord, ...]
     report: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
     product: SavableModule | None = field(default=None, repr=False)
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return f"{sizes(self.parameters)} by {self.pipeline}; see .module, .groups, .report and .save(DIRECTORY)"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -60,6 +70,8 @@ class Pruned:
         """The content of ``fxprune.json``. It holds no times, so that the same run gives the same bytes."""
         return {
             "pipeline": self.options,
+            "asked": dict(self.asked),
+            "source": dict(self.source),
             "form": "module" if self.in_place else "graph",
             "rebuilt_because": self.rebuilt_because,
             "fixed_batch": self.fixed_batch,

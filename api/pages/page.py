@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ...backends.artifact import FORMER_PLAN, plan_file, read_plan
+from ...backends.artifact import FORMER_PLAN, MODULE_KIND, plan_file, read_plan
 from ...backends.recipe import recipe_of
 from ...ir.errors import RequestError, printable
 from .curves import budget_and_curves
@@ -105,6 +105,7 @@ def _rendered(template: str, shown: Shown, *, pictures: bool) -> str:
         analyses=[_analysis(name, found, picture) for name, found in shown.analyses.items()],
         scores=[_scores(name, found, picture) for name, found in shown.scores.items()],
         evaluations=shown.evaluations,
+        of_models=any(run.record.get("artifact") != MODULE_KIND for run in shown.runs),
     )
 
 
@@ -202,6 +203,7 @@ def _analysis(name: str, found: Mapping[str, Any], picture: Any) -> dict[str, An
         "target": found.get("target"),
         "measured": number(float(_mapping(found.get("recommended")).get("measured") or 0)),
         "spared": found.get("spared") or [],
+        "costly": [f"{one.get('layer')} ({number(float(one.get('loss') or 0))})" for one in _rows(found.get("costly"))],
         "commands": [(str(one.get("for")), str(one.get("command"))) for one in _rows(found.get("next"))],
         "picture": picture(budget_and_curves(found)),
     }

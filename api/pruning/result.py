@@ -13,11 +13,12 @@ from ...ir.groups import HEAD_KINDS
 from ...passes.manager import StepRecord
 from ...runtime.place.placement import Placement
 from ..inputs.seen_texts import TEXTS, Entries
+from ..shown import InOneLine, sizes
 from .group_change import GroupChange
 
 
-@dataclass(frozen=True)
-class Applied:
+@dataclass(frozen=True, repr=False)
+class Applied(InOneLine):
     """What a pipeline did.
 
     Attributes:
@@ -57,6 +58,12 @@ class Applied:
     whole: Mapping[str, str] = field(default_factory=dict)
     call: str = ""
     unread: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        where = "" if self.saved is None else f", in {self.saved.path}"
+        return f"{self.model}, {sizes(self.parameters)} by {self.pipeline}{where}"
 
     @property
     def kept(self) -> float:

@@ -69,6 +69,9 @@ def read_recipe(name: str, variables: Mapping[str, str]) -> dict[str, Setting]:
         name: a file, or the name of a recipe of fxprune.
         variables: values that replace those in the file.
 
+    Returns:
+        Key -> entry; under ``environment`` what a printed recipe tells of the run that it was printed from.
+
     Raises:
         RequestError: it is missing, no YAML, or says what no recipe can; with file and line.
     """
@@ -81,9 +84,8 @@ def read_recipe(name: str, variables: Mapping[str, str]) -> dict[str, Setting]:
                 f"recipe '{name}' has no variable '{variable}'",
                 did_you_mean(variable, known) + f"its variables: {', '.join(known) or 'none'}",
             )
-    entries.pop(ENVIRONMENT, None)
     values = {**known, **variables}
-    return {key: _filled(entry, values) for key, entry in entries.items()}
+    return {key: entry if key == ENVIRONMENT else _filled(entry, values) for key, entry in entries.items()}
 
 
 def _found(name: str) -> Path:

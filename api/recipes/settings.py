@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from ...backends.recipe import ENVIRONMENT
 from ...ir.call_text import did_you_mean
 from ...ir.errors import RequestError
+from ...ir.options import word
 from .read import Setting, leaves, read_recipe
 
 _MODEL_KEY, _PASS_KEY = "model", "pass"
@@ -32,6 +34,9 @@ NOT_HERE = {
 FUNCTIONS = (_MODEL_KEY, "loss", "calib", "data")
 """Keys whose value may be ``package.module:function``."""
 
+NAMED_BY_LAST_PART = (_MODEL_KEY, "calib", "data")
+"""Keys of which a recipe that was printed from a result says the last part of a path."""
+
 PLACES = ("out", "scores")
 """Keys that name what is written."""
 
@@ -40,6 +45,9 @@ REPEATABLE = {"--pass": "passes", "--calib": "calib", "--data": "data", "--field
 
 _PLACES = {_PASS_KEY: "passes", "for": "runtime"}
 """Keys of a recipe whose attribute has another name."""
+
+_MISSING = "there is no "
+"""How a message begins that says that nothing is at a path."""
 
 BY_CHANCE = 2
 """Characters of a value that a message may hold by chance."""
@@ -92,6 +100,7 @@ def arguments_of(entries: Mapping[str, Setting], parser: argparse.ArgumentParser
     by_key = {_key(action): action for action in options.values()}
     known = [_MODEL_KEY, *(key for key in by_key if key not in NOT_HERE)]
     found: dict[str, list[str]] = {}
+    _refuse_functions(entries)
     for key, entry in entries.items():
         if key in NOT_HERE:
             raise entry.error(f"no recipe can say '{key}': {NOT_HERE[key]}", "give it on the command line")
@@ -99,7 +108,6 @@ def arguments_of(entries: Mapping[str, Setting], parser: argparse.ArgumentParser
             raise entry.error(
                 f"there is no setting '{key}'", did_you_mean(key, known) + f"settings: {', '.join(known)}"
             )
-        _refuse_functions(key, entry)
         if key == _MODEL_KEY:
             found[""] = [_text(entry)]
         elif key == _PASS_KEY:
@@ -117,7 +125,8 @@ def with_recipe(arguments: argparse.Namespace, words: Sequence[str]) -> argparse
         words: that they were parsed from, behind the name of the command.
 
     Returns:
-        The arguments, with ``origins``: what :func:`origins_of` says of them.
+        The arguments, with ``origins``, what :func:`origins_of` says of them, and ``environment``, what the recipe
+        tells of the run that it was printed from.
 
     Raises:
         RequestError: as :func:`arguments_of` and :func:`read_recipe`; or there is no model.
@@ -125,10 +134,12 @@ def with_recipe(arguments: argparse.Namespace, words: Sequence[str]) -> argparse
     parser: argparse.ArgumentParser = arguments.parser
     variables = dict(_variable(text) for text in arguments.set)
     entries: Mapping[str, Setting] = {}
+    environment: Setting | None = None
     if variables and not arguments.recipe:
         raise RequestError("--set without --recipe", "name the recipe whose variables are set")
     if arguments.recipe:
         read = read_recipe(arguments.recipe, variables)
+        environment = read.pop(ENVIRONMENT, None)
         # What the command says itself, a recipe may name a function for: nothing of it runs.
         entries = {key: one for key, one in read.items() if key not in FUNCTIONS or not getattr(arguments, key, None)}
         settings = arguments_of(entries, parser)
@@ -139,6 +150,7 @@ def with_recipe(arguments: argparse.Namespace, words: Sequence[str]) -> argparse
     if arguments.model is None:
         parser.error("the following arguments are required: MODEL")
     arguments.origins = origins_of(entries, arguments)
+    arguments.environment = environment
     return arguments
 
 
@@ -198,7 +210,7 @@ def _pass(entry: Setting) -> str:
         raise options.error(f"a list in the place of the options of '{name}'", "write `{samples: 10}`")
     if isinstance(options.value, str):
         return f"{name}{options.value}" if options.value.startswith("{") else name
-    return name + "{" + ",".join(f"{key}={_text(value)}" for key, value in options.value.items()) + "}"
+    return name + "{" + ",".join(f"{key}={word(_text(value))}" for key, value in options.value.items()) + "}"
 
 
 def origins_of(entries: Mapping[str, Setting], arguments: argparse.Namespace) -> tuple[RecipeValue, ...]:
@@ -236,26 +248,37 @@ def _is_in(one: RecipeValue, pipelines: Iterable[object]) -> bool:
 
 def with_line(error: RequestError, origins: Iterable[RecipeValue]) -> None:
     """Put in front of a message where the value that it names stands in a recipe, if it stands in one."""
-    near = [(nearness, len(one.text), one.where) for one in origins if (nearness := one.nearness(error.message))]
-    if near:
-        error.message = f"{max(near)[-1]}: {error.message}"
+    near = [(nearness, len(one.text), one.where, one) for one in origins if (nearness := one.nearness(error.message))]
+    if not near:
+        return
+    *_, where, one = max(near, key=lambda found: found[:3])
+    if error.message.startswith(_MISSING) and one.key in NAMED_BY_LAST_PART:
+        option = "as MODEL" if one.key == _MODEL_KEY else f"with --{one.key}"
+        error.hint = f"a recipe has the last part of a path alone: give yours on the command line, {option}"
+    error.message = f"{where}: {error.message}"
 
 
-def _refuse_functions(key: str, entry: Setting) -> None:
+def _refuse_functions(entries: Mapping[str, Setting]) -> None:
     """Run no function because a recipe names it.
 
     Raises:
-        RequestError: with the line.
+        RequestError: with the line of the first, and what to write for all.
     """
-    if key not in FUNCTIONS:
+    found = [(key, leaf) for key in FUNCTIONS if key in entries for leaf in leaves(entries[key]) if _runs(key, leaf)]
+    if not found:
         return
-    for leaf in leaves(entry):
-        match = _FUNCTION.fullmatch(str(leaf.value))
-        if match is not None and (key in (_MODEL_KEY, "loss") or _is_module(match["module"])):
-            option = "as MODEL" if key == _MODEL_KEY else f"with --{key}"
-            raise leaf.error(
-                f"'{leaf.value}' names a function, which would run", f"give it on the command line, {option}"
-            )
+    words = " ".join(str(leaf.value) if key == _MODEL_KEY else f"--{key} {leaf.value}" for key, leaf in found)
+    where = f"as MODEL{'' if len(found) == 1 else ' and options'}" if found[0][0] == _MODEL_KEY else "as an option"
+    _, first = found[0]
+    raise first.error(
+        f"'{first.value}' names a function, which would run",
+        f"if you trust it, give it beside --recipe, {where}: `{words}`",
+    )
+
+
+def _runs(key: str, leaf: Setting) -> bool:
+    match = _FUNCTION.fullmatch(str(leaf.value))
+    return match is not None and (key in (_MODEL_KEY, "loss") or _is_module(match["module"]))
 
 
 def _is_module(name: str) -> bool:

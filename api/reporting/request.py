@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from ...runtime.json_object import check_schema, parse_json, read_json_object
 from ..analyzing.result import ANALYSIS_MARK
 from ..pages.drawing import require_matplotlib
 from ..pages.evaluations import Evaluation, read_evaluation
-from ..pages.page import PAGE_BEGINS, Shown, page, run_at
+from ..pages.page import PAGE_BEGINS, Shown, ShownRun, page, run_at
 from ..pages.written_file import claim_text, write_text
 from ..places import check_apart
 from ..progress import Progress, silent
 from ..pruning.score_file import read_scores
 from ..request_checks import check_paths
+from .same_model import check_scores, other_model
 
 ANALYSIS_HINT = "give a FILE that `fxprune analyze MODEL --json FILE` wrote"
 EVAL_HINT = "give the output of `fxprune eval OUT MODEL --text FILE --json`, or of bench"
@@ -83,6 +84,7 @@ class Reported:
         bytes: its size.
         runs: names of the results on it.
         analyses, evaluations, scores: names of the files on it.
+        others: analyses beside the results that are not on it -> the model that they are of.
     """
 
     path: Path
@@ -91,11 +93,12 @@ class Reported:
     analyses: tuple[str, ...]
     evaluations: tuple[str, ...]
     scores: tuple[str, ...]
+    others: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
         names = {name: list(getattr(self, name)) for name in ("runs", "analyses", "evaluations", "scores")}
-        return {"path": str(self.path), "bytes": self.bytes, **names}
+        return {"path": str(self.path), "bytes": self.bytes, **names, "others": dict(self.others)}
 
 
 def report(
@@ -131,12 +134,9 @@ def report(
     seen = claim_text(html, "--html", begins=PAGE_BEGINS, force=force, example="report.html")
     progress("reading")
     runs = [run_at(folder, read_record(folder)) for folder in folders]
-    named = _named(analysis)
-    beside = [place / ANALYSIS_NAME for folder in folders for place in (folder, folder.parent)]
-    named |= {str(path): path for path in beside if path.is_file() and path not in named.values()}
-    analyses = {Path(name).name: _analysis(path) for name, path in named.items()}
+    analyses, others = _analyses(runs, folders, analysis)
     measured = [_evaluation(Path(path)) for path in eval]
-    held = {Path(path).name: read_scores(Path(path).expanduser())[1] for path in score_files}
+    held = {Path(path).name: _scores(path, runs) for path in score_files}
     if not held:
         held = {name: {g["name"]: g["scores"] for g in found["groups"]} for name, found in analyses.items()}
     progress("drawing")
@@ -145,7 +145,7 @@ def report(
     write_text(html, text, seen)
     return Reported(
         Path(html), len(text.encode()), tuple(run.name for run in runs), tuple(analyses),
-        tuple(one.name for one in measured), tuple(Path(path).name for path in score_files),
+        tuple(one.name for one in measured), tuple(Path(path).name for path in score_files), others,
     )  # fmt: skip
 
 
@@ -159,8 +159,27 @@ def _check(folders: Sequence[Path], files: Sequence[str | Path]) -> None:
             raise RequestError(f"{path} is no file", "check the path")
 
 
-def _named(files: Sequence[str | Path]) -> dict[str, Path]:
-    return {str(path): Path(path).expanduser() for path in files}
+def _analyses(
+    runs: Sequence[ShownRun], folders: Sequence[Path], asked: Sequence[str | Path]
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """Analyses by the name of their file; and those beside the results that are of another model, with that model."""
+    named = {str(path): Path(path).expanduser() for path in asked}
+    beside = [place / ANALYSIS_NAME for folder in folders for place in (folder, folder.parent)]
+    named |= {str(path): path for path in beside if path.is_file() and path not in named.values()}
+    read = {name: _analysis(path) for name, path in named.items()}
+    others = {name: model for name, found in read.items() if (model := other_model(found, runs)) is not None}
+    for path in asked:
+        if (model := others.get(str(path))) is not None:
+            raise RequestError(
+                f"--analysis {path} is of another model: {model}", "give the analysis of the model that was pruned"
+            )
+    return {Path(name).name: found for name, found in read.items() if name not in others}, others
+
+
+def _scores(path: str | Path, runs: Sequence[ShownRun]) -> dict[str, Any]:
+    _, scores = read_scores(Path(path).expanduser())
+    check_scores(path, scores, runs)
+    return scores
 
 
 def _analysis(path: Path) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from ...passes.analyze.reading import loss_at, short_names
+from ...passes.analyze.reading import COSTLY, HALF_THE_UNITS, layer_losses, loss_at, short_names
 from ..analyzing.next_command import next_commands
 from .cells import Copied, line, new_table
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 CUTS = (0.25, 0.5, 0.75)
 """Shares of the units of a group whose loss the table shows."""
+
+FEWEST_LAYERS = 3
+"""A model with fewer layers has no median layer."""
 
 
 def analysis(result: AnalysisResult) -> list[RenderableType]:
@@ -29,7 +33,7 @@ def analysis(result: AnalysisResult) -> list[RenderableType]:
     shown = missing[:3] + ([f"and {len(missing) - 3} more, see --json"] if len(missing) > 3 else [])
     return [
         line(head), _cuts(report), *map(line, shown), Text(""), _budgets(report), Text(""),
-        *map(line, _recommended(result)), *_next(result),
+        *map(line, [*_costly(result), *_recommended(result)]), *_next(result),
     ]  # fmt: skip
 
 
@@ -61,6 +65,20 @@ def _budgets(report: Mapping[str, Any]) -> RenderableType:
     return table
 
 
+def _costly(result: AnalysisResult) -> list[str]:
+    """Which layers to spare."""
+    losses = layer_losses(result.report["groups"], HALF_THE_UNITS)
+    if len(losses) < FEWEST_LAYERS:
+        return []
+    median = (
+        f"half of the units of the median layer costs {statistics.median(losses.values()):.4f} {result.report['unit']}"
+    )
+    if not result.costly:
+        return [f"layers to spare: none stands out; {median}, and of none more than {COSTLY:g} times that"]
+    costs = ", ".join(f"{layer} ({loss:.4f})" for layer, loss in result.costly.items())
+    return [f"layers to spare: {costs}; {median}"]
+
+
 def _recommended(result: AnalysisResult) -> list[str]:
     report, bound = result.report, f"{result.report['bound']:g}"
     found = report["recommended"]
@@ -69,8 +87,8 @@ def _recommended(result: AnalysisResult) -> list[str]:
     unit = report["unit"]
     said = [f"recommended: {result.target}, the largest cut that stays within --bound {bound}: {found['measured']:.4f}"]
     said[0] += f" {unit}"
-    spared = f"layer{'s' if len(result.spared) > 1 else ''} {_runs(result.spared)}" if result.spared else "no layer"
-    said.append(f"it leaves whole: {spared}")
+    if result.spared:
+        said.append(f"it leaves whole: layer{'s' if len(result.spared) > 1 else ''} {_runs(result.spared)}")
     for one in report["equal_widths"]:
         where = "in all layers" if one["layers"] is None else "in layers {}:{}".format(*one["layers"])
         said.append(f"the same budget with equal widths {where}: {one['measured']:.4f} {unit}")

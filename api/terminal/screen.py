@@ -52,15 +52,15 @@ def working(
         warnings.simplefilter("ignore")
         if speaks:
             warnings.simplefilter("always", PluginWarning)
-            warnings.showwarning = _warn
+            warnings.showwarning = warn
         _no_bars()
         logging.disable(logging.WARNING)
         stack.callback(logging.disable, logging.NOTSET)
         yield stack.enter_context(shown(loudness, log))
 
 
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Say on stderr what was left out."""
+def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Say on stderr what was left out, or is another thing than it looks."""
     print(f"warning: {printable(str(message))}", file=sys.stderr)
 
 

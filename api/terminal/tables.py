@@ -13,7 +13,7 @@ from rich.text import Text
 from .budgets import budgets
 from .cells import Copied, amount, line, new_table
 from .dropped import dropped
-from .loading import loading
+from .loading import loading, tokenizer_left_out
 from .shares import shares
 from .texts.left_out import left_out
 
@@ -29,12 +29,17 @@ if TYPE_CHECKING:
     from ..modules.named import PrunedTarget
     from ..pruning.group_change import GroupChange
     from ..pruning.request import Applied
+    from ..reporting.request import Reported
     from ..tracing import Hop, Trace
 
 REASONS_PRINTED = 3
 """The number of reasons that are shown for groups that are not prunable."""
 
 MEASURED = ("parameters", "size", "MACs per window", "perplexity", "prefill tok/s", "decode tok/s")
+
+
+FEWEST_STEPS = 20
+"""Of fewer steps the losses differ by their examples, not by what was learned."""
 
 
 def trace(traced: Trace, *, full: bool = False) -> list[RenderableType]:
@@ -82,6 +87,7 @@ def applied(result: Applied, *, full: bool = False) -> list[RenderableType]:
         notes += [f"architecture changed from {saved.retargeted}"] if saved.retargeted else []
         notes += [f"not in uniform form: {saved.why_free}"] if saved.why_free else []
         notes += saved.copied.said()
+        notes += tokenizer_left_out(saved, result.call)
         notes.append(_checked(saved.checks))
         notes += [Copied("\n".join(loading(saved)))] if loading(saved) else []
         notes += result.serving
@@ -117,7 +123,7 @@ def _checked(checks: Mapping[str, Any]) -> str:
 
 def trained(report: Mapping[str, Any]) -> list[str]:
     """For every pass that trained, a line: the mean loss over the first and the last tenth of the steps, and a warning
-    if it has not become lower."""
+    if it has not become lower in so many steps that this says something."""
     lines = []
     for name, entry in report.items():
         losses = entry.get("loss")
@@ -127,10 +133,10 @@ def trained(report: Mapping[str, Any]) -> list[str]:
         first, last = fmean(losses[:share]), fmean(losses[-share:])
         warning = (
             ""
-            if last < first or len(losses) == 1
+            if last < first or len(losses) < FEWEST_STEPS
             else f"; the loss has not decreased: try a lower lr or more steps, or leave {name} out"
         )
-        lines.append(f"{name}: loss {first:.4g} to {last:.4g} in {len(losses)} steps{warning}")
+        lines.append(f"{name}: loss {first:#.4g} to {last:#.4g} in {len(losses)} steps{warning}")
     return lines
 
 
@@ -186,6 +192,12 @@ def demo(shown: Demo) -> list[RenderableType]:
         checks = ", ".join(f"{name} {_value(value)}" for name, value in shown.checks[row.name].items())
         table.add_row(*_cells(row), checks)
     return [table, line(f"artifacts in {shown.path}; {shown.seconds:.0f} s")]
+
+
+def reported(done: Reported) -> list[RenderableType]:
+    """The page that was written, and what it does not show."""
+    left = [f"not shown: {path} is an analysis of another model: {model}" for path, model in done.others.items()]
+    return [line(f"{done.path}: {done.bytes:,} bytes, one page that loads nothing"), *map(line, left)]
 
 
 def exported(report: ExportReport) -> list[RenderableType]:

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import fxprune
-from fxprune.backends.copied_files import COMPANIONS, companions, copy_files
+from fxprune.backends.copied_files import COMPANIONS, NOT_NEEDED, companions, copy_files
 from fxprune.backends.digests import sha256
 from fxprune.cli import main
 from fxprune.ir.errors import RequestError
@@ -112,7 +112,8 @@ def test_code_that_is_missing_or_elsewhere_is_left_out(source: Path, tmp_path: P
     for reference in ("absent.Evil", "../outside.Evil", f"{tmp_path}/outside.Evil", "reaching.Evil"):
         write_into(source / "tokenizer_config.json", auto_map={"AutoTokenizer": reference})
         copied = copy_files([source / "tokenizer_config.json"], folder, Consent.of_user(source, code=True))
-        assert copied.left_out == (f"the code that tokenizer_config.json names: {reference}",)
+        (left_out,) = copied.left_out
+        assert left_out == f"the code that tokenizer_config.json names: {reference}{NOT_NEEDED}"
         assert "auto_map" not in (folder / "tokenizer_config.json").read_text()
     assert not list(folder.glob("*.py"))
 

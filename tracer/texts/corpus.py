@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -281,10 +282,18 @@ def load_text(
     elif path.is_file() or _looks_like_file(path):
         if field:
             raise RequestError(f"'{spec}' is a text file and has no field '{field}'", "give no field")
-        return from_string(spec, decode_file(path), tokenizer)
+        return replace(from_string(spec, decode_file(path), tokenizer), read_from=_digest(path))
     else:
         records = read_dataset(str(path), field, template, split)
-    return _of_records(spec, records, tokenizer, {"field": field, "split": split})
+    return _of_records(spec, records, tokenizer, {"field": field, "split": split, **_digest(path)})
+
+
+def _digest(path: Path) -> dict[str, str]:
+    """What tells whether a file holds the same text elsewhere; nothing for what is no file."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def options_of_text(spec: str) -> frozenset[str]:

@@ -65,8 +65,22 @@ def joined(name: str, parts: Sequence[Text]) -> Text:
         return parts[0]
     rows = tuple(row for part in parts for row in part.rows)
     nulls = sum(part.read_from.get("nulls", 0) for part in parts)
-    read_from = {"files": [{"name": Path(part.name).name, **part.read_from} for part in parts]}
+    names = short_names([part.name for part in parts])
+    read_from = {"files": [{"name": short, **part.read_from} for short, part in zip(names, parts, strict=True)]}
     return SeveralTexts(
         name, rows, parts[0].tokenizer, whole=all(part.whole for part in parts), parts=tuple(parts),
         read_from={**read_from, **({"nulls": nulls} if nulls else {})},
     )  # fmt: skip
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path, with as many before it as tell it from the others; equal paths stay equal."""
+    parts = [Path(path).parts for path in paths]
+    found = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        alike = (
+            length for length in range(1, len(own) + 1) if all(own[-length:] != other[-length:] for other in others)
+        )
+        found.append(str(Path(*own[-next(alike, len(own)) :])) if own else "")
+    return found

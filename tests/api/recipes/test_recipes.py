@@ -239,4 +239,4 @@ def test_the_recipe_of_a_result_says_how_its_texts_were_read() -> None:
     assert found["data"] == ["b.csv", "c.jsonl"]
     assert found["field"] == ["calib=body", "data=q,a"]
     assert found["split"] == ["calib=test"]
-    assert found["pass"] == "lora{train_on=all}"
+    assert found["pass"] == [{"lora": {"train_on": "all"}}]

@@ -119,7 +119,7 @@ def test_the_page_shows_what_the_files_hold() -> None:
         "1,500 of 2,000, 75.0%", "40, 75.0%", "of 4,000 B, 75.0%", "taylor{ratio=0.5},lora", "params=0.8", "layer 2",
         "It leaves whole: layers 0.", "12.5", "tasks, arc, accuracy", "there was", "upon a time", "perplexity",
         "multiply-accumulates of one call, input_ids[5,7]", "40, 75.0%",
-        "logits worst difference", "3 steps, loss 3.5 at first, 3 at last", "pass: taylor{ratio=0.5},lora",
+        "logits worst difference", "3 steps, loss 3.500 at first, 3.000 at last", "pass: - taylor: {ratio: 0.5} - lora",
         "fxprune apply dense --target params=0.8", "kv heads"[3:],
     ):  # fmt: skip
         assert said in read, said

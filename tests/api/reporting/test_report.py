@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
+from fxprune.api.pages.page import Shown, ShownRun, page
 from fxprune.api.terminal.analyses import analysis as table_of
 from fxprune.api.terminal.cells import Copied
 from fxprune.cli import main
@@ -96,6 +98,7 @@ def test_the_table_fits_a_terminal_and_files_are_kept(
     assert max(map(len, out.splitlines())) <= 200, "where stdout is no terminal"
     assert "no cut of 1% or more stays within --bound 1e-09" in out
     assert re.search(r"0\.mlp:width +48 +0\.\d{4}", out)
+    assert "layers to spare: " in out
     assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
     assert json.loads((tmp_path / "a.json").read_text())["next"] == []
     code, _, err = run(capsys, *asked, *files)
@@ -141,6 +144,8 @@ def test_a_module_is_analyzed_as_it_is_pruned(
     assert (code, err) == (0, "")
     found = json.loads(out)["passes"]["magnitude"]["allocation"]
     assert found["distance"] <= held["recommended"]["measured"] + 1e-6
+    code, _, err = run(capsys, "analyze", *asked[:3], *more, "-q")
+    assert (code, "hint: give --calib FILE.npz with inputs by name, or --loss " in err) == (2, True)
     code, _, err = run(capsys, "analyze", *asked, *more, "--scores", tmp_path / "kept.safetensors")
     assert (code, "--scores: only for Hugging Face models" in err) == (2, True)
 
@@ -164,6 +169,41 @@ def test_results_analyses_and_measurements_on_one_page(
     code, _, err = run(capsys, *asked)
     assert (code, "r.html already exists" in err) == (2, True)
     assert run(capsys, *asked, "--force")[0] == 0
+
+
+def test_an_analysis_of_another_model_is_not_shown(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = json.loads((place / "analysis.json").read_text()) | {"parameters": 123_456}
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        folder.mkdir(exist_ok=True)
+        (folder / "analysis.json").write_text(json.dumps(other))
+    shutil.copytree(place / "one", tmp_path / "one")
+    code, out, err = run(capsys, "report", tmp_path / "one", "--html", tmp_path / "r.html", "-q")
+    assert (code, err) == (0, "")
+    assert f"not shown: {tmp_path / 'analysis.json'} is an analysis of another model: model, 123,456 parameters" in out
+    assert "What cuts cost" not in (tmp_path / "r.html").read_text()
+    asked = ("--analysis", tmp_path / "elsewhere" / "analysis.json")
+    code, _, err = run(capsys, "report", tmp_path / "one", *asked, "--html", tmp_path / "s.html", "-q")
+    assert (code, "is of another model: model, 123,456 parameters" in err) == (2, True)
+
+
+def test_scores_of_another_model_are_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = tmp_path / "s.safetensors"
+    fxprune.apply("demo", "wanda{samples=2}", ratio=0.25, dry_run=True, scores=scores)
+    record = json.loads((place / "one" / "fxprune.json").read_text())
+    held = [{**group, "name": f"other.{group['name']}"} for group in record["groups"]]
+    shutil.copytree(place / "one", tmp_path / "one")
+    (tmp_path / "one" / "fxprune.json").write_text(json.dumps({**record, "groups": held}))
+    code, _, err = run(capsys, "report", tmp_path / "one", "--scores", scores, "--html", tmp_path / "r.html", "-q")
+    assert (code, "it has no group that the results cut, such as other." in err) == (2, True)
+
+
+def test_the_report_of_a_module_proposes_no_text() -> None:
+    module = ShownRun("net", {"artifact": "module", "pipeline": "magnitude"})
+    model = ShownRun("net", {"pipeline": "magnitude"})
+    assert "fxprune eval" not in page(Shown([module], {}, {}, []))
+    assert "fxprune eval" in page(Shown([model], {}, {}, []))
 
 
 def test_a_result_shows_itself_in_a_notebook(place: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import fxprune
 from fxprune import cli
 from fxprune.backends.artifact import read_record
+from fxprune.backends.digests import sha256
 from fxprune.ir.errors import RequestError
 
 from ...checkpoints import contents
@@ -44,7 +45,8 @@ def test_a_run_on_conversations_is_recorded_and_repeats(
     assert "recovery text chats.jsonl: 1 row without a value left out" in out
     assert "lora: 1 row left out: no answer begins within 12 tokens (option length)" in out
     record = read_record(tmp_path / "one")
-    assert record["texts"][0]["read_from"] == {"format": "messages", "nulls": 1}
+    digest = sha256(tmp_path / "chats.jsonl")
+    assert record["texts"][0]["read_from"] == {"format": "messages", "nulls": 1, "sha256": digest}
     assert "train_on=auto" in record["pipeline"]
     assert cli.main([*words, "--out", str(tmp_path / "two")]) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -66,8 +68,8 @@ def test_files_of_several_formats_train_together(source: Path, tmp_path: Path) -
     assert text["name"] == "pairs.csv, more.jsonl"
     assert text["pieces"] == 3
     assert text["read_from"]["files"] == [
-        {"name": "pairs.csv", "format": "prompt", "field": "q,a"},
-        {"name": "more.jsonl", "format": "prompt", "field": "q,a"},
+        {"name": name, "format": "prompt", "field": "q,a", "sha256": sha256(tmp_path / name)}
+        for name in ("pairs.csv", "more.jsonl")
     ]
 
 

@@ -175,6 +175,8 @@ REFUSED: dict[str, tuple[Callable[[Places], Any], str]] = {
         lambda at: fxprune.load(at.out, into=fxprune.load(at.out, into=build("depthwise"))),
         "is missing or too small",
     ),
+    "a class": (lambda at: fxprune.load(at.out, into=type(build("plain"))), "into is the class Plain"),
+    "no module": (lambda at: fxprune.load(at.out, into=object()), "into is of type object"),
     "more in it": (
         lambda at: fxprune.load(at.out, into=_with_more(build("depthwise"))),
         "Depthwise does not fit",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxprune.ir import RequestError
 from fxprune.passes.analyze.analyze import Analyze
-from fxprune.passes.analyze.reading import loss_at, short_names, spared_layers
+from fxprune.passes.analyze.reading import costly_layers, layer_losses, loss_at, short_names, spared_layers
 from fxprune.passes.score_cache import CURVE, ScoreCache
 from fxprune.passes.select.sensitivity import PROBES, MeasuredAllocation
 from fxprune.passes.shrink.cut import cut
@@ -185,6 +185,18 @@ def test_an_analysis_is_read_between_its_counts() -> None:
     assert [loss_at(group, share) for share in (0.0, 0.25, 0.5, 0.625, 0.75, 0.9)] == [0.0, 1.0, 2.0, 4.0, 6.0, None]
     assert spared_layers([group, {**group, "layer": 1, "kept": 7}, {**group, "layer": 1}]) == [3]
     assert short_names(["a.b.0.c:width", "a.b.10:layer"]) == {"a.b.0.c:width": "0.c:width", "a.b.10:layer": "10:layer"}
+
+
+def test_layers_that_cost_most_are_those_to_spare() -> None:
+    def group(layer: int | None, half: float) -> dict[str, object]:
+        return {"units": 8, "counts": [4, 8], "losses": [half, 0.0], "layer": layer, "kept": 4}
+
+    losses = layer_losses(
+        [group(0, 0.5), group(0, 0.5), group(2, 0.25), group(1, 0.1), group(3, 0.1), group(None, 9)], 0.5
+    )
+    assert losses == {0: 1.0, 1: 0.1, 2: 0.25, 3: 0.1}
+    assert costly_layers(losses) == [0], "the median is 0.175, and layer 2 costs less than twice that"
+    assert costly_layers({}) == []
 
 
 @pytest.mark.parametrize(
