@@ -126,7 +126,7 @@ def guarded(
     """
     try:
         return work()
-    except FxpruneError:
+    except (FxpruneError, MemoryError):
         raise
     except BaseException as error:
         if ends_program(error):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ...ir.errors import RequestError, class_and_first_line, ends_program
+from ...ir.errors import RequestError, class_and_first_line, guarded
 from ..calls import IDS, calls
 from .arguments import Arguments
 from .input_set import LABELS, DataSet, Sample
@@ -216,12 +216,4 @@ def inputs_of_records(name: str, records: Sequence[Record], processors: Processo
 
 
 def _guarded(work: Callable[[], Made], message: str, hint: str) -> Made:
-    """Call a processor; its errors have no common class."""
-    try:
-        return work()
-    except (RequestError, MemoryError):
-        raise
-    except BaseException as error:
-        if ends_program(error):
-            raise
-        raise RequestError(f"{message}: {class_and_first_line(error)}", hint) from error
+    return guarded(work, RequestError, message, hint, class_and_first_line)

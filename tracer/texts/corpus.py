@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...ir.errors import RequestError, class_and_first_line, ends_program
+from ...ir.errors import RequestError, class_and_first_line, guarded
 from ...runtime.model.training_rows import ANSWERS_ALONE, IGNORED, Example, ExampleRows
 from ...runtime.place.choices import AUTO
 from .files import decode_file, missing_file, row_suffix
@@ -239,19 +239,9 @@ class Text:
         return ids
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
-        """Call the tokenizer. What is wrong in its files may show only at the first text, and its errors have no common
-        class."""
-        try:
-            return work()
-        except MemoryError:
-            raise
-        except BaseException as error:
-            if ends_program(error):
-                raise
-            raise RequestError(
-                f"the tokenizer cannot read the text '{self.name}': {class_and_first_line(error)}",
-                "copy or download the tokenizer again",
-            ) from error
+        """Call the tokenizer: what is wrong in its files may show only at the first text."""
+        message = f"the tokenizer cannot read the text '{self.name}'"
+        return guarded(work, RequestError, message, "copy or download the tokenizer again", class_and_first_line)
 
 
 def load_text(
