@@ -48,10 +48,11 @@ class Sizes(TypedDict, total=False):
 
 
 class MadeFrom(TypedDict, total=False):
-    """The directory that a model was made from, and the sha256 of its weight files."""
+    """The directory that a model was made from, and the sha256 of its weight files and of its other ones."""
 
     name: str
     sha256: dict[str, str]
+    files: dict[str, str]
 
 
 class ReadText(TypedDict):

@@ -43,6 +43,8 @@ PROGRAMS = {
 }
 """Kinds of programs -> the bytes that they begin with. No file of data begins so."""
 
+CONFIG = "config.json"
+
 DAMAGED = "copy or download the model again"
 
 _VERSION = re.compile(r"\.v\d+")
@@ -79,6 +81,13 @@ def companions(directory: Path) -> list[Path]:
     """The files of a model directory that also apply to what is made from it, by name."""
     files = [path for path in sorted(directory.iterdir()) if path.is_file()]
     return [path for path in files if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in COMPANIONS)]
+
+
+def other_digests(directory: Path) -> dict[str, str]:
+    """Name -> sha256 of the files of a model directory, beside its weights, that decide what a run makes of it: its
+    configuration, and what reads and writes its texts."""
+    files = [directory / CONFIG, *companions(directory)]
+    return {path.name: sha256(path) for path in files if path.is_file() and not path.name.startswith("LICENSE")}
 
 
 def copy_files(paths: Iterable[Path], folder: Path, consent: Consent) -> CopiedFiles:

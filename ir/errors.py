@@ -108,6 +108,22 @@ def last_line(text: str) -> str:
     return lines[-1].strip() if lines else ""
 
 
+NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "bad allocation",
+    "bad_alloc",
+    "failed to map segment",
+)
+"""What libraries say when there is none left; their errors have no common class."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short; it is not the fault of what was called."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in NO_MEMORY)
+
+
 def guarded(
     work: Callable[[], FromLibrary],
     error_class: type[FxpruneError],
@@ -126,9 +142,9 @@ def guarded(
     """
     try:
         return work()
-    except (FxpruneError, MemoryError):
+    except FxpruneError:
         raise
     except BaseException as error:
-        if ends_program(error):
+        if ends_program(error) or lacks_memory(error):
             raise
         raise error_class(f"{message}: {why(error)}", hint) from error

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from ...backends.graph_module import compute, constants_of, moved, raise_graph
 from ...backends.loading import load
@@ -46,19 +45,18 @@ from ..inputs.seen_inputs import check_call, check_training, named_inputs
 from ..progress import Progress, silent
 from ..pruning.asked_passes import check_data_trains, check_reads_no_text
 from ..pruning.group_change import GroupChange
-from ..request_checks import CALIBRATION, RECOVERY, check_loss, check_module, is_path, list_batches
+from ..request_checks import CALIBRATION, RECOVERY, check_module, is_path, list_batches
 from .arguments_and_outputs import apart, arrangement, placeholders, same, vector
 from .asked import told_of
 from .cannot_be_compared import check_weights, not_a_number, not_repeatable
 from .collector import only_new_objects_collected
+from .losses import LossFunction, losses_of, moved_inputs
 from .result import Pruned
 
 __all__ = ["Pruned", "load", "prune_module"]
 DEFAULTS: Mapping[str, Any] = {"channels": True}
 """Options that are another thing for a module than for a language model, where neither the pipeline text nor the call
 says anything: the widths that shortcuts carry go too."""
-
-LossFunction = Callable[..., torch.Tensor]
 
 
 def prune_module(
@@ -126,9 +124,9 @@ def run_passes(
     """Run passes on a copy of a module; arguments as in :func:`prune_module`."""
     where = _checked_place(module, device)
     check_data_trains(pipeline, data)
-    losses, inputs = _losses(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
+    losses, inputs = losses_of(loss, calib, where), _inputs(module, None if loss is not None else calib, data)
     _check_passes(pipeline, losses, inputs)
-    call = bind(module, _moved(example_inputs, where))
+    call = bind(module, moved_inputs(example_inputs, where))
     made = _ModuleRun(module, call, progress, where).run(pipeline, losses, inputs)
     return replace(made, **told_of(module, call, loss, {"calib": calib, "data": data}))
 
@@ -147,28 +145,6 @@ def _checked_place(module: nn.Module, device: str | torch.device | None) -> torc
     check_module(module)
     check_weights(module)
     return None if device is None else place(PlacementRequest.parse(device=device), sums=True).device
-
-
-def _losses(
-    loss: LossFunction | None, calib: Any, where: torch.device | None
-) -> list[Callable[[nn.Module], torch.Tensor]]:
-    check_loss(loss, named=False)
-    if loss is None:
-        return []
-    if calib is None:
-        return [loss]
-
-    def on(module: nn.Module, batch: Any) -> torch.Tensor:
-        return loss(module, batch)
-
-    return [functools.partial(on, batch=_moved(batch, where)) for batch in list_batches(calib, "calib")]
-
-
-def _moved(value: Any, where: torch.device | None) -> Any:
-    """The tensors in a value on a device; the value itself when None."""
-    if where is None:
-        return value
-    return pytree.tree_map(lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf, value)
 
 
 def _check_passes(pipeline: Sequence[Pass], losses: Sequence[Any], inputs: Mapping[str, DataSet]) -> None:
@@ -357,7 +333,7 @@ class _ModuleRun(NoHost):
         return State(subject, data, host=self)
 
     def _product(self, result: nn.Module, plan: Plan, repairs: Repairs) -> SavableModule:
-        args, kwargs = (_moved(part, self.home) for part in (self.call.args, dict(self.call.kwargs)))
+        args, kwargs = (moved_inputs(part, self.home) for part in (self.call.args, dict(self.call.kwargs)))
         return SavableModule(result, args, kwargs, plan, repairs, not self.fixed_batch)
 
     def _check(self, state: State) -> float:

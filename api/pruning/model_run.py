@@ -45,7 +45,7 @@ from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.inputs.input_set import DataSet
 from ...tracer.model import ModelSource, build_meta, load_model
-from ...tracer.module import resolve_function
+from ...tracer.users_loss import named_losses
 from ..inputs.reading import Readings
 from ..inputs.seen_inputs import AsGiven, Tracked, tracked_data
 from ..inputs.seen_texts import Entries, read_so_far, record_of
@@ -176,7 +176,7 @@ class ModelRun:
         """Give the passes what they read: texts, a loss, a plan, saved scores, what other sizes of the model keep."""
         self.state.data.sizes = sizes
         self.state.subject.outputs = () if self.model_call.language else self.traced.outputs
-        self.state.data.losses = () if loss is None else (resolve_function(loss) if isinstance(loss, str) else loss,)
+        self.state.data.losses = named_losses(loss)
         self.state.ledger.scores = scores
         self.recorded = recorded
         if recorded is not None:

@@ -40,16 +40,17 @@ def before_the_run(environment: Setting | None, arguments: argparse.Namespace) -
 
 
 def after_the_run(environment: Setting | None, source: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the model had other weights.
+    """Whether the model had other weights, another configuration or another tokenizer.
 
     Args:
         environment: as for :func:`before_the_run`.
         source: what ``fxprune.json`` says of the model that was pruned now.
     """
-    was, now = _texts_of(_at(environment, "source", SHA256)), source.get(SHA256) or {}
-    if was and now and was != now:
-        names = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
-        yield f"the recipe was made with other weights: {', '.join(names)} of the model here is another one"
+    for key, what in ((SHA256, "other weights"), ("files", "other files of the model")):
+        was, now = _texts_of(_at(environment, "source", key)), source.get(key) or {}
+        if was and now and was != now:
+            names = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
+            yield f"the recipe was made with {what}: {', '.join(names)}; the result is another one"
 
 
 def _other_texts(key: str, files: list[Setting], given: list[str]) -> Iterator[str]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import PurePath
 
 from ...backends.recipe import ENVIRONMENT
@@ -282,5 +284,10 @@ def _runs(key: str, leaf: Setting) -> bool:
 
 
 def _is_module(name: str) -> bool:
-    """Whether a name is that of a module, or looks like one in a package; nothing of it runs."""
-    return "." in name or importlib.util.find_spec(name) is not None
+    """Whether a name is that of a module, also of one in the working directory, or looks like one in a package; nothing
+    of it runs."""
+    return (
+        "." in name
+        or importlib.util.find_spec(name) is not None
+        or PathFinder.find_spec(name, [os.getcwd()]) is not None
+    )

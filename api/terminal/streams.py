@@ -8,17 +8,7 @@ import os
 import sys
 import tempfile
 
-from ...ir.errors import FxpruneError, RequestError
-
-NO_MEMORY = (
-    "out of memory",
-    "allocate memory",
-    "not enough memory",
-    "bad allocation",
-    "bad_alloc",
-    "failed to map segment",
-)
-"""What libraries say when there is none left; their errors have no common class."""
+from ...ir.errors import FxpruneError, RequestError, lacks_memory
 
 NEARLY = 0.5
 """The share of the limit on the address space from which a failure is one of memory: what was asked for did not fit."""
@@ -81,7 +71,7 @@ def missing_package(error: BaseException) -> FxpruneError | None:
 def out_of_memory(error: BaseException) -> FxpruneError | None:
     """An error with advice, where memory was short; None for other errors."""
     found = _causes(error)
-    says = any(isinstance(one, MemoryError) or any(text in str(one).lower() for text in NO_MEMORY) for one in found)
+    says = any(lacks_memory(one) for one in found)
     limit = _limit()
     if not says and not limit:
         return None

@@ -19,7 +19,7 @@ from ...runtime.model.free_class import CONFIG_ENTRY
 from ...runtime.model.held_values import narrow_values
 from ..artifact import RECORD, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
-from ..copied_files import CopiedFiles, companions, copy_files
+from ..copied_files import CopiedFiles, companions, copy_files, other_digests
 from ..digests import digests, source_digests
 from ..recipe import ASKED_FOR
 from ..seen import Seen
@@ -324,7 +324,7 @@ def _record(saved: SavedModel, request: SaveRequest) -> dict[str, Any]:
     origin, source = None, request.source
     if source is not None:
         weights = request.origin if request.origin is not None else source_digests(source)
-        origin = {"name": source.resolve().name, "sha256": dict(weights)}
+        origin = {"name": source.resolve().name, "sha256": dict(weights), "files": other_digests(source)}
     return {
         "versions": {name: version(name) for name in ("fxprune", "torch", "transformers", "safetensors")},
         "source": origin,

@@ -132,6 +132,20 @@ def test_recipes_of_strangers_allow_nothing(tmp_path: Path) -> None:
     assert arguments_of(entries, parser) == {"--calib": ["--calib=imdb:train"]}
 
 
+@pytest.mark.parametrize("key", ["calib", "data"])
+@pytest.mark.parametrize("value", ["evil:batches", "[evil:batches]", "pk.evil:batches", "json:load"])
+def test_no_function_of_the_working_directory_runs(
+    key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text("open('ran', 'w').close()\ndef batches():\n    open('ran', 'w').close()\n    yield {}\n")
+    recipe = _written(tmp_path, f"pass: obs\nratio: 0.5\nexample: 'float32[2,4]'\n{key}: {value}\n")
+    for words in (["torch.nn:Identity"], ["demo"]):
+        assert cli.main(["apply", *words, "--recipe", recipe, "--dry-run"]) == 2
+        assert f"line 4: '{value.strip('[]')}' names a function, which would run" in capsys.readouterr().err
+    assert not Path("ran").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

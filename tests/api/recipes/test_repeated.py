@@ -82,11 +82,13 @@ def test_other_versions_and_weights_are_told(capsys: pytest.CaptureFixture[str])
     told[ENVIRONMENT]["versions"]["torch"] = "1.13"
     (name,) = told[ENVIRONMENT]["source"]["sha256"]
     told[ENVIRONMENT]["source"]["sha256"][name] = "0" * 64
+    told[ENVIRONMENT]["source"]["files"]["config.json"] = "0" * 64
     Path("other.yaml").write_text(yaml.safe_dump(told))
     assert cli.main(["apply", "--recipe", "other.yaml", "--out", "three"]) == 0
     said = capsys.readouterr().err
     assert f"warning: the recipe was made with torch 1.13, here {torch.__version__}" in said
-    assert f"warning: the recipe was made with other weights: {name} of the model here is another one" in said
+    assert f"warning: the recipe was made with other weights: {name}; the result is another one" in said
+    assert "warning: the recipe was made with other files of the model: config.json; the result" in said
     assert cli.main(["apply", "--recipe", "other.yaml", "--dry-run"]) == 0
     assert "weights" not in capsys.readouterr().err, "nothing was written that could be compared"
 
@@ -165,7 +167,7 @@ def test_the_recipe_of_a_named_module_makes_it_again(
     assert "warning" not in capsys.readouterr().err
     assert json.loads(Path("one", RECORD).read_text()) == json.loads(Path("two", RECORD).read_text())
     assert cli.main(["apply", "nets_to_repeat:other", *again, "--out", "three"]) == 0
-    assert "warning: the recipe was made with other weights: tensors of the model" in capsys.readouterr().err
+    assert "warning: the recipe was made with other weights: tensors;" in capsys.readouterr().err
 
 
 def test_the_record_of_a_module_in_memory_says_what_text_can_say() -> None:
