@@ -154,7 +154,8 @@ def check_model(model: object, tokenizer: object = None, *, merge_adapter: bool 
     if wrapped:
         hint = "merge its adapters into it first: model.merge_and_unload(); or pass merge_adapter=True"
     elif _is(model, "torch.nn", "Module"):
-        hint = "prune it with fxprune.prune_module(module, example_inputs, passes)"
+        hint = "prune it with fxprune.prune_module(module, example_inputs, passes); the command line also traces and "
+        hint += "analyzes a module, by its name package.module:callable"
     raise RequestError(f"{_kind(model)} is not a Hugging Face model", hint)
 
 

@@ -50,10 +50,10 @@ def check_target(
     check_name(out, "--out")
     if source is not None and (out == source.resolve() or out in source.resolve().parents):
         raise RequestError(f"{out} contains the model that is being read", "choose another --out")
-    if out.exists() and not force:
-        raise RequestError(f"{out} already exists", "choose another --out, or replace it with --force")
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is a file, not a directory", "choose another --out")
+    if out.exists() and not force:
+        raise RequestError(f"{out} already exists", "choose another --out, or replace it with --force")
     if out.exists():
         _check_own_place(out)
         check_replaceable(out, export=export)

@@ -43,8 +43,6 @@ PROGRAMS = {
 }
 """Kinds of programs -> the bytes that they begin with. No file of data begins so."""
 
-CONFIG = "config.json"
-
 DAMAGED = "copy or download the model again"
 
 _VERSION = re.compile(r"\.v\d+")
@@ -86,7 +84,7 @@ def companions(directory: Path) -> list[Path]:
 def other_digests(directory: Path) -> dict[str, str]:
     """Name -> sha256 of the files of a model directory, beside its weights, that decide what a run makes of it: its
     configuration, and what reads and writes its texts."""
-    files = [directory / CONFIG, *companions(directory)]
+    files = [directory / "config.json", *companions(directory)]
     return {path.name: sha256(path) for path in files if path.is_file() and not path.name.startswith("LICENSE")}
 
 

@@ -58,13 +58,13 @@ def check_file_target(
         # The directory of the model takes no other files: then it is a file beside it.
         place = out.with_name(f"{out.name}{Path(example).suffix}") if out == model else out / example
         raise RequestError(f"{out} is a directory, and this format is one file", f"write {name} {place}")
+    if out.exists() and not _begins_with(out, begins):
+        why = ", and --force would remove it" if force else ", and is not replaced"
+        raise RequestError(
+            f"{out} is no file of this format{why}", f"move it elsewhere if you need it; or choose another {name}"
+        )
     if out.exists() and not force:
         raise RequestError(f"{out} already exists", f"choose another {name}, or replace it with --force")
-    if out.exists() and not _begins_with(out, begins):
-        raise RequestError(
-            f"{out} is no file of this format, and --force would remove it",
-            f"move it elsewhere if you need it; or choose another {name}",
-        )
     check_parent(out, name)
     check_room(out, needed)
     return Seen.of(out, source)

@@ -18,6 +18,9 @@ ASKED_FOR = "asked for"
 ENVIRONMENT = "environment"
 """The key of a recipe that tells where it ran. It has no effect."""
 
+TRAINED = "trained_after"
+"""Of the record of a module: whether the user's program changed its weights between the cut and the writing."""
+
 SHA256 = "sha256"
 """Where the digest of a file stands that was read as a text."""
 
@@ -82,7 +85,19 @@ def recipe_of(record: Mapping[str, Any]) -> str:
     told = {name: dict(record.get(name) or {}) for name in ("versions", "source", "parameters")}
     told["versions"] = told["versions"] or {name: record[name] for name in ("fxprune", "torch") if name in record}
     whole = {**recipe, ENVIRONMENT: {**told, **({"texts": read} if read else {})}}
-    return _HEAD + yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    return (
+        _HEAD + _lacking(record) + yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    )
+
+
+def _lacking(record: Mapping[str, Any]) -> str:
+    """Comments on what no recipe can say."""
+    lines = []
+    if not record.get("model"):
+        lines.append("# A program gave the model: name yours on the command line, as MODEL.")
+    if record.get(TRAINED):
+        lines.append("# The weights were changed after the passes, by a program, which this recipe does not repeat.")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _passes(pipeline: str) -> str | list[str | dict[str, _OnOneLine]]:

@@ -57,6 +57,11 @@ def check_replaceable(out: Path, *, export: str | None = None) -> None:
         foreign = next(_foreign(out, "", record), None)
     except OSError as error:
         raise RequestError(f"{out} cannot be looked into: {error.strerror}", "choose another --out") from error
+    if foreign == CARD and CARD in _listed(record):
+        raise RequestError(
+            f"{out}/{CARD} was changed after fxprune wrote it, and --force would remove the changes",
+            "move it elsewhere if you need it; or choose another --out",
+        )
     if foreign is not None:
         raise RequestError(
             f"{out}/{foreign} belongs to no model, and --force would remove it",

@@ -37,6 +37,7 @@ from ..runtime.model_files import check_model_files
 from ..runtime.size_limits import SizeLimit, limited
 from .calls import calls
 from .checkpoint import DOWNLOAD_AGAIN, weight_files
+from .named_objects import is_target
 
 DEMO = "demo"
 ANY_MODEL = SizeLimit()
@@ -139,7 +140,15 @@ def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise RequestError(f"{name!r} is a file, not a model directory", "give the directory that holds config.json")
+        hint = "give the directory that holds config.json"
+        if path.suffix == ".py":
+            hint += f"; what a file of Python holds is called by its name, such as {path.stem}:build"
+        raise RequestError(f"{name!r} is a file, not a model directory", hint)
+    if is_target(name):
+        raise RequestError(
+            f"{name!r} names an object of Python, and this command takes a model of transformers",
+            "trace, apply and analyze take such names; save what apply makes of it, and load that in a program",
+        )
     if name.startswith((".", "~", "/")) or name.count("/") > 1:
         raise RequestError(f"there is no directory {name!r}", "check the path; a Hub id is a name or owner/name")
     patterns = _SMALL_FILES + (_WEIGHTS if weights else []) + (_PICKLES if weights and allow_pickle else [])
@@ -153,8 +162,15 @@ def _locate(name: str, *, weights: bool, allow_pickle: bool) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError):
         raise RequestError(
             f"there is no directory {name!r}, and the Hub cannot be reached",
-            "check the path, or download the model on another machine and give its directory",
+            "check the path, or download the model on another machine and give its directory" + _as_python(name),
         ) from None
+
+
+def _as_python(name: str) -> str:
+    """A hint where a dotted name has a file of Python in the working directory."""
+    module, dot, attribute = name.rpartition(".")
+    is_file = bool(dot) and Path(f"{module.replace('.', '/')}.py").is_file()
+    return f"; what a file of Python holds is written {module}:{attribute}" if is_file else ""
 
 
 def load_config(source: ModelSource) -> Any:

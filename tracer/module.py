@@ -17,14 +17,13 @@ from ..ir.errors import FxpruneError, RequestError, class_and_first_line
 from ..runtime.dtypes import SHORT_NAMES
 from ..runtime.streaming.left_as_found import left_as_found
 from .export import Traced, trace_model
-from .named_objects import named_object
+from .named_objects import TARGET, named_object
 from .tables import keep_tables
 
 ExampleInputs = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, a tuple of positional arguments, or a dict of keyword arguments of a forward."""
 
 EXAMPLE_HINT = "write --example as 'float32[2,3,224,224]': dtype and extents; separate several inputs by commas"
-_TARGET = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
 _INPUT = re.compile(r"\s*(?:(?P<name>[A-Za-z_]\w*)\s*=\s*)?(?P<dtype>\w+)\s*\[(?P<shape>[\d,\s]*)\]\s*(?P<end>,|$)")
 LARGEST_EXAMPLE = 1 << 31
 """Elements of an example input: 8 GB of float32."""
@@ -157,11 +156,6 @@ def _meta(call: ForwardCall, batch: int, module: nn.Module) -> dict[str, Any]:
     return found
 
 
-def is_target(text: str) -> bool:
-    """Whether MODEL has the form ``package.module:callable``."""
-    return _TARGET.fullmatch(text) is not None
-
-
 def resolve_module(text: str) -> nn.Module:
     """The module that ``package.module:callable`` names: the result of the callable, or the attribute itself.
 
@@ -199,7 +193,7 @@ def resolve_function(text: str) -> Callable[..., Any]:
 
 
 def _named(text: str, wanted: str) -> Any:
-    match = _TARGET.fullmatch(text)
+    match = TARGET.fullmatch(text)
     if match is None:
         raise RequestError(
             f"{text!r} is not of the form package.module:callable", "write it as package.module:callable"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
@@ -23,6 +24,10 @@ from ..ir.errors import RequestError, class_and_first_line
 
 _MACHINERY = (str(Path(importlib.__file__).parent), "<frozen importlib")
 """Where the frames of the import system itself come from."""
+
+
+TARGET = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<attribute>[A-Za-z_][\w.]*)")
+"""How an object of Python is named."""
 
 
 class _DirectoryFinder(MetaPathFinder):
@@ -61,6 +66,11 @@ def _importer() -> str:
     ):
         frame = frame.f_back
     return "" if frame is None else str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def is_target(text: str) -> bool:
+    """Whether MODEL has the form ``package.module:callable``."""
+    return TARGET.fullmatch(text) is not None
 
 
 def directories() -> Iterator[str]:

@@ -47,5 +47,5 @@ def analyze_target(
     module = modules.resolve_module(model)
     read: dict[str, Any] = {"loss": loss and modules.resolve_function(loss), "calib": calib, "data": None}
     done = run_passes(module, inputs, (step,), device=device, progress=progress, **read)
-    asked = Asked(model, calib, None, {"example": example, "loss": loss, "device": device})
+    asked = Asked(model, calib, None, {"example": example, "loss": loss, "device": device}, plain=False)
     return AnalysisResult(model, done.parameters[0], done.macs[0], done.report[step.name], asked)

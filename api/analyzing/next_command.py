@@ -23,12 +23,15 @@ class Asked:
         calib: calibration data, as it was given.
         scores: the file that keeps scores and measurements; None without.
         flags: other flags of the command line by name, without dashes, with their values.
+        plain: whether a plain configuration could describe the result; there is none for a module, and of a model in
+            free form.
     """
 
     model: str
     calib: object = None
     scores: str | Path | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
+    plain: bool = True
 
 
 def next_commands(asked: Asked, report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -47,7 +50,8 @@ def next_commands(asked: Asked, report: Mapping[str, Any]) -> list[tuple[str, st
     plain = print_pass(replace(searching, by=UNIFORM))
     for one in report["equal_widths"]:
         layers = [] if one["layers"] is None else ["--layers", "{}:{}".format(*one["layers"])]
-        where = "in these layers" if layers else "in all layers, as a plain config describes them"
+        where = "in these layers" if layers else "in all layers"
+        where += ", as a plain config describes them" if asked.plain and not layers else ""
         commands.append((f"equal widths {where}", _command(asked, plain, target, *layers)))
     return commands
 

@@ -15,6 +15,7 @@ from ...runtime.place.choices import AUTO
 from ...runtime.place.placement import PlacementRequest
 from ...runtime.ranks import ALONE
 from ..inputs.reading import GivenReading, Readings
+from ..inputs.seen_texts import record_of
 from ..progress import Progress, silent
 from ..pruning.request import ApplyRequest
 from ..request_checks import GivenData, Model, is_path
@@ -89,5 +90,10 @@ def analyze(
     flags: dict[str, Any] = {"field": field, "split": split, "example": example, "loss": loss, "device": device,
         "dtype": dtype, "offload": offload, "max-memory": max_memory, "trust-remote-code": trust_remote_code,
         "allow-pickle": allow_pickle, "merge-adapter": merge_adapter}  # fmt: skip
-    asked = Asked(str(model) if is_path(model) else "MODEL", calib, scores, flags)
+    asked = Asked(str(model) if is_path(model) else "MODEL", calib, scores, flags, plain=not _is_free(model))
     return AnalysisResult(done.model, done.parameters[0], done.macs[0], done.report[step.name], asked, done.placement)
+
+
+def _is_free(model: Model) -> bool:
+    """Whether a model is a directory that fxprune wrote in free form."""
+    return is_path(model) and record_of(Path(str(model))).get("form") == "free"

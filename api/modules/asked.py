@@ -23,7 +23,7 @@ ALL_TENSORS = "tensors"
 def told_of(
     module: nn.Module, call: ForwardCall, loss: Callable[..., Any] | None, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The two fields of a result: :func:`asked_for`, and :func:`source_of` the module that is given."""
+    """Two fields of a result: :func:`asked_for`, and :func:`source_of` the module that is given."""
     return {"asked": asked_for(call, loss, given), "source": source_of(module, type(module).__name__)}
 
 
@@ -56,12 +56,17 @@ def asked_for(call: ForwardCall, loss: Callable[..., Any] | None, given: Mapping
 
 def source_of(module: nn.Module, name: str) -> dict[str, Any]:
     """The name of a module and the sha256 of all its tensors."""
+    return {"name": name, SHA256: {ALL_TENSORS: digest_of(module)}}
+
+
+def digest_of(module: nn.Module) -> str:
+    """The sha256 of all tensors of a module, with their names."""
     digest = hashlib.sha256()
     for key, tensor in sorted(module.state_dict().items()):
         if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_quantized:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {"name": name, SHA256: {ALL_TENSORS: digest.hexdigest()}}
+    return digest.hexdigest()
 
 
 def _example(call: ForwardCall) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ...tracer.users_loss import users_loss
+from ...tracer.inputs.users_loss import users_loss
 from ..request_checks import check_loss, list_batches
 
 LossFunction = Callable[..., torch.Tensor]

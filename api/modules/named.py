@@ -20,6 +20,7 @@ from ...passes.registry import all_passes
 from ...runtime.tensors import own_copy
 from ...tracer import module as modules
 from ...tracer.export import Traced
+from ...tracer.named_objects import is_target
 from ..places import claim
 from ..progress import Progress, silent
 from ..pruning.asked_passes import check_data_trains, check_reads_no_text
@@ -73,7 +74,7 @@ def is_named_module(model: str, example: str | None) -> bool:
     Raises:
         RequestError: it is, and there are no example inputs.
     """
-    named = modules.is_target(model) and not Path(model).exists()
+    named = is_target(model) and not Path(model).exists()
     if named and example is None:
         raise RequestError(f"missing --example INPUTS for {model}", EXAMPLE)
     return named
@@ -93,7 +94,7 @@ def refuse_options(model: str, options: Mapping[str, object]) -> None:
     if given:
         raise RequestError(
             f"{', '.join(given)}: only for Hugging Face models; {model} is a module",
-            "leave it out; --loss gives the loss that scores are computed from",
+            "leave it out",
         )
 
 

@@ -47,7 +47,7 @@ from ..pruning.asked_passes import check_data_trains, check_reads_no_text
 from ..pruning.group_change import GroupChange
 from ..request_checks import CALIBRATION, RECOVERY, check_module, is_path, list_batches
 from .arguments_and_outputs import apart, arrangement, placeholders, same, vector
-from .asked import told_of
+from .asked import digest_of, told_of
 from .cannot_be_compared import check_weights, not_a_number, not_repeatable
 from .collector import only_new_objects_collected
 from .losses import LossFunction, losses_of, moved_inputs
@@ -128,7 +128,8 @@ def run_passes(
     _check_passes(pipeline, losses, inputs)
     call = bind(module, moved_inputs(example_inputs, where))
     made = _ModuleRun(module, call, progress, where).run(pipeline, losses, inputs)
-    return replace(made, **told_of(module, call, loss, {"calib": calib, "data": data}))
+    told = told_of(module, call, loss, {"calib": calib, "data": data})
+    return replace(made, digest=digest_of(made.module), **told)
 
 
 def _inputs(module: nn.Module, calib: Any, data: Any) -> dict[str, DataSet]:

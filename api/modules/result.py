@@ -10,11 +10,13 @@ from typing import Any
 from torch import nn
 
 from ...backends.pt2.save import SavableModule, SavedModule, save_module
+from ...backends.recipe import TRAINED
 from ...ir.plan import Plan
 from ...passes.manager import StepRecord
 from ..pruning.group_change import GroupChange
 from ..request_checks import check_paths
 from ..shown import InOneLine, sizes
+from .asked import digest_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,6 +39,7 @@ class Pruned(InOneLine):
         report: what the passes recorded, by pass name.
         asked: what the module was pruned with, as :func:`~.asked.asked_for` says it.
         source: the name of the module that was given and the sha256 of its tensors.
+        digest: the sha256 of the tensors of ``module`` as they were then.
         product: what :meth:`save` writes.
     """
 
@@ -55,6 +58,7 @@ class Pruned(InOneLine):
     report: Mapping[str, Any] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
     product: SavableModule | None = field(default=None, repr=False)
 
     @property
@@ -92,4 +96,7 @@ class Pruned(InOneLine):
         """
         check_paths(out=out)
         assert self.product is not None
-        return save_module(self.product, Path(out), report=self.to_record(), force=force)
+        report = self.to_record()
+        if self.digest and digest_of(self.module) != self.digest:
+            report[TRAINED] = True
+        return save_module(self.product, Path(out), report=report, force=force)

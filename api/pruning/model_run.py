@@ -44,8 +44,8 @@ from ...runtime.streaming.store import InMemory, Store
 from ...runtime.tensors import tensors_by_name
 from ...tracer.export import Traced
 from ...tracer.inputs.input_set import DataSet
+from ...tracer.inputs.users_loss import named_losses
 from ...tracer.model import ModelSource, build_meta, load_model
-from ...tracer.users_loss import named_losses
 from ..inputs.reading import Readings
 from ..inputs.seen_inputs import AsGiven, Tracked, tracked_data
 from ..inputs.seen_texts import Entries, read_so_far, record_of

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...ir import RequestError
-from ...ir.groups import Group
+from ...ir.groups import HEAD_KINDS, Group
 from ...runtime.reporting import counted
 from ..couple.coupling import Coupling
 from ..data import is_inputs
@@ -75,7 +75,7 @@ def unit_of(state: State) -> str:
 
 def settled(step: Prune, coupling: Coupling, state: State) -> Prune:
     """The pass with the heads that it cuts named, where one name says it: a budget found later cuts the same ones."""
-    if step.heads != AS_FEW_ALLOW:
+    if step.heads != AS_FEW_ALLOW or not any(group.kind in HEAD_KINDS for group in coupling.groups.values()):
         return step
     mine = _names(step, coupling, state)
     others = (replace(step, heads=heads) for heads in ("kv", "query"))

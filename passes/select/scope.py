@@ -137,6 +137,11 @@ def chosen_groups(groups: Iterable[Group], scope: Scope) -> tuple[list[Group], l
     groups = list(groups)
     if scope.within is not None:
         _check_part(groups, scope.within)
+    if scope.layers is not None and groups and all(group.layer is None for group in groups):
+        raise RequestError(
+            f"layers={scope.layers[0]}:{scope.layers[1]} chooses nothing: no group here lies in a numbered layer",
+            "leave layers out; within=PATH chooses by the path of a module, and channels=false spares shared widths",
+        )
     asked = [replace(group, frozen=scope.obstacle(group)) for group in scope.held(groups)]
     free = [group for group in asked if group.frozen is None]
     frozen = [group for group in asked if group.frozen is not None]

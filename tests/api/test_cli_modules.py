@@ -112,6 +112,14 @@ def loss(module):
     return F.cross_entropy(module(x), torch.tensor([1, 3]))
 
 
+def fails(module):
+    raise ValueError("no data file")
+
+
+def of_batch(module, batch):
+    return module(batch).sum()
+
+
 def vector(module):
     return module(torch.zeros(2, 3, 8, 8))
 
@@ -241,7 +249,8 @@ def test_layers_and_options_reach_the_passes(capsys: pytest.CaptureFixture[str])
     assert {group["after"] for group in data["groups"]} == {8, 12}
     assert "layers=none" in data["pipeline"]
     assert "seed=3" in data["pipeline"]
-    assert "layers=0:1" in result(capsys, *command, "--layers", "0:1")["pipeline"]
+    code, _, err = run(capsys, *command, "--layers", "0:1")
+    assert (code, "layers=0:1 chooses nothing: no group here lies in a numbered layer" in err) == (2, True)
 
 
 def test_a_shortcut_that_pads_is_repaired_in_place(package: ModuleType) -> None:
@@ -291,6 +300,12 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     (f"apply NETS:net{TARGET}{RANDOM} --loss f --out out", "'f' is not of the form package.module", "package.module:"),
     (f"apply NETS:net{TARGET}{RANDOM} --loss NETS:number --out out", "NETS:number is not a function but int", "func"),
     (f"apply NETS:net{TARGET} --pass taylor --loss NETS:vector --out out", "not a scalar tensor but of shape", ""),
+    (f"apply NETS:net{TARGET} --pass taylor --loss NETS:fails --out out", "NETS:fails fails: ValueError: no d", "takes"),
+    (f"apply NETS:net{TARGET} --pass taylor --loss NETS:of_batch --out out", "missing 1 required", "takes the module"),
+    (f"apply NETS:net{TARGET}{RANDOM} --out NETS.py", "NETS.py is a file, not a directory", "choose another --out"),
+    ("export NETS:net --out out", "'NETS:net' names an object of Python, and this command", "save what apply makes"),
+    ("bench NETS:net", "'NETS:net' names an object of Python, and this command", "save what apply makes"),
+    ("apply NETS.py --pass random --out out", "is a file, not a model directory", "such as NETS:build"),
     ("apply demo --pass taylor --loss NETS:loss --dry-run", "--loss has no effect on a causal", "--calib"),
     *(
         (f"apply NETS:net{TARGET}{RANDOM} --out out {option}", f"{option.split()[0]}: only for Hugging Face models", "")
@@ -311,7 +326,7 @@ def test_a_bad_request_exits_with_2(
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert message.replace("NETS", PACKAGE) in err
-    assert hint in err.partition("\nhint: ")[2]
+    assert hint.replace("NETS", PACKAGE) in err.partition("\nhint: ")[2]
     assert "Traceback" not in err
     assert sorted(tmp_path.iterdir()) == before
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fxprune.api.modules.prune import prune_module
 from fxprune.ir.errors import FxpruneError, RequestError
 from fxprune.passes.score.gradients.taylor_of_losses import taylor_of_losses
-from fxprune.tracer.module import is_target, parse_example, resolve_module
+from fxprune.tracer.module import parse_example, resolve_module
+from fxprune.tracer.named_objects import is_target
 
 from ..nets import quadratic
 

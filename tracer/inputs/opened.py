@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ...ir.errors import RequestError
 from ..input_file import is_input_file, read_inputs
-from ..module import is_target
-from ..named_objects import has_module, is_of_working_directory
+from ..named_objects import has_module, is_of_working_directory, is_target
 from ..texts.files import decode_file, row_suffix
 from .arguments import Arguments
 from .batches import inputs_of_batches, inputs_of_function

@@ -184,6 +184,18 @@ def test_the_record_of_a_module_in_memory_says_what_text_can_say() -> None:
     assert fxprune.prune_module(net, torch.randn(4, 6), "magnitude", ratio=0.25).source != small.source
 
 
+def test_training_after_the_cut_is_told(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    small = fxprune.prune_module(net, torch.randn(4, 6), "magnitude", ratio=0.25)
+    small.save(tmp_path / "before")
+    with torch.no_grad():
+        small.module[0].bias.add_(1)
+    small.save(tmp_path / "after")
+    told = [recipe_of(read_record(tmp_path / name)) for name in ("before", "after")]
+    assert ["The weights were changed after the passes" in text for text in told] == [False, True]
+    assert all("# A program gave the model: name yours on the command line, as MODEL." in text for text in told)
+
+
 def test_results_are_printed_in_one_line() -> None:
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     small = fxprune.prune_module(net, torch.randn(4, 6), "magnitude", ratio=0.25)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..ir.errors import RequestError, class_and_first_line, guarded
-from .module import resolve_function
+from ...ir.errors import RequestError, class_and_first_line, guarded
+from ..module import resolve_function
 
 _TAKES = "it takes the module and returns a scalar"
 
