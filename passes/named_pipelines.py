@@ -30,14 +30,14 @@ class NamedPipeline:
 NAMED_PIPELINES = (
     NamedPipeline(
         "best",
-        "obs{by=global,samples=128},compensate{samples=128}",
-        "obs{samples=128},compensate{samples=128}",
+        "obs{by=global,samples=128},compensate{samples=128,damping=auto}",
+        "obs{samples=128},compensate{samples=128,damping=auto}",
         "What measured best without training: remove what the rest can replace, then refit the rest (docs/quality.md).",
     ),
     NamedPipeline(
         "best_values",
-        "turn{samples=128},obs{by=global,values=true,samples=128},compensate{samples=128}",
-        "obs{samples=128},compensate{samples=128}",
+        "turn{samples=128},obs{by=global,values=true,samples=128},compensate{samples=128,damping=auto}",
+        "obs{samples=128},compensate{samples=128,damping=auto}",
         "As best, with values narrower than heads too: not for llama.cpp and vLLM (docs/quality.md).",
     ),
     NamedPipeline(

@@ -46,7 +46,8 @@ class OwnCode:
 
 Method = str | OwnCode
 
-SWEPT = f"wanda{{{BUDGET},{READ}}},compensate{{{READ}}}"
+HELD = "damping=auto"
+SWEPT = f"wanda{{{BUDGET},{READ}}},compensate{{{READ},{HELD}}}"
 """A cheap score before the refit whose options are chosen."""
 CRITERIA = ("vector", "element1", "element2", "L2")
 COMPENSATED, PLAIN = "compensated", "not compensated"
@@ -55,9 +56,8 @@ CHOICES: dict[str, dict[str, Method]] = {
     "LLM-Pruner's code, kv corrected": {criterion: OwnCode(LLM_PRUNER, criterion, True) for criterion in CRITERIA},
     "FLAP's code": {way: OwnCode(FLAP, way) for way in (COMPENSATED, PLAIN)},
     "damping of the refit": {
-        "0.001": SWEPT.replace("compensate{", "compensate{damping=0.001,"),
-        "0.01": SWEPT,
-        "0.1": SWEPT.replace("compensate{", "compensate{damping=0.1,"),
+        "auto": SWEPT,
+        **{strength: SWEPT.replace(HELD, f"damping={strength}") for strength in ("0.001", "0.01", "0.1", "1")},
     },
     "calibration windows": {
         count: SWEPT.replace(f"samples={CALIBRATED}", f"samples={count}") for count in ("32", str(CALIBRATED))
@@ -69,7 +69,7 @@ CHOSEN = {
     "LLM-Pruner's code": "element1",
     "LLM-Pruner's code, kv corrected": "element1",
     "FLAP's code": PLAIN,
-    "damping of the refit": "0.01",
+    "damping of the refit": "auto",
     "calibration windows": str(CALIBRATED),
 }
 """What is chosen -> the option that all other rows have."""
@@ -81,8 +81,8 @@ METHODS: dict[str, Method] = {
     "wanda uniform": f"wanda{{{BUDGET},{READ}}}",
     "flap": f"flap{{{BUDGET},by=global,{READ}}}",
     "obs": f"obs{{{BUDGET},by=global,{READ}}}",
-    "fisher, compensate": f"fisher{{{BUDGET},by=global,{READ}}},compensate{{{READ}}}",
-    "best, uniform": f"obs{{{BUDGET},{READ}}},compensate{{{READ}}}",
+    "fisher, compensate": f"fisher{{{BUDGET},by=global,{READ}}},compensate{{{READ},{HELD}}}",
+    "best, uniform": f"obs{{{BUDGET},{READ}}},compensate{{{READ},{HELD}}}",
     "best": f"best{{{BUDGET},{READ}}}",
 }
 """Name -> pipeline, with KEPT and SEED to be filled in, or a peer's own code; nothing of it trains."""
@@ -90,16 +90,16 @@ METHODS: dict[str, Method] = {
 WRITTEN = CALIBRATED - 10
 MORE = f"samples={3 * CALIBRATED},seed=SEED"
 ABLATIONS: dict[str, Method] = {
-    "paper, compensate": f"paper{{{BUDGET},seed=SEED}},compensate{{{READ}}}",
+    "paper, compensate": f"paper{{{BUDGET},seed=SEED}},compensate{{{READ},{HELD}}}",
     "generate, paper, compensate": f"generate{{windows={WRITTEN},first=10,seed=SEED}},paper{{{BUDGET},seed=SEED}},"
-    f"compensate{{{READ}}}",
+    f"compensate{{{READ},{HELD}}}",
     "generate, best": f"generate{{windows={2 * CALIBRATED},first={CALIBRATED},seed=SEED}},"
-    f"obs{{{BUDGET},by=global,{READ}}},compensate{{{MORE}}}",
+    f"obs{{{BUDGET},by=global,{READ}}},compensate{{{MORE},{HELD}}}",
     "best_values": f"best_values{{{BUDGET},{READ}}}",
     "obs uniform": f"obs{{{BUDGET},{READ}}}",
     "obs by=kinds": f"obs{{{BUDGET},by=kinds,{READ}}}",
     "fisher": f"fisher{{{BUDGET},by=global,{READ}}}",
-    "taylor global, compensate": f"taylor{{{BUDGET},by=global,{READ}}},compensate{{{READ}}}",
+    "taylor global, compensate": f"taylor{{{BUDGET},by=global,{READ}}},compensate{{{READ},{HELD}}}",
 }
 """Parts of the best pipeline and of the paper's, measured at 0.8 on the first draw."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...ir import FxpruneError
-from .gram import add_gram, add_products
+from .gram import add_gram, add_products, product_dtype
+from .shrinkage import ridge_of
 
 
 @dataclass
@@ -23,11 +25,13 @@ class Moments:
         errors: sum of ``e x^T``, ``[n, k]``, with ``e`` what is wanted of the outputs minus what they are; None when
             no token has an error.
         count: number of tokens.
+        energy: sum of ``e^2`` of each output, ``[n]``; None like ``errors``.
     """
 
     inputs: Tensor
     errors: Tensor | None = None
     count: int = 0
+    energy: Tensor | None = None
 
     @classmethod
     def empty(cls, inputs: int, device: torch.device | str = "cpu") -> Moments:
@@ -38,25 +42,28 @@ class Moments:
         """Add tokens: inputs ``[T, k]``, and errors ``[T, n]`` of the outputs, None without an error."""
         add_gram(self.inputs, x)
         if errors is not None:
-            if self.errors is None:
+            if self.errors is None or self.energy is None:
                 self.errors = self.inputs.new_zeros(errors.shape[1], x.shape[1])
+                self.energy = self.inputs.new_zeros(errors.shape[1])
             add_products(self.errors, errors, x)
+            self.energy += errors.to(product_dtype(x.device)).square().sum(0).to(self.energy.device)
         self.count += len(x)
 
 
-def refit(moments: Moments, weight: Tensor, damping: float) -> Tensor:
+def refit(moments: Moments, weight: Tensor, damping: float | Literal["auto"]) -> Tensor:
     """The weight whose outputs are closest to what is wanted; damping keeps it close to the present weight.
 
-    Minimises ``|X W^T - Y|^2 + lambda |W - W0|^2`` with ``lambda = damping * mean(diag(X^T X))``. Without damping this
-    is the least-squares optimum, with strong damping ``W0``. With ``E = Y - X W0^T``, the closed form is
-    ``(X^T X + lambda I) (W - W0)^T = X^T E`` (OBS with all kept columns at once). The ridge term pulls towards the
-    pruned weights instead of zero, so that too little calibration text does no harm.
+    Minimises ``|X W^T - Y|^2 + sum_j lambda_j |W_j - W0_j|^2`` with ``lambda_j = damping * mean(diag(X^T X))``, or, for
+    ``auto``, as :func:`~.shrinkage.ridge_of` says. Without damping this is the least-squares optimum, with strong
+    damping ``W0``. With ``E = Y - X W0^T``, the closed form is ``(X^T X + diag(lambda)) (W - W0)^T = X^T E`` (OBS with
+    all kept columns at once). The ridge term pulls towards the pruned weights instead of zero, so that too little
+    calibration text does no harm.
 
     Args:
         moments: moments of the pruned model's inputs and of what its outputs lack to the dense model's; used up, so
-            that no second matrix of their size is needed.
+            that no second matrix of their size is needed, but for ``auto``, and then for a while.
         weight: the present weight ``W0``, ``[n, k]``.
-        damping: 0 or more.
+        damping: 0 or more, or ``auto``.
 
     Returns:
         float64 ``[n, k]``.
@@ -65,7 +72,13 @@ def refit(moments: Moments, weight: Tensor, damping: float) -> Tensor:
         FxpruneError: for moments that are not finite, or singular without damping; with the number of tokens if too
             few.
     """
-    factor, _ = _factor(moments, damping)
+    _check_finite(moments)
+    if damping == "auto":
+        if moments.errors is None or moments.energy is None:
+            return weight.to(moments.inputs.device, torch.float64, copy=True)
+        factor = _factor(moments, ridge_of(moments.inputs, moments.errors, moments.energy, moments.count))
+    else:
+        factor = _factor(moments, _mean_ridge(moments, damping))
     best = weight.to(factor.device, torch.float64, copy=True)
     change = _change(moments, factor)
     return best if change is None else best.add_(change)
@@ -81,16 +94,22 @@ def _change(moments: Moments, factor: Tensor) -> Tensor | None:
     return torch.linalg.solve_triangular(factor.mT, right, upper=True, out=right).mT
 
 
-def _factor(moments: Moments, damping: float) -> tuple[Tensor, float]:
-    """Cholesky factor of ``X^T X + lambda I`` in the memory of ``X^T X``, and ``lambda``."""
-    # LAPACK reads the lower triangle of a matrix stored by columns, and works in place on such a one only.
-    system, moments.inputs = moments.inputs.mT, moments.inputs.new_empty(0, 0)
+def _check_finite(moments: Moments) -> None:
     wanted = 0.0 if moments.errors is None else float(moments.errors.sum())
-    if not math.isfinite(wanted) or not bool(system.diagonal().isfinite().all()):
+    if not math.isfinite(wanted) or not bool(moments.inputs.diagonal().isfinite().all()):
         raise FxpruneError(
             "the second moments of a layer's inputs are not finite", "run in float32; check the --calib text"
         )
-    ridge = damping * float(system.diagonal().mean())
+
+
+def _mean_ridge(moments: Moments, damping: float) -> float:
+    return damping * float(moments.inputs.diagonal().mean())
+
+
+def _factor(moments: Moments, ridge: float | Tensor) -> Tensor:
+    """Cholesky factor of ``X^T X`` with the ridge on its diagonal, in the memory of ``X^T X``."""
+    # LAPACK reads the lower triangle of a matrix stored by columns, and works in place on such a one only.
+    system, moments.inputs = moments.inputs.mT, moments.inputs.new_empty(0, 0)
     system.diagonal().add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(system, out=(system, system.new_empty(0, dtype=torch.int32)))
     if int(failed) or not math.isfinite(float(factor.sum())):
@@ -100,7 +119,7 @@ def _factor(moments: Moments, damping: float) -> tuple[Tensor, float]:
             f"the second moments of a layer's inputs are singular{short}",
             "give more calibration text, or damping above 0, which keeps undetermined weights at their old values",
         )
-    return factor, ridge
+    return factor
 
 
 @dataclass
@@ -149,7 +168,9 @@ class ObsSolver:
         Raises:
             FxpruneError: as in :func:`refit`.
         """
-        factor, ridge = _factor(moments, damping)
+        _check_finite(moments)
+        ridge = _mean_ridge(moments, damping)
+        factor = _factor(moments, ridge)
         metric = None if metric is None else metric.to(factor.device)
         best = weight.to(factor.device, torch.float64, copy=True)
         felt = None if metric is None else metric @ best

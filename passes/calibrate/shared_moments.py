@@ -41,9 +41,10 @@ def shared_moments(
     for (form, at), owner in zip(maps.items(), ranks.owners(costs), strict=True):
         own = found.get(at) or Moments.empty(at.unknowns, at.weight.device)
         to = None if everywhere else owner
-        errors = None
+        errors = energy = None
         if form in erring:
             none = own.inputs.new_zeros(form.outputs, at.unknowns)
             errors = ranks.sum(none if own.errors is None else own.errors, to)
-        shared[at] = owner, Moments(ranks.sum(own.inputs, to), errors, counts[form])
+            energy = ranks.sum(none[:, 0] if own.energy is None else own.energy, to)
+        shared[at] = owner, Moments(ranks.sum(own.inputs, to), errors, counts[form], energy)
     return shared

@@ -28,9 +28,9 @@ class Compensate(Pass):
     kind: ClassVar[PassKind] = PassKind.RECOVER
 
     method: str = option("lstsq", "lstsq: refit the kept weights; bias: correct the mean", METHODS)
-    damping: float = option(
-        0.01, "strength of the pull to the present weights, relative to the mean second moment", at_least=0,
-        hint="use 0.01, or 0 for none",
+    damping: float | Literal["auto"] = option(
+        0.01, "strength of the pull to the present weights, relative to the mean second moment of inputs; auto: from "
+        "how much of what is missing the inputs explain", at_least=0, hint="use auto, or 0 for none",
     )  # fmt: skip
     samples: int = option(64, "calibration windows", at_least=1)
     length: int = option(128, "tokens in a calibration window", at_least=1)

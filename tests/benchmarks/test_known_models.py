@@ -61,7 +61,7 @@ def test_the_pipelines_can_be_run() -> None:
 
 def test_the_same_pipeline_is_measured_once() -> None:
     """Under the names of two choices, on one draw of one split; not on another."""
-    one = Run("m", "damping of the refit: 0.01", 0.8, split=VALIDATION)
+    one = Run("m", "damping of the refit: auto", 0.8, split=VALIDATION)
     two = Run("m", "calibration windows: 128", 0.8, split=VALIDATION)
     assert one.same(two)
     assert not one.same(Run("m", "calibration windows: 32", 0.8, split=VALIDATION))

@@ -13,6 +13,7 @@ import torch
 from fxprune.passes.calibrate import gram
 from fxprune.passes.calibrate.gram import COLUMNS, ROWS, add_gram, add_products, full_products, symmetric
 from fxprune.passes.calibrate.least_squares import Moments, ObsSolver, refit
+from fxprune.passes.calibrate.shrinkage import ALIKE, ridge_of
 
 CPU = torch.device("cpu")
 
@@ -245,3 +246,55 @@ def test_products_are_full_whatever_the_caller_allows_and_the_caller_still_may()
         add_gram(total[:3, :3], x)
     assert [setting.fp32_precision for setting in settings] == before
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+def _drawn(tokens: int, inputs: int, noise: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs of very different sizes, errors of which they explain a part, and the change that explains it."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.logspace(0, -2, inputs, dtype=torch.float64)
+    x = torch.randn(tokens, inputs, generator=draw, dtype=torch.float64) * sizes
+    change = torch.randn(5, inputs, generator=draw, dtype=torch.float64) / sizes / inputs**0.5
+    return x, x @ change.T + noise * torch.randn(tokens, 5, generator=draw, dtype=torch.float64), change
+
+
+@pytest.mark.parametrize(("tokens", "noise"), [(600, 0.5), (600, 3.0), (300, 3.0), (150, 3.0), (60, 1.0)])
+def test_a_refit_that_holds_on_by_itself_errs_as_little_as_the_best_strength(tokens: int, noise: float) -> None:
+    """On other tokens of the same kind, averaged over draws: near the best of all strengths, far from the worst."""
+    strengths = ("auto", 0.0, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    errs = dict.fromkeys(strengths, 0.0)
+    for seed in range(8):
+        x, errors, change = _drawn(tokens, 100, noise, seed)
+        scale = x.square().mean(0)
+        for strength in strengths:
+            if not strength and tokens < 2 * 100:
+                errs[strength] = float("inf")
+                continue
+            found = refit(gathered(x, errors), torch.zeros(5, 100), strength)  # type: ignore[arg-type]
+            errs[strength] += float(((found - change).square() * scale).sum())
+    fixed = {strength: value for strength, value in errs.items() if strength != "auto"}
+    assert errs["auto"] <= 1.1 * min(fixed.values())
+
+
+def test_the_ridge_follows_the_inputs_and_what_they_explain() -> None:
+    x, errors, change = _drawn(2000, 20, 1.0, 0)
+    found = gathered(x, errors)
+    assert found.errors is not None
+    assert found.energy is not None
+    assert torch.allclose(found.energy, errors.square().sum(0))
+    ridge = ridge_of(found.inputs, found.errors, found.energy, found.count)
+    strength = ridge / found.inputs.diagonal()
+    share = float((x @ change.T).square().sum() / errors.square().sum())
+    assert torch.allclose(strength, strength.new_tensor(ALIKE * 20 / 2000 * (1 - share) / share), rtol=0.1)
+    nothing = gathered(x, torch.randn(2000, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(9)))
+    assert nothing.errors is not None
+    assert nothing.energy is not None
+    assert float((ridge_of(nothing.inputs, nothing.errors, nothing.energy, 2000) / nothing.inputs.diagonal()).min()) > 1
+
+
+def test_inputs_that_are_always_zero_and_errors_that_are_none_change_nothing() -> None:
+    x, errors, _ = _drawn(200, 6, 1.0, 0)
+    x[:, 2] = 0
+    weight = torch.randn(5, 6)
+    assert torch.equal(refit(gathered(x, errors), weight, "auto")[:, 2], weight[:, 2].double())
+    assert torch.equal(refit(gathered(x), weight, "auto"), weight.double())
+    assert torch.allclose(refit(gathered(x, torch.zeros(200, 5)), weight, "auto"), weight.double())
