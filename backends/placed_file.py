@@ -20,6 +20,9 @@ from .atomic_directory import (
 )
 from .seen import Seen
 
+OTHER_FORMATS = frozenset((".onnx", ".safetensors", ".pt2", ".pt", ".bin", ".gguf"))
+"""Endings that say what a file holds."""
+
 
 def check_file_target(
     out: Path,
@@ -58,6 +61,10 @@ def check_file_target(
         # The directory of the model takes no other files: then it is a file beside it.
         place = out.with_name(f"{out.name}{Path(example).suffix}") if out == model else out / example
         raise RequestError(f"{out} is a directory, and this format is one file", f"write {name} {place}")
+    if out.suffix in OTHER_FORMATS and out.suffix != Path(example).suffix:
+        raise RequestError(
+            f"{out} is named like a file of another format", f"give {name} a name that ends in {Path(example).suffix}"
+        )
     if out.exists() and not _begins_with(out, begins):
         why = ", and --force would remove it" if force else ", and is not replaced"
         raise RequestError(

@@ -11,15 +11,13 @@ NEAR = 0.02
 
 def shares(report: Mapping[str, Any]) -> list[str]:
     """For every pruning pass, a line: the share that each kind of groups lost, and why where that is another one than
-    was asked for."""
+    the ratio."""
     lines = []
     for name, entry in report.items():
         if removed := entry.get("removed"):
             asked = entry.get("asked")
             parts = [_part(kind, found, asked) for kind, found in removed.items()]
-            lines.append(
-                f"{name} removed {', '.join(parts)}" + ("" if asked is None else f"; {asked:.4g} was asked for")
-            )
+            lines.append(f"{name} removed {', '.join(parts)}" + ("" if asked is None else f"; ratio={asked:.4g}"))
         lines += [
             f"{name}: {kind} stay as they are, since the code of the model fixes them: {why}"
             for kind, why in entry.get("left_whole", {}).items()

@@ -114,3 +114,10 @@ def test_the_place_of_the_hint_is_free(name: str, place: str, tmp_path: Path) ->
         check_file_target(tmp_path / name, force=False, begins=MAGIC, source=source)
     assert caught.value.hint == f"write --out {tmp_path / place}"
     check_file_target(tmp_path / place, force=False, begins=MAGIC, source=source)
+
+
+def test_a_name_of_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"g\.onnx is named like a file of another format") as caught:
+        check_file_target(tmp_path / "g.onnx", force=False, begins=MAGIC)
+    assert caught.value.hint == "give --out a name that ends in .gguf"
+    assert check_file_target(tmp_path / "g.v2", force=False, begins=MAGIC)

@@ -31,7 +31,10 @@ def test_a_name_is_its_text(pipeline: Any) -> None:
     ("text", "meant"),
     [
         ("best{samples=16}", "obs{by=global,samples=16},compensate{samples=16,damping=auto}"),
-        ("best{by=search,method=lstsq}", "obs{by=search,samples=128},compensate{samples=128,method=lstsq,damping=auto}"),
+        (
+            "best{by=search,method=lstsq}",
+            "obs{by=search,samples=128},compensate{samples=128,method=lstsq,damping=auto}",
+        ),
         ("best_values{samples=16}", f"turn{{samples=16}},obs{{{VALUES}}},compensate{{samples=16,damping=auto}}"),
         ("generate,best,lora", f"generate,{BEST},lora"),
         ("paper{layers=4:30},lora", "taylor{variant=element1,samples=10,layers=4:30},lora"),
@@ -43,7 +46,9 @@ def test_options_go_to_the_passes_that_have_them(text: str, meant: str) -> None:
 
 def test_what_all_passes_share_reaches_them() -> None:
     found = parse_pipeline("best", PASSES, {"target": "params:0.8"})
-    assert found == parse_pipeline("obs{by=global,samples=128,target=params:0.8},compensate{samples=128,damping=auto}", PASSES)
+    assert found == parse_pipeline(
+        "obs{by=global,samples=128,target=params:0.8},compensate{samples=128,damping=auto}", PASSES
+    )
 
 
 @pytest.mark.parametrize(

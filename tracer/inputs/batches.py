@@ -65,6 +65,8 @@ def inputs_of_batches(name: str, batches: Iterable[Any], arguments: Arguments) -
                 f"{where} holds {', '.join(batch) or 'nothing'}, and the batch before it {', '.join(found[0])}",
                 "give the same arguments in all batches",
             )
+        if found:
+            _refuse_other_kind(batch, found[0], where, number)
         arguments.check(batch, where)
         _refuse_not_a_number(batch, where)
         found.append(batch)
@@ -105,6 +107,24 @@ def inputs_of_function(spec: str, arguments: Arguments) -> DataSet:
     if batches is None:
         raise RequestError(f"{spec}() gives a {type(given).__name__}, not batches", BATCH_HINT)
     return inputs_of_batches(spec, batches, arguments)
+
+
+def _refuse_other_kind(batch: Sample, first: Sample, where: str, number: int) -> None:
+    """A pair of inputs and labels in the place of a list of batches would be read as two batches.
+
+    Raises:
+        RequestError: a tensor has other dimensions than that of the first batch, or integers where that has none.
+    """
+    for name, value in batch.items():
+        other = first[name]
+        if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+            continue
+        if value.dim() != other.dim() or value.is_floating_point() != other.is_floating_point():
+            shapes = [f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for one in (value, other)]
+            raise RequestError(
+                f"{where}: {name!r} is {shapes[0]}, and that of batch {number - 1} is {shapes[1]}",
+                "give a list of batches of one kind; what a module is called with has no labels",
+            )
 
 
 def _without_tensor(batch: Sample, where: str) -> RequestError:

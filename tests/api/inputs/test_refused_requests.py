@@ -60,6 +60,13 @@ def test_inputs_that_are_no_numbers_are_refused_and_masks_with_infinities_are_no
     assert masked.rows(2)[0]["input"].isinf().all()
 
 
+def test_a_pair_of_inputs_and_labels_is_no_list_of_batches() -> None:
+    arguments = Arguments.of(nn.Linear(3, 2))
+    with pytest.raises(RequestError, match=r"batch 1 of 'calib': 'input' is int64\[4\], and that of batch 0 is"):
+        inputs_of_batches("calib", (torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)), arguments)
+    assert len(inputs_of_batches("calib", [torch.zeros(4, 3), torch.zeros(1, 3)], arguments).source) == 5
+
+
 def test_a_directory_of_a_pruned_module_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").touch()
     with pytest.raises(RequestError, match="holds a pruned module") as caught:

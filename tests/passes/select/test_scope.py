@@ -52,7 +52,7 @@ def test_query_heads_take_over_where_kv_heads_are_too_few(
 
 def test_the_share_of_every_kind_is_said() -> None:
     (said,) = shares(pruned(3, 3, ratio=0.25).ledger.report)
-    assert said == "magnitude removed 0.0% of kv_heads (3 in a group), 25.0% of width; 0.25 was asked for"
+    assert said == "magnitude removed 0.0% of kv_heads (3 in a group), 25.0% of width; ratio=0.25"
     (said,) = shares(pruned(2, 8, target="params=0.8").ledger.report)
     assert "asked" not in said
     assert " of query_heads, " in said
