@@ -75,4 +75,4 @@ def explained_share(inputs: Tensor, errors: Tensor, energy: Tensor, count: int) 
     if apart <= _FLOOR * of_change:
         return 0.5
     change = (float(taken[:read].sum()) - whole / count * of_noise) / apart
-    return min(max(unknowns * count * change / whole, _LEAST_SHARE), 1 - _LEAST_SHARE**2)
+    return min(max(unknowns * count * change / whole, _LEAST_SHARE), 1 - _FLOOR)

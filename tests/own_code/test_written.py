@@ -155,6 +155,7 @@ def masked(artifact: Artifact) -> Any:
     return model
 
 
+@pytest.mark.first_rows(2)
 @pytest.mark.parametrize("row", rows(*ONLY_CUT))
 def test_it_computes_what_the_original_does_with_zeros(row: str, artifacts: Artifacts) -> None:
     made = artifacts[row]
@@ -234,6 +235,7 @@ def _loaded(path: Path) -> Any:
     return fxprune.load(path, trust_remote_code=True).eval()
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("row", rows("packed free", "packed free, sub-blocks", "reader uniform"))
 def test_the_result_is_pruned_again(row: str, artifacts: Artifacts, tmp_path: Path) -> None:
     """The class of the free form is fxprune's: what is written next is for the class of the model again."""

@@ -21,9 +21,6 @@ from fxprune.runtime.tolerances import half_the_digits
 from ..checkpoints import write_checkpoint
 from ..corpora import word_tokenizer
 
-pytestmark = pytest.mark.wide
-"""Its process takes a minute for all cases together."""
-
 SCRIPT = Path(__file__).with_name("on_checked_device.py")
 WORDS = "one two three four five six seven eight nine ten calibration recovery evaluation"
 
@@ -52,7 +49,8 @@ PIPELINES = (
 )
 CALLS = ("refused", "evaluated", "written", "module", "rebuilt", "timed")
 
-pytestmark = pytest.mark.timeout(1200)  # the first test waits for the process that runs all cases
+# The first test waits for the process that runs all cases, which takes a minute.
+pytestmark = [pytest.mark.wide, pytest.mark.timeout(1200)]
 
 Found = dict[str, dict[str, Any]]
 

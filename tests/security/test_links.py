@@ -215,6 +215,7 @@ def test_a_file_that_becomes_a_link_is_not_copied(source: Path, secret: Path, tm
     assert contents(tmp_path / "into") == {}
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
 def test_modes_are_those_of_the_umask(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int) -> None:
     monkeypatch.setattr(weight_source, "verify_written", lambda *_: {})

@@ -289,7 +289,7 @@ def test_a_conversation_in_which_nothing_is_said_is_left_out_and_counted(tmp_pat
     for rows_ in ((row, TWO), (TWO, row)):
         text = loaded(tmp_path, *rows_)
         assert text.rows == loaded(tmp_path, TWO).rows
-        assert text.read_from == {"format": "messages", "nulls": 1}
+        assert (text.read_from["format"], text.read_from["nulls"]) == ("messages", 1)
         assert answers(text) == [["hello<|end|>", "é 漢!<|end|>"]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def test_rows_without_a_value_are_left_out_and_counted(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
     for name, rows, nulls in (("a.jsonl", ("a", ""), 2), ("a.csv", ("abc", "def"), 1), ("a.parquet", ("a", "b"), 1)):
         text = load(tmp_path / name)
-        assert (text.rows, text.read_from) == (rows, {"format": "text", "nulls": nulls})
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert (text.rows, text.read_from) == (rows, {"format": "text", "nulls": nulls, "sha256": digest})
 
 
 def test_a_field_may_lie_within_others(tmp_path: Path) -> None:
@@ -103,11 +105,9 @@ def test_a_field_may_lie_within_others(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(jsonl(rows))
     assert load(tmp_path / "a.jsonl", field="meta.body").rows == ("in",)
     assert load(tmp_path / "a.jsonl", field="a.b").rows == ("dotted", "two")
-    assert load(tmp_path / "a.jsonl", field="meta.body").read_from == {
-        "format": "text",
-        "field": "meta.body",
-        "nulls": 1,
-    }
+    read_from = dict(load(tmp_path / "a.jsonl", field="meta.body").read_from)
+    assert len(read_from.pop("sha256")) == 64
+    assert read_from == {"format": "text", "field": "meta.body", "nulls": 1}
     parquet.write_table(pa.Table.from_pylist([{"meta": {"body": "in"}}]), tmp_path / "a.parquet")
     assert load(tmp_path / "a.parquet", field="meta.body").rows == ("in",)
 

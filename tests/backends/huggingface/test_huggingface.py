@@ -188,6 +188,11 @@ def source_directory(path: Path) -> Path:
     return path
 
 
+READ_BESIDE = (
+    "config.json", "chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
+
+
 @pytest.mark.usefixtures("unverified")
 def test_the_record_and_the_companions(tmp_path: Path) -> None:
     source = source_directory(tmp_path / "source")
@@ -203,6 +208,7 @@ def test_the_record_and_the_companions(tmp_path: Path) -> None:
     assert record["source"] == {
         "name": "source",
         "sha256": {"model.safetensors": sha256(source / "model.safetensors")},
+        "files": {name: sha256(source / name) for name in READ_BESIDE},
     }
     assert record["pipeline"] == "by hand"
     assert record["retargeted"].startswith("llama to mistral")

@@ -46,6 +46,7 @@ def unused(text: list[int]) -> int:
     return min(set(range(97)) - set(text))
 
 
+@pytest.mark.first_rows(1)
 @pytest.mark.parametrize("name", ["tied", "free"])
 def test_genai_writes_what_torch_writes(decoders: Decoders, name: str, tmp_path: Path) -> None:
     for prompt in ([5, 17, 3, 9, 80], [11]):

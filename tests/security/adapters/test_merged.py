@@ -149,7 +149,9 @@ def test_the_record_names_the_files_of_base_and_adapter(base: Path, tmp_path: Pa
     fxprune.apply(folder, "magnitude", ratio=0.25, out=out, merge_adapter=True)
     record = json.loads((out / "fxprune.json").read_text())
     names = ("adapter_config.json", "adapter_model.safetensors", "model.safetensors")
-    assert record["source"] == {"name": "adapted", "sha256": {name: sha256(folder / name) for name in names}}
+    source = record["source"]
+    assert (source["name"], source["sha256"]) == ("adapted", {name: sha256(folder / name) for name in names})
+    assert {"config.json"} <= set(source["files"])
     fxprune.apply(folder, plan=out, out=again, merge_adapter=True)
     assert contents(again, "fxprune.json", "README.md") == contents(out, "fxprune.json", "README.md")
     edited = json.loads((folder / "adapter_config.json").read_text()) | {"lora_alpha": 16}

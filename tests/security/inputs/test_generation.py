@@ -61,6 +61,7 @@ TAKEN = {
 }
 
 
+@pytest.mark.first_rows(2)
 @pytest.mark.parametrize("data", TAKEN.values(), ids=TAKEN)
 def test_what_can_generate_does_not_decide_the_check(model: Path, tmp_path: Path, data: str) -> None:
     folder = with_generation(model, tmp_path / "model", data)
