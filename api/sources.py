@@ -59,7 +59,7 @@ def open_source(
     check_model(model, tokenizer, merge_adapter=merge_adapter)
     allowed = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "merge_adapter": merge_adapter}
     if isinstance(model, str | os.PathLike):
-        _refuse_module(Path(model))
+        refuse_module(Path(model))
         found = resolve(os.fspath(model), weights=weights, **allowed)
         if weights:
             check_fit(found)
@@ -94,7 +94,12 @@ def _remember_texts(origin: Path, source: ModelSource) -> None:
         write_json(source.directory / RECORD, {TEXTS: texts})
 
 
-def _refuse_module(directory: Path) -> None:
+def refuse_module(directory: Path) -> None:
+    """Refuse a directory that holds a pruned module.
+
+    Raises:
+        RequestError: it does, and says what to do with it.
+    """
     if (directory / PROGRAM).is_file() and not (directory / "config.json").exists():
         raise RequestError(
             f"{directory} holds a pruned module ({PROGRAM}), not a model of transformers",

@@ -20,7 +20,7 @@ from .atomic_directory import (
 )
 from .seen import Seen
 
-OTHER_FORMATS = frozenset((".onnx", ".safetensors", ".pt2", ".pt", ".bin", ".gguf"))
+NAMED_FORMATS = frozenset((".onnx", ".safetensors", ".pt2", ".pt", ".bin", ".gguf"))
 """Endings that say what a file holds."""
 
 
@@ -61,10 +61,7 @@ def check_file_target(
         # The directory of the model takes no other files: then it is a file beside it.
         place = out.with_name(f"{out.name}{Path(example).suffix}") if out == model else out / example
         raise RequestError(f"{out} is a directory, and this format is one file", f"write {name} {place}")
-    if out.suffix in OTHER_FORMATS and out.suffix != Path(example).suffix:
-        raise RequestError(
-            f"{out} is named like a file of another format", f"give {name} a name that ends in {Path(example).suffix}"
-        )
+    _check_ending(out, name, Path(example).suffix)
     if out.exists() and not _begins_with(out, begins):
         why = ", and --force would remove it" if force else ", and is not replaced"
         raise RequestError(
@@ -75,6 +72,11 @@ def check_file_target(
     check_parent(out, name)
     check_room(out, needed)
     return Seen.of(out, source)
+
+
+def _check_ending(out: Path, name: str, ending: str) -> None:
+    if out.suffix in NAMED_FORMATS and out.suffix != ending:
+        raise RequestError(f"{out} is named like a file of another format", f"give {name} a name that ends in {ending}")
 
 
 def _begins_with(path: Path, begins: bytes) -> bool:

@@ -156,7 +156,10 @@ def _place(model: Any, stack: ExitStack, allowed: Mapping[str, bool], progress: 
         name = os.fspath(model)
         directory = Path(MODEL_DIR) if name == "demo" else Path(name).expanduser()
         onnx = (directory / "model.onnx").is_file()
+        from ..sources import refuse_module
+
         merged = allowed["merge_adapter"] and not onnx and find_adapter(directory) is not None
+        refuse_module(directory)
         if directory.is_dir() and not merged:
             code, pickle = allowed["trust_remote_code"], allowed["allow_pickle"]
             return name, Consent.of_user(directory.absolute(), code=code, pickle=pickle)

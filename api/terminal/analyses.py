@@ -97,7 +97,7 @@ def _recommended(result: AnalysisResult) -> list[str]:
             "note: not even the smallest budget that was tried costs more than --bound; so it is of a model that is not"
             " trained, or with data that says nothing about it: then no recommendation means anything"
         )
-    if result.asked.scores is None:
+    if result.asked.scores is None and result.placement is not None:  # of a module, none is kept
         said.append("with --scores FILE, what was measured is kept, and the next command does not measure it again")
     return said
 

@@ -69,6 +69,7 @@ def test_a_pair_of_inputs_and_labels_is_no_list_of_batches() -> None:
 
 def test_a_directory_of_a_pruned_module_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").touch()
-    with pytest.raises(RequestError, match="holds a pruned module") as caught:
-        api.trace(str(tmp_path))
-    assert "fxprune.load" in caught.value.hint
+    for call in (api.trace, api.bench):
+        with pytest.raises(RequestError, match="holds a pruned module") as caught:
+            call(str(tmp_path))
+        assert "fxprune.load" in caught.value.hint
