@@ -184,8 +184,7 @@ def test_passes_are_listed_with_options_types_and_defaults(capsys: pytest.Captur
     assert options["r"] == {"name": "r", "type": "integer", "default": "8", "help": "rank of the adapters"}
     code, out, _ = run(capsys, "passes")
     assert code == 0
-    said = " ".join(out.split())  # a help may go on in the next line
-    assert all(name in said and row["help"] in said for name, row in listed.items())
+    assert all(f"{name} " in out and row["help"] in " ".join(out.split()) for name, row in listed.items())
 
 
 def test_formats_are_listed_with_options_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
