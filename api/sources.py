@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..backends.artifact import RECORD, read_record, write_json
-from ..backends.pt2.save import PROGRAM
-from ..ir.errors import RequestError
+from ..backends.artifact import RECORD, read_record, refuse_module, write_json
 from ..runtime.adapter_files import find_adapter
 from ..runtime.scratch import ScratchDirectory
 from ..tracer.fitting import check_fit
@@ -92,17 +90,3 @@ def _remember_texts(origin: Path, source: ModelSource) -> None:
     texts = read_record(origin).get(TEXTS) if (origin / RECORD).is_file() else None
     if texts:
         write_json(source.directory / RECORD, {TEXTS: texts})
-
-
-def refuse_module(directory: Path) -> None:
-    """Refuse a directory that holds a pruned module.
-
-    Raises:
-        RequestError: it does, and says what to do with it.
-    """
-    if (directory / PROGRAM).is_file() and not (directory / "config.json").exists():
-        raise RequestError(
-            f"{directory} holds a pruned module ({PROGRAM}), not a model of transformers",
-            "load it with fxprune.load or torch.export.load, and export it with torch.onnx.export (docs/modules.md); "
-            "to prune it again, name a package.module:callable that gives it",
-        )

@@ -25,6 +25,9 @@ FORMER_PLAN = "plan.safetensors"
 
 RECORD = "fxprune.json"
 
+PROGRAM = "model.pt2"
+"""The exported program of a pruned module."""
+
 MODULE_KIND = "module"
 """What the record of a pruned module says that it is of."""
 
@@ -97,6 +100,20 @@ class RecordFile(TypedDict, total=False):
     passes: Reports | None
     texts: list[ReadText] | None
     repairs: dict[str, dict[str, list[int | list[int]]]] | None
+
+
+def refuse_module(directory: Path) -> None:
+    """Refuse a directory that holds a pruned module.
+
+    Raises:
+        RequestError: it does, and says what to do with it.
+    """
+    if (directory / PROGRAM).is_file() and not (directory / "config.json").exists():
+        raise RequestError(
+            f"{directory} holds a pruned module ({PROGRAM}), not a model of transformers",
+            "load it with fxprune.load or torch.export.load, and export it with torch.onnx.export (docs/modules.md); "
+            "to prune it again, name a package.module:callable that gives it",
+        )
 
 
 def write_plan(folder: Path, plan: Plan) -> None:

@@ -9,8 +9,8 @@ from torch import nn
 
 from ..ir.errors import RequestError
 from ..runtime.model_files import check_model_files
-from .artifact import MODULE_KIND, read_record
-from .pt2.save import PROGRAM, load_into, load_program
+from .artifact import MODULE_KIND, PROGRAM, read_record
+from .pt2.save import load_into, load_program
 
 
 def load(

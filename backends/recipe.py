@@ -29,6 +29,9 @@ _HEAD = "# Made by `fxprune recipe`. Paths of data and model are those of that m
 DATA_SETTINGS = {"calibration": "calib", "recovery": "data"}
 """What a text was read as -> the setting that names it."""
 
+_OF_MODULES = ("example", "loss", *DATA_SETTINGS.values())
+"""Settings of which the record of a module says what they were."""
+
 _WIDTH = 100
 """Characters of a line, as far as values allow."""
 
@@ -75,10 +78,10 @@ def recipe_of(record: Mapping[str, Any]) -> str:
                 read[key] = known
             for option, said in _reading(key, entry.get("read_from") or {}):
                 recipe.setdefault(option, []).append(said)
-    for key, said in (record.get("asked") or {}).items():
-        recipe[key] = said["name"] if isinstance(said, dict) else said
-        if isinstance(said, dict) and SHA256 in said:
-            read[key] = [said]
+    for key, one in _asked(record.get("asked")):
+        recipe[key] = one["name"]
+        if SHA256 in one:
+            read[key] = [one]
     # What found by itself that no plain configuration describes it finds that again, and says so in the same words.
     if record.get("form") == "uniform" or (record.get("form"), record.get("why_free")) == ("free", ASKED_FOR):
         recipe["form"] = record["form"]
@@ -88,6 +91,15 @@ def recipe_of(record: Mapping[str, Any]) -> str:
     return (
         _HEAD + _lacking(record) + yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
     )
+
+
+def _asked(asked: Any) -> Iterator[tuple[str, dict[str, str]]]:
+    """What a module was pruned with: setting -> its name, and the sha256 of a file. What is of another form is none."""
+    for key in _OF_MODULES if isinstance(asked, dict) else ():
+        said = asked.get(key)
+        named = {"name": said} if isinstance(said, str) else said
+        if isinstance(named, dict) and {"name"} <= named.keys() <= {"name", SHA256}:
+            yield key, {name: str(value) for name, value in named.items()}
 
 
 def _lacking(record: Mapping[str, Any]) -> str:

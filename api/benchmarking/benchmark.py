@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ...backends.artifact import refuse_module
 from ...demo import MODEL_DIR
 from ...ir.errors import FxpruneError, RequestError, last_line
 from ...ir.extras import EXTRAS, require
@@ -156,8 +157,6 @@ def _place(model: Any, stack: ExitStack, allowed: Mapping[str, bool], progress: 
         name = os.fspath(model)
         directory = Path(MODEL_DIR) if name == "demo" else Path(name).expanduser()
         onnx = (directory / "model.onnx").is_file()
-        from ..sources import refuse_module
-
         merged = allowed["merge_adapter"] and not onnx and find_adapter(directory) is not None
         refuse_module(directory)
         if directory.is_dir() and not merged:

@@ -54,6 +54,7 @@ from .losses import LossFunction, losses_of, moved_inputs
 from .result import Pruned
 
 __all__ = ["Pruned", "load", "prune_module"]
+
 DEFAULTS: Mapping[str, Any] = {"channels": True}
 """Options that are another thing for a module than for a language model, where neither the pipeline text nor the call
 says anything: the widths that shortcuts carry go too."""

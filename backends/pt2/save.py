@@ -26,7 +26,7 @@ from ...runtime.scratch import ScratchDirectory
 from ...runtime.streaming.left_as_found import left_as_found
 from ...runtime.tensors import slice_tensors, tensors_by_name
 from ...runtime.tolerances import relative_difference, same_program
-from ..artifact import MODULE_KIND, PLAN, RECORD, read_plan, write_json, write_plan
+from ..artifact import MODULE_KIND, PLAN, PROGRAM, RECORD, read_plan, write_json, write_plan
 from ..atomic_directory import atomic_directory, check_room, check_target
 from ..digests import digests
 from ..own_names import by_attributes, rename_tensors
@@ -36,7 +36,6 @@ from .plain_output import plain_output
 from .read_program import read_program
 
 MODULE_WEIGHTS = "model.safetensors"
-PROGRAM = "model.pt2"
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,12 @@ def test_a_recipe_of_a_module_in_memory_names_no_model() -> None:
     assert "model" not in yaml.safe_load(recipe_of({"model": "", "pipeline": "random"}))
 
 
+@pytest.mark.parametrize("asked", [3, ["loss"], {"loss": 3, "calib": {"sha256": "0"}, "force": "true"}])
+def test_a_damaged_record_of_a_module_names_nothing(asked: object) -> None:
+    said = yaml.safe_load(recipe_of({"model": "a:b", "pipeline": "random", "asked": asked}))
+    assert set(said) == {"model", "pass", "environment"}
+
+
 def test_a_recipe_says_how_texts_are_read(tmp_path: Path) -> None:
     recipe = _written(
         tmp_path,
