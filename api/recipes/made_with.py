@@ -60,7 +60,7 @@ def _other_texts(key: str, files: list[Setting], given: list[str]) -> Iterator[s
         said = _texts_of(file.value)
         if (digest := said.get(SHA256)) and os.path.isfile(path) and (found := sha256(Path(path))) != digest:
             yield (
-                f"--{key} {path} is not the text that the recipe was made with, {said.get('name')}: its sha256 is "
+                f"--{key} {path} is not the file {said.get('name')} that the recipe was made with: its sha256 is "
                 f"{found[:_DIGITS]}..., in the recipe {digest[:_DIGITS]}...; the result will be another one"
             )
 

@@ -29,6 +29,7 @@ NOT_HERE = {
     "merge_adapter": "it changes the model", "force": "it allows files to be replaced",
     "resume": "it belongs to one run", "dry_run": "it belongs to one run", "json": "it belongs to one run",
     "full": "it belongs to one run", "debug": "it belongs to one run",
+    "log_file": "it is written to, wherever it is",
     "recipe": "use `extends`", "set": "use `variables`", "help": "it is no setting",
 }  # fmt: skip
 """Options of the command line that no recipe can give -> why."""

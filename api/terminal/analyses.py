@@ -69,7 +69,7 @@ def _costly(result: AnalysisResult) -> list[str]:
     """Which layers to spare."""
     losses = layer_losses(result.report["groups"], HALF_THE_UNITS)
     if len(losses) < FEWEST_LAYERS:
-        return []
+        return ["layers to spare: told of three layers or more, by what the median one costs"] if losses else []
     median = (
         f"half of the units of the median layer costs {statistics.median(losses.values()):.4f} {result.report['unit']}"
     )

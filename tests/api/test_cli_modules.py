@@ -116,6 +116,10 @@ def fails(module):
     raise ValueError("no data file")
 
 
+def ends(module):
+    raise SystemExit(3)
+
+
 def of_batch(module, batch):
     return module(batch).sum()
 
@@ -300,7 +304,8 @@ BAD_REQUESTS: list[tuple[str, str, str]] = [
     (f"apply NETS:net{TARGET}{RANDOM} --loss f --out out", "'f' is not of the form package.module", "package.module:"),
     (f"apply NETS:net{TARGET}{RANDOM} --loss NETS:number --out out", "NETS:number is not a function but int", "func"),
     (f"apply NETS:net{TARGET} --pass taylor --loss NETS:vector --out out", "not a scalar tensor but of shape", ""),
-    (f"apply NETS:net{TARGET} --pass taylor --loss NETS:fails --out out", "NETS:fails fails: ValueError: no", "take"),
+    (f"apply NETS:net{TARGET} --pass taylor --loss NETS:fails --out out", "data file (NETS.py, line ", "takes"),
+    (f"apply NETS:net{TARGET} --pass taylor --loss NETS:ends --out out", "NETS:ends fails: SystemExit: 3", "takes the"),
     (f"apply NETS:net{TARGET} --pass taylor --loss NETS:of_batch --out out", "missing 1 required", "takes the module"),
     (f"apply NETS:net{TARGET}{RANDOM} --out NETS.py", "NETS.py is a file, not a directory", "choose another --out"),
     ("export NETS:net --out out", "'NETS:net' names an object of Python, and this command", "save what apply makes"),

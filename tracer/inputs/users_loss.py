@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ...ir.errors import RequestError, class_and_first_line, guarded
@@ -23,9 +26,19 @@ def users_loss(loss: Callable[..., Any], *, batches: bool = False) -> Callable[.
     message = f"the loss {name.removeprefix(':')} fails"
 
     def called(*arguments: Any) -> Any:
-        return guarded(lambda: loss(*arguments), RequestError, message, takes, class_and_first_line)
+        try:
+            return guarded(lambda: loss(*arguments), RequestError, message, takes, partial(_where, loss))
+        except SystemExit as error:  # of the user's code: no wish to end this program
+            raise RequestError(f"{message}: SystemExit: {error}", takes) from error
 
     return called
+
+
+def _where(loss: Callable[..., Any], error: BaseException) -> str:
+    """What an error says, with the line of the function that it comes from, where that is known."""
+    file = getattr(getattr(loss, "__code__", None), "co_filename", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return class_and_first_line(error) + (f" ({Path(file).name}, line {lines[-1]})" if file and lines else "")
 
 
 def named_losses(loss: str | Callable[..., Any] | None) -> tuple[Callable[..., Any], ...]:

@@ -71,7 +71,7 @@ def test_another_text_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy("a/t.txt", "t.txt")
     said = _told(["--recipe", "r.yaml", "--calib", "t.txt", "--calib", "t.txt"], capsys)
     assert said.count("warning: ") == 1
-    assert "--calib t.txt is not the text that the recipe was made with, b/t.txt: its sha256 is " in said
+    assert "--calib t.txt is not the file b/t.txt that the recipe was made with: its sha256 is " in said
     assert _told(["--recipe", "r.yaml", "--calib", "a/t.txt", "--calib", "b/t.txt"], capsys) == ""
     assert _told(["--recipe", "r.yaml", "--calib", "t.txt"], capsys) == "", "another number of texts is another request"
 
