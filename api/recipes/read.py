@@ -109,7 +109,10 @@ def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Setting]:
     if not isinstance(extends.value, str):
         raise extends.error("'extends' is no text", "name one recipe")
     base = extends.value if extends.value in own_recipes() else str(path.parent / extends.value)
-    under = _found(base)
+    try:
+        under = _found(base)
+    except RequestError as error:
+        raise extends.error(error.message, error.hint) from None
     if under.resolve() in {one.resolve() for one in (*above, path)} or len(above) >= MOST_EXTENDED:
         raise extends.error(
             f"'{extends.value}' extends this recipe, or is the {MOST_EXTENDED}th in a row",

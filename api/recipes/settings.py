@@ -75,12 +75,16 @@ class RecipeValue:
     names: bool = False
 
     def nearness(self, message: str) -> int:
-        """How surely a message is about it: 2 with the key, 1 by the value alone, 0 if it is not."""
+        """How surely a message is about it: 3 with the key and the value, 2 by the value, 1 by the option, 0 if it is
+        not."""
         if self.names:
             return int(f"'{self.text}'" in message)
         if _stands_in(f"{self.key}={self.text}", message):
+            return 3
+        values = {self.text, str(PurePath(self.text))}
+        if any(len(value) > BY_CHANCE and _stands_in(value, message) for value in values):
             return 2
-        return int(len(self.text) > BY_CHANCE and _stands_in(self.text, message))
+        return int(_stands_in(f"--{self.key.replace('_', '-')}", message))
 
 
 def _stands_in(text: str, message: str) -> bool:
@@ -200,7 +204,10 @@ def _passes(entry: Setting) -> list[str]:
     """Pipelines: a text, or a list of texts and of mappings from a pass to its options."""
     if isinstance(entry.value, dict):
         raise entry.error("a mapping in the place of a list of passes", "write a list: `- taylor: {samples: 10}`")
-    return [_pass(one) for one in (entry.value if isinstance(entry.value, list) else [entry])]
+    listed = entry.value if isinstance(entry.value, list) else [entry]
+    if not listed or any(isinstance(one.value, str) and not one.value.strip() for one in listed):
+        raise entry.error("no pass is named", "write a list: `- taylor: {samples: 10}`")
+    return [_pass(one) for one in listed]
 
 
 def _pass(entry: Setting) -> str:

@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
     def _refuse(self, message: str, word: str, known: Iterable[str]) -> NoReturn:
         near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
         meant = f"did you mean {' or '.join(near)}? " if near else ""
+        if not near and word.startswith("-") and " " not in self.prog:  # of the program itself
+            meant = f"flags stand behind the command, as in `{self.prog} apply {word}`; "
         self._complain(message, f"{meant}see `{self._help}`")
 
     def error(self, message: str) -> NoReturn:

@@ -81,6 +81,9 @@ def test_variables_and_extends(tmp_path: Path) -> None:
         ("calib: timeit:main\n", 1, "names a function", "--calib"),
         ("data: some.package:rows\n", 1, "names a function", "--data"),
         ("extends: r.yaml\n", 1, "extends this recipe", "one file"),
+        ("ratio: 0.2\nextends: evil:f\n", 2, "evil:f'", ".yaml"),
+        ("ratio: 0.2\npass: []\n", 2, "no pass is named", "write a list"),
+        ("pass: !!python/name:os.abort\n", 1, "no pass is named", "write a list"),
     ],
 )
 def test_what_is_wrong_has_its_line(text: str, line: int, message: str, hint: str, tmp_path: Path) -> None:
@@ -104,6 +107,8 @@ def test_what_is_wrong_has_its_line(text: str, line: int, message: str, hint: st
         ("model: demo\npass:\n  - taylor:\n      samples: -4\n", 4, "samples=-4 is below 1"),
         ("model: demo\nratio: 0.2\npass: taylor\ncalib: [gone.txt]\n", 4, "gone.txt"),
         ("model: demo\nplan: gone\n", 2, "gone"),
+        ("model: demo\nexample: evil:f\npass: magnitude\n", 2, "--example has no effect"),
+        ("model: demo\npass: taylor\ncalib: ./gone.txt\n", 3, "gone.txt"),
         ("model: demo\nratio: 0.2\npass: taylor\ndevice: tpu9\n", 4, "tpu9"),
     ],
 )
